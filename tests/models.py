@@ -1,0 +1,103 @@
+"""Small models for tests: experts with random weights, and a whole checkpoint folder."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wanreport.engines import Counters, Engine, Shape
+from wanreport.pipeline import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
+from wanreport.ulysses import SequenceParallel
+from wanreport.wan import EXPERTS, TINY, Expert
+from wanreport.weights import HostStore, RandomWeights
+
+SCALES = {"high_noise": 4.0, "low_noise": 3.0}
+
+
+def make_experts(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> dict[str, Expert]:
+    return {name: Expert(name, TINY | changes, dtype) for name in EXPERTS}
+
+
+def run_engine(
+    engine: Engine,
+    *,
+    steps: int = 4,
+    iterations: int = 2,
+    dtype: torch.dtype = torch.bfloat16,
+    cfg: bool = True,
+    seed: int = 0,
+    size: tuple[int, int, int] = (48, 112, 9),
+    **changes: Any,
+) -> dict[str, Any]:
+    """Attach, run and detach on this rank; latents, counters and what they should be."""
+    group = dist.group.WORLD if dist.is_initialized() else None
+    experts = make_experts(dtype, **changes)
+    for expert in experts.values():
+        expert.parallel = SequenceParallel(group)
+    store = HostStore(experts, RandomWeights(seed))
+    first = experts[EXPERTS[0]]
+    engine.attach(experts, store, torch.device("cpu"), group)
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randn(1, 16, 64, generator=generator).to(dtype) for _ in range(2)]
+    noise = torch.randn(latent_shape(*size), generator=generator)
+    guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES)
+    result: dict[str, Any] = {"latents": [], "counters": [], "expected": []}
+    for iteration in range(iterations):
+        names: list[str] = []
+
+        def on_step(index: int, expert: str, timestep: float, names: list[str] = names) -> Any:
+            names.append(expert)
+            return contextlib.nullcontext()
+
+        before = engine.mover.counters + Counters()
+        latents = denoise(
+            experts, engine, make_scheduler(12.0), noise, guidance,
+            steps=steps, boundary=875, on_step=on_step,
+        )  # fmt: skip
+        visits = -(-(1 + cfg) // engine.branches_per_visit)
+        shape = Shape(
+            blocks=len(first.blocks),
+            block=store.layouts[first.name, 0],
+            outer=store.layouts[first.name, None],
+            buffers=tuple(b.numel() * b.element_size() for b in first.buffers()),
+            passes={name: names.count(name) * visits for name in EXPERTS},
+            world_size=dist.get_world_size() if group else 1,
+        )
+        result["latents"].append(latents)
+        result["counters"].append(engine.mover.counters - before)
+        result["expected"].append(type(engine).expected(shape, iteration, engine.prefetch))
+        result["experts"] = names
+    engine.detach()
+    store.close()
+    return result
+
+
+def save_checkpoint(folder: Path) -> None:
+    """Write a tiny, complete Wan2.2 checkpoint in diffusers' format."""
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(7)
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "panda", "rides", "bicycle"]
+    tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(8), strict=True)), "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = UMT5Config(
+        vocab_size=8, d_model=TINY["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    pipe = WanPipeline(
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ),
+        text_encoder=UMT5EncoderModel(encoder),
+        vae=AutoencoderKLWan(**TINY_VAE),
+        scheduler=make_scheduler(3.0),
+        transformer=WanTransformer3DModel(**TINY),
+        transformer_2=WanTransformer3DModel(**TINY),
+        boundary_ratio=0.875,
+    )
+    pipe.save_pretrained(folder)

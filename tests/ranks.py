@@ -1,0 +1,63 @@
+"""Runs a function in several gloo ranks, forked from a server that has imported torch once."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["wanreport.worker"])
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """``function(*args)`` in each rank of a new group; the results in rank order."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            mine, theirs = CONTEXT.Pipe(duplex=False)
+            process = CONTEXT.Process(
+                target=_rank, args=(function, folder, rank, world_size, theirs, args)
+            )
+            process.start()
+            theirs.close()
+            pipes.append(mine)
+            processes.append(process)
+        results = []
+        try:
+            for rank, pipe in enumerate(pipes):
+                assert pipe.poll(120), f"rank {rank} gave no result in time"
+                ok, value = pipe.recv()
+                assert ok, f"rank {rank}:\n{value}"
+                results.append(torch.load(io.BytesIO(value), weights_only=False))
+        finally:
+            for process in processes:
+                process.join(5)
+                process.kill()
+    return results
+
+
+def _rank(function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size,
+            timeout=timedelta(seconds=100),
+        )  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(function(*args), buffer)  # by value: the rank is gone when it is read
+        pipe.send((True, buffer.getvalue()))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    finally:
+        os._exit(0)

@@ -1,0 +1,457 @@
+"""The baseline's facts, their arithmetic, and the page that is made from them."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wanreport import render
+from wanreport.baseline import FactError, Facts, load_facts, sections
+from wanreport.baseline.arithmetic import FormulaError, Quantity, evaluate, names
+from wanreport.baseline.facts import DOCUMENT, MARKS
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks" / "baseline.py"
+SEED = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.txt"))), None)
+
+needs_seed = pytest.mark.skipif(SEED is None, reason="the seed document is not at hand")
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    return load_facts()
+
+
+# Against the document ----------------------------------------------------------------------------
+
+# A number that is not inside a word: "14B" has one, "H100" and "_910" have none.
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+
+LABELS: dict[str, set[str]] = {
+    # Numbers of the document that state nothing: a heading's number, a row's, a question's.
+    "3.2": {"1417509", "1417511"},  # in the heading; the fact gives both as one text
+    "7": {"1", "2", "3", "4", "5"},  # ranks of the causes, in the tables' row labels
+    "9.2": {"5"},
+}
+
+
+def numbers_in(text: str) -> list[str]:
+    spaced = re.sub(r"(?<=\d)x(?=\d)", " x ", text)  # 720x1280
+    return [token.rstrip(",").replace(",", "") for token in NUMBER.findall(spaced)]
+
+
+def seed_parts() -> dict[str, str]:
+    """The document's text by section number, without the headings' own numbers."""
+    assert SEED is not None
+    parts: dict[str, list[str]] = {"0": []}
+    current = "0"
+    for line in SEED.read_text(encoding="utf-8").splitlines():
+        heading = re.match(r"#{2,3} (\d+(?:\.\d+)?)\.? (.*)", line)
+        if heading:
+            current, line = heading[1], heading[2]
+        parts.setdefault(current, []).append(line)
+    return {number: "\n".join(lines) for number, lines in parts.items()}
+
+
+def said(facts: Facts, part: str) -> list[str]:
+    """Every number that the data file gives for a section, with the digits that it gives."""
+    texts = [facts.parts[part].title] if part in facts.parts else []
+    for fact in facts.of_part(part):
+        texts += [facts.text(fact.id), facts.statement(fact.id), fact.cite]
+    for layout in facts.parts[part].tables if part in facts.parts else []:
+        texts += map(facts.fill, [layout["caption"], *layout["rows"].values()])
+        texts += map(facts.fill, layout["columns"].values())
+    return [number for text in texts for number in numbers_in(text)]
+
+
+@needs_seed
+def test_every_number_of_the_document_is_in_the_data_file_of_its_section(facts: Facts) -> None:
+    missing = {
+        part: sorted(lost)
+        for part, text in seed_parts().items()
+        if (lost := set(numbers_in(text)) - set(said(facts, part)) - LABELS.get(part, set()))
+    }
+    assert missing == {}
+
+
+@needs_seed
+@pytest.mark.parametrize("part", ["3.2", "3.3", "3.4", "4.1", "4.2", "4.3", "6.1", "6.2", "8"])
+def test_every_cell_of_a_table_of_numbers_has_a_fact_of_its_own(facts: Facts, part: str) -> None:
+    rows = [line for line in seed_parts()[part].splitlines() if line.startswith("|")]
+    cells = [cell for row in rows for cell in row.strip("|").split("|")[1:]]
+    stated = Counter(number for cell in cells for number in numbers_in(cell))
+    held = Counter(said(facts, part))
+    assert not stated - held, "fewer facts than cells with that number"
+
+
+@needs_seed
+def test_a_fact_left_out_is_noticed(facts: Facts) -> None:
+    fewer = Facts({k: v for k, v in facts.items() if k != "s3.4.over_short.old"}, facts.parts)
+    lost = set(numbers_in(seed_parts()["3.4"])) - set(said(fewer, "3.4"))
+    assert lost == {"936"}
+
+
+@needs_seed
+def test_no_number_is_invented(facts: Facts) -> None:
+    """Every number that a fact holds stands in the document."""
+    assert SEED is not None
+    text = SEED.read_text(encoding="utf-8")
+    stated = set(numbers_in(text)) | set(re.findall(r"\d+", text))
+    spelled_out = {"s2.transformers", "s3.2.runs", "s8.gpus"}  # "dual", "single", "8 GPU" in a word
+    invented = [
+        fact.id
+        for fact in facts.values()
+        if isinstance(fact.value, Decimal)
+        and str(abs(fact.value)) not in stated
+        and fact.id not in spelled_out
+    ]
+    assert invented == []
+
+
+@needs_seed
+def test_sections_are_the_documents(facts: Facts) -> None:
+    assert set(seed_parts()) - {"3", "4", "6", "9"} <= set(facts.parts)
+
+
+# The data file -----------------------------------------------------------------------------------
+
+
+def test_ids_are_unique_and_tell_their_section(facts: Facts) -> None:
+    listed = re.findall(
+        r"^  - \{id: ([^,]+),",
+        "".join(path.read_text(encoding="utf-8") for path in DOCUMENT.glob("*.yaml")),
+        re.MULTILINE,
+    )
+    assert len(listed) == len(set(listed)) == len(facts)
+    for fact in facts.values():
+        assert fact.id.startswith(f"s{fact.part}.")
+
+
+def test_digits_are_kept_as_printed(facts: Facts) -> None:
+    assert str(facts["s4.1.p90"].value) == "19.30"
+    assert facts.text("s4.1.p90") == "19.30\u00a0GB/s"
+    assert facts.text("s3.3.switch.delta") == "\u221228\u00a0s"
+    assert facts.text("s4.1.band.high.share") == "<\u00a02\u00a0%"
+
+
+def test_every_formula_computes(facts: Facts) -> None:
+    checks = facts.checks()
+    assert len(checks) > 100
+    assert all(check.computed.low <= check.computed.high for check in checks)
+
+
+def test_formulas_go_in_no_circle(facts: Facts) -> None:
+    done: set[str] = set()
+
+    def follow(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"{name} follows from itself"
+        if name not in done:
+            for other in names(facts[name].how):
+                follow(other, (*above, name))
+            done.add(name)
+
+    for name in facts:
+        follow(name, ())
+
+
+def test_every_derived_number_has_a_formula_or_a_note(facts: Facts) -> None:
+    bare = [
+        fact.id
+        for fact in facts.values()
+        if fact.kind == "derived" and isinstance(fact.value, Decimal)
+        if not fact.how and not fact.note
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{id: s1.a, kind: measured, statement: x, colour: red}", "unknown key colour"),
+        ("{id: s1.a, kind: guess, statement: x}", "kind must be one of"),
+        ("{id: s2.a, kind: measured, statement: x}", "starts with s1."),
+        ("{id: s1.a, kind: measured, statement: x, value: true}", "number or text"),
+        ("{id: s1.a, id: s1.b, kind: measured, statement: x}", "occurs twice"),
+        ("{id: s1.a, kind: derived, statement: x, value: 1, how: s1.zz}", "no such fact"),
+        ("{id: s1.a, kind: measured, statement: 'see {s1.zz}'}", "no such fact"),
+    ],
+)
+def test_a_bad_fact_is_named(tmp_path: Path, entry: str, message: str) -> None:
+    text = f"parts:\n- number: '1'\n  title: T\n  facts:\n  - {entry}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(FactError, match=re.escape(message)):
+        load_facts(tmp_path)
+
+
+def test_an_id_used_twice_is_refused(tmp_path: Path) -> None:
+    fact = "  - {id: s1.a, kind: measured, statement: x}\n"
+    (tmp_path / "a.yaml").write_text(f"parts:\n- number: '1'\n  title: T\n  facts:\n{fact}{fact}")
+    with pytest.raises(FactError, match=r"s1\.a occurs twice"):
+        load_facts(tmp_path)
+
+
+def test_a_folder_without_facts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FactError, match="no .yaml file"):
+        load_facts(tmp_path)
+
+
+def test_a_text_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
+    entries = [
+        {"id": f"s1.{a}", "kind": "cited", "statement": "x", "value": f"{{s1.{b}}}"}
+        for a, b in ("ab", "ba")
+    ]
+    content = {"parts": [{"number": "1", "title": "T", "facts": entries}]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(FactError, match="refers to itself"):
+        load_facts(tmp_path).text("s1.a")
+
+
+# Arithmetic --------------------------------------------------------------------------------------
+
+KNOWN = {"s1.a": Quantity.exact(6), "s1.b_c.new": Quantity.rounded(Decimal("0.50"))}
+
+
+def value_of(formula: str) -> Decimal:
+    return evaluate(formula, KNOWN.__getitem__, {"twice": lambda x: int(2 * x)}).value
+
+
+def test_arithmetic() -> None:
+    assert value_of("s1.a - s1.b_c.new * 3") == Decimal("4.50")
+    assert value_of("-(s1.a + 1) / 2") == Decimal("-3.5")
+    assert value_of("twice(s1.a) + 0.1 + 0.2") == Decimal("12.3")
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "",
+        "s1.a +",
+        "__import__('os')",
+        "s1.a.__class__",
+        "open('x')",
+        "twice.__globals__",
+        "twice(x=1)",
+        "twice(*[1])",
+        "(lambda: 1)()",
+        "[1][0]",
+        "{1: 2}",
+        "'a' * 3",
+        "True + 1",
+        "1j",
+        "2 ** 9 ** 9",
+        "7 // 2",
+        "7 % 2",
+        "1 << 2",
+        "1 if 2 else 3",
+        "1 < 2",
+        "1 and 2",
+        "x := 1",
+        "a + 1",
+        "FACT0",
+        "f'{1}'",
+        "1; 2",
+        "s1.a / (s1.a - 6)",
+        "1" * 2000,
+        "(" * 500 + "1" + ")" * 500,
+    ],
+)
+def test_anything_but_arithmetic_is_refused(formula: str) -> None:
+    with pytest.raises((FormulaError, KeyError)):
+        value_of(formula)
+
+
+@given(st.text(max_size=30))
+def test_no_text_gets_past_the_evaluator(text: str) -> None:
+    try:
+        result = value_of(text)
+    except (FormulaError, KeyError):
+        return
+    assert result.is_finite()
+
+
+@given(*[st.decimals("-1000", "1000", places=2)] * 4, st.sampled_from("+-*/"))
+def test_an_interval_holds_what_its_inputs_may_be(
+    a: Decimal, b: Decimal, da: Decimal, db: Decimal, sign: str
+) -> None:
+    near = {name: Quantity.rounded(x) for name, x in (("s1.a", a), ("s1.b", b))}
+    # any number that would have been printed so
+    true = {
+        name: Quantity.exact(x + d / 200000) for name, x, d in (("s1.a", a, da), ("s1.b", b, db))
+    }
+    try:
+        held = evaluate(f"s1.a {sign} s1.b", near.__getitem__)
+    except FormulaError:
+        assert sign == "/"
+        return
+    value = evaluate(f"s1.a {sign} s1.b", true.__getitem__).value
+    tiny = Decimal("1e-15")
+    assert held.low - tiny <= value <= held.high + tiny
+
+
+# What a page shows -------------------------------------------------------------------------------
+
+
+def verdicts(facts: Facts) -> dict[str, str]:
+    return {c.fact.id: c.verdict for c in facts.checks() if c.verdict != "same"}
+
+
+def test_numbers_that_do_not_add_up_are_marked(facts: Facts) -> None:
+    assert verdicts(facts) == {
+        "s3.2.step.old": "differs",
+        "s4.1.band.middle.share": "rounding",
+        "s4.1.slow_share": "differs",
+        "s4.2.mean": "rounding",
+        "s5.1.layer_vram": "differs",
+        "s6.1.old_all.g6": "rounding",
+        "s6.2.ratio.vram": "differs",
+        "s8.total_percent.speedup": "differs",
+    }
+    assert "26.44\u00a0s ≠ computes to 26.45\u00a0s" in sections.numbers(facts, "3.2")
+
+
+def test_the_switch_and_the_prefetch_depth_are_computed(facts: Facts) -> None:
+    for which in ("old", "new"):
+        check = facts.check(f"s2.switch.{which}")
+        assert check is not None and check.verdict == "same"
+    changed = facts.replace("s2.flow_shift.old", "5.0")
+    assert verdicts(changed)["s2.switch.old"] == "differs"
+    assert facts.compute("prefetch_layers(s6.2.ratio.size, 40)").value == 9
+
+
+def test_another_fact_changes_the_numbers_that_follow_from_it(facts: Facts) -> None:
+    changed = facts.replace("s3.2.denoise.new", "800.0")
+    after = sections.numbers(changed, "3.2")
+    assert "computes to" in after and "+85.9\u00a0s" in after
+    assert "+85.9\u00a0s" not in sections.numbers(facts, "3.2")
+    assert set(verdicts(changed)) - set(verdicts(facts)) == {"s3.2.denoise.delta", "s3.2.step.new"}
+
+
+def test_kinds_look_different(facts: Facts) -> None:
+    assert len(set(MARKS.values())) == 4
+    words = facts.say("{s3.2.denoise.new} {s3.2.denoise.delta} {s8.total.new} {s7.sync.low}")
+    looks = re.findall(r'class="kind-(\w+)"', words)
+    assert looks == ["measured", "derived", "quoted", "predicted"]
+
+
+def test_text_is_escaped(facts: Facts, tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script> | **x** [y](z)"
+    entry = {"id": "s1.a", "kind": "cited", "value": bad, "cite": bad, "statement": bad}
+    content = {"parts": [{"number": "1", "title": "T", "facts": [entry]}]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    loaded = load_facts(tmp_path)
+    for page in (loaded.say("{s1.a}"), sections.claims(loaded, "1")):
+        assert "<script" not in page
+    assert loaded.say("a < b **c**") == "<p>a &lt; b <strong>c</strong></p>"
+
+
+def test_the_flags_lead_where_sglang_leads_them() -> None:
+    engines = {
+        flags: sections.resolved_flags(flags)[0]
+        for flags in (
+            "--dit-layerwise-offload true",
+            "--dit-layerwise-offload false --num-gpus 6",
+            "no offload flags",
+            "--dit-offload-prefetch-size 3",
+        )
+    }
+    assert list(engines.values()) == ["layerwise", "swap", "layerwise", "layerwise"]
+
+
+def test_the_registry_explains_the_wrong_flow_shift(facts: Facts) -> None:
+    settings = sections.registry_settings(facts)
+    for column in ("old", "new"):
+        assert settings[column].config == facts.text(f"s2.config.{column}")
+        assert settings[column].flow_shift == facts.number(f"s2.flow_shift.{column}")
+
+
+def test_nothing_here_needs_torch() -> None:
+    code = (
+        "import sys, wanreport.baseline.sections, wanreport.baseline.figures;"
+        "sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# The notebook ------------------------------------------------------------------------------------
+
+
+def test_no_number_is_typed_into_the_notebooks_prose() -> None:
+    import jupytext
+
+    for cell in jupytext.read(NOTEBOOK).cells:
+        if cell.cell_type == "markdown":
+            lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
+            prose = "\n".join(lines)
+        else:
+            prose = "\n".join(re.findall(r'facts\.say\(\s*f?"""(.*?)"""', cell.source, re.DOTALL))
+            prose = re.sub(r"\{\{.*?\}\}|\{[^{}]*\}", "", prose)
+        prose = re.sub(r"§\d+(\.\d+)?|Wan2\.2-T2V-A14B|H2D", "", prose)
+        assert not re.search(r"\d", prose), prose
+
+
+def executed(out: Path, **parameters: str) -> str:
+    """Run the notebook through papermill; return everything that its cells show."""
+    notebook, failure = render.execute(NOTEBOOK, parameters, out / "out.ipynb", cwd=ROOT)
+    assert failure is None
+    shown = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            shown.append(cell.source)
+        for output in cell.get("outputs", []):
+            data = output["data"]
+            if "image/svg+xml" in data:
+                assert output.metadata["image/svg+xml"]["alt"].strip()
+            kinds = ("text/html", "text/markdown", "image/svg+xml")
+            shown += [data[kind] for kind in kinds if kind in data]
+    return html.unescape("\n".join(shown))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return executed(tmp_path_factory.mktemp("page"))
+
+
+def test_the_notebook_has_all_sections(facts: Facts, page: str) -> None:
+    headings = re.findall(r"^##+ (\d+(?:\.\d+)?)\.? (.*)$", page, re.MULTILINE)
+    assert [number for number, _ in headings if "." not in number] == [str(n) for n in range(1, 12)]
+    titles = {number: title for number, title in headings}
+    for number, part in facts.parts.items():
+        assert number == "0" or titles[number] == part.title
+
+
+def test_the_notebook_shows_every_fact(facts: Facts, page: str) -> None:
+    seen = re.sub(r"</?[a-z][^>]*>", "", page)
+    for fact in facts.values():
+        assert facts.text(fact.id) in seen, fact.id
+        if fact.value is None:
+            assert facts.statement(fact.id) in seen, fact.id
+        assert fact.cite in page, fact.id
+
+
+def test_the_notebook_has_its_figures(page: str) -> None:
+    assert page.count("<svg") == 7
+
+
+@pytest.mark.slow
+def test_a_changed_fact_changes_the_page(page: str, tmp_path: Path) -> None:
+    folder = tmp_path / "facts"
+    shutil.copytree(DOCUMENT, folder)
+    path = folder / "03-benchmarks.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        text.replace("s3.2.denoise.old, value: 714.1", "s3.2.denoise.old, value: 700.0")
+    )
+    changed = executed(tmp_path, facts_path=str(folder))
+    for shown in ("+88.2\u00a0s", "700.0\u00a0s", "726.1"):
+        assert shown in changed and shown not in page

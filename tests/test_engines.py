@@ -1,0 +1,116 @@
+"""Engines move weights: the same bits as `resident`, and the counters that the formulas say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import make_experts, run_engine
+from tests.ranks import run_ranks
+from wanreport.engines import ENGINES, Counters, Layerwise
+from wanreport.weights import HostStore, RandomWeights
+
+CASES = [("resident", 1), ("swap", 1), ("fsdp", 1), ("layerwise", 1), ("layerwise", 3)]
+
+
+def _all_engines(steps: int) -> list[dict[str, Any]]:
+    return [run_engine(ENGINES[name](prefetch=p), steps=steps) for name, p in CASES]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_every_engine_gives_the_bits_of_resident(size: int) -> None:
+    for runs in run_ranks(_all_engines, size, 5):
+        reference = runs[0]["latents"][0]
+        assert reference.isfinite().all()
+        assert set(runs[0]["experts"]) == {"high_noise", "low_noise"}, "must cross the switch"
+        for (name, prefetch), run in zip(CASES, runs, strict=True):
+            for latents in run["latents"]:
+                assert torch.equal(latents, reference), (name, prefetch)
+            assert run["counters"] == run["expected"], (name, prefetch)
+
+
+def _layerwise(blocks: int, prefetch: int, cfg: bool) -> dict[str, Any]:
+    return run_engine(
+        Layerwise(prefetch=prefetch), iterations=3, num_layers=blocks, cfg=cfg, size=(16, 16, 1)
+    )
+
+
+def _many_layerwise() -> list[tuple[tuple[int, int, bool], dict[str, Any]]]:
+    cases = [(n, p, cfg) for n in (1, 2, 5, 6) for p in (1, 2, 3, 4, 6, 9) for cfg in (True, False)]
+    return [(case, _layerwise(*case)) for case in cases]
+
+
+def test_layerwise_counters_follow_the_formula_for_any_depth() -> None:
+    for case, run in run_ranks(_many_layerwise, 1)[0]:
+        assert run["counters"] == run["expected"], case
+
+
+def test_layerwise_never_copies_back_and_never_releases_block_0() -> None:
+    run = run_ranks(_layerwise, 1, 6, 1, True)[0]
+    for counters in run["counters"][1:]:
+        assert counters.d2h_copies == counters.d2h_bytes == 0
+        # 4 steps of 2 branches, each pass copies all blocks but the first, in two dtypes
+        assert counters.h2d_copies == 4 * 2 * (6 - 1) * 2
+
+
+def test_different_weights_give_different_latents() -> None:
+    """The comparison of bits above can fail."""
+    runs = [run_ranks(_seeded, 1, seed)[0] for seed in (0, 1)]
+    assert not torch.equal(*runs)
+
+
+def _seeded(seed: int) -> torch.Tensor:
+    return run_engine(ENGINES["layerwise"](), iterations=1, seed=seed)["latents"][0]
+
+
+def test_an_engine_that_forgets_a_copy_is_caught() -> None:
+    """Planted error: a block whose copy never happens changes the bits and the counters."""
+    good, bad = run_ranks(_forgetful, 1)[0]
+    assert not torch.equal(good["latents"][0], bad["latents"][0])
+    assert bad["counters"] != bad["expected"]
+
+
+class _Forgetful(Layerwise):
+    def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
+        if index == 3 and 2 in self.blocks[expert].loaded:
+            stale = self.blocks[expert].bound[2].parameters
+            for mine, other in zip(self.blocks[expert].bound[3].parameters, stale, strict=True):
+                mine.data = other.data
+            return
+        super()._prefetch(expert, index, blocking=blocking)
+
+
+def _forgetful() -> list[dict[str, Any]]:
+    return [run_engine(engine(), iterations=1) for engine in (Layerwise, _Forgetful)]
+
+
+def test_resident_bytes_arrive_once_at_attach() -> None:
+    experts = make_experts()
+    store = HostStore(experts, RandomWeights(0))
+    engine = ENGINES["resident"]()
+    engine.attach(experts, store, torch.device("cpu"))
+    total = sum(store.nbytes(name) for name in experts)
+    assert engine.mover.counters == Counters(
+        h2d_copies=2 * (6 + 1), h2d_bytes=total, allocations=2 * (6 + 1), host_syncs=2 * (6 + 1)
+    )
+
+
+def test_fsdp_keeps_only_its_own_shards() -> None:
+    for share in run_ranks(_fsdp_share, 4):
+        assert share < 0.3  # a quarter, and padding
+
+
+def _fsdp_share() -> float:
+    import torch.distributed as dist
+
+    experts = make_experts()
+    store = HostStore(experts, RandomWeights(0))
+    full = sum(p.numel() * p.element_size() for p in experts["high_noise"].parameters())
+    ENGINES["fsdp"]().attach(experts, store, torch.device("cpu"), dist.group.WORLD)
+    assert not store._buffers
+    local = sum(
+        p.to_local().untyped_storage().nbytes() for p in experts["high_noise"].parameters()
+    )
+    return local / full

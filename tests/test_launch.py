@@ -1,0 +1,153 @@
+"""Whatever happens to a rank, a job ends in a record that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wanreport import launch, local
+from wanreport.flags import ENGINE_FLAGS
+from wanreport.job import Job
+from wanreport.record import is_rehearsal, read_record
+
+QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
+
+
+def _job(engine: str = "layerwise", **changes: Any) -> Job:
+    return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **ENGINE_FLAGS[engine], **QUICK,
+                  **changes})  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["resident", "swap", "fsdp", "layerwise"])
+def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
+    engine: str, tmp_path: Path
+) -> None:
+    path = launch.run_job(_job(engine, decode=True), tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok", record["reason"]
+    assert is_rehearsal(record)
+    assert [i["kind"] for i in record["iterations"]] == ["warmup", "clean", "profiled"]
+    for iteration in record["iterations"]:
+        assert [step["index"] for step in iteration["steps"]] == [0, 1, 2, 3]
+        assert all(len(step["seconds"]) == 2 for step in iteration["steps"])
+        assert len(iteration["counters"]) == 2
+        assert iteration["counters"] == iteration["expected_counters"]
+        assert iteration["memory"][0]["allocated_bytes"] is None  # a CPU has no device memory
+    assert len({i["latents_sha256"] for i in record["iterations"]}) == 1
+    assert len({i["video_sha256"] for i in record["iterations"]}) == 1
+    assert record["cold_start_s"] > 0
+    assert record["schedule"]["experts"][-1] == "low_noise"
+    for trace in record["traces"]:
+        file = path.parent / trace["path"]
+        assert file.stat().st_size == trace["bytes"]
+        events = json.loads(__import__("gzip").decompress(file.read_bytes()))["traceEvents"]
+        assert any("ProfilerStep" in event.get("name", "") for event in events)
+    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
+    lanes = {event["lane"] for event in record["timeline"]}
+    assert {"compute", "collective"} <= lanes
+    steps = {event["step"] for event in record["timeline"]}
+    switch = record["schedule"]["switch_step"]
+    assert steps == {switch - 1, switch}
+    if engine in ("layerwise", "swap"):
+        assert "copy" in lanes
+
+
+def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:
+    record = read_record(launch.run_job(_job(scale="a14b", num_gpus=64), tmp_path))
+    assert record["status"] == "unsupported"
+    assert "64 GPUs" in record["reason"]
+    assert record["hint"]
+
+
+def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> None:
+    """Send rank 1 of the next job a signal as soon as it has begun its steps."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for out in folder_of.glob("wanreport-job-*"):
+            pid = out / "rank1.pid"
+            progress = out / "progress"
+            if progress.is_file() and "warmup" in progress.read_text():
+                seen.append(int(pid.read_text()))
+                os.kill(seen[0], kind)
+                return
+        time.sleep(0.01)
+
+
+def test_a_killed_rank_is_a_failed_record_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(launch, "GRACE", 2.0)
+    seen: list[int] = []
+    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
+    killer.start()
+    path = launch.run_job(_job(num_inference_steps=27), tmp_path / "results")
+    killer.join()
+    record = read_record(path)
+    assert seen
+    assert record["status"] == "failed"
+    assert "rank 1 was killed by SIGKILL" in record["reason"]
+    assert "step" in record["reason"]
+    assert "logs" in record["hint"]
+    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
+    assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
+
+
+def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(launch, "GRACE", 2.0)
+    seen: list[int] = []
+    # A stopped rank is alive and silent, as one that hangs in a collective.
+    arguments = (scratch, seen, signal.SIGSTOP)
+    stopper = threading.Thread(target=_signal_rank_1, args=arguments)
+    stopper.start()
+    job = _job(num_inference_steps=200, timeout_s=15)
+    record = read_record(launch.run_job(job, tmp_path / "results"))
+    stopper.join()
+    assert seen
+    assert record["status"] == "timeout"
+    assert record["hint"]
+
+
+def test_out_of_memory_in_a_rank_is_an_oom_record(tmp_path: Path) -> None:
+    reason = {"status": "oom", "reason": "OutOfMemoryError: CUDA out of memory"}
+    found = launch._failure(_job(), [None, reason], [None, 1], True, "warmup iteration, step 1")
+    assert found["status"] == "oom"
+    assert "rank 1" in found["reason"]
+
+
+def test_the_first_cause_is_named_and_not_its_echo() -> None:
+    echo = {"status": "failed", "reason": "RuntimeError: Connection closed by peer"}
+    found = launch._failure(_job(), [echo, None], [1, -11], False, "step 3")
+    assert "rank 1 was killed by SIGSEGV" in found["reason"]
+
+
+def test_the_command_prints_each_record_and_remembers_the_machine(tmp_path: Path) -> None:
+    args = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.json"
+        file.write_text(_job(name=name, num_gpus=1, profile=False).model_dump_json())
+        args += ["--json-job", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "wanreport.launch", "--root", str(tmp_path / "results"), *args],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert [read_record(path)["job"]["name"] for path in paths] == ["one", "two"]
+    known = local.known_machine(tmp_path / "results")
+    assert known is not None
+    assert paths[0].parent.name == known.slug
+    assert "one: warmup iteration" in done.stderr

@@ -1,0 +1,11 @@
+"""The offload engines, one file each, by name."""
+
+from .base import Counters, Engine, Shape
+from .fsdp import Fsdp
+from .layerwise import Layerwise
+from .resident import Resident
+from .swap import Swap
+
+ENGINES: dict[str, type[Engine]] = {e.name: e for e in (Resident, Swap, Fsdp, Layerwise)}
+
+__all__ = ["ENGINES", "Counters", "Engine", "Fsdp", "Layerwise", "Resident", "Shape", "Swap"]

@@ -1,0 +1,316 @@
+"""What all offload engines share: the protocol, the counters and the one way to move memory."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..wan import Expert
+from ..weights import HostStore, Layout, set_parameter
+
+
+@dataclass
+class Counters:
+    """What an engine did, on one rank.
+
+    Bytes include a buffer's alignment. ``allocations`` are requests for device memory, whether or
+    not the caching allocator had it at hand. ``event_waits`` and ``stream_waits`` make a stream
+    wait; ``host_syncs`` make the host wait.
+    """
+
+    h2d_copies: int = 0
+    h2d_bytes: int = 0
+    d2h_copies: int = 0
+    d2h_bytes: int = 0
+    allocations: int = 0
+    event_waits: int = 0
+    stream_waits: int = 0
+    host_syncs: int = 0
+    unshards: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        mine, theirs = asdict(self), asdict(other)
+        return Counters(**{key: mine[key] + theirs[key] for key in mine})
+
+    def __sub__(self, other: Counters) -> Counters:
+        mine, theirs = asdict(self), asdict(other)
+        return Counters(**{key: mine[key] - theirs[key] for key in mine})
+
+    def __mul__(self, times: int) -> Counters:
+        return Counters(**{key: value * times for key, value in asdict(self).items()})
+
+
+@dataclass
+class Event:
+    """Something on the timeline: lane, what, where, and when it began and ended."""
+
+    lane: str
+    what: str
+    expert: str
+    block: int | None
+    step: int | None
+    start: Any
+    end: Any = None
+
+
+class Timeline:
+    """Begin and end of what runs, from device events on CUDA and the host's clock elsewhere.
+
+    Nothing is recorded until `step` is set.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.step: int | None = None
+        self.events: list[Event] = []
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
+        if self.step is None:
+            return None
+        event = Event(lane, what, expert, block, self.step, self._now())
+        self.events.append(event)
+        return event
+
+    def end(self, event: Event | None) -> None:
+        if event is not None:
+            event.end = self._now()
+
+    @contextmanager
+    def during(self, lane: str, what: str, expert: str, block: int | None) -> Iterator[None]:
+        event = self.begin(lane, what, expert, block)
+        try:
+            yield
+        finally:
+            self.end(event)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All events in milliseconds since the first began."""
+        done = [event for event in self.events if event.end is not None]
+        if not done:
+            return []
+        first = done[0].start
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+        def since(mark: Any) -> float:
+            return first.elapsed_time(mark) if self.device.type == "cuda" else (mark - first) * 1e3
+
+        rows: list[dict[str, Any]] = [
+            {
+                "lane": event.lane,
+                "what": event.what,
+                "expert": event.expert,
+                "block": event.block,
+                "step": event.step,
+                "start_ms": since(event.start),
+                "end_ms": since(event.end),
+            }
+            for event in done
+        ]
+        origin = min(row["start_ms"] for row in rows)
+        for row in rows:
+            row["start_ms"] = round(row["start_ms"] - origin, 4)
+            row["end_ms"] = round(row["end_ms"] - origin, 4)
+        return rows
+
+
+class Mover:
+    """Allocates and copies for an engine, and counts every call.
+
+    On CUDA copies run on a stream of their own. Elsewhere a second host buffer stands in for
+    device memory and streams are one and the same, so that an engine makes the same calls and its
+    counters are as real as on a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = device.type == "cuda"
+        self.counters = Counters()
+        self.timeline = Timeline(device)
+        self.copy_stream = torch.cuda.Stream(device) if self.cuda else None
+
+    def on_copy_stream(self) -> Any:
+        return torch.cuda.stream(self.copy_stream) if self.cuda else nullcontext()
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """A uint8 buffer in device memory, on the current stream."""
+        self.counters.allocations += 1
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def stub(self, dtype: torch.dtype) -> Tensor:
+        """A tensor of one element, what a released parameter points at."""
+        self.counters.allocations += 1
+        return torch.empty(1, dtype=dtype, device=self.device)
+
+    def h2d(self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool) -> None:
+        """Copy on the current stream; ``blocking`` makes the host wait for it."""
+        device_buffer.copy_(host_buffer, non_blocking=not blocking)
+        self.counters.h2d_copies += 1
+        self.counters.h2d_bytes += device_buffer.numel() * device_buffer.element_size()
+        self.counters.host_syncs += blocking
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """``tensor.to(device)``, as a blocking move of a whole module does it."""
+        # On one and the same device .to() copies nothing: a clone does the work.
+        moved = tensor.to(self.device) if self.cuda else tensor.clone()
+        self.counters.allocations += 1
+        self.counters.h2d_copies += 1
+        self.counters.h2d_bytes += tensor.numel() * tensor.element_size()
+        self.counters.host_syncs += 1
+        return moved
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """``tensor.to("cpu")``, likewise."""
+        moved = tensor.to("cpu") if self.cuda else tensor.clone()
+        self.counters.d2h_copies += 1
+        self.counters.d2h_bytes += tensor.numel() * tensor.element_size()
+        self.counters.host_syncs += 1
+        return moved
+
+    def record(self) -> torch.cuda.Event | None:
+        """An event after all that the copy stream holds."""
+        if self.copy_stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record(self.copy_stream)
+        return event
+
+    def compute_waits_for(self, event: torch.cuda.Event | None) -> None:
+        self.counters.event_waits += 1
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+
+    def compute_waits_for_copies(self) -> None:
+        self.counters.stream_waits += 1
+        if self.copy_stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.copy_stream)
+
+    def copies_wait_for_compute(self) -> None:
+        self.counters.stream_waits += 1
+        if self.copy_stream is not None:
+            self.copy_stream.wait_stream(torch.cuda.current_stream(self.device))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the closed formulas of the counters need to know of an expert and a job.
+
+    Attributes
+    ----------
+    blocks
+        Number of blocks.
+    block, outer
+        Layout of a block (all are alike) and of what lies outside the blocks.
+    buffers
+        Bytes of each of the expert's buffers that are no parameters, which a module move takes
+        along.
+    passes
+        Forward passes of each expert in one iteration, ``{expert: passes}``, in order of use.
+    world_size
+        Ranks.
+    """
+
+    blocks: int
+    block: Layout
+    outer: Layout
+    buffers: tuple[int, ...]
+    passes: dict[str, int]
+    world_size: int = 1
+
+
+class Bound:
+    """A unit's parameters, put in place of those on the meta device, to be pointed into buffers."""
+
+    def __init__(self, expert: Expert, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        self.parameters = [
+            set_parameter(expert, piece.name, torch.empty(0, dtype=piece.dtype, device=device))
+            for piece in layout.slices
+        ]
+
+    def point_into(self, buffer: Tensor) -> None:
+        """Make every parameter a view of ``buffer``, uint8, ``layout.nbytes`` long."""
+        for piece, parameter in zip(self.layout.slices, self.parameters, strict=True):
+            parameter.data = piece.of(buffer)
+
+
+class Engine(ABC):
+    """Where block weights live and when they move.
+
+    Life: `attach`, then for each forward pass of an expert `use` and, for each block,
+    `before_block`, `window`\\* and `after_block`, then `detach`. An engine moves weights; it never
+    changes arithmetic.
+    """
+
+    name: ClassVar[str]
+    branches_per_visit: ClassVar[int] = 1
+    counters_derived: ClassVar[bool] = False
+    pins_store: ClassVar[bool] = True
+
+    mover: Mover
+    experts: dict[str, Expert]
+    store: HostStore
+
+    def __init__(self, *, prefetch: int = 1) -> None:
+        self.prefetch = prefetch
+
+    def attach(
+        self,
+        experts: dict[str, Expert],
+        store: HostStore,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Take over the weights of ``experts``, which are on the meta device until now."""
+        self.mover, self.experts, self.store, self.group = Mover(device), experts, store, group
+        for expert in experts.values():
+            expert.rope.to(device)
+        self._attach()
+
+    @abstractmethod
+    def _attach(self) -> None: ...
+
+    def use(self, expert: str) -> None:  # noqa: B027: most engines need not know
+        """A forward pass of this expert is next."""
+
+    def before_block(self, expert: str, block: int) -> None:
+        self._running = self.mover.timeline.begin("compute", "block", expert, block)
+
+    def after_block(self, expert: str, block: int) -> None:
+        self.mover.timeline.end(self._running)
+
+    def window(self, expert: str, block: int, segment: str) -> None:  # noqa: B027
+        """The segment that comes next; no collective is in flight until it ends."""
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
+        """Around each all-to-all of a block."""
+        return self.mover.timeline.during("collective", "all_to_all", expert, block)
+
+    def detach(self) -> None:
+        """Give back all device memory. The experts are spent: build new ones to attach again."""
+        if self.mover.cuda:
+            torch.cuda.synchronize(self.mover.device)
+        for expert in self.experts.values():
+            for module in expert.modules():
+                module._parameters.clear()
+        self.experts = {}
+
+    @classmethod
+    @abstractmethod
+    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+        """What the counters of one iteration (0, 1, …) must be, by closed formula."""

@@ -1,0 +1,94 @@
+"""`fsdp`: PyTorch's FSDP2 with its parameters offloaded to host memory.
+
+    compute     | root | 0 | 1 | 2 | …
+    all-gather  |  0   | 1 | 2 | 3 | …      every unit, every pass
+    copy        |  0   | 1 | 2 | 3 | …      this rank's 1/N of each tensor
+
+Each block, and the expert around them, is sharded with `fully_shard` and
+``CPUOffloadPolicy(pin_memory=True)``, as SGLang 0.5.9 does with ``use_fsdp_inference``
+(runtime/loader/fsdp_load.py:179-198). Its own shards are the only host copy: they are made tensor
+by tensor from the source, and a full tensor is never kept.
+
+FSDP2 copies inside its own hooks, out of our sight, so the copies are derived: a unit is unsharded
+once a visit, and each time all of this rank's (padded) shards cross the link. The engine checks
+that a unit was really sharded before and that the visit really found it whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from ..weights import Layout
+from .base import Counters, Engine, Shape
+
+
+def _shard(full: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This rank's rows of a tensor, cut as FSDP2 cuts (dimension 0, `torch.chunk`)."""
+    chunks = torch.chunk(full, mesh.size(), dim=0)
+    rank = mesh.get_local_rank()
+    local = chunks[rank].clone() if rank < len(chunks) else full.new_empty(0, *full.shape[1:])
+    return DTensor.from_local(
+        local, mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
+    )
+
+
+class Fsdp(Engine):
+    name = "fsdp"
+    counters_derived = True
+    pins_store = False
+
+    def _attach(self) -> None:
+        cuda = self.mover.cuda
+        if self.group is None:
+            raise ValueError("fsdp needs a process group, also for a single rank")
+        mesh = DeviceMesh.from_group(self.group, self.mover.device.type)
+        policy = CPUOffloadPolicy(pin_memory=cuda)
+        for name, expert in self.experts.items():
+            for block in expert.blocks:
+                fully_shard(block, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
+            fully_shard(expert, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
+            for tensor_name, full in self.store.tensors(name):
+                shard = _shard(full, mesh)
+                expert.load_state_dict({tensor_name: shard}, assign=True, strict=False)
+            for parameter in expert.parameters():
+                parameter.requires_grad_(False)
+        self._visit: dict[str, Counters] = {}
+        self._outer: dict[str, Counters] = {}
+        for name in self.experts:
+            layouts = self.store.layouts
+            self._visit[name] = self._unshard(layouts[name, 0], mesh.size())
+            self._outer[name] = self._unshard(layouts[name, None], mesh.size())
+
+    @staticmethod
+    def _unshard(layout: Layout, world_size: int) -> Counters:
+        """What one unshard of a unit copies on one rank; dimension 0 is padded to equal parts."""
+        rows = [-(-piece.shape[0] // world_size) for piece in layout.slices]
+        nbytes = sum(
+            n * piece.shape[1:].numel() * piece.dtype.itemsize
+            for n, piece in zip(rows, layout.slices, strict=True)
+        )
+        return Counters(h2d_copies=len(rows), h2d_bytes=nbytes, unshards=1)
+
+    def use(self, expert: str) -> None:
+        self.mover.counters += self._outer[expert]
+
+    def before_block(self, expert: str, block: int) -> None:
+        if not isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor):
+            raise RuntimeError(f"block {block} of {expert} is whole before its visit")
+        self.mover.counters += self._visit[expert]
+        super().before_block(expert, block)
+
+    def window(self, expert: str, block: int, segment: str) -> None:
+        if isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor):
+            raise RuntimeError(f"block {block} of {expert} is still sharded in its visit")
+
+    @classmethod
+    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+        """Every pass unshards the expert's outer unit and each block once."""
+        one_pass = cls._unshard(shape.outer, shape.world_size)
+        one_pass += cls._unshard(shape.block, shape.world_size) * shape.blocks
+        return one_pass * sum(shape.passes.values())

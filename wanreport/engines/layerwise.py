@@ -1,0 +1,142 @@
+"""`layerwise`: blocks stream to the device while earlier ones compute.
+
+    compute  | 0 |    1    |    2    | … |   n-1   | 0 |    1    | …
+    copy     | 1 |    2    |    3    | … | (0 is there) | 1 | 2 | …
+               ↑ starts after what was enqueued before it on the compute stream
+
+Faithful to SGLang 0.5.9 (runtime/utils/layerwise_offload.py), with prefetch p: before block i runs
+the compute stream waits for that block's own event; if p divides i, blocks i+p … i+2p-1 (modulo n)
+are requested, each into a fresh flat buffer a dtype, on a copy stream that first waits for the
+compute stream. After its run a block's parameters point at one-element stubs; block 0 is never
+released. Nothing is ever copied back. The two branches of classifier-free guidance are two passes,
+so every other block is copied twice a step.
+
+Not modelled: with ``dit_cpu_offload`` left at its default SGLang 0.5.9 also moves what lies outside
+the blocks with ``.to()`` at the switch; here it stays on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .base import Bound, Counters, Engine, Shape
+
+
+@dataclass
+class _Blocks:
+    """One expert's blocks: what is on the device, and the copies still to be waited for."""
+
+    bound: list[Bound]
+    loaded: set[int] = field(default_factory=set)
+    events: dict[int, torch.cuda.Event | None] = field(default_factory=dict)
+
+
+class Layerwise(Engine):
+    name = "layerwise"
+
+    def _attach(self) -> None:
+        self.blocks: dict[str, _Blocks] = {}
+        for name, expert in self.experts.items():
+            outer = self.store.buffer(name, None)
+            buffer = self.mover.allocate(outer.numel())
+            self.mover.h2d(buffer, outer, blocking=True)
+            device, layouts = self.mover.device, self.store.layouts
+            Bound(expert, layouts[name, None], device).point_into(buffer)
+            bound = [Bound(expert, layouts[name, i], device) for i in range(len(expert.blocks))]
+            for block in bound:
+                self._stub(block)
+            self.blocks[name] = _Blocks(bound)
+            self._prepare(name)
+
+    def _prepare(self, expert: str) -> None:
+        for index in range(self._depth(expert)):
+            self._prefetch(expert, index, blocking=True)
+        self.mover.compute_waits_for_copies()
+
+    def _depth(self, expert: str) -> int:
+        return min(max(1, self.prefetch), len(self.blocks[expert].bound))
+
+    def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
+        state = self.blocks[expert]
+        if index in state.loaded:
+            return
+        mover, host = self.mover, self.store.buffer(expert, index)
+        mover.copies_wait_for_compute()
+        pieces: dict[torch.dtype, Tensor] = {}
+        layout = state.bound[index].layout
+        with mover.on_copy_stream(), mover.timeline.during("copy", "load", expert, index):
+            for dtype, (start, stop) in layout.segments.items():
+                pieces[dtype] = mover.allocate(stop - start)
+                mover.h2d(pieces[dtype], host[start:stop], blocking=blocking)
+        state.events[index] = mover.record()
+        for piece, parameter in zip(layout.slices, state.bound[index].parameters, strict=True):
+            start, _ = layout.segments[piece.dtype]
+            parameter.data = piece.of(pieces[piece.dtype], start)
+        state.loaded.add(index)
+
+    def _stub(self, bound: Bound) -> None:
+        for parameter in bound.parameters:
+            parameter.data = self.mover.stub(parameter.dtype)
+
+    def before_block(self, expert: str, block: int) -> None:
+        state, depth = self.blocks[expert], self._depth(expert)
+        if block == 0:
+            self._prepare(expert)
+        if block in state.events:
+            self.mover.compute_waits_for(state.events[block])
+        if block % depth == 0:
+            for index in range(block + depth, block + 2 * depth):
+                self._prefetch(expert, index % len(state.bound))
+        super().before_block(expert, block)
+
+    def after_block(self, expert: str, block: int) -> None:
+        super().after_block(expert, block)
+        state = self.blocks[expert]
+        state.events.pop(block, None)
+        if block == 0:
+            return
+        self._stub(state.bound[block])
+        state.loaded.discard(block)
+        with self.mover.timeline.during("copy", "release", expert, block):
+            pass
+
+    @classmethod
+    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+        """What one iteration adds to the totals that `_total` gives in closed form."""
+        counters = Counters()
+        for passes in shape.passes.values():
+            before, after = passes * iteration, passes * (iteration + 1)
+            counters += cls._total(shape, after, prefetch) - cls._total(shape, before, prefetch)
+        return counters
+
+    @staticmethod
+    def _total(shape: Shape, passes: int, prefetch: int) -> Counters:
+        """Counters of one expert from attach to the end of its ``passes``-th pass.
+
+        Each pass releases every block but the first once, so what was loaded is what was released
+        plus what is on the device at the end: block 0 and, with p > 1, the first blocks of the
+        next pass that the last batch requested after they had been released.
+        """
+        n, p = shape.blocks, min(max(1, prefetch), shape.blocks)
+        dtypes, parameters = len(shape.block.segments), len(shape.block.slices)
+        left = {0} | {
+            j % n for i in range(0, n, p) for j in range(i + p, i + 2 * p) if j >= n and j % n < i
+        }
+        if passes == 0:
+            released, loaded, blocking, waits = 0, p, p, 0
+        else:
+            released = passes * (n - 1)
+            loaded = released + len(left)
+            blocking = p + (passes - 1) * len(set(range(p)) - left)
+            waits = released + 1  # block 0 has an event only after its one load
+        return Counters(
+            h2d_copies=loaded * dtypes,
+            h2d_bytes=loaded * shape.block.nbytes,
+            allocations=loaded * dtypes + released * parameters,
+            event_waits=waits,
+            stream_waits=loaded + passes,
+            host_syncs=blocking * dtypes,
+        )

@@ -1,0 +1,65 @@
+"""`swap`: the active expert is on the device, the other one in host memory.
+
+    compute  | step k-1 |                                   | step k (switch) | …
+    copy                | high_noise → host | low_noise → device |
+                          both blocking, tensor by tensor
+
+At the first step and at the switch a whole expert is moved by a blocking ``.to()``, and the one
+that leaves is copied back to the host although nothing changed it. In between nothing moves. This
+is what SGLang 0.5.9 does with ``dit_cpu_offload`` and without layerwise offload
+(runtime/pipelines_core/stages/denoising.py:837-865): the host copy is pageable, and memory for
+the expert that returns is allocated anew each time.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Bound, Counters, Engine, Shape
+
+
+class Swap(Engine):
+    name = "swap"
+    pins_store = False
+
+    def _attach(self) -> None:
+        self.active: str | None = None
+        for name, expert in self.experts.items():
+            for unit in self.store.units(name):
+                bound = Bound(expert, self.store.layouts[name, unit], torch.device("cpu"))
+                bound.point_into(self.store.buffer(name, unit))
+            # The parameters are the only host copy from here on, as after a plain load.
+            self.store.drop(name)
+            expert.rope.to("cpu")
+
+    def use(self, expert: str) -> None:
+        if expert == self.active:
+            return
+        timeline = self.mover.timeline
+        if self.active is not None:
+            with timeline.during("copy", "switch", self.active, None):
+                self.experts[self.active]._apply(self.mover.to_host)
+        with timeline.during("copy", "switch", expert, None):
+            self.experts[expert]._apply(self.mover.to_device)
+        self.active = expert
+
+    @classmethod
+    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+        """Each use of an expert brings it in, and all but the very first send one out."""
+        sizes = [
+            piece.shape.numel() * piece.dtype.itemsize
+            for layout in (shape.outer, *[shape.block] * shape.blocks)
+            for piece in layout.slices
+        ] + list(shape.buffers)
+        one = Counters(
+            h2d_copies=len(sizes),
+            h2d_bytes=sum(sizes),
+            allocations=len(sizes),
+            host_syncs=len(sizes),
+        )
+        other = Counters(d2h_copies=len(sizes), d2h_bytes=sum(sizes), host_syncs=len(sizes))
+        used = [expert for expert, passes in shape.passes.items() if passes]
+        # With one expert in use it stays between iterations; with two, each use is a swap.
+        arrivals = len(used) if iteration == 0 or len(used) > 1 else 0
+        departures = arrivals - (iteration == 0 and arrivals > 0)
+        return one * arrivals + other * departures

@@ -1,0 +1,404 @@
+"""Runs jobs and writes their records: ``python -m wanreport.launch --root DIR --json-job FILE…``.
+
+Each job runs as one process a rank, and ends in one record, whatever happens to its ranks: this
+process watches them and never holds a GPU or a collective itself. On GPUs torchrun starts the
+ranks. On CPU they are forked from a small server that has imported torch once for all jobs.
+
+The path of each record goes to stdout as soon as it is written, and nothing else; progress goes to
+stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from . import local
+from .engines import ENGINES
+from .job import Job, job_from_mapping
+from .measure import machine, software
+from .record import RecordError, new_record, record_path, write_record
+from .registry import ModelPathError, resolve_model
+from .wan import A14B, TINY
+from .weights import CheckpointError, CheckpointWeights
+
+GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
+
+HINTS = {
+    "oom": "use an engine that keeps fewer blocks on the device (layerwise), more GPUs, or fewer"
+    " frames",
+    "timeout": "raise timeout_s if the job was merely slow; else look at the ranks' logs for the"
+    " rank that was not in the collective",
+    "failed": "the ranks' logs say where; the next run measures this job again",
+}
+
+
+class Ranks(Protocol):
+    """The processes of one job."""
+
+    def exit_codes(self) -> list[int | None]:
+        """Of each process; None while it runs, negative for a signal."""
+
+    def kill(self) -> None: ...
+
+
+class ForkedRanks:
+    """Ranks on CPU, forked from a server that has the imports behind it."""
+
+    def __init__(self, spec: Path, out: Path, world_size: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["wanreport.worker"])
+        from .worker import forked_main
+
+        self.processes = [
+            context.Process(target=forked_main, args=(str(spec), str(out), rank, world_size))
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def exit_codes(self) -> list[int | None]:
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+class TorchrunRanks:
+    """Ranks on the GPUs of this host."""
+
+    def __init__(self, spec: Path, out: Path, world_size: int) -> None:
+        self.out, self.world_size = out, world_size
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
+            "-m", "wanreport.worker", str(spec), str(out),
+        ]  # fmt: skip
+        with (out / "torchrun.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def exit_codes(self) -> list[int | None]:
+        return [self.process.poll()]
+
+    def kill(self) -> None:
+        # torchrun passes SIGTERM on; a rank that hangs in a kernel needs more.
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        for rank in range(self.world_size):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((self.out / f"rank{rank}.pid").read_text()), signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+
+class Unsupported(Exception):
+    """A job that this machine or this package cannot run; says why, and what would."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+def run_job(job: Job, root: Path) -> Path:
+    """Run one resolved job and write its record.
+
+    Returns
+    -------
+    The record's path.
+
+    Raises
+    ------
+    RecordError
+        If the record could not be written.
+    """
+    started, begun = datetime.now(UTC), time.perf_counter()
+    device = "cuda" if job.scale == "a14b" and torch.cuda.is_available() else "cpu"
+    record = new_record(
+        job,
+        machine=machine(device),
+        software=software(),
+        started_at=started.isoformat(timespec="seconds"),
+    )
+    path = record_path(root, record["machine"]["slug"], job.name, record["job_hash"])
+    with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as tmp:
+        try:
+            spec = _spec(job)
+            record["sglang"] = spec["sglang"]
+            record["engine"] = spec["engine"]
+            found = _measure(job, spec, Path(tmp))
+        except Unsupported as error:
+            found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
+        record |= found
+        record["wall_s"] = round(time.perf_counter() - begun, 3)
+        record["traces"] = _keep_traces(Path(tmp), path) if record["status"] == "ok" else []
+        if record["status"] not in ("ok", "unsupported"):
+            logs = _keep_logs(Path(tmp), path)
+            record["hint"] = f"{HINTS[record['status']]} ({logs})"
+    write_record(record, path)
+    return path
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """What the ranks need to know; every reason not to start them is found here."""
+    gpus = torch.cuda.device_count()
+    if job.scale == "a14b" and gpus < job.num_gpus:
+        raise Unsupported(
+            f"full scale needs {job.num_gpus} GPUs and this machine has {gpus}",
+            "run it where there are enough, or set scale: tiny for a rehearsal",
+        )
+    if job.cache_dit:
+        raise Unsupported(
+            "cache-dit skips blocks, which changes the result; no engine here does that",
+            "set cache_dit: false",
+        )
+    index, layers = None, (TINY if job.scale == "tiny" else A14B)["num_layers"]
+    try:
+        if job.checkpoint:
+            layers = CheckpointWeights(job.checkpoint).config("high_noise")["num_layers"]
+            listing = Path(job.checkpoint) / "model_index.json"
+            index = json.loads(listing.read_text()) if listing.is_file() else None
+        settings = resolve_model(job.model_path, index=index)
+    except (CheckpointError, ModelPathError, OSError, ValueError, KeyError) as error:
+        raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error
+    resolved = {
+        "config": settings.config,
+        "how": settings.how,
+        **{
+            key: getattr(settings, key) if getattr(job, key) is None else getattr(job, key)
+            for key in ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
+        },
+    }
+    for key in ("flow_shift", "guidance_scale"):
+        if resolved[key] is None:
+            raise Unsupported(
+                f"model_path {job.model_path!r} resolves to {settings.config}, which has no {key}",
+                f"give {key} in the job, or the path of a Wan text-to-video model",
+            )
+    sglang, prefetch = job.sglang(), job.prefetch(layers)
+    return {
+        "job": job.model_dump(mode="json"),
+        "settings": resolved,
+        "prefetch": prefetch,
+        "sglang": {
+            "layerwise": sglang.layerwise,
+            "cpu_offload": sglang.cpu_offload,
+            "fsdp": sglang.fsdp,
+            "prefetch_size": sglang.prefetch_size,
+            "engine": sglang.engine,
+            "steps": list(sglang.steps),
+            "prefetch_layers": prefetch,
+        },
+        "engine": {
+            "name": job.engine,
+            "prefetch": prefetch,
+            "branches_per_visit": ENGINES[job.engine].branches_per_visit,
+            "counters_derived": ENGINES[job.engine].counters_derived,
+        },
+    }
+
+
+def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
+    spec_file = out / "spec.json"
+    spec_file.write_text(json.dumps(spec))
+    world_size = job.num_gpus
+    start = ForkedRanks if job.scale == "tiny" else TorchrunRanks
+    ranks: Ranks = start(spec_file, out, world_size)
+    deadline = time.monotonic() + job.timeout_s
+    progress = Progress(job, out / "progress")
+    try:
+        while True:
+            codes = ranks.exit_codes()
+            progress.update()
+            if all(code is not None for code in codes):
+                break
+            results = [_result(out, rank) for rank in range(world_size)]
+            if any(codes) or any(r and r["status"] != "ok" for r in results):
+                deadline = min(deadline, time.monotonic() + GRACE)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        hung = [code is None for code in ranks.exit_codes()]
+    finally:
+        ranks.kill()
+        progress.close()
+    results = [_result(out, rank) for rank in range(world_size)]
+    if all(result and result["status"] == "ok" for result in results):
+        return _merge([result for result in results if result])
+    return _failure(job, results, ranks.exit_codes(), any(hung), progress.last)
+
+
+def _result(out: Path, rank: int) -> dict[str, Any] | None:
+    path = out / f"rank{rank}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _failure(
+    job: Job,
+    results: Sequence[dict[str, Any] | None],
+    codes: Sequence[int | None],
+    hung: bool,
+    last: str,
+) -> dict[str, Any]:
+    """Status and reason of a job that did not end well; the first cause, not its echoes."""
+    told = {rank: r for rank, r in enumerate(results) if r and r["status"] != "ok"}
+    for status in ("oom", "timeout"):
+        for rank, result in told.items():
+            if result["status"] == status:
+                return {"status": status, "reason": f"rank {rank}: {result['reason']} ({last})"}
+    silent = [rank for rank, result in enumerate(results) if result is None]
+    if hung and not told:
+        return {
+            "status": "timeout",
+            "reason": f"not done within timeout_s = {job.timeout_s} s ({last})",
+        }
+    # A rank that ended without a word died; what the others report is then only its echo.
+    killed = [r for r in silent if len(codes) > r and (codes[r] or 0) < 0 and not hung]
+    dead = killed or ([] if hung and len(silent) == len(results) else silent)
+    if dead:
+        rank = dead[0]
+        code = codes[rank] if len(codes) > rank else None
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "died"
+        return {
+            "status": "failed",
+            "reason": f"rank {rank} {how} without a result ({last})",
+        }
+    rank, result = next(iter(told.items()))
+    return {"status": "failed", "reason": f"rank {rank}: {result['reason']} ({last})"}
+
+
+def _merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result of all ranks': lists where ranks differ, rank 0's word for the rest."""
+    merged = dict(results[0])
+    merged["iterations"] = []
+    for parts in zip(*(result["iterations"] for result in results), strict=True):
+        iteration = dict(parts[0])
+        for key in ("counters", "expected_counters", "memory"):
+            iteration[key] = [part[key] for part in parts]
+        iteration["steps"] = [
+            {**steps[0], "seconds": [step["seconds"] for step in steps]}
+            for steps in zip(*(part["steps"] for part in parts), strict=True)
+        ]
+        merged["iterations"].append(iteration)
+    return merged
+
+
+def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
+    """Move traces beside the record; their paths are relative to the record's folder."""
+    kept = []
+    folder = record.parent / "traces" / record.stem
+    for source in sorted((out / "traces").glob("rank*.json.gz")):
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / source.name
+        shutil.copyfile(source, target.with_suffix(".part"))
+        target.with_suffix(".part").replace(target)
+        kept.append(
+            {
+                "rank": int(source.name.removeprefix("rank").split(".")[0]),
+                "path": str(target.relative_to(record.parent)),
+                "bytes": target.stat().st_size,
+                "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+            }
+        )
+    return sorted(kept, key=lambda trace: trace["rank"])
+
+
+def _keep_logs(out: Path, record: Path) -> str:
+    """Keep the ranks' logs of a failed job beside its record; says where."""
+    folder = record.parent / "logs" / record.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted(out.rglob("*.log")):
+        if source.stat().st_size:
+            name = "-".join(source.relative_to(out).parts[-3:])
+            shutil.copyfile(source, folder / name)
+    return f"logs: {folder.relative_to(record.parent)}, beside this record"
+
+
+class Progress:
+    """A bar for a person, one line an iteration for a log."""
+
+    def __init__(self, job: Job, path: Path) -> None:
+        self.job, self.path, self.last = job, path, "not started"
+        self.bar: tqdm[Any] | None = None
+        self.person = bool(os.environ.get(local.PROGRESS)) or sys.stderr.isatty()
+        self._read, self._iteration = 0, ""
+
+    def update(self) -> None:
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text().splitlines()
+        for line in lines[self._read :]:
+            self._show(line.split())
+        self._read = len(lines)
+
+    def _show(self, words: list[str]) -> None:
+        if len(words) != 4:
+            self.last = " ".join(words)
+            return
+        kind, iteration, step, steps = words
+        self.last = f"{kind} iteration, step {int(step) + 1} of {steps}"
+        if not self.person:
+            if iteration != self._iteration:
+                print(f"{self.job.name}: {kind} iteration", file=sys.stderr, flush=True)
+        else:
+            if self.bar is None or iteration != self._iteration:
+                self.close()
+                self.bar = tqdm(total=int(steps), desc=f"{self.job.name}: {kind}", leave=False)
+            self.bar.update(int(step) + 1 - self.bar.n)
+        self._iteration = iteration
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m wanreport.launch", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--json-job", type=Path, action="append", required=True, metavar="FILE",
+                        help="a resolved job as JSON; may be given again")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    jobs = [job_from_mapping(json.loads(f.read_text()), source=str(f)) for f in arguments.json_job]
+    gpus = torch.cuda.device_count()
+    here = machine("cuda" if gpus else "cpu")
+    local.remember_machine(arguments.root, here["slug"], gpus)
+    worst = 0
+    for job in jobs:
+        try:
+            print(run_job(job, arguments.root), flush=True)
+        except RecordError as error:
+            print(error, file=sys.stderr)
+            worst = 1
+        except KeyboardInterrupt:
+            print(f"{job.name}: interrupted; records written so far stay", file=sys.stderr)
+            return 130
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

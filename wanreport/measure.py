@@ -1,0 +1,278 @@
+"""Clocks, memory, profiles and the description of the machine: what a record says was measured."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import psutil
+import torch
+from torch import Tensor
+
+from . import __version__
+from .engines import Engine
+
+# Environment that changes how NCCL talks, and so belongs in a record.
+NCCL_SETTINGS = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
+                 "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
+
+
+def sha256(tensor: Tensor) -> str:
+    """Of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+class StepClock:
+    """Seconds of each step: between device events on CUDA, on the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._marks: list[tuple[Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._marks.append((start, self._now()))
+
+    def seconds(self) -> list[float]:
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1e3 for start, end in self._marks]
+        return [end - start for start, end in self._marks]
+
+
+def reset_peaks(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None]:
+    """Peak memory since `reset_peaks`; the resident set of the process since it began, in bytes."""
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type != "cuda":
+        none = dict.fromkeys(("allocated_bytes", "reserved_bytes", "pinned_bytes"))
+        return {**none, "host_rss_bytes": rss}
+    pool = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0)
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "pinned_bytes": store_pinned_bytes + int(pool),
+        "host_rss_bytes": rss,
+    }
+
+
+class SwitchProfile:
+    """Profiles two steps around the switch, after one that warms the profiler up.
+
+    Parameters
+    ----------
+    path
+        Where the trace goes, gzipped; it appears under that name only when it is complete.
+    first
+        Index of the first of the two steps.
+    """
+
+    LENGTH = 2
+
+    def __init__(self, path: Path, first: int, engine: Engine, *, timeline: bool) -> None:
+        self.path, self.first, self.engine, self.timeline = path, first, engine, timeline
+        self._profiler: Any = None
+
+    @contextmanager
+    def step(self, index: int) -> Iterator[None]:
+        if index == max(self.first - 1, 0):
+            warm = self.first > 0
+            self._profiler = torch.profiler.profile(
+                schedule=torch.profiler.schedule(
+                    wait=0, warmup=int(warm), active=self.LENGTH, repeat=1
+                ),
+                on_trace_ready=self._export,
+            )
+            self._profiler.start()
+        watched = self.first <= index < self.first + self.LENGTH
+        if watched and self.timeline:
+            self.engine.mover.timeline.step = index
+        try:
+            yield
+        finally:
+            self.engine.mover.timeline.step = None
+        if self._profiler is not None:
+            if self.engine.mover.cuda:
+                torch.cuda.synchronize()
+            self._profiler.step()
+            if index == self.first + self.LENGTH - 1:
+                self.close()
+
+    def close(self) -> None:
+        """Stop where the schedule ended before the two steps did."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _export(self, profiler: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        plain = self.path.with_suffix("")
+        profiler.export_chrome_trace(str(plain))
+        part = self.path.with_suffix(".part")
+        # A fixed time in the gzip header: the same trace gives the same bytes.
+        with plain.open("rb") as source, gzip.GzipFile(part, "wb", 6, mtime=0) as target:
+            shutil.copyfileobj(source, target)
+        plain.unlink()
+        part.replace(self.path)
+
+
+def software() -> dict[str, Any]:
+    """Versions that a result depends on."""
+    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, nccl)) if nccl else None,
+        "wanreport": __version__,
+        **git_state(),
+    }
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit and whether the tree differs from it; from the environment where git has no answer."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", here, *words], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    sha = os.environ.get("WANREPORT_GIT_SHA") or git("rev-parse", "HEAD")
+    stated = os.environ.get("WANREPORT_GIT_DIRTY")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    dirty = stated == "1" if stated is not None else None if changes is None else bool(changes)
+    return {"git_sha": sha, "git_dirty": dirty}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The machine's class, by hardware and interconnect; never a host name.
+
+    Parameters
+    ----------
+    device
+        ``"cuda"`` or ``"cpu"``: what the ranks run on.
+    """
+    cores = len(os.sched_getaffinity(0))
+    found: dict[str, Any] = {
+        "class": f"CPU, {cores} cores ({platform.machine()})",
+        "slug": f"cpu-{cores}c-{platform.machine()}",
+        "device": device,
+        "gpu_name": None,
+        "gpu_count": 0,
+        "gpu_memory_bytes": None,
+        "driver": None,
+        "interconnect": None,
+        "pcie": None,
+        "host_memory_bytes": host_memory()["total"],
+        "cpu_model": _cpu_model(),
+        "cpu_cores": cores,
+        "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
+        "link": None,
+    }
+    if device != "cuda":
+        return found
+    properties = torch.cuda.get_device_properties(0)
+    count = torch.cuda.device_count()
+    link = _interconnect(count)
+    label = f"{count}x {properties.name}" + (f", {link}" if link else "")
+    return found | {
+        "class": label,
+        "slug": re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-"),
+        "gpu_name": properties.name,
+        "gpu_count": count,
+        "gpu_memory_bytes": properties.total_memory,
+        "driver": _nvidia_smi("driver_version"),
+        "interconnect": link,
+        "pcie": {
+            "generation": _nvidia_smi("pcie.link.gen.max"),
+            "width": _nvidia_smi("pcie.link.width.max"),
+        },
+    }
+
+
+def host_memory() -> dict[str, int]:
+    """Total and available host memory in bytes, the smaller of the machine's and the cgroup's."""
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+         "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):  # fmt: skip
+        try:
+            limit = int(Path(limit_file).read_text())
+            used = int(Path(used_file).read_text())
+        except (OSError, ValueError):
+            continue  # no such hierarchy, or "max"
+        if limit < total:
+            total, available = limit, min(available, limit - used)
+    return {"total": total, "available": available}
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)
+
+
+def _nvidia_smi(query: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
+
+
+def _interconnect(count: int) -> str | None:
+    """What collectives of ``count`` GPUs run over."""
+    if count < 2:
+        return None
+    if os.environ.get("NCCL_P2P_DISABLE") == "1":
+        return "host memory over PCIe (NCCL_P2P_DISABLE=1)"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown interconnect"
+    rows = [line for line in done.stdout.splitlines() if re.match(r"\W*GPU\d", line)]
+    return "NVLink" if rows and re.search(r"\bNV\d+\b", rows[0]) else "PCIe"

@@ -1,0 +1,277 @@
+"""Records: what one job gave on one machine, as JSON, written whole or not at all.
+
+A record is a plain dictionary. Measuring makes it, rendering reads it, and nothing in this
+module needs torch. A failed job is a record too, with the same top-level keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wanreport.job import Job
+
+SCHEMA_VERSION = 1
+"""Shape of a record; a reader refuses any other."""
+
+BENCHMARK_VERSION = 1
+"""What is measured; part of a job's hash, so that a change of method asks for new records."""
+
+RESULTS_DIRS = [Path("results"), Path("results/local")]
+"""Where records are looked for: the committed ones, then those of runs on this machine."""
+
+STATUSES = ("ok", "failed", "oom", "timeout", "unsupported")
+REUSABLE = frozenset({"ok", "oom", "unsupported"})
+"""Statuses that measuring again would only repeat; any other job is measured again."""
+
+_EMPTY: dict[str, Any] = {
+    "schema_version": SCHEMA_VERSION,
+    "benchmark_version": BENCHMARK_VERSION,
+    "job": {},
+    "job_hash": "",
+    "status": "failed",
+    "reason": "",
+    "hint": "",
+    "model": {},
+    "schedule": {},
+    "sglang": {},
+    "machine": {},
+    "software": {},
+    "engine": {},
+    "started_at": "",
+    "wall_s": 0.0,
+    "cold_start_s": None,
+    "iterations": [],
+    "timeline": [],
+    "traces": [],
+}
+
+
+class RecordError(Exception):
+    """A record that cannot be read or written; the message names the file and the mend."""
+
+
+def new_record(job: Job, **known: Any) -> dict[str, Any]:
+    """A record for `job` with every top-level key, empty where `known` does not fill it.
+
+    `job` must be resolved: its scale is a part of what was measured. Without a status among
+    `known` the record stands for a failed job.
+    """
+    unknown = sorted(set(known) - set(_EMPTY))
+    if unknown:
+        raise ValueError(f"a record has no {', '.join(unknown)}")
+    hashes = job.hashes()
+    if len(hashes) != 1:
+        raise ValueError(f"job {job.name} has no scale yet: resolve_job() it first")
+    empty = json.loads(json.dumps(_EMPTY))
+    return {**empty, "job": job.model_dump(mode="json"), "job_hash": hashes[0], **known}
+
+
+def write_record(record: Mapping[str, Any], path: str | Path) -> None:
+    """Write `record` to `path`, so that a reader sees the old record or the new, never a part.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and then take the
+    record's name.
+
+    Raises
+    ------
+    RecordError
+        If the record lacks something or holds what JSON cannot (NaN, an object), or if the
+        disk refuses it. The temporary file is gone then, and an older record is untouched.
+    """
+    path = Path(path)
+    problem = _problem(record)
+    if problem:
+        raise RecordError(f"{path}: refusing to write this record: {problem}")
+    try:
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        data = text.encode()
+    except (TypeError, ValueError) as error:
+        where = _not_json(record, "") or str(error)
+        raise RecordError(f"{path}: refusing to write this record: {where}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+    except OSError as error:
+        kept = "nothing was lost: an earlier record stays as it was"
+        raise RecordError(f"{path}: {_disk_trouble(error, path, len(data))}; {kept}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        try:
+            rest = memoryview(data)
+            while rest:  # a nearly full disk takes a part of what it is given
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+            os.fchmod(handle, 0o644)  # mkstemp's 0600 would hide it from a shared folder
+        finally:
+            os.close(handle)
+        Path(name).replace(path)
+    except BaseException:  # an interrupt must not leave the temporary file behind either
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+    # The rename itself is durable once the folder is; not every file system can do this.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _disk_trouble(error: OSError, path: Path, size: int) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        return (
+            f"{what}; free at least {size / 1e6:.1f} MB on the file system of {path.parent}"
+            " (old traces there are the largest files) and run the job again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write ({error.strerror}); make {path.parent} writable"
+    return f"could not be written ({error.strerror or error})"
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read and check one record.
+
+    Raises
+    ------
+    RecordError
+        If there is no such file, it is no JSON, or it is no record of this schema version.
+    """
+    path = Path(path)
+    again = "delete it and measure the job again, or restore it from git"
+    try:
+        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: is no valid JSON ({error}); {again}") from error
+    problem = _problem(record)
+    if problem:
+        raise RecordError(f"{path}: is no usable record: {problem}; {again}")
+    return record
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _problem(record: object) -> str | None:
+    """The first thing that keeps `record` from being one, or None."""
+    if not isinstance(record, Mapping):
+        return f"it is a {type(record).__name__}, not an object"
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        return (
+            f"its schema_version is {version!r}, and this version of wanreport"
+            f" reads {SCHEMA_VERSION}"
+        )
+    for key, empty in _EMPTY.items():
+        if key not in record:
+            return f"{key} is missing"
+        value = record[key]
+        if empty is None or isinstance(empty, float):
+            wanted: tuple[type, ...] = (int, float, type(empty))
+        else:
+            wanted = (type(empty),)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"{key} is a {type(value).__name__}, not a {wanted[-1].__name__}"
+    if record["status"] not in STATUSES:
+        return f"its status is {record['status']!r}, not one of {', '.join(STATUSES)}"
+    if record["status"] != "ok" and not record["reason"]:
+        return f"its status is {record['status']!r}, and no reason is given"
+    if record["job"].get("scale") not in ("a14b", "tiny"):
+        return "its job has no resolved scale"
+    return None
+
+
+def _not_json(value: object, where: str) -> str | None:
+    """Where in `value` something has no place in JSON, and what it is; None if all is well."""
+    if isinstance(value, Mapping):
+        parts = {f"{where}.{key}" if where else str(key): item for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {f"{where}[{i}]": item for i, item in enumerate(value)}
+    else:
+        parts = {}
+    for place, item in parts.items():
+        if found := _not_json(item, place):
+            return found
+    if parts:
+        return None
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return f"{where} is {value!r}, which JSON cannot hold"
+    return None
+
+
+def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: str) -> Path:
+    """``root/<machine>/<job>-<hash>.json``."""
+    return Path(root) / machine_slug / f"{job_name}-{job_hash}.json"
+
+
+def find_records(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """All records under ``root/<machine>/``, sorted by path; none if there is no such folder.
+
+    Raises
+    ------
+    RecordError
+        Naming every file that cannot be used: a record left out in silence would be a job
+        missing from the report.
+    """
+    found, problems = [], []
+    for path in sorted(Path(root).glob("*/*.json")):
+        if path.name.startswith("."):  # what editors and file managers leave behind
+            continue
+        try:
+            found.append((path, read_record(path)))
+        except RecordError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecordError("\n".join(problems))
+    return found
+
+
+def best_record(
+    job: Job, records: Iterable[tuple[Path, dict[str, Any]]]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The record that speaks best for `job`, or None.
+
+    A record belongs to `job` if it has the job's hash at a scale at which the job may run.
+    The real scale goes before tiny; then what ran before what did not, and a result that
+    stands before one to be tried again; then the job's own name, and the latest.
+    """
+    hashes = job.hashes()
+
+    def rank(item: tuple[Path, dict[str, Any]]) -> tuple[bool, bool, bool, bool, str, str]:
+        path, record = item
+        return (
+            record["job"]["scale"] == "a14b",
+            record["status"] == "ok",
+            record["status"] in REUSABLE,
+            record["job"].get("name") == job.name,
+            record["started_at"],
+            str(path),
+        )
+
+    return max((item for item in records if item[1]["job_hash"] in hashes), key=rank, default=None)
+
+
+def is_rehearsal(record: Mapping[str, Any]) -> bool:
+    """Whether this record may answer only about schedule, counters, bytes and bits.
+
+    So it is for a run at tiny scale, and for any run without a GPU: its times, memory and
+    overlap say nothing about the real thing.
+    """
+    return record["job"].get("scale") != "a14b" or record["machine"].get("device") != "cuda"

@@ -1,0 +1,67 @@
+"""The denoising schedule, without torch.
+
+The formula is that of diffusers' ``UniPCMultistepScheduler`` with ``use_flow_sigmas``
+(``set_timesteps``): noise levels evenly spaced from 1 down to 1/1000, then shifted towards 1 by
+``shift * s / (1 + (shift - 1) * s)``, so that a larger shift spends more steps at high noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Timesteps and noise levels of one run.
+
+    Attributes
+    ----------
+    timesteps : list of int
+        One a step, falling.
+    sigmas : list of float
+        Noise levels in [0, 1], exact float32 values: one a step, and the final 0.
+    """
+
+    timesteps: list[int]
+    sigmas: list[float]
+
+
+def flow_schedule(steps: int, shift: float, num_train_timesteps: int = 1000) -> Schedule:
+    """The schedule of `steps` denoising steps at flow shift `shift`.
+
+    Raises
+    ------
+    ValueError
+        If there is no step, or the shift is not positive.
+    """
+    if steps < 1 or not shift > 0:
+        raise ValueError(f"no schedule has {steps} steps and shift {shift}")
+    sigmas = np.linspace(1, 1 / num_train_timesteps, steps + 1)[:-1]
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    # the solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
+    # first timestep is 999 for this reason
+    eps = 1e-6
+    if abs(sigmas[0] - 1) < eps:
+        sigmas[0] -= eps
+    timesteps = (sigmas * num_train_timesteps).astype(np.int64)
+    return Schedule(
+        timesteps=timesteps.tolist(),
+        sigmas=np.append(sigmas, 0).astype(np.float32).tolist(),
+    )
+
+
+def switch_step(
+    timesteps: Sequence[int], boundary_ratio: float | None, num_train_timesteps: int = 1000
+) -> int | None:
+    """Index of the first step of the low-noise expert; None if every step is high-noise.
+
+    A step is low-noise if its timestep lies below ``boundary_ratio * num_train_timesteps``;
+    without a boundary ratio there is only one expert.
+    """
+    if boundary_ratio is None:
+        return None
+    boundary = boundary_ratio * num_train_timesteps
+    return next((index for index, t in enumerate(timesteps) if t < boundary), None)

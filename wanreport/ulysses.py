@@ -1,0 +1,125 @@
+"""Ulysses sequence parallelism on torch.distributed.
+
+Each rank holds a slice of the token sequence. Around self-attention two all-to-alls change the
+layout: before it every rank gives its tokens of all heads and gets all tokens of its heads; after
+it the way back. A final all-gather puts the sequence together again (Jacobs et al.,
+arXiv:2309.14509). Tokens and heads are split as evenly as they go and need not divide the number
+of ranks: 40 heads over 6 ranks are 7, 7, 7, 7, 6, 6.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def split_sizes(total: int, parts: int) -> list[int]:
+    """Sizes of ``parts`` slices of ``total`` items, the first ones one larger where needed."""
+    base, extra = divmod(total, parts)
+    return [base + (i < extra) for i in range(parts)]
+
+
+class SequenceParallel:
+    """The layout changes of one group of ranks; with one rank every method is the identity.
+
+    Parameters
+    ----------
+    group
+        A process group whose ranks share a sequence, or None for a single rank.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.size = dist.get_world_size(group) if group is not None else 1
+        self.rank = dist.get_rank(group) if group is not None else 0
+
+    def shard(self, x: Tensor, dim: int) -> Tensor:
+        """This rank's slice of ``x`` along ``dim``, contiguous."""
+        if self.size == 1:
+            return x
+        sizes = split_sizes(x.shape[dim], self.size)
+        return x.narrow(dim, sum(sizes[: self.rank]), sizes[self.rank]).contiguous()
+
+    def to_heads(self, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, ...]:
+        """From all heads of this rank's tokens to this rank's heads of all tokens.
+
+        Parameters
+        ----------
+        q, k, v
+            ``[batch, tokens of this rank, heads, head_dim]``.
+        tokens
+            Length of the whole sequence.
+
+        Returns
+        -------
+        q, k, v as ``[batch, tokens, heads of this rank, head_dim]``.
+        """
+        if self.size == 1:
+            return q, k, v
+        batch, local, heads, dim = q.shape
+        head_sizes, token_sizes = split_sizes(heads, self.size), split_sizes(tokens, self.size)
+        mine = head_sizes[self.rank]
+        # Tokens lead in each message, so what arrives is in sequence order without a copy.
+        packed = torch.stack((q, k, v), dim=2).transpose(0, 1)  # [local, batch, 3, heads, dim]
+        send = torch.cat([part.reshape(-1) for part in packed.split(head_sizes, dim=3)])
+        row = batch * 3 * dim
+        recv = send.new_empty(tokens * mine * row)
+        dist.all_to_all_single(
+            recv,
+            send,
+            output_split_sizes=[n * mine * row for n in token_sizes],
+            input_split_sizes=[local * n * row for n in head_sizes],
+            group=self.group,
+        )
+        return recv.view(tokens, batch, 3, mine, dim).transpose(0, 1).unbind(2)
+
+    def to_tokens(self, out: Tensor, heads: int) -> Tensor:
+        """From this rank's heads of all tokens back to all heads of this rank's tokens.
+
+        Parameters
+        ----------
+        out
+            ``[batch, tokens, heads of this rank, head_dim]``.
+        heads
+            Number of heads over all ranks.
+
+        Returns
+        -------
+        ``[batch, tokens of this rank, heads, head_dim]``.
+        """
+        if self.size == 1:
+            return out
+        batch, tokens, mine, dim = out.shape
+        head_sizes, token_sizes = split_sizes(heads, self.size), split_sizes(tokens, self.size)
+        local, row = token_sizes[self.rank], batch * dim
+        send = out.transpose(0, 1).reshape(-1)  # sequence order is message order
+        recv = send.new_empty(local * heads * row)
+        sizes = [local * n * row for n in head_sizes]
+        dist.all_to_all_single(
+            recv,
+            send,
+            output_split_sizes=sizes,
+            input_split_sizes=[n * mine * row for n in token_sizes],
+            group=self.group,
+        )
+        parts = [
+            part.view(local, batch, n, dim)
+            for part, n in zip(recv.split(sizes), head_sizes, strict=True)
+        ]
+        return torch.cat(parts, dim=2).transpose(0, 1)
+
+    def gather(self, x: Tensor, dim: int, total: int) -> Tensor:
+        """The whole of what `shard` cut along ``dim``, ``total`` long, on every rank."""
+        if self.size == 1:
+            return x
+        sizes = split_sizes(total, self.size)
+        x = x.transpose(0, dim)
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: x.shape[0]] = x
+        parts = padded.new_empty(self.size * max(sizes), *x.shape[1:])
+        # Padding to equal parts: neither NCCL nor gloo gathers unequal ones in one call.
+        dist.all_gather_into_tensor(parts, padded, group=self.group)
+        rows = parts.split(max(sizes))
+        whole = torch.cat([part[:n] for part, n in zip(rows, sizes, strict=True)])
+        return whole.transpose(0, dim).contiguous()

@@ -1,0 +1,285 @@
+"""Weights of the two experts in host memory: where they come from and how they lie.
+
+A *unit* is what moves as one: a block (0, 1, …) or, as ``None``, all that an expert has outside
+its blocks. The store keeps one flat buffer a unit, in which tensors of one dtype lie together:
+
+    | bfloat16: attn1.to_q.weight | … | float32: scale_shift_table | … |
+
+so an engine moves a block with one copy a dtype, or with one copy in all, and then points the
+block's parameters into the copy. Buffers are filled when first asked for; `fsdp`, which keeps its
+own shards, asks for single tensors and never fills one.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .wan import FOLDERS, Expert
+
+ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be used; the message says what is missing and the mend."""
+
+
+class Source(Protocol):
+    """Gives an expert's tensors one at a time."""
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Random weights of the right scale; a tensor's values depend on its name and the seed only."""
+
+    seed: int = 0
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None:
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f"{self.seed}/{expert}/{name}".encode())
+        )
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "bias":
+            out.zero_()
+        elif out.dim() == 1:  # the gain of a norm
+            out.fill_(1.0)
+        else:
+            fan_in = out.shape[-1] if leaf == "scale_shift_table" else out[0].numel()
+            out.normal_(0.0, fan_in**-0.5, generator=generator)
+
+
+class CheckpointWeights:
+    """Weights from a local diffusers folder, read tensor by tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder lacks an expert or a file that an index names.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, dict[str, Path]] = {}
+        for expert, sub in FOLDERS.items():
+            self._files[expert] = self._index(sub)
+
+    def _index(self, sub: str) -> dict[str, Path]:
+        folder = self.folder / sub
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder}: no folder {sub!r}; Wan2.2-T2V-A14B has two experts, "
+                f"{' and '.join(FOLDERS.values())}: point `checkpoint` at a complete diffusers "
+                "folder (one that `WanPipeline.save_pretrained` wrote)"
+            )
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json; copy the complete folder again")
+        listing = folder / "diffusion_pytorch_model.safetensors.index.json"
+        if listing.is_file():
+            names = json.loads(listing.read_text())["weight_map"]
+            files = {name: folder / file for name, file in names.items()}
+        else:
+            files = {}
+            for file in sorted(folder.glob("*.safetensors")):
+                with safe_open(file, "pt") as opened:
+                    files |= dict.fromkeys(opened.keys(), file)
+        missing = sorted({str(f) for f in files.values() if not f.is_file()})
+        if missing or not files:
+            raise CheckpointError(
+                f"{folder}: missing {', '.join(missing) or 'any *.safetensors file'}; "
+                "copy the complete folder again"
+            )
+        return files
+
+    def config(self, expert: str) -> dict[str, Any]:
+        """The expert's keyword arguments for `diffusers.WanTransformer3DModel`."""
+        raw = json.loads((self.folder / FOLDERS[expert] / "config.json").read_text())
+        config = {key: value for key, value in raw.items() if not key.startswith("_")}
+        return config | {"patch_size": tuple(config["patch_size"])}
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None:
+        file = self._files[expert].get(name)
+        if file is None:
+            raise CheckpointError(
+                f"{self.folder / FOLDERS[expert]}: no tensor {name!r}; "
+                "the folder is not a Wan2.2 transformer of this configuration"
+            )
+        with safe_open(file, "pt") as opened:
+            value = opened.get_tensor(name)
+        if value.shape != out.shape:
+            raise CheckpointError(
+                f"{file}: {name} has shape {tuple(value.shape)}, expected {tuple(out.shape)}"
+            )
+        out.copy_(value)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one tensor lies in a unit's buffer; ``offset`` in bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    offset: int
+
+    def of(self, buffer: Tensor, origin: int = 0) -> Tensor:
+        """The tensor's view of a buffer whose first byte is byte ``origin`` of the unit."""
+        start = self.offset - origin
+        nbytes = self.shape.numel() * self.dtype.itemsize
+        return buffer[start : start + nbytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a unit's tensors lie in its buffer.
+
+    Attributes
+    ----------
+    slices
+        One for each parameter, in the module's own order within a dtype.
+    segments
+        The byte range of each dtype, ``{dtype: (start, stop)}``.
+    nbytes
+        Of the whole buffer, alignment included.
+    """
+
+    slices: tuple[Slice, ...]
+    segments: dict[torch.dtype, tuple[int, int]]
+    nbytes: int
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Layout:
+        slices, segments, offset = [], {}, 0
+        dtypes = dict.fromkeys(t.dtype for t in tensors.values())
+        for dtype in dtypes:
+            start = offset
+            for name, tensor in tensors.items():
+                if tensor.dtype == dtype:
+                    slices.append(Slice(name, dtype, tensor.shape, offset))
+                    nbytes = tensor.numel() * dtype.itemsize
+                    offset += -(-nbytes // ALIGN) * ALIGN
+            segments[dtype] = (start, offset)
+        return cls(tuple(slices), segments, offset)
+
+
+def unit_parameters(expert: Expert, unit: int | None) -> dict[str, nn.Parameter]:
+    """The parameters of a unit, by their name within the expert."""
+    if unit is None:
+        return {n: p for n, p in expert.named_parameters() if not n.startswith("blocks.")}
+    prefix = f"blocks.{unit}."
+    return {prefix + n: p for n, p in expert.blocks[unit].named_parameters()}
+
+
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in a diffusers checkpoint, which knows no visits around blocks."""
+    parts = name.split(".")
+    return ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else name
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+    """Put ``value`` in the place of a parameter, whatever device the old one was on."""
+    path, _, leaf = name.rpartition(".")
+    parameter = nn.Parameter(value, requires_grad=False)
+    module.get_submodule(path).register_parameter(leaf, parameter)
+    return parameter
+
+
+class HostStore:
+    """The host copy of both experts.
+
+    Parameters
+    ----------
+    experts
+        By name, as built on the meta device.
+    source
+        What fills the buffers.
+    pin
+        Whether buffers are page-locked, at their exact size, for asynchronous copies to a GPU.
+    """
+
+    def __init__(self, experts: dict[str, Expert], source: Source, *, pin: bool = False) -> None:
+        self.source = source
+        self.pin = pin
+        self._tensors = {
+            (name, unit): dict(unit_parameters(expert, unit))
+            for name, expert in experts.items()
+            for unit in (None, *range(len(expert.blocks)))
+        }
+        self._buffers: dict[tuple[str, int | None], Tensor] = {}
+
+    @cached_property
+    def layouts(self) -> dict[tuple[str, int | None], Layout]:
+        return {key: Layout.of(dict(tensors)) for key, tensors in self._tensors.items()}
+
+    def units(self, expert: str) -> list[int | None]:
+        return [unit for name, unit in self._tensors if name == expert]
+
+    def nbytes(self, expert: str) -> int:
+        """Bytes of one expert's buffers."""
+        return sum(self.layouts[expert, unit].nbytes for unit in self.units(expert))
+
+    def fill_all(self, threads: int = 1) -> None:
+        """Fill every buffer, in parallel."""
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            for _ in pool.map(lambda key: self.buffer(*key), self._tensors):
+                pass
+
+    def buffer(self, expert: str, unit: int | None) -> Tensor:
+        """A unit's flat buffer, uint8, filled."""
+        key = (expert, unit)
+        if key not in self._buffers:
+            layout = self.layouts[key]
+            buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
+            for piece in layout.slices:
+                self.source.fill(expert, checkpoint_name(piece.name), piece.of(buffer))
+            if self.pin:
+                _register(buffer)
+            self._buffers[key] = buffer
+        return self._buffers[key]
+
+    def tensors(self, expert: str) -> Iterator[tuple[str, Tensor]]:
+        """An expert's tensors one by one, each made when it is asked for and then forgotten."""
+        for unit in self.units(expert):
+            for name, like in self._tensors[expert, unit].items():
+                value = torch.empty(like.shape, dtype=like.dtype)
+                self.source.fill(expert, checkpoint_name(name), value)
+                yield name, value
+
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(b.numel() for b in self._buffers.values()) if self.pin else 0
+
+    def drop(self, expert: str) -> None:
+        """Forget an expert's buffers; views of them stay valid."""
+        for key in [key for key in self._buffers if key[0] == expert]:
+            self._release(key)
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for key in list(self._buffers):
+            self._release(key)
+
+    def _release(self, key: tuple[str, int | None]) -> None:
+        buffer = self._buffers.pop(key)
+        if self.pin:
+            torch.cuda.check_error(
+                torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[attr-defined]
+            )
+
+
+def _register(buffer: Tensor) -> None:
+    # torch's own pinned pool rounds every buffer up to a power of two.
+    torch.cuda.check_error(
+        torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)  # type: ignore[attr-defined]
+    )
