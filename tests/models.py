@@ -31,6 +31,7 @@ def run_engine(
     cfg: bool = True,
     seed: int = 0,
     size: tuple[int, int, int] = (48, 112, 9),
+    device: str = "cpu",
     **changes: Any,
 ) -> dict[str, Any]:
     """Attach, run and detach on this rank; latents, counters and what they should be."""
@@ -38,12 +39,15 @@ def run_engine(
     experts = make_experts(dtype, **changes)
     for expert in experts.values():
         expert.parallel = SequenceParallel(group)
-    store = HostStore(experts, RandomWeights(seed))
+    shared = group if engine.shares_store else None
+    pin = device == "cuda" and engine.pins_store
+    store = HostStore(experts, RandomWeights(seed), pin=pin, group=shared)
     first = experts[EXPERTS[0]]
-    engine.attach(experts, store, torch.device("cpu"), group)
+    engine.attach(experts, store, torch.device(device), group)
     generator = torch.Generator().manual_seed(1)
-    texts = [torch.randn(1, 16, 64, generator=generator).to(dtype) for _ in range(2)]
-    noise = torch.randn(latent_shape(*size), generator=generator)
+    width = first.config["text_dim"]
+    texts = [torch.randn(1, 16, width, generator=generator).to(device, dtype) for _ in range(2)]
+    noise = torch.randn(latent_shape(*size), generator=generator).to(device)
     guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES)
     result: dict[str, Any] = {"latents": [], "counters": [], "expected": []}
     for iteration in range(iterations):

@@ -109,7 +109,7 @@ def _fsdp_share() -> float:
     store = HostStore(experts, RandomWeights(0))
     full = sum(p.numel() * p.element_size() for p in experts["high_noise"].parameters())
     ENGINES["fsdp"]().attach(experts, store, torch.device("cpu"), dist.group.WORLD)
-    assert not store._buffers
+    assert not store._buffers  # no flat copy beside the shards
     local = sum(
         p.to_local().untyped_storage().nbytes() for p in experts["high_noise"].parameters()
     )

@@ -180,11 +180,11 @@ class Visit(nn.Module):
         out = []
         for hidden, text, modulation in zip(hiddens, run.texts, run.modulations, strict=True):
             run.watcher.window(run.expert, self.index, "pre")
-            qkv = run.segments.pre(self.block, hidden, modulation, run.cos, run.sin)
+            q, k, v = run.segments.pre(self.block, hidden, modulation, run.cos, run.sin)
             with run.watcher.collective(run.expert, self.index):
-                qkv = run.parallel.to_heads(*qkv, run.tokens)
+                q, k, v = run.parallel.to_heads(q, k, v, run.tokens)
             run.watcher.window(run.expert, self.index, "attend")
-            attended = run.segments.attend(*qkv)
+            attended = run.segments.attend(q, k, v)
             with run.watcher.collective(run.expert, self.index):
                 attended = run.parallel.to_tokens(attended, self.block.attn1.heads)
             run.watcher.window(run.expert, self.index, "post")

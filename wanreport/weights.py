@@ -6,22 +6,24 @@ its blocks. The store keeps one flat buffer a unit, in which tensors of one dtyp
     | bfloat16: attn1.to_q.weight | … | float32: scale_shift_table | … |
 
 so an engine moves a block with one copy a dtype, or with one copy in all, and then points the
-block's parameters into the copy. Buffers are filled when first asked for; `fsdp`, which keeps its
-own shards, asks for single tensors and never fills one.
+block's parameters into the copy. Buffers are filled when one is first asked for; `fsdp`, which
+keeps its own shards, asks for single tensors and never fills any.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -42,9 +44,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """Random weights of the right scale; a tensor's values depend on its name and the seed only."""
+    """Random weights of the right scale; a tensor's values depend on its name and the seed only.
+
+    Values repeat after `PERIOD`, a prime, so that 57 GB are written at the speed of memory and no
+    two rows of a matrix are alike.
+    """
 
     seed: int = 0
+    PERIOD: ClassVar[int] = 1_000_003
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
         generator = torch.Generator().manual_seed(
@@ -57,7 +64,10 @@ class RandomWeights:
             out.fill_(1.0)
         else:
             fan_in = out.shape[-1] if leaf == "scale_shift_table" else out[0].numel()
-            out.normal_(0.0, fan_in**-0.5, generator=generator)
+            some = torch.randn(min(out.numel(), self.PERIOD), generator=generator)
+            some = (some * fan_in**-0.5).to(out.dtype)
+            for piece in out.view(-1).split(self.PERIOD):
+                piece.copy_(some[: piece.numel()])
 
 
 class CheckpointWeights:
@@ -159,7 +169,7 @@ class Layout:
     nbytes: int
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
         slices, segments, offset = [], {}, 0
         dtypes = dict.fromkeys(t.dtype for t in tensors.values())
         for dtype in dtypes:
@@ -206,21 +216,28 @@ class HostStore:
         What fills the buffers.
     pin
         Whether buffers are page-locked, at their exact size, for asynchronous copies to a GPU.
+    group
+        Ranks of one host that share one copy, each filling its part of it; None for a copy of
+        one's own. The memory has no name in any file system: it is gone with the last process
+        that maps it, however that ends.
     """
 
-    def __init__(self, experts: dict[str, Expert], source: Source, *, pin: bool = False) -> None:
-        self.source = source
-        self.pin = pin
+    def __init__(
+        self,
+        experts: dict[str, Expert],
+        source: Source,
+        *,
+        pin: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.source, self.pin, self.group = source, pin, group
         self._tensors = {
             (name, unit): dict(unit_parameters(expert, unit))
             for name, expert in experts.items()
             for unit in (None, *range(len(expert.blocks)))
         }
+        self.layouts = {key: Layout.of(tensors) for key, tensors in self._tensors.items()}
         self._buffers: dict[tuple[str, int | None], Tensor] = {}
-
-    @cached_property
-    def layouts(self) -> dict[tuple[str, int | None], Layout]:
-        return {key: Layout.of(dict(tensors)) for key, tensors in self._tensors.items()}
 
     def units(self, expert: str) -> list[int | None]:
         return [unit for name, unit in self._tensors if name == expert]
@@ -229,24 +246,62 @@ class HostStore:
         """Bytes of one expert's buffers."""
         return sum(self.layouts[expert, unit].nbytes for unit in self.units(expert))
 
-    def fill_all(self, threads: int = 1) -> None:
-        """Fill every buffer, in parallel."""
-        with ThreadPoolExecutor(max_workers=threads) as pool:
-            for _ in pool.map(lambda key: self.buffer(*key), self._tensors):
-                pass
-
     def buffer(self, expert: str, unit: int | None) -> Tensor:
-        """A unit's flat buffer, uint8, filled."""
-        key = (expert, unit)
-        if key not in self._buffers:
-            layout = self.layouts[key]
-            buffer = torch.empty(layout.nbytes, dtype=torch.uint8)
-            for piece in layout.slices:
-                self.source.fill(expert, checkpoint_name(piece.name), piece.of(buffer))
-            if self.pin:
-                _register(buffer)
-            self._buffers[key] = buffer
-        return self._buffers[key]
+        """A unit's flat buffer, uint8; the first call fills them all."""
+        if not self._buffers:
+            self._fill()
+        return self._buffers[expert, unit]
+
+    def _fill(self) -> None:
+        keys = list(self.layouts)
+        size = dist.get_world_size(self.group) if self.group is not None else 1
+        rank = dist.get_rank(self.group) if size > 1 else 0
+        if size > 1:
+            buffers = self._map_shared(rank)
+        else:
+            buffers = {
+                key: torch.empty(layout.nbytes, dtype=torch.uint8)
+                for key, layout in self.layouts.items()
+            }
+
+        def fill(key: tuple[str, int | None]) -> None:
+            for piece in self.layouts[key].slices:
+                out = piece.of(buffers[key])
+                self.source.fill(key[0], checkpoint_name(piece.name), out)
+
+        threads = max(1, len(os.sched_getaffinity(0)) // size)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, keys[rank::size]))
+        if size > 1:
+            dist.barrier(self.group)
+        if self.pin:
+            for buffer in buffers.values():
+                _check(_runtime().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+        self._buffers = buffers
+
+    def _map_shared(self, rank: int) -> dict[tuple[str, int | None], Tensor]:
+        """Map one nameless file into every rank's memory."""
+        offsets, total = {}, 0
+        for key, layout in self.layouts.items():
+            offsets[key] = total
+            total += -(-layout.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        place: list[str | None] = [None]
+        if rank == 0:
+            file = os.memfd_create("wanreport-weights")
+            os.ftruncate(file, total)
+            place[0] = f"/proc/{os.getpid()}/fd/{file}"
+        dist.broadcast_object_list(place, src=0, group=self.group)
+        assert place[0] is not None
+        other = os.open(place[0], os.O_RDWR)
+        whole = torch.frombuffer(mmap.mmap(other, total), dtype=torch.uint8)
+        os.close(other)
+        dist.barrier(self.group)
+        if rank == 0:
+            os.close(file)
+        return {
+            key: whole[offset : offset + self.layouts[key].nbytes]
+            for key, offset in offsets.items()
+        }
 
     def tensors(self, expert: str) -> Iterator[tuple[str, Tensor]]:
         """An expert's tensors one by one, each made when it is asked for and then forgotten."""
@@ -258,28 +313,21 @@ class HostStore:
 
     @property
     def pinned_bytes(self) -> int:
+        """Page-locked bytes that this rank maps; ranks of one host map the same ones."""
         return sum(b.numel() for b in self._buffers.values()) if self.pin else 0
 
-    def drop(self, expert: str) -> None:
-        """Forget an expert's buffers; views of them stay valid."""
-        for key in [key for key in self._buffers if key[0] == expert]:
-            self._release(key)
-
     def close(self) -> None:
-        """Give all memory back."""
-        for key in list(self._buffers):
-            self._release(key)
-
-    def _release(self, key: tuple[str, int | None]) -> None:
-        buffer = self._buffers.pop(key)
+        """Let go of all buffers; memory goes when the last view of it does."""
         if self.pin:
-            torch.cuda.check_error(
-                torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[attr-defined]
-            )
+            for buffer in self._buffers.values():
+                _check(_runtime().cudaHostUnregister(buffer.data_ptr()))
+        self._buffers = {}
 
 
-def _register(buffer: Tensor) -> None:
-    # torch's own pinned pool rounds every buffer up to a power of two.
-    torch.cuda.check_error(
-        torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)  # type: ignore[attr-defined]
-    )
+def _runtime() -> Any:
+    # torch's own pinned pool would round every buffer up to a power of two.
+    return torch.cuda.cudart()
+
+
+def _check(code: Any) -> None:
+    torch.cuda.check_error(int(code))

@@ -40,8 +40,8 @@ from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
 
-# A tiny video: few tokens, and 63 of them, which no world size of the baseline divides.
-TINY_VIDEO = {"height": 48, "width": 112, "num_frames": 9}
+# A tiny video: few tokens, and 45 of them, which no world size of the baseline divides.
+TINY_VIDEO = {"height": 48, "width": 80, "num_frames": 9}
 TINY_TEXT_TOKENS = 16
 
 
@@ -85,7 +85,12 @@ class Rank:
         segments = Segments.compiled() if job["compile"] else Segments()
         for expert in experts.values():
             expert.parallel, expert.segments = parallel, segments
-        store = HostStore(experts, source, pin=self.device.type == "cuda" and engine.pins_store)
+        store = HostStore(
+            experts,
+            source,
+            pin=self.device.type == "cuda" and engine.pins_store,
+            group=dist.group.WORLD if engine.shares_store else None,
+        )
         shape = self._shape(experts[EXPERTS[0]], store)
         self.say("weights")
         engine.attach(experts, store, self.device, dist.group.WORLD)

@@ -261,6 +261,7 @@ class Engine(ABC):
     branches_per_visit: ClassVar[int] = 1
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
+    shares_store: ClassVar[bool] = True
 
     mover: Mover
     experts: dict[str, Expert]
@@ -285,7 +286,7 @@ class Engine(ABC):
     @abstractmethod
     def _attach(self) -> None: ...
 
-    def use(self, expert: str) -> None:  # noqa: B027: most engines need not know
+    def use(self, expert: str) -> None:  # noqa: B027
         """A forward pass of this expert is next."""
 
     def before_block(self, expert: str, block: int) -> None:

@@ -20,20 +20,18 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from ..weights import Layout
 from .base import Counters, Engine, Shape
 
 
-def _shard(full: Tensor, mesh: DeviceMesh) -> DTensor:
-    """This rank's rows of a tensor, cut as FSDP2 cuts (dimension 0, `torch.chunk`)."""
-    chunks = torch.chunk(full, mesh.size(), dim=0)
-    rank = mesh.get_local_rank()
-    local = chunks[rank].clone() if rank < len(chunks) else full.new_empty(0, *full.shape[1:])
-    return DTensor.from_local(
-        local, mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
-    )
+def _fill(shard: Tensor, full: Tensor, mesh: DeviceMesh) -> None:
+    """Give a shard this rank's rows of a tensor, cut as FSDP2 cuts (dimension 0, `torch.chunk`)."""
+    assert isinstance(shard, DTensor)
+    chunks, rank = torch.chunk(full, mesh.size(), dim=0), mesh.get_local_rank()
+    if rank < len(chunks):
+        shard.to_local().copy_(chunks[rank])
 
 
 class Fsdp(Engine):
@@ -51,11 +49,12 @@ class Fsdp(Engine):
             for block in expert.blocks:
                 fully_shard(block, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
             fully_shard(expert, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
-            for tensor_name, full in self.store.tensors(name):
-                shard = _shard(full, mesh)
-                expert.load_state_dict({tensor_name: shard}, assign=True, strict=False)
-            for parameter in expert.parameters():
-                parameter.requires_grad_(False)
+            rope = expert._modules.pop("rope")  # holds real values already
+            expert.to_empty(device="cpu")
+            expert.add_module("rope", rope)
+            shards = dict(expert.named_parameters())
+            for key, full in self.store.tensors(name):
+                _fill(shards[key], full, mesh)
         self._visit: dict[str, Counters] = {}
         self._outer: dict[str, Counters] = {}
         for name in self.experts:

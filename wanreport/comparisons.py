@@ -1,0 +1,610 @@
+"""Tables and answers over many records: the baseline's comparisons A and B, and the overviews.
+
+The shapes of the tables are the baseline's own (its sections 3.2, 3.3 and 9.3); its figures stand
+beside as quoted numbers. A cell without a record says "not measured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .answers import (
+    STATUS_WORDS,
+    Budget,
+    Record,
+    clean_budget,
+    counters_agree,
+    counters_derived,
+    difference,
+    engine_name,
+    get,
+    is_full_scale,
+    iterations,
+    job_name,
+    latents,
+    peak_memory,
+    ranks,
+    repeats,
+    sort_key,
+    steady_seconds,
+    switch_step,
+)
+from .record import is_rehearsal
+from .tables import (
+    MINUS,
+    Cell,
+    Column,
+    code,
+    counted,
+    estimate,
+    gigabytes,
+    html_table,
+    markdown,
+    percent,
+    plain,
+    seconds,
+    signed,
+    significant,
+)
+from .verdicts import (
+    NEW,
+    OLD,
+    Verdict,
+    apart,
+    baseline_facts,
+    choose,
+    fact,
+    is_baseline_workload,
+    last_counters,
+    per_step,
+    quoted,
+    tally,
+    workload,
+)
+
+Reading = Callable[[Record], float | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question over two engines or settings: the answer as Markdown, and its tables as HTML."""
+
+    answer: str
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a comparison: its name, how a record answers it, its unit, the baseline's facts."""
+
+    what: str
+    read: Reading
+    unit: str = "s"
+    quoted: str = ""
+
+
+# A: old against new ------------------------------------------------------------------------------
+
+
+def compare_old_and_new(records: Sequence[Record]) -> Comparison:
+    """Comparison A: the new engine against both readings of the old one.
+
+    One set of tables for each machine class and number of GPUs with a full-scale GPU record of the
+    baseline's workload; without any, one set in which nothing is measured.
+    """
+    usable = [r for r in records if is_full_scale(r) and is_baseline_workload(r)]
+    sets = sorted({(str(get(r, "machine", "slug")), ranks(r)) for r in usable})
+    answers, tables = [], []
+    for slug, gpus in sets or [("", int(fact("s9.1.new4.gpus")))]:
+        here = [r for r in usable if get(r, "machine", "slug") == slug]
+        new = choose(here, NEW, gpus=gpus)
+        olds = {old: choose(here, old, gpus=gpus) for old in OLD}
+        machine = get(here[0], "machine", "class") if here else "no machine yet"
+        where = f"{machine}, {gpus} GPUs"
+        for caption, rows in _SECTIONS:
+            tables.append(_old_new_table(f"{caption}: {where}", rows, new, olds))
+        answers.append(_gap_answer(where, new, olds))
+    return Comparison("\n\n".join(answers), tuple(tables))
+
+
+def _part(read: Callable[[Budget], float | None]) -> Reading:
+    return lambda record: read(clean_budget(record)) if iterations(record, "clean") else None
+
+
+def _around_switch(side: int) -> Reading:
+    """Return a reading of the median step before (-1) or after (1) the switch, in seconds."""
+
+    def read(record: Record) -> float | None:
+        at = switch_step(record)
+        if at is None:
+            return None
+        samples = []
+        for iteration in iterations(record, "clean"):
+            steady = steady_seconds(record, iteration)  # all but index 0 and the switch
+            samples += steady[: at - 1] if side < 0 else steady[at - 1 :]
+        return estimate(samples).median
+
+    return read
+
+
+def _average_step(record: Record) -> float | None:
+    clean = iterations(record, "clean")
+    return clean_budget(record).denoise / len(clean[0]["steps"]) if clean else None
+
+
+def _peak(record: Record) -> float | None:
+    peak = peak_memory(record)["allocated_bytes"]
+    return None if peak is None else peak / 1e9
+
+
+def _free(record: Record) -> float | None:
+    peak, room = _peak(record), get(record, "machine", "gpu_memory_bytes")
+    return None if peak is None or room is None else room / 1e9 - peak
+
+
+_SECTIONS: list[tuple[str, list[_Row]]] = [
+    (
+        "End to end",
+        [
+            _Row("denoising", _part(lambda b: b.denoise), quoted="s3.2.denoise"),
+            _Row("average step", _average_step, quoted="s3.2.step"),
+            _Row("decoding", _part(lambda b: b.decode), quoted="s3.2.decode"),
+            _Row("total", _part(lambda b: b.total), quoted="s3.2.total"),
+            _Row("peak GPU memory, allocated", _peak, "GB", "s3.2.peak"),
+            _Row("GPU memory free at the peak", _free, "GB", "s3.2.free"),
+        ],
+    ),
+    (
+        "Per step",
+        [
+            _Row("first step", _part(lambda b: b.first), quoted="s3.3.first"),
+            _Row("median step before the switch", _around_switch(-1), quoted="s3.3.early"),
+            _Row("switch step", _part(lambda b: b.switch), quoted="s3.3.switch"),
+            _Row("median step after the switch", _around_switch(1), quoted="s3.3.late"),
+            _Row("median of both", _part(lambda b: b.steady.median), quoted="s3.3.steady"),
+        ],
+    ),
+    (
+        "Time budget",
+        [
+            _Row("first step", _part(lambda b: b.first), quoted="s3.3.budget.first"),
+            _Row("switch step", _part(lambda b: b.switch), quoted="s3.3.budget.switch"),
+            _Row("other steps", _part(lambda b: b.steady_total), quoted="s3.3.budget.other"),
+            _Row("decoding", _part(lambda b: b.decode), quoted="s3.3.budget.decode"),
+            _Row(
+                "all of these",
+                _part(lambda b: b.denoise + (b.decode or 0.0)),
+                quoted="s3.3.budget.total",
+            ),
+        ],
+    ),
+]
+
+
+def _old_new_table(
+    caption: str, rows: Sequence[_Row], new: Record | None, olds: dict[str, Record | None]
+) -> str:
+    body: list[dict[str, object]] = []
+    for row in rows:
+        mine = row.read(new) if new else None
+        cells: dict[str, object] = {"what": row.what, "new": _value(mine, row.unit)}
+        for old, record in olds.items():
+            theirs = row.read(record) if record else None
+            cells[old] = _value(theirs, row.unit)
+            cells[f"delta {old}"] = _delta(mine, theirs, row.unit)
+        for side in ("new", "old", "delta"):
+            cells[f"baseline {side}"] = quoted(f"{row.quoted}.{side}")
+        body.append(cells)
+    return html_table(
+        body,
+        [
+            Column("what", "part", numeric=False),
+            Column("new", "new: layerwise"),
+            *(Column(old, f"old: {old}") for old in olds),
+            *(Column(f"delta {old}", f"layerwise {MINUS} {old}") for old in olds),
+            Column("baseline new", "baseline, new"),
+            Column("baseline old", "baseline, old"),
+            Column("baseline delta", "baseline, difference"),
+        ],
+        caption=caption,
+        note="Clean iterations, each step of its slowest rank. The baseline's columns are quoted: "
+        "single profiled runs with another flow shift, so that its switch falls elsewhere. What it "
+        "calls old is either of two engines.",
+    )
+
+
+def _value(value: float | None, unit: str) -> Cell:
+    if value is None:
+        return Cell(None, text="not measured")
+    return Cell(value, text=f"{significant(value, 4)} {unit}")
+
+
+def _delta(new: float | None, old: float | None, unit: str) -> Cell:
+    if new is None or old is None:
+        return Cell(None, text="not measured")
+    share = f" ({percent(difference(new, old), signed=True)})" if old else ""
+    return Cell(new - old, text=signed(new - old, unit) + share, kind="derived")
+
+
+def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) -> str:
+    """Say whether the gap of the steps grew, shrank or turned round, as Markdown."""
+    before = fact("s3.3.steady.percent") / 100
+    stated = quoted("s3.3.steady.percent").text or ""
+    parts = []
+    for old, record in olds.items():
+        if new is None or record is None or workload(new) != workload(record):
+            parts.append(f"against {old} not measured")
+            continue
+        mine, theirs = clean_budget(new).steady, clean_budget(record).steady
+        if mine.median is None or theirs.median is None:
+            parts.append(f"against {old} not measured")
+            continue
+        gap = difference(mine.median, theirs.median)
+        if apart(mine, theirs) == 0:
+            verdict = "the samples support no difference"
+        elif gap < 0:
+            verdict = "it turned round"
+        else:
+            assert None not in (mine.low, mine.high, theirs.low, theirs.high)
+            low = difference(mine.low or 0, theirs.high or 1)
+            high = difference(mine.high or 0, theirs.low or 1)
+            # The baseline's own gap has no interval, so only ours is set against it.
+            verdict = "it is wider" if low > before else "it is narrower"
+            if low <= before <= high:
+                verdict = "no other than the baseline's, within the interval"
+        parts.append(
+            f"against {old} {percent(gap, signed=True)} ({mine.text('s')} and {theirs.text('s')}): "
+            f"{verdict}"
+        )
+    return (
+        f"**{markdown(where)}.** The gap per step, which the baseline gives as {markdown(stated)}: "
+        f"{'; '.join(parts)}."
+    )
+
+
+# B: deep against shallow prefetch ----------------------------------------------------------------
+
+
+def compare_prefetch(records: Sequence[Record]) -> Comparison:
+    """Comparison B: the deeper prefetch against the default one."""
+    deep, base = int(fact("s6.2.three.size")), int(fact("s9.2.prefetch.base"))
+    gpus = int(fact("s9.1.prefetch3.gpus"))
+    answers, tables = [], []
+    full = [r for r in records if is_full_scale(r)]
+    for slug in sorted({str(get(r, "machine", "slug")) for r in full}) or [""]:
+        here = [r for r in full if get(r, "machine", "slug") == slug]
+        one = choose(here, NEW, gpus=gpus, ahead=deep)
+        two = choose(here, NEW, gpus=gpus, ahead=base)
+        machine = get(here[0], "machine", "class") if here else "no machine yet"
+        tables.append(_prefetch_table(f"{machine}, {gpus} GPUs", one, two, deep, base))
+        answers.append(_prefetch_answer(str(machine), one, two))
+    # Counters are comparable at any scale: take the largest at hand.
+    for scale in ("a14b", "tiny"):
+        here = [r for r in records if get(r, "job", "scale") == scale]
+        one = choose(here, NEW, gpus=gpus, ahead=deep, timed=False)
+        two = choose(here, NEW, gpus=gpus, ahead=base, timed=False)
+        if one and two and workload(one) == workload(two):
+            tables.append(_prefetch_counters(one, two, deep, base, scale))
+            break
+    return Comparison("\n\n".join(answers), tuple(tables))
+
+
+def _prefetch_table(
+    where: str, one: Record | None, two: Record | None, deep: int, base: int
+) -> str:
+    low, high = quoted("s9.2.prefetch.gain_low"), quoted("s9.2.prefetch.gain_high")
+    gain = Cell(low.value, text=f"{low.text} to {high.text} less", kind="predicted")
+    vram = quoted("s9.3.b.vram")
+    layers = None if one is None else (deep - base) * get(one, "model", "block_bytes", default=0)
+    rows = [
+        (_Row("median step", _part(lambda b: b.steady.median)), gain),
+        (_Row("denoising", _part(lambda b: b.denoise)), Cell("", text="")),
+        (
+            _Row("peak GPU memory, allocated", _peak, "GB"),
+            Cell(vram.value, text=vram.text, kind="predicted", title=vram.title),
+        ),
+    ]
+    body: list[dict[str, object]] = []
+    for row, expected in rows:
+        a, b = row.read(one) if one else None, row.read(two) if two else None
+        body.append(
+            {
+                "what": row.what,
+                "deep": _value(a, row.unit),
+                "base": _value(b, row.unit),
+                "delta": _delta(a, b, row.unit),
+                "expected": expected,
+            }
+        )
+    return html_table(
+        body,
+        [
+            Column("what", "part", numeric=False),
+            Column("deep", f"prefetch {deep}"),
+            Column("base", f"prefetch {base}"),
+            Column("delta", "difference"),
+            Column("expected", "baseline expects"),
+        ],
+        caption=f"Prefetch {deep} against {base}: {where}",
+        note=f"{counted(deep - base, 'more layer')} ahead: {gigabytes(layers)}."
+        if layers
+        else "Needs full-scale GPU records of both.",
+    )
+
+
+def _prefetch_answer(machine: str, one: Record | None, two: Record | None) -> str:
+    if one is None or two is None or workload(one) != workload(two):
+        return (
+            f"**{markdown(machine)}.** Not measured: it needs full-scale GPU records of both. "
+            "Whether it is the synchronisation that shrinks needs their traces too."
+        )
+    a, b = clean_budget(one).steady, clean_budget(two).steady
+    said = {
+        -1: "the deeper prefetch makes steps shorter",
+        1: "the deeper prefetch makes steps longer",
+        0: "the samples support no difference",
+    }[apart(a, b)]
+    return (
+        f"**{markdown(machine)}.** {a.text('s')} per step against {b.text('s')}: {said}. Whether "
+        "it is the synchronisation that changes needs traces: not measured."
+    )
+
+
+def _prefetch_counters(one: Record, two: Record, deep: int, base: int, scale: str) -> str:
+    a, b = last_counters(one) or {}, last_counters(two) or {}
+    words = {
+        "h2d_bytes": "bytes to the device",
+        "h2d_copies": "copies to the device",
+        "event_waits": "waits for an event",
+        "stream_waits": "waits for a stream",
+        "host_syncs": "host synchronisations",
+        "allocations": "buffers allocated",
+    }
+
+    def cell(key: str, value: int) -> Cell:
+        text = gigabytes(value) if key.endswith("_bytes") else plain(value)
+        return Cell(value, text=text, title=f"{value:,}")
+
+    return html_table(
+        [
+            {
+                "what": what,
+                "deep": cell(key, a[key]),
+                "base": cell(key, b[key]),
+                "same": "✓" if a[key] == b[key] else f"{signed(a[key] - b[key], '', 4)}",
+            }
+            for key, what in words.items()
+            if key in a and key in b
+        ],
+        [
+            Column("what", "counter", numeric=False),
+            Column("deep", f"prefetch {deep}"),
+            Column("base", f"prefetch {base}"),
+            Column("same", "equal"),
+        ],
+        caption=f"What changes with the prefetch, per rank and iteration (scale {scale})",
+    )
+
+
+# Overviews ---------------------------------------------------------------------------------------
+
+
+def jobs_tables(records: Sequence[Record]) -> list[str]:
+    """Return one row for each record, failed ones too, in a table for each machine and scale."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records, key=sort_key):
+        key = (
+            str(get(record, "machine", "class", default="unknown machine")),
+            str(get(record, "job", "scale")),
+        )
+        groups.setdefault(key, []).append(record)
+    return [_jobs_table(groups[key], *key) for key in sorted(groups, key=lambda k: (k[1], k[0]))]
+
+
+def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
+    rows: list[dict[str, object]] = []
+    for record in records:
+        row: dict[str, object] = {
+            "job": job_name(record),
+            "engine": engine_name(record),
+            "ranks": ranks(record),
+            "status": STATUS_WORDS.get(str(record.get("status")), str(record.get("status"))),
+            "switch": switch_step(record),
+            "formula": Cell("", text="derived", kind="derived")
+            if counters_derived(record) and iterations(record)
+            else _tick(counters_agree(record)),
+            "bits": _tick(repeats(record)),
+            "reason": Cell("", text=str(record.get("reason") or "")),
+        }
+        if is_full_scale(record) and iterations(record, "clean"):
+            spent, peak = clean_budget(record), peak_memory(record)["allocated_bytes"]
+            row["step"] = Cell(spent.steady.median, text=seconds(spent.steady.median))
+            row["total"] = Cell(spent.total, text=seconds(spent.total))
+            row["peak"] = Cell(peak, text=gigabytes(peak))
+        rows.append(row)
+    timed = any(is_full_scale(record) for record in records)
+    times = [
+        Column("step", "median step"),
+        Column("total", "iteration"),
+        Column("peak", "peak allocated"),
+    ]
+    reasons = any(record.get("reason") for record in records)
+    return html_table(
+        rows,
+        [
+            Column("job", "job", numeric=False),
+            Column("engine", "engine", numeric=False),
+            Column("ranks", "ranks"),
+            Column("status", "status", numeric=False),
+            *(times if timed else []),
+            Column("switch", "switch at index"),
+            Column("formula", "counters = formula", numeric=False),
+            Column("bits", "iterations equal", numeric=False),
+            *([Column("reason", "reason", numeric=False)] if reasons else []),
+        ],
+        caption=f"Jobs on {machine}, scale {scale}",
+        note="" if timed else "A rehearsal: it has no times or memory to report.",
+    )
+
+
+def _tick(answer: bool | None) -> str | None:
+    return None if answer is None else "✓" if answer else "✗ differs"
+
+
+def bits_tables(records: Sequence[Record]) -> list[str]:
+    """Return a matrix of latents' digests, engine × ranks, for each set of comparable records."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if latents(record):
+            key = " | ".join(
+                map(str, (get(record, "machine", "slug"), get(record, "software", "torch"),
+                          *workload(record)))
+            )  # fmt: skip
+            groups.setdefault(key, []).append(record)
+    return [_bits_table(groups[key]) for key in sorted(groups)]
+
+
+def _bits_table(records: Sequence[Record]) -> str:
+    sizes = sorted({ranks(r) for r in records})
+    digests = {
+        (engine, size): sorted(
+            {d for r in records if (engine_name(r), ranks(r)) == (engine, size) for d in latents(r)}
+        )
+        for engine in sorted({engine_name(r) for r in records})
+        for size in sizes
+    }
+    rows: list[dict[str, object]] = []
+    for engine in sorted({engine for engine, _ in digests}):
+        row: dict[str, object] = {"engine": engine}
+        for size in sizes:
+            found = digests[engine, size]
+            row[str(size)] = (
+                Cell(1, text=", ".join(d[:8] for d in found), title=" ".join(found))
+                if found
+                else Cell(None, text="no record")
+            )
+        rows.append(row)
+    last: dict[str, object] = {"engine": "all equal"}
+    for size in sizes:
+        column = [found for (_, n), found in digests.items() if n == size and found]
+        last[str(size)] = (
+            _tick(len({d for found in column for d in found}) == 1)
+            if len(column) > 1
+            else Cell(None, text="one engine only")
+        )
+    first = records[0]
+    return html_table(
+        [*rows, last],
+        [
+            Column("engine", "engine", numeric=False),
+            *(Column(str(size), counted(size, "rank"), numeric=False) for size in sizes),
+        ],
+        caption=f"Latents by engine and ranks: {get(first, 'machine', 'class')}, "
+        f"scale {get(first, 'job', 'scale')}",
+        note="The first 8 hexadecimal digits of the SHA-256; the tooltip has all. Different "
+        "numbers of ranks add in another order, so that only columns must agree.",
+    )
+
+
+def counters_table(records: Sequence[Record]) -> str:
+    """Return what each engine does per step and rank in its last iteration, as HTML."""
+    rows: list[dict[str, object]] = []
+    for record in sorted(records, key=lambda r: (str(get(r, "job", "scale")), *sort_key(r))):
+        each = per_step(record)
+        if each is None:
+            continue
+        row: dict[str, object] = {
+            "job": job_name(record),
+            "scale": get(record, "job", "scale"),
+            "engine": engine_name(record),
+            "ranks": ranks(record),
+        }
+        for key, value in each.items():
+            text = gigabytes(value) if key.endswith("_bytes") else significant(value, 3)
+            row[key] = Cell(value, text=text, kind="derived" if counters_derived(record) else None)
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            Column("job", "job", numeric=False),
+            Column("scale", "scale", numeric=False),
+            Column("engine", "engine", numeric=False),
+            Column("ranks", "ranks"),
+            Column("h2d_copies", "copies to device"),
+            Column("h2d_bytes", "bytes to device"),
+            Column("d2h_copies", "copies to host"),
+            Column("d2h_bytes", "bytes to host"),
+            Column("allocations", "allocations"),
+            Column("event_waits", "event waits"),
+            Column("host_syncs", "host syncs"),
+            Column("unshards", "gathers"),
+        ],
+        caption="Per step and rank: copies, bytes, allocations and waits",
+        note="The last iteration over its number of steps, of the rank that copied most. A tiny "
+        "record's bytes are those of its small weights.",
+    )
+
+
+# The first screen --------------------------------------------------------------------------------
+
+
+def only_rehearsals(records: Sequence[Record]) -> bool:
+    """Say whether no record at hand is of the full model on GPUs."""
+    return not any(is_full_scale(record) for record in records)
+
+
+def title(records: Sequence[Record]) -> str:
+    """Return the page's heading as Markdown; without a full-scale record its first word says so."""
+    return (
+        "# Rehearsal: after the benchmarks"
+        if only_rehearsals(records)
+        else "# After the benchmarks"
+    )
+
+
+def first_screen(records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
+    """Return what a reader must know first, as Markdown."""
+    finished = sum(record.get("status") == "ok" for record in records)
+    full = [record for record in records if is_full_scale(record)]
+    machines = sorted({str(get(r, "machine", "class", default="unknown")) for r in records})
+    parts = []
+    if only_rehearsals(records):
+        parts.append(
+            "**Rehearsal:** no record at hand is of the full model on GPUs. What follows answers "
+            "for the schedule, counters, bytes and bits, and leaves every question about time, "
+            "memory or overlap open."
+        )
+    parts += [
+        "**Asked.** Do the baseline's expectations hold in new measurements, and how do its old "
+        "and new offload compare with the right flow shift?",
+        f"**At hand.** {counted(len(records), 'record')}, {finished} of jobs that finished; "
+        f"{len(full)} of the full model on GPUs, "
+        f"{counted(sum(map(is_rehearsal, records)), 'rehearsal')}. "
+        f"Machines: {markdown('; '.join(machines) or 'none')}.",
+        f"**Came out.** Of {counted(len(verdicts), 'check')}: {tally(verdicts)}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def missing_traces(records: Sequence[Record]) -> str:
+    """Return what stands between the records and comparison C, as Markdown."""
+    full = [record for record in records if is_full_scale(record)]
+    traced = [record for record in full if record.get("traces")]
+    facts = baseline_facts()
+    # The statements begin with the comparison's letter, which the section's heading has already.
+    asked = [facts.statement(f"s9.3.c.{name}") for name in ("bandwidth", "ulysses", "overlap")]
+    asked = [statement.partition(": ")[2] or statement for statement in asked]
+    questions = "\n".join(f"* {markdown(text[:1].upper() + text[1:])}" for text in asked)
+    if traced:
+        state = (
+            f"Traces of {counted(len(traced), 'full-scale job')} lie beside their records and can "
+            "be opened in Perfetto; this report does not read them yet."
+        )
+    else:
+        state = (
+            "There is no trace of a full-scale GPU job. To get them, run the jobs of "
+            f"{code('params/baseline/')} on a machine with enough GPUs: each writes a trace per "
+            "rank beside its record."
+        )
+    return f"{questions}\n\n**Not measured.** {state}"

@@ -1,0 +1,528 @@
+"""Pictures of records, each with an alternative text that states what the picture shows.
+
+Every function takes records and returns ``(Figure, alt_text)``; nothing touches pyplot's global
+state, and sizes are keyword-only. Text, axes and rules are drawn in :data:`INK` on a transparent
+ground: the renderer replaces that one colour by the page's own text colour, so that a figure fits
+a light and a dark page. The engine colours are the same in every figure; they are told apart by
+people with colour-vision deficiencies, keep a contrast of at least 3:1 on white and on near-black,
+and are never the only cue.
+
+A record that cannot answer raises :class:`wanreport.answers.NotAnswerable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from .answers import (
+    COUNTERS,
+    MEMORY_KEYS,
+    Budget,
+    NotAnswerable,
+    Record,
+    budget,
+    clean_budget,
+    counters_derived,
+    engine_name,
+    full_scale_or_refuse,
+    get,
+    is_full_scale,
+    iteration_names,
+    iterations,
+    iterations_or_refuse,
+    job_name,
+    moved,
+    peak_memory,
+    ranks,
+    step_seconds,
+    switch_step,
+)
+from .tables import counted, gigabytes, percent, seconds, significant
+
+INK = "#5b6470"
+
+ENGINE_COLOURS: dict[str, str] = {
+    "resident": "#0764af",
+    "swap": "#b96c92",
+    "fsdp": "#30a854",
+    "layerwise": "#de6200",
+    "stream": "#0f94ff",
+}
+
+ENGINE_MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v"}
+
+WIDTH = 7.2  # inches; with the font sizes below this still reads at a phone's width
+NEAR_SWITCH = 4  # block visits shown on each side of the switch in a timeline
+
+Picture = tuple[Figure, str]
+
+
+def engine_colour(name: str) -> str:
+    """Return an engine's colour; INK for an engine that this package does not know."""
+    return ENGINE_COLOURS.get(name, INK)
+
+
+# What ran (any scale) ----------------------------------------------------------------------------
+
+
+def schedule(record: Record, *, width: float = WIDTH, height: float = 2.8) -> Picture:
+    """Draw the timestep of each step, which expert runs it, and where the switch lies."""
+    times = get(record, "schedule", "timesteps", default=[])
+    if not times:
+        raise NotAnswerable("No schedule was recorded before the job ended.")
+    figure, axes = _axes(width, height)
+    at = switch_step(record)
+    _shade_experts(axes, len(times), at)
+    axes.step(range(len(times)), times, where="mid", color=INK, linewidth=0.8, alpha=0.6)
+    colour = engine_colour(engine_name(record))
+    axes.plot(range(len(times)), times, "o", color=colour, markersize=4.5)
+    ratio = get(record, "model", "boundary_ratio")
+    boundary = None if ratio is None else ratio * 1000  # the schedulers' own training timesteps
+    if boundary is not None:
+        axes.axhline(boundary, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"boundary {boundary:g}",
+            (len(times) - 0.6, boundary),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=INK,
+        )
+    axes.set(xlabel="step index", ylabel="timestep", xlim=(-0.6, len(times) - 0.4))
+    axes.set_ylim(0, max(times) * 1.18)
+    alt = (
+        f"Timesteps of the {len(times)} denoising steps, from {times[0]:g} down to {times[-1]:g}. "
+    )
+    if at is None:
+        alt += "One expert runs all of them."
+    else:
+        alt += (
+            f"The high-noise expert runs steps 0 to {at - 1}, the low-noise expert steps {at} to "
+            f"{len(times) - 1}: the switch is at step index {at}, the first whose timestep, "
+            f"{times[at]:g}, is below the boundary"
+            + (f" of {boundary:g}." if boundary is not None else ".")
+        )
+    return figure, alt
+
+
+def moved_bytes(record: Record, *, width: float = WIDTH) -> Picture:
+    """Draw the bytes to the device and back of each iteration beside the closed formula.
+
+    Of several ranks the one that moved most is drawn.
+    """
+    rows = [row for row in moved(record) if row.counter.endswith("_bytes")]
+    if not rows:
+        raise NotAnswerable("The record has no counters of bytes.")
+    figure, axes = _axes(width, 0.7 + 0.42 * len(rows))
+    colour = engine_colour(engine_name(record))
+    divisor, unit = _unit(max([*[max(row.measured) for row in rows], 1]))
+    labels = []
+    for y, row in enumerate(rows):
+        value = max(row.measured)
+        back = row.counter.startswith("d2h")
+        axes.barh(
+            y, value / divisor, height=0.62, facecolor=colour, alpha=0.45 if back else 0.85,
+            edgecolor=colour, hatch="////" if back else None, linewidth=0,
+        )  # fmt: skip
+        if row.formula is not None:
+            formula = max(row.formula) / divisor
+            axes.plot([formula, formula], [y - 0.42, y + 0.42], color=INK, linewidth=2)
+        _value_label(axes, value / divisor, y, gigabytes(value))
+        labels.append(f"{row.iteration}, {'to host' if back else 'to device'}")
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{unit} per rank; the upright stroke is the closed formula")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
+    agree = [None if counters_derived(record) else row.agrees for row in rows]
+    said = "; ".join(
+        f"{row.iteration} {gigabytes(max(row.measured))} {COUNTERS[row.counter][6:]}"
+        for row in rows
+    )
+    verdict = (
+        "All equal the closed formula."
+        if all(agree)
+        else "They are derived, not counted, or have no formula to compare with."
+        if None in agree
+        else "Not all equal the closed formula."
+    )
+    return figure, f"Bytes moved per rank by engine {engine_name(record)}: {said}. {verdict}"
+
+
+def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Picture:
+    """Draw what compute, copies and collectives did around the switch, on rank 0.
+
+    At full scale the axis is time in milliseconds. Of a rehearsal it is the order in which things
+    began, since its times say nothing about a GPU.
+    """
+    events = _around_switch(record)
+    timed = is_full_scale(record)
+    lanes = [lane for lane in ("compute", "copy", "collective") if any(
+        event["lane"] == lane for event in events)]  # fmt: skip
+    figure, axes = _axes(width, height)
+    colours = {"compute": INK, "copy": engine_colour(engine_name(record)), "collective": INK}
+    origin = min(event["start_ms"] for event in events)
+    starts = []
+    for order, event in enumerate(events):
+        start = event["start_ms"] - origin if timed else float(order)
+        length = event["end_ms"] - event["start_ms"] if timed else 0.85
+        starts.append(start)
+        release = event["what"] == "release"
+        axes.barh(
+            lanes.index(event["lane"]), length, left=start, height=0.6,
+            facecolor="none" if release else colours[event["lane"]],
+            alpha=0.45 if event["lane"] == "collective" else 0.85,
+            edgecolor=colours[event["lane"]], linewidth=0.8 if release or timed else 0.4,
+            hatch="xxxx" if event["what"] == "switch" else None,
+        )  # fmt: skip
+        if event["what"] in ("block", "load") and event["block"] is not None and len(events) < 90:
+            axes.annotate(
+                str(event["block"]), (start + length / 2, lanes.index(event["lane"]) - 0.38),
+                ha="center", va="bottom", fontsize=6.5, color=INK,
+            )  # fmt: skip
+    at = _first_of_switch(record, events)
+    if at is not None:
+        axes.axvline(starts[at], color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "switch", (starts[at], len(lanes) - 0.45), xytext=(3, 0),
+            textcoords="offset points", fontsize=8, color=INK, va="center",
+        )  # fmt: skip
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set_ylim(len(lanes) - 0.3, -0.75)
+    axes.set_xlabel("milliseconds" if timed else "order of events (order, not time)")
+    keys = [
+        Patch(
+            facecolor="none" if what == "release" else colours["copy"], edgecolor=colours["copy"],
+            hatch="xxxx" if what == "switch" else None, label=label,
+        )
+        for what, label in (("load", "load of a block"), ("release", "release of a block"),
+                            ("switch", "move of an expert"))
+        if any(event["what"] == what for event in events)
+    ]  # fmt: skip
+    if keys:
+        _legend(axes, handles=keys)
+    kinds = {"block": "block run", "load": "load", "release": "release", "switch": "expert move",
+             "all_to_all": "all-to-all"}  # fmt: skip
+    tally = ", ".join(
+        counted(number, word)
+        for what, word in kinds.items()
+        if (number := sum(event["what"] == what for event in events))
+    )
+    alt = (
+        f"{'Timeline' if timed else 'Order of events'} around the switch on rank 0, engine "
+        f"{engine_name(record)}: {tally}. "
+    )
+    if counters_derived(record):
+        return figure, f"{alt}Its copies are hidden in the library and not shown."
+    return figure, alt + _loads_finding(events, timed=timed)
+
+
+def _around_switch(record: Record) -> list[dict[str, Any]]:
+    """Return the events from a few block runs before the switch to a few after, by start."""
+    events = sorted(
+        (event for event in get(record, "timeline", default=[]) if event.get("end_ms") is not None),
+        key=lambda event: (event["start_ms"], event["end_ms"], event["lane"]),
+    )
+    if not events:
+        raise NotAnswerable("The job recorded no timeline; only a profiled iteration has one.")
+    at = _first_of_switch(record, events)
+    if at is None:
+        return events[:80]
+    blocks = [i for i, event in enumerate(events) if event["what"] == "block"]
+    before = [i for i in blocks if i < at][-NEAR_SWITCH:]
+    after = [i for i in blocks if i >= at][: NEAR_SWITCH + 1]
+    return events[(before or [0])[0] : (after or [len(events)])[-1]]
+
+
+def _first_of_switch(record: Record, events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the position of the first event of the step at which the low-noise expert begins."""
+    at = switch_step(record)
+    return next((i for i, event in enumerate(events) if event.get("step") == at), None)
+
+
+def _loads_finding(events: Sequence[Mapping[str, Any]], *, timed: bool) -> str:
+    loads = [e for e in events if e["lane"] == "copy" and e["what"] in ("load", "switch")]
+    if not loads:
+        return "No weights are copied."
+    runs = [e for e in events if e["what"] == "block"]
+    if timed:
+        total = sum(e["end_ms"] - e["start_ms"] for e in loads)
+        inside = sum(
+            max(0.0, min(load["end_ms"], run["end_ms"]) - max(load["start_ms"], run["start_ms"]))
+            for load in loads
+            for run in runs
+        )
+        if not total:
+            return ""
+        return f"{percent(inside / total)} of the time of the copies shown lies within block runs."
+    if not any(load["what"] == "load" for load in loads):
+        return "Whole experts move while no block runs."
+    ahead = known = 0
+    for load in loads:
+        run = next(
+            (
+                r
+                for r in runs
+                if (r["expert"], r["block"]) == (load["expert"], load["block"])
+                and r["start_ms"] >= load["start_ms"]
+            ),
+            None,
+        )
+        if run is not None:
+            known += 1
+            ahead += any(load["start_ms"] <= r["start_ms"] < run["start_ms"] for r in runs)
+    if not known:
+        return "The loads shown are for blocks that run later than the part shown."
+    return f"{ahead} of {known} loads whose block is shown are issued a block or more ahead."
+
+
+# Time and memory (full scale only) ---------------------------------------------------------------
+
+
+def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Picture:
+    """Draw each iteration's time per step, experts shaded and the switch marked.
+
+    A first step that is far above all others (compilation, first loads) is cut off and labelled.
+    """
+    full_scale_or_refuse(record, "The time per step")
+    found = iterations_or_refuse(record)
+    figure, axes = _axes(width, height)
+    colour = engine_colour(engine_name(record))
+    times = [step_seconds(iteration) for iteration in found]
+    at = switch_step(record)
+    _shade_experts(axes, max(map(len, times)), at)
+    top = 1.25 * max(s for steps in times for s in steps[1:] or steps)
+    styles = {"warmup": (":", 0.7), "clean": ("-", 1.0), "profiled": ("--", 0.7)}
+    for name, iteration, steps in zip(iteration_names(found), found, times, strict=True):
+        line, alpha = styles.get(iteration["kind"], ("-", 1.0))
+        axes.plot(
+            range(len(steps)), [min(s, top) for s in steps], line, color=colour, alpha=alpha,
+            marker=ENGINE_MARKERS.get(engine_name(record), "o"), markersize=3, linewidth=1.2,
+            label=name,
+        )  # fmt: skip
+        if steps[0] > top:
+            axes.annotate(
+                f"{name}: {seconds(steps[0])} ↑", (0, top), xytext=(5, -3),
+                textcoords="offset points", va="top", fontsize=8, color=INK,
+            )  # fmt: skip
+    axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
+    axes.set_xlim(-0.6, max(map(len, times)) - 0.4)
+    axes.set_ylim(0, top * 1.12)
+    _legend(axes)
+    clean = clean_budget(record)
+    alt = (
+        f"Seconds per step of {job_name(record)}. In clean iterations the steps that are neither "
+        f"first nor switch take {clean.steady.text('s')}"
+    )
+    if clean.switch is not None and clean.steady.median:
+        ratio = clean.switch / clean.steady.median
+        alt += (
+            f"; the switch step, index {at}, takes {seconds(clean.switch)}, "
+            f"{significant(ratio, 3)} times as long"
+        )
+    return figure, f"{alt}. The first step of the first iteration takes {seconds(times[0][0])}."
+
+
+_PARTS = (("first step", "////", 0.9), ("switch step", "xxxx", 0.9),
+          ("other steps", None, 0.55), ("decode", "....", 0.25))  # fmt: skip
+
+
+def time_budget(*records: Record, width: float = WIDTH) -> Picture:
+    """Draw where the time went: of one record each iteration, of several their clean iterations."""
+    if not records:
+        raise NotAnswerable("There is no record to draw.")
+    bars: list[tuple[str, str, Budget]] = []
+    if len(records) == 1:
+        (record,) = records
+        found = iterations_or_refuse(record)
+        for name, iteration in zip(iteration_names(found), found, strict=True):
+            bars.append((name, engine_name(record), budget(record, iteration)))
+    else:
+        bars = [(job_name(r), engine_name(r), clean_budget(r)) for r in records]
+    figure, axes = _axes(width, 1.1 + 0.5 * len(bars))
+    for y, (_, engine, spent) in enumerate(bars):
+        left = 0.0
+        values = (spent.first, spent.switch or 0.0, spent.steady_total, spent.decode or 0.0)
+        for (_, hatch, alpha), value in zip(_PARTS, values, strict=True):
+            axes.barh(
+                y, value, left=left, height=0.62, facecolor=engine_colour(engine), alpha=alpha,
+                hatch=hatch, edgecolor=INK, linewidth=0.5,
+            )  # fmt: skip
+            left += value
+        _value_label(axes, left, y, seconds(left))
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
+    handles = [
+        Patch(facecolor=INK, alpha=alpha, hatch=hatch, edgecolor=INK, label=name)
+        for name, hatch, alpha in _PARTS
+    ]
+    _legend(axes, handles=handles, ncols=4)
+    said = "; ".join(
+        f"{name}: first step {seconds(spent.first)}"
+        + (f", switch step {seconds(spent.switch)}" if spent.switch is not None else "")
+        + f", other steps {seconds(spent.steady_total)}"
+        + (f", decode {seconds(spent.decode)}" if spent.decode is not None else "")
+        for name, _, spent in bars
+    )
+    return figure, f"Where the time went. {said}."
+
+
+def memory(*records: Record, width: float = WIDTH) -> Picture:
+    """Draw the peaks of GPU and host memory, of the fullest rank, and the GPU's capacity."""
+    if not records:
+        raise NotAnswerable("There is no record to draw.")
+    peaks = [peak_memory(record) for record in records]
+    bars = [
+        (f"{job_name(record)}, {what}" if len(records) > 1 else what, record, key, value)
+        for record, peak in zip(records, peaks, strict=True)
+        for key, what in MEMORY_KEYS.items()
+        if (value := peak[key]) is not None
+    ]
+    if not bars:
+        raise NotAnswerable("The job ended before any memory was recorded.")
+    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    for y, (_, record, key, value) in enumerate(bars):
+        host = not key.startswith(("allocated", "reserved"))
+        axes.barh(
+            y, value / 1e9, height=0.62, facecolor=engine_colour(engine_name(record)),
+            alpha=0.4 if host else 0.85, hatch="////" if host else None, edgecolor=INK,
+            linewidth=0.4,
+        )  # fmt: skip
+        _value_label(axes, value / 1e9, y, gigabytes(value))
+    capacities = sorted({get(r, "machine", "gpu_memory_bytes", default=0) for r in records} - {0})
+    for capacity in capacities:
+        axes.axvline(capacity / 1e9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(bars)), [name for name, _, _, _ in bars])
+    axes.invert_yaxis()
+    note = "; dashed: the GPU's capacity" if capacities else ""
+    axes.set_xlabel(f"peak of the fullest rank, GB{note}")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
+    said = "; ".join(f"{name} {gigabytes(value)}" for name, _, _, value in bars)
+    room = f" One GPU has {gigabytes(capacities[0])}." if len(capacities) == 1 else ""
+    return figure, f"Peak memory: {said}.{room}"
+
+
+# Several records ---------------------------------------------------------------------------------
+
+
+def compare_steps(records: Sequence[Record], *, width: float = WIDTH) -> Picture:
+    """Draw the median time per step of each full-scale record, with its 95 % interval."""
+    usable = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
+    if not usable:
+        raise NotAnswerable("No full-scale GPU record is at hand, so there is no time to compare.")
+    usable.sort(key=lambda r: (ranks(r), job_name(r)))
+    figure, axes = _axes(width, 0.8 + 0.4 * len(usable))
+    said = []
+    for y, record in enumerate(usable):
+        steady, engine = clean_budget(record).steady, engine_name(record)
+        if steady.median is None:
+            continue
+        if steady.low is not None and steady.high is not None:
+            axes.plot([steady.low, steady.high], [y, y], color=engine_colour(engine), linewidth=3)
+        axes.plot(
+            steady.median, y, ENGINE_MARKERS.get(engine, "o"), color=engine_colour(engine),
+            markersize=7, markeredgecolor=INK,
+        )  # fmt: skip
+        said.append(f"{job_name(record)} {steady.text('s')}")
+    axes.set_yticks(range(len(usable)), [f"{job_name(r)}, {engine_name(r)}" for r in usable])
+    axes.set_ylim(len(usable) - 0.5, -0.5)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
+    axes.set_xlabel("seconds per step: median and 95 % interval, clean iterations")
+    return figure, f"Time per step, first and switch step left out: {'; '.join(said)}."
+
+
+def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture:
+    """Draw how many experts' worth of bytes each rank copies to its device per step.
+
+    The unit, bytes over the bytes of one whole expert, means the same at every scale.
+    """
+    bars = []
+    for record in records:
+        worth = experts_per_step(record)
+        if worth is not None:
+            bars.append((ranks(record), engine_name(record), job_name(record), worth))
+    if not bars:
+        raise NotAnswerable("No record has counters to compare.")
+    bars.sort()
+    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    for y, (_, engine, _, worth) in enumerate(bars):
+        axes.barh(y, worth, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
+        _value_label(axes, worth, y, significant(worth, 3))
+    axes.set_yticks(range(len(bars)), [f"{name} ({number} ranks)" for number, _, name, _ in bars])
+    axes.invert_yaxis()
+    axes.set_xlabel("bytes to the device per step and rank, in whole experts")
+    axes.set_xlim(0, max(axes.get_xlim()[1], 0.01) * 1.16)
+    said = "; ".join(
+        f"{name} on {counted(number, 'rank')}: {significant(worth, 3)}"
+        for number, _, name, worth in bars
+    )
+    return figure, f"Bytes to the device per step and rank, in whole experts. {said}."
+
+
+def experts_per_step(record: Record) -> float | None:
+    """Return the bytes to the device per step and rank over the bytes of one expert.
+
+    It is taken from the last iteration, when nothing is loaded for the first time any more; of
+    several ranks the one that moved most counts. None where the record has no counters.
+    """
+    size, found = get(record, "model", "expert_bytes"), iterations(record)
+    counters = found[-1].get("counters") if found else None
+    if not size or not counters:
+        return None
+    return float(max(rank["h2d_bytes"] for rank in counters) / len(found[-1]["steps"]) / size)
+
+
+# Drawing -----------------------------------------------------------------------------------------
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+    return figure, axes
+
+
+def _shade_experts(axes: Axes, steps: int, at: int | None) -> None:
+    """Shade the low-noise expert's steps and name both experts at the top."""
+    if at is None:
+        return
+    axes.axvspan(at - 0.5, steps - 0.4, facecolor=INK, alpha=0.09, linewidth=0)
+    axes.axvline(at - 0.5, color=INK, linewidth=1.1)
+    for middle, text in (((at - 1) / 2, "high noise"), ((at + steps - 1) / 2, "low noise")):
+        axes.annotate(
+            text, (middle, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top",
+            fontsize=8, color=INK,
+        )  # fmt: skip
+
+
+def _value_label(axes: Axes, x: float, y: float, text: str) -> None:
+    axes.annotate(
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+    )
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8, labelcolor=INK,
+        **({"ncols": 3} | options),
+    )  # fmt: skip
+
+
+def _unit(most: float) -> tuple[float, str]:
+    for divisor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if most >= divisor:
+            return divisor, unit
+    return 1.0, "B"

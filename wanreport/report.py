@@ -1,0 +1,430 @@
+"""`make report`: measure what is missing, render what is stale, write the index.
+
+Every step leaves finished files behind, so that an interrupted run goes on where it stopped. What a
+page was made from is hashed into the page; it is rendered again only when that changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from wanreport import index, local, render
+from wanreport.job import Job, JobError, load_job
+
+WORKERS = 2
+REPORTED = Path("params/baseline")
+"""The jobs that a report measures; others in params/ get a page once they have a record."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One page to make: a plain value, so that it can go to another process."""
+
+    name: str
+    script: Path
+    parameters: Mapping[str, Any]
+    page: render.Page
+    html: Path
+    ipynb: Path
+    root: Path
+    measured_job: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task; `problem` is empty for a good page."""
+
+    name: str
+    seconds: float
+    problem: str = ""
+
+
+# Jobs --------------------------------------------------------------------------------------------
+
+
+def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> dict[Path, Job]:
+    """Load all params files, or raise JobError with the problems of all of them.
+
+    `lenient` leaves files with problems out.
+    """
+    jobs: dict[Path, Job] = {}
+    problems: list[str] = []
+    for file in files:
+        shown = _within(file, root)
+        try:
+            jobs[shown] = load_job(file)
+        except JobError as error:
+            problems += error.problems
+    names: dict[str, Path] = {}
+    for file, job in jobs.items():
+        if job.name in names:
+            problems.append(f"{file}: name: {names[job.name]} has the same; rename one of them")
+        names[job.name] = file
+    if problems and not lenient:
+        raise JobError([problem.replace(f"{root}/", "") for problem in problems])
+    return jobs
+
+
+def params_files(root: Path) -> list[Path]:
+    """All params files of the project, those of the report first."""
+    first = sorted((root / REPORTED).glob("*.yaml"))
+    return first + [file for file in sorted((root / "params").rglob("*.yaml")) if file not in first]
+
+
+def measure(jobs: Sequence[Job], root: Path, log: Path) -> list[str]:
+    """Measure those `jobs` that this machine has no record of; return the names that failed."""
+    failed: list[str] = []
+    begun = [time.monotonic()]
+
+    def tell(path: Path, record: dict[str, Any]) -> None:
+        name, status = record["job"]["name"], record["status"]
+        now = time.monotonic()
+        why = "" if status == "ok" else f"  {record['reason']}"
+        _say(f"  {name:<24} {status:<12} {now - begun[0]:6.1f} s{why}")
+        begun[0] = now
+        if status in ("failed", "timeout"):
+            failed.append(name)
+            if record["hint"]:
+                _say(f"  {'':<24} {record['hint']}")
+
+    machine = local.known_machine(local.local_results(root))
+    found = local.all_records(root)
+    missing = local.missing(jobs, found, machine)
+    if missing:
+        _say(f"Measuring {len(missing)} of {len(jobs)} jobs; log: {_within(log, root)}")
+        local.measure_jobs(missing, local.local_results(root), log, tell, sys.stderr)
+    return failed
+
+
+# Pages -------------------------------------------------------------------------------------------
+
+
+def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> list[Task]:
+    """Return every page that the jobs and notebooks call for, each with the hash of its inputs."""
+    machine = local.known_machine(local.local_results(root))
+    notebooks = root / "notebooks"
+    tasks = []
+    everything = [_within(path, root).as_posix() for path, _ in found]
+    for script in sorted(notebooks.glob("*.py")):
+        if script.name == "job.py":
+            continue
+        # A notebook that reads records says so in its parameters.
+        reads = re.search(r"^results_dirs\s*=", script.read_text(encoding="utf-8"), re.MULTILINE)
+        page = render.Page(
+            notebook=f"notebooks/{script.name}",
+            sources=tuple(everything) if reads else (),
+            links=(("All reports", "index.html"),),
+        )
+        tasks.append(_task(script.stem, script, {}, page, root, Path(f"{script.stem}.html"),
+                           _digests(found if reads else [])))  # fmt: skip
+    script = notebooks / "job.py"
+    for file, job in jobs.items() if script.is_file() else ():
+        best = local.spoken_for(job, found, machine)
+        page = render.Page(
+            notebook="notebooks/job.py",
+            parameters=best[1]["job"] if best else job.model_dump(mode="json"),
+            record=best[1] if best else None,
+            record_path=_within(best[0], root).as_posix() if best else "",
+            links=(("All reports", "../index.html"),),
+            repair=f"wanreport run {file}",
+        )
+        given = job.model_dump(mode="json", exclude_unset=True)
+        tasks.append(_task(job.name, script, given, page, root, Path("jobs", f"{job.name}.html"),
+                           _digests([best] if best else [])))  # fmt: skip
+    return tasks
+
+
+def _task(
+    name: str,
+    script: Path,
+    given: Mapping[str, Any],
+    page: render.Page,
+    root: Path,
+    where: Path,
+    sources: Sequence[str],
+) -> Task:
+    known = [
+        name, script.read_text(encoding="utf-8"), dict(given), list(sources), page.links,
+        _package(), render.versions(), local.git_state(),
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    reports = root / "reports"
+    return Task(
+        name=name,
+        script=script,
+        parameters=given,
+        page=replace(page, inputs=digest),
+        html=reports / where,
+        ipynb=reports / "notebooks" / where.with_suffix(".ipynb").name,
+        root=root,
+    )
+
+
+def _digests(found: Sequence[local.Found]) -> list[str]:
+    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path, _ in found]
+
+
+@cache
+def _package() -> str:
+    """Hash over everything in the package that could change a page: code, templates and data."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(here.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            total.update(f"{path.relative_to(here)} ".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def is_stale(task: Task) -> bool:
+    """Whether the page is missing or was made from something else."""
+    return _inputs_of(task.html) != task.page.inputs
+
+
+def _inputs_of(page: Path) -> str | None:
+    """The hash in a page; "" if its notebook failed, None if there is no page."""
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            found = re.search(r'name="wanreport-inputs" content="(\w*)"|'
+                              r'content="(\w*)" name="wanreport-inputs"', file.read(4096))
+    except OSError:
+        return None
+    return (found[1] or found[2] or "") if found else None
+
+
+def make_page(task: Task) -> Outcome:
+    """Execute and render one page. Whatever goes wrong ends up on the page and in the outcome."""
+    begun = time.monotonic()
+    page = task.page
+    try:
+        notebook, failure = render.execute(task.script, task.parameters, task.ipynb, cwd=task.root)
+        # A page without the hash of its inputs is stale: the next run tries again.
+        page = page if failure is None else replace(page, inputs="")
+        try:
+            render.to_html(notebook, task.html, page, failure)
+        except render.RenderError as error:
+            failure = render.Failure(
+                str(error), f"Mend {page.notebook}. The notebook as it ran is"
+                f" {_within(task.ipynb, task.root)}."
+            )  # fmt: skip
+            page = replace(page, inputs="", title=page.title or task.name)
+            render.to_html(render.blank(page), task.html, page, failure)
+    except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
+        return Outcome(task.name, time.monotonic() - begun, f"{error.strerror or error}{name}")
+    problem = ""
+    if failure:
+        at = f"cell {failure.cell}: " if failure.cell else ""
+        problem = at + failure.what
+    return Outcome(task.name, time.monotonic() - begun, problem)
+
+
+def make_pages(tasks: Sequence[Task], workers: int = WORKERS) -> list[Outcome]:
+    """Make pages in processes of their own and say what became of each as it ends."""
+    outcomes: list[Outcome] = []
+    if not tasks:
+        return outcomes
+    with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as folder:
+        pool = ProcessPoolExecutor(
+            min(workers, len(tasks)), multiprocessing.get_context("spawn"), _begin_worker, (folder,)
+        )
+        try:
+            waiting = {pool.submit(make_page, task): task for task in tasks}
+            for future in as_completed(waiting):
+                outcomes.append(_outcome(future, waiting[future]))
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.kill()  # a kernel ends itself when its parent has gone
+            pool.shutdown(cancel_futures=True)
+            raise
+        pool.shutdown()
+    return outcomes
+
+
+def _outcome(future: Future[Outcome], task: Task) -> Outcome:
+    try:
+        outcome = future.result()
+    except BrokenProcessPool:
+        why = "the rendering process was killed, most often for want of memory"
+        outcome = Outcome(task.name, 0.0, f"{why}; run again, with --workers 1")
+    if outcome.problem:
+        _say(f"  {task.name:<24} FAILED       {_brief(outcome.problem)}")
+    else:
+        _say(f"  {task.name:<24} {'rendered':<12} {outcome.seconds:6.1f} s")
+    return outcome
+
+
+def _begin_worker(folder: str) -> None:
+    tempfile.tempdir = folder  # the parent removes it, even if this process is killed
+    # Ctrl-C reaches the whole foreground group; ending the workers is for the parent to decide.
+    # A handler, since "ignore" would be passed on to the kernels.
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+# The index ---------------------------------------------------------------------------------------
+
+
+def write_index(
+    jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found], tasks: Sequence[Task]
+) -> Path:
+    """Write reports/index.html over all jobs, also those that have a record but no params file."""
+    reports = root / "reports"
+    machine = local.known_machine(local.local_results(root))
+    rows = []
+    for job in jobs.values():
+        best = local.spoken_for(job, found, machine)
+        rows.append(_row(job.name, job.engine, job.num_gpus, best[1] if best else None, reports))
+    named = {job.name for job in jobs.values()}
+    others: dict[str, dict[str, Any]] = {}
+    for _, record in found:
+        name = str(record["job"].get("name"))
+        if name not in named:
+            others[name] = record
+    for name, record in sorted(others.items()):
+        job_fields = record["job"]
+        rows.append(_row(name, str(job_fields.get("engine")), int(job_fields.get("num_gpus") or 0),
+                         record, reports))
+    pages = [
+        (task.name, task.html.relative_to(reports).as_posix(), _inputs_of(task.html) == "")
+        for task in tasks
+        if task.html.parent == reports and task.html.is_file()
+    ]
+    out = reports / "index.html"
+    body = index.index_html(rows, pages)
+    if not out.is_file() or out.read_text(encoding="utf-8") != body:
+        local.write_atomically(out, body)
+    return out
+
+
+def _row(
+    name: str, engine: str, gpus: int, record: dict[str, Any] | None, reports: Path
+) -> index.Row:
+    page = reports / "jobs" / f"{name}.html"
+    inputs = _inputs_of(page)
+    href = "" if inputs is None else f"jobs/{name}.html"
+    return index.Row(name, engine, gpus, record, href, page_failed=inputs == "")
+
+
+# The whole ---------------------------------------------------------------------------------------
+
+
+def report(
+    root: Path,
+    *,
+    only: Sequence[Path] = (),
+    measuring: bool = True,
+    force: bool = False,
+    workers: int = WORKERS,
+) -> int:
+    """Bring reports/ up to date and return the exit status.
+
+    Parameters
+    ----------
+    only
+        Params files: measure these and make their pages alone. All of the report's otherwise.
+    measuring
+        Whether jobs without a record are measured first.
+    force
+        Render pages that are up to date, too.
+
+    Raises
+    ------
+    JobError
+        Before anything runs, with the problems of all params files.
+    wanreport.record.RecordError
+        If a record cannot be read or written.
+    """
+    begun = time.monotonic()
+    files = params_files(root)
+    with _as_exit(signal.SIGTERM):
+        asked = load_jobs(only, root)
+        # A draft beside it must not keep a job from running.
+        jobs = {**load_jobs(files, root, lenient=bool(only)), **asked}
+        wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
+        failed: list[str] = []
+        if measuring:
+            name = only[0].stem if len(only) == 1 else "report"
+            log = local.local_results(root) / "logs" / f"{name}.log"
+            failed = measure(list(wanted.values()), root, log)
+        found = local.all_records(root)
+        machine = local.known_machine(local.local_results(root))
+        shown = {
+            file: job for file, job in jobs.items()
+            if file in wanted or local.spoken_for(job, found, machine)
+        }  # fmt: skip
+        tasks = plan(shown, root, found)
+        names = {job.name for job in asked.values()}
+        due = [t for t in tasks if (t.name in names or not asked) and (force or is_stale(t))]
+        if due:
+            _say(f"Rendering {len(due)} of {len(tasks)} pages")
+        outcomes = make_pages(due, workers)
+        out = write_index(shown, root, found, tasks)
+    bad = [outcome for outcome in outcomes if outcome.problem]
+    _say(_closing(out, root, tasks, due, bad, failed, time.monotonic() - begun))
+    for outcome in sorted(bad, key=lambda outcome: outcome.name):
+        task = next(task for task in tasks if task.name == outcome.name)
+        _say(f"{_within(task.html, root)}: {_brief(outcome.problem)}", error=True)
+    return 1 if bad or failed else 0
+
+
+def _closing(
+    out: Path,
+    root: Path,
+    tasks: Sequence[Task],
+    due: Sequence[Task],
+    bad: Sequence[Outcome],
+    failed: Sequence[str],
+    seconds: float,
+) -> str:
+    state = f"{len(due)} of {len(tasks)} pages rendered" if due else "nothing has changed"
+    trouble = [f"{len(bad)} incomplete"] if bad else []
+    trouble += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
+    return f"{_within(out, root)}: {'; '.join([state, *trouble])} ({seconds:.1f} s)"
+
+
+@contextlib.contextmanager
+def _as_exit(number: signal.Signals) -> Iterator[None]:
+    """Let a signal end the block like an exception, so that what it has started is ended too."""
+    try:
+        before = signal.signal(number, _exit_on_signal)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _within(path: Path, root: Path) -> Path:
+    """`path` relative to the project, where it lies inside."""
+    resolved = path.resolve()
+    return resolved.relative_to(root) if resolved.is_relative_to(root) else path
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:300]}…"
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)

@@ -1,0 +1,852 @@
+"""The baseline's open checks (its section 9.2) and further ones, answered from records.
+
+A check is a function from records to a :class:`Verdict`. "pass" means that the records agree with
+what the baseline expected, "fail" that they contradict it, "not measured" that no record at hand
+can tell. Checks of time, memory or overlap look only at full-scale GPU records; the others accept
+any scale. A difference of times is claimed only where the 95 % intervals of the medians are apart.
+
+What the baseline expected is looked up in its facts, never typed here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from .answers import (
+    Record,
+    clean_budget,
+    counters_agree,
+    counters_derived,
+    difference,
+    engine_name,
+    file_name,
+    get,
+    is_full_scale,
+    iterations,
+    latents,
+    peak_memory,
+    ranks,
+    repeats,
+    steady_seconds,
+    step_seconds,
+    switch_step,
+)
+from .tables import (
+    Cell,
+    Column,
+    Estimate,
+    counted,
+    gigabytes,
+    html_table,
+    percent,
+    plain,
+    seconds,
+    signed,
+)
+
+if TYPE_CHECKING:
+    from .baseline import Facts
+
+Status = Literal["pass", "fail", "not measured"]
+NEW, OLD = "layerwise", ("fsdp", "swap")
+"""The baseline's new engine, and the two readings of what it calls the old one."""
+
+MARKS: dict[Status, str] = {"pass": "✓ pass", "fail": "✗ fail", "not measured": "– not measured"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one check.
+
+    `evidence` says in plain text what was seen, with absolute numbers; `records` names the files
+    that it rests on; `next_step` says how to get an answer, or a better one.
+    """
+
+    check: str
+    question: str
+    status: Status
+    evidence: str
+    records: tuple[str, ...] = ()
+    expected: str = ""
+    next_step: str = ""
+    machine: str = ""
+
+
+# The baseline's own numbers ----------------------------------------------------------------------
+
+
+@cache
+def baseline_facts() -> Facts:
+    """Return the facts of the baseline document."""
+    from .baseline import load_facts
+
+    return load_facts()
+
+
+def quoted(name: str) -> Cell:
+    """Return a fact of the baseline as printed, for a table; its tooltip says where it stands."""
+    facts = baseline_facts()
+    return Cell(name, text=facts.text(name), kind="quoted", title=facts.origin(name))
+
+
+def fact(name: str) -> float:
+    """Return a number of the baseline."""
+    return baseline_facts().number(name)
+
+
+def _expected(name: str) -> str:
+    return baseline_facts().text(f"s9.2.{name}.expected")
+
+
+# Choosing records --------------------------------------------------------------------------------
+
+
+def workload(record: Record) -> tuple[object, ...]:
+    """Return everything that must be equal before two records may be compared, but the engine.
+
+    Machine class, ranks and software version are not in it.
+    """
+    keys = ("scale", "num_inference_steps", "cfg", "dtype", "compile", "seed", "checkpoint",
+            "prompt", "negative_prompt", "guidance_scale", "guidance_scale_2")  # fmt: skip
+    model_keys = ("height", "width", "num_frames", "num_layers", "flow_shift", "boundary_ratio",
+                  "weights")  # fmt: skip
+    return (
+        *(get(record, "job", key) for key in keys),
+        *(get(record, "model", key) for key in model_keys),
+    )
+
+
+def is_baseline_workload(record: Record) -> bool:
+    """Say whether the record is of the video, steps and flow shift that the baseline asks for."""
+    return (
+        get(record, "model", "height") == fact("s2.height")
+        and get(record, "model", "width") == fact("s2.width")
+        and get(record, "model", "num_frames") == fact("s2.frames")
+        and get(record, "job", "num_inference_steps") == fact("s2.steps")
+        and get(record, "model", "flow_shift") == fact("s2.flow_shift.new")
+        and bool(get(record, "job", "cfg"))
+    )
+
+
+def prefetch(record: Record) -> int | None:
+    """Return how many layers the engine keeps ahead; None where it does not prefetch."""
+    if engine_name(record) != NEW:
+        return None
+    found = get(record, "engine", "prefetch") or get(record, "sglang", "prefetch_layers")
+    return None if found is None else int(found)
+
+
+def choose(
+    records: Sequence[Record],
+    engine: str,
+    *,
+    gpus: int | None = None,
+    ahead: int | None = None,
+    timed: bool = True,
+) -> Record | None:
+    """Return the latest finished record of an engine, or None.
+
+    `timed` asks for a full-scale GPU record of the baseline's workload; `ahead` is the number of
+    prefetched layers, by default the baseline's own where the engine prefetches.
+    """
+    if engine == NEW and ahead is None:
+        ahead = int(fact("s9.2.prefetch.base"))
+    fit = [
+        record
+        for record in records
+        if record.get("status") == "ok"
+        and engine_name(record) == engine
+        and gpus in (None, ranks(record))
+        and ahead in (None, prefetch(record))
+        and (not timed or (is_full_scale(record) and is_baseline_workload(record)))
+        and iterations(record)
+    ]
+    return max(fit, key=lambda r: (str(r.get("started_at")), file_name(r)), default=None)
+
+
+def _same_workload(records: Sequence[Record]) -> list[list[Record]]:
+    """Return the finished records in groups of one machine class, software and workload."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.get("status") == "ok" and iterations(record):
+            key = (
+                str(get(record, "machine", "slug")),
+                str(get(record, "software", "torch")),
+                *map(str, workload(record)),
+            )
+            groups[key].append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _stand_ins(records: Sequence[Record]) -> list[Record]:
+    """Return the records of the baseline's own cluster jobs."""
+    return [record for record in records if get(record, "job", "baseline_job") is not None]
+
+
+def _how_many(records: Sequence[Record]) -> str:
+    """Return how many records there are, with their scales: "3 records (tiny)"."""
+    scales = ", ".join(sorted({str(get(record, "job", "scale")) for record in records}))
+    return f"{counted(len(records), 'record')} ({scales})"
+
+
+def _names(*records: Record) -> tuple[str, ...]:
+    return tuple(file_name(record) for record in records)
+
+
+def _run(*names: str) -> str:
+    jobs = ", ".join(f"params/baseline/{name}.yaml" for name in names)
+    return f"Run {jobs} on a machine with enough GPUs (wanreport run, or slurm/)."
+
+
+# The checks of section 9.2 -----------------------------------------------------------------------
+
+
+def flow_shift_is_loaded(records: Sequence[Record]) -> Verdict:
+    """Was the flow shift of A14B loaded, and not the 480p one? Any scale."""
+    verdict = Verdict(
+        "shift",
+        f"Is flow shift {baseline_facts().text('s9.1.flow_shift')} loaded?",
+        "not measured",
+        "No record stands for one of the baseline's jobs and got as far as its model settings.",
+        expected=_expected("shift"),
+        next_step="Run any job of params/baseline/.",
+    )
+    known = [r for r in _stand_ins(records) if get(r, "model", "flow_shift") is not None]
+    if not known:
+        return verdict
+    wrong = [r for r in known if get(r, "model", "flow_shift") != fact("s9.1.flow_shift")]
+    shifts = sorted({get(r, "model", "flow_shift") for r in known})
+    configs = sorted({str(get(r, "model", "config")) for r in known})
+    how = sorted({str(get(r, "model", "how")) for r in known})
+    return replace(
+        verdict,
+        status="fail" if wrong else "pass",
+        evidence=f"Flow shift {', '.join(map(str, shifts))} in {_how_many(known)}; "
+        f"configuration {', '.join(configs)} ({', '.join(how)} match).",
+        records=_names(*(wrong or known)),
+        next_step="Give the model path that ends with the hub's name." if wrong else "",
+    )
+
+
+def switch_is_scheduled(records: Sequence[Record]) -> Verdict:
+    """Does the low-noise expert take over at the expected step index? Any scale."""
+    facts = baseline_facts()
+    verdict = Verdict(
+        "switch",
+        f"Does the schedule switch at step index {facts.text('s2.switch.new')} "
+        f"({facts.text('s2.tqdm.new')} on the progress bar)?",
+        "not measured",
+        "No record of one of the baseline's jobs has a schedule.",
+        expected=_expected("switch"),
+        next_step="Run any job of params/baseline/.",
+    )
+    known = [r for r in _stand_ins(records) if iterations(r)]
+    if not known:
+        return verdict
+    # What the schedule says, and which expert each step of each iteration really used.
+    seen = {r_id: _switches(record) for r_id, record in enumerate(known)}
+    wrong = [known[i] for i, found in seen.items() if found != {int(fact("s2.switch.new"))}]
+    every = sorted({str(at) for found in seen.values() for at in found})
+    return replace(
+        verdict,
+        status="fail" if wrong else "pass",
+        evidence=f"Switch at index {', '.join(every)} by schedule and by the experts that ran, in "
+        f"{_how_many(known)}.",
+        records=_names(*(wrong or known)),
+        next_step="Look at the flow shift of these records." if wrong else "",
+    )
+
+
+def _switches(record: Record) -> set[int | None]:
+    found = {switch_step(record)}
+    for iteration in iterations(record):
+        low = [s["index"] for s in iteration["steps"] if s.get("expert") == "low_noise"]
+        found.add(min(low) if low else None)
+    return found
+
+
+def old_engine_spikes(old: str) -> Callable[[Sequence[Record]], Verdict]:
+    """Return the check whether the old engine's longest step is the switch. Full scale only."""
+
+    def check(records: Sequence[Record]) -> Verdict:
+        facts = baseline_facts()
+        gpus = int(fact("s9.1.old4.gpus"))
+        verdict = Verdict(
+            f"spike-{old}",
+            f"Is the old engine's spike ({old}) at the switch, {facts.text('s2.tqdm.new')} on the "
+            "progress bar?",
+            "not measured",
+            f"There is no full-scale GPU record of {old} on {gpus} GPUs.",
+            expected=_expected("switch"),
+            next_step=_run(f"old-4gpu-{old}"),
+        )
+        record = choose(records, old, gpus=gpus)
+        at = switch_step(record) if record else None
+        if record is None or at is None:
+            return verdict
+        clean = iterations(record, "clean")
+        if not clean:
+            return verdict
+        times = step_seconds(clean[0])
+        rest = steady_seconds(record, clean[0])
+        spike = times[at] > max(rest)
+        return replace(
+            verdict,
+            status="pass" if spike and at == fact("s2.switch.new") else "fail",
+            evidence=f"Step index {at} takes {seconds(times[at])}; the {len(rest)} steps that are "
+            f"neither first nor switch take {seconds(min(rest))} to {seconds(max(rest))}.",
+            records=_names(record),
+            next_step="",
+        )
+
+    return check
+
+
+def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
+    """Return the check whether layerwise is slower than an old engine. Full scale only."""
+
+    def check(records: Sequence[Record]) -> Verdict:
+        gpus = int(fact("s9.1.new4.gpus"))
+        verdict = Verdict(
+            f"slower-{old}",
+            f"Is the new offload still slower than the old one ({old}) on {gpus} GPUs?",
+            "not measured",
+            "It needs full-scale GPU records of both engines, on one machine class.",
+            expected=_expected("slower"),
+            next_step=_run("new-4gpu", f"old-4gpu-{old}"),
+        )
+        one, two = choose(records, NEW, gpus=gpus), choose(records, old, gpus=gpus)
+        if one is None or two is None or workload(one) != workload(two):
+            return verdict
+        if not (iterations(one, "clean") and iterations(two, "clean")):
+            return verdict
+        new, other = clean_budget(one), clean_budget(two)
+        if new.steady.median is None or other.steady.median is None:
+            return verdict
+        order = apart(new.steady, other.steady)
+        gap = difference(new.denoise, other.denoise)
+        claim = {
+            1: "The new one's steps are slower.",
+            -1: "The new one's steps are faster.",
+            0: "The samples support no difference of the steps.",
+        }[order]
+        return replace(
+            verdict,
+            status="pass" if order > 0 and gap > 0 else "fail",
+            evidence=f"All steps: new {seconds(new.denoise)}, {old} {seconds(other.denoise)} "
+            f"({signed(new.denoise - other.denoise, 's')}, {percent(gap, signed=True)}). Other "
+            f"steps: new {new.steady.text('s')}; {old} {other.steady.text('s')}. {claim}",
+            records=_names(one, two),
+            next_step="More clean iterations would sharpen it." if order == 0 else "",
+        )
+
+    return check
+
+
+def resident_runs_out_of_memory(records: Sequence[Record]) -> Verdict:
+    """Does the model fit without offload? Full scale only."""
+    gpus = int(fact("s9.2.pure.gpus"))
+    verdict = Verdict(
+        "pure",
+        f"Without offload, does the job run out of memory on {gpus} GPUs?",
+        "not measured",
+        "There is no full-scale GPU record of the resident engine that ran or ran out of memory.",
+        expected=_expected("pure"),
+        next_step=_run("pure-4gpu"),
+    )
+    ended = [
+        r
+        for r in records
+        if is_full_scale(r)
+        and engine_name(r) == "resident"
+        and ranks(r) == gpus
+        and r.get("status") in ("ok", "oom")
+    ]
+    if not ended:
+        return verdict
+    record = max(ended, key=lambda r: (str(r.get("started_at")), file_name(r)))
+    room = get(record, "machine", "gpu_memory_bytes")
+    size = f" A GPU has {gigabytes(room)}." if room else ""
+    if record["status"] == "oom":
+        evidence = f"Out of memory: {record.get('reason')}"
+    else:
+        peak = peak_memory(record)["allocated_bytes"]
+        evidence = "It ran to its end." + (f" Peak allocated {gigabytes(peak)}." if peak else "")
+    return replace(
+        verdict,
+        status="pass" if record["status"] == "oom" else "fail",
+        evidence=evidence + size,
+        records=_names(record),
+        next_step="",
+    )
+
+
+def prefetch_helps(records: Sequence[Record]) -> Verdict:
+    """Does a deeper prefetch shorten the steps? Full scale only."""
+    deep, base = int(fact("s6.2.three.size")), int(fact("s9.2.prefetch.base"))
+    gpus = int(fact("s9.1.prefetch3.gpus"))
+    verdict = Verdict(
+        "prefetch",
+        f"Does prefetching {deep} layers make steps shorter than {base}?",
+        "not measured",
+        f"It needs full-scale GPU records of layerwise with {deep} and with {base} on {gpus} GPUs.",
+        expected=_expected("prefetch"),
+        next_step=_run("new-4gpu", "new-4gpu-prefetch3"),
+    )
+    one = choose(records, NEW, gpus=gpus, ahead=deep)
+    two = choose(records, NEW, gpus=gpus, ahead=base)
+    if one is None or two is None or workload(one) != workload(two):
+        return verdict
+    if not (iterations(one, "clean") and iterations(two, "clean")):
+        return verdict
+    with_deep, with_base = clean_budget(one).steady, clean_budget(two).steady
+    if with_deep.median is None or with_base.median is None:
+        return verdict
+    order = apart(with_deep, with_base)
+    gain = with_base.median - with_deep.median
+    claim = {-1: "Shorter.", 1: "Longer.", 0: "The samples support no difference."}[order]
+    return replace(
+        verdict,
+        status="pass" if order < 0 else "fail",
+        evidence=f"Steps with {deep}: {with_deep.text('s')}; with {base}: {with_base.text('s')}; "
+        f"gain {signed(gain, 's')} per step. {claim}",
+        records=_names(one, two),
+        next_step="More clean iterations would sharpen it." if order == 0 else "",
+    )
+
+
+def prefetch_moves_the_same(records: Sequence[Record]) -> Verdict:
+    """Does a deeper prefetch leave the bytes as they are? Any scale."""
+    deep, base = int(fact("s6.2.three.size")), int(fact("s9.2.prefetch.base"))
+    verdict = Verdict(
+        "prefetch-bytes",
+        f"Does prefetching {deep} layers move the same bytes as {base}?",
+        "not measured",
+        f"It needs records of layerwise with {deep} and with {base}, alike in everything else.",
+        expected="Only when a layer is copied changes, not how often.",
+        next_step="Run params/baseline/new-4gpu.yaml and new-4gpu-prefetch3.yaml at any scale.",
+    )
+    for group in _same_workload(records):
+        for number in sorted({ranks(r) for r in group}):
+            one = choose(group, NEW, gpus=number, ahead=deep, timed=False)
+            two = choose(group, NEW, gpus=number, ahead=base, timed=False)
+            if one is None or two is None:
+                continue
+            a, b = last_counters(one), last_counters(two)
+            if a is None or b is None:
+                continue
+            return replace(
+                verdict,
+                status="pass" if a["h2d_bytes"] == b["h2d_bytes"] else "fail",
+                evidence=f"Bytes to the device per iteration and rank: {gigabytes(a['h2d_bytes'])} "
+                f"with {deep}, {gigabytes(b['h2d_bytes'])} with {base}; waits for an event "
+                f"{plain(a['event_waits'])} and {plain(b['event_waits'])}; host synchronisations "
+                f"{plain(a['host_syncs'])} and {plain(b['host_syncs'])}.",
+                records=_names(one, two),
+                next_step="",
+            )
+    return verdict
+
+
+def copies_overlap_compute(records: Sequence[Record]) -> Verdict:
+    """Do copies overlap compute on the GPU's timeline? Needs traces at full scale."""
+    return _needs_traces(
+        records, "overlap", "Do copies to the device overlap compute on the GPU's timeline?"
+    )
+
+
+def copies_contend_for_pcie(records: Sequence[Record]) -> Verdict:
+    """Do copies and collectives slow each other down? Needs traces at full scale."""
+    return _needs_traces(
+        records, "contention", "Do copies to the device and collectives contend for PCIe?"
+    )
+
+
+def _needs_traces(records: Sequence[Record], check: str, question: str) -> Verdict:
+    traced = [r for r in records if is_full_scale(r) and r.get("traces")]
+    have = (
+        f"Traces of {counted(len(traced), 'full-scale job')} lie beside the records; reading them "
+        "is not part of this report yet."
+        if traced
+        else "It needs traces of full-scale GPU jobs, with the events of the GPU; there are none."
+    )
+    return Verdict(
+        check,
+        question,
+        "not measured",
+        have,
+        records=_names(*traced),
+        expected=_expected(check),
+        next_step="Open the traces in Perfetto."
+        if traced
+        else "Run the jobs with profile: true on GPUs.",
+    )
+
+
+# Further checks, any scale -----------------------------------------------------------------------
+
+
+def engines_give_the_same_bits(records: Sequence[Record]) -> Verdict:
+    """Do all engines give bit-identical latents at one world size?"""
+    verdict = Verdict(
+        "bits",
+        "Do all engines end in the same bits, at each number of ranks?",
+        "not measured",
+        "It needs records of two engines, alike in machine, software, workload and ranks.",
+        expected="An engine moves weights and never changes arithmetic.",
+        next_step="Run two jobs of params/baseline/ with the same number of GPUs.",
+    )
+    same, differ, excused, used = [], [], [], []
+    for group in _same_workload(records):
+        for number in sorted({ranks(r) for r in group}):
+            here = [r for r in group if ranks(r) == number and latents(r)]
+            engines = sorted({engine_name(r) for r in here})
+            if len(engines) < 2:
+                continue
+            used += here
+            what = f"{', '.join(engines)} on {counted(number, 'rank')}"
+            if len(_digests(here)) == 1:
+                same.append(what)
+            elif get(here[0], "machine", "device") == "cuda" and (
+                len(_digests([r for r in here if engine_name(r) != "fsdp"])) == 1
+            ):
+                excused.append(what)
+            else:
+                differ.append(what)
+    if not used:
+        return verdict
+    evidence = [f"Equal: {'; '.join(same)}."] if same else []
+    evidence += [f"Different: {'; '.join(differ)}."] if differ else []
+    if excused:
+        evidence.append(
+            f"Equal but for fsdp, for whose gathered buffers a GPU may choose other kernels: "
+            f"{'; '.join(excused)}."
+        )
+    return replace(
+        verdict,
+        status="fail" if differ else "pass",
+        evidence=" ".join(evidence),
+        records=_names(*used),
+        next_step="See the table of digests for the engine that differs." if differ else "",
+    )
+
+
+def _digests(records: Sequence[Record]) -> set[str]:
+    return {digest for record in records for digest in latents(record)}
+
+
+def iterations_repeat(records: Sequence[Record]) -> Verdict:
+    """Do the iterations of each record end in the same bits?"""
+    known = [r for r in records if repeats(r) is not None]
+    wrong = [r for r in known if not repeats(r)]
+    return Verdict(
+        "repeat",
+        "Does every job end in the same bits in each of its iterations?",
+        "fail" if wrong else "pass" if known else "not measured",
+        f"{len(known) - len(wrong)} of {_how_many(known)} with two or more iterations."
+        if known
+        else "No record has two iterations.",
+        records=_names(*(wrong or known)),
+        expected="The same seed gives the same bits.",
+        next_step="" if known else "Run any job with its warm-up and clean iterations.",
+    )
+
+
+def counters_equal_formulas(records: Sequence[Record]) -> Verdict:
+    """Do all counters equal the closed formula of their engine?"""
+    known = [r for r in records if counters_agree(r) is not None]
+    wrong = [r for r in known if not counters_agree(r)]
+    derived = sorted({engine_name(r) for r in records if counters_derived(r)})
+    left_out = f" Left out, because they are derived: {', '.join(derived)}." if derived else ""
+    return Verdict(
+        "formula",
+        "Do copies, bytes, allocations and waits equal the closed formula?",
+        "fail" if wrong else "pass" if known else "not measured",
+        (
+            f"{len(known) - len(wrong)} of {_how_many(known)}, every counter of every "
+            f"rank and iteration.{left_out}"
+            if known
+            else f"No record has counters that were really counted.{left_out}"
+        ),
+        records=_names(*(wrong or known)),
+        expected="Equal: what an engine does follows from sizes, steps and branches.",
+        next_step="" if known else "Run any job.",
+    )
+
+
+def layerwise_never_copies_back(records: Sequence[Record]) -> Verdict:
+    """Does layerwise never copy to the host (baseline section 5.1)?"""
+    known = [r for r in records if engine_name(r) == NEW and last_counters(r) is not None]
+    back = {
+        file_name(r): sum(
+            rank["d2h_copies"] for it in iterations(r) for rank in it.get("counters") or []
+        )
+        for r in known
+    }
+    wrong = sorted(name for name, copies in back.items() if copies)
+    return Verdict(
+        "no-d2h",
+        "Does layerwise never copy to the host?",
+        "fail" if wrong else "pass" if known else "not measured",
+        f"{counted(sum(back.values()), 'copy', 'copies')} to the host in {_how_many(known)}."
+        if known
+        else "There is no record of layerwise with counters.",
+        records=tuple(wrong) or _names(*known),
+        expected="No copy: the pinned host buffer stays the source of truth.",
+        next_step="" if known else "Run params/baseline/new-4gpu.yaml at any scale.",
+    )
+
+
+def layerwise_keeps_the_first_layer(records: Sequence[Record]) -> Verdict:
+    """Does each pass copy all layers but the first (baseline section 5.1)?"""
+    verdict = Verdict(
+        "first-layer",
+        "Does layerwise copy every layer but the first in each pass?",
+        "not measured",
+        "There is no record of layerwise with two or more iterations.",
+        expected="The first layer is never released, so a pass copies one layer less than it has.",
+        next_step="Run params/baseline/new-4gpu.yaml at any scale.",
+    )
+    seen, used, wrong = set(), [], []
+    for record in records:
+        per_pass, layers = _layers_per_pass(record), get(record, "model", "num_layers")
+        if engine_name(record) != NEW or per_pass is None or not layers:
+            continue
+        used.append(record)
+        seen.add(f"{plain(per_pass)} of {layers}")
+        if per_pass != layers - 1:
+            wrong.append(record)
+    if not used:
+        return verdict
+    return replace(
+        verdict,
+        status="fail" if wrong else "pass",
+        evidence=f"Layers copied per pass, once all is warm: {', '.join(sorted(seen))}, in "
+        f"{_how_many(used)}.",
+        records=_names(*(wrong or used)),
+        next_step="",
+    )
+
+
+def _layers_per_pass(record: Record) -> float | None:
+    """Return how many layers' bytes a pass copies in the last of several iterations."""
+    size, counters = get(record, "model", "block_bytes"), last_counters(record)
+    found = iterations(record)
+    if not size or counters is None or len(found) < 2:
+        return None
+    branches = 2 if get(record, "job", "cfg") else 1
+    visits = -(-branches // int(get(record, "engine", "branches_per_visit", default=1)))
+    layers = counters["h2d_bytes"] / size / (len(found[-1]["steps"]) * visits)
+    return int(layers) if layers == int(layers) else float(layers)
+
+
+def new_engine_moves_more(records: Sequence[Record]) -> Verdict:
+    """Does layerwise move more bytes per step than either old engine (baseline section 6.1)?"""
+    facts = baseline_facts()
+    verdict = Verdict(
+        "bytes-per-step",
+        "Does the new offload move more bytes per step and GPU than the old one?",
+        "not measured",
+        "It needs records of layerwise and of an old engine, alike in workload and ranks.",
+        expected=f"On {facts.text('s6.1.gpus.g4')} GPUs {facts.text('s6.1.new_each.g4')} against "
+        f"{facts.text('s6.1.old_each.g4')} per GPU and step.",
+        next_step="Run the new and an old job of params/baseline/ at any scale.",
+    )
+    said, used, more = [], [], []
+    for group in _same_workload(records):
+        for number in sorted({ranks(r) for r in group}):
+            new = choose(group, NEW, gpus=number, timed=False)
+            olds = [choose(group, old, gpus=number, timed=False) for old in OLD]
+            here = [r for r in olds if r is not None and per_step(r) is not None]
+            if new is None or per_step(new) is None or not here:
+                continue
+            used += [new, *here]
+            more += [_bytes_per_step(new) > _bytes_per_step(old) for old in here]
+            said.append(
+                f"{counted(number, 'rank')} ({get(new, 'job', 'scale')}): "
+                + "; ".join(
+                    f"{engine_name(r)} {gigabytes(_bytes_per_step(r))}"
+                    + (" (derived)" if counters_derived(r) else "")
+                    for r in [new, *here]
+                )
+            )
+    if not used:
+        return verdict
+    return replace(
+        verdict,
+        status="pass" if all(more) else "fail",
+        evidence=f"Per step and rank, averaged over an iteration: {'. '.join(said)}.",
+        records=_names(*used),
+        next_step="",
+    )
+
+
+def layerwise_ignores_the_number_of_gpus(records: Sequence[Record]) -> Verdict:
+    """Does each GPU copy the whole model, however many there are (baseline section 6.1)?"""
+    verdict = Verdict(
+        "whole-model",
+        "Does every GPU copy the whole expert, however many GPUs there are?",
+        "not measured",
+        "It needs records of layerwise on two numbers of ranks, alike in all else.",
+        expected=baseline_facts().statement("s6.1.whole_model"),
+        next_step="Run params/baseline/new-4gpu.yaml and new-6gpu.yaml at any scale.",
+    )
+    for group in _same_workload(records):
+        found = {n: choose(group, NEW, gpus=n, timed=False) for n in {ranks(r) for r in group}}
+        per_rank = {
+            n: (record, counters["h2d_bytes"])
+            for n, record in sorted(found.items())
+            if record is not None and (counters := last_counters(record)) is not None
+        }
+        if len(per_rank) < 2:
+            continue
+        same = len({moved for _, moved in per_rank.values()}) == 1
+        return replace(
+            verdict,
+            status="pass" if same else "fail",
+            evidence="Bytes to the device per rank and iteration: "
+            + ", ".join(f"{gigabytes(b)} on {counted(n, 'rank')}" for n, (_, b) in per_rank.items())
+            + ".",
+            records=_names(*(record for record, _ in per_rank.values())),
+            next_step="",
+        )
+    return verdict
+
+
+# All of them -------------------------------------------------------------------------------------
+
+Check = Callable[[Sequence[Record]], Verdict]
+
+BASELINE_CHECKS: list[tuple[Check, bool]] = [
+    (flow_shift_is_loaded, False),
+    (switch_is_scheduled, False),
+    *((old_engine_spikes(old), True) for old in OLD),
+    *((new_engine_is_slower(old), True) for old in OLD),
+    (resident_runs_out_of_memory, True),
+    (prefetch_helps, True),
+    (copies_overlap_compute, True),
+    (copies_contend_for_pcie, True),
+]
+"""The baseline's checks; True where only full-scale GPU records may answer."""
+
+FURTHER_CHECKS: list[tuple[Check, bool]] = [
+    (engines_give_the_same_bits, False),
+    (iterations_repeat, False),
+    (counters_equal_formulas, False),
+    (new_engine_moves_more, False),
+    (layerwise_ignores_the_number_of_gpus, False),
+    (layerwise_never_copies_back, False),
+    (layerwise_keeps_the_first_layer, False),
+    (prefetch_moves_the_same, False),
+]
+
+
+def baseline_checks(records: Sequence[Record]) -> list[Verdict]:
+    """Return the verdicts on the baseline's own checks (section 9.2)."""
+    return _verdicts(BASELINE_CHECKS, records)
+
+
+def further_checks(records: Sequence[Record]) -> list[Verdict]:
+    """Return the verdicts on what else the records can tell."""
+    return _verdicts(FURTHER_CHECKS, records)
+
+
+def _verdicts(checks: Sequence[tuple[Check, bool]], records: Sequence[Record]) -> list[Verdict]:
+    """Run the checks; one that is about time or memory runs once for each machine class."""
+    machines = sorted({str(get(r, "machine", "slug")) for r in records if is_full_scale(r)})
+    found = []
+    for check, per_machine in checks:
+        if not (per_machine and machines):
+            found.append(check(records))
+            continue
+        for slug in machines:
+            here = [r for r in records if get(r, "machine", "slug") == slug and is_full_scale(r)]
+            name = str(get(here[0], "machine", "class"))
+            found.append(replace(check(here), machine=name))
+    return found
+
+
+def verdict_table(verdicts: Sequence[Verdict], *, caption: str, evidence: bool = True) -> str:
+    """Return verdicts as an HTML table, with or without what they rest on."""
+    columns: list[Column | str] = [
+        Column("question", "check", numeric=False),
+        Column("status", "verdict", numeric=False),
+    ]
+    if any(verdict.machine for verdict in verdicts):
+        columns.append(Column("machine", "machine", numeric=False))
+    if evidence:
+        columns += [
+            Column("evidence", "evidence", numeric=False),
+            Column("expected", "expected", numeric=False),
+            Column("records", "records", numeric=False),
+        ]
+    rows: list[dict[str, object]] = [
+        {
+            "question": verdict.question,
+            "status": MARKS[verdict.status],
+            "machine": verdict.machine or Cell("", text="any"),
+            "evidence": verdict.evidence
+            + (f" Next: {verdict.next_step}" * bool(verdict.next_step)),
+            "expected": Cell(verdict.expected, kind="predicted"),
+            "records": _few(verdict.records),
+        }
+        for verdict in verdicts
+    ]
+    return html_table(
+        rows,
+        columns,
+        caption=caption,
+        note="Pass: the records agree with what was expected. Fail: they contradict it.",
+    )
+
+
+def _few(files: Sequence[str]) -> Cell:
+    """Return the first jobs' names; the tooltip has all files."""
+    jobs = sorted({file.rpartition("/")[2].rpartition("-")[0] for file in files})
+    text = ", ".join(jobs[:3]) + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")
+    return Cell(text, text=text or "none", title="\n".join(sorted(set(files))) or None)
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """Return how the verdicts fell, in words: "3 pass, 1 fail, 6 not measured"."""
+    return ", ".join(f"{sum(v.status == status for v in verdicts)} {status}" for status in MARKS)
+
+
+# Small helpers -----------------------------------------------------------------------------------
+
+
+def apart(one: Estimate, two: Estimate) -> int:
+    """Return 1 where `one` lies above `two` and their 95 % intervals are apart, -1 below, else 0.
+
+    Without an interval there is no claim: 0.
+    """
+    if None in (one.low, one.high, two.low, two.high):
+        return 0
+    assert one.low is not None and one.high is not None
+    assert two.low is not None and two.high is not None
+    return 1 if one.low > two.high else -1 if one.high < two.low else 0
+
+
+def last_counters(record: Record) -> dict[str, Any] | None:
+    """Return the counters of the last iteration, of the rank that copied most; None without."""
+    found = iterations(record)
+    counters = (found[-1].get("counters") or []) if found else []
+    return max(counters, key=lambda rank: rank["h2d_bytes"], default=None)
+
+
+def per_step(record: Record) -> dict[str, float] | None:
+    """Return the last iteration's counters per step, of the rank that copied most."""
+    counters = last_counters(record)
+    if counters is None:
+        return None
+    steps = len(iterations(record)[-1]["steps"])
+    return {key: value / steps for key, value in counters.items()}
+
+
+def _bytes_per_step(record: Record) -> float:
+    found = per_step(record)
+    return found["h2d_bytes"] if found else 0.0
