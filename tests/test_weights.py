@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -63,8 +62,8 @@ def _leftovers() -> int:
 
     store = HostStore(make_experts(), RandomWeights(0), group=dist.group.WORLD)
     store.buffer("high_noise", 0)
-    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return sum("wanreport-weights" in link for link in links)
+    links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum("wanreport-weights" in str(link) for link in links)
 
 
 def test_no_descriptor_keeps_shared_memory_alive() -> None:

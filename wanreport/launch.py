@@ -64,7 +64,8 @@ class ForkedRanks:
 
     def __init__(self, spec: Path, out: Path, world_size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["wanreport.worker"])
+        # Each rank imports this module too, as the main one; only the server pays for it.
+        context.set_forkserver_preload(["wanreport.launch", "wanreport.worker"])
         from .worker import forked_main
 
         self.processes = [

@@ -127,21 +127,36 @@ def execute(
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
     notebook = jupytext.read(script)
     notebook.metadata["kernelspec"] = dict(_KERNEL)
     nbformat.validate(_stable_ids(notebook))
     failure: Failure | None = None
+    ran: list[NotebookNode] = []
+
+    class Keeping(NBClientEngine):
+        """papermill's own engine; the notebook stays at hand when its kernel dies.
+
+        papermill would write the whole notebook twice for every cell, to the same end.
+        """
+
+        @classmethod
+        def execute_managed_notebook(cls, manager: Any, kernel_name: str, **options: Any) -> Any:
+            ran.append(manager.nb)
+            return super().execute_managed_notebook(manager, kernel_name, **options)
+
+    papermill_engines.register("wanreport", Keeping)
     with tempfile.TemporaryDirectory(prefix="wanreport-") as folder, _kernel_home(
         Path(folder)
     ) as config:
-        partial = Path(folder) / "partial.ipynb"
         try:
             papermill.execute_notebook(
                 notebook,
-                partial,
+                None,
                 parameters=dict(parameters),
+                engine_name="wanreport",
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=cwd,
@@ -167,8 +182,7 @@ def execute(
                 f"The notebook's kernel did not start: {error}",
                 "Try again." + _last_words(Path(folder)),
             )
-        if partial.exists():
-            notebook = nbformat.read(partial, as_version=4)
+    notebook = ran[0] if ran else notebook
     # papermill puts a banner above a notebook that failed; the page has a better one.
     notebook.cells = [
         cell

@@ -50,7 +50,7 @@ TINY: dict[str, Any] = A14B | {
     "attention_head_dim": 6,
     "text_dim": 64,
     "freq_dim": 32,
-    "ffn_dim": 648,
+    "ffn_dim": 324,
     "num_layers": 6,
 }
 

@@ -40,9 +40,9 @@ from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
 
-# A tiny video: few tokens, and 45 of them, which no world size of the baseline divides.
-TINY_VIDEO = {"height": 48, "width": 80, "num_frames": 9}
-TINY_TEXT_TOKENS = 16
+# A tiny video: few tokens, and 27 of them, which no world size of the baseline divides.
+TINY_VIDEO = {"height": 48, "width": 48, "num_frames": 9}
+TINY_TEXT_TOKENS = 8
 
 
 class Rank:
