@@ -511,7 +511,7 @@ def _software(known: Mapping[str, Any]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of what turns records into pages."""
-    names = ("papermill", "jupytext", "nbconvert", "matplotlib", "pandas")
+    names = ("papermill", "jupytext", "nbconvert", "matplotlib")
     return {
         "wanreport": wanreport.__version__,
         "python": platform.python_version(),
