@@ -642,11 +642,11 @@ def asked(record: Record) -> str:
     """Return the question of the job as Markdown."""
     job = get(record, "job", default={})
     purpose = markdown(job.get("purpose") or "")
-    sentence = f"{purpose.rstrip('.')}. " if purpose else ""
+    sentence = f"{purpose}{'' if purpose[-1] in '.?!' else '.'} " if purpose else ""
     stands_for = job.get("baseline_job")
     return (
         f"{sentence}Engine {code(job.get('engine'))} on {counted(ranks(record), 'rank')}: "
-        f"{plain(job.get('width'))}×{plain(job.get('height'))}, "
+        f"{job.get('width')}×{job.get('height')}, "
         f"{plain(job.get('num_frames'))} frames, {plain(job.get('num_inference_steps'))} steps"
         f"{', with' if job.get('cfg') else ', without'} classifier-free guidance."
         + (f" It stands for the baseline's cluster job {stands_for}." if stands_for else "")

@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from .answers import (
     COUNTERS,
@@ -94,6 +95,7 @@ def schedule(record: Record, *, width: float = WIDTH, height: float = 2.8) -> Pi
             fontsize=8,
             color=INK,
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step index", ylabel="timestep", xlim=(-0.6, len(times) - 0.4))
     axes.set_ylim(0, max(times) * 1.18)
     alt = (
@@ -310,6 +312,7 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
                 f"{name}: {seconds(steps[0])} ↑", (0, top), xytext=(5, -3),
                 textcoords="offset points", va="top", fontsize=8, color=INK,
             )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
     axes.set_xlim(-0.6, max(map(len, times)) - 0.4)
     axes.set_ylim(0, top * 1.12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import os
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from . import __version__
 from .engines import Engine
+from .local import git_state
 
 # Environment that changes how NCCL talks, and so belongs in a record.
 NCCL_SETTINGS = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
@@ -155,27 +155,6 @@ def software() -> dict[str, Any]:
         "wanreport": __version__,
         **git_state(),
     }
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """Commit and whether the tree differs from it; from the environment where git has no answer."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", here, *words], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    sha = os.environ.get("WANREPORT_GIT_SHA") or git("rev-parse", "HEAD")
-    stated = os.environ.get("WANREPORT_GIT_DIRTY")
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    dirty = stated == "1" if stated is not None else None if changes is None else bool(changes)
-    return {"git_sha": sha, "git_dirty": dirty}
 
 
 def machine(device: str) -> dict[str, Any]:

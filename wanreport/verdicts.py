@@ -658,7 +658,8 @@ def new_engine_moves_more(records: Sequence[Record]) -> Verdict:
     )
     said, used, more = [], [], []
     for group in _same_workload(records):
-        for number in sorted({ranks(r) for r in group}):
+        # With one rank there is nothing to shard, and the claim is about several.
+        for number in sorted({ranks(r) for r in group} - {1}):
             new = choose(group, NEW, gpus=number, timed=False)
             olds = [choose(group, old, gpus=number, timed=False) for old in OLD]
             here = [r for r in olds if r is not None and per_step(r) is not None]
