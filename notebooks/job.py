@@ -92,7 +92,7 @@ say(answers.settings_sentence(record))
 # ## What ran
 #
 # Each denoising step has a timestep. Steps at or above the boundary use the high-noise expert, the
-# others the low-noise one. The first of these is the *switch*.
+# others the low-noise one. The first low-noise step is the *switch*.
 
 # %%
 say(answers.schedule_sentence(record))
@@ -104,7 +104,7 @@ with or_say_why():
 # ## Time
 #
 # Every step of every iteration, as its slowest rank saw it. A warm-up iteration comes first; the
-# clean ones count; the profiled one is slower for being watched.
+# clean ones count; the profiled one runs under the profiler and does not count.
 
 # %%
 with or_say_why():

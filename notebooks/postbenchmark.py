@@ -29,7 +29,7 @@ records = answers.load_records(results_dirs)
 asked = verdicts.baseline_checks(records)
 further = verdicts.further_checks(records)
 say(comparisons.title(records))
-say(comparisons.first_screen(records, [*asked, *further]))
+say(comparisons.first_screen(records, asked, further))
 
 # %%
 table(verdicts.verdict_table([*asked, *further], caption="All verdicts", evidence=False))
@@ -61,7 +61,7 @@ table(verdicts.verdict_table(asked, caption="The baseline's checks"))
 # %% [markdown]
 # ## What else the records tell
 #
-# Schedule, counters, bytes and bits mean the same at every scale.
+# Schedule, counters, bytes and bits can be checked at every scale.
 
 # %%
 table(verdicts.verdict_table(further, caption="Further checks"))
@@ -81,8 +81,8 @@ for html in comparison.tables:
 
 # %%
 with or_say_why():
-    picture, words = figures.compare_steps(records)
-    show(picture, alt=words)
+    for picture, words in figures.compare_steps(records):
+        show(picture, alt=words)
 
 # %% [markdown]
 # ## B. More prefetch against less
@@ -108,7 +108,8 @@ say(comparisons.missing_traces(records))
 # %% [markdown]
 # ## What moved
 #
-# Bytes in units of one whole expert mean the same for the full model and for a rehearsal.
+# In units of one whole expert. A tiny model has fewer blocks, so its shares are not those of the
+# full model.
 
 # %%
 with or_say_why():

@@ -9,7 +9,7 @@ import torch
 
 from tests.models import make_experts, run_engine
 from tests.ranks import run_ranks
-from wanreport.engines import ENGINES, Counters, Layerwise
+from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
 from wanreport.weights import HostStore, RandomWeights
 
 CASES = [("resident", 1), ("swap", 1), ("fsdp", 1), ("layerwise", 1), ("layerwise", 3)]
@@ -114,3 +114,27 @@ def _fsdp_share() -> float:
         p.to_local().untyped_storage().nbytes() for p in experts["high_noise"].parameters()
     )
     return local / full
+
+
+def _fsdp_bytes() -> list[tuple[int, int]]:
+    """For a block and for what is around the blocks: bytes by formula, and as FSDP2 holds them."""
+    import torch.distributed as dist
+
+    experts = make_experts()
+    store = HostStore(experts, RandomWeights(0))
+    engine = Fsdp()
+    engine.attach(experts, store, torch.device("cpu"), dist.group.WORLD)
+    expert, pairs = experts["high_noise"], []
+    for unit in (0, None):
+        group = expert.unit(unit)._get_fsdp_state()._fsdp_param_group
+        held = sum(p._sharded_param_data.nbytes for p in group.fsdp_params)
+        layout = store.layouts["high_noise", unit]
+        pairs.append((Fsdp._unshard(layout, dist.get_world_size()).h2d_bytes, held))
+    return pairs
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_fsdp_bytes_are_those_of_its_own_padded_shards(size: int) -> None:
+    for pairs in run_ranks(_fsdp_bytes, size):
+        for formula, held in pairs:
+            assert formula == held

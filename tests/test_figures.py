@@ -90,22 +90,29 @@ def test_a_rehearsals_timeline_has_order_and_says_so() -> None:
         figure.axes[0].get_xlabel()
     )
     assert alt.startswith("Order of events")
+    assert "begin a block or more ahead" in alt
+
+
+def test_a_timeline_claims_no_overlap() -> None:
+    for name in ENGINES:
+        _, alt = figures.timeline(synthetic.record(name, scale="a14b"))
+        assert "%" not in alt and "while no block runs" not in alt
 
 
 def test_comparisons_take_only_what_can_be_compared() -> None:
     tiny, full = synthetic.all_jobs(), synthetic.all_jobs("a14b")
     with pytest.raises(NotAnswerable):
         figures.compare_steps(tiny)
-    _, alt = figures.compare_steps([*tiny, *full])
+    ((_, alt),) = figures.compare_steps([*tiny, *full])
     assert alt.count("new-6gpu") == 1
+    other = synthetic.record(scale="a14b", machine={"slug": "other", "class": "other GPUs"})
+    assert len(figures.compare_steps([*full, other])) == 2
     assert "new-4gpu on 4 ranks" in figures.compare_moved(tiny)[1]
+    assert "at scale tiny" in figures.compare_moved(tiny)[1]
+    both = figures.compare_moved([*tiny, *full])[1]  # one scale a figure
+    assert "at scale a14b" in both and both == figures.compare_moved(full)[1]
     with pytest.raises(NotAnswerable):
         figures.compare_moved([])
-
-
-def test_several_records_share_one_budget() -> None:
-    _, alt = figures.time_budget(*synthetic.all_jobs("a14b"))
-    assert all(name in alt for name in synthetic.BASELINE)
 
 
 def test_the_same_record_draws_the_same_figure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tests.models import run_engine
+from wanreport import weights
 from wanreport.engines import ENGINES
 from wanreport.wan import A14B
 
@@ -54,12 +56,29 @@ def test_bits_and_counters_on_the_device(
     assert run["counters"] == run["expected"]
 
 
-@pytest.mark.parametrize("engine", ["resident", "swap", "layerwise"])
-def test_attach_run_detach_leaves_no_memory_behind(engine: str, group: None) -> None:
+@pytest.mark.parametrize("engine", ["resident", "swap", "layerwise", "fsdp"])
+def test_attach_run_detach_leaves_no_memory_behind(
+    engine: str, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: dict[int, int] = {}
+    runtime = torch.cuda.cudart()
+
+    class Counting:
+        def cudaHostRegister(self, pointer: int, nbytes: int, flags: int) -> Any:  # noqa: N802
+            registered[pointer] = nbytes
+            return runtime.cudaHostRegister(pointer, nbytes, flags)
+
+        def cudaHostUnregister(self, pointer: int) -> Any:  # noqa: N802
+            del registered[pointer]
+            return runtime.cudaHostUnregister(pointer)
+
+    monkeypatch.setattr(weights, "_runtime", Counting)
+
     def used() -> tuple[int, int]:
+        gc.collect()
         torch.cuda.synchronize()
-        pinned = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
-        return torch.cuda.memory_allocated(), pinned
+        pool = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+        return torch.cuda.memory_allocated(), pool + sum(registered.values())
 
     _run(engine, 1, "480p")
     before = used()

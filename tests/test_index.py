@@ -33,6 +33,8 @@ def test_an_index_of_rehearsals_says_so_first() -> None:
         row("pure-4gpu", synthetic.record("pure-4gpu", scale="a14b")),
     )
     assert not mixed.main.get_text().strip().startswith("Rehearsal.")
+    cannot = synthetic.record("new-4gpu", status="unsupported")
+    assert not page(row("new-4gpu", cannot)).main.get_text().strip().startswith("Rehearsal.")
 
 
 def test_a_rehearsal_shows_no_time_and_no_memory() -> None:

@@ -122,17 +122,76 @@ def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.Monk
     assert record["hint"]
 
 
-def test_out_of_memory_in_a_rank_is_an_oom_record(tmp_path: Path) -> None:
-    reason = {"status": "oom", "reason": "OutOfMemoryError: CUDA out of memory"}
-    found = launch._failure(_job(), [None, reason], [None, 1], True, "warmup iteration, step 1")
-    assert found["status"] == "oom"
-    assert "rank 1" in found["reason"]
+def _told(status: str, reason: str, at: float) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "at": at}
 
 
-def test_the_first_cause_is_named_and_not_its_echo() -> None:
-    echo = {"status": "failed", "reason": "RuntimeError: Connection closed by peer"}
-    found = launch._failure(_job(), [echo, None], [1, -11], False, "step 3")
-    assert "rank 1 was killed by SIGSEGV" in found["reason"]
+ECHO = "RuntimeError: Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    ("results", "codes", "status", "words"),
+    [
+        ([None, _told("oom", "CUDA out of memory", 1)], [None, 1], "oom", "rank 1: CUDA"),
+        ([_told("failed", ECHO, 2), None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
+        ([_told("failed", ECHO, 2), _told("failed", "CheckpointError: x", 1)], [1, 1], "failed",
+         "rank 1: CheckpointError"),
+        ([None, _told("failed", "ValueError: x", 1)], [0, 1], "failed", "rank 1: ValueError"),
+        ([None, _told("failed", "ValueError: x", 1)], [None, 1], "failed", "rank 1: ValueError"),
+        ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
+        ([_told("timeout", "Timed out waiting", 2), None], [1, -9], "failed", "rank 1 was killed"),
+        ([None, None], [None, None], "timeout", "timeout_s"),
+        ([None, None], [0, 0], "failed", "without a result"),
+    ],
+)  # fmt: skip
+def test_the_first_cause_is_named_and_not_its_echo(
+    results: list[Any], codes: list[int | None], status: str, words: str
+) -> None:
+    found = launch._failure(_job(), results, codes, "step 3")
+    assert found["status"] == status
+    assert words in found["reason"]
+    assert "step 3" in found["reason"]
+
+
+def test_traces_that_find_no_room_do_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launch.shutil, "copyfile", full)
+    path = launch.run_job(_job(num_gpus=1), tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok"
+    assert record["traces"] == []
+    assert "No space left" in record["hint"]
+    assert not list(path.parent.rglob("*.part"))
+
+
+def test_no_rank_outlives_an_interrupted_launcher(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(_job(num_inference_steps=500, profile=False).model_dump_json())
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    code = (
+        "import signal, sys; from wanreport import launch;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(launch.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--root", str(tmp_path / "r"), "--json-job", str(file)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) or len(pids) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = [int(pid.read_text()) for pid in pids]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    for rank in ranks:
+        with pytest.raises(ProcessLookupError):
+            os.kill(rank, 0)
+    assert not list((tmp_path / "r").glob("*/j-*.json")), "no record of half a job"
 
 
 def test_the_command_prints_each_record_and_remembers_the_machine(tmp_path: Path) -> None:

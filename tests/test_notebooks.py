@@ -165,6 +165,8 @@ def test_a_page_of_a_job_that_did_not_run_says_so_first(run: Run, status: str) -
     notebook, failure = run("job.py", [record], parameters_of(record))
     assert failure is None and has_run(notebook)
     texts = shown(notebook)
+    word = {"oom": "Ran out of memory", "failed": "Failed"}[status]
+    assert texts[0] == f"# {word}: pure-4gpu"
     assert texts[1].startswith("**This job")
     assert "why" in texts[1] and "use another engine" in texts[1]
     assert figures_in(notebook) == 0
@@ -174,6 +176,7 @@ def test_a_page_of_a_job_that_did_not_run_says_so_first(run: Run, status: str) -
 def test_a_job_that_was_never_measured_has_a_page(run: Run) -> None:
     notebook, failure = run("job.py", [], parameters_of(synthetic.record()))
     assert failure is None and has_run(notebook)
+    assert shown(notebook)[0] == "# Did not run: new-4gpu"
     assert "not measured" in shown(notebook)[1]
 
 
@@ -218,6 +221,14 @@ def test_without_records_the_page_says_what_to_run(run: Run) -> None:
     page = "\n".join(shown(notebook))
     assert "0 records" in page
     assert "params/baseline/" in page
+
+
+def test_an_unreadable_record_stops_the_page_with_its_name(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "machine").mkdir()
+    (tmp_path / "machine" / "broken.json").write_text("{")
+    _, failure = run("postbenchmark.py", [], {"results_dirs": [str(tmp_path)]})
+    assert failure is not None and "broken.json" in failure.what
+    assert "Traceback" not in failure.what
 
 
 def test_the_pages_render(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import synthetic
 from bs4 import BeautifulSoup
 
 from wanreport import local, report
+from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import JobError
 from wanreport.record import read_record
 
@@ -129,7 +130,10 @@ def test_the_whole_way_and_a_second_time(
         "reports/index.html", "reports/jobs/one.html", "reports/summary.html",
         "reports/notebooks/one.ipynb", "reports/notebooks/summary.ipynb",
     }  # fmt: skip
-    assert "Known: one." in words(project / "reports/summary.html")
+    shown = words(project / "reports/summary.html")
+    assert "Known: one." in shown
+    assert f"results/local/{SLUG}/one-" in shown
+    assert "wanreport/baseline/document/03-benchmarks.yaml" in shown
     index = BeautifulSoup(first["reports/index.html"], "html.parser")
     targets = {a["href"] for a in index.find_all("a")}
     assert {"summary.html", "jobs/one.html"} <= targets
@@ -167,6 +171,20 @@ def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
     assert stale() == {"two", "summary"}
     (project / "reports/jobs/one.html").unlink()
     assert stale() == {"one", "two", "summary"}
+
+
+def test_each_notebook_names_and_depends_on_what_it_reads() -> None:
+    record: list[local.Found] = [(ROOT / "README.md", {})]  # any file: its name and bytes count
+    with_it, without = (
+        {task.name: task.page for task in report.plan({}, ROOT, found)} for found in (record, [])
+    )
+    assert set(with_it) == {"baseline", "postbenchmark"}
+    assert with_it["postbenchmark"].inputs != without["postbenchmark"].inputs
+    assert "README.md" in with_it["postbenchmark"].sources
+    assert with_it["baseline"] == without["baseline"]
+    files = [f"wanreport/baseline/document/{p.name}" for p in sorted(DOCUMENT.glob("*.yaml"))]
+    assert list(without["baseline"].sources) == files == list(without["postbenchmark"].sources)
+    assert all((ROOT / file).is_file() for file in files)
 
 
 def test_all_problems_of_all_files_come_before_anything_runs(
@@ -287,7 +305,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(project: Path) -
     add_job(project, "two", purpose="hangs")
     driver = project / "driver.py"
     driver.write_text(
-        "import sys\nfrom wanreport import cli, local\n"
+        "import signal, sys\nfrom wanreport import cli, local\n"
+        # A shell's background job starts with Ctrl-C ignored, and so may these tests.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"local.LAUNCH = [sys.executable, {str(project / 'stand_in.py')!r}]\n"
         "if __name__ == '__main__':\n    sys.exit(cli.main(['report']))\n"
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from wanreport.job import load_job
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
 BATCH_SCRIPTS = [path for path in SCRIPTS if path.suffix == ".sbatch"]
@@ -30,6 +32,7 @@ PAPERMILL = """#!/bin/sh
 echo "papermill $*" >> "$CALLS"
 cat >> "$CALLS"
 env >> "$CALLS"
+echo '{"cells": [{"cell_type": "code", "execution_count": '"${LAST:-1}"'}]}' > "$2"
 exit ${PAPERMILL_STATUS:-0}
 """
 
@@ -196,6 +199,22 @@ def test_a_failed_notebook_fails_its_task(tree: Tree) -> None:
     done = tree.task(job, SLURM_ARRAY_TASK_ID="0", PAPERMILL_STATUS="138")
     assert done.returncode == 138
     assert "slurm/logs/a-0_0.ipynb" in done.stdout
+
+
+def test_a_killed_kernel_fails_its_task(tree: Tree) -> None:
+    job = write_job(tree.params / "a.yaml", 4)
+    tree.program("jupytext", JUPYTEXT)
+    tree.program("papermill", PAPERMILL)
+    done = tree.task(job, SLURM_ARRAY_TASK_ID="0", LAST="null")
+    assert done.returncode == 2
+    assert "slurm/logs/a-0_0.ipynb ended before its last cell" in done.stderr
+
+
+def test_the_time_limit_is_well_above_the_jobs_own() -> None:
+    limit = next(o for o in directives(ROOT / "slurm/jobs.sbatch") if o.startswith("--time="))
+    hours, minutes, _ = map(int, limit.removeprefix("--time=").split(":"))
+    jobs = [load_job(file) for file in (ROOT / "params/baseline").glob("*.yaml")]
+    assert max(job.timeout_s for job in jobs) + 1800 <= hours * 3600 + minutes * 60
 
 
 @pytest.mark.parametrize("extra", ["heigth: 720\n", "seed: 1e-3\n", '"x=1\\nprint(1)": 2\n'])

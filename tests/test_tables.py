@@ -80,6 +80,13 @@ def test_a_cell_of_another_kind_is_marked() -> None:
         html_table([], ["a"], caption="c", kind="guessed")  # type: ignore[arg-type]
 
 
+def test_a_table_of_no_kind_has_no_badge() -> None:
+    html = html_table([{"a": "x", "b": Cell(1, kind="quoted")}], ["a", "b"], caption="c", kind=None)
+    soup = parse(html)
+    assert soup.table["class"] == ["data"] and soup.caption.get_text() == "c"
+    assert "kind-quoted" in soup.td["class"]
+
+
 def test_a_table_without_rows_says_so() -> None:
     assert "nothing to show" in html_table([], ["a", "b"], caption="c")
 
@@ -115,7 +122,6 @@ def test_units_are_always_written() -> None:
     assert tables.gigabytes(40_960) == "40.96 kB"
     assert tables.seconds(21.6) == "21.60 s"
     assert tables.seconds(0.0123) == "12.30 ms"
-    assert tables.milliseconds(3.5) == "3.500 ms"
     assert tables.percent(0.091, signed=True) == "+9.10 %"
     assert tables.signed(-1.8, "s") == "−1.80 s"
     assert tables.signed(74.1, "s") == "+74.1 s"

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .local import project_root
-from .record import find_records, is_rehearsal, record_path
+from .notebook import Stop
+from .record import RecordError, find_records, is_rehearsal, record_path
 from .tables import (
     Cell,
     Column,
@@ -91,25 +92,35 @@ def get(record: Record, *path: str, default: Any = None) -> Any:
 
 
 def load_records(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Return every record below the folders, each once, in a fixed order.
+    """Return the records below the folders, in a fixed order.
 
     A relative folder is one of the project, wherever the notebook runs. A missing folder holds no
-    records. The same job on the same machine class counts once; the later folder wins.
+    records. Of several records of one job on one machine class and scale the latest counts.
+
+    Raises
+    ------
+    Stop
+        Naming every file that cannot be read.
     """
-    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for directory in directories:
-        for _, record in find_records(project_root() / directory):
-            found[sort_key(record)] = record
+        try:
+            here = find_records(project_root() / directory)
+        except RecordError as error:
+            raise Stop(str(error)) from None
+        for _, record in here:
+            key = sort_key(record)
+            if key not in found or str(record["started_at"]) >= str(found[key]["started_at"]):
+                found[key] = record
     return [found[key] for key in sorted(found)]
 
 
-def sort_key(record: Record) -> tuple[str, str, str, str]:
-    """Return what a record is filed under: machine class, scale, job name and job hash."""
+def sort_key(record: Record) -> tuple[str, str, str]:
+    """Return what a record is filed under: machine class, scale and job name."""
     return (
         get(record, "machine", "slug", default=""),
         get(record, "job", "scale", default=""),
         job_name(record),
-        get(record, "job_hash", default=""),
     )
 
 
@@ -547,6 +558,7 @@ def request_table(record: Record) -> str:
             Column("ran", "what ran", numeric=False),
         ],
         caption="What was asked for, and what ran",
+        kind=None,
     )
 
 
@@ -566,7 +578,7 @@ def machine_table(record: Record) -> str:
     host = machine.get("host_memory_bytes")
     sha = software.get("git_sha")
     dirty = " (with uncommitted changes)" if software.get("git_dirty") else ""
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("machine class", machine.get("class")),
         ("GPU", machine.get("gpu_name")),
         ("GPU memory", None if memory is None else gibibytes(memory)),
@@ -583,7 +595,14 @@ def machine_table(record: Record) -> str:
         ("started", record.get("started_at")),
         ("record", file_name(record)),
     ]
+    if machine.get("device") == "cpu":
+        rows = [(what, value) for what, value in rows if what not in GPU_ROWS]
     return facts_table(rows, caption="Machine and software")
+
+
+GPU_ROWS = {"GPU", "GPU memory", "interconnect", "PCIe", "pinned copies to the device", "driver",
+            "NCCL settings", "cuda", "nccl"}  # fmt: skip
+"""Rows of the machine's table that do not apply where there is no GPU."""
 
 
 def _link(machine: Mapping[str, Any]) -> str | None:
@@ -613,14 +632,19 @@ def rehearsal_notice(record: Record) -> str:
 
 
 def title(record: Record) -> str:
-    """Return the page's heading as Markdown; of a rehearsal its first word says so."""
-    prefix = "Rehearsal: " if is_rehearsal(record) else ""
+    """Return the page's heading as Markdown; of a rehearsal or a failure its first words say so."""
+    if iterations(record):
+        prefix = "Rehearsal: " if is_rehearsal(record) else ""
+    else:
+        # Only a job that was tried has a machine.
+        status = str(record.get("status")) if get(record, "machine") else ""
+        prefix = f"{STATUS_WORDS.get(status, 'did not run').capitalize()}: "
     return f"# {prefix}{markdown(job_name(record))}"
 
 
 def first_screen(record: Record) -> str:
     """Return what a reader must know first: asked, came out, and how far to trust it (Markdown)."""
-    parts = [rehearsal_notice(record)] if is_rehearsal(record) else []
+    parts = [rehearsal_notice(record)] if is_rehearsal(record) and iterations(record) else []
     if record.get("status") != "ok":
         parts.append(failure(record))
     parts += [f"**Asked.** {asked(record)}", f"**Came out.** {headline(record)}"]
@@ -682,7 +706,7 @@ def trust(record: Record) -> str:
         ("Full scale on GPUs" if is_full_scale(record) else "Not full scale on GPUs")
         + f"; {counted(len(found), 'iteration')} ({kinds})."
     ]
-    if found:
+    if found and is_full_scale(record):  # a rehearsal's headline has said it
         agree, same = counters_agree(record), repeats(record)
         if agree is not None:
             sentences.append(
@@ -697,7 +721,8 @@ def trust(record: Record) -> str:
                 else "**The iterations did not end in the same bits.**"
             )
     if get(record, "model", "weights") == "random":
-        sentences.append("Random weights of the exact shapes: the video shows noise.")
+        shapes = " of the exact shapes" if get(record, "job", "scale") == "a14b" else ""
+        sentences.append(f"Random weights{shapes}: the video shows noise.")
     if get(record, "software", "git_dirty"):
         sentences.append("The code had uncommitted changes.")
     return " ".join(sentences)
@@ -818,9 +843,8 @@ def reproduce(record: Record) -> str:
     name = job_name(record)
     lines = "\n".join(f"    {key}: {json.dumps(value)}" for key, value in job.items())
     return (
-        f"Save these lines as {code(f'{name}.yaml')} and run {code(f'wanreport run {name}.yaml')}; "
-        "with the same machine class and code, the latents have the same digest.\n\n"
-        f"{lines}"
+        f"Save these lines as {code(f'{name}.yaml')} and run {code(f'wanreport run {name}.yaml')}."
+        f"\n\n{lines}"
     )
 
 

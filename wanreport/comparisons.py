@@ -54,6 +54,8 @@ from .verdicts import (
     apart,
     baseline_facts,
     choose,
+    comparable,
+    comparable_groups,
     fact,
     is_baseline_workload,
     last_counters,
@@ -192,7 +194,8 @@ def _old_new_table(
         for old, record in olds.items():
             theirs = row.read(record) if record else None
             cells[old] = _value(theirs, row.unit)
-            cells[f"delta {old}"] = _delta(mine, theirs, row.unit)
+            alike = new and record and comparable(new, record)
+            cells[f"delta {old}"] = _delta(mine, theirs if alike else None, row.unit)
         for side in ("new", "old", "delta"):
             cells[f"baseline {side}"] = quoted(f"{row.quoted}.{side}")
         body.append(cells)
@@ -211,6 +214,7 @@ def _old_new_table(
         note="Clean iterations, each step of its slowest rank. The baseline's columns are quoted: "
         "single profiled runs with another flow shift, so that its switch falls elsewhere. What it "
         "calls old is either of two engines.",
+        kind="measured" if new or any(olds.values()) else None,
     )
 
 
@@ -233,7 +237,7 @@ def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) 
     stated = quoted("s3.3.steady.percent").text or ""
     parts = []
     for old, record in olds.items():
-        if new is None or record is None or workload(new) != workload(record):
+        if new is None or record is None or not comparable(new, record):
             parts.append(f"against {old} not measured")
             continue
         mine, theirs = clean_budget(new).steady, clean_budget(record).steady
@@ -257,9 +261,10 @@ def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) 
             f"against {old} {percent(gap, signed=True)} ({mine.text('s')} and {theirs.text('s')}): "
             f"{verdict}"
         )
+    asked = baseline_facts().text("s9.3.a.gap")
     return (
-        f"**{markdown(where)}.** The gap per step, which the baseline gives as {markdown(stated)}: "
-        f"{'; '.join(parts)}."
+        f"**{markdown(where)}.** The gap per step, which the baseline gives as {markdown(stated)} "
+        f"(in its section 9.3 as {markdown(asked)}): {'; '.join(parts)}."
     )
 
 
@@ -297,6 +302,7 @@ def _prefetch_table(
     gain = Cell(low.value, text=f"{low.text} to {high.text} less", kind="predicted")
     vram = quoted("s9.3.b.vram")
     layers = None if one is None else (deep - base) * get(one, "model", "block_bytes", default=0)
+    alike = one and two and comparable(one, two)
     rows = [
         (_Row("median step", _part(lambda b: b.steady.median)), gain),
         (_Row("denoising", _part(lambda b: b.denoise)), Cell("", text="")),
@@ -313,7 +319,7 @@ def _prefetch_table(
                 "what": row.what,
                 "deep": _value(a, row.unit),
                 "base": _value(b, row.unit),
-                "delta": _delta(a, b, row.unit),
+                "delta": _delta(a, b if alike else None, row.unit),
                 "expected": expected,
             }
         )
@@ -330,11 +336,12 @@ def _prefetch_table(
         note=f"{counted(deep - base, 'more layer')} ahead: {gigabytes(layers)}."
         if layers
         else "Needs full-scale GPU records of both.",
+        kind="measured" if one or two else None,
     )
 
 
 def _prefetch_answer(machine: str, one: Record | None, two: Record | None) -> str:
-    if one is None or two is None or workload(one) != workload(two):
+    if one is None or two is None or not comparable(one, two):
         return (
             f"**{markdown(machine)}.** Not measured: it needs full-scale GPU records of both. "
             "Whether it is the synchronisation that shrinks needs their traces too."
@@ -445,6 +452,7 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
         ],
         caption=f"Jobs on {machine}, scale {scale}",
         note="" if timed else "A rehearsal: it has no times or memory to report.",
+        kind="measured" if any(map(iterations, records)) else None,
     )
 
 
@@ -454,15 +462,7 @@ def _tick(answer: bool | None) -> str | None:
 
 def bits_tables(records: Sequence[Record]) -> list[str]:
     """Return a matrix of latents' digests, engine × ranks, for each set of comparable records."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        if latents(record):
-            key = " | ".join(
-                map(str, (get(record, "machine", "slug"), get(record, "software", "torch"),
-                          *workload(record)))
-            )  # fmt: skip
-            groups.setdefault(key, []).append(record)
-    return [_bits_table(groups[key]) for key in sorted(groups)]
+    return [_bits_table(g) for g in comparable_groups([r for r in records if latents(r)])]
 
 
 def _bits_table(records: Sequence[Record]) -> str:
@@ -502,8 +502,8 @@ def _bits_table(records: Sequence[Record]) -> str:
         ],
         caption=f"Latents by engine and ranks: {get(first, 'machine', 'class')}, "
         f"scale {get(first, 'job', 'scale')}",
-        note="The first 8 hexadecimal digits of the SHA-256; the tooltip has all. Different "
-        "numbers of ranks add in another order, so that only columns must agree.",
+        note="The first 8 hexadecimal digits of the SHA-256; the tooltip has all. Kernels may work "
+        "otherwise on shards of another size, so only columns must agree.",
     )
 
 
@@ -543,6 +543,7 @@ def counters_table(records: Sequence[Record]) -> str:
         caption="Per step and rank: copies, bytes, allocations and waits",
         note="The last iteration over its number of steps, of the rank that copied most. A tiny "
         "record's bytes are those of its small weights.",
+        kind=None,
     )
 
 
@@ -550,8 +551,8 @@ def counters_table(records: Sequence[Record]) -> str:
 
 
 def only_rehearsals(records: Sequence[Record]) -> bool:
-    """Say whether no record at hand is of the full model on GPUs."""
-    return not any(is_full_scale(record) for record in records)
+    """Say whether something ran, but nothing of the full model on GPUs."""
+    return any(map(iterations, records)) and not any(map(is_full_scale, records))
 
 
 def title(records: Sequence[Record]) -> str:
@@ -563,8 +564,13 @@ def title(records: Sequence[Record]) -> str:
     )
 
 
-def first_screen(records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
-    """Return what a reader must know first, as Markdown."""
+def first_screen(
+    records: Sequence[Record], asked: Sequence[Verdict], further: Sequence[Verdict]
+) -> str:
+    """Return what a reader must know first, as Markdown.
+
+    `asked` are the verdicts on the baseline's checks, `further` those on the engines' own.
+    """
     finished = sum(record.get("status") == "ok" for record in records)
     full = [record for record in records if is_full_scale(record)]
     machines = sorted({str(get(r, "machine", "class", default="unknown")) for r in records})
@@ -578,11 +584,13 @@ def first_screen(records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
     parts += [
         "**Asked.** Do the baseline's expectations hold in new measurements, and how do its old "
         "and new offload compare with the right flow shift?",
-        f"**At hand.** {counted(len(records), 'record')}, {finished} of jobs that finished; "
-        f"{len(full)} of the full model on GPUs, "
+        f"**At hand.** {counted(len(records), 'record')}"
+        + (f", {'all' if finished == len(records) else finished} finished; " if records else "; ")
+        + f"{len(full)} of the full model on GPUs, "
         f"{counted(sum(map(is_rehearsal, records)), 'rehearsal')}. "
         f"Machines: {markdown('; '.join(machines) or 'none')}.",
-        f"**Came out.** Of {counted(len(verdicts), 'check')}: {tally(verdicts)}.",
+        f"**Came out.** Of the baseline's checks: {tally(asked)}; of the engines' own checks: "
+        f"{tally(further)}.",
     ]
     return "\n\n".join(parts)
 

@@ -23,7 +23,6 @@ from matplotlib.ticker import MaxNLocator
 from .answers import (
     COUNTERS,
     MEMORY_KEYS,
-    Budget,
     NotAnswerable,
     Record,
     budget,
@@ -43,7 +42,8 @@ from .answers import (
     step_seconds,
     switch_step,
 )
-from .tables import counted, gigabytes, percent, seconds, significant
+from .tables import counted, gigabytes, seconds, significant
+from .verdicts import comparable_groups
 
 INK = "#5b6470"
 
@@ -221,7 +221,7 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     )
     if counters_derived(record):
         return figure, f"{alt}Its copies are hidden in the library and not shown."
-    return figure, alt + _loads_finding(events, timed=timed)
+    return figure, (alt + _loads_finding(events)).strip()
 
 
 def _around_switch(record: Record) -> list[dict[str, Any]]:
@@ -247,23 +247,14 @@ def _first_of_switch(record: Record, events: Sequence[Mapping[str, Any]]) -> int
     return next((i for i, event in enumerate(events) if event.get("step") == at), None)
 
 
-def _loads_finding(events: Sequence[Mapping[str, Any]], *, timed: bool) -> str:
+def _loads_finding(events: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the order of the events shows about the copies; it holds at every scale."""
     loads = [e for e in events if e["lane"] == "copy" and e["what"] in ("load", "switch")]
     if not loads:
         return "No weights are copied."
     runs = [e for e in events if e["what"] == "block"]
-    if timed:
-        total = sum(e["end_ms"] - e["start_ms"] for e in loads)
-        inside = sum(
-            max(0.0, min(load["end_ms"], run["end_ms"]) - max(load["start_ms"], run["start_ms"]))
-            for load in loads
-            for run in runs
-        )
-        if not total:
-            return ""
-        return f"{percent(inside / total)} of the time of the copies shown lies within block runs."
     if not any(load["what"] == "load" for load in loads):
-        return "Whole experts move while no block runs."
+        return ""
     ahead = known = 0
     for load in loads:
         run = next(
@@ -280,7 +271,7 @@ def _loads_finding(events: Sequence[Mapping[str, Any]], *, timed: bool) -> str:
             ahead += any(load["start_ms"] <= r["start_ms"] < run["start_ms"] for r in runs)
     if not known:
         return "The loads shown are for blocks that run later than the part shown."
-    return f"{ahead} of {known} loads whose block is shown are issued a block or more ahead."
+    return f"{ahead} of {known} loads whose block is shown begin a block or more ahead."
 
 
 # Time and memory (full scale only) ---------------------------------------------------------------
@@ -335,30 +326,26 @@ _PARTS = (("first step", "////", 0.9), ("switch step", "xxxx", 0.9),
           ("other steps", None, 0.55), ("decode", "....", 0.25))  # fmt: skip
 
 
-def time_budget(*records: Record, width: float = WIDTH) -> Picture:
-    """Draw where the time went: of one record each iteration, of several their clean iterations."""
-    if not records:
-        raise NotAnswerable("There is no record to draw.")
-    bars: list[tuple[str, str, Budget]] = []
-    if len(records) == 1:
-        (record,) = records
-        found = iterations_or_refuse(record)
-        for name, iteration in zip(iteration_names(found), found, strict=True):
-            bars.append((name, engine_name(record), budget(record, iteration)))
-    else:
-        bars = [(job_name(r), engine_name(r), clean_budget(r)) for r in records]
+def time_budget(record: Record, *, width: float = WIDTH) -> Picture:
+    """Draw where the time of each iteration went."""
+    found = iterations_or_refuse(record)
+    bars = [
+        (name, budget(record, iteration))
+        for name, iteration in zip(iteration_names(found), found, strict=True)
+    ]
+    colour = engine_colour(engine_name(record))
     figure, axes = _axes(width, 1.1 + 0.5 * len(bars))
-    for y, (_, engine, spent) in enumerate(bars):
+    for y, (_, spent) in enumerate(bars):
         left = 0.0
         values = (spent.first, spent.switch or 0.0, spent.steady_total, spent.decode or 0.0)
         for (_, hatch, alpha), value in zip(_PARTS, values, strict=True):
             axes.barh(
-                y, value, left=left, height=0.62, facecolor=engine_colour(engine), alpha=alpha,
+                y, value, left=left, height=0.62, facecolor=colour, alpha=alpha,
                 hatch=hatch, edgecolor=INK, linewidth=0.5,
             )  # fmt: skip
             left += value
         _value_label(axes, left, y, seconds(left))
-    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.set_xlim(0, axes.get_xlim()[1] * 1.14)
@@ -372,55 +359,59 @@ def time_budget(*records: Record, width: float = WIDTH) -> Picture:
         + (f", switch step {seconds(spent.switch)}" if spent.switch is not None else "")
         + f", other steps {seconds(spent.steady_total)}"
         + (f", decode {seconds(spent.decode)}" if spent.decode is not None else "")
-        for name, _, spent in bars
+        for name, spent in bars
     )
     return figure, f"Where the time went. {said}."
 
 
-def memory(*records: Record, width: float = WIDTH) -> Picture:
+def memory(record: Record, *, width: float = WIDTH) -> Picture:
     """Draw the peaks of GPU and host memory, of the fullest rank, and the GPU's capacity."""
-    if not records:
-        raise NotAnswerable("There is no record to draw.")
-    peaks = [peak_memory(record) for record in records]
+    peaks = peak_memory(record)
     bars = [
-        (f"{job_name(record)}, {what}" if len(records) > 1 else what, record, key, value)
-        for record, peak in zip(records, peaks, strict=True)
+        (what, key, value)
         for key, what in MEMORY_KEYS.items()
-        if (value := peak[key]) is not None
+        if (value := peaks[key]) is not None
     ]
     if not bars:
         raise NotAnswerable("The job ended before any memory was recorded.")
+    colour = engine_colour(engine_name(record))
     figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
-    for y, (_, record, key, value) in enumerate(bars):
+    for y, (_, key, value) in enumerate(bars):
         host = not key.startswith(("allocated", "reserved"))
         axes.barh(
-            y, value / 1e9, height=0.62, facecolor=engine_colour(engine_name(record)),
-            alpha=0.4 if host else 0.85, hatch="////" if host else None, edgecolor=INK,
-            linewidth=0.4,
+            y, value / 1e9, height=0.62, facecolor=colour, alpha=0.4 if host else 0.85,
+            hatch="////" if host else None, edgecolor=INK, linewidth=0.4,
         )  # fmt: skip
         _value_label(axes, value / 1e9, y, gigabytes(value))
-    capacities = sorted({get(r, "machine", "gpu_memory_bytes", default=0) for r in records} - {0})
-    for capacity in capacities:
+    capacity = get(record, "machine", "gpu_memory_bytes")
+    if capacity:
         axes.axvline(capacity / 1e9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(bars)), [name for name, _, _, _ in bars])
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.invert_yaxis()
-    note = "; dashed: the GPU's capacity" if capacities else ""
+    note = "; dashed: the GPU's capacity" if capacity else ""
     axes.set_xlabel(f"peak of the fullest rank, GB{note}")
     axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
-    said = "; ".join(f"{name} {gigabytes(value)}" for name, _, _, value in bars)
-    room = f" One GPU has {gigabytes(capacities[0])}." if len(capacities) == 1 else ""
+    said = "; ".join(f"{name} {gigabytes(value)}" for name, _, value in bars)
+    room = f" One GPU has {gigabytes(capacity)}." if capacity else ""
     return figure, f"Peak memory: {said}.{room}"
 
 
 # Several records ---------------------------------------------------------------------------------
 
 
-def compare_steps(records: Sequence[Record], *, width: float = WIDTH) -> Picture:
-    """Draw the median time per step of each full-scale record, with its 95 % interval."""
-    usable = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
-    if not usable:
+def compare_steps(records: Sequence[Record], *, width: float = WIDTH) -> list[Picture]:
+    """Draw the median time per step of each full-scale record, with its 95 % interval.
+
+    Each picture holds records that are comparable: of one machine class, software and workload.
+    """
+    groups = comparable_groups([r for r in records if is_full_scale(r) and iterations(r, "clean")])
+    if not groups:
         raise NotAnswerable("No full-scale GPU record is at hand, so there is no time to compare.")
-    usable.sort(key=lambda r: (ranks(r), job_name(r)))
+    return [_compare_steps(group, width) for group in groups]
+
+
+def _compare_steps(records: Sequence[Record], width: float) -> Picture:
+    usable = sorted(records, key=lambda r: (ranks(r), job_name(r)))
     figure, axes = _axes(width, 0.8 + 0.4 * len(usable))
     said = []
     for y, record in enumerate(usable):
@@ -438,17 +429,23 @@ def compare_steps(records: Sequence[Record], *, width: float = WIDTH) -> Picture
     axes.set_ylim(len(usable) - 0.5, -0.5)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
     axes.set_xlabel("seconds per step: median and 95 % interval, clean iterations")
-    return figure, f"Time per step, first and switch step left out: {'; '.join(said)}."
+    machine = get(usable[0], "machine", "class")
+    said_of = f"Time per step on {machine}, first and switch step left out"
+    return figure, f"{said_of}: {'; '.join(said)}."
 
 
 def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture:
     """Draw how many experts' worth of bytes each rank copies to its device per step.
 
-    The unit, bytes over the bytes of one whole expert, means the same at every scale.
+    Only the full model is drawn, or the tiny one where there is nothing else: a tiny model has
+    fewer blocks beside its outer weights, so its shares are others.
     """
     bars = []
-    for record in records:
-        worth = experts_per_step(record)
+    counted_ones = [record for record in records if experts_per_step(record) is not None]
+    scales = {str(get(record, "job", "scale")) for record in counted_ones}
+    scale = "a14b" if "a14b" in scales else "tiny"
+    for record in counted_ones:
+        worth = experts_per_step(record) if get(record, "job", "scale") == scale else None
         if worth is not None:
             bars.append((ranks(record), engine_name(record), job_name(record), worth))
     if not bars:
@@ -460,13 +457,14 @@ def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture
         _value_label(axes, worth, y, significant(worth, 3))
     axes.set_yticks(range(len(bars)), [f"{name} ({number} ranks)" for number, _, name, _ in bars])
     axes.invert_yaxis()
-    axes.set_xlabel("bytes to the device per step and rank, in whole experts")
+    axes.set_xlabel(f"bytes to the device per step and rank, in whole experts (scale {scale})")
     axes.set_xlim(0, max(axes.get_xlim()[1], 0.01) * 1.16)
     said = "; ".join(
         f"{name} on {counted(number, 'rank')}: {significant(worth, 3)}"
         for number, _, name, worth in bars
     )
-    return figure, f"Bytes to the device per step and rank, in whole experts. {said}."
+    alt = f"Bytes to the device per step and rank, in whole experts, at scale {scale}. {said}."
+    return figure, alt
 
 
 def experts_per_step(record: Record) -> float | None:

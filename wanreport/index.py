@@ -27,14 +27,7 @@ KNOWN_PAGES = {
     ),
 }
 
-_WORDS = {
-    "ok": "ok",
-    "failed": "failed",
-    "oom": "out of memory",
-    "timeout": "timed out",
-    "unsupported": "unsupported",
-    "": "not measured",
-}
+_WORDS = {**answers.STATUS_WORDS, "": "not measured"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def index_html(rows: Sequence[Row], pages: Sequence[tuple[str, str, bool]]) -> s
     """
     import jinja2
 
-    measured = [row.record for row in rows if row.record]
+    measured = [row.record for row in rows if row.record and answers.iterations(row.record)]
     cards = []
     for name, href, failed in pages:
         title, text = KNOWN_PAGES.get(name, (name, ""))

@@ -16,12 +16,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +35,7 @@ from tqdm import tqdm
 from . import local
 from .engines import ENGINES
 from .job import Job, job_from_mapping
-from .measure import machine, software
+from .measure import host_memory, machine, software
 from .record import RecordError, new_record, record_path, write_record
 from .registry import ModelPathError, resolve_model
 from .wan import A14B, TINY
@@ -42,11 +44,12 @@ from .weights import CheckpointError, CheckpointWeights
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 
 HINTS = {
-    "oom": "use an engine that keeps fewer blocks on the device (layerwise), more GPUs, or fewer"
-    " frames",
+    "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"
+    " frames; on the host: fewer ranks, or a machine with more memory",
     "timeout": "raise timeout_s if the job was merely slow; else look at the ranks' logs for the"
     " rank that was not in the collective",
-    "failed": "the ranks' logs say where; the next run measures this job again",
+    "failed": "the ranks' logs say where (a kill from outside is often the kernel's out-of-memory"
+    " killer); the next run measures this job again",
 }
 
 
@@ -68,12 +71,11 @@ class ForkedRanks:
         context.set_forkserver_preload(["wanreport.launch", "wanreport.worker"])
         from .worker import forked_main
 
-        self.processes = [
-            context.Process(target=forked_main, args=(str(spec), str(out), rank, world_size))
-            for rank in range(world_size)
-        ]
-        for process in self.processes:
-            process.start()
+        self.processes: list[Any] = []
+        for rank in range(world_size):
+            arguments = (str(spec), str(out), rank, world_size)
+            self.processes.append(context.Process(target=forked_main, args=arguments))
+            self.processes[-1].start()
 
     def exit_codes(self) -> list[int | None]:
         return [process.exitcode for process in self.processes]
@@ -82,7 +84,7 @@ class ForkedRanks:
         for process in self.processes:
             process.kill()
         for process in self.processes:
-            process.join()
+            process.join(GRACE)
 
 
 class TorchrunRanks:
@@ -101,7 +103,16 @@ class TorchrunRanks:
             )
 
     def exit_codes(self) -> list[int | None]:
-        return [self.process.poll()]
+        code = self.process.poll()
+        if code is None:
+            return [None] * self.world_size
+        codes: list[int | None] = [0] * self.world_size
+        # Ranks that torchrun itself ended say nothing; it names the first that failed.
+        log = (self.out / "torchrun.log").read_text(errors="replace")
+        first = re.search(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", log, re.DOTALL)
+        if code and first:
+            codes[int(first[1])] = int(first[2])
+        return codes
 
     def kill(self) -> None:
         # torchrun passes SIGTERM on; a rank that hangs in a kernel needs more.
@@ -110,7 +121,10 @@ class TorchrunRanks:
             self.process.wait(5)
         for rank in range(self.world_size):
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int((self.out / f"rank{rank}.pid").read_text()), signal.SIGKILL)
+                pid = int((self.out / f"rank{rank}.pid").read_text())
+                # A pid may be a stranger's by now.
+                if os.fsencode(self.out) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 
@@ -139,7 +153,8 @@ def run_job(job: Job, root: Path) -> Path:
     device = "cuda" if job.scale == "a14b" and torch.cuda.is_available() else "cpu"
     record = new_record(
         job,
-        machine=machine(device),
+        # One machine has one class, also for what it runs on its CPU for want of GPUs.
+        machine=machine("cuda" if torch.cuda.is_available() else "cpu") | {"device": device},
         software=software(),
         started_at=started.isoformat(timespec="seconds"),
     )
@@ -152,12 +167,19 @@ def run_job(job: Job, root: Path) -> Path:
             found = _measure(job, spec, Path(tmp))
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
+        except Exception as error:
+            traceback.print_exc()
+            found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         record |= found
         record["wall_s"] = round(time.perf_counter() - begun, 3)
-        record["traces"] = _keep_traces(Path(tmp), path) if record["status"] == "ok" else []
-        if record["status"] not in ("ok", "unsupported"):
-            logs = _keep_logs(Path(tmp), path)
-            record["hint"] = f"{HINTS[record['status']]} ({logs})"
+        try:
+            if record["status"] == "ok":
+                record["traces"] = _keep_traces(Path(tmp), path)
+            elif record["status"] != "unsupported":
+                logs = _keep_logs(Path(tmp), path)
+                record["hint"] = f"{HINTS[record['status']]} ({logs})"
+        except OSError as error:  # a full disk must not cost the result too
+            record["hint"] = f"traces and logs could not be kept: {error}"
     write_record(record, path)
     return path
 
@@ -175,6 +197,16 @@ def _spec(job: Job) -> dict[str, Any]:
             "cache-dit skips blocks, which changes the result; no engine here does that",
             "set cache_dit: false",
         )
+    if job.scale == "tiny" and job.checkpoint:
+        weights = Path(job.checkpoint).glob("transformer*/*.safetensors")
+        size = sum(file.stat().st_size for file in weights)
+        free = host_memory()["available"]
+        if size > free / 2:
+            raise Unsupported(
+                f"the checkpoint's experts take {size / 1e9:.1f} GB and this machine has"
+                f" {free / 1e9:.1f} GB of memory free; a rehearsal runs a checkpoint as it is",
+                "leave out `checkpoint` to rehearse with small random weights",
+            )
     index, layers = None, (TINY if job.scale == "tiny" else A14B)["num_layers"]
     try:
         if job.checkpoint:
@@ -226,9 +258,10 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
     spec_file.write_text(json.dumps(spec))
     world_size = job.num_gpus
     start = ForkedRanks if job.scale == "tiny" else TorchrunRanks
-    ranks: Ranks = start(spec_file, out, world_size)
     deadline = time.monotonic() + job.timeout_s
     progress = Progress(job, out / "progress")
+    parent = os.getppid()
+    ranks: Ranks = start(spec_file, out, world_size)
     try:
         while True:
             codes = ranks.exit_codes()
@@ -240,15 +273,17 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
                 deadline = min(deadline, time.monotonic() + GRACE)
             if time.monotonic() > deadline:
                 break
+            if os.getppid() != parent:  # who asked for this is gone
+                raise KeyboardInterrupt
             time.sleep(0.05)
-        hung = [code is None for code in ranks.exit_codes()]
     finally:
         ranks.kill()
         progress.close()
     results = [_result(out, rank) for rank in range(world_size)]
     if all(result and result["status"] == "ok" for result in results):
         return _merge([result for result in results if result])
-    return _failure(job, results, ranks.exit_codes(), any(hung), progress.last)
+    # The codes from before our own kill: what we ended says nothing about the cause.
+    return _failure(job, results, codes, progress.last)
 
 
 def _result(out: Path, rank: int) -> dict[str, Any] | None:
@@ -257,37 +292,36 @@ def _result(out: Path, rank: int) -> dict[str, Any] | None:
 
 
 def _failure(
-    job: Job,
-    results: Sequence[dict[str, Any] | None],
-    codes: Sequence[int | None],
-    hung: bool,
-    last: str,
+    job: Job, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None], last: str
 ) -> dict[str, Any]:
-    """Status and reason of a job that did not end well; the first cause, not its echoes."""
-    told = {rank: r for rank, r in enumerate(results) if r and r["status"] != "ok"}
-    for status in ("oom", "timeout"):
-        for rank, result in told.items():
-            if result["status"] == status:
-                return {"status": status, "reason": f"rank {rank}: {result['reason']} ({last})"}
-    silent = [rank for rank, result in enumerate(results) if result is None]
-    if hung and not told:
-        return {
-            "status": "timeout",
-            "reason": f"not done within timeout_s = {job.timeout_s} s ({last})",
-        }
-    # A rank that ended without a word died; what the others report is then only its echo.
-    killed = [r for r in silent if len(codes) > r and (codes[r] or 0) < 0 and not hung]
-    dead = killed or ([] if hung and len(silent) == len(results) else silent)
-    if dead:
-        rank = dead[0]
-        code = codes[rank] if len(codes) > rank else None
-        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "died"
-        return {
-            "status": "failed",
-            "reason": f"rank {rank} {how} without a result ({last})",
-        }
-    rank, result = next(iter(told.items()))
-    return {"status": "failed", "reason": f"rank {rank}: {result['reason']} ({last})"}
+    """Status and reason of a job that did not end well: the first cause, not its echoes.
+
+    Parameters
+    ----------
+    results
+        What each rank left, if anything; failures say when (``at``).
+    codes
+        Exit code of each rank before the launcher ended the rest; None for one that still ran.
+    last
+        The last progress there was.
+    """
+    told = sorted((r["at"], k) for k, r in enumerate(results) if r and r["status"] != "ok")
+    first = [k for _, k in told]
+    memory = [k for k in first if (results[k] or {}).get("status") == "oom"]
+    died = [k for k, code in enumerate(codes) if code and results[k] is None]
+    died.sort(key=lambda k: codes[k] or 0)  # signals first
+    if died and not memory:
+        code = codes[died[0]] or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        reason = f"rank {died[0]} {how} without a result"
+        return {"status": "failed", "reason": f"{reason} ({last})"}
+    for rank in memory or first:
+        result = results[rank] or {}
+        return {"status": result["status"], "reason": f"rank {rank}: {result['reason']} ({last})"}
+    if None in codes:
+        reason = f"not done within timeout_s = {job.timeout_s} s"
+        return {"status": "timeout", "reason": f"{reason} ({last})"}
+    return {"status": "failed", "reason": f"the ranks ended without a result ({last})"}
 
 
 def _merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -313,8 +347,12 @@ def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
     for source in sorted((out / "traces").glob("rank*.json.gz")):
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / source.name
-        shutil.copyfile(source, target.with_suffix(".part"))
-        target.with_suffix(".part").replace(target)
+        part = target.with_suffix(".part")
+        try:
+            shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
         kept.append(
             {
                 "rank": int(source.name.removeprefix("rank").split(".")[0]),

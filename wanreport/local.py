@@ -246,15 +246,20 @@ def _launch(
 def _tee(source: IO[bytes], log: Path, echo: IO[str] | None) -> None:
     """Copy `source` to the log line by line, and to a person's terminal as it comes."""
     line = b""
-    with log.open("ab", buffering=0) as file, contextlib.suppress(OSError, ValueError):
+    # A full disk or a closed terminal must not stop the reading: the writer would block for good.
+    refused = (OSError, ValueError)
+    with log.open("ab", buffering=0) as file:
         while chunk := os.read(source.fileno(), 65536):
             if echo and echo.isatty():
-                echo.write(chunk.decode(errors="replace"))
-                echo.flush()
+                with contextlib.suppress(*refused):
+                    echo.write(chunk.decode(errors="replace"))
+                    echo.flush()
             *whole, line = (line + chunk).split(b"\n")
             for text in whole:  # of a progress bar only the last state is kept
-                file.write(text.rstrip(b"\r").rsplit(b"\r", 1)[-1] + b"\n")
-        file.write(line.rsplit(b"\r", 1)[-1])
+                with contextlib.suppress(*refused):
+                    file.write(text.rstrip(b"\r").rsplit(b"\r", 1)[-1] + b"\n")
+        with contextlib.suppress(*refused):
+            file.write(line.rsplit(b"\r", 1)[-1])
 
 
 def _announced(line: str, jobs: Sequence[Job]) -> Found | None:
@@ -286,7 +291,8 @@ def _own_group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Po
                 continue
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, kind)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            # A second Ctrl-C means: go on to the next, harder kind.
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.wait(patience)
         for stream in (process.stdout, process.stderr):
             if stream:

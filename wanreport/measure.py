@@ -66,10 +66,15 @@ class StepClock:
 def reset_peaks(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_host_memory_stats()
 
 
 def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None]:
-    """Peak memory since `reset_peaks`; the resident set of the process since it began, in bytes."""
+    """Peak memory since `reset_peaks`; the resident set of the process since it began, in bytes.
+
+    Pinned memory is the store's, which ranks of one host share, and this rank's part of torch's
+    own pool.
+    """
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type != "cuda":
         none = dict.fromkeys(("allocated_bytes", "reserved_bytes", "pinned_bytes"))
@@ -253,5 +258,6 @@ def _interconnect(count: int) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown interconnect"
-    rows = [line for line in done.stdout.splitlines() if re.match(r"\W*GPU\d", line)]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    rows = [line for line in plain.splitlines() if re.match(r"GPU\d+\s", line)]
     return "NVLink" if rows and re.search(r"\bNV\d+\b", rows[0]) else "PCIe"

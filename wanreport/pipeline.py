@@ -143,11 +143,12 @@ def encode_prompts(folder: Path, prompts: list[str], device: torch.device) -> li
     encoder = UMT5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=torch.bfloat16, local_files_only=True
     )
+    encoder = encoder.to(device)  # before the engine needs the room; freed on return
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     pipe = WanPipeline(tokenizer, encoder, None, None, None, None)
     return [
-        pipe.encode_prompt(p, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS)[
-            0
-        ].to(device)
+        pipe.encode_prompt(
+            p, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS, device=device
+        )[0]
         for p in prompts
     ]

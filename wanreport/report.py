@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from wanreport import index, local, render
+from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import Job, JobError, load_job
 
 WORKERS = 2
@@ -124,11 +125,13 @@ def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> 
     for script in sorted(notebooks.glob("*.py")):
         if script.name == "job.py":
             continue
-        # A notebook that reads records says so in its parameters.
-        reads = re.search(r"^results_dirs\s*=", script.read_text(encoding="utf-8"), re.MULTILINE)
+        # A notebook that reads records, or the baseline's facts, says so in its parameters.
+        text = script.read_text(encoding="utf-8")
+        reads = re.search(r"^results_dirs\s*=", text, re.MULTILINE)
+        quotes = reads or re.search(r"^facts_path\s*=", text, re.MULTILINE)
         page = render.Page(
             notebook=f"notebooks/{script.name}",
-            sources=tuple(everything) if reads else (),
+            sources=(*(everything if reads else ()), *(_data_files() if quotes else ())),
             links=(("All reports", "index.html"),),
         )
         tasks.append(_task(script.stem, script, {}, page, root, Path(f"{script.stem}.html"),
@@ -174,6 +177,11 @@ def _task(
         ipynb=reports / "notebooks" / where.with_suffix(".ipynb").name,
         root=root,
     )
+
+
+def _data_files() -> list[str]:
+    """The baseline's facts, as a reader of the repository finds them."""
+    return [f"wanreport/baseline/document/{path.name}" for path in sorted(DOCUMENT.glob("*.yaml"))]
 
 
 def _digests(found: Sequence[local.Found]) -> list[str]:

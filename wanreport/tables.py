@@ -60,7 +60,7 @@ def html_table(
     *,
     caption: str,
     note: str = "",
-    kind: Kind = "measured",
+    kind: Kind | None = "measured",
 ) -> str:
     """Return one table as HTML; every piece of text in it is escaped.
 
@@ -77,9 +77,10 @@ def html_table(
     note
         Plain text below the table: conditions, units, what is left out.
     kind
-        The kind of the numbers in the table, unless a cell says otherwise.
+        The kind of the numbers in the table, unless a cell says otherwise. None for a table that
+        has no numbers of one kind; it gets no badge.
     """
-    if kind not in KINDS:
+    if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     specs = [Column(c, c, numeric=False) if isinstance(c, str) else c for c in columns]
     head = "".join(_heading(column) for column in specs)
@@ -92,12 +93,15 @@ def html_table(
     if not rows:
         body = f'<tr><td class="missing" colspan="{len(specs)}">nothing to show</td></tr>'
     label = html.escape(caption)
-    badge = f'<span class="badge kind-{kind}" title="{html.escape(KINDS[kind])}">{kind}</span>'
+    badge, classes = "", "data"
+    if kind is not None:
+        badge = f' <span class="badge kind-{kind}" title="{html.escape(KINDS[kind])}">{kind}</span>'
+        classes = f"data kind-{kind}"
     foot = f'\n<p class="table-note">{html.escape(note)}</p>' if note else ""
     return (
         f'<div class="table-box" tabindex="0" role="region" aria-label="{label}">\n'
-        f'<table class="data kind-{kind}">\n'
-        f"<caption>{label} {badge}</caption>\n"
+        f'<table class="{classes}">\n'
+        f"<caption>{label}{badge}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{foot}\n</div>"
     )
 
@@ -108,7 +112,7 @@ def _heading(column: Column) -> str:
     return f'<th scope="col"{number}>{html.escape(column.title)}{unit}</th>'
 
 
-def _cell(content: object, column: Column, kind: Kind, *, first: bool) -> str:
+def _cell(content: object, column: Column, kind: Kind | None, *, first: bool) -> str:
     cell = content if isinstance(content, Cell) else Cell(content)
     own_kind = cell.kind or kind
     classes = ["num"] if column.numeric else []
@@ -182,11 +186,6 @@ def seconds(value: float | None, digits: int = 4) -> str:
     if value != 0 and abs(value) < 0.1:
         return f"{significant(value * 1e3, digits)} ms"
     return f"{significant(value, digits)} s"
-
-
-def milliseconds(value: float | None, digits: int = 4) -> str:
-    """Return a duration given in milliseconds, with its unit."""
-    return EM_DASH if value is None else f"{significant(value, digits)} ms"
 
 
 def gigabytes(count: float | None, digits: int = 4) -> str:

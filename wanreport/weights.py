@@ -18,13 +18,14 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .wan import FOLDERS, Expert
@@ -70,6 +71,15 @@ class RandomWeights:
                 piece.copy_(some[: piece.numel()])
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: {error}; copy the complete folder again") from error
+
+
 class CheckpointWeights:
     """Weights from a local diffusers folder, read tensor by tensor.
 
@@ -102,7 +112,7 @@ class CheckpointWeights:
         else:
             files = {}
             for file in sorted(folder.glob("*.safetensors")):
-                with safe_open(file, "pt") as opened:
+                with _opened(file) as opened:
                     files |= dict.fromkeys(opened.keys(), file)
         missing = sorted({str(f) for f in files.values() if not f.is_file()})
         if missing or not files:
@@ -125,7 +135,7 @@ class CheckpointWeights:
                 f"{self.folder / FOLDERS[expert]}: no tensor {name!r}; "
                 "the folder is not a Wan2.2 transformer of this configuration"
             )
-        with safe_open(file, "pt") as opened:
+        with _opened(file) as opened:
             value = opened.get_tensor(name)
         if value.shape != out.shape:
             raise CheckpointError(
@@ -269,7 +279,8 @@ class HostStore:
                 out = piece.of(buffers[key])
                 self.source.fill(key[0], checkpoint_name(piece.name), out)
 
-        threads = max(1, len(os.sched_getaffinity(0)) // size)
+        ranks = dist.get_world_size() if dist.is_initialized() else 1  # all of them fill at once
+        threads = max(1, len(os.sched_getaffinity(0)) // ranks)
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill, keys[rank::size]))
         if size > 1:

@@ -7,8 +7,10 @@ that lives long enough leaves ``OUT/rank<r>.json``.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from .engines import ENGINES, Counters, Engine, Shape
-from .measure import StepClock, SwitchProfile, machine, peaks, reset_peaks, sha256, software
+from .measure import StepClock, SwitchProfile, peaks, reset_peaks, sha256
 from .pipeline import (
     TEXT_TOKENS,
     TINY_VAE,
@@ -39,6 +41,8 @@ from .pipeline import (
 from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # A tiny video: few tokens, and 27 of them, which no world size of the baseline divides.
 TINY_VIDEO = {"height": 48, "width": 48, "num_frames": 9}
@@ -71,7 +75,6 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job = self.job
-        started = time.perf_counter()
         self._connect()
         source: Source = RandomWeights(job["seed"])
         configs = dict.fromkeys(EXPERTS, TINY if self.tiny else A14B)
@@ -92,15 +95,12 @@ class Rank:
             group=dist.group.WORLD if engine.shares_store else None,
         )
         shape = self._shape(experts[EXPERTS[0]], store)
-        self.say("weights")
-        engine.attach(experts, store, self.device, dist.group.WORLD)
-
         guidance = self._guidance(configs[EXPERTS[0]]["text_dim"], dtype)
-        result: dict[str, Any] = {
-            "machine": machine(self.device.type),
-            "software": software(),
-            "model": self._model(configs[EXPERTS[0]], store),
-        }
+        self.vae = self._vae() if job["decode"] and self.rank == 0 else None
+        self.say("weights")
+        started = time.perf_counter()
+        engine.attach(experts, store, self.device, dist.group.WORLD)
+        result: dict[str, Any] = {"model": self._model(configs[EXPERTS[0]], store)}
         kinds = ["warmup"] * job["warmup_iterations"] + ["clean"] * job["clean_iterations"]
         kinds += ["profiled"] * job["profile"]
         result["iterations"] = []
@@ -130,6 +130,10 @@ class Rank:
                 "gloo", init_method=store, rank=self.rank, world_size=self.world_size,
                 timeout=timeout,
             )  # fmt: skip
+
+    def _vae(self) -> Any:
+        config = TINY_VAE if self.tiny else VAE
+        return make_vae(config, self.checkpoint, self.device, self.job["seed"])
 
     def _guidance(self, text_dim: int, dtype: torch.dtype) -> Guidance:
         job, settings = self.job, self.settings
@@ -237,17 +241,21 @@ class Rank:
         seconds = clock.seconds()
         if profile:
             profile.close()
-        digest, video, decode_s = sha256(latents), None, None
-        if job["decode"] and self.rank == 0:
+        memory = peaks(device, store.pinned_bytes)
+        frames, decode_s = None, None
+        if self.vae is not None:
             self.say("decode")
-            vae = make_vae(TINY_VAE if self.tiny else VAE, self.checkpoint, device, job["seed"])
             clock = StepClock(device)
             with clock.step():
-                frames = decode(vae, latents)
-            video, decode_s = sha256(frames), clock.seconds()[0]
-            del vae, frames
+                frames = decode(self.vae, latents)
+            decode_s = clock.seconds()[0]
         dist.barrier()
         total = time.perf_counter() - begun
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what decoding held is not the next iteration's
+        digest = sha256(latents)
+        video = None if frames is None else sha256(frames)
+        del frames
         digests: list[Any] = [None] * self.world_size
         dist.all_gather_object(digests, digest)
         if len(set(digests)) != 1:
@@ -265,7 +273,7 @@ class Rank:
             "total_s": total,
             "counters": asdict(engine.mover.counters - before),
             "expected_counters": asdict(wanted),
-            "memory": peaks(device, store.pinned_bytes),
+            "memory": memory,
             "latents_sha256": digest,
             "video_sha256": video,
             "first_step_done": done,
@@ -286,6 +294,8 @@ class Rank:
 
 def main(spec_file: str, out: str, rank: int, world_size: int) -> int:
     """Run one rank; 0 if it went well. The result or the error goes to ``rank<r>.json``."""
+    # Whoever started this rank watches over it; without them it must not run on.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     folder = Path(out)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
     try:
@@ -296,10 +306,11 @@ def main(spec_file: str, out: str, rank: int, world_size: int) -> int:
         traceback.print_exc()
         text = str(error).strip()
         oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
-        timeout = "Timed out" in text or "timeout" in text.lower()
+        timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
         result = {
             "status": "oom" if oom else "timeout" if timeout else "failed",
             "reason": f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
+            "at": time.time(),
         }
     part = folder / f"rank{rank}.part"
     part.write_text(json.dumps(result))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wanreport.baseline.facts import NBSP, Facts
+from wanreport.baseline.facts import Facts
 from wanreport.figures import ENGINE_COLOURS, INK, WIDTH, Picture
 from wanreport.schedule import flow_schedule
 
@@ -58,37 +58,6 @@ def per_step(facts: Facts) -> Picture:
     return fig, facts.fill(alt)
 
 
-def reference(facts: Facts) -> Picture:
-    """Time of each step in the pull request (§8), drawn as in :func:`per_step`."""
-    fig = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    axes: Sequence[Axes] = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    high, low = axes
-    for side, color, shift in (("new", NEW, -0.12), ("old", OLD, 0.12)):
-        for part in ("first", "switch"):
-            crowded = (part, side) == ("switch", "new")  # between two averages of its own height
-            name = f"s8.{part}.{side}"
-            _point(axes, facts, f"s8.{part}.step", name, color, shift, below=crowded)
-        for part in ("early", "late"):
-            _bar(axes, facts, f"s8.{part}", side, color, words="each", above=side == "new")
-    steady = [facts.number(f"s8.{p}.{s}") for p in ("early", "late") for s in ("new", "old")]
-    high.set_ylim(facts.number("s8.first.new") * 0.6, facts.number("s8.first.old") * 1.12)
-    low.set_ylim(min(steady) - 0.03, max(steady) + 0.03)
-    _broken(high, low)
-    _switch_line(axes, facts.number("s8.switch.step"))
-    low.set_xlabel("step, counted from zero")
-    fig.supylabel("seconds per step", color=INK, fontsize=9)
-    _key(high, (("new", NEW), ("old", OLD)))
-    for ax in axes:
-        _plain(ax)
-    alt = (
-        "Times of the pull request on {s8.gpus} GPUs with NVLink. The first step takes "
-        "{s8.first.old} with the old and {s8.first.new} with the new offload, the switch at step "
-        "{s8.switch.step} {s8.switch.old} and {s8.switch.new}; all other steps lie close "
-        "together, near {s8.early.old} and {s8.early.new}."
-    )
-    return fig, facts.fill(alt)
-
-
 def time_budget(facts: Facts) -> Picture:
     """Where the time goes (§3.3): one stacked bar an engine, and the total stated in §3.2."""
     fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
@@ -126,36 +95,6 @@ def time_budget(facts: Facts) -> Picture:
         "{s3.3.budget.total.old} they take {s3.3.budget.other.old}, {s3.3.budget.first.old}, "
         "{s3.3.budget.switch.old} and {s3.3.budget.decode.old}. The totals stated in section 3.2 "
         "lie further right, at {s3.2.total.new} and {s3.2.total.old}."
-    )
-    return fig, facts.fill(alt)
-
-
-def bandwidth_bands(facts: Facts) -> Picture:
-    """The old offload's transfers by bandwidth (§4.1): events, data and time of each band."""
-    fig = Figure(figsize=(WIDTH, 2.3), layout="constrained")
-    axes: Sequence[Axes] = fig.subplots(1, 3, sharey=True)
-    bands = ("low", "middle", "high")
-    layout = next(t for t in facts.parts["4.1"].tables if t.get("prefix") == "s4.1.band")
-    labels = [facts.fill(layout["rows"][band]) for band in bands]
-    for ax, column in zip(axes, ("events", "data", "time"), strict=True):
-        values = [facts.number(f"s4.1.band.{band}.{column}") for band in bands]
-        ax.barh(range(3), values, color=OLD, height=0.6, linewidth=0)
-        for y, (band, value) in enumerate(zip(bands, values, strict=True)):
-            words = facts.text(f"s4.1.band.{band}.{column}")
-            ax.text(value + max(values) * 0.03, y, words, va="center", fontsize=8, color=INK)
-        ax.set_title(layout["columns"][column], fontsize=10, color=INK)
-        ax.set_xlim(0, max(values) * 1.4)
-        ax.set_xticks([])
-        ax.set_yticks(range(3), labels)
-        _plain(ax, grid="")
-    axes[0].invert_yaxis()
-    alt = (
-        "The slowest band, {s4.1.band.low.from} to {s4.1.band.low.to}, holds "
-        "{s4.1.band.low.events} events and {s4.1.band.low.data}, but {s4.1.band.low.time} of "
-        "blocking time; the middle one {s4.1.band.middle.events} events, "
-        "{s4.1.band.middle.data} and {s4.1.band.middle.time}; the fastest one "
-        "{s4.1.band.high.events} events, {s4.1.band.high.data} and "
-        "{s4.1.band.high.time}."
     )
     return fig, facts.fill(alt)
 
@@ -200,37 +139,6 @@ def bytes_per_step(facts: Facts) -> Picture:
     return fig, facts.fill(alt)
 
 
-def causes(facts: Facts) -> Picture:
-    """The guessed causes (§7) as ranges, their sum, and the difference they are to explain."""
-    fig = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    ax = fig.subplots()
-    rows: dict[str, str] = facts.parts["7"].tables[0]["rows"]
-    for y, row in enumerate(rows):
-        low, high = f"s7.{row}.low", f"s7.{row}.high"
-        left, right = facts.number(low), facts.number(high)
-        color = INK if row == "total" else NEW
-        ax.barh(y, right - left, left=left, height=0.5, color=color, alpha=0.85, linewidth=0)
-        words = f"{facts.text(low).replace(NBSP + 's', '')} to {facts.text(high)}"
-        if left < 0.5:
-            ax.text(right + 0.05, y, words, va="center", fontsize=8, color=INK)
-        else:  # to the right it would cross the line of the steady difference
-            ax.text(left - 0.05, y, words, va="center", ha="right", fontsize=8, color=INK)
-    observed = facts.number("s7.observed")
-    ax.axvline(observed, color=INK, linewidth=1.4, linestyle="--")
-    ax.text(
-        observed + 0.05, 2.5, f"steady difference: {facts.text('s7.observed')}",
-        va="center", fontsize=8, color=INK,
-    )  # fmt: skip
-    ax.set_yticks(range(len(rows)), list(rows.values()))
-    ax.invert_yaxis()
-    ax.set_xlim(0, facts.number("s7.total.high") * 1.25)
-    ax.set_xlabel("seconds per step")
-    _plain(ax, grid="x")
-    guesses = "; ".join(f"{rows[row]}, {{s7.{row}.low}} to {{s7.{row}.high}}" for row in rows)
-    alt = f"Guessed seconds per step. {guesses}. The steady difference is {{s7.observed}}."
-    return fig, facts.fill(alt)
-
-
 def schedules(facts: Facts) -> Picture:
     """Timesteps for both shifts, computed, with the boundary and where each falls below it."""
     fig = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -271,24 +179,20 @@ _CENTRE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 def _point(
-    axes: Sequence[Axes], facts: Facts, step: str, name: str, color: str, shift: float, *,
-    below: bool = False,
-) -> None:  # fmt: skip
+    axes: Sequence[Axes], facts: Facts, step: str, name: str, color: str, shift: float
+) -> None:
     """One stated step, drawn on every axis; the limits decide where it is seen."""
     x, y = facts.number(step) + shift, facts.number(name)
     for ax in axes:
         ax.plot([x], [y], "o", color=color, markersize=7, clip_on=True)
         ax.annotate(
-            facts.text(name), (x, y), xytext=(0, -14) if below else (7, 4 if shift < 0 else -4),
-            ha="center" if below else "left", va="center", fontsize=8, color=color,
-            textcoords="offset points", annotation_clip=True,
+            facts.text(name), (x, y), xytext=(7, 4 if shift < 0 else -4),
+            textcoords="offset points", ha="left", va="center", fontsize=8, color=color,
+            annotation_clip=True,
         )  # fmt: skip
 
 
-def _bar(
-    axes: Sequence[Axes], facts: Facts, group: str, side: str, color: str, *,
-    words: str = "on average", above: bool = True,
-) -> None:  # fmt: skip
+def _bar(axes: Sequence[Axes], facts: Facts, group: str, side: str, color: str) -> None:
     """A stated average over a range of steps."""
     first, last = facts.number(f"{group}.first"), facts.number(f"{group}.last")
     name = f"{group}.{side}"
@@ -297,8 +201,8 @@ def _bar(
         ax.plot([first - 0.4, last + 0.4], [y, y], color=color, linewidth=4, alpha=0.8,
                 solid_capstyle="butt")  # fmt: skip
         ax.annotate(
-            f"{facts.text(name)} {words}", ((first + last) / 2, y), color=color, fontsize=8,
-            xytext=(0, 6 if above else -13), textcoords="offset points", ha="center",
+            f"{facts.text(name)} on average", ((first + last) / 2, y), color=color, fontsize=8,
+            xytext=(0, 6), textcoords="offset points", ha="center",
             annotation_clip=True,
         )  # fmt: skip
 
@@ -338,7 +242,7 @@ def _key(
     ax.legend(handles=handles, frameon=False, fontsize=8, labelcolor=INK, **place)
 
 
-def _plain(ax: Axes, *, grid: Literal["x", "y", ""] = "y") -> None:
+def _plain(ax: Axes, *, grid: Literal["x", "y"] = "y") -> None:
     """Neutral axes that a page can recolour, with a light grid and no box."""
     for side, spine in ax.spines.items():
         spine.set_color(INK)
@@ -348,5 +252,4 @@ def _plain(ax: Axes, *, grid: Literal["x", "y", ""] = "y") -> None:
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)
     ax.set_axisbelow(True)
-    if grid:
-        ax.grid(axis=grid, color=INK, alpha=0.2, linewidth=0.7)
+    ax.grid(axis=grid, color=INK, alpha=0.2, linewidth=0.7)

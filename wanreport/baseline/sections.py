@@ -242,7 +242,7 @@ def resolved_flags(flags: str) -> tuple[str, list[str]]:
 
 
 def flags_table(facts: Facts) -> str:
-    """The six jobs' flags, and the engine that SGLang 0.5.9 arrives at with them."""
+    """The flags of the jobs to come, and the engine that SGLang 0.5.9 arrives at with them."""
     layout = facts.parts["9.1"].tables[0]
     rows: list[dict[str, object]] = []
     for row, label in layout["rows"].items():

@@ -307,6 +307,7 @@ class Engine(ABC):
         if self.mover.cuda:
             torch.cuda.synchronize(self.mover.device)
         for expert in self.experts.values():
+            expert.rope.to("cpu")
             for module in expert.modules():
                 module._parameters.clear()
         self.experts = {}

@@ -6,8 +6,9 @@
 
 Each block, and the expert around them, is sharded with `fully_shard` and
 ``CPUOffloadPolicy(pin_memory=True)``, as SGLang 0.5.9 does with ``use_fsdp_inference``
-(runtime/loader/fsdp_load.py:179-198). Its own shards are the only host copy: they are made tensor
-by tensor from the source, and a full tensor is never kept.
+(runtime/loader/fsdp_load.py:179-198, where a mixed-precision policy comes on top). Its own shards
+are the only host copy: they are made tensor by tensor from the source, and a full tensor is never
+kept.
 
 FSDP2 copies inside its own hooks, out of our sight, so the copies are derived: a unit is unsharded
 once a visit, and each time all of this rank's (padded) shards cross the link. The engine checks

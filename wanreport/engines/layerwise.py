@@ -9,10 +9,11 @@ the compute stream waits for that block's own event; if p divides i, blocks i+p 
 are requested, each into a fresh flat buffer a dtype, on a copy stream that first waits for the
 compute stream. After its run a block's parameters point at one-element stubs; block 0 is never
 released. Nothing is ever copied back. The two branches of classifier-free guidance are two passes,
-so every other block is copied twice a step.
+so each block but the first is copied twice a step.
 
-Not modelled: with ``dit_cpu_offload`` left at its default SGLang 0.5.9 also moves what lies outside
-the blocks with ``.to()`` at the switch; here it stays on the device.
+Not modelled: with ``dit_cpu_offload`` left at its default SGLang 0.5.9 also moves the whole module
+with ``.to()`` at the switch, to the host and back, with what it holds of the blocks at that moment
+(pipelines_core/stages/denoising.py:852-865); here what lies outside the blocks stays on the device.
 """
 
 from __future__ import annotations
@@ -101,7 +102,11 @@ class Layerwise(Engine):
         self._stub(state.bound[block])
         state.loaded.discard(block)
         with self.mover.timeline.during("copy", "release", expert, block):
-            pass
+            pass  # a point in time: nothing is copied
+
+    def detach(self) -> None:
+        super().detach()
+        self.blocks = {}
 
     @classmethod
     def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
