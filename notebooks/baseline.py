@@ -35,12 +35,12 @@ facts = load_facts(facts_path)
 HTML(
     facts.say("""
 **The baseline's answer.** The new offload is slower: {s3.2.denoise.new} of denoising against
-{s3.2.denoise.old}, which is {s3.2.denoise.percent}. Of that difference of {s3.2.denoise.delta}
-{s3.3.first.delta} lie in the first step alone, in which, by its guess, {s3.3.first.why}. In the
-steady state a step takes {s3.3.steady.new} against {s3.3.steady.old}, which is
-{s3.3.steady.percent}. The new offload holds {s3.2.peak.new} of GPU memory
-at the peak, the old one {s3.2.peak.old}. For the lost time there are only guesses, stalls in
-synchronisation first among them (§7); PCIe bandwidth itself is said to suffice (§4).
+{s3.2.denoise.old}, which is {s3.2.denoise.percent}. Of these {s3.2.denoise.delta}, the first step
+alone makes {s3.3.first.delta}, in which, it supposes, {s3.3.first.why}; the switch makes
+{s3.3.switch.delta}. In the steady state a step takes {s3.3.steady.new} against {s3.3.steady.old},
+which is {s3.3.steady.percent}. The new offload holds {s3.2.peak.new} of GPU memory at the peak, the
+old one {s3.2.peak.old}. For the lost time there are only guesses, stalls in synchronisation first
+among them (§7); PCIe bandwidth itself is said to suffice (§4).
 
 **How far to trust it.** Not as a result. The times come from {s3.2.runs} run of each
 configuration, under a profiler, so that nothing is known of their spread. A local model path led

@@ -368,9 +368,7 @@ def memory(record: Record, *, width: float = WIDTH) -> Picture:
     """Draw the peaks of GPU and host memory, of the fullest rank, and the GPU's capacity."""
     peaks = peak_memory(record)
     bars = [
-        (what, key, value)
-        for key, what in MEMORY_KEYS.items()
-        if (value := peaks[key]) is not None
+        (what, key, value) for key, what in MEMORY_KEYS.items() if (value := peaks[key]) is not None
     ]
     if not bars:
         raise NotAnswerable("The job ended before any memory was recorded.")
