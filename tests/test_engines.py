@@ -15,6 +15,10 @@ from wanreport.weights import HostStore, RandomWeights
 CASES = [("resident", 1), ("swap", 1), ("fsdp", 1), ("layerwise", 1), ("layerwise", 3)]
 
 
+def test_every_engine_is_among_the_cases() -> None:
+    assert {name for name, _ in CASES} == set(ENGINES)
+
+
 def _all_engines(steps: int) -> list[dict[str, Any]]:
     return [run_engine(ENGINES[name](prefetch=p), steps=steps) for name, p in CASES]
 
