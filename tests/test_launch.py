@@ -104,6 +104,26 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
     assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
 
 
+def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
+    record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
+    assert record["status"] == "ok", record["reason"]
+    assert len(record["iterations"][0]["counters"]) == 2
+    seen: list[int] = []
+    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
+    killer.start()
+    record = read_record(launch.run_job(_job(num_inference_steps=60), tmp_path / "results"))
+    killer.join()
+    assert seen
+    assert record["status"] == "failed"
+    assert "rank 1 was killed by SIGKILL" in record["reason"]
+
+
 def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -40,6 +40,7 @@ from .record import RecordError, new_record, record_path, write_record
 from .registry import ModelPathError, resolve_model
 from .wan import A14B, TINY
 from .weights import CheckpointError, CheckpointWeights
+from .worker import die_with_parent, forked_main
 
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 
@@ -69,8 +70,6 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # Each rank imports this module too, as the main one; only the server pays for it.
         context.set_forkserver_preload(["wanreport.launch", "wanreport.worker"])
-        from .worker import forked_main
-
         self.processes: list[Any] = []
         for rank in range(world_size):
             arguments = (str(spec), str(out), rank, world_size)
@@ -99,8 +98,9 @@ class TorchrunRanks:
         ]  # fmt: skip
         with (out / "torchrun.log").open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+            )  # fmt: skip
 
     def exit_codes(self) -> list[int | None]:
         code = self.process.poll()

@@ -292,10 +292,14 @@ class Rank:
                 print(what, *numbers, file=file)
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process with the one that started it, which watches over it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(spec_file: str, out: str, rank: int, world_size: int) -> int:
     """Run one rank; 0 if it went well. The result or the error goes to ``rank<r>.json``."""
-    # Whoever started this rank watches over it; without them it must not run on.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     folder = Path(out)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
     try:
