@@ -130,7 +130,8 @@ def _fsdp_bytes() -> list[tuple[int, int]]:
     engine.attach(experts, store, torch.device("cpu"), dist.group.WORLD)
     expert, pairs = experts["high_noise"], []
     for unit in (0, None):
-        group = expert.unit(unit)._get_fsdp_state()._fsdp_param_group
+        module = expert if unit is None else expert.blocks[unit]
+        group = module._get_fsdp_state()._fsdp_param_group
         held = sum(p._sharded_param_data.nbytes for p in group.fsdp_params)
         layout = store.layouts["high_noise", unit]
         pairs.append((Fsdp._unshard(layout, dist.get_world_size()).h2d_bytes, held))

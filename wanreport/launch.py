@@ -42,7 +42,7 @@ from .wan import A14B, TINY
 from .weights import CheckpointError, CheckpointWeights
 from .worker import die_with_parent, forked_main
 
-GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
+GRACE = 45.0  # seconds that ranks get to end by themselves after one of them failed
 
 HINTS = {
     "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"

@@ -97,14 +97,15 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
         where = _not_json(record, "") or str(error)
         raise RecordError(f"{path}: refusing to write this record: {where}") from error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
+        replace_file(path, data)
     except OSError as error:
         kept = "nothing was lost: an earlier record stays as it was"
         raise RecordError(f"{path}: {_disk_trouble(error, path, len(data))}; {kept}") from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, so that a reader sees the old file or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         try:

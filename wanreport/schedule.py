@@ -54,7 +54,7 @@ def flow_schedule(steps: int, shift: float, num_train_timesteps: int = 1000) -> 
 
 
 def switch_step(
-    timesteps: Sequence[int], boundary_ratio: float | None, num_train_timesteps: int = 1000
+    timesteps: Sequence[float], boundary_ratio: float | None, num_train_timesteps: int = 1000
 ) -> int | None:
     """Index of the first step of the low-noise expert; None if every step is high-noise.
 

@@ -231,10 +231,6 @@ class Expert(nn.Module):
         self.segments = Segments()
         self.parallel = SequenceParallel()
 
-    def unit(self, block: int | None) -> nn.Module:
-        """The block with this index, or the expert itself for what lies outside the blocks."""
-        return self if block is None else self.blocks[block]
-
     def forward(
         self, latents: Tensor, timestep: Tensor, texts: Sequence[Tensor], watcher: Watcher
     ) -> list[Tensor]:

@@ -38,6 +38,7 @@ from .pipeline import (
     make_scheduler,
     make_vae,
 )
+from .schedule import switch_step
 from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
@@ -203,8 +204,7 @@ class Rank:
         boundary = None if ratio is None else ratio * scheduler.config.num_train_timesteps
         scheduler.set_timesteps(job["num_inference_steps"])
         times = [float(t) for t in scheduler.timesteps]
-        names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
-        switch = names.index("low_noise") if "low_noise" in names else None
+        switch = switch_step(times, ratio, scheduler.config.num_train_timesteps)
         profile = None
         if kind == "profiled":
             path = self.out / "traces" / f"rank{self.rank}.json.gz"
@@ -264,7 +264,8 @@ class Rank:
             step["seconds"] = value
         branches = 1 if guidance.uncond is None else 2
         visits = -(-branches // engine.branches_per_visit)
-        passes = {expert: names.count(expert) * visits for expert in EXPERTS}
+        ran = [step["expert"] for step in steps]
+        passes = {expert: ran.count(expert) * visits for expert in EXPERTS}
         wanted = type(engine).expected(replace(shape, passes=passes), number, engine.prefetch)
         return {
             "kind": kind,
@@ -281,7 +282,7 @@ class Rank:
                 "timesteps": times,
                 "sigmas": [float(s) for s in scheduler.sigmas],
                 "switch_step": switch,
-                "experts": names,
+                "experts": ran,
             },
         }
 
