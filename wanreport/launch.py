@@ -107,11 +107,10 @@ class TorchrunRanks:
         if code is None:
             return [None] * self.world_size
         codes: list[int | None] = [0] * self.world_size
-        # Ranks that torchrun itself ended say nothing; it names the first that failed.
+        # It lists the ranks that failed by themselves, not those that it ended because of them.
         log = (self.out / "torchrun.log").read_text(errors="replace")
-        first = re.search(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", log, re.DOTALL)
-        if code and first:
-            codes[int(first[1])] = int(first[2])
+        for rank, its in re.findall(r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)", log, re.S):
+            codes[int(rank)] = int(its)
         return codes
 
     def kill(self) -> None:
