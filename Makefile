@@ -30,7 +30,7 @@ test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(READY) ## check style, types and shell scripts
-	@$(BIN)/ruff check
+	@$(BIN)/ruff check && $(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/shellcheck $(SH) && echo "shellcheck: no issues found in $(words $(SH)) scripts"
 

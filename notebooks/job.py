@@ -25,6 +25,7 @@ height = 720
 width = 1280
 num_frames = 81
 num_inference_steps = 27
+sampled_steps = None
 flow_shift = None
 boundary_ratio = None
 guidance_scale = None

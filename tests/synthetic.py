@@ -15,7 +15,7 @@ from wanreport.flags import ENGINE_FLAGS, prefetch_layers
 from wanreport.job import job_from_mapping, resolve_job
 from wanreport.record import new_record, record_path, write_record
 from wanreport.registry import resolve_model
-from wanreport.schedule import flow_schedule, switch_step
+from wanreport.schedule import flow_schedule, sampled_steps, switch_step
 
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
@@ -201,7 +201,8 @@ def _machine(device: str) -> dict[str, Any]:
             "cpu_model": "made up",
             "cpu_cores": 96,
             "nccl": {"NCCL_P2P_DISABLE": "1"},
-            "link": {"h2d_pinned_gb_s": 54.9},
+            "link": _link(),
+            "transport": ["SHM/direct/direct"],
         }
     return CPU | {
         "device": "cpu",
@@ -216,7 +217,18 @@ def _machine(device: str) -> dict[str, Any]:
         "cpu_cores": 2,
         "nccl": {},
         "link": None,
+        "transport": None,
     }
+
+
+def _link() -> dict[str, Any]:
+    rates = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
+    link: dict[str, Any] = {"nbytes": 1 << 29, "samples": {}}
+    for key, rate in rates.items():
+        alone, together = [rate + 0.1, rate, rate - 0.1], [rate * 0.8] * 3
+        link["samples"][key] = {"alone": alone, "together": [together] * 4}
+        link |= {f"{key}_gb_s": rate, f"{key}_together_gb_s": round(rate * 0.8, 3)}
+    return link
 
 
 def _software(device: str) -> dict[str, Any]:
@@ -249,17 +261,23 @@ def _iteration(
         base = spike if step == at else steady * (1 + 0.002 * (step % 5))
         return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
 
+    ran = sampled_steps(len(experts), at, job["sampled_steps"])
+    if kind == "warmup" and len(ran) < len(experts):
+        ran, latents = [index for index in ran if index in (0, at)], f"{latents}, warming up"
+    counters = _counters(made, number)
+    moved = counters["h2d_bytes"] // len(ran) if job["engine"] in ("layerwise", "fsdp") else 0
     steps = [
         {
             "index": i,
             "expert": expert,
             "timestep": made["schedule"]["timesteps"][i],
             "seconds": [round(time(i, rank), 6) for rank in ranks],
+            "h2d_bytes": [moved for _ in ranks],
         }
         for i, expert in enumerate(experts)
+        if i in ran
     ]
     decode = steady * 1.2 if job["decode"] else None
-    counters = _counters(made, number)
     peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
     extra = (made["engine"]["prefetch"] - 1) * 2 * BLOCK[job["scale"]]
     memory = {

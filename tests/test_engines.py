@@ -114,9 +114,7 @@ def _fsdp_share() -> float:
     full = sum(p.numel() * p.element_size() for p in experts["high_noise"].parameters())
     ENGINES["fsdp"]().attach(experts, store, torch.device("cpu"), dist.group.WORLD)
     assert not store._buffers  # no flat copy beside the shards
-    local = sum(
-        p.to_local().untyped_storage().nbytes() for p in experts["high_noise"].parameters()
-    )
+    local = sum(p.to_local().untyped_storage().nbytes() for p in experts["high_noise"].parameters())
     return local / full
 
 

@@ -86,9 +86,7 @@ def test_moved_bytes_says_whether_the_formula_holds() -> None:
 
 def test_a_rehearsals_timeline_has_order_and_says_so() -> None:
     figure, alt = figures.timeline(synthetic.record())
-    assert "order, not time" in svg(figure) or "order, not time" in str(
-        figure.axes[0].get_xlabel()
-    )
+    assert "order, not time" in svg(figure) or "order, not time" in str(figure.axes[0].get_xlabel())
     assert alt.startswith("Order of events")
     assert "begin a block or more ahead" in alt
 

@@ -34,9 +34,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _run(engine: str, prefetch: int, shape: str) -> dict[str, Any]:
-    return run_engine(
-        ENGINES[engine](prefetch=prefetch), device="cuda", size=SHAPES[shape], **WIDE
-    )
+    return run_engine(ENGINES[engine](prefetch=prefetch), device="cuda", size=SHAPES[shape], **WIDE)
 
 
 @pytest.fixture(scope="module", params=SHAPES)

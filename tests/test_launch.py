@@ -61,6 +61,66 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
         assert "copy" in lanes
 
 
+def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path: Path) -> None:
+    job = _job(num_inference_steps=16, sampled_steps=5)
+    path = launch.run_job(job, tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok", record["reason"]
+    switch = record["schedule"]["switch_step"]
+    assert switch > 3  # so that steps before it are left out
+    ran = {it["kind"]: [step["index"] for step in it["steps"]] for it in record["iterations"]}
+    assert ran["warmup"] == [0, switch]
+    assert ran["clean"] == ran["profiled"] == [0, 1, switch - 1, switch, switch + 1]
+    assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
+    for iteration in record["iterations"]:
+        assert iteration["counters"] == iteration["expected_counters"]
+        moved = [sum(step["h2d_bytes"][rank] for step in iteration["steps"]) for rank in (0, 1)]
+        assert moved == [counters["h2d_bytes"] for counters in iteration["counters"]]
+        steps = {step["index"]: step["timestep"] for step in iteration["steps"]}
+        assert all(record["schedule"]["timesteps"][i] == t for i, t in steps.items())
+    resident = read_record(
+        launch.run_job(_job("resident", num_inference_steps=16, sampled_steps=5), tmp_path)
+    )
+    digests = {it["latents_sha256"] for r in (record, resident) for it in r["iterations"][1:]}
+    assert len(digests) == 1
+
+
+def test_host_memory_is_asked_for_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 4)
+
+    def free(nbytes: int) -> None:
+        memory = {"total": 2 * nbytes, "available": nbytes}
+        monkeypatch.setattr(launch, "host_memory", lambda: memory)
+
+    store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
+    rank = launch.HOST_OVERHEAD
+    jobs = {
+        "layerwise": store + 4 * rank,  # one copy for all ranks
+        "swap": 4 * (store + rank),  # one each
+        "fsdp": 87_598_661_888 + 4 * rank,  # shards, rounded up to powers of two
+    }
+    for engine, needed in jobs.items():
+        job = _job(engine, scale="a14b", num_gpus=4)
+        free(needed)
+        launch._require_host_memory(job)
+        free(needed - 100_000_000)
+        with pytest.raises(launch.Unsupported, match=r"0\.1 GB are missing") as refused:
+            launch._require_host_memory(job)
+        assert "--mem" in refused.value.hint
+
+
+def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
+    (tmp_path / "nccl.17.log").write_text(
+        "host:17:42 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct\n"
+        "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
+        "host:17:42 [0] NCCL INFO Connected all rings\n"
+    )
+    assert launch._transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
+    assert launch._transport(tmp_path / "nothing") == []
+
+
 def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:
     record = read_record(launch.run_job(_job(scale="a14b", num_gpus=64), tmp_path))
     assert record["status"] == "unsupported"

@@ -20,7 +20,7 @@ from wanreport import figures, render
 EVIL = "<script>alert(1)</script>"
 DOT = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
-SCRIPT = '''
+SCRIPT = """
 # %% [markdown]
 # # Small
 #
@@ -47,7 +47,7 @@ table(html_table([{"a": word}], ["a"], caption=word))
 say(markdown(word))
 print(word, object())
 word
-'''
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -261,9 +261,7 @@ def test_the_kernel_is_this_python_and_leaves_home_alone(
         (new_markdown_cell("# Another"), "one first-level heading"),
     ],
 )  # fmt: skip
-def test_what_has_no_place_in_a_report_is_refused(
-    cell: Any, message: str, tmp_path: Path
-) -> None:
+def test_what_has_no_place_in_a_report_is_refused(cell: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(render.RenderError) as caught:
         page_of(notebook(cell), tmp_path)
     assert message in str(caught.value)

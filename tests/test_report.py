@@ -23,7 +23,7 @@ from wanreport.record import read_record
 ROOT = Path(__file__).resolve().parents[1]
 SLUG = synthetic.CPU["slug"]
 
-JOB = '''
+JOB = """
 # %% tags=["parameters"]
 name = None
 engine = None
@@ -40,8 +40,8 @@ job = notebook.setup(globals())
 record = notebook.measure(job)
 display(Markdown(f"# {job.name}\\n\\nIt was {record['status']}."))
 assert job.purpose != "fail", "as was asked"
-'''
-SUMMARY = '''
+"""
+SUMMARY = """
 # %% tags=["parameters"]
 results_dirs = ["results"]
 # %%
@@ -49,7 +49,7 @@ from IPython.display import Markdown, display
 from wanreport import notebook
 names = [record["job"]["name"] for _, record in notebook.all_records()]
 display(Markdown(f"# Summary\\n\\nKnown: {', '.join(names)}."))
-'''
+"""
 STAND_IN = '''
 """Writes a made-up record for each job; a job's purpose says how it behaves."""
 import json, os, signal, sys, time
@@ -363,9 +363,7 @@ def test_a_full_disk_is_told_and_the_old_page_stays(
 # This machine ------------------------------------------------------------------------------------
 
 
-def test_a_machine_is_known_by_what_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_is_known_by_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["NVIDIA H100 PCIe"] * 2
     monkeypatch.setattr(local, "_gpu_names", lambda: list(names))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -390,9 +388,7 @@ def test_no_rehearsal_of_another_machine_hides_this_ones_failure(tmp_path: Path)
     here, other = synthetic.record("new-4gpu", status="failed", reason="x"), None
     other = synthetic.record("new-4gpu", machine={**here["machine"], "slug": "elsewhere"})
     real = synthetic.record("new-4gpu", scale="a14b")
-    found = [
-        (Path(r["machine"]["slug"]) / "r.json", r) for r in (here, other)
-    ]
+    found = [(Path(r["machine"]["slug"]) / "r.json", r) for r in (here, other)]
     from wanreport.job import job_from_mapping
 
     job = job_from_mapping({**here["job"], "scale": "auto"})

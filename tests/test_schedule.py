@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.schedule import flow_schedule, switch_step
+from wanreport.schedule import MIN_SAMPLE, flow_schedule, sampled_steps, switch_step
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 12.0])
@@ -57,3 +57,18 @@ def test_a_larger_shift_never_switches_earlier(steps, shift, more):
 def test_a_schedule_without_steps_or_shift_is_refused(steps, shift):
     with pytest.raises(ValueError, match="no schedule"):
         flow_schedule(steps, shift)
+
+
+@given(st.integers(1, 60), st.floats(1, 20), st.integers(MIN_SAMPLE, 60))
+def test_a_sample_has_the_first_steps_and_the_switch_with_its_neighbours(steps, shift, count):
+    switch = switch_step(flow_schedule(steps, shift).timesteps, 0.875)
+    sample = sampled_steps(steps, switch, count)
+    assert sample == sorted(set(sample)) and len(sample) == min(count, steps)
+    assert set(sample) <= set(range(steps))
+    wanted = {0, 1} | ({switch - 1, switch, switch + 1} if switch else set())
+    assert {index for index in wanted if 0 <= index < steps} <= set(sample)
+
+
+def test_a_sample_grows_on_both_sides_of_the_switch():
+    assert sampled_steps(27, 18, 8) == [0, 1, 2, 17, 18, 19, 20, 21]
+    assert sampled_steps(27, 18, None) == list(range(27))

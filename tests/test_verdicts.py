@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
-from wanreport import answers, comparisons, verdicts
+from wanreport import answers, comparisons, figures, verdicts
 
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "pure", "prefetch", "overlap",
          "contention"}  # fmt: skip
@@ -120,9 +121,7 @@ def test_each_machine_has_its_own_verdict_on_time() -> None:
         synthetic.record("old-4gpu-fsdp", scale="a14b", machine=there, steady_s=6.0),
     ]
     found = {
-        v.machine: v.status
-        for v in verdicts.baseline_checks(records)
-        if v.check == "slower-fsdp"
+        v.machine: v.status for v in verdicts.baseline_checks(records) if v.check == "slower-fsdp"
     }
     assert found == {synthetic.GPUS["class"]: "pass", there["class"]: "fail"}
 
@@ -209,7 +208,7 @@ def test_failed_records_never_break_a_check_or_a_table() -> None:
     comparisons.compare_old_and_new(records)
     comparisons.compare_prefetch(records)
     html = "".join(comparisons.jobs_tables(records))
-    assert html.count("<th scope=\"row\">new-4gpu</th>") == 8
+    assert html.count('<th scope="row">new-4gpu</th>') == 8
     comparisons.counters_table(records)
     assert comparisons.bits_tables(records) == []
 
@@ -343,8 +342,11 @@ def test_a_rehearsal_is_not_told_twice() -> None:
 
 def test_rows_about_gpus_are_left_out_without_any() -> None:
     tiny, full = (answers.machine_table(synthetic.record(scale=s)) for s in ("tiny", "a14b"))
-    for row in answers.GPU_ROWS:
-        assert f">{row}</th>" in full and f">{row}</th>" not in tiny
+    rows = re.findall(r'<th scope="row">(.*?)</th>', full)
+    assert "NCCL transport" in rows and "host to device, pinned host memory" in rows
+    for row in rows:
+        assert (f">{row}</th>" in tiny) == (row in answers.ANYWHERE)
+    assert "54.90 GB/s; 43.92 GB/s each with all at once" in full
 
 
 def test_trust_tells_of_differences_and_uncommitted_changes() -> None:
@@ -415,3 +417,27 @@ def test_the_latest_record_of_a_job_counts(tmp_path: Any) -> None:
     synthetic.write([old], tmp_path / "b")
     (found,) = answers.load_records([tmp_path / "a", tmp_path / "b"])
     assert found["started_at"] == new["started_at"]
+
+
+def test_a_sampled_schedule_is_extrapolated_and_says_so_wherever_it_is_shown() -> None:
+    whole = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0)
+    some = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0, sampled_steps=8)
+    one, two = answers.clean_budget(whole), answers.clean_budget(some)
+    assert (one.left_out, two.left_out) == (0, 19)
+    assert two.first == one.first and two.switch == one.switch == 50.0
+    assert two.denoise == pytest.approx(one.denoise, rel=0.005)
+    assert list(answers.budgets(some)) == ["clean", "profiled"]  # the warm-up has no steady step
+    said = "Only 8 of 27 steps ran"
+    assert said in answers.budget_table(some) and said not in answers.budget_table(whole)
+    assert "both extrapolated from 8 of 27 steps" in answers.headline(some)
+    assert "extrapolated" not in answers.headline(whole)
+    assert said in figures.time_budget(some)[1]
+    assert "Of these 8 of 27 steps ran" in figures.per_step(some)[1]
+    assert "8 of 27 steps" in answers.request_table(some)
+    comparison = comparisons.compare_old_and_new(
+        [some, synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)]
+    )
+    assert all(said in table for table in comparison.tables[::2])
+    assert 'title="extrapolated from 8 of 27 steps' in comparison.tables[0]
+    assert answers.repeats(some) is True  # though its warm-up ended elsewhere
+    assert not verdicts.comparable(whole, some)

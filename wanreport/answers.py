@@ -10,8 +10,9 @@ for time or memory raises :class:`NotAnswerable`.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from .tables import (
     Cell,
     Column,
     Estimate,
+    Kind,
     code,
     counted,
     estimate,
@@ -33,6 +35,7 @@ from .tables import (
     markdown,
     plain,
     seconds,
+    significant,
 )
 
 Record = Mapping[str, Any]
@@ -197,9 +200,24 @@ def iterations_or_refuse(record: Record) -> list[dict[str, Any]]:
     return found
 
 
-def step_seconds(iteration: Mapping[str, Any]) -> list[float]:
-    """Return each step's time in seconds: that of its slowest rank, since all wait for it."""
-    return [max(step["seconds"]) for step in iteration["steps"] if step.get("seconds")]
+def step_seconds(iteration: Mapping[str, Any]) -> dict[int, float]:
+    """Return the seconds of each step that ran, by its index: those of the slowest rank."""
+    return {
+        int(step["index"]): max(step["seconds"])
+        for step in iteration["steps"]
+        if step.get("seconds")
+    }
+
+
+def sampled(record: Record) -> str:
+    """Return "8 of 27 steps" where a job ran a sample of its schedule, else ""."""
+    steps, ran = len(get(record, "schedule", "timesteps", default=[])), steps_run(record)
+    return f"{ran} of {counted(steps, 'step')}" if ran < steps else ""
+
+
+def steps_run(record: Record) -> int:
+    """Return how many steps the longest iterations ran."""
+    return max((len(iteration["steps"]) for iteration in iterations(record)), default=0)
 
 
 def switch_step(record: Record) -> int | None:
@@ -213,11 +231,16 @@ def switch_step(record: Record) -> int | None:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where an iteration's time went, in seconds; `steady` are the steps but first and switch."""
+    """Where an iteration's time went, in seconds; `steady` are the steps but first and switch.
+
+    `left_out` steps did not run. Each is counted as the mean of the steady ones in
+    `steady_total`, and so in `denoise` and `total`.
+    """
 
     first: float
     switch: float | None
     steady: Estimate
+    left_out: int
     steady_total: float
     decode: float | None
     denoise: float
@@ -229,27 +252,46 @@ def budget(record: Record, iteration: Mapping[str, Any]) -> Budget:
     full_scale_or_refuse(record, "The time")
     times = step_seconds(iteration)
     at = switch_step(record)
-    has_switch = at is not None and 0 < at < len(times)
-    steady = steady_seconds(record, iteration)
+    steady = list(steady_seconds(record, iteration).values())
+    left_out = len(get(record, "schedule", "timesteps", default=[])) - len(times)
+    if left_out and not steady:
+        raise NotAnswerable("An iteration with no steady step tells nothing of the whole schedule.")
+    steady_total = sum(steady) + (statistics.fmean(steady) * left_out if left_out else 0.0)
+    switch = times.get(at) if at else None
     decode = iteration.get("decode_s")
-    denoise = sum(times)
+    denoise = times[0] + (switch or 0.0) + steady_total
     total = iteration.get("total_s")
     return Budget(
         first=times[0],
-        switch=times[at] if has_switch and at is not None else None,
+        switch=switch,
         steady=estimate(steady),
-        steady_total=sum(steady),
+        left_out=left_out,
+        steady_total=steady_total,
         decode=decode,
         denoise=denoise,
-        total=total if total is not None else denoise + (decode or 0.0),
+        total=denoise + (decode or 0.0) if left_out or total is None else total,
     )
 
 
-def steady_seconds(record: Record, iteration: Mapping[str, Any]) -> list[float]:
-    """Return the times of the steps that are neither the first nor the switch, in seconds."""
+def budgets(record: Record) -> dict[str, Budget]:
+    """Return the budget of each iteration that has one, by the iteration's name.
+
+    The warm-up of a sampled schedule runs its first step and the switch only, and has none.
+    """
+    full_scale_or_refuse(record, "The time")
+    found = iterations_or_refuse(record)
+    each = {}
+    for name, iteration in zip(iteration_names(found), found, strict=True):
+        with contextlib.suppress(NotAnswerable):
+            each[name] = budget(record, iteration)
+    return each
+
+
+def steady_seconds(record: Record, iteration: Mapping[str, Any]) -> dict[int, float]:
+    """Return the seconds of the steps that are neither first nor switch, by their index."""
     full_scale_or_refuse(record, "The time")
     left_out = {0, switch_step(record)}
-    return [s for i, s in enumerate(step_seconds(iteration)) if i not in left_out]
+    return {i: s for i, s in step_seconds(iteration).items() if i not in left_out}
 
 
 def clean_budget(record: Record) -> Budget:
@@ -259,13 +301,14 @@ def clean_budget(record: Record) -> Budget:
     if not clean:
         raise NotAnswerable(f"{job_name(record)} has no clean iteration, only warm-up or profiled.")
     each = [budget(record, iteration) for iteration in clean]
-    steady = [s for iteration in clean for s in steady_seconds(record, iteration)]
+    steady = [s for iteration in clean for s in steady_seconds(record, iteration).values()]
     switches = [b.switch for b in each if b.switch is not None]
     decodes = [b.decode for b in each if b.decode is not None]
     return Budget(
         first=statistics.median(b.first for b in each),
         switch=statistics.median(switches) if switches else None,
         steady=estimate(steady),
+        left_out=max(b.left_out for b in each),
         steady_total=statistics.median(b.steady_total for b in each),
         decode=statistics.median(decodes) if decodes else None,
         denoise=statistics.median(b.denoise for b in each),
@@ -352,8 +395,15 @@ def counters_agree(record: Record) -> bool | None:
 
 
 def latents(record: Record) -> list[str]:
-    """Return the SHA-256 of each iteration's latents, in the order they ran."""
-    return [str(it["latents_sha256"]) for it in iterations(record) if it.get("latents_sha256")]
+    """Return the SHA-256 of the latents of each iteration that ran all it was to, in order.
+
+    The warm-up of a sampled schedule runs fewer steps, and so ends elsewhere.
+    """
+    return [
+        str(iteration["latents_sha256"])
+        for iteration in iterations(record)
+        if iteration.get("latents_sha256") and len(iteration["steps"]) == steps_run(record)
+    ]
 
 
 def repeats(record: Record) -> bool | None:
@@ -424,32 +474,45 @@ def _across_ranks(
 
 def budget_table(record: Record) -> str:
     """Return where the time of each iteration went, as HTML."""
-    found = iterations_or_refuse(record)
-    names = iteration_names(found)
-    budgets = [budget(record, iteration) for iteration in found]
-    at = switch_step(record)
+    found = budgets(record)
 
-    def row(what: str, values: list[str | None]) -> dict[str, object]:
-        return {"what": what, **dict(zip(names, values, strict=True))}
+    def row(
+        what: str, read: Callable[[Budget], float | None], *, whole: bool = False
+    ) -> dict[str, object]:
+        kind: Kind | None = "derived" if whole and sampled(record) else None
+        values = {name: read(b) for name, b in found.items()}
+        return {"what": what} | {
+            name: None if value is None else Cell(value, text=seconds(value), kind=kind)
+            for name, value in values.items()
+        }
 
-    def time(value: float | None) -> str | None:
-        return None if value is None else seconds(value)
-
+    steady: dict[str, object] = {name: b.steady.text("s") for name, b in found.items()}
     rows = [
-        row("first step", [seconds(b.first) for b in budgets]),
-        row(f"switch step (index {at})", [time(b.switch) for b in budgets]),
-        row("other steps, median [95 % interval]", [b.steady.text("s") for b in budgets]),
-        row("other steps, together", [seconds(b.steady_total) for b in budgets]),
-        row("all steps", [seconds(b.denoise) for b in budgets]),
-        row("decode", [time(b.decode) for b in budgets]),
-        row("iteration", [seconds(b.total) for b in budgets]),
+        row("first step", lambda b: b.first),
+        row(f"switch step (index {switch_step(record)})", lambda b: b.switch),
+        {"what": "other steps, median [95 % interval]"} | steady,
+        row("other steps, together", lambda b: b.steady_total, whole=True),
+        row("all steps", lambda b: b.denoise, whole=True),
+        row("decode", lambda b: b.decode),
+        row("iteration", lambda b: b.total, whole=True),
     ]
     return html_table(
         rows,
-        [Column("what", "part", numeric=False), *(Column(name, name) for name in names)],
+        [Column("what", "part", numeric=False), *(Column(name, name) for name in found)],
         caption="Where the time went",
         note="Each step counts with its slowest rank. The interval is distribution-free and takes "
-        "the steps of one iteration as independent samples.",
+        f"the steps of one iteration as independent samples. {extrapolation(record)}".rstrip(),
+    )
+
+
+def extrapolation(record: Record) -> str:
+    """Return how sums over the schedule were extrapolated, as a sentence; "" if they were not."""
+    ran = sampled(record)
+    if not ran:
+        return ""
+    return (
+        f"Only {ran} ran: sums over the schedule are extrapolated, each step that did not run "
+        "counted as the mean of those that are neither first nor switch."
     )
 
 
@@ -488,8 +551,10 @@ def bits_table(record: Record) -> str:
         for what in ("latents", "video"):
             digest = iteration.get(f"{what}_sha256")
             row[what] = Cell(digest, text=digest[:16], title=digest) if digest else None
-        first, this = found[0].get("latents_sha256"), iteration.get("latents_sha256")
+        first, this = next(iter(latents(record)), None), iteration.get("latents_sha256")
         row["same"] = None if not (first and this) else "✓" if first == this else "✗ differs"
+        if len(iteration["steps"]) < steps_run(record):
+            row["same"] = Cell(None, text=f"ran {counted(len(iteration['steps']), 'step')} only")
         rows.append(row)
     return html_table(
         rows,
@@ -530,7 +595,7 @@ def request_table(record: Record) -> str:
         {
             "what": "steps",
             "asked": job.get("num_inference_steps"),
-            "ran": len(get(record, "schedule", "timesteps", default=[])) or None,
+            "ran": sampled(record) or steps_run(record) or None,
         },
         {"what": "blocks per expert", "asked": Cell(None, text=""), "ran": model.get("num_layers")},
         {"what": "tokens", "asked": Cell(None, text=""), "ran": model.get("tokens")},
@@ -584,11 +649,15 @@ def machine_table(record: Record) -> str:
         ("GPU memory", None if memory is None else gibibytes(memory)),
         ("interconnect", machine.get("interconnect")),
         ("PCIe", machine.get("pcie")),
-        ("pinned copies to the device", _link(machine)),
+        *(
+            (f"{where}, {how} host memory", _link(machine, key))
+            for key, (where, how) in LINKS.items()
+        ),
         ("processor", machine.get("cpu_model")),
         ("host memory", None if host is None else gibibytes(host)),
         ("driver", machine.get("driver")),
         ("NCCL settings", _settings(machine.get("nccl"))),
+        ("NCCL transport", ", ".join(machine.get("transport") or []) or None),
         *((name, software.get(name)) for name in ("python", "torch", "diffusers", "cuda", "nccl")),
         ("wanreport", software.get("wanreport")),
         ("commit", f"{sha}{dirty}" if sha else None),
@@ -596,18 +665,31 @@ def machine_table(record: Record) -> str:
         ("record", file_name(record)),
     ]
     if machine.get("device") == "cpu":
-        rows = [(what, value) for what, value in rows if what not in GPU_ROWS]
+        rows = [(what, value) for what, value in rows if what in ANYWHERE]
     return facts_table(rows, caption="Machine and software")
 
 
-GPU_ROWS = {"GPU", "GPU memory", "interconnect", "PCIe", "pinned copies to the device", "driver",
-            "NCCL settings", "cuda", "nccl"}  # fmt: skip
-"""Rows of the machine's table that do not apply where there is no GPU."""
+LINKS = {
+    "h2d_pinned": ("host to device", "pinned"),
+    "h2d_pageable": ("host to device", "pageable"),
+    "d2h_pinned": ("device to host", "pinned"),
+    "d2h_pageable": ("device to host", "pageable"),
+}
+
+ANYWHERE = {"machine class", "processor", "host memory", "python", "torch", "diffusers",
+            "wanreport", "commit", "started", "record"}  # fmt: skip
+"""Rows of the machine's table that apply where there is no GPU, too."""
 
 
-def _link(machine: Mapping[str, Any]) -> str | None:
-    rate = get(machine, "link", "h2d_pinned_gb_s")
-    return None if rate is None else f"{plain(rate)} GB/s"
+def _link(machine: Mapping[str, Any], key: str) -> str | None:
+    """Return a measured bandwidth as words: one GPU alone, and each of several at once."""
+    alone = get(machine, "link", f"{key}_gb_s")
+    together = get(machine, "link", f"{key}_together_gb_s")
+    if alone is None:
+        return None
+    several = len(get(machine, "link", "samples", key, "together", default=[])) > 1
+    at_once = f"; {significant(together, 4)} GB/s each with all at once" if several else ""
+    return f"{significant(alone, 4)} GB/s{at_once}"
 
 
 def _settings(nccl: object) -> str | None:
@@ -672,7 +754,8 @@ def asked(record: Record) -> str:
         f"{sentence}Engine {code(job.get('engine'))} on {counted(ranks(record), 'rank')}: "
         f"{job.get('width')}×{job.get('height')}, "
         f"{plain(job.get('num_frames'))} frames, {plain(job.get('num_inference_steps'))} steps"
-        f"{', with' if job.get('cfg') else ', without'} classifier-free guidance."
+        + (f" (a sample of {job['sampled_steps']} is run)" if job.get("sampled_steps") else "")
+        + f"{', with' if job.get('cfg') else ', without'} classifier-free guidance."
         + (f" It stands for the baseline's cluster job {stands_for}." if stands_for else "")
     )
 
@@ -692,7 +775,8 @@ def headline(record: Record) -> str:
     return (
         f"{clean.steady.text('s')} per step (median [95 % interval] of the steps that are neither "
         f"first nor switch, clean iterations); all steps {seconds(clean.denoise)}, "
-        f"the whole iteration {seconds(clean.total)}. "
+        f"the whole iteration {seconds(clean.total)}"
+        + (f", both extrapolated from {sampled(record)}. " if clean.left_out else ". ")
         + (f"Peak allocated GPU memory {gigabytes(memory)}. " if memory else "")
         + (f"From loading weights to the end of the first step {seconds(cold)}." if cold else "")
     )
@@ -734,11 +818,12 @@ def schedule_sentence(record: Record) -> str:
     at = switch_step(record)
     if not steps:
         return "No schedule was recorded."
+    ran = f" Of these {sampled(record)} ran." if sampled(record) else ""
     if at is None:
-        return f"{counted(steps, 'step')}, all with one expert."
+        return f"{counted(steps, 'step')}, all with one expert.{ran}"
     return (
         f"{counted(steps, 'step')}; the switch to the low-noise expert is at step index {at} "
-        f"(step {at + 1} counted from one)."
+        f"(step {at + 1} counted from one).{ran}"
     )
 
 

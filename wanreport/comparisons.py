@@ -18,6 +18,7 @@ from .answers import (
     counters_derived,
     difference,
     engine_name,
+    extrapolation,
     get,
     is_full_scale,
     iterations,
@@ -26,6 +27,7 @@ from .answers import (
     peak_memory,
     ranks,
     repeats,
+    sampled,
     sort_key,
     steady_seconds,
     switch_step,
@@ -35,6 +37,7 @@ from .tables import (
     MINUS,
     Cell,
     Column,
+    Kind,
     code,
     counted,
     estimate,
@@ -78,12 +81,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a comparison: its name, how a record answers it, its unit, the baseline's facts."""
+    """A row of a comparison: its name, how a record answers it, its unit, the baseline's facts.
+
+    A `whole` row is over all steps of the schedule, and so extrapolated where only some ran.
+    """
 
     what: str
     read: Reading
     unit: str = "s"
     quoted: str = ""
+    whole: bool = False
+
+    def of(self, record: Record | None) -> float | None:
+        return self.read(record) if record else None
+
+    def cell(self, record: Record | None) -> Cell:
+        value = self.of(record)
+        if record is None or value is None:
+            return Cell(None, text="not measured")
+        guessed = self.whole and sampled(record)
+        text = f"{significant(value, 4)} {self.unit}"
+        title = f"extrapolated from {sampled(record)}" if guessed else None
+        return Cell(value, text=text, kind="derived" if guessed else None, title=title)
 
 
 # A: old against new ------------------------------------------------------------------------------
@@ -123,8 +142,8 @@ def _around_switch(side: int) -> Reading:
             return None
         samples = []
         for iteration in iterations(record, "clean"):
-            steady = steady_seconds(record, iteration)  # all but index 0 and the switch
-            samples += steady[: at - 1] if side < 0 else steady[at - 1 :]
+            steady = steady_seconds(record, iteration)
+            samples += [s for i, s in steady.items() if (i < at if side < 0 else i > at)]
         return estimate(samples).median
 
     return read
@@ -132,7 +151,8 @@ def _around_switch(side: int) -> Reading:
 
 def _average_step(record: Record) -> float | None:
     clean = iterations(record, "clean")
-    return clean_budget(record).denoise / len(clean[0]["steps"]) if clean else None
+    steps = len(get(record, "schedule", "timesteps", default=[]))
+    return clean_budget(record).denoise / steps if clean and steps else None
 
 
 def _peak(record: Record) -> float | None:
@@ -149,10 +169,10 @@ _SECTIONS: list[tuple[str, list[_Row]]] = [
     (
         "End to end",
         [
-            _Row("denoising", _part(lambda b: b.denoise), quoted="s3.2.denoise"),
-            _Row("average step", _average_step, quoted="s3.2.step"),
+            _Row("denoising", _part(lambda b: b.denoise), quoted="s3.2.denoise", whole=True),
+            _Row("average step", _average_step, quoted="s3.2.step", whole=True),
             _Row("decoding", _part(lambda b: b.decode), quoted="s3.2.decode"),
-            _Row("total", _part(lambda b: b.total), quoted="s3.2.total"),
+            _Row("total", _part(lambda b: b.total), quoted="s3.2.total", whole=True),
             _Row("peak GPU memory, allocated", _peak, "GB", "s3.2.peak"),
             _Row("GPU memory free at the peak", _free, "GB", "s3.2.free"),
         ],
@@ -172,12 +192,18 @@ _SECTIONS: list[tuple[str, list[_Row]]] = [
         [
             _Row("first step", _part(lambda b: b.first), quoted="s3.3.budget.first"),
             _Row("switch step", _part(lambda b: b.switch), quoted="s3.3.budget.switch"),
-            _Row("other steps", _part(lambda b: b.steady_total), quoted="s3.3.budget.other"),
+            _Row(
+                "other steps",
+                _part(lambda b: b.steady_total),
+                quoted="s3.3.budget.other",
+                whole=True,
+            ),
             _Row("decoding", _part(lambda b: b.decode), quoted="s3.3.budget.decode"),
             _Row(
                 "all of these",
                 _part(lambda b: b.denoise + (b.decode or 0.0)),
                 quoted="s3.3.budget.total",
+                whole=True,
             ),
         ],
     ),
@@ -189,13 +215,11 @@ def _old_new_table(
 ) -> str:
     body: list[dict[str, object]] = []
     for row in rows:
-        mine = row.read(new) if new else None
-        cells: dict[str, object] = {"what": row.what, "new": _value(mine, row.unit)}
+        cells: dict[str, object] = {"what": row.what, "new": row.cell(new)}
         for old, record in olds.items():
-            theirs = row.read(record) if record else None
-            cells[old] = _value(theirs, row.unit)
+            cells[old] = row.cell(record)
             alike = new and record and comparable(new, record)
-            cells[f"delta {old}"] = _delta(mine, theirs if alike else None, row.unit)
+            cells[f"delta {old}"] = _delta(row, new, record if alike else None)
         for side in ("new", "old", "delta"):
             cells[f"baseline {side}"] = quoted(f"{row.quoted}.{side}")
         body.append(cells)
@@ -213,22 +237,22 @@ def _old_new_table(
         caption=caption,
         note="Clean iterations, each step of its slowest rank. The baseline's columns are quoted: "
         "single profiled runs with another flow shift, so that its switch falls elsewhere. What it "
-        "calls old is either of two engines.",
+        f"calls old is either of two engines. {_extrapolations([new, *olds.values()])}".rstrip(),
         kind="measured" if new or any(olds.values()) else None,
     )
 
 
-def _value(value: float | None, unit: str) -> Cell:
-    if value is None:
-        return Cell(None, text="not measured")
-    return Cell(value, text=f"{significant(value, 4)} {unit}")
+def _extrapolations(records: Sequence[Record | None]) -> str:
+    """Return how sums over the schedule were extrapolated, where any were."""
+    return next((said for r in records if r and (said := extrapolation(r))), "")
 
 
-def _delta(new: float | None, old: float | None, unit: str) -> Cell:
+def _delta(row: _Row, one: Record | None, two: Record | None) -> Cell:
+    new, old = row.of(one), row.of(two)
     if new is None or old is None:
         return Cell(None, text="not measured")
     share = f" ({percent(difference(new, old), signed=True)})" if old else ""
-    return Cell(new - old, text=signed(new - old, unit) + share, kind="derived")
+    return Cell(new - old, text=signed(new - old, row.unit) + share, kind="derived")
 
 
 def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) -> str:
@@ -305,7 +329,7 @@ def _prefetch_table(
     alike = one and two and comparable(one, two)
     rows = [
         (_Row("median step", _part(lambda b: b.steady.median)), gain),
-        (_Row("denoising", _part(lambda b: b.denoise)), Cell("", text="")),
+        (_Row("denoising", _part(lambda b: b.denoise), whole=True), Cell("", text="")),
         (
             _Row("peak GPU memory, allocated", _peak, "GB"),
             Cell(vram.value, text=vram.text, kind="predicted", title=vram.title),
@@ -313,13 +337,12 @@ def _prefetch_table(
     ]
     body: list[dict[str, object]] = []
     for row, expected in rows:
-        a, b = row.read(one) if one else None, row.read(two) if two else None
         body.append(
             {
                 "what": row.what,
-                "deep": _value(a, row.unit),
-                "base": _value(b, row.unit),
-                "delta": _delta(a, b if alike else None, row.unit),
+                "deep": row.cell(one),
+                "base": row.cell(two),
+                "delta": _delta(row, one, two if alike else None),
                 "expected": expected,
             }
         )
@@ -427,7 +450,8 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
         if is_full_scale(record) and iterations(record, "clean"):
             spent, peak = clean_budget(record), peak_memory(record)["allocated_bytes"]
             row["step"] = Cell(spent.steady.median, text=seconds(spent.steady.median))
-            row["total"] = Cell(spent.total, text=seconds(spent.total))
+            kind: Kind | None = "derived" if spent.left_out else None
+            row["total"] = Cell(spent.total, text=seconds(spent.total), kind=kind)
             row["peak"] = Cell(peak, text=gigabytes(peak))
         rows.append(row)
     timed = any(is_full_scale(record) for record in records)
@@ -451,7 +475,9 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
             *([Column("reason", "reason", numeric=False)] if reasons else []),
         ],
         caption=f"Jobs on {machine}, scale {scale}",
-        note="" if timed else "A rehearsal: it has no times or memory to report.",
+        note=_extrapolations([r for r in records if is_full_scale(r)])
+        if timed
+        else "A rehearsal: it has no times or memory to report.",
         kind="measured" if any(map(iterations, records)) else None,
     )
 

@@ -25,10 +25,11 @@ from .answers import (
     MEMORY_KEYS,
     NotAnswerable,
     Record,
-    budget,
+    budgets,
     clean_budget,
     counters_derived,
     engine_name,
+    extrapolation,
     full_scale_or_refuse,
     get,
     is_full_scale,
@@ -39,6 +40,7 @@ from .answers import (
     moved,
     peak_memory,
     ranks,
+    sampled,
     step_seconds,
     switch_step,
 )
@@ -288,13 +290,15 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
     colour = engine_colour(engine_name(record))
     times = [step_seconds(iteration) for iteration in found]
     at = switch_step(record)
-    _shade_experts(axes, max(map(len, times)), at)
-    top = 1.25 * max(s for steps in times for s in steps[1:] or steps)
+    length = len(get(record, "schedule", "timesteps", default=[]))
+    _shade_experts(axes, length, at)
+    first_ones = [steps[0] for steps in times]
+    top = 1.25 * max([s for steps in times for i, s in steps.items() if i] or first_ones)
     styles = {"warmup": (":", 0.7), "clean": ("-", 1.0), "profiled": ("--", 0.7)}
     for name, iteration, steps in zip(iteration_names(found), found, times, strict=True):
         line, alpha = styles.get(iteration["kind"], ("-", 1.0))
         axes.plot(
-            range(len(steps)), [min(s, top) for s in steps], line, color=colour, alpha=alpha,
+            list(steps), [min(s, top) for s in steps.values()], line, color=colour, alpha=alpha,
             marker=ENGINE_MARKERS.get(engine_name(record), "o"), markersize=3, linewidth=1.2,
             label=name,
         )  # fmt: skip
@@ -305,7 +309,7 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
             )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
-    axes.set_xlim(-0.6, max(map(len, times)) - 0.4)
+    axes.set_xlim(-0.6, length - 0.4)
     axes.set_ylim(0, top * 1.12)
     _legend(axes)
     clean = clean_budget(record)
@@ -319,7 +323,11 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
             f"; the switch step, index {at}, takes {seconds(clean.switch)}, "
             f"{significant(ratio, 3)} times as long"
         )
-    return figure, f"{alt}. The first step of the first iteration takes {seconds(times[0][0])}."
+    ran = f" Of these {sampled(record)} ran." if sampled(record) else ""
+    return (
+        figure,
+        f"{alt}. The first step of the first iteration takes {seconds(times[0][0])}.{ran}",
+    )
 
 
 _PARTS = (("first step", "////", 0.9), ("switch step", "xxxx", 0.9),
@@ -328,11 +336,7 @@ _PARTS = (("first step", "////", 0.9), ("switch step", "xxxx", 0.9),
 
 def time_budget(record: Record, *, width: float = WIDTH) -> Picture:
     """Draw where the time of each iteration went."""
-    found = iterations_or_refuse(record)
-    bars = [
-        (name, budget(record, iteration))
-        for name, iteration in zip(iteration_names(found), found, strict=True)
-    ]
+    bars = list(budgets(record).items())
     colour = engine_colour(engine_name(record))
     figure, axes = _axes(width, 1.1 + 0.5 * len(bars))
     for y, (_, spent) in enumerate(bars):
@@ -361,7 +365,7 @@ def time_budget(record: Record, *, width: float = WIDTH) -> Picture:
         + (f", decode {seconds(spent.decode)}" if spent.decode is not None else "")
         for name, spent in bars
     )
-    return figure, f"Where the time went. {said}."
+    return figure, f"Where the time went. {said}. {extrapolation(record)}".rstrip()
 
 
 def memory(record: Record, *, width: float = WIDTH) -> Picture:

@@ -77,10 +77,20 @@ def index_html(rows: Sequence[Row], pages: Sequence[tuple[str, str, bool]]) -> s
     cards = []
     for name, href, failed in pages:
         title, text = KNOWN_PAGES.get(name, (name, ""))
-        cards.append({"href": href, "title": title,
-                      "text": "This page is incomplete: its notebook failed." if failed else text})
-    cards.append({"href": "#jobs", "title": "Jobs",
-                  "text": "One page for each benchmark job: what was asked, what ran, what moved."})
+        cards.append(
+            {
+                "href": href,
+                "title": title,
+                "text": "This page is incomplete: its notebook failed." if failed else text,
+            }
+        )
+    cards.append(
+        {
+            "href": "#jobs",
+            "title": "Jobs",
+            "text": "One page for each benchmark job: what was asked, what ran, what moved.",
+        }
+    )
     context = {
         "title": "Streaming the weights of Wan2.2-T2V-A14B",
         "version": wanreport.__version__,
@@ -103,8 +113,9 @@ def index_html(rows: Sequence[Row], pages: Sequence[tuple[str, str, bool]]) -> s
 
 def _summary(rows: Sequence[Row]) -> str:
     words = [_WORDS[_status(row)] for row in rows]
-    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(_WORDS.values())
-              if word in words]
+    counts = [
+        f"{words.count(word)} {word}" for word in dict.fromkeys(_WORDS.values()) if word in words
+    ]
     return f"{counted(len(rows), 'job')}: {', '.join(counts) or 'none yet'}."
 
 

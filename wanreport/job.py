@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wanreport import flags
 from wanreport.record import BENCHMARK_VERSION
+from wanreport.schedule import MIN_SAMPLE
 
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""
@@ -68,6 +69,7 @@ class Job(BaseModel):
     width: Size = 1280
     num_frames: int = Field(default=81, ge=1)
     num_inference_steps: int = Field(default=27, ge=1, le=1000)
+    sampled_steps: int | None = Field(default=None, ge=MIN_SAMPLE)
     flow_shift: float | None = Field(default=None, gt=0)
     boundary_ratio: float | None = Field(default=None, ge=0, le=1)
     guidance_scale: float | None = Field(default=None, ge=0)
@@ -337,6 +339,11 @@ def _cross_field(values: Mapping[str, Any], bad: Iterable[str] = ()) -> Iterator
         below = (values["num_frames"] - 1) // 4 * 4 + 1
         what = f"{values['num_frames']} is not 1 more than a multiple of 4 (VAE stride in time)"
         yield _Problem("num_frames", what, f"write {below} or {below + 4}")
+    if fine("sampled_steps", "num_inference_steps") and values["sampled_steps"] is not None:
+        sampled, steps = values["sampled_steps"], values["num_inference_steps"]
+        if sampled > steps:
+            mend = f"write at most {steps}, or remove it to run them all"
+            yield _Problem("sampled_steps", f"{sampled} of {steps} steps are no sample", mend)
     if fine("cfg") and values["cfg"] is False:
         for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
             if fine(key) and values[key] not in (None, ""):

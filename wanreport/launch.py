@@ -38,9 +38,11 @@ from .job import Job, job_from_mapping
 from .measure import host_memory, machine, software
 from .record import RecordError, new_record, record_path, write_record
 from .registry import ModelPathError, resolve_model
-from .wan import A14B, TINY
-from .weights import CheckpointError, CheckpointWeights
+from .wan import A14B, EXPERTS, TINY, Expert
+from .weights import CheckpointError, CheckpointWeights, HostStore, RandomWeights
 from .worker import die_with_parent, forked_main
+
+HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
 
 GRACE = 45.0  # seconds that ranks get to end by themselves after one of them failed
 
@@ -96,10 +98,12 @@ class TorchrunRanks:
             f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
             "-m", "wanreport.worker", str(spec), str(out),
         ]  # fmt: skip
+        # NCCL says only in its log which transport it chose.
+        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log")}
         with (out / "torchrun.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent, env=os.environ | told,
             )  # fmt: skip
 
     def exit_codes(self) -> list[int | None]:
@@ -109,7 +113,9 @@ class TorchrunRanks:
         codes: list[int | None] = [0] * self.world_size
         # It lists the ranks that failed by themselves, not those that it ended because of them.
         log = (self.out / "torchrun.log").read_text(errors="replace")
-        for rank, its in re.findall(r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)", log, re.S):
+        for rank, its in re.findall(
+            r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)", log, re.S
+        ):
             codes[int(rank)] = int(its)
         return codes
 
@@ -164,6 +170,8 @@ def run_job(job: Job, root: Path) -> Path:
             record["sglang"] = spec["sglang"]
             record["engine"] = spec["engine"]
             found = _measure(job, spec, Path(tmp))
+            for key in ("link", "transport"):
+                record["machine"][key] = found.pop(key, None)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
         except Exception as error:
@@ -229,6 +237,8 @@ def _spec(job: Job) -> dict[str, Any]:
                 f"model_path {job.model_path!r} resolves to {settings.config}, which has no {key}",
                 f"give {key} in the job, or the path of a Wan text-to-video model",
             )
+    if job.scale == "a14b":
+        _require_host_memory(job)
     sglang, prefetch = job.sglang(), job.prefetch(layers)
     return {
         "job": job.model_dump(mode="json"),
@@ -250,6 +260,24 @@ def _spec(job: Job) -> dict[str, Any]:
             "counters_derived": ENGINES[job.engine].counters_derived,
         },
     }
+
+
+def _require_host_memory(job: Job) -> None:
+    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
+    engine, config = ENGINES[job.engine], A14B
+    if job.checkpoint:
+        config = CheckpointWeights(job.checkpoint).config("high_noise")
+    experts = {name: Expert(name, config, getattr(torch, job.dtype)) for name in EXPERTS}
+    layouts = HostStore(experts, RandomWeights()).layouts.values()
+    needed = engine.host_bytes(list(layouts), job.num_gpus) + job.num_gpus * HOST_OVERHEAD
+    free = host_memory()["available"]
+    if needed > free:
+        raise Unsupported(
+            f"engine {job.engine} on {job.num_gpus} GPUs keeps {needed / 1e9:.1f} GB in host memory"
+            f" and {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
+            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
+            " host copy all ranks share (resident, layerwise)",
+        )
 
 
 def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -280,9 +308,15 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
         progress.close()
     results = [_result(out, rank) for rank in range(world_size)]
     if all(result and result["status"] == "ok" for result in results):
-        return _merge([result for result in results if result])
+        return _merge([result for result in results if result]) | {"transport": _transport(out)}
     # The codes from before our own kill: what we ended says nothing about the cause.
     return _failure(job, results, codes, progress.last)
+
+
+def _transport(out: Path) -> list[str]:
+    """What NCCL's channels between ranks go over, as its log says: "P2P/CUMEM", "SHM/direct"."""
+    logs = "".join(log.read_text(errors="replace") for log in out.glob("nccl.*.log"))
+    return sorted(set(re.findall(r"Channel .* via (\S+)", logs)))
 
 
 def _result(out: Path, rank: int) -> dict[str, Any] | None:
@@ -332,7 +366,7 @@ def _merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for key in ("counters", "expected_counters", "memory"):
             iteration[key] = [part[key] for part in parts]
         iteration["steps"] = [
-            {**steps[0], "seconds": [step["seconds"] for step in steps]}
+            {**steps[0], **{key: [step[key] for step in steps] for key in ("seconds", "h2d_bytes")}}
             for steps in zip(*(part["steps"] for part in parts), strict=True)
         ]
         merged["iterations"].append(iteration)

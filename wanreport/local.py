@@ -65,8 +65,9 @@ def local_results(root: Path) -> Path:
 
 def all_records(root: Path) -> list[Found]:
     """Every record at hand, the committed ones first. Raises RecordError as find_records does."""
-    return [found for folder in records.RESULTS_DIRS for found in
-            records.find_records(root / folder)]
+    return [
+        found for folder in records.RESULTS_DIRS for found in records.find_records(root / folder)
+    ]
 
 
 # Which machine is this? --------------------------------------------------------------------------

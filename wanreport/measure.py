@@ -11,7 +11,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from .engines import Engine
 from .local import git_state
 
 # Environment that changes how NCCL talks, and so belongs in a record.
-NCCL_SETTINGS = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
+P2P = "NCCL_P2P_DISABLE"
+NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
 
 
@@ -88,6 +89,18 @@ def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None
     }
 
 
+def compiled() -> dict[str, int]:
+    """How many graphs torch.compile has made in this process, and how often it broke one.
+
+    A segment that compiles once is one graph; each further one is a break or a recompilation.
+    """
+    counters = torch._dynamo.utils.counters
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph_breaks": sum(counters["graph_break"].values()),
+    }
+
+
 class SwitchProfile:
     """Profiles two steps around the switch, after one that warms the profiler up.
 
@@ -95,20 +108,29 @@ class SwitchProfile:
     ----------
     path
         Where the trace goes, gzipped; it appears under that name only when it is complete.
-    first
-        Index of the first of the two steps.
+    steps
+        Indices of the steps that run, rising.
+    switch
+        Index of the switch, if it runs; else the third step is taken for it.
     """
 
     LENGTH = 2
 
-    def __init__(self, path: Path, first: int, engine: Engine, *, timeline: bool) -> None:
-        self.path, self.first, self.engine, self.timeline = path, first, engine, timeline
+    def __init__(
+        self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine, *,
+        timeline: bool,
+    ) -> None:  # fmt: skip
+        self.path, self.engine, self.timeline = path, engine, timeline
+        at = steps.index(switch) if switch is not None and switch in steps else 2
+        first = min(max(at - 1, 0), max(len(steps) - self.LENGTH, 0))
+        self.watched = steps[first : first + self.LENGTH]
+        self.begin = steps[max(first - 1, 0)]
         self._profiler: Any = None
 
     @contextmanager
     def step(self, index: int) -> Iterator[None]:
-        if index == max(self.first - 1, 0):
-            warm = self.first > 0
+        if index == self.begin:
+            warm = index not in self.watched
             self._profiler = torch.profiler.profile(
                 schedule=torch.profiler.schedule(
                     wait=0, warmup=int(warm), active=self.LENGTH, repeat=1
@@ -116,8 +138,7 @@ class SwitchProfile:
                 on_trace_ready=self._export,
             )
             self._profiler.start()
-        watched = self.first <= index < self.first + self.LENGTH
-        if watched and self.timeline:
+        if index in self.watched and self.timeline:
             self.engine.mover.timeline.step = index
         try:
             yield
@@ -127,7 +148,7 @@ class SwitchProfile:
             if self.engine.mover.cuda:
                 torch.cuda.synchronize()
             self._profiler.step()
-            if index == self.first + self.LENGTH - 1:
+            if index == self.watched[-1]:
                 self.close()
 
     def close(self) -> None:
@@ -186,13 +207,15 @@ def machine(device: str) -> dict[str, Any]:
         "cpu_cores": cores,
         "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
         "link": None,
+        "transport": None,
     }
     if device != "cuda":
         return found
     properties = torch.cuda.get_device_properties(0)
     count = torch.cuda.device_count()
     link = _interconnect(count)
-    label = f"{count}x {properties.name}" + (f", {link}" if link else "")
+    others = [f"{key}={value}" for key, value in found["nccl"].items() if key != P2P]
+    label = ", ".join([f"{count}x {properties.name}", *filter(None, [link, *others])])
     return found | {
         "class": label,
         "slug": re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-"),
@@ -250,8 +273,8 @@ def _interconnect(count: int) -> str | None:
     """What collectives of ``count`` GPUs run over."""
     if count < 2:
         return None
-    if os.environ.get("NCCL_P2P_DISABLE") == "1":
-        return "host memory over PCIe (NCCL_P2P_DISABLE=1)"
+    if os.environ.get(P2P) == "1":
+        return f"host memory over PCIe ({P2P}=1)"
     try:
         done = subprocess.run(
             ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True, timeout=30

@@ -70,9 +70,7 @@ def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
         job = job_from_mapping({n: given[n] for n in names if n not in unset}, source=source)
     except JobError as error:
         problems = "\n".join(f"  {problem}" for problem in error.problems)
-        raise Stop(
-            f"These parameters do not make a job; nothing was run.\n{problems}"
-        ) from None
+        raise Stop(f"These parameters do not make a job; nothing was run.\n{problems}") from None
     namespace[_READY] = True
     return job
 
@@ -226,9 +224,7 @@ def svg(fig: Figure) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        fig.savefig(
-            buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing
-        )
+        fig.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     out = buffer.getvalue()
     out = out[out.index("<svg") :].strip()
     out = re.sub(r"\s*<metadata>.*?</metadata>", "", out, flags=re.DOTALL)

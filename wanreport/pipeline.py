@@ -6,7 +6,7 @@ weights an engine moves. Every rank runs it on the whole latents; only the exper
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def denoise(
     steps: int,
     boundary: float | None,
     on_step: Callable[[int, str, float], Any],
+    run: Container[int] | None = None,
 ) -> Tensor:
     """Denoise ``latents`` over the whole schedule.
 
@@ -92,6 +93,9 @@ def denoise(
         Timestep below which the low-noise expert runs; None for one expert only.
     on_step
         Called as a context manager factory with step index, expert and timestep.
+    run
+        Indices of the steps to run, all by default. In the others no expert runs and the
+        scheduler is given a flow of zero, so that the steps that run are the schedule's own.
 
     Returns
     -------
@@ -102,6 +106,10 @@ def denoise(
     # Known on the host before the loop, so that no step waits for the device to tell it.
     times = scheduler.timesteps.tolist()
     for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):
+        if run is not None and index not in run:
+            still = torch.zeros_like(latents, dtype=experts["high_noise"].dtype)
+            latents = scheduler.step(still, timestep, latents, return_dict=False)[0]
+            continue
         name = "high_noise" if boundary is None or time >= boundary else "low_noise"
         with on_step(index, name, time):
             noise = predict(

@@ -148,9 +148,10 @@ def execute(
             return super().execute_managed_notebook(manager, kernel_name, **options)
 
     papermill_engines.register("wanreport", Keeping)
-    with tempfile.TemporaryDirectory(prefix="wanreport-") as folder, _kernel_home(
-        Path(folder)
-    ) as config:
+    with (
+        tempfile.TemporaryDirectory(prefix="wanreport-") as folder,
+        _kernel_home(Path(folder)) as config,
+    ):
         try:
             papermill.execute_notebook(
                 notebook,
@@ -350,9 +351,7 @@ def _anonymous(text: str) -> str:
 # Convert -----------------------------------------------------------------------------------------
 
 
-def to_html(
-    notebook: NotebookNode, out: Path, page: Page, failure: Failure | None = None
-) -> None:
+def to_html(notebook: NotebookNode, out: Path, page: Page, failure: Failure | None = None) -> None:
     """Write `notebook` as one self-contained HTML file.
 
     Raises
@@ -374,10 +373,15 @@ def to_html(
         notebook, resources={"wanreport": _context(page, failure)}
     )
     body, headings = _outline(_boxed(body))
-    side = _contents(headings, '<nav class="toc toc-side" aria-label="Contents">'
-                     '<p class="toc-title">Contents</p>{}</nav>')
-    top = _contents(headings, '<details class="toc toc-top"><summary>Contents</summary>'
-                    '<nav aria-label="Contents, folded">{}</nav></details>')
+    side = _contents(
+        headings,
+        '<nav class="toc toc-side" aria-label="Contents"><p class="toc-title">Contents</p>{}</nav>',
+    )
+    top = _contents(
+        headings,
+        '<details class="toc toc-top"><summary>Contents</summary>'
+        '<nav aria-label="Contents, folded">{}</nav></details>',
+    )
     title = page.title or next((text for level, _, text in headings if level == 1), "wanreport")
     body = (
         body.replace("<!--toc-side-->", side)
@@ -392,9 +396,9 @@ def blank(page: Page) -> NotebookNode:
     """A notebook with nothing but a heading, for a page whose own cannot be shown."""
     import nbformat
 
-    return _stable_ids(nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell(f"# {_plain_heading(page)}")]
-    ))
+    return _stable_ids(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {_plain_heading(page)}")])
+    )
 
 
 def _plain_heading(page: Page) -> str:
@@ -488,8 +492,11 @@ def provenance(page: Page) -> list[tuple[str, str]]:
         rows += [
             ("Record", page.record_path or "none"),
             ("Job", job),
-            ("Measured", f"{record['started_at'] or 'time unknown'}"
-                         f" on {machine.get('class') or 'a machine that left no description'}"),
+            (
+                "Measured",
+                f"{record['started_at'] or 'time unknown'}"
+                f" on {machine.get('class') or 'a machine that left no description'}",
+            ),
             ("Measured with", _software(software)),
         ]
     rows += [

@@ -208,8 +208,11 @@ def _inputs_of(page: Path) -> str | None:
     """The hash in a page; "" if its notebook failed, None if there is no page."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
-            found = re.search(r'name="wanreport-inputs" content="(\w*)"|'
-                              r'content="(\w*)" name="wanreport-inputs"', file.read(4096))
+            found = re.search(
+                r'name="wanreport-inputs" content="(\w*)"|'
+                r'content="(\w*)" name="wanreport-inputs"',
+                file.read(4096),
+            )
     except OSError:
         return None
     return (found[1] or found[2] or "") if found else None
@@ -309,8 +312,15 @@ def write_index(
             others[name] = record
     for name, record in sorted(others.items()):
         job_fields = record["job"]
-        rows.append(_row(name, str(job_fields.get("engine")), int(job_fields.get("num_gpus") or 0),
-                         record, reports))
+        rows.append(
+            _row(
+                name,
+                str(job_fields.get("engine")),
+                int(job_fields.get("num_gpus") or 0),
+                record,
+                reports,
+            )
+        )
     pages = [
         (task.name, task.html.relative_to(reports).as_posix(), _inputs_of(task.html) == "")
         for task in tasks

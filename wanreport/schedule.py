@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
+
+MIN_SAMPLE = 5
+"""The least sample of a schedule: the first two steps, the switch and its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,31 @@ def switch_step(
         return None
     boundary = boundary_ratio * num_train_timesteps
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
+
+
+def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int]:
+    """Indices of the steps that a job runs of a schedule, rising.
+
+    The first two, the switch and its neighbours, then in turn the next ones after the switch and
+    after the first, so that steady steps of both experts follow one another as in a whole run.
+
+    Parameters
+    ----------
+    steps, switch
+        Length of the schedule and index of its switch, if it has one.
+    count
+        How many steps to run; None for all of them.
+    """
+    if count is None or count >= steps:
+        return list(range(steps))
+    chosen = [0, 1]
+    late = iter(range(1, steps))
+    if switch is not None and switch > 0:
+        chosen += [switch, switch - 1, switch + 1]
+        late = iter(range(switch + 2, steps))
+    early = iter(range(2, steps))
+    for pair in zip_longest(late, early):
+        chosen += [index for index in pair if index is not None]
+    rest = range(steps)  # a switch near an end leaves some unnamed
+    unique = dict.fromkeys(index for index in [*chosen, *rest] if 0 <= index < steps)
+    return sorted(list(unique)[:count])

@@ -111,8 +111,9 @@ def workload(record: Record) -> tuple[object, ...]:
 
     Machine class, ranks and software version are not in it.
     """
-    keys = ("scale", "num_inference_steps", "cfg", "dtype", "compile", "seed", "checkpoint",
-            "prompt", "negative_prompt", "guidance_scale", "guidance_scale_2")  # fmt: skip
+    keys = ("scale", "num_inference_steps", "sampled_steps", "cfg", "dtype", "compile", "seed",
+            "checkpoint", "prompt", "negative_prompt", "guidance_scale",
+            "guidance_scale_2")  # fmt: skip
     model_keys = ("height", "width", "num_frames", "num_layers", "flow_shift", "boundary_ratio",
                   "weights")  # fmt: skip
     return (
@@ -298,7 +299,7 @@ def old_engine_spikes(old: str) -> Callable[[Sequence[Record]], Verdict]:
         if not clean:
             return verdict
         times = step_seconds(clean[0])
-        rest = steady_seconds(record, clean[0])
+        rest = list(steady_seconds(record, clean[0]).values())
         spike = times[at] > max(rest)
         return replace(
             verdict,

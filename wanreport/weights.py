@@ -16,7 +16,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -287,7 +287,7 @@ class HostStore:
             dist.barrier(self.group)
         if self.pin:
             for buffer in buffers.values():
-                _check(_runtime().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+                _pin(buffer)
         self._buffers = buffers
 
     def _map_shared(self, rank: int) -> dict[tuple[str, int | None], Tensor]:
@@ -331,8 +331,28 @@ class HostStore:
         """Let go of all buffers; memory goes when the last view of it does."""
         if self.pin:
             for buffer in self._buffers.values():
-                _check(_runtime().cudaHostUnregister(buffer.data_ptr()))
+                _unpin(buffer)
         self._buffers = {}
+
+
+@contextmanager
+def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Page-lock host buffers, at their exact size, for as long as the block runs."""
+    for buffer in buffers:
+        _pin(buffer)
+    try:
+        yield
+    finally:
+        for buffer in buffers:
+            _unpin(buffer)
+
+
+def _pin(buffer: Tensor) -> None:
+    _check(_runtime().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+
+
+def _unpin(buffer: Tensor) -> None:
+    _check(_runtime().cudaHostUnregister(buffer.data_ptr()))
 
 
 def _runtime() -> Any:

@@ -25,7 +25,8 @@ import torch
 import torch.distributed as dist
 
 from .engines import ENGINES, Counters, Engine, Shape
-from .measure import StepClock, SwitchProfile, peaks, reset_peaks, sha256
+from .link import measure_link
+from .measure import StepClock, SwitchProfile, compiled, peaks, reset_peaks, sha256
 from .pipeline import (
     TEXT_TOKENS,
     TINY_VAE,
@@ -38,7 +39,7 @@ from .pipeline import (
     make_scheduler,
     make_vae,
 )
-from .schedule import switch_step
+from .schedule import sampled_steps, switch_step
 from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
@@ -89,6 +90,8 @@ class Rank:
         segments = Segments.compiled() if job["compile"] else Segments()
         for expert in experts.values():
             expert.parallel, expert.segments = parallel, segments
+        self.say("link")
+        link = measure_link(self.device, dist.group.WORLD)
         store = HostStore(
             experts,
             source,
@@ -101,7 +104,7 @@ class Rank:
         self.say("weights")
         started = time.perf_counter()
         engine.attach(experts, store, self.device, dist.group.WORLD)
-        result: dict[str, Any] = {"model": self._model(configs[EXPERTS[0]], store)}
+        result: dict[str, Any] = {"model": self._model(configs[EXPERTS[0]], store), "link": link}
         kinds = ["warmup"] * job["warmup_iterations"] + ["clean"] * job["clean_iterations"]
         kinds += ["profiled"] * job["profile"]
         result["iterations"] = []
@@ -205,11 +208,13 @@ class Rank:
         scheduler.set_timesteps(job["num_inference_steps"])
         times = [float(t) for t in scheduler.timesteps]
         switch = switch_step(times, ratio, scheduler.config.num_train_timesteps)
+        run = sampled_steps(len(times), switch, job["sampled_steps"])
+        if kind == "warmup" and len(run) < len(times):
+            run = [index for index in run if index in (0, switch)]  # each expert once
         profile = None
         if kind == "profiled":
             path = self.out / "traces" / f"rank{self.rank}.json.gz"
-            first = min(max((switch or 2) - 1, 0), max(len(times) - SwitchProfile.LENGTH, 0))
-            profile = SwitchProfile(path, first, engine, timeline=self.rank == 0)
+            profile = SwitchProfile(path, run, switch, engine, timeline=self.rank == 0)
 
         clock, steps, done = StepClock(device), [], 0.0
 
@@ -217,12 +222,16 @@ class Rank:
         def on_step(index: int, expert: str, timestep: float) -> Iterator[None]:
             nonlocal done
             self.say(kind, number, index, len(times))
+            moved = engine.mover.counters.h2d_bytes
             with ExitStack() as stack:
                 if profile:
                     stack.enter_context(profile.step(index))
                 stack.enter_context(clock.step())
                 yield
-            steps.append({"index": index, "expert": expert, "timestep": timestep})
+            moved = engine.mover.counters.h2d_bytes - moved
+            steps.append(
+                {"index": index, "expert": expert, "timestep": timestep, "h2d_bytes": moved}
+            )
             if number == 0 and index == 0:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
@@ -236,7 +245,7 @@ class Rank:
         begun = time.perf_counter()
         latents = denoise(
             experts, engine, scheduler, latents, guidance,
-            steps=job["num_inference_steps"], boundary=boundary, on_step=on_step,
+            steps=job["num_inference_steps"], boundary=boundary, on_step=on_step, run=run,
         )  # fmt: skip
         seconds = clock.seconds()
         if profile:
@@ -275,6 +284,7 @@ class Rank:
             "counters": asdict(engine.mover.counters - before),
             "expected_counters": asdict(wanted),
             "memory": memory,
+            "compiled": compiled() if job["compile"] else None,
             "latents_sha256": digest,
             "video_sha256": video,
             "first_step_done": done,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -311,6 +311,11 @@ class Engine(ABC):
             for module in expert.modules():
                 module._parameters.clear()
         self.experts = {}
+
+    @classmethod
+    def host_bytes(cls, layouts: Sequence[Layout], ranks: int) -> int:
+        """Bytes of host memory that the weights take on a host with all ``ranks`` of a job."""
+        return sum(layout.nbytes for layout in layouts) * (1 if cls.shares_store else ranks)
 
     @classmethod
     @abstractmethod

@@ -17,6 +17,8 @@ that a unit was really sharded before and that the visit really found it whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -64,14 +66,24 @@ class Fsdp(Engine):
             self._outer[name] = self._unshard(layouts[name, None], mesh.size())
 
     @staticmethod
-    def _unshard(layout: Layout, world_size: int) -> Counters:
-        """What one unshard of a unit copies on one rank; dimension 0 is padded to equal parts."""
-        rows = [-(-piece.shape[0] // world_size) for piece in layout.slices]
-        nbytes = sum(
-            n * piece.shape[1:].numel() * piece.dtype.itemsize
-            for n, piece in zip(rows, layout.slices, strict=True)
-        )
-        return Counters(h2d_copies=len(rows), h2d_bytes=nbytes, unshards=1)
+    def _shards(layout: Layout, world_size: int) -> list[int]:
+        """Bytes of one rank's shards of a unit; dimension 0 is padded to equal parts."""
+        return [
+            -(-piece.shape[0] // world_size) * piece.shape[1:].numel() * piece.dtype.itemsize
+            for piece in layout.slices
+        ]
+
+    @classmethod
+    def _unshard(cls, layout: Layout, world_size: int) -> Counters:
+        """What one unshard of a unit copies on one rank."""
+        shards = cls._shards(layout, world_size)
+        return Counters(h2d_copies=len(shards), h2d_bytes=sum(shards), unshards=1)
+
+    @classmethod
+    def host_bytes(cls, layouts: Sequence[Layout], ranks: int) -> int:
+        """Shards, each rounded up to a power of two: that is how torch's pinned pool allocates."""
+        shards = [nbytes for layout in layouts for nbytes in cls._shards(layout, ranks)]
+        return ranks * sum(1 << (nbytes - 1).bit_length() for nbytes in shards)
 
     def use(self, expert: str) -> None:
         self.mover.counters += self._outer[expert]

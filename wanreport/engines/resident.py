@@ -22,6 +22,7 @@ class Resident(Engine):
                 self.mover.h2d(buffer, host, blocking=True)
                 layout = self.store.layouts[expert_name, unit]
                 Bound(expert, layout, self.mover.device).point_into(buffer)
+        self.store.close()  # nothing comes from the host again
 
     @classmethod
     def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
