@@ -172,6 +172,6 @@ def test_the_segments_compile_to_one_graph_each_for_all_blocks_and_both_experts(
     monkeypatch.setattr(models, "make_experts", with_segments)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    run = models.run_engine(Layerwise(), steps=3, size=(16, 16, 1))
+    run = models.run_engine(Layerwise(), steps=3, size=(32, 48, 1))
     assert set(run["experts"]) == {"high_noise", "low_noise"}
     assert compiled() == {"graphs": 3, "graph_breaks": 0}
