@@ -202,6 +202,18 @@ def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.Monk
     assert record["hint"]
 
 
+def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
+    log, told = tmp_path / "log", []
+    jobs = [_job(name="long", timeout_s=3600), _job(name="short", timeout_s=60, profile=False)]
+    done = local.measure_jobs(
+        jobs, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
+    )
+    assert [record["job"]["name"] for _, record in done] == told == ["short"]
+    assert "long: no time left" in log.read_text()
+    assert local.measure_jobs(jobs[:1], tmp_path, log, minutes=5) == []
+    assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
+
+
 def _told(status: str, reason: str, at: float) -> dict[str, Any]:
     return {"status": status, "reason": reason, "at": at}
 

@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("measure", help="measure jobs that have no record here; no pages")
     command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
+    command.add_argument(
+        "--minutes", type=float, metavar="N",
+        help="begin no job whose timeout_s would not fit in; run it again to go on",
+    )  # fmt: skip
+    command.add_argument(
+        "--results", type=Path, metavar="DIR",
+        help="where records go (default: results/local; results/ is for those to commit)",
+    )  # fmt: skip
     command.set_defaults(command=_measure)
 
     command = commands.add_parser("check", help="say what params files resolve to; run nothing")
@@ -99,7 +107,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     root = local.project_root()
     jobs = report.load_jobs(arguments.params, root)
     log = local.local_results(root) / "logs" / "measure.log"
-    failed = report.measure(list(jobs.values()), root, log)
+    failed = report.measure(list(jobs.values()), root, log, arguments.results, arguments.minutes)
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -126,8 +134,8 @@ def _resolved(job: Job, gpus: int) -> str:
 
 def _index(arguments: argparse.Namespace) -> int:
     root = local.project_root()
-    jobs = report.load_jobs(report.params_files(root), root)
-    found = local.all_records(root)
+    jobs, found = report.load_jobs(report.params_files(root), root), local.all_records(root)
+    jobs = report.shown(jobs, root, found)
     out = report.write_index(jobs, root, found, report.plan(jobs, root, found))
     print(out.relative_to(root))
     return 0

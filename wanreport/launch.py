@@ -451,9 +451,11 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wanreport.launch", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder of the records")
-    parser.add_argument("--json-job", type=Path, action="append", required=True, metavar="FILE",
+    parser.add_argument("--json-job", type=Path, action="append", default=[], metavar="FILE",
                         help="a resolved job as JSON; may be given again")  # fmt: skip
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--minutes", type=float, default=float("inf"),
+                        help="begin no job whose timeout_s would not fit in")  # fmt: skip
+    begun, arguments = time.monotonic(), parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     jobs = [job_from_mapping(json.loads(f.read_text()), source=str(f)) for f in arguments.json_job]
     gpus = torch.cuda.device_count()
@@ -461,6 +463,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     local.remember_machine(arguments.root, here["slug"], gpus)
     worst = 0
     for job in jobs:
+        if time.monotonic() - begun + job.timeout_s > arguments.minutes * 60:
+            print(f"{job.name}: no time left for it in this run", file=sys.stderr)
+            worst = worst or local.TIME_IS_UP
+            continue
         try:
             print(run_job(job, arguments.root), flush=True)
         except RecordError as error:

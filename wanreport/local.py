@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,6 +33,9 @@ prints the path of each job's record as soon as that is written, and nothing els
 
 MACHINES = ".machines.json"
 """Which machine class has which fingerprint; hidden, so that no one takes it for a record."""
+
+TIME_IS_UP = 75
+"""Exit status of a measuring process that left jobs for another run (sysexits' EX_TEMPFAIL)."""
 
 PROGRESS = "WANREPORT_PROGRESS"
 """Set for the measuring process when a person watches: its stderr then reaches a terminal."""
@@ -123,6 +127,16 @@ def known_machine(results: Path) -> Machine | None:
     return None
 
 
+def identify(results: Path, log: Path) -> Machine | None:
+    """Have a machine with GPUs, which only measuring can name, named before anything is measured.
+
+    Records that came from another machine of its class can then be told from missing ones.
+    """
+    if _visible_gpus(_gpu_names()):
+        _launch([], results, log, {}, lambda path, record: None, None, float("inf"))
+    return known_machine(results)
+
+
 def remember_machine(results: Path, slug: str, gpus: int) -> None:
     """Note in `results` that this machine is of class `slug` and that `gpus` GPUs are usable."""
     path = results / MACHINES
@@ -177,13 +191,14 @@ def measure_jobs(
     log: Path,
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
     echo: IO[str] | None = None,
+    minutes: float | None = None,
 ) -> list[Found]:
     """Measure resolved `jobs` in one process and return a record for each, in the same order.
 
-    Where that process dies, the job it was at gets a failed record that names `log`, and a new
-    process goes on with the rest. `echo` receives the progress that is meant for a person. An
-    interrupt ends the process with all its ranks and goes on to the caller; records written so
-    far stay.
+    With `minutes`, a job whose `timeout_s` would not fit in is not begun, and has no record. Where
+    that process dies, the job it was at gets a failed record that names `log`, and a new process
+    goes on with the rest. `echo` receives the progress that is meant for a person. An interrupt
+    ends the process with all its ranks and goes on to the caller; records written so far stay.
 
     Raises
     ------
@@ -193,18 +208,21 @@ def measure_jobs(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
     done: dict[str, Found] = {}
-    rest, empty_runs = list(jobs), 0
+    rest, empty_runs, end = list(jobs), 0, time.monotonic() + 60 * (minutes or float("inf"))
     while rest:
         before = len(done)
-        status = _launch(rest, results, log, done, on_record, echo)
+        left = (end - time.monotonic()) / 60
+        status = _launch(rest, results, log, done, on_record, echo, left)
         rest = [job for job in rest if job.name not in done]
+        if status == TIME_IS_UP:
+            break
         empty_runs = 0 if len(done) > before else empty_runs + 1
         # One death is the first job's own; two without any record in between are everybody's.
         lost, rest = (rest, []) if empty_runs > 1 else (rest[:1], rest[1:])
         for job in lost:
             done[job.name] = _lost(job, results, log, status)
             on_record(*done[job.name])
-    return [done[job.name] for job in jobs]
+    return [done[job.name] for job in jobs if job.name in done]
 
 
 def _launch(
@@ -214,12 +232,13 @@ def _launch(
     done: dict[str, Found],
     on_record: Callable[[Path, dict[str, Any]], None],
     echo: IO[str] | None,
+    minutes: float,
 ) -> int:
     package = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     progress = {PROGRESS: "1"} if echo and echo.isatty() else {}
     with tempfile.TemporaryDirectory(prefix="wanreport-") as folder:
-        command = [*LAUNCH, "--root", str(results)]
+        command = [*LAUNCH, "--root", str(results), "--minutes", str(minutes)]
         for job in jobs:
             file = Path(folder) / f"{job.name}.json"
             file.write_text(job.model_dump_json())

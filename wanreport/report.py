@@ -88,8 +88,18 @@ def params_files(root: Path) -> list[Path]:
     return first + [file for file in sorted((root / "params").rglob("*.yaml")) if file not in first]
 
 
-def measure(jobs: Sequence[Job], root: Path, log: Path) -> list[str]:
-    """Measure those `jobs` that this machine has no record of; return the names that failed."""
+def measure(
+    jobs: Sequence[Job],
+    root: Path,
+    log: Path,
+    results: Path | None = None,
+    minutes: float | None = None,
+) -> list[str]:
+    """Measure those `jobs` that this machine has no record of; return the names that failed.
+
+    Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
+    is begun whose `timeout_s` would not fit in; such jobs are named, and the next call goes on.
+    """
     failed: list[str] = []
     begun = [time.monotonic()]
 
@@ -104,16 +114,29 @@ def measure(jobs: Sequence[Job], root: Path, log: Path) -> list[str]:
             if record["hint"]:
                 _say(f"  {'':<24} {record['hint']}")
 
-    machine = local.known_machine(local.local_results(root))
+    results = results or local.local_results(root)
+    machine = local.known_machine(results) or local.identify(results, log)
     found = local.all_records(root)
     missing = local.missing(jobs, found, machine)
     if missing:
         _say(f"Measuring {len(missing)} of {len(jobs)} jobs; log: {_within(log, root)}")
-        local.measure_jobs(missing, local.local_results(root), log, tell, sys.stderr)
+        done = local.measure_jobs(missing, results, log, tell, sys.stderr, minutes)
+        if left := [job.name for job in missing[len(done) :]]:
+            _say(f"No time left for {', '.join(left)}: run it again")
     return failed
 
 
 # Pages -------------------------------------------------------------------------------------------
+
+
+def shown(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> dict[Path, Job]:
+    """Those of `jobs` that have a page: the report's own, and whatever has a record."""
+    machine = local.known_machine(local.local_results(root))
+    return {
+        file: job
+        for file, job in jobs.items()
+        if file.parent == REPORTED or local.spoken_for(job, found, machine)
+    }
 
 
 def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> list[Task]:
@@ -384,18 +407,14 @@ def report(
             log = local.local_results(root) / "logs" / f"{name}.log"
             failed = measure(list(wanted.values()), root, log)
         found = local.all_records(root)
-        machine = local.known_machine(local.local_results(root))
-        shown = {
-            file: job for file, job in jobs.items()
-            if file in wanted or local.spoken_for(job, found, machine)
-        }  # fmt: skip
-        tasks = plan(shown, root, found)
+        pages = shown(jobs, root, found) | wanted
+        tasks = plan(pages, root, found)
         names = {job.name for job in asked.values()}
         due = [t for t in tasks if (t.name in names or not asked) and (force or is_stale(t))]
         if due:
             _say(f"Rendering {len(due)} of {len(tasks)} pages")
         outcomes = make_pages(due, workers)
-        out = write_index(shown, root, found, tasks)
+        out = write_index(pages, root, found, tasks)
     bad = [outcome for outcome in outcomes if outcome.problem]
     _say(_closing(out, root, tasks, due, bad, failed, time.monotonic() - begun))
     for outcome in sorted(bad, key=lambda outcome: outcome.name):
