@@ -11,8 +11,12 @@ READY := $(VENV)/.ready
 LAB   := $(VENV)/.lab
 SH    := .ci/run slurm/submit.sh slurm/jobs.sbatch slurm/index.sbatch
 
+# The releases that the baseline's citations are checked against, and where their wheels are kept.
+SGLANG := 0.5.6 0.5.6.post1 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.9 0.5.10 0.5.10.post1
+WHEELS := .cache/wheels
+
 .DEFAULT_GOAL := help
-.PHONY: help report test lint notebooks clean
+.PHONY: help report test lint notebooks citations clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -37,8 +41,16 @@ lint: $(READY) ## check style, types and shell scripts
 notebooks: $(LAB) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
+citations: $(READY) ## check the baseline's citations of SGLang again; fetches its wheels (40 MB)
+	@for version in $(SGLANG); do \
+	    ls $(WHEELS)/sglang-$$version-*.whl >/dev/null 2>&1 || \
+	    $(BIN)/python -m pip --quiet --disable-pip-version-check download --no-deps \
+	        --only-binary :all: --dest $(WHEELS) sglang==$$version || exit 1; \
+	done
+	@$(BIN)/python -m wanreport.baseline.citations $(WHEELS)
+
 clean: ## remove .venv, pages and caches; records in results/ stay
-	@rm -rf $(VENV) reports build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) reports build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # torch goes first and alone: asked for by its exact version, pip takes a local wheel of it where

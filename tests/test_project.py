@@ -194,7 +194,7 @@ def test_rendering_imports_no_measuring_module() -> None:
 
 def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
-    assert targets == {"help", "report", "test", "lint", "notebooks", "clean"}
+    assert targets == {"help", "report", "test", "lint", "notebooks", "citations", "clean"}
     code = "\n".join(code_of(README))
     named = set(re.findall(r"\bmake ([a-z]+)\b", code))
     assert {"report", "test"} <= named <= targets
@@ -230,7 +230,7 @@ def test_the_readme_names_only_files_that_exist() -> None:
 
 def test_make_explains_itself_by_default() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("report", "test", "lint", "notebooks", "clean"):
+    for target in ("report", "test", "lint", "notebooks", "citations", "clean"):
         assert f"make {target} " in done.stdout
 
 

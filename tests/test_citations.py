@@ -1,0 +1,330 @@
+"""The baseline's source citations: what the check finds in wheels, and what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wanreport.baseline import Fact, Facts, citations, load_facts
+from wanreport.baseline.citations import CITE, PACKAGE, CitationError, Entry
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.txt"))), None)
+WHEELS = ROOT / ".cache" / "wheels"
+COMMITTED: dict[str, Any] = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
+VERDICTS = {citation["fact"]: citation for citation in COMMITTED["citations"]}
+ENTRIES = {entry.fact: entry for entry in citations.load_entries()}
+
+needs_wheels = pytest.mark.skipif(
+    not list(WHEELS.glob("*.whl")), reason="SGLang's wheels are not at hand: make citations"
+)
+
+
+def code(**lines: str) -> str:
+    """A file of 60 lines; ``at12="x = 1"`` puts that into line 12."""
+    text = {int(name.removeprefix("at")): line for name, line in lines.items()}
+    return "\n".join(text.get(number, f"# {number}") for number in range(1, 61))
+
+
+def pack(folder: Path, version: str, **files: str) -> Path:
+    """A wheel with Python files of these names below the package."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"sglang-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(zipfile.ZipInfo(f"{PACKAGE}__init__.py", (2026, 1, 31, 0, 0, 0)), "")
+        for name, text in files.items():
+            wheel.writestr(zipfile.ZipInfo(f"{PACKAGE}run/{name}.py", (2026, 1, 2, 0, 0, 0)), text)
+    return path
+
+
+def claim(cite: str, *says: str, name: str = "s5.a", **more: Any) -> tuple[Fact, Entry]:
+    """A fact that cites lines, and the one piece of evidence that each of them must hold."""
+    fact = Fact(id=name, part="5", statement="", kind="cited", cite=cite)
+    file = "run/" + cite.split(".py")[0] + ".py"
+    return fact, Entry(fact=name, file=file, says=[[piece] for piece in says], **more)
+
+
+def derive(folder: Path, *claims: tuple[Fact, Entry]) -> dict[str, Any]:
+    facts = Facts({fact.id: fact for fact, _ in claims}, {})
+    return citations.derive_source(folder, facts, [entry for _, entry in claims])
+
+
+def verdict(folder: Path, *claims: tuple[Fact, Entry]) -> dict[str, Any]:
+    """The verdict on the first of some claims."""
+    found = derive(folder, *claims)["citations"][0]
+    assert isinstance(found, dict)
+    return found
+
+
+# Where code stands --------------------------------------------------------------------------------
+
+LINES = ["def a():", "    x = 1", "    return x", "def b():", "    x = 1", "    return x"]
+
+
+def test_evidence_is_found_line_by_line_and_in_order() -> None:
+    assert citations.find(LINES, ["x = 1"]) == [(2, 2), (5, 5)]
+    assert citations.find(LINES, ["x = 1", "return x"]) == [(2, 3), (5, 6)]
+    assert citations.find(LINES, ["return x", "x = 1"]) == [(3, 5)]
+    assert citations.find(LINES, ["x = 1", "y"]) == []
+
+
+def test_context_makes_a_place_unique_but_is_no_part_of_it() -> None:
+    assert citations.find(LINES, ["… def b(", "x = 1"]) == [(5, 5)]
+    assert citations.find(LINES, ["x = 1", "… def b("]) == [(2, 2)]
+
+
+def test_the_lines_are_read_from_the_citation() -> None:
+    def lines(cite: str) -> tuple[str, list[citations.Span]]:
+        return citations.cited_lines(claim(cite)[0])
+
+    assert lines("a.py:7") == ("a.py", [(7, 7)])
+    assert lines("a.py:7-9, 12") == ("a.py", [(7, 9), (12, 12)])
+    assert lines("a.py:80,157,200") == ("a.py", [(80, 80), (157, 157), (200, 200)])
+    assert lines("a.py:202-205 (docstring)") == ("a.py", [(202, 205)])
+    assert lines("a.py (no import)") == ("a.py", [])
+
+
+# Outcomes -----------------------------------------------------------------------------------------
+
+
+def test_lines_that_say_it_hold(tmp_path: Path) -> None:
+    pack(tmp_path, "0.5.9", a=code(at10="    x = 1"))
+    pack(tmp_path, "0.5.10", a=code(at12="    x = 1"))
+    found = verdict(tmp_path, claim("a.py:10", "x = 1"))
+    assert (found["outcome"], found["fits"]) == ("holds", ["0.5.9"])
+    assert found["moved"] == [{"version": "0.5.10", "lines": "12"}]
+    assert found["quotes"] == [{"version": "0.5.9", "lines": "10", "text": "    x = 1"}]
+
+
+def test_evidence_must_lie_within_the_cited_lines(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at10="x = 1", at12="y = 2"))
+    fact, entry = claim("a.py:10-12", "x = 1")
+    both = entry.model_copy(update={"says": [["x = 1", "y = 2"]]})
+    assert verdict(tmp_path, (fact, both))["outcome"] == "holds"
+    shorter = dataclasses.replace(fact, cite="a.py:10-11")
+    assert verdict(tmp_path, (shorter, both))["outcome"] == "contradicts"
+
+
+def test_lines_between_two_releases_hold_though_no_release_has_them(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at10="x = 1"))
+    pack(tmp_path, "1.1", a=code(at30="x = 1"))
+    found = derive(tmp_path, claim("a.py:20", "x = 1"))
+    assert found["state"] == "between 1.0 and 1.1"
+    assert found["citations"][0]["outcome"] == "holds"
+    assert found["citations"][0]["fits"] == []
+    assert "between 1.0 and 1.1" in found["files"][0]["conclusion"]
+    assert verdict(tmp_path, claim("a.py:31", "x = 1"))["outcome"] == "contradicts"
+
+
+def test_one_shift_for_the_whole_file_holds_and_a_line_beside_it_does_not(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at30="x = 1", at35="y = 2", at40="z = 3"))
+    pack(tmp_path, "1.1", a=code(at25="x = 1", at33="y = 2", at39="z = 3"))
+    y, z = (claim(f"a.py:{n}", code, name=f"s5.{code[0]}") for n, code in ((15, "y"), (20, "z")))
+    found = derive(tmp_path, claim("a.py:10", "x = 1"), y, z)
+    assert [citation["outcome"] for citation in found["citations"]] == ["holds"] * 3
+    assert "1.0 has most of the code 20 lines further down" in found["files"][0]["conclusion"]
+    beside = derive(tmp_path, claim("a.py:11", "x = 1"), y, z)["citations"]
+    assert [citation["outcome"] for citation in beside] == ["contradicts", "holds", "holds"]
+
+
+def test_code_between_two_places_that_stayed_did_not_move(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at10="x = 1", at20="y = 2", at30="z = 3"))
+    pack(tmp_path, "1.1", a=code(at15="x = 1", at26="y = 2", at36="z = 3"))
+    x, z = claim("a.py:15", "x = 1", name="s5.x"), claim("a.py:36", "z = 3", name="s5.z")
+    assert verdict(tmp_path, claim("a.py:26", "y = 2"), x, z)["outcome"] == "holds"
+    assert verdict(tmp_path, claim("a.py:23", "y = 2"), x, z)["outcome"] == "contradicts"
+
+
+def test_lines_that_say_it_in_no_release_contradict_and_name_the_place(tmp_path: Path) -> None:
+    for version in ("1.0", "1.1"):
+        pack(tmp_path, version, a=code(at10="x = 1", at40="something else"))
+    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
+    assert found["outcome"] == "contradicts"
+    assert "Elsewhere: 10 in 1.0 and 10 in 1.1." in found["working"]
+    assert {"version": "1.1", "lines": "40", "text": "something else"} in found["quotes"]
+
+
+def test_code_that_is_nowhere_contradicts(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code())
+    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
+    assert (found["outcome"], found["moved"]) == ("contradicts", [])
+
+
+def test_a_file_that_no_release_has_is_unknown(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", b=code())
+    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
+    assert (found["outcome"], found["quotes"]) == ("unknown", [])
+    pack(tmp_path, "1.1", a=code(at40="x = 1"))
+    assert verdict(tmp_path, claim("a.py:40", "x = 1"))["fits"] == ["1.1"]
+
+
+def test_a_file_that_must_lack_words_is_read_whole(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at50="# a distant relative"))
+    pack(tmp_path, "1.1", a=code(at50="import torch.dist as d"))
+    found = verdict(tmp_path, claim("a.py (no dist import)", lacks=["dist"]))
+    assert (found["outcome"], found["fits"]) == ("holds", ["1.0"])
+
+
+def test_a_claim_that_means_something_else_is_overruled_only_by_code_that_is_there(
+    tmp_path: Path,
+) -> None:
+    pack(tmp_path, "1.0", a=code(at10="x = 1"), b=code(at7="x = None"))
+    more = {"note": "It is undone later ({undo}).", "outcome": "contradicts"}
+    found = verdict(tmp_path, claim("a.py:10", "x", shown={"undo": ["run/b.py", "None"]}, **more))
+    assert (found["outcome"], found["fits"]) == ("contradicts", ["1.0"])
+    assert found["working"].endswith("It is undone later (b.py:7 in 1.0).")
+    lost = claim("a.py:10", "x", shown={"undo": ["run/b.py", "nothing"]}, **more)
+    assert verdict(tmp_path, lost)["outcome"] == "holds"
+
+
+def test_files_that_fit_different_releases_place_the_source_between_them(tmp_path: Path) -> None:
+    pack(tmp_path, "1.0", a=code(at10="x = 1"), b=code(at18="y = 2"))
+    pack(tmp_path, "1.1", a=code(at12="x = 1"), b=code(at20="y = 2"))
+    pack(tmp_path, "1.2", a=code(at14="x = 1"), b=code(at20="y = 2"))
+    found = derive(tmp_path, claim("a.py:10", "x"), claim("b.py:20", "y", name="s5.b"))
+    assert found["state"] == "between 1.0 and 1.1"
+    assert [file["fits"] for file in found["files"]] == [["1.0"], ["1.1", "1.2"]]
+
+
+def test_releases_are_in_order_with_hash_and_day(tmp_path: Path) -> None:
+    for version in ("0.5.10", "0.5.9", "0.5.9.post1"):
+        pack(tmp_path, version, a=code())
+    releases = derive(tmp_path, claim("a.py:1", "x"))["releases"]
+    assert [release["version"] for release in releases] == ["0.5.9", "0.5.9.post1", "0.5.10"]
+    assert releases[0]["built"] == "2026-01-31"
+    assert re.fullmatch("[0-9a-f]{64}", releases[0]["sha256"])
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_folder_of_wheels_is_named(tmp_path: Path) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(CitationError, match=words):
+            derive(tmp_path, claim("a.py:1", "x"))
+
+    refused("there is no wheel in it")
+    broken = tmp_path / "sglang-1.0-py3-none-any.whl"
+    broken.write_text("<html>not found</html>")
+    refused("sglang-1.0-py3-none-any.whl: not a readable wheel")
+    broken.unlink()
+    with zipfile.ZipFile(tmp_path / "sglang-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("sglang/__init__.py", "")
+    refused("holds no sglang/multimodal_gen/")
+    pack(tmp_path, "1.0", a=code()).rename(tmp_path / "numpy-2.0-py3-none-any.whl")
+    refused("numpy-2.0-py3-none-any.whl: not named like the wheel of an SGLang release")
+    (tmp_path / "numpy-2.0-py3-none-any.whl").unlink()
+    pack(tmp_path, "1.0", a=code())
+    (tmp_path / "sglang-1.0-cp311-linux.whl").write_bytes(pack(tmp_path, "1.0").read_bytes())
+    refused("more than one wheel of 1.0")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"file": "run/b.py"}, "s5.a cites a.py, not run/b.py"),
+        ({"says": []}, "cites 1 places"),
+        ({"lacks": ["dist"]}, "`lacks` is for a file cited without lines"),
+        ({"fact": "s5.b"}, "s5.b: there is no such fact"),
+    ],
+)
+def test_an_entry_that_does_not_fit_its_fact_is_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    pack(tmp_path, "1.0", a=code())
+    fact, entry = claim("a.py:1", "x")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        derive(tmp_path, (fact, entry.model_copy(update=change)))
+
+
+def test_a_data_file_with_an_unknown_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "citations.yaml"
+    path.write_text("citations: [{fact: s5.a, file: a.py, say: [[x]]}]")
+    with pytest.raises(CitationError, match=r"citations\.yaml: (.|\n)*say"):
+        citations.load_entries(path)
+
+
+def test_a_failed_derivation_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "source.json"
+    path.write_text("old")
+    with pytest.raises(SystemExit, match="there is no wheel"):
+        citations.main([str(tmp_path)], path)
+    assert path.read_text() == "old"
+
+
+# The committed result -----------------------------------------------------------------------------
+
+
+def test_every_fact_that_cites_a_file_has_a_verdict_and_no_other_has() -> None:
+    cited = {fact.id: fact.cite for fact in load_facts().values() if CITE.match(fact.cite)}
+    assert {name: citation["cite"] for name, citation in VERDICTS.items()} == cited
+    assert list(ENTRIES) == list(VERDICTS)
+
+
+@pytest.mark.skipif(SEED is None, reason="the seed document is not at hand")
+def test_every_citation_of_the_document_is_covered() -> None:
+    assert SEED is not None
+    text = SEED.read_text(encoding="utf-8").split("## 11.")[0]  # §11 lists files of its own
+    stated = [match[0].strip(", ") for match in CITE.finditer(text)]
+    assert len(stated) == len(VERDICTS)
+    facts = load_facts()
+    held = [citations.cited_lines(facts[name]) for name in VERDICTS]
+    for cite in stated:
+        assert citations.cited_lines(claim(cite)[0]) in held, cite
+
+
+def test_the_committed_file_is_consistent() -> None:
+    versions = [release["version"] for release in COMMITTED["releases"]]
+    assert COMMITTED["schema"] == 1
+    assert {file["path"] for file in COMMITTED["files"]} == {e.file for e in ENTRIES.values()}
+    for citation in COMMITTED["citations"]:
+        assert citation["outcome"] in ("holds", "contradicts", "unknown")
+        assert set(citation["fits"]) <= set(versions)
+        assert not set(citation["fits"]) & {moved["version"] for moved in citation["moved"]}
+        assert "not found" not in citation["working"]
+        assert all(quote["text"].count("\n") < 3 for quote in citation["quotes"])
+
+
+def test_what_fits_is_shown() -> None:
+    for name, citation in VERDICTS.items():
+        quoted = "\n".join(quote["text"] for quote in citation["quotes"])
+        for pieces in ENTRIES[name].says:
+            said = [piece for piece in pieces if not piece.startswith("…")]
+            assert any(piece in quoted for piece in said) or not citation["moved"], name
+
+
+def test_make_fetches_the_releases_that_were_read() -> None:
+    fetched = re.search(r"^SGLANG := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert fetched
+    assert fetched[1].split() == [release["version"] for release in COMMITTED["releases"]]
+
+
+@needs_wheels
+def test_the_committed_file_is_derived_again(tmp_path: Path) -> None:
+    citations.main([str(WHEELS)], tmp_path / "source.json")
+    assert (tmp_path / "source.json").read_bytes() == citations.SOURCE.read_bytes()
+
+
+@needs_wheels
+@pytest.mark.parametrize("name", [name for name in VERDICTS if ":" in VERDICTS[name]["cite"]])
+def test_a_wrong_line_is_noticed_and_harms_no_other(name: str) -> None:
+    facts = load_facts()
+    file, lines = facts[name].cite.split(":")
+    wrong = re.sub(r"\d+", lambda number: str(int(number[0]) + 200), lines)
+    changed = dataclasses.replace(facts[name], cite=f"{file}:{wrong}")
+    found = citations.derive_source(WHEELS, Facts({**facts, name: changed}, facts.parts))
+    verdicts = {citation["fact"]: citation for citation in found["citations"]}
+    assert verdicts[name]["outcome"] == "contradicts"
+    assert verdicts[name]["fits"] == []
+    assert "Found as cited in no release." in verdicts[name]["working"]
+    assert found["state"] == COMMITTED["state"]
+    others = VERDICTS.keys() - {name}
+    assert {other: verdicts[other]["outcome"] for other in others} == {
+        other: VERDICTS[other]["outcome"] for other in others
+    }
