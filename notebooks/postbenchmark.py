@@ -21,7 +21,7 @@ import wanreport.notebook as wanreport_notebook
 wanreport_notebook.parameters(globals(), "results_dirs")
 
 # %%
-from wanreport import answers, comparisons, figures, tables, verdicts
+from wanreport import answers, benches, comparisons, figures, tables, verdicts
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
@@ -71,18 +71,25 @@ table(verdicts.verdict_table(further, caption="Further checks"))
 #
 # Does the gap between the old and the new offload grow, shrink or turn round? What the baseline
 # calls old is two engines that exclude each other, so each is compared on its own: `fsdp` and
-# `swap`.
+# `swap`. Each machine has a section; in it engines are compared at the same work only.
 
 # %%
-comparison = comparisons.compare_old_and_new(records)
-say(comparison.answer)
-for html in comparison.tables:
-    table(html)
-
-# %%
-with or_say_why():
-    for picture, words in figures.compare_steps(records):
-        show(picture, alt=words)
+for machine, here in benches.by_machine(records).items():
+    say(f"### {machine}")
+    for bench in here:
+        comparison = comparisons.compare_old_and_new(bench)
+        say(f"#### {bench.work if bench else 'Old against new'}")
+        say(comparison.answer)
+        if bench:
+            say(benches.which_is_old(bench))
+            table(benches.engines_table(bench))
+            picture, words = figures.steps_side_by_side(bench.records)
+            show(picture, alt=words)
+            picture, words = figures.memory_side_by_side(bench.records)
+            show(picture, alt=words)
+            table(benches.signatures_table(bench))
+        for html in comparison.tables:
+            table(html)
 
 # %% [markdown]
 # ## B. More prefetch against less

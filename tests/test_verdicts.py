@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
-from wanreport import answers, comparisons, figures, verdicts
+from wanreport import answers, benches, comparisons, figures, verdicts
 
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "pure", "prefetch", "overlap",
          "contention"}  # fmt: skip
@@ -107,10 +107,11 @@ def test_engines_are_compared_only_at_the_same_workload_and_machine() -> None:
         old_torch,
     ):
         assert judge([new, changed])["slower-fsdp"].status == "not measured"
-        answer = comparisons.compare_old_and_new([new, changed]).answer
-        assert "against fsdp not measured" in answer
-        rows = cells(comparisons.compare_old_and_new([new, changed]).tables[0])
-        assert rows[0][4] == "not measured"  # the difference
+        found = compared([new, changed])
+        assert len(found) == 2
+        for one in found:
+            assert "against fsdp not measured" in one.answer
+            assert cells(one.tables[0])[0][4] == "not measured"  # the difference
 
 
 def test_each_machine_has_its_own_verdict_on_time() -> None:
@@ -205,7 +206,7 @@ def test_failed_records_never_break_a_check_or_a_table() -> None:
     for record in records[::3]:
         record["machine"] = {}
     judge(records)
-    comparisons.compare_old_and_new(records)
+    compared(records)
     comparisons.compare_prefetch(records)
     html = "".join(comparisons.jobs_tables(records))
     assert html.count('<th scope="row">new-4gpu</th>') == 8
@@ -223,8 +224,14 @@ def cells(html: str) -> list[list[str]]:
     ]
 
 
+def compared(records: list[dict[str, Any]]) -> list[comparisons.Comparison]:
+    """Comparison A on every bench that the records make."""
+    found = benches.by_machine(records).values()
+    return [comparisons.compare_old_and_new(bench) for here in found for bench in here]
+
+
 def test_comparison_a_without_full_scale_records_shows_only_the_baseline() -> None:
-    found = comparisons.compare_old_and_new(synthetic.all_jobs())
+    (found,) = compared(synthetic.all_jobs())
     assert len(found.tables) == 3
     for table in found.tables:
         for row in cells(table):
@@ -234,8 +241,8 @@ def test_comparison_a_without_full_scale_records_shows_only_the_baseline() -> No
 
 
 def test_comparison_a_has_the_baselines_rows_with_both_readings_of_old() -> None:
-    found = comparisons.compare_old_and_new(synthetic.all_jobs("a14b"))
-    assert len(found.tables) == 6  # 4 and 6 GPUs
+    found, other = compared(synthetic.all_jobs("a14b"))  # on 4 and on 6 GPUs
+    assert len(found.tables) == len(other.tables) == 3
     denoising = cells(found.tables[0])[0]
     record = synthetic.record("new-4gpu", scale="a14b")
     new = sum(max(step["seconds"]) for step in record["iterations"][1]["steps"])
@@ -258,7 +265,7 @@ def test_comparison_a_says_where_the_gap_went(new: float, old: float, words: str
         synthetic.record("new-4gpu", scale="a14b", steady_s=new),
         synthetic.record("old-4gpu-fsdp", scale="a14b", steady_s=old),
     ]
-    assert words in comparisons.compare_old_and_new(records).answer
+    assert words in compared(records)[0].answer
 
 
 def test_steps_before_and_after_the_switch_are_told_apart() -> None:
@@ -267,7 +274,7 @@ def test_steps_before_and_after_the_switch_are_told_apart() -> None:
         step["seconds"] = [{True: 1.0, False: 3.0}[step["index"] < 18]] * 4
     record["iterations"][1]["steps"][0]["seconds"] = [50.0] * 4
     record["iterations"][1]["steps"][18]["seconds"] = [70.0] * 4
-    rows = {row[0]: row[1] for row in cells(comparisons.compare_old_and_new([record]).tables[1])}
+    rows = {row[0]: row[1] for row in cells(compared([record])[0].tables[1])}
     assert rows["first step"] == "50.00 s"
     assert rows["median step before the switch"] == "1.000 s"
     assert rows["switch step"] == "70.00 s"
@@ -434,10 +441,59 @@ def test_a_sampled_schedule_is_extrapolated_and_says_so_wherever_it_is_shown() -
     assert said in figures.time_budget(some)[1]
     assert "Of these 8 of 27 steps ran" in figures.per_step(some)[1]
     assert "8 of 27 steps" in answers.request_table(some)
-    comparison = comparisons.compare_old_and_new(
-        [some, synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)]
-    )
+    (comparison,) = compared([some, synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)])
     assert all(said in table for table in comparison.tables[::2])
     assert 'title="extrapolated from 8 of 27 steps' in comparison.tables[0]
     assert answers.repeats(some) is True  # though its warm-up ended elsewhere
     assert not verdicts.comparable(whole, some)
+
+
+# Engines side by side ----------------------------------------------------------------------------
+
+
+def bench(**engines: dict[str, Any]) -> benches.Bench:
+    names = {"layerwise": "new-4gpu", "fsdp": "old-4gpu-fsdp", "swap": "old-4gpu-swap",
+             "resident": "pure-4gpu"}  # fmt: skip
+    records = [synthetic.record(names[e], scale="a14b", **how) for e, how in engines.items()]
+    (found,) = benches.benches(records)
+    return found
+
+
+def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
+    found = bench(resident={"steady_s": 10.0}, layerwise={"steady_s": 11.0})
+    layerwise, resident = found.of("layerwise"), found.of("resident")
+    assert layerwise and resident
+    moved = benches.moved_per_step(layerwise)
+    assert moved and benches.moved_per_step(resident) == 0
+    assert benches.limit(layerwise, resident) == pytest.approx(10.0, rel=0.01)
+    layerwise["machine"]["link"]["h2d_pinned_together_gb_s"] = moved / 1e9 / 20
+    assert benches.limit(layerwise, resident) == pytest.approx(20.0)
+    assert benches.limit(resident, resident) == pytest.approx(10.0, rel=0.01)
+    assert benches.limit(layerwise, None) is None
+    layerwise["machine"]["link"] = None
+    assert benches.limit(layerwise, resident) is None
+    row = next(r for r in cells(benches.engines_table(found)) if r[0].startswith("layerwise"))
+    assert row[2] == "1.100 ×" and "—" in row[3]
+
+
+def test_bits_that_differ_from_residents_show_in_the_engines_table() -> None:
+    found = bench(resident={}, layerwise={}, swap={"latents": "other bits"})
+    bits = {row[0]: row[10] for row in cells(benches.engines_table(found))}
+    assert bits["layerwise, prefetch 1"] == "✓" and bits["swap"] == "✗ differs"
+
+
+def test_the_old_offload_is_told_by_its_signature() -> None:
+    engines = bench(
+        layerwise={"steady_s": 21.6},
+        swap={"steady_s": 19.8, "switch_s": 50.0},
+        fsdp={"steady_s": 24.0, "switch_s": 24.0},
+    )
+    said = benches.which_is_old(engines)
+    assert "here: **swap** (fsdp differs in steady step and switch step)" in said
+    rows = {row[0]: row[1:] for row in cells(benches.signatures_table(engines))}
+    assert rows["the baseline's old offload"] == ["−8.33 %", "+153 %", "1.34 experts"]
+    assert [text[-1] for text in rows["swap"]] == ["✓"] * 3
+    quick = bench(layerwise={}, swap={"switch_s": 20.0})
+    assert "none of these engines (swap differs in switch step)" in benches.which_is_old(quick)
+    alone = bench(layerwise={})
+    assert "cannot be told" in benches.which_is_old(alone)

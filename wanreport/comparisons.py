@@ -18,7 +18,6 @@ from .answers import (
     counters_derived,
     difference,
     engine_name,
-    extrapolation,
     get,
     is_full_scale,
     iterations,
@@ -32,6 +31,7 @@ from .answers import (
     steady_seconds,
     switch_step,
 )
+from .benches import Bench, benches, extrapolations
 from .record import is_rehearsal
 from .tables import (
     MINUS,
@@ -57,7 +57,6 @@ from .verdicts import (
     apart,
     baseline_facts,
     choose,
-    comparable,
     comparable_groups,
     fact,
     is_baseline_workload,
@@ -108,25 +107,16 @@ class _Row:
 # A: old against new ------------------------------------------------------------------------------
 
 
-def compare_old_and_new(records: Sequence[Record]) -> Comparison:
-    """Comparison A: the new engine against both readings of the old one.
+def compare_old_and_new(bench: Bench | None) -> Comparison:
+    """Comparison A on one bench: the new engine against both readings of the old one.
 
-    One set of tables for each machine class and number of GPUs with a full-scale GPU record of the
-    baseline's workload; without any, one set in which nothing is measured.
+    Without a bench the tables hold the baseline's figures alone.
     """
-    usable = [r for r in records if is_full_scale(r) and is_baseline_workload(r)]
-    sets = sorted({(str(get(r, "machine", "slug")), ranks(r)) for r in usable})
-    answers, tables = [], []
-    for slug, gpus in sets or [("", int(fact("s9.1.new4.gpus")))]:
-        here = [r for r in usable if get(r, "machine", "slug") == slug]
-        new = choose(here, NEW, gpus=gpus)
-        olds = {old: choose(here, old, gpus=gpus) for old in OLD}
-        machine = get(here[0], "machine", "class") if here else "no machine yet"
-        where = f"{machine}, {gpus} GPUs"
-        for caption, rows in _SECTIONS:
-            tables.append(_old_new_table(f"{caption}: {where}", rows, new, olds))
-        answers.append(_gap_answer(where, new, olds))
-    return Comparison("\n\n".join(answers), tuple(tables))
+    new = bench.of(NEW) if bench else None
+    olds = {old: bench.of(old) if bench else None for old in OLD}
+    where = f"{bench.machine}; {bench.work}" if bench else "no machine yet"
+    tables = [_old_new_table(f"{caption}: {where}", rows, new, olds) for caption, rows in _SECTIONS]
+    return Comparison(_gap_answer(new, olds), tuple(tables))
 
 
 def _part(read: Callable[[Budget], float | None]) -> Reading:
@@ -218,8 +208,7 @@ def _old_new_table(
         cells: dict[str, object] = {"what": row.what, "new": row.cell(new)}
         for old, record in olds.items():
             cells[old] = row.cell(record)
-            alike = new and record and comparable(new, record)
-            cells[f"delta {old}"] = _delta(row, new, record if alike else None)
+            cells[f"delta {old}"] = _delta(row, new, record)
         for side in ("new", "old", "delta"):
             cells[f"baseline {side}"] = quoted(f"{row.quoted}.{side}")
         body.append(cells)
@@ -237,14 +226,9 @@ def _old_new_table(
         caption=caption,
         note="Clean iterations, each step of its slowest rank. The baseline's columns are quoted: "
         "single profiled runs with another flow shift, so that its switch falls elsewhere. What it "
-        f"calls old is either of two engines. {_extrapolations([new, *olds.values()])}".rstrip(),
+        f"calls old is either of two engines. {extrapolations([new, *olds.values()])}".rstrip(),
         kind="measured" if new or any(olds.values()) else None,
     )
-
-
-def _extrapolations(records: Sequence[Record | None]) -> str:
-    """Return how sums over the schedule were extrapolated, where any were."""
-    return next((said for r in records if r and (said := extrapolation(r))), "")
 
 
 def _delta(row: _Row, one: Record | None, two: Record | None) -> Cell:
@@ -255,17 +239,15 @@ def _delta(row: _Row, one: Record | None, two: Record | None) -> Cell:
     return Cell(new - old, text=signed(new - old, row.unit) + share, kind="derived")
 
 
-def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) -> str:
+def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
     """Say whether the gap of the steps grew, shrank or turned round, as Markdown."""
     before = fact("s3.3.steady.percent") / 100
     stated = quoted("s3.3.steady.percent").text or ""
     parts = []
     for old, record in olds.items():
-        if new is None or record is None or not comparable(new, record):
-            parts.append(f"against {old} not measured")
-            continue
-        mine, theirs = clean_budget(new).steady, clean_budget(record).steady
-        if mine.median is None or theirs.median is None:
+        mine = clean_budget(new).steady if new else None
+        theirs = clean_budget(record).steady if record else None
+        if not (mine and theirs and mine.median and theirs.median):
             parts.append(f"against {old} not measured")
             continue
         gap = difference(mine.median, theirs.median)
@@ -286,8 +268,9 @@ def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) 
             f"{verdict}"
         )
     asked = baseline_facts().text("s9.3.a.gap")
+    same = "" if new is None or is_baseline_workload(new) else " (of another video than here)"
     return (
-        f"**{markdown(where)}.** The gap per step, which the baseline gives as {markdown(stated)} "
+        f"The gap per step{same}, which the baseline gives as {markdown(stated)} "
         f"(in its section 9.3 as {markdown(asked)}): {'; '.join(parts)}."
     )
 
@@ -296,19 +279,18 @@ def _gap_answer(where: str, new: Record | None, olds: dict[str, Record | None]) 
 
 
 def compare_prefetch(records: Sequence[Record]) -> Comparison:
-    """Comparison B: the deeper prefetch against the default one."""
+    """Comparison B: the deeper prefetch against the default one, on each bench that has both."""
     deep, base = int(fact("s6.2.three.size")), int(fact("s9.2.prefetch.base"))
-    gpus = int(fact("s9.1.prefetch3.gpus"))
     answers, tables = [], []
-    full = [r for r in records if is_full_scale(r)]
-    for slug in sorted({str(get(r, "machine", "slug")) for r in full}) or [""]:
-        here = [r for r in full if get(r, "machine", "slug") == slug]
-        one = choose(here, NEW, gpus=gpus, ahead=deep)
-        two = choose(here, NEW, gpus=gpus, ahead=base)
-        machine = get(here[0], "machine", "class") if here else "no machine yet"
-        tables.append(_prefetch_table(f"{machine}, {gpus} GPUs", one, two, deep, base))
-        answers.append(_prefetch_answer(str(machine), one, two))
+    both = [bench for bench in benches(records) if bench.of(NEW, deep) and bench.of(NEW, base)]
+    found: list[Bench | None] = [*both] or [None]
+    for bench in found:
+        one, two = (bench.of(NEW, ahead) if bench else None for ahead in (deep, base))
+        where = f"{bench.machine}; {bench.work}" if bench else "no machine yet"
+        tables.append(_prefetch_table(where, one, two, deep, base))
+        answers.append(_prefetch_answer(where, one, two))
     # Counters are comparable at any scale: take the largest at hand.
+    gpus = int(fact("s9.1.prefetch3.gpus"))
     for scale in ("a14b", "tiny"):
         here = [r for r in records if get(r, "job", "scale") == scale]
         one = choose(here, NEW, gpus=gpus, ahead=deep, timed=False)
@@ -326,7 +308,6 @@ def _prefetch_table(
     gain = Cell(low.value, text=f"{low.text} to {high.text} less", kind="predicted")
     vram = quoted("s9.3.b.vram")
     layers = None if one is None else (deep - base) * get(one, "model", "block_bytes", default=0)
-    alike = one and two and comparable(one, two)
     rows = [
         (_Row("median step", _part(lambda b: b.steady.median)), gain),
         (_Row("denoising", _part(lambda b: b.denoise), whole=True), Cell("", text="")),
@@ -342,7 +323,7 @@ def _prefetch_table(
                 "what": row.what,
                 "deep": row.cell(one),
                 "base": row.cell(two),
-                "delta": _delta(row, one, two if alike else None),
+                "delta": _delta(row, one, two),
                 "expected": expected,
             }
         )
@@ -364,7 +345,7 @@ def _prefetch_table(
 
 
 def _prefetch_answer(machine: str, one: Record | None, two: Record | None) -> str:
-    if one is None or two is None or not comparable(one, two):
+    if one is None or two is None:
         return (
             f"**{markdown(machine)}.** Not measured: it needs full-scale GPU records of both. "
             "Whether it is the synchronisation that shrinks needs their traces too."
@@ -475,7 +456,7 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
             *([Column("reason", "reason", numeric=False)] if reasons else []),
         ],
         caption=f"Jobs on {machine}, scale {scale}",
-        note=_extrapolations([r for r in records if is_full_scale(r)])
+        note=extrapolations([r for r in records if is_full_scale(r)])
         if timed
         else "A rehearsal: it has no times or memory to report.",
         kind="measured" if any(map(iterations, records)) else None,

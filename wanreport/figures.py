@@ -12,6 +12,7 @@ A record that cannot answer raises :class:`wanreport.answers.NotAnswerable`.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,6 @@ from .answers import (
     switch_step,
 )
 from .tables import counted, gigabytes, seconds, significant
-from .verdicts import comparable_groups
 
 INK = "#5b6470"
 
@@ -297,10 +297,9 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
     styles = {"warmup": (":", 0.7), "clean": ("-", 1.0), "profiled": ("--", 0.7)}
     for name, iteration, steps in zip(iteration_names(found), found, times, strict=True):
         line, alpha = styles.get(iteration["kind"], ("-", 1.0))
-        axes.plot(
-            list(steps), [min(s, top) for s in steps.values()], line, color=colour, alpha=alpha,
-            marker=ENGINE_MARKERS.get(engine_name(record), "o"), markersize=3, linewidth=1.2,
-            label=name,
+        _step_line(
+            axes, {i: min(s, top) for i, s in steps.items()}, linestyle=line, color=colour,
+            alpha=alpha, marker=ENGINE_MARKERS.get(engine_name(record), "o"), label=name,
         )  # fmt: skip
         if steps[0] > top:
             axes.annotate(
@@ -385,14 +384,8 @@ def memory(record: Record, *, width: float = WIDTH) -> Picture:
             hatch="////" if host else None, edgecolor=INK, linewidth=0.4,
         )  # fmt: skip
         _value_label(axes, value / 1e9, y, gigabytes(value))
+    _memory_axis(axes, [name for name, _, _ in bars], record)
     capacity = get(record, "machine", "gpu_memory_bytes")
-    if capacity:
-        axes.axvline(capacity / 1e9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
-    axes.invert_yaxis()
-    note = "; dashed: the GPU's capacity" if capacity else ""
-    axes.set_xlabel(f"peak of the fullest rank, GB{note}")
-    axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
     said = "; ".join(f"{name} {gigabytes(value)}" for name, _, value in bars)
     room = f" One GPU has {gigabytes(capacity)}." if capacity else ""
     return figure, f"Peak memory: {said}.{room}"
@@ -401,39 +394,70 @@ def memory(record: Record, *, width: float = WIDTH) -> Picture:
 # Several records ---------------------------------------------------------------------------------
 
 
-def compare_steps(records: Sequence[Record], *, width: float = WIDTH) -> list[Picture]:
-    """Draw the median time per step of each full-scale record, with its 95 % interval.
-
-    Each picture holds records that are comparable: of one machine class, software and workload.
-    """
-    groups = comparable_groups([r for r in records if is_full_scale(r) and iterations(r, "clean")])
-    if not groups:
-        raise NotAnswerable("No full-scale GPU record is at hand, so there is no time to compare.")
-    return [_compare_steps(group, width) for group in groups]
-
-
-def _compare_steps(records: Sequence[Record], width: float) -> Picture:
-    usable = sorted(records, key=lambda r: (ranks(r), job_name(r)))
-    figure, axes = _axes(width, 0.8 + 0.4 * len(usable))
+def steps_side_by_side(
+    records: Sequence[Record], *, width: float = WIDTH, height: float = 3.3
+) -> Picture:
+    """Draw the seconds of each step of comparable records, the median over clean iterations."""
+    figure, axes = _axes(width, height)
+    at = switch_step(records[0])
+    _shade_experts(axes, len(get(records[0], "schedule", "timesteps", default=[])), at)
     said = []
-    for y, record in enumerate(usable):
-        steady, engine = clean_budget(record).steady, engine_name(record)
-        if steady.median is None:
-            continue
-        if steady.low is not None and steady.high is not None:
-            axes.plot([steady.low, steady.high], [y, y], color=engine_colour(engine), linewidth=3)
-        axes.plot(
-            steady.median, y, ENGINE_MARKERS.get(engine, "o"), color=engine_colour(engine),
-            markersize=7, markeredgecolor=INK,
+    for number, record in enumerate(records):
+        each = [step_seconds(iteration) for iteration in iterations(record, "clean")]
+        middle = {i: statistics.median(steps[i] for steps in each) for i in each[0]}
+        engine = engine_name(record)
+        _step_line(
+            axes, middle, color=engine_colour(engine), marker=ENGINE_MARKERS.get(engine, "o"),
+            linestyle=("-", "--", ":")[number % 3], label=job_name(record),
         )  # fmt: skip
-        said.append(f"{job_name(record)} {steady.text('s')}")
-    axes.set_yticks(range(len(usable)), [f"{job_name(r)}, {engine_name(r)}" for r in usable])
-    axes.set_ylim(len(usable) - 0.5, -0.5)
-    axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
-    axes.set_xlabel("seconds per step: median and 95 % interval, clean iterations")
-    machine = get(usable[0], "machine", "class")
-    said_of = f"Time per step on {machine}, first and switch step left out"
-    return figure, f"{said_of}: {'; '.join(said)}."
+        last = f", at the switch {seconds(middle[at])}" if at in middle else ""
+        said.append(f"{job_name(record)}: first step {seconds(middle[0])}{last}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
+    axes.set_ylim(0)
+    _legend(axes)
+    ran = f" Of these {sampled(records[0])} ran." if sampled(records[0]) else ""
+    return figure, f"Seconds per step, engines side by side. {'; '.join(said)}.{ran}"
+
+
+def _step_line(axes: Axes, times: Mapping[int, float], **look: Any) -> None:
+    """Draw one iteration's steps; where steps did not run, the line is broken."""
+    line: dict[int, float] = {}
+    for index in times:
+        if index and index - 1 not in times:
+            line[index - 1] = float("nan")
+        line[index] = times[index]
+    axes.plot(list(line), list(line.values()), markersize=4, linewidth=1.2, **look)
+
+
+def memory_side_by_side(records: Sequence[Record], *, width: float = WIDTH) -> Picture:
+    """Draw the peak of allocated GPU memory of comparable records, and the GPU's capacity."""
+    bars = [
+        (job_name(record), engine_name(record), peak)
+        for record in records
+        if (peak := peak_memory(record)["allocated_bytes"]) is not None
+    ]
+    if not bars:
+        raise NotAnswerable("None of these jobs has its GPU memory recorded.")
+    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    for y, (_, engine, peak) in enumerate(bars):
+        axes.barh(y, peak / 1e9, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
+        _value_label(axes, peak / 1e9, y, gigabytes(peak))
+    said = "; ".join(f"{name} {gigabytes(peak)}" for name, _, peak in bars)
+    _memory_axis(axes, [name for name, _, _ in bars], records[0])
+    return figure, f"Peak of allocated GPU memory, of the fullest rank: {said}."
+
+
+def _memory_axis(axes: Axes, names: Sequence[str], record: Record) -> None:
+    """Name the bars, and mark what one GPU of the record's machine has."""
+    capacity = get(record, "machine", "gpu_memory_bytes")
+    if capacity:
+        axes.axvline(capacity / 1e9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    note = "; dashed: the GPU's capacity" if capacity else ""
+    axes.set_xlabel(f"peak of the fullest rank, GB{note}")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
 
 
 def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture:

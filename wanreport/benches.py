@@ -1,0 +1,326 @@
+"""Engines side by side, at the same work on the same machine.
+
+A *bench* holds the full-scale records of one machine class, number of ranks and workload. Within
+it engines are compared with each other, with `resident` and with the limit; the baseline's figures
+stand beside as quoted numbers and enter no computation of ours.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .answers import (
+    Record,
+    clean_budget,
+    engine_name,
+    extrapolation,
+    get,
+    is_full_scale,
+    iterations,
+    job_name,
+    latents,
+    peak_memory,
+    ranks,
+    sampled,
+    sort_key,
+    switch_step,
+)
+from .tables import (
+    Cell,
+    Column,
+    counted,
+    gigabytes,
+    html_table,
+    markdown,
+    percent,
+    seconds,
+    significant,
+)
+from .verdicts import NEW, apart, comparable_groups, fact, prefetch, quoted
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Comparable full-scale records: of one machine class, ranks, software and workload."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def machine(self) -> str:
+        return str(get(self.records[0], "machine", "class"))
+
+    @property
+    def work(self) -> str:
+        """What all of them ran: "832×480, 81 frames, 1 rank"."""
+        first = self.records[0]
+        width, height = get(first, "model", "width"), get(first, "model", "height")
+        frames = counted(get(first, "model", "num_frames"), "frame")
+        parts = [f"{width}×{height}", frames, counted(ranks(first), "rank")]
+        parts += ["one branch"] * (not get(first, "job", "cfg"))
+        parts += ["compiled"] * bool(get(first, "job", "compile"))
+        parts += [f"a sample of {sampled(first)}"] * bool(sampled(first))
+        return ", ".join(parts)
+
+    def of(self, engine: str, ahead: int | None = None) -> Record | None:
+        """The latest record of an engine, of `ahead` prefetched layers if it prefetches."""
+        if engine == NEW and ahead is None:
+            ahead = int(fact("s9.2.prefetch.base"))
+        fit = [r for r in self.records if engine_name(r) == engine and ahead in (None, prefetch(r))]
+        return max(fit, key=lambda r: str(r.get("started_at")), default=None)
+
+
+def benches(records: Sequence[Record]) -> list[Bench]:
+    """Return the full-scale records with a clean iteration in comparable sets, by machine."""
+    full = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
+    found = []
+    for group in comparable_groups(full):
+        for size in sorted({ranks(r) for r in group}):
+            here = sorted((r for r in group if ranks(r) == size), key=sort_key)
+            found.append(Bench(tuple(here)))
+    return sorted(found, key=lambda bench: (bench.machine, bench.work))
+
+
+def by_machine(records: Sequence[Record]) -> dict[str, list[Bench | None]]:
+    """Return the benches of each machine; one without a machine and records where there is none."""
+    found: dict[str, list[Bench | None]] = {}
+    for bench in benches(records):
+        found.setdefault(markdown(bench.machine), []).append(bench)
+    return found or {"No machine yet": [None]}
+
+
+# Engines side by side ----------------------------------------------------------------------------
+
+
+def moved_per_step(record: Record) -> float | None:
+    """Return the bytes that the busiest rank copies to its device in a steady step, the median.
+
+    None where the record does not have them step by step.
+    """
+    left_out = {0, switch_step(record)}
+    samples = [
+        max(step["h2d_bytes"])
+        for iteration in iterations(record, "clean")
+        for step in iteration["steps"]
+        if step["index"] not in left_out and step.get("h2d_bytes")
+    ]
+    return statistics.median(samples) if samples else None
+
+
+def limit(record: Record, resident: Record | None) -> float | None:
+    """Return the seconds that no engine with these bytes can beat in a steady step.
+
+    The larger of `resident`'s step and the bytes over the link's measured bandwidth, pinned, with
+    all ranks copying at once. None where any of the three was not measured.
+    """
+    moved, rate = moved_per_step(record), get(record, "machine", "link", "h2d_pinned_together_gb_s")
+    compute = clean_budget(resident).steady.median if resident else None
+    if moved is None or not rate or compute is None:
+        return None
+    return max(compute, moved / (rate * 1e9))
+
+
+def engines_table(bench: Bench) -> str:
+    """Return each engine's steady step beside `resident` and the limit, its memory and its bits."""
+    resident = bench.of("resident")
+    reference = clean_budget(resident).steady if resident else None
+    rows: list[dict[str, object]] = []
+    for record in bench.records:
+        spent, peak = clean_budget(record), peak_memory(record)
+        row: dict[str, object] = {
+            "engine": _engine(record),
+            "step": Cell(spent.steady.median, text=spent.steady.text("s")),
+            "switch": None
+            if spent.switch is None
+            else Cell(spent.switch, text=seconds(spent.switch)),
+            "all": Cell(
+                spent.denoise,
+                text=seconds(spent.denoise),
+                kind="derived" if spent.left_out else None,
+            ),
+            "job": job_name(record),
+        }
+        if spent.steady.median is not None:
+            if reference and reference.median:
+                ratio = spent.steady.median / reference.median
+                row["resident"] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
+            if bound := limit(record, resident):
+                ratio = spent.steady.median / bound
+                row["limit"] = Cell(bound, text=seconds(bound), kind="derived")
+                row["over"] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
+        if (moved := moved_per_step(record)) is not None:
+            row["moved"] = Cell(moved, text=gigabytes(moved))
+        for key, name in (("allocated_bytes", "peak"), ("pinned_bytes", "pinned")):
+            if peak[key] is not None:
+                row[name] = Cell(peak[key], text=gigabytes(peak[key]))
+        if resident and record is not resident and latents(record):
+            row["bits"] = "✓" if set(latents(record)) == set(latents(resident)) else "✗ differs"
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            Column("engine", "engine", numeric=False),
+            Column("step", "steady step, median [95 % interval]"),
+            Column("resident", "to resident"),
+            Column("limit", "limit"),
+            Column("over", "to the limit"),
+            Column("switch", "switch step"),
+            Column("all", "all steps"),
+            Column("moved", "to the device per step"),
+            Column("peak", "peak allocated"),
+            Column("pinned", "peak pinned"),
+            Column("bits", "bits of resident", numeric=False),
+            Column("job", "job", numeric=False),
+        ],
+        caption=f"Engines at the same work: {bench.machine}; {bench.work}",
+        note="A steady step is neither first nor switch. The limit is the larger of resident's "
+        "step and the bytes per step over the link's pinned bandwidth as this record measured it. "
+        f"{extrapolations(bench.records)}".rstrip(),
+    )
+
+
+def extrapolations(records: Sequence[Record | None]) -> str:
+    """Return how sums over the schedule were extrapolated, where any were."""
+    return next((said for r in records if r and (said := extrapolation(r))), "")
+
+
+def _engine(record: Record) -> str:
+    ahead = prefetch(record)
+    return engine_name(record) + (f", prefetch {ahead}" if ahead is not None else "")
+
+
+# Which engine is the baseline's "old offload"? ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How an engine shows itself in times and memory.
+
+    Attributes
+    ----------
+    steady
+        Of the steady step, over layerwise's, less 1.
+    spike
+        Of the switch step, over the engine's own steady step, less 1.
+    memory
+        Peak allocated memory above layerwise's, in experts.
+    """
+
+    steady: float
+    spike: float
+    memory: float
+
+
+def baseline_signatures(expert_bytes: float) -> tuple[Signature, Signature]:
+    """Return the signatures of the baseline's old and of its new offload, from its figures."""
+
+    def of(side: str) -> Signature:
+        steady, new = fact(f"s3.3.steady.{side}"), fact("s3.3.steady.new")
+        peak = fact(f"s3.2.peak.{side}") - fact("s3.2.peak.new")
+        spike = fact(f"s3.3.switch.{side}") / steady - 1
+        return Signature(steady / new - 1, spike, peak * 1e9 / expert_bytes)
+
+    return of("old"), of("new")
+
+
+def signature(record: Record, new: Record) -> Signature | None:
+    """Return an engine's signature beside that of `new`; None where a part was not measured."""
+    mine, theirs = clean_budget(record), clean_budget(new)
+    peaks = [peak_memory(r)["allocated_bytes"] for r in (record, new)]
+    size = get(record, "model", "expert_bytes")
+    if not (mine.steady.median and theirs.steady.median and mine.switch and size):
+        return None
+    if peaks[0] is None or peaks[1] is None:
+        return None
+    return Signature(
+        mine.steady.median / theirs.steady.median - 1,
+        mine.switch / mine.steady.median - 1,
+        (peaks[0] - peaks[1]) / size,
+    )
+
+
+def _like_old(record: Record, new: Record) -> dict[str, bool] | None:
+    """Say of each part of the signature whether it is as the baseline's old offload has it."""
+    found = signature(record, new)
+    if found is None:
+        return None
+    old, layerwise = baseline_signatures(get(record, "model", "expert_bytes"))
+
+    def nearer(value: float, one: float, other: float) -> bool:
+        return abs(value - one) < abs(value - other)
+
+    return {
+        # How much faster depends on the machine; that the old one was not slower does not.
+        "steady": apart(clean_budget(record).steady, clean_budget(new).steady) <= 0,
+        "spike": nearer(found.spike, old.spike, layerwise.spike),
+        "memory": nearer(found.memory, old.memory, layerwise.memory),
+    }
+
+
+def which_is_old(bench: Bench) -> str:
+    """Return which engines behave as the baseline's old offload did, as a sentence in Markdown."""
+    new = bench.of(NEW)
+    others = [r for r in bench.records if new and engine_name(r) != NEW]
+    judged = {engine_name(r): likeness for r in others if new and (likeness := _like_old(r, new))}
+    if not judged:
+        return "Which engine the baseline's old offload is cannot be told from these records."
+    alike = [name for name, likeness in judged.items() if all(likeness.values())]
+    words = {"steady": "steady step", "spike": "switch step", "memory": "peak memory"}
+    unlike = [
+        f"{name} differs in {' and '.join(words[k] for k, same in likeness.items() if not same)}"
+        for name, likeness in judged.items()
+        if name not in alike
+    ]
+    first = f"**{', '.join(alike)}**" if alike else "none of these engines"
+    rest = f" ({'; '.join(unlike)})" if unlike else ""
+    return f"As the baseline's old offload behaves here: {first}{rest}."
+
+
+def signatures_table(bench: Bench) -> str:
+    """Return the engines' signatures beside those of the baseline's two offloads, as HTML."""
+    new = bench.of(NEW)
+    size = get(bench.records[0], "model", "expert_bytes", default=0)
+    rows: list[dict[str, object]] = []
+    if new and size:
+        for side, theirs in zip(("old", "new"), baseline_signatures(size), strict=True):
+            origin = quoted(f"s3.3.steady.{side}").title
+            cells = {
+                key: Cell(
+                    getattr(theirs, key), text=_part(theirs, key), kind="quoted", title=origin
+                )
+                for key in ("steady", "spike", "memory")
+            }
+            rows.append({"engine": f"the baseline's {side} offload", **cells})
+    for record in bench.records if new else ():
+        found, likeness = signature(record, new) if new else None, None
+        if new and engine_name(record) != NEW:
+            likeness = _like_old(record, new)
+        if found is None:
+            continue
+        row: dict[str, object] = {"engine": _engine(record)}
+        for key in ("steady", "spike", "memory"):
+            tick = "" if likeness is None else " ✓" if likeness[key] else " ✗"
+            row[key] = Cell(getattr(found, key), text=_part(found, key) + tick, kind="derived")
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            Column("engine", "engine", numeric=False),
+            Column("steady", "steady step against layerwise"),
+            Column("spike", "switch step against steady step"),
+            Column("memory", "peak memory above layerwise's"),
+        ],
+        caption=f"Who behaves as the old offload did: {bench.machine}; {bench.work}",
+        note="✓ as the old one: no slower than layerwise in the steady state; at the switch and in "
+        "memory nearer to the old one's figure than to the new one's. The baseline's rows are "
+        "computed from the figures it states.",
+        kind=None,
+    )
+
+
+def _part(of: Signature, key: str) -> str:
+    value = getattr(of, key)
+    if key == "memory":
+        return f"{significant(value, 3)} experts"
+    return percent(value, signed=True)
