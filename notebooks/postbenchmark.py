@@ -82,7 +82,8 @@ for machine, here in benches.by_machine(records).items():
         say(comparison.answer)
         if bench:
             say(benches.which_is_old(bench))
-            table(benches.engines_table(bench))
+            table(benches.steps_table(bench))
+            table(benches.costs_table(bench))
             picture, words = figures.steps_side_by_side(bench.records)
             show(picture, alt=words)
             picture, words = figures.memory_side_by_side(bench.records)

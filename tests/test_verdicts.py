@@ -472,13 +472,13 @@ def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
     assert benches.limit(layerwise, None) is None
     layerwise["machine"]["link"] = None
     assert benches.limit(layerwise, resident) is None
-    row = next(r for r in cells(benches.engines_table(found)) if r[0].startswith("layerwise"))
+    row = next(r for r in cells(benches.steps_table(found)) if r[0].startswith("layerwise"))
     assert row[2] == "1.100 ×" and "—" in row[3]
 
 
 def test_bits_that_differ_from_residents_show_in_the_engines_table() -> None:
     found = bench(resident={}, layerwise={}, swap={"latents": "other bits"})
-    bits = {row[0]: row[10] for row in cells(benches.engines_table(found))}
+    bits = {row[0]: row[5] for row in cells(benches.steps_table(found))}
     assert bits["layerwise, prefetch 1"] == "✓" and bits["swap"] == "✗ differs"
 
 

@@ -30,6 +30,7 @@ from .answers import (
 from .tables import (
     Cell,
     Column,
+    Kind,
     counted,
     gigabytes,
     html_table,
@@ -121,41 +122,25 @@ def limit(record: Record, resident: Record | None) -> float | None:
     return max(compute, moved / (rate * 1e9))
 
 
-def engines_table(bench: Bench) -> str:
-    """Return each engine's steady step beside `resident` and the limit, its memory and its bits."""
+def steps_table(bench: Bench) -> str:
+    """Return each engine's steady step beside `resident` and the limit, and its bits, as HTML."""
     resident = bench.of("resident")
-    reference = clean_budget(resident).steady if resident else None
+    reference = clean_budget(resident).steady.median if resident else None
     rows: list[dict[str, object]] = []
     for record in bench.records:
-        spent, peak = clean_budget(record), peak_memory(record)
+        steady, bound = clean_budget(record).steady, limit(record, resident)
         row: dict[str, object] = {
             "engine": _engine(record),
-            "step": Cell(spent.steady.median, text=spent.steady.text("s")),
-            "switch": None
-            if spent.switch is None
-            else Cell(spent.switch, text=seconds(spent.switch)),
-            "all": Cell(
-                spent.denoise,
-                text=seconds(spent.denoise),
-                kind="derived" if spent.left_out else None,
-            ),
-            "job": job_name(record),
+            "step": Cell(steady.median, text=steady.text("s")),
+            "limit": None if bound is None else Cell(bound, text=seconds(bound), kind="derived"),
         }
-        if spent.steady.median is not None:
-            if reference and reference.median:
-                ratio = spent.steady.median / reference.median
-                row["resident"] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
-            if bound := limit(record, resident):
-                ratio = spent.steady.median / bound
-                row["limit"] = Cell(bound, text=seconds(bound), kind="derived")
-                row["over"] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
-        if (moved := moved_per_step(record)) is not None:
-            row["moved"] = Cell(moved, text=gigabytes(moved))
-        for key, name in (("allocated_bytes", "peak"), ("pinned_bytes", "pinned")):
-            if peak[key] is not None:
-                row[name] = Cell(peak[key], text=gigabytes(peak[key]))
+        for key, other in (("resident", reference), ("over", bound)):
+            if steady.median is not None and other:
+                ratio = steady.median / other
+                row[key] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
         if resident and record is not resident and latents(record):
-            row["bits"] = "✓" if set(latents(record)) == set(latents(resident)) else "✗ differs"
+            same = set(latents(record)) == set(latents(resident))
+            row["bits"] = "✓" if same else "✗ differs"
         rows.append(row)
     return html_table(
         rows,
@@ -165,19 +150,63 @@ def engines_table(bench: Bench) -> str:
             Column("resident", "to resident"),
             Column("limit", "limit"),
             Column("over", "to the limit"),
+            Column("bits", "bits of resident", numeric=False),
+        ],
+        caption=f"Steady steps: {bench.machine}; {bench.work}",
+        note="A steady step is neither first nor switch. The limit is the larger of resident's "
+        "step and the bytes per step over the link's pinned bandwidth as this record measured it.",
+    )
+
+
+def costs_table(bench: Bench) -> str:
+    """Return what else each engine takes: switch, all steps, bytes and memory, as HTML."""
+    rows: list[dict[str, object]] = []
+    for record in bench.records:
+        spent, peak, moved = clean_budget(record), peak_memory(record), moved_per_step(record)
+        kind: Kind | None = "derived" if spent.left_out else None
+        row: dict[str, object] = {
+            "engine": _engine(record),
+            "first": seconds(spent.first),
+            "switch": None if spent.switch is None else seconds(spent.switch),
+            "all": Cell(spent.denoise, text=seconds(spent.denoise), kind=kind),
+            "moved": None if moved is None else Cell(moved, text=gigabytes(moved)),
+            "job": job_name(record),
+        }
+        for key, name in (("allocated_bytes", "peak"), ("pinned_bytes", "pinned")):
+            row[name] = None if peak[key] is None else Cell(peak[key], text=gigabytes(peak[key]))
+        rows.append(row)
+    return html_table(
+        rows,
+        [
+            Column("engine", "engine", numeric=False),
+            Column("first", "first step"),
             Column("switch", "switch step"),
             Column("all", "all steps"),
             Column("moved", "to the device per step"),
             Column("peak", "peak allocated"),
             Column("pinned", "peak pinned"),
-            Column("bits", "bits of resident", numeric=False),
             Column("job", "job", numeric=False),
         ],
-        caption=f"Engines at the same work: {bench.machine}; {bench.work}",
-        note="A steady step is neither first nor switch. The limit is the larger of resident's "
-        "step and the bytes per step over the link's pinned bandwidth as this record measured it. "
-        f"{extrapolations(bench.records)}".rstrip(),
+        caption=f"What else they take: {bench.machine}; {bench.work}",
+        note=f"Medians over clean iterations. {extrapolations(bench.records)}".rstrip(),
     )
+
+
+def in_short(bench: Bench) -> str:
+    """Return the bench in a sentence, as Markdown: each engine's steady step against resident's."""
+    resident = bench.of("resident")
+    reference = clean_budget(resident).steady if resident else None
+    parts = [] if reference is None else [f"resident {reference.text('s')} per step"]
+    for record in bench.records:
+        steady = clean_budget(record).steady
+        if record is resident or steady.median is None:
+            continue
+        if reference and reference.median:
+            ratio = steady.median / reference.median - 1
+            parts.append(f"{_engine(record)} {percent(ratio, signed=True)}")
+        else:
+            parts.append(f"{_engine(record)} {steady.text('s')} per step")
+    return f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}. {which_is_old(bench)}"
 
 
 def extrapolations(records: Sequence[Record | None]) -> str:

@@ -31,7 +31,7 @@ from .answers import (
     steady_seconds,
     switch_step,
 )
-from .benches import Bench, benches, extrapolations
+from .benches import Bench, benches, extrapolations, in_short
 from .record import is_rehearsal
 from .tables import (
     MINUS,
@@ -599,6 +599,8 @@ def first_screen(
         f"**Came out.** Of the baseline's checks: {tally(asked)}; of the engines' own checks: "
         f"{tally(further)}.",
     ]
+    if found := benches(records):
+        parts.append("\n".join(f"* {in_short(bench)}" for bench in found))
     return "\n\n".join(parts)
 
 

@@ -604,10 +604,14 @@ def _verdicts(checks: Sequence[tuple[Check, bool]], records: Sequence[Record]) -
         if not (per_machine and machines):
             found.append(check(records))
             continue
+        each = []
         for slug in machines:
             here = [r for r in records if get(r, "machine", "slug") == slug and is_full_scale(r)]
             name = str(get(here[0], "machine", "class"))
-            found.append(replace(check(here), machine=name))
+            each.append(replace(check(here), machine=name))
+        # A machine that cannot tell needs no row beside one that can.
+        told = [verdict for verdict in each if verdict.status != "not measured"]
+        found += told or [replace(each[0], machine="")]
     return found
 
 
