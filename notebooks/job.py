@@ -46,6 +46,7 @@ dit_cpu_offload = None
 use_fsdp_inference = False
 dit_offload_prefetch_size = 0.0
 cache_dit = False
+machine = None  # a folder of results/, for its record; the best one otherwise
 
 # %%
 import wanreport.notebook as wanreport_notebook
@@ -57,7 +58,7 @@ from wanreport import answers, figures, tables
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
-record = wanreport_notebook.measure(job)
+record = wanreport_notebook.measure(job, machine=machine)
 say(answers.title(record))
 say(answers.first_screen(record))
 

@@ -148,6 +148,28 @@ def test_the_whole_way_and_a_second_time(
     assert {path: (project / path).stat().st_mtime_ns for path in first} == before
 
 
+def test_each_machine_with_a_full_scale_record_has_a_page_of_the_job(project: Path) -> None:
+    job = report.load_jobs(report.params_files(project), project)[Path("params/baseline/one.yaml")]
+    fields = job.model_dump(mode="json", exclude={"scale", "purpose"})
+    made = [
+        synthetic.record(scale="a14b", machine={"slug": slug, "class": f"1x {slug}"}, **fields)
+        for slug in ("gpu-a", "gpu-b")
+    ]
+    synthetic.write(made, project / "results")
+    assert report.report(project, measuring=False) == 0
+    best, other = "reports/jobs/one.html", "reports/jobs/gpu-a/one.html"
+    found = files(project)
+    assert {best, other, "reports/notebooks/gpu-a/one.ipynb"} <= set(found)
+    assert "results/gpu-b/one-" in words(project / best)
+    assert "results/gpu-a/one-" in words(project / other)
+    page = BeautifulSoup(found[other], "html.parser")
+    for link in page.find_all("a", href=True):  # from one folder further down
+        if not link["href"].startswith(("#", "http")):
+            assert (project / other).parent.joinpath(link["href"]).resolve().is_file(), link
+    index = BeautifulSoup(found["reports/index.html"], "html.parser")
+    assert {"jobs/one.html", "jobs/gpu-a/one.html"} <= {a["href"] for a in index.find_all("a")}
+
+
 def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
     add_job(project, "two")
     assert report.report(project) == 0

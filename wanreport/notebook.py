@@ -61,6 +61,7 @@ def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
     """
     defaults = field_defaults()
     given = _injected(namespace)
+    given.pop("machine", None)  # says which record to show, not what to measure
     # A required field that nobody set still has the None of the parameters cell.
     required = {name for name, field in Job.model_fields.items() if field.is_required()}
     unset = {name for name in required if given.get(name, None) is None}
@@ -133,19 +134,30 @@ def _ipython() -> Any:
 # Records -----------------------------------------------------------------------------------------
 
 
-def measure(job: Job, source: str = "") -> dict[str, Any]:
+def measure(job: Job, source: str = "", machine: str | None = None) -> dict[str, Any]:
     """Return the record that `job`'s page is about, measuring first where there is none.
+
+    With `machine`, a folder of results/, it is that machine's record, and nothing is measured.
 
     Measuring happens in another process, whose output goes to ``results/local/logs/<job>.log``.
     Nothing is printed, so that the first and any later run of a notebook give the same page. A
     job that cannot be measured gives a record too: its status, reason and hint say why.
     """
-    return located(job, source)[1]
+    return located(job, source, machine)[1]
 
 
-def located(job: Job, source: str = "") -> tuple[Path, dict[str, Any]]:
+def located(job: Job, source: str = "", machine: str | None = None) -> tuple[Path, dict[str, Any]]:
     """Like :func:`measure`, with the record's path (relative to the project) before it."""
     root = local.project_root()
+    if machine is not None:
+        here = [item for item in all_records() if item[0].parent.name == machine]
+        if best := records.best_record(job, here):
+            return best
+        known = ", ".join(sorted({path.parent.name for path, _ in all_records()})) or "none"
+        raise Stop(
+            f"machine: {machine!r} has no record of {job.name}; remove it, or name one of the"
+            f" folders that have records: {known}"
+        )
     if not os.environ.get(local.NO_MEASURING):
         results = local.local_results(root)
         try:

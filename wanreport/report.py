@@ -173,6 +173,17 @@ def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> 
         given = job.model_dump(mode="json", exclude_unset=True)
         tasks.append(_task(job.name, script, given, page, root, Path("jobs", f"{job.name}.html"),
                            _digests([best] if best else [])))  # fmt: skip
+        for slug, other in local.elsewhere(job, found, best).items():
+            page = replace(
+                page,
+                parameters=other[1]["job"],
+                record=other[1],
+                record_path=_within(other[0], root).as_posix(),
+                links=(("All reports", "../../index.html"),),
+            )
+            tasks.append(_task(f"{job.name} on {slug}", script, {**given, "machine": slug}, page,
+                               root, Path("jobs", slug, f"{job.name}.html"),
+                               _digests([other])))  # fmt: skip
     return tasks
 
 
@@ -197,7 +208,7 @@ def _task(
         parameters=given,
         page=replace(page, inputs=digest),
         html=reports / where,
-        ipynb=reports / "notebooks" / where.with_suffix(".ipynb").name,
+        ipynb=reports / "notebooks" / Path(*where.parts[1:] or where.parts).with_suffix(".ipynb"),
         root=root,
     )
 
@@ -327,6 +338,8 @@ def write_index(
     for job in jobs.values():
         best = local.spoken_for(job, found, machine)
         rows.append(_row(job.name, job.engine, job.num_gpus, best[1] if best else None, reports))
+        for slug, other in local.elsewhere(job, found, best).items():
+            rows.append(_row(job.name, job.engine, job.num_gpus, other[1], reports, slug))
     named = {job.name for job in jobs.values()}
     others: dict[str, dict[str, Any]] = {}
     for _, record in found:
@@ -357,11 +370,16 @@ def write_index(
 
 
 def _row(
-    name: str, engine: str, gpus: int, record: dict[str, Any] | None, reports: Path
+    name: str,
+    engine: str,
+    gpus: int,
+    record: dict[str, Any] | None,
+    reports: Path,
+    folder: str = "",
 ) -> index.Row:
-    page = reports / "jobs" / f"{name}.html"
+    page = reports / "jobs" / folder / f"{name}.html"
     inputs = _inputs_of(page)
-    href = "" if inputs is None else f"jobs/{name}.html"
+    href = "" if inputs is None else page.relative_to(reports).as_posix()
     return index.Row(name, engine, gpus, record, href, page_failed=inputs == "")
 
 
