@@ -239,7 +239,7 @@ ECHO = "RuntimeError: Connection closed by peer"
 def test_the_first_cause_is_named_and_not_its_echo(
     results: list[Any], codes: list[int | None], status: str, words: str
 ) -> None:
-    found = launch._failure(_job(), results, codes, "step 3")
+    found = launch.failure(60, results, codes, "step 3")
     assert found["status"] == status
     assert words in found["reason"]
     assert "step 3" in found["reason"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,10 +41,10 @@ from .record import RecordError, new_record, record_path, write_record
 from .registry import ModelPathError, resolve_model
 from .wan import A14B, EXPERTS, TINY, Expert
 from .weights import CheckpointError, CheckpointWeights, HostStore, RandomWeights
-from .worker import die_with_parent, forked_main
+from .worker import die_with_parent
 
+WORKER = "wanreport.worker"  # what a rank runs: `forked_main`, or the module by itself
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
-
 GRACE = 45.0  # seconds that ranks get to end by themselves after one of them failed
 
 HINTS = {
@@ -68,14 +69,15 @@ class Ranks(Protocol):
 class ForkedRanks:
     """Ranks on CPU, forked from a server that has the imports behind it."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int) -> None:
+    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
         context = multiprocessing.get_context("forkserver")
         # Each rank imports this module too, as the main one; only the server pays for it.
-        context.set_forkserver_preload(["wanreport.launch", "wanreport.worker"])
+        context.set_forkserver_preload(["wanreport.launch", module])
+        target = importlib.import_module(module).forked_main
         self.processes: list[Any] = []
         for rank in range(world_size):
             arguments = (str(spec), str(out), rank, world_size)
-            self.processes.append(context.Process(target=forked_main, args=arguments))
+            self.processes.append(context.Process(target=target, args=arguments))
             self.processes[-1].start()
 
     def exit_codes(self) -> list[int | None]:
@@ -91,12 +93,12 @@ class ForkedRanks:
 class TorchrunRanks:
     """Ranks on the GPUs of this host."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int) -> None:
+    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
         self.out, self.world_size = out, world_size
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
             f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
-            "-m", "wanreport.worker", str(spec), str(out),
+            "-m", module, str(spec), str(out),
         ]  # fmt: skip
         # NCCL says only in its log which transport it chose.
         told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log")}
@@ -287,12 +289,32 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
     start = ForkedRanks if job.scale == "tiny" else TorchrunRanks
     deadline = time.monotonic() + job.timeout_s
     progress = Progress(job, out / "progress")
+    try:
+        ranks: Ranks = start(spec_file, out, world_size)
+        results, codes = watch(ranks, out, world_size, deadline, progress.update)
+    finally:
+        progress.close()
+    if all(result and result["status"] == "ok" for result in results):
+        return _merge([result for result in results if result]) | {"transport": _transport(out)}
+    # The codes from before our own kill: what we ended says nothing about the cause.
+    return failure(job.timeout_s, results, codes, progress.last)
+
+
+def watch(
+    ranks: Ranks, out: Path, world_size: int, deadline: float, update: Callable[[], None]
+) -> tuple[list[dict[str, Any] | None], list[int | None]]:
+    """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
+
+    Returns
+    -------
+    What each rank left in ``out``, and the exit codes from before any was ended by us: those say
+    nothing about the cause.
+    """
     parent = os.getppid()
-    ranks: Ranks = start(spec_file, out, world_size)
     try:
         while True:
             codes = ranks.exit_codes()
-            progress.update()
+            update()
             if all(code is not None for code in codes):
                 break
             results = [_result(out, rank) for rank in range(world_size)]
@@ -305,12 +327,7 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
             time.sleep(0.05)
     finally:
         ranks.kill()
-        progress.close()
-    results = [_result(out, rank) for rank in range(world_size)]
-    if all(result and result["status"] == "ok" for result in results):
-        return _merge([result for result in results if result]) | {"transport": _transport(out)}
-    # The codes from before our own kill: what we ended says nothing about the cause.
-    return _failure(job, results, codes, progress.last)
+    return [_result(out, rank) for rank in range(world_size)], codes
 
 
 def _transport(out: Path) -> list[str]:
@@ -324,13 +341,18 @@ def _result(out: Path, rank: int) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _failure(
-    job: Job, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None], last: str
+def failure(
+    timeout_s: float,
+    results: Sequence[dict[str, Any] | None],
+    codes: Sequence[int | None],
+    last: str,
 ) -> dict[str, Any]:
-    """Status and reason of a job that did not end well: the first cause, not its echoes.
+    """Status and reason of ranks that did not end well: the first cause, not its echoes.
 
     Parameters
     ----------
+    timeout_s
+        The time that they had, in seconds.
     results
         What each rank left, if anything; failures say when (``at``).
     codes
@@ -352,7 +374,7 @@ def _failure(
         result = results[rank] or {}
         return {"status": result["status"], "reason": f"rank {rank}: {result['reason']} ({last})"}
     if None in codes:
-        reason = f"not done within timeout_s = {job.timeout_s} s"
+        reason = f"not done within timeout_s = {timeout_s:g} s"
         return {"status": "timeout", "reason": f"{reason} ({last})"}
     return {"status": "failed", "reason": f"the ranks ended without a result ({last})"}
 

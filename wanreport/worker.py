@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -77,7 +77,7 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job = self.job
-        self._connect()
+        connect(self.device, self.out, self.rank, self.world_size, job["timeout_s"])
         source: Source = RandomWeights(job["seed"])
         configs = dict.fromkeys(EXPERTS, TINY if self.tiny else A14B)
         if self.checkpoint:
@@ -119,21 +119,6 @@ class Rank:
         engine.detach()
         store.close()
         return result
-
-    def _connect(self) -> None:
-        torch.set_grad_enabled(False)
-        timeout = timedelta(seconds=self.job["timeout_s"])
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl", timeout=timeout, device_id=self.device)
-        else:
-            torch.set_num_threads(1)
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            store = f"file://{self.out / 'rendezvous'}"
-            dist.init_process_group(
-                "gloo", init_method=store, rank=self.rank, world_size=self.world_size,
-                timeout=timeout,
-            )  # fmt: skip
 
     def _vae(self) -> Any:
         config = TINY_VAE if self.tiny else VAE
@@ -303,20 +288,41 @@ class Rank:
                 print(what, *numbers, file=file)
 
 
+def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout_s: float) -> None:
+    """Join the other ranks in a default group, by NCCL on GPUs and by gloo on CPU."""
+    torch.set_grad_enabled(False)
+    timeout = timedelta(seconds=timeout_s)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+    else:
+        torch.set_num_threads(1)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = f"file://{out / 'rendezvous'}"
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout
+        )
+
+
 def die_with_parent() -> None:
     """Have the kernel end this process with the one that started it, which watches over it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(spec_file: str, out: str, rank: int, world_size: int) -> int:
+def run_rank(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
+    return Rank(spec, out, rank, world_size).run()
+
+
+def main(
+    spec_file: str, out: str, rank: int, world_size: int, run: Callable[..., Any] = run_rank
+) -> int:
     """Run one rank; 0 if it went well. The result or the error goes to ``rank<r>.json``."""
     die_with_parent()
     folder = Path(out)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
     try:
-        result = {"status": "ok"} | Rank(
-            json.loads(Path(spec_file).read_text()), folder, rank, world_size
-        ).run()
+        spec = json.loads(Path(spec_file).read_text())
+        result = {"status": "ok"} | run(spec, folder, rank, world_size)
     except BaseException as error:
         traceback.print_exc()
         text = str(error).strip()
@@ -335,12 +341,14 @@ def main(spec_file: str, out: str, rank: int, world_size: int) -> int:
     os._exit(0 if result["status"] == "ok" else 1)
 
 
-def forked_main(spec_file: str, out: str, rank: int, world_size: int) -> None:
+def forked_main(
+    spec_file: str, out: str, rank: int, world_size: int, run: Callable[..., Any] = run_rank
+) -> None:
     """Entry of a rank that is forked: its output goes to a log of its own."""
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    main(spec_file, out, rank, world_size)
+    main(spec_file, out, rank, world_size, run)
 
 
 if __name__ == "__main__":

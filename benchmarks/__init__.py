@@ -1,0 +1,1 @@
+"""Side-by-side timings of wanreport's engines and their peers: ``python -m benchmarks --help``."""

@@ -1,0 +1,101 @@
+"""Times the offload engines beside their peers, on the same blocks and shapes.
+
+Each engine has processes of its own, one a rank, in the same environment: it attaches once and
+runs every shape, and with the processes all its memory goes. `resident` runs first and last, which
+shows how far the machine itself drifted. Results are written after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import table
+from .campaign import Campaign, grid
+from .rank import KNOWN, make_engine
+
+DEFAULTS = {"cuda": ("3120,7800,14040,32760", 20), "cpu": ("27,40", 6)}  # tokens, blocks
+DEPTHS = {"layerwise": (1, 3), "sglang": (1, 2)}  # 2 is SGLang's own choice for A14B
+ENGINES_AND_PEERS = [
+    label
+    for name in KNOWN
+    for label in ([f"{name}:prefetch={p}" for p in DEPTHS.get(name, ())] or [name])
+]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    gpus = torch.cuda.device_count()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--device", choices=tuple(DEFAULTS), default="cuda" if gpus else "cpu",
+        help="cpu: small widths, bits only, no times")  # fmt: skip
+    add("--ranks", type=int, default=1, help="Ulysses ranks, one GPU each (default 1)")
+    add("--tokens", metavar="N,N,…", help="lengths of the sequence")
+    add("--blocks", type=int, help="blocks of the expert; A14B has 40 (default 20)")
+    add("--branches", type=int, choices=(1, 2), default=1, help="2: a step with guidance")
+    add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
+        help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
+    add("--sglang", metavar="DIR|VERSION",
+        help="folder that holds the package, or the version that must be installed")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile on the segments")
+    add("--passes", type=int, default=7, help="timed steps, at least 5 (default 7)")
+    add("--warmup", type=int, default=2, help="steps before, at least 2 (default 2)")
+    add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
+    add("--json", type=Path, help="where the rows go, with raw samples")
+    add("--resume", action="store_true", help="go on with the rows that --json has")
+    arguments = parser.parse_args(argv)
+    tokens, blocks = DEFAULTS[arguments.device]
+    if arguments.blocks is None:
+        arguments.blocks = blocks
+    for key, least in (("passes", 5), ("warmup", 2), ("ranks", 1), ("blocks", 1)):
+        if getattr(arguments, key) < least:
+            parser.error(f"--{key} {getattr(arguments, key)}: give at least {least}")
+    try:
+        arguments.tokens = sorted({int(n) for n in (arguments.tokens or tokens).split(",")})
+    except ValueError:
+        parser.error(f"--tokens {arguments.tokens}: give numbers, as in 3120,7800")
+    for n in arguments.tokens:
+        if n < 1 or max(grid(n)) > 1024:  # what rotary embeddings reach
+            parser.error(f"--tokens {n}: no video has this many; give a multiple of 1560")
+    try:
+        for label in arguments.engines:
+            make_engine(label)
+    except ValueError as error:
+        parser.error(f"--engines {error}")
+    if arguments.device == "cuda" and arguments.ranks > gpus:
+        parser.error(f"--ranks {arguments.ranks}: torch sees {gpus} GPUs here")
+    if arguments.resume and not arguments.json:
+        parser.error("--resume: give the --json to go on with")
+    if arguments.json and arguments.json.exists() and not arguments.resume:
+        parser.error(f"--json {arguments.json}: exists; add --resume, or give another name")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    campaign = Campaign(arguments)
+    if arguments.resume and arguments.json.exists():
+        try:
+            campaign.resume(arguments.json)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+    try:
+        campaign.run()
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on with what --json has", file=sys.stderr)
+        return 130
+    finally:
+        print(table.tables(campaign.report, campaign.order), flush=True)
+    return 1 if campaign.wrong() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

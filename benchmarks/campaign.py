@@ -1,0 +1,182 @@
+"""Runs engines one after the other, each in processes of its own, and keeps what they measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wanreport import launch
+from wanreport.local import git_state, write_atomically
+from wanreport.measure import machine, software
+from wanreport.weights import Layout, unit_parameters
+
+from . import table
+from .peers import PEERS, Missing
+from .rank import make_expert
+
+SETTINGS = ("device", "ranks", "blocks", "branches", "compile", "warmup")
+VERSIONS = ("python", "torch", "diffusers", "cuda", "nccl")
+TIMEOUT_S = 600.0  # for all shapes of an engine
+SETTLED = ("ok", "oom", "needs a GPU")  # what a resumed campaign does not try again
+
+
+def grid(tokens: int) -> tuple[int, int, int]:
+    """A video's tokens as frames × height × width: Wan's own sizes where they fit."""
+    for height, width in ((30, 52), (45, 80)):  # 480p, 720p
+        if tokens % (height * width) == 0 and tokens // (height * width) <= 21:
+            return tokens // (height * width), height, width
+    height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    return 1, height, tokens // height
+
+
+def _name(label: str) -> str:
+    return label.removesuffix(" again").partition(":")[0]
+
+
+class Campaign:
+    """What the command line asks for; ``report`` is what the JSON holds."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        block = Layout.of(unit_parameters(make_expert(arguments.device, arguments.blocks), 0))
+        self.report: dict[str, Any] = {
+            "schema_version": 1,
+            "settings": {key: getattr(arguments, key) for key in SETTINGS},
+            "bytes": block.nbytes * arguments.blocks,
+            "machine": machine(arguments.device),
+            "software": software(),
+            "peers": {},
+            "rows": [],
+        }
+        self.missing: dict[str, Missing] = {}
+        for name in PEERS.keys() & set(map(_name, arguments.engines)):
+            try:
+                self.report["peers"][name] = PEERS[name].find(arguments.sglang, arguments.device)
+            except Missing as reason:
+                self.missing[name] = reason
+        self.order = list(dict.fromkeys([table.FIRST, *arguments.engines, table.LAST]))
+        self.done: set[tuple[str, int]] = set()
+        self.until = time.monotonic() + 60 * arguments.budget_minutes
+
+    def resume(self, path: Path) -> None:
+        """Take over the rows of an earlier call.
+
+        Raises
+        ------
+        ValueError
+            If its rows cannot be compared with this call's; says what differs.
+        """
+        try:
+            earlier = json.loads(path.read_text())
+            theirs, mine = _conditions(earlier), _conditions(self.report)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is no result of this command ({error!r})") from None
+        for key, value in mine.items():
+            if theirs[key] != value:
+                raise ValueError(
+                    f"{path}: {key} was {theirs[key]!r} and is {value!r} now; give the same, or"
+                    " another --json"
+                )
+        self.report["rows"] = earlier["rows"]
+        self.report["peers"] = earlier["peers"] | self.report["peers"]
+        self.done = {(r["label"], r["tokens"]) for r in earlier["rows"] if r["status"] in SETTLED}
+        if any(self._pending(label) for label in self.order):
+            # What closes a campaign comes after all that it measured.
+            self.done = {key for key in self.done if key[0] != table.LAST}
+
+    def run(self) -> None:
+        for label in self.order:
+            missing = self.missing.get(_name(label))
+            while pending := self._pending(label):
+                if missing:
+                    self._end(label, pending, missing.status, str(missing))
+                elif time.monotonic() > self.until:
+                    self._end(label, pending, "not run", "time budget")
+                else:
+                    self._start(label, pending)
+
+    def _pending(self, label: str) -> list[int]:
+        return [tokens for tokens in self.arguments.tokens if (label, tokens) not in self.done]
+
+    def _start(self, label: str, pending: Sequence[int]) -> None:
+        """Run an engine's processes; afterwards at least one of ``pending`` has ended."""
+        cuda, count = self.arguments.device == "cuda", self.arguments.ranks
+        spec = self.report["settings"] | {
+            "engine": label.removesuffix(" again"),
+            "code": self.report["peers"].get(_name(label)),
+            "grids": [[tokens, grid(tokens)] for tokens in pending],
+            "passes": self.arguments.passes,
+            "timeout_s": TIMEOUT_S,
+        }
+        with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
+            out = Path(folder)
+            (out / "spec.json").write_text(json.dumps(spec))
+
+            def collect() -> None:
+                for tokens in self._pending(label):
+                    files = [out / f"row-{tokens}-rank{rank}.json" for rank in range(count)]
+                    if all(file.is_file() for file in files):
+                        parts = [json.loads(file.read_text()) for file in files]
+                        self._end(label, [tokens], "ok", "", parts)
+
+            deadline = min(time.monotonic() + TIMEOUT_S, self.until)
+            start = launch.TorchrunRanks if cuda else launch.ForkedRanks
+            ranks = start(out / "spec.json", out, count, "benchmarks.rank")
+            results, codes = launch.watch(ranks, out, count, deadline, collect)
+            collect()
+            left = self._pending(label)
+            if left and time.monotonic() > self.until and not any(results):
+                self._end(label, left, "not run", "time budget")
+            elif left:
+                progress = out / "progress"
+                at = progress.read_text() if progress.is_file() else "attach"
+                found = launch.failure(TIMEOUT_S, results, codes, at)
+                logs = "\n".join(f.read_text(errors="replace") for f in sorted(out.rglob("*.log")))
+                # The other shapes get new processes; without attaching none of them would run.
+                ended = left if at == "attach" else left[:1]
+                self._end(label, ended, found["status"], found["reason"], log=logs[-4000:])
+
+    def _end(
+        self, label: str, shapes: Sequence[int], status: str, reason: str,
+        ranks: Sequence[dict[str, Any]] = (), log: str = "",
+    ) -> None:  # fmt: skip
+        """Enter a row for each shape and write the JSON."""
+        for tokens in shapes:
+            row = {
+                "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
+                "reason": reason, "ranks": list(ranks), "log": log,
+                "git_sha": git_state()["git_sha"],
+                "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }  # fmt: skip
+            rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
+            self.report["rows"] = [*rows, row]
+            self.done.add((label, tokens))
+            said = f"{table.step_ms(row).text('ms')} {status} {reason}".removeprefix("— ").strip()
+            print(f"{label}, {tokens:,} tokens: {said}", file=sys.stderr, flush=True)
+        if self.arguments.json:
+            text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
+            write_atomically(self.arguments.json, text)
+
+    def wrong(self) -> bool:
+        """Whether an engine failed, or on CPU gave other bits than resident."""
+        cpu = self.arguments.device == "cpu"
+        return any(
+            row["status"] in ("failed", "oom", "timeout")
+            or (cpu and table.identical(self.report, row) is False)
+            for row in self.report["rows"]
+        )
+
+
+def _conditions(report: dict[str, Any]) -> dict[str, Any]:
+    """What must be alike for rows to be compared."""
+    about = {key: report["machine"][key] for key in ("class", "driver", "nccl")}
+    versions = {key: report["software"][key] for key in VERSIONS}
+    return {"schema_version": report["schema_version"], **report["settings"], **about, **versions}

@@ -1,0 +1,180 @@
+"""Other projects' block offloading in the place of an engine.
+
+A peer gets the same expert, with plain weights in host memory, and attaches its own hooks to the
+modules as it does at home. Its code runs unmodified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import types
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.hooks import apply_group_offloading
+
+from wanreport.engines import Counters, Engine, Shape
+from wanreport.engines.base import Bound
+
+
+class Missing(Exception):
+    """Says why a peer cannot run here, and the mend."""
+
+    status = "absent"
+
+
+class NeedsGpu(Missing):
+    status = "needs a GPU"
+
+
+class Peer(Engine):
+    """An engine whose weights are moved by somebody else's hooks."""
+
+    pins_store = False
+    code: dict[str, Any]  # what `find` found
+    note = ""
+    registered_bytes = 0  # pinned by the peer itself, outside of torch's pool
+
+    @staticmethod
+    def find(where: str | None, device: str) -> dict[str, Any]:
+        """What identifies the peer's code. Raises `Missing`."""
+        raise NotImplementedError
+
+    def offload(self, expert: Any) -> None:
+        raise NotImplementedError
+
+    def _attach(self) -> None:
+        for name, expert in self.experts.items():
+            for unit in self.store.units(name):
+                bound = Bound(expert, self.store.layouts[name, unit], torch.device("cpu"))
+                bound.point_into(self.store.buffer(name, unit))
+            self.offload(expert)
+        self.store.close()  # a peer makes copies of its own
+
+    @classmethod
+    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+        raise NotImplementedError("a peer's copies are not counted")
+
+
+class Diffusers(Peer):
+    """diffusers' group offloading, set as its documentation recommends for streaming blocks."""
+
+    name = "diffusers"
+
+    @staticmethod
+    def find(where: str | None, device: str) -> dict[str, Any]:
+        if find_spec("accelerate") is None:
+            raise Missing("diffusers' hooks need accelerate: pip install accelerate")
+        return {"version": diffusers.__version__}
+
+    def offload(self, expert: Any) -> None:
+        cuda = self.mover.cuda
+        apply_group_offloading(
+            expert,
+            onload_device=self.mover.device,
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            non_blocking=cuda,
+            use_stream=cuda,
+            record_stream=cuda,
+        )
+        moves = "moves what lies outside the blocks to the device and back in each pass"
+        self.note = moves if cuda else "its hooks run, without streams"
+
+
+class Sglang(Peer):
+    """SGLang's `LayerwiseOffloadManager`."""
+
+    name = "sglang"
+
+    @staticmethod
+    def find(where: str | None, device: str) -> dict[str, Any]:
+        code = find_sglang(where)
+        if device != "cuda":
+            raise NeedsGpu(f"SGLang {code['version']} is there; its manager works on GPUs only")
+        return code
+
+    def offload(self, expert: Any) -> None:
+        # Its import turns cuDNN's attention off for all; every row must use the same kernels.
+        cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+        manager = import_manager(self.code)(
+            model=expert, layers_attr_str="blocks", num_layers=len(expert.blocks), enabled=True,
+            pin_cpu_memory=True, prefetch_size=self.prefetch,
+        )  # fmt: skip
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        if not manager.enabled:
+            raise RuntimeError("SGLang's manager turned itself off on this machine")
+        expert.to(self.mover.device)  # 0.5.9 leaves what lies outside the blocks to its caller
+        blocks = [list(block.values()) for block in manager._consolidated_cpu_weights.values()]
+        pinned = [bool(block) and all(b.is_pinned() for b in block) for block in blocks]
+        # Later versions register memory of their own, earlier ones use torch's pool.
+        pool = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+        own = sum(b.nbytes for block in blocks for b in block if b.is_pinned())
+        self.registered_bytes = max(0, own - pool)
+        if not all(pinned):
+            self.note = f"pinned only {sum(pinned)} of {len(pinned)} blocks for want of host memory"
+
+
+def find_sglang(where: str | None) -> dict[str, str]:
+    """Find SGLang's layerwise offload without importing it.
+
+    Parameters
+    ----------
+    where
+        A folder with the package in it, a version, which must be the installed one, or None for
+        whatever is installed.
+
+    Returns
+    -------
+    ``folder``, ``module`` (it moved between versions), ``version`` as the package's metadata say,
+    and ``sha256`` of the module's file.
+    """
+    version = where if where and where[0].isdigit() and not Path(where).exists() else ""
+    mend = f"pip install --no-deps --target DIR sglang=={version or '0.5.23'}, then --sglang DIR"
+    if where and not version:
+        folder = Path(where).resolve()
+    else:
+        spec = find_spec("sglang")
+        if spec is None or not spec.submodule_search_locations:
+            raise Missing(f"SGLang is not installed; {mend}")
+        folder = Path(next(iter(spec.submodule_search_locations))).parent
+    files = sorted((folder / "sglang" / "multimodal_gen").rglob("layerwise_offload.py"))
+    if not files:
+        raise Missing(f"{folder} has no sglang/multimodal_gen with layerwise offload; {mend}")
+    distributions = metadata.distributions(name="sglang", path=[str(folder)])
+    found = next((d.version for d in distributions), "of unknown version")
+    if version and found != version:
+        raise Missing(f"the installed SGLang is {found}, not {version}; {mend}")
+    return {
+        "folder": str(folder),
+        "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),
+        "version": found,
+        "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
+    }
+
+
+def import_manager(code: dict[str, Any]) -> Any:
+    """Import the manager without the server around it.
+
+    Two things are not SGLang's own: ``sglang`` and ``sglang.multimodal_gen`` are entered without
+    running their ``__init__``, which load the server, and ``ServerArgs``, which the manager's
+    module names in annotations, is an empty class. The manager and all it calls are unmodified.
+    """
+    for name in ("sglang", "sglang.multimodal_gen"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(code["folder"], *name.split(".")))]
+        sys.modules[name] = package
+    arguments = types.ModuleType("sglang.multimodal_gen.runtime.server_args")
+    arguments.__dict__["ServerArgs"] = type("ServerArgs", (), {})
+    sys.modules[arguments.__name__] = arguments
+    return importlib.import_module(code["module"]).LayerwiseOffloadManager
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Diffusers, Sglang)}

@@ -1,0 +1,149 @@
+"""One rank of one engine's process: attaches it once and runs all its shapes.
+
+Each shape leaves ``OUT/row-<tokens>-rank<r>.json`` as soon as it is done, so that nothing measured
+is lost to what fails later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+
+from wanreport import worker
+from wanreport.engines import ENGINES, Counters, Engine
+from wanreport.link import measure_link
+from wanreport.measure import StepClock, peaks, reset_peaks, sha256
+from wanreport.pipeline import TEXT_TOKENS, Guidance, predict
+from wanreport.record import replace_file
+from wanreport.ulysses import SequenceParallel
+from wanreport.wan import A14B, EXPERTS, TINY, Expert, Segments
+from wanreport.weights import HostStore, RandomWeights
+
+from .peers import PEERS, Peer
+
+EXPERT = EXPERTS[0]
+KNOWN: dict[str, type[Engine]] = {**ENGINES, **PEERS}
+
+
+def make_engine(label: str) -> Engine:
+    """The engine or peer that ``name:key=value,…`` means; ValueError if there is none."""
+    name, _, rest = label.partition(":")
+    if name not in KNOWN:
+        raise ValueError(f"{label}: no engine {name!r}; there are {', '.join(KNOWN)}")
+    try:
+        pairs = [part.split("=") for part in rest.split(",") if part]
+        return KNOWN[name](**{key: yaml.safe_load(value) for key, value in pairs})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{label}: {error}; the form is NAME:KEY=VALUE,KEY=VALUE") from None
+
+
+def make_expert(device: str, blocks: int) -> Expert:
+    """The benchmark's expert, without weights: A14B's widths on a GPU, small ones on CPU."""
+    config = {**(A14B if device == "cuda" else TINY), "num_layers": blocks}
+    return Expert(EXPERT, config, torch.bfloat16)
+
+
+def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
+    cuda = spec["device"] == "cuda"
+    device, engine = torch.device(f"cuda:{rank}" if cuda else "cpu"), make_engine(spec["engine"])
+    worker.connect(device, out, rank, world_size, spec["timeout_s"])
+    group = dist.group.WORLD
+    expert = make_expert(spec["device"], spec["blocks"])
+    expert.parallel = SequenceParallel(group)
+    expert.segments = Segments.compiled() if spec["compile"] else Segments()
+    shared = group if engine.shares_store else None
+    pin = cuda and engine.pins_store
+    store = HostStore({EXPERT: expert}, RandomWeights(), pin=pin, group=shared)
+    link = measure_link(device, group) if spec["engine"] == "resident" else None
+    if isinstance(engine, Peer):
+        engine.code = spec["code"]
+    started = time.perf_counter()
+    engine.attach({EXPERT: expert}, store, device, group)
+    attach_s = time.perf_counter() - started
+    for tokens, grid in spec["grids"]:
+        if rank == 0:
+            (out / "progress").write_text(f"{tokens:,} tokens")
+        row = _measure(engine, expert, store, grid, spec, device)
+        row |= {"attach_s": attach_s, "link": link, "note": getattr(engine, "note", "")}
+        replace_file(out / f"row-{tokens}-rank{rank}.json", json.dumps(row).encode())
+    engine.detach()
+    store.close()
+    return {}
+
+
+def _measure(
+    engine: Engine, expert: Expert, store: HostStore, grid: Sequence[int], spec: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """Warm up and time one shape; ``grid`` is its tokens as frames × height × width."""
+    if spec["compile"]:
+        torch._dynamo.reset()  # its limit of recompilations is meant for one shape
+    step = _step(engine, expert, grid, spec["branches"], device)
+    cuda, warm, clock = device.type == "cuda", StepClock(device), StepClock(device)
+    with warm.step():
+        first = step()
+    for _ in range(spec["warmup"] - 1):
+        with warm.step():
+            step()
+    warmup = warm.seconds()
+    dist.barrier()
+    if cuda:
+        torch.cuda.synchronize(device)
+    reset_peaks(device)
+    before, begun = engine.mover.counters + Counters(), time.perf_counter()
+    for _ in range(spec["passes"]):
+        with clock.step():
+            output = step()
+    seconds = clock.seconds()
+    wall = time.perf_counter() - begun
+    registered = engine.registered_bytes if isinstance(engine, Peer) else store.pinned_bytes
+    memory = peaks(device, registered)
+    if not output.isfinite().all():
+        raise RuntimeError("the output is not finite, so its bits show nothing")
+    return {
+        # On CPU no time is claimed, so none is kept.
+        "samples_ms": [1e3 * s for s in seconds] if cuda else [],
+        "warmup_ms": [1e3 * s for s in warmup] if cuda else [],
+        "wall_ms_per_step": 1e3 * wall / spec["passes"] if cuda else None,
+        "memory": memory,
+        "shared_pinned_bytes": store.pinned_bytes if engine.shares_store else 0,
+        "output_sha256": sha256(output),
+        "first_output_sha256": sha256(first),
+        "counters": None if isinstance(engine, Peer) else asdict(engine.mover.counters - before),
+    }
+
+
+def _step(
+    engine: Engine, expert: Expert, grid: Sequence[int], branches: int, device: torch.device
+) -> Callable[[], Tensor]:
+    """A denoising step's passes, the way the pipeline makes them; the same inputs each time."""
+    generator = torch.Generator().manual_seed(0)
+    size = [n * p for n, p in zip(grid, expert.config["patch_size"], strict=True)]
+    latents = torch.randn(1, expert.config["in_channels"], *size, generator=generator).to(device)
+    words = TEXT_TOKENS if device.type == "cuda" else worker.TINY_TEXT_TOKENS
+    texts = torch.randn(2, 1, words, expert.config["text_dim"], generator=generator)
+    cond, uncond = texts.to(device, expert.dtype)
+    guidance = Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
+    timestep = torch.tensor([900.0], device=device)
+    return lambda: predict(expert, engine, latents, timestep, guidance)
+
+
+forked_main = partial(worker.forked_main, run=run)
+
+
+if __name__ == "__main__":
+    worker.main(
+        sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), run
+    )
