@@ -196,7 +196,7 @@ def _machine(device: str) -> dict[str, Any]:
             "gpu_memory_bytes": 85_000_000_000,
             "driver": "550.54",
             "interconnect": "PCIe",
-            "pcie": "Gen5 x16",
+            "pcie": {"generation": "5", "width": "16"},
             "host_memory_bytes": 488_000_000_000,
             "cpu_model": "made up",
             "cpu_cores": 96,

@@ -353,6 +353,7 @@ def test_rows_about_gpus_are_left_out_without_any() -> None:
     assert "NCCL transport" in rows and "host to device, pinned host memory" in rows
     for row in rows:
         assert (f">{row}</th>" in tiny) == (row in answers.ANYWHERE)
+    assert ">generation 5, 16 lanes<" in full
     assert "54.90 GB/s; 43.92 GB/s each with all at once" in full
 
 

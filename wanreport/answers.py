@@ -648,7 +648,7 @@ def machine_table(record: Record) -> str:
         ("GPU", machine.get("gpu_name")),
         ("GPU memory", None if memory is None else gibibytes(memory)),
         ("interconnect", machine.get("interconnect")),
-        ("PCIe", machine.get("pcie")),
+        ("PCIe, at most", _pcie(machine)),
         *(
             (f"{where}, {how} host memory", _link(machine, key))
             for key, (where, how) in LINKS.items()
@@ -679,6 +679,11 @@ LINKS = {
 ANYWHERE = {"machine class", "processor", "host memory", "python", "torch", "diffusers",
             "wanreport", "commit", "started", "record"}  # fmt: skip
 """Rows of the machine's table that apply where there is no GPU, too."""
+
+
+def _pcie(machine: Mapping[str, Any]) -> str | None:
+    generation, width = get(machine, "pcie", "generation"), get(machine, "pcie", "width")
+    return f"generation {generation}, {width} lanes" if generation and width else None
 
 
 def _link(machine: Mapping[str, Any], key: str) -> str | None:
