@@ -250,7 +250,7 @@ fig, alt = figures.bytes_per_step(facts)
 show(
     fig,
     alt=alt,
-    caption="Bytes over PCIe in one step as stated (§6.1); dashed, as none was measured.",
+    caption="Bytes over PCIe in one step as stated (§6.1); none was measured.",
 )
 
 # %%

@@ -159,7 +159,7 @@ def _baseline_check(arguments: argparse.Namespace) -> int:
         content = {"schema": SCHEMA, "verdicts": judged.summaries()}
         local.write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return 0
-    if found := ledger.differences(judged):
+    if found := ledger.differences(judged, DERIVED):
         print("\n".join(["", *found]), file=sys.stderr)
         accept = "wanreport baseline check --accept"
         print(

@@ -63,7 +63,8 @@ def matches(
     """Every candidate for a size printed in MB or GB, best match first.
 
     Those that fit stand first; among them whole ones before shards, and the unit as printed before
-    the one that may have been meant. The others follow by their relative mismatch.
+    the one that may have been meant. The others follow by their relative mismatch. Candidates of
+    one size keep the order of :func:`_candidates`, from the more to the less likely.
     """
     factor, other, other_factor = UNITS[unit]
     found = [
@@ -75,7 +76,7 @@ def matches(
     return sorted(
         found,
         key=lambda m: (not m.fits, m.fits and (not m.whole, m.unit != unit),
-                       abs(m.mismatch) / m.nbytes, m.what),
+                       abs(m.mismatch) / m.nbytes),
     )  # fmt: skip
 
 

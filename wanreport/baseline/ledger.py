@@ -211,8 +211,8 @@ class Ledger(Mapping[str, Entry]):
         """A number beside a printed one, with a decimal more where it would look the same."""
         fact = self.facts[name]
         text = fact.worded(number.value)
-        if isinstance(fact.value, Decimal) and text == fact.worded(fact.value):
-            text = fact.worded(number.value, decimals=decimals_of(fact.value) + 1)
+        if fact.value != number.value and text == fact.worded(computed_of(fact)):
+            text = fact.worded(number.value, decimals=decimals_of(computed_of(fact)) + 1)
         return text
 
     def binary(self, name: str) -> str:
@@ -256,7 +256,9 @@ class Ledger(Mapping[str, Entry]):
         fact, why = self.facts[check.fact], self.text(check.why)
         if check.how:
             verdict = self._held(fact, check.check, check.how, why)
-            return replace(verdict, elsewhere=check.check in ("arithmetic", "published"))
+            # No formula says what a measurement should have been.
+            other = fact.kind == "measured" or check.check in ("arithmetic", "published")
+            return replace(verdict, elsewhere=other)
         instead = self.text(check.instead)
         if check.size:
             return self._identified(check, why)
@@ -287,8 +289,9 @@ class Ledger(Mapping[str, Entry]):
         except (FormulaError, FactError) as error:
             raise FactError(f"{fact.id}: {error}") from None
         outcome = compare(fact, computed)
-        words = f"{why} {self._values(formula)} = {self.number_text(fact.id, computed)}".strip()
-        if computed.low != computed.high:
+        steps = f"{self._values(formula)} = " if re.search(r"[-+*/(]", formula) else ""
+        words = f"{why} {steps}{self.number_text(fact.id, computed)}".strip()
+        if outcome != "holds" and computed.low != computed.high:
             decimals = decimals_of(computed_of(fact)) + 1
             low, high = (fact.worded(e, decimals=decimals) for e in (computed.low, computed.high))
             words += f" ({low.split(NBSP)[0]} to {high} with rounding)"
@@ -301,16 +304,19 @@ class Ledger(Mapping[str, Entry]):
         printed = computed_of(fact)
         gap = printed - computed.value
         decimals = decimals_of(printed) + (abs(gap) < half_unit(printed) * 2)
+        way = "more" if gap > 0 else "less"
+        if fact.unit == "%":
+            return f"{abs(gap):.{decimals}f} percentage points {way}"
         size = quantity_text(abs(gap), fact.unit, decimals)
         share = f" ({100 * abs(gap / computed.value):.3g}{NBSP}%)" if computed.value else ""
-        return f"{size}{share} {'more' if gap > 0 else 'less'}"
+        return f"{size}{share} {way}"
 
     def _values(self, formula: str) -> str:
         """A formula with the numbers in the place of their ids."""
 
         def digits(match: re.Match[str]) -> str:
             if match[0] in self.facts:
-                return self.facts.text(match[0]).split(NBSP)[0].rstrip("×")
+                return f"{computed_of(self.facts[match[0]]):,}"
             return f"{self.evidence.numbers[match[0]]:,}"
 
         return ID.sub(digits, formula)
