@@ -8,7 +8,7 @@ from wanreport.baseline.checks import CHECKS, Conclusion
 from wanreport.baseline.facts import MARKS
 from wanreport.baseline.ledger import WORDS, Entry, Ledger, Status
 from wanreport.baseline.sections import RESTS, SIGNS, anchor, say
-from wanreport.tables import NBSP, Cell, Column, Mark, html_table
+from wanreport.tables import Cell, Column, Mark, html_table
 
 STATUSES: dict[Status, tuple[str, str]] = {
     "stands": ("✓ stands", "Stand"),
@@ -123,7 +123,8 @@ def releases_table(ledger: Ledger) -> str:
     state = ledger.evidence.source.get("state", "not found")
     note = f"Looked at: {', '.join(looked) or 'none'}. The state that was read: {state}."
     caption = "The SGLang release that each file was read from"
-    return html_table(rows, columns, caption=caption, note=note, kind="derived")
+    table = html_table(rows, columns, caption=caption, note=note, kind="derived")
+    return f'<div class="stacked">{table}</div>'
 
 
 def ledger_table(ledger: Ledger) -> str:
@@ -138,7 +139,7 @@ def ledger_table(ledger: Ledger) -> str:
                 note=ledger.binary(name) if name in ledger.judging.binary else "",
             ),
             "verdict": _verdict(entry),
-            "other": Cell(_other(ledger, name), text=_other(ledger, name), kind="derived"),
+            "other": Cell(_other(ledger, name), kind="derived"),
             "working": _working(entry),
         }
         for name, entry in ledger.items()
@@ -167,19 +168,18 @@ def _verdict(entry: Entry) -> Cell:
 
 def _other(ledger: Ledger, name: str) -> str:
     entry = ledger[name]
-    if entry.other:
-        return ("" if entry.decided else f"or{NBSP}") + ledger.number_text(name, entry.other)
-    return " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
+    if entry.other is None:
+        return ""
+    return ("" if entry.decided else "or ") + ledger.number_text(name, entry.other)
 
 
 def _working(entry: Entry) -> str:
     several = len(entry.verdicts) > 1
-    return "\n".join(
-        f"{verdict.check}{f' ({WORDS[verdict.outcome]})' * several}: {verdict.working}"
-        if verdict.check
-        else verdict.working
-        for verdict in entry.verdicts
-    )
+    lines = [f"Instead: {verdict.instead}" for verdict in entry.verdicts if verdict.instead]
+    for verdict in entry.verdicts:
+        outcome = f" ({WORDS[verdict.outcome]})" if several else ""
+        lines.append((f"{verdict.check}{outcome}: " if verdict.check else "") + verdict.working)
+    return "\n".join(lines)
 
 
 # On a terminal ------------------------------------------------------------------------------------
@@ -192,7 +192,8 @@ def plain_table(ledger: Ledger) -> str:
     for name, entry in ledger.items():
         sign = SIGNS[entry.outcome][0] + (RESTS if entry.rests_on else " ")
         printed = shorten(ledger.facts.text(name) or "a claim", 24, placeholder="…")
-        other = shorten(_other(ledger, name), 60, placeholder="…")
+        instead = next((v.instead for v in entry.verdicts if v.instead), "")
+        other = _other(ledger, name) or shorten(instead, 60, placeholder="…")
         line = f"{sign} {name:<{width}}  {printed:<24}  {entry.summary}"
         lines.append(f"{line}  → {other}" if other else line)
     fell = ", ".join(f"{WORDS[outcome]} {number}" for outcome, number in ledger.tally.items())
