@@ -59,7 +59,7 @@ is dated {s0.date}, before runs with the right configuration.
 # This is that document made again from a data file of its facts: every number as it was printed,
 # right or wrong, in the unit that it was printed with; where GB may have been meant as GiB, the
 # other reading stands below it. Each number that anything could judge carries a mark, and the mark
-# leads to its row of [the ledger](#ledger), with the working.
+# leads to its row of [the ledger](#Ledger), with the working.
 
 # %%
 table(overview.legend(ledger))
@@ -102,12 +102,6 @@ table(sections.numbers(ledger, "2"))
 
 # %%
 table(sections.claims(ledger, "2", "Why the earlier runs had the wrong configuration"))
-
-# %% [markdown]
-# This package resolves model paths as SGLang does, and comes to this:
-
-# %%
-table(sections.registry_table(ledger))
 
 # %% [markdown]
 # ## 3. Existing benchmark data
@@ -307,13 +301,6 @@ table(sections.numbers(ledger, "9.1"))
 
 # %%
 table(sections.claims(ledger, "9.1", "What all jobs share"))
-
-# %% [markdown]
-# Flags say less than they seem to: SGLang fills in what was not given. Resolved as its published
-# code resolves them, these flags lead to:
-
-# %%
-table(sections.flags_table(ledger))
 
 # %% [markdown]
 # ### 9.2 What to check in the new results

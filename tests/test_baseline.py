@@ -338,13 +338,6 @@ def test_the_flags_lead_where_sglang_leads_them() -> None:
     assert list(engines.values()) == ["layerwise", "swap", "layerwise", "layerwise"]
 
 
-def test_the_registry_explains_the_wrong_flow_shift(facts: Facts, ledger: Ledger) -> None:
-    settings = sections.registry_settings(ledger)
-    for column in ("old", "new"):
-        assert settings[column].config == facts.text(f"s2.config.{column}")
-        assert settings[column].flow_shift == facts.number(f"s2.flow_shift.{column}")
-
-
 def test_nothing_here_needs_torch() -> None:
     code = (
         "import sys, wanreport.baseline.overview, wanreport.baseline.figures;"

@@ -25,7 +25,8 @@ from wanreport.baseline.checks import CHECKS, HERE, load_judging
 from wanreport.baseline.evidence import DERIVED, Evidence, EvidenceError, load_evidence
 from wanreport.baseline.facts import Fact
 from wanreport.baseline.identify import matches
-from wanreport.baseline.ledger import Ledger, Verdict, compare, differences, load_ledger
+from wanreport.baseline.judge import Verdict, compare
+from wanreport.baseline.ledger import Ledger, differences, load_ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 

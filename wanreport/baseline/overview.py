@@ -6,7 +6,8 @@ from textwrap import shorten
 
 from wanreport.baseline.checks import CHECKS, Conclusion
 from wanreport.baseline.facts import MARKS
-from wanreport.baseline.ledger import WORDS, Entry, Ledger, Status
+from wanreport.baseline.judge import WORDS
+from wanreport.baseline.ledger import Entry, Ledger, Status
 from wanreport.baseline.sections import RESTS, SIGNS, anchor, say
 from wanreport.tables import Cell, Column, Mark, html_table
 

@@ -14,9 +14,8 @@ from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from wanreport.baseline.facts import MARKS, SLOT, CssKind, Fact, Facts, Kind, quantity_text
-from wanreport.baseline.ledger import COMPUTED, PIPELINE, WORDS, Ledger, Outcome
-from wanreport.flags import resolve_text
-from wanreport.registry import ModelSettings, resolve_model
+from wanreport.baseline.judge import COMPUTED, WORDS, Outcome
+from wanreport.baseline.ledger import Ledger
 from wanreport.tables import Cell, Column, Mark, html_table
 
 MEANINGS: dict[Kind, str] = {
@@ -215,68 +214,6 @@ def legend(ledger: Ledger) -> str:
         Column("count", "Facts"),
     ]
     return html_table(rows, columns, caption="Kinds of facts", kind="quoted")
-
-
-# What the package's own code says to the same questions ------------------------------------------
-
-
-def registry_settings(ledger: Ledger) -> dict[str, ModelSettings]:
-    """What SGLang 0.5.9 resolves the two model paths to, by column ("old", "new").
-
-    Neither path need exist: the checkpoint's class name is given, as both hold the same pipeline.
-    """
-    return {
-        column: resolve_model(ledger.facts.text(f"s2.path.{column}"), index=PIPELINE)
-        for column in ("old", "new")
-    }
-
-
-def registry_table(ledger: Ledger) -> str:
-    """The two model paths resolved by the package's registry."""
-    rows: list[dict[str, object]] = [
-        {
-            "path": ledger.facts.text(f"s2.path.{column}"),
-            "config": settings.config,
-            "how": settings.how,
-            "flow_shift": settings.flow_shift,
-            "steps": "; ".join(settings.steps),
-        }
-        for column, settings in registry_settings(ledger).items()
-    ]
-    columns = [
-        Column("path", "Model path", numeric=False),
-        Column("config", "Configuration", numeric=False),
-        Column("how", "Found by", numeric=False),
-        Column("flow_shift", "flow_shift"),
-        Column("steps", "How", numeric=False),
-    ]
-    caption = "What SGLang 0.5.9's registry makes of the two paths"
-    return html_table(rows, columns, caption=caption, kind="derived")
-
-
-def flags_table(ledger: Ledger) -> str:
-    """The flags of the jobs to come, and the engine that SGLang 0.5.9 arrives at with them."""
-    facts = ledger.facts
-    layout = facts.parts["9.1"].tables[0]
-    rows: list[dict[str, object]] = []
-    for row, label in layout["rows"].items():
-        resolved = resolve_text(facts.text(f"s9.1.{row}.flags"))
-        rows.append(
-            {
-                "job": label,
-                "flags": cell(ledger, f"s9.1.{row}.flags"),
-                "engine": resolved.engine,
-                "steps": "; ".join(resolved.steps),
-            }
-        )
-    columns = [
-        Column("job", "Job", numeric=False),
-        Column("flags", "Flags, as printed", numeric=False),
-        Column("engine", "Engine they lead to", numeric=False),
-        Column("steps", "Rules that fired", numeric=False),
-    ]
-    caption = "What SGLang 0.5.9 makes of the flags as printed"
-    return html_table(rows, columns, caption=caption, kind="derived")
 
 
 def schedule_table(ledger: Ledger) -> str:
