@@ -202,9 +202,19 @@ def test_what_rounding_cannot_explain_contradicts() -> None:
     for stated, outcome in (("26.44", "contradicts"), ("26.45", "holds"), ("26.4", "holds")):
         fact = Fact("s1.c", "1", "x", "derived", value=Decimal(stated), unit="s")
         assert compare(fact, a / b) == outcome
-    fact = Fact("s1.c", "1", "x", "derived", value=Decimal(2), unit="%", bound="<")
-    assert compare(fact, Quantity.exact(1)) == "holds"
-    assert compare(fact, Quantity.exact(3)) == "contradicts"
+
+
+@pytest.mark.parametrize(
+    ("bound", "computed", "outcome"),
+    [("<", "1.9", "holds"), ("<", "2.04", "rounding"), ("<", "2.1", "contradicts"),
+     (">", "2.1", "holds"), (">", "1.96", "rounding"), (">", "1.9", "contradicts")],
+)  # fmt: skip
+def test_a_bound_is_held_against_what_rounding_leaves_open(
+    bound: str, computed: str, outcome: str
+) -> None:
+    fact = Fact("s1.c", "1", "x", "derived", value=Decimal(2), unit="%", bound=bound)
+    value, half = Decimal(computed), Decimal("0.05")
+    assert compare(fact, Quantity(value, value - half, value + half)) == outcome
 
 
 # What follows from a contradicted number ----------------------------------------------------------
@@ -266,6 +276,12 @@ def test_a_transfer_is_found_whatever_it_is(evidence: Evidence) -> None:
     assert best("28.58", "GB") == ("expert in bf16 or fp16", "GB", True)
     assert best("175.7", "MB") == ("block in bf16 or fp16, 1 of 4 shards", "MB", True)
     assert not best("17.6", "GB")[2]
+
+
+def test_what_is_right_instead_is_said_only_where_it_is_wrong(ledger: Ledger) -> None:
+    assert verdict(ledger, "s4.1.typical_layers", "identification").instead
+    mended = changed_ledger(ledger, "s4.1.typical", "702.8")
+    assert not verdict(mended, "s4.1.typical_layers", "identification").instead
 
 
 def test_the_units_are_told_apart(ledger: Ledger) -> None:

@@ -227,9 +227,8 @@ class Judge:
         own = f" Nearest of the {check.claimed}: {self._match(stated, claimed[0])}."
         working = f"Best matches: {listed}.{'' if claimed[0] in best else own}"
         outcome: Outcome = "holds" if right else "contradicts"
-        return Verdict(
-            "identification", outcome, f"{why} {working}".strip(), instead=self.text(check.instead)
-        )
+        instead = "" if right else self.text(check.instead)
+        return Verdict("identification", outcome, f"{why} {working}".strip(), instead=instead)
 
     def _match(self, stated: str, match: Match) -> str:
         sign = "+" if match.mismatch > 0 else ""
@@ -257,17 +256,17 @@ class Judge:
     def _shifts(self, formula: str) -> tuple[Outcome, str]:
         """The formula of the shifted noise level, over the scheduler's own levels."""
         plain = self.evidence.schedules["1"]["sigmas"]
-        worst = Decimal(0)
+        largest = Decimal(0)
         for shift, schedule in self.evidence.schedules.items():
             for level, shifted in zip(plain[1:-1], schedule["sigmas"][1:-1], strict=True):
                 known = {"s0.shift": Quantity.exact(Decimal(shift)),
                          "s0.sigma": Quantity.exact(Decimal(str(level)))}  # fmt: skip
                 named = formula.replace("flow_shift", "s0.shift").replace("sigma", "s0.sigma")
                 got = evaluate(named, known.__getitem__).value
-                worst = max(worst, abs(got - Decimal(str(shifted))))
+                largest = max(largest, abs(got - Decimal(str(shifted))))
         # The committed levels have seven digits; shifting multiplies their error at most by 12.
-        outcome: Outcome = "holds" if worst < Decimal("1e-5") else "contradicts"
-        return outcome, f"Largest difference from the scheduler's own noise levels: {worst:.1e}."
+        outcome: Outcome = "holds" if largest < Decimal("1e-5") else "contradicts"
+        return outcome, f"Largest difference from the scheduler's own noise levels: {largest:.1e}."
 
     def _switch_step(self, steps: Decimal, shift: Decimal, ratio: Decimal) -> int:
         schedule = self.evidence.schedules.get(f"{shift.normalize():f}")
@@ -286,7 +285,11 @@ def compare(fact: Fact, computed: Quantity) -> Outcome:
     """Hold a printed number against a computed one; rounding alone never contradicts."""
     printed = computed_of(fact)
     if fact.bound:
-        return "holds" if (computed.value < printed) == (fact.bound == "<") else "contradicts"
+        below = fact.bound == "<"
+        if (computed.value < printed) == below:
+            return "holds"
+        best = computed.low if below else -computed.high
+        return "rounding" if best < (printed if below else -printed) else "contradicts"
     half = half_unit(printed)
     if abs(computed.value - printed) <= half:
         return "holds"
