@@ -10,80 +10,74 @@
 # ---
 
 # %% [markdown]
-# # The baseline: SGLang's layerwise offload before the new benchmarks
+# # The baseline on trial: SGLang's layerwise offload, every number judged
 #
-# **The question.** Wan2.2-T2V-A14B has two transformers, and SGLang can keep their weights in host
-# memory. The *new* offload moves them layer by layer, with a copy stream of its own. What the
-# document calls *old* it describes both as FSDP with CPU offload and as moving a whole transformer
-# at the switch, which exclude each other (§5.2 and §9.1). On GPUs that share one PCIe bus and have
-# no NVLink: what does the new one cost, and why?
+# A frozen document says what it costs to stream the weights of Wan2.2-T2V-A14B's two transformers
+# from host memory on GPUs that share one PCIe bus: the *new* offload, layer by layer, against an
+# *old* one. **Which of its conclusions survive?**
 
 # %% tags=["parameters"]
 facts_path = None  # another folder of facts, to see what a change would do
+results_dirs = ["results", "results/local"]  # records that may test its predictions
 
 # %%
 from wanreport.notebook import parameters, show, table
 
-parameters(globals(), "facts_path")
+parameters(globals(), "facts_path", "results_dirs")
 
 from IPython.display import HTML
 
-from wanreport.baseline import figures, load_facts, sections
+from wanreport import answers
+from wanreport.baseline import figures, load_facts, overview, sections
+from wanreport.baseline.ledger import load_ledger
 
 # %%
 facts = load_facts(facts_path)
-HTML(
-    facts.say("""
-**The baseline's answer.** The new offload is slower: {s3.2.denoise.new} of denoising against
-{s3.2.denoise.old}, which is {s3.2.denoise.percent}. Of these {s3.2.denoise.delta}, the first step
-alone makes {s3.3.first.delta}, in which, it supposes, {s3.3.first.why}; the switch makes
-{s3.3.switch.delta}. In the steady state a step takes {s3.3.steady.new} against {s3.3.steady.old},
-which is {s3.3.steady.percent}. The new offload holds {s3.2.peak.new} of GPU memory at the peak, the
-old one {s3.2.peak.old}. For the lost time there are only guesses, stalls in synchronisation first
-among them (§7); PCIe bandwidth itself is said to suffice (§4).
+ledger = load_ledger(facts, answers.load_records(results_dirs))
+HTML(overview.first_screen(ledger))
 
-**How far to trust it.** Not as a result. The times come from {s3.2.runs} run of each
-configuration, under a profiler, so that nothing is known of their spread. A local model path led
-SGLang to the wrong configuration: flow_shift {s2.flow_shift.old} where this model wants
-{s2.flow_shift.new}, so that the second transformer took over at step {s2.switch.old} and not at
-step {s2.switch.new}. The traces end before the GPU's own events, and whether copies overlap with
-compute was not seen. The document was frozen on {s0.date}, before runs with the right
-configuration.
-""")
+# %%
+table(overview.conclusions_table(ledger))
+
+# %%
+HTML(
+    sections.say(
+        ledger,
+        """
+**How far to trust what stands.** The times come from {s3.2.runs} run of each configuration, under
+a profiler, so that nothing is known of their spread. A local model path led SGLang to the wrong
+configuration: flow_shift {s2.flow_shift.old} where this model wants {s2.flow_shift.new}. The traces
+end before the GPU's own events, and whether copies overlap with compute was not seen. The document
+is dated {s0.date}, before runs with the right configuration.
+""",
+    )
 )
 
 # %% [markdown]
 # ## How to read this page
 #
 # This is that document made again from a data file of its facts: every number as it was printed,
-# right or wrong, in the unit that it was printed with. (GB is left as GB even where GiB may have
-# been meant.) A number that follows from others is computed again and marked. No fact is judged
-# here beyond its arithmetic.
-#
+# right or wrong, in the unit that it was printed with; where GB may have been meant as GiB, the
+# other reading stands below it. Each number that anything could judge carries a mark, and the mark
+# leads to its row of [the ledger](#Ledger), with the working.
+
+# %%
+table(overview.legend(ledger))
+
+# %% [markdown]
 # Numbers of different kinds look different, in text and in tables alike:
 
 # %%
-table(sections.legend(facts))
-
-# %%
-checks = facts.checks()
-same, rounding = (sum(c.verdict == kind for c in checks) for kind in ("same", "rounding"))
-HTML(
-    facts.say(f"""
-Of {len(checks)} numbers that follow from others {same} compute to what was printed, {rounding} to
-another number that rounding can explain, and {len(checks) - same - rounding} to one that it
-cannot: those are listed at the end.
-""")
-)
+table(sections.legend(ledger))
 
 # %% [markdown]
 # What the document says of itself:
 
 # %%
-table(sections.numbers(facts, "0"))
+table(sections.numbers(ledger, "0"))
 
 # %%
-table(sections.claims(facts, "0"))
+table(sections.claims(ledger, "0"))
 
 # %% [markdown]
 # ## 1. Hardware context
@@ -92,10 +86,10 @@ table(sections.claims(facts, "0"))
 # weights.
 
 # %%
-table(sections.numbers(facts, "1"))
+table(sections.numbers(ledger, "1"))
 
 # %%
-table(sections.claims(facts, "1"))
+table(sections.claims(ledger, "1"))
 
 # %% [markdown]
 # ## 2. Model configuration
@@ -104,44 +98,28 @@ table(sections.claims(facts, "1"))
 # class of the pipeline, and guesses the wrong member of the family.
 
 # %%
-table(sections.numbers(facts, "2"))
+table(sections.numbers(ledger, "2"))
 
 # %%
-table(sections.claims(facts, "2", "Why the earlier runs had the wrong configuration"))
-
-# %% [markdown]
-# This package resolves model paths as SGLang does, and comes to this:
-
-# %%
-table(sections.registry_table(facts))
+table(sections.claims(ledger, "2", "Why the earlier runs had the wrong configuration"))
 
 # %% [markdown]
 # ## 3. Existing benchmark data
 
 # %%
-table(sections.claims(facts, "3", "On all of it"))
+table(sections.claims(ledger, "3", "On all of it"))
 
 # %% [markdown]
 # ### 3.1 Job-level summary
 
 # %%
-table(sections.numbers(facts, "3.1"))
+table(sections.numbers(ledger, "3.1"))
 
 # %% [markdown]
 # ### 3.2 End-to-end timing
 
 # %%
-table(sections.numbers(facts, "3.2"))
-
-# %%
-HTML(
-    facts.say("""
-Denoising and decoding together make {= s3.2.denoise.new + s3.2.decode.new | s | 1} for the new
-offload and {= s3.2.denoise.old + s3.2.decode.old | s | 1} for the old one; what the rest of each
-total is, the document does not say. Peak and free memory add up to
-{= s3.2.peak.new + s3.2.free.new | GB | 2} and {= s3.2.peak.old + s3.2.free.old | GB | 2}.
-""")
-)
+table(sections.numbers(ledger, "3.2"))
 
 # %% [markdown]
 # ### 3.3 Per-step timing
@@ -154,28 +132,20 @@ fig, alt = figures.per_step(facts)
 show(fig, alt=alt, caption="Time per step as stated (§3.3); the vertical axis is broken.")
 
 # %%
-table(sections.numbers(facts, "3.3"))
+table(sections.numbers(ledger, "3.3"))
 
 # %%
 fig, alt = figures.time_budget(facts)
 show(fig, alt=alt, caption="The budget as stated (§3.3), and the totals stated in §3.2.")
 
-# %%
-HTML(
-    facts.say("""
-The budget leaves {= s3.2.total.new - s3.3.budget.total.new | s | 1} of the new offload's total in
-§3.2 and {= s3.2.total.old - s3.3.budget.total.old | s | 1} of the old one's without a part.
-""")
-)
-
 # %% [markdown]
 # ### 3.4 Profiler trace summary
 
 # %%
-table(sections.numbers(facts, "3.4"))
+table(sections.numbers(ledger, "3.4"))
 
 # %%
-table(sections.claims(facts, "3.4", "What the traces cannot show"))
+table(sections.claims(ledger, "3.4", "What the traces cannot show"))
 
 # %% [markdown]
 # ## 4. PCIe bandwidth analysis
@@ -186,86 +156,70 @@ table(sections.claims(facts, "3.4", "What the traces cannot show"))
 # ### 4.1 Old offload
 
 # %%
-table(sections.numbers(facts, "4.1"))
+table(sections.numbers(ledger, "4.1"))
 
 # %%
-HTML(
-    facts.say("""
-The three bands add up to
-{= s4.1.band.low.events + s4.1.band.middle.events + s4.1.band.high.events | events | 0},
-{= s4.1.band.low.data + s4.1.band.middle.data + s4.1.band.high.data | GB | 1} and
-{= s4.1.band.low.time + s4.1.band.middle.time + s4.1.band.high.time | s | 1}; the table above them
-has {s4.1.large} large transfers, {s4.1.data} and {s4.1.time}.
-""")
-)
-
-# %%
-table(sections.claims(facts, "4.1"))
+table(sections.claims(ledger, "4.1"))
 
 # %% [markdown]
 # ### 4.2 New offload
 
 # %%
-table(sections.numbers(facts, "4.2"))
+table(sections.numbers(ledger, "4.2"))
 
 # %%
-table(sections.claims(facts, "4.2"))
+table(sections.claims(ledger, "4.2"))
 
 # %% [markdown]
 # ### 4.3 Theoretical PCIe budget
 
 # %%
-table(sections.numbers(facts, "4.3"))
+table(sections.numbers(ledger, "4.3"))
 
 # %%
-table(sections.claims(facts, "4.3", "The conclusion drawn from it"))
-
-# %%
-HTML(
-    facts.say("""
-These {s4.3.peak.bytes} a step stand beside {s6.1.new_each.g4} in §6.1. The asynchronous copies of
-§4.2 come to {= s4.2.async_data / s2.steps | GB | 1} for each of the {s2.steps} steps, if those are
-what the trace holds.
-""")
-)
+table(sections.claims(ledger, "4.3", "The conclusion drawn from it"))
 
 # %% [markdown]
 # ## 5. Source code verified facts
 
 # %%
-HTML(facts.say("Each citation is of a file and its lines, below {s5.root}."))
+HTML(sections.say(ledger, "Each citation is of a file and its lines, below {s5.root}."))
+
+# %% [markdown]
+# They were looked up in SGLang's releases, file by file:
+
+# %%
+table(overview.releases_table(ledger))
 
 # %% [markdown]
 # ### 5.1 New offload (LayerwiseOffloadManager)
 
 # %%
-table(sections.claims(facts, "5.1", "The new offload in the source code"))
+table(sections.claims(ledger, "5.1", "The new offload in the source code"))
 
 # %% [markdown]
 # ### 5.2 Old offload (FSDP CPUOffloadPolicy)
 
 # %%
-table(sections.claims(facts, "5.2", "The old offload in the source code"))
+table(sections.claims(ledger, "5.2", "The old offload in the source code"))
 
 # %% [markdown]
 # ### 5.3 Mutual exclusion
 
 # %%
-table(sections.claims(facts, "5.3", "Flags that exclude each other"))
+table(sections.claims(ledger, "5.3", "Flags that exclude each other"))
 
 # %% [markdown]
-# What SGLang's published code makes of flags, this package resolves too; see §9.1.
-#
 # ### 5.4 Ulysses sequence parallelism
 
 # %%
-table(sections.claims(facts, "5.4", "Ulysses in the source code"))
+table(sections.claims(ledger, "5.4", "Ulysses in the source code"))
 
 # %% [markdown]
 # ### 5.5 Timestep schedule
 
 # %%
-table(sections.claims(facts, "5.5", "The schedule in the source code"))
+table(sections.claims(ledger, "5.5", "The schedule in the source code"))
 
 # %% [markdown]
 # The schedule needs no GPU: both can be computed here, and with them the switch.
@@ -275,7 +229,7 @@ fig, alt = figures.schedules(facts)
 show(fig, alt=alt, caption="Timesteps for both shifts, computed; rings mark the switch.")
 
 # %%
-table(sections.schedule_table(facts))
+table(sections.schedule_table(ledger))
 
 # %% [markdown]
 # ## 6. GPU scaling analysis
@@ -283,23 +237,27 @@ table(sections.schedule_table(facts))
 # ### 6.1 The new offload does not scale with the number of GPUs
 #
 # Read off the source code, not measured: in the new offload each GPU moves all weights, in the old
-# one its share of them.
+# one its share of them, says the document.
 
 # %%
 fig, alt = figures.bytes_per_step(facts)
-show(fig, alt=alt, caption="Bytes over PCIe in one step (§6.1); dashed, as none was measured.")
+show(
+    fig,
+    alt=alt,
+    caption="Bytes over PCIe in one step as stated (§6.1); none was measured.",
+)
 
 # %%
-table(sections.numbers(facts, "6.1"))
+table(sections.numbers(ledger, "6.1"))
 
 # %%
-table(sections.claims(facts, "6.1", "What follows, in the document's view"))
+table(sections.claims(ledger, "6.1", "What follows, in the document's view"))
 
 # %% [markdown]
 # ### 6.2 What the prefetch size costs
 
 # %%
-table(sections.numbers(facts, "6.2"))
+table(sections.numbers(ledger, "6.2"))
 
 # %% [markdown]
 # ## 7. Hypothesized causes
@@ -307,10 +265,10 @@ table(sections.numbers(facts, "6.2"))
 # Why is the new offload slower in the steady state? Guesses; none was measured.
 
 # %%
-table(sections.numbers(facts, "7"))
+table(sections.numbers(ledger, "7"))
 
 # %%
-table(sections.claims(facts, "7", "What the guesses are to explain"))
+table(sections.claims(ledger, "7", "What the guesses are to explain"))
 
 # %% [markdown]
 # ## 8. PR #15511 reference numbers
@@ -319,22 +277,10 @@ table(sections.claims(facts, "7", "What the guesses are to explain"))
 # numbers, steady steps take about as long.
 
 # %%
-table(sections.numbers(facts, "8"))
+table(sections.numbers(ledger, "8"))
 
 # %%
-listed = (
-    "s8.first.{0} + (s8.early.last - s8.early.first + 1) * s8.early.{0} + s8.switch.{0}"
-    " + (s8.late.last - s8.late.first + 1) * s8.late.{0}"
-)
-HTML(
-    facts.say(f"""
-The steps as listed add up to {{= {listed.format("old")} | s | 1}} with the old offload and to
-{{= {listed.format("new")} | s | 1}} with the new one.
-""")
-)
-
-# %%
-table(sections.claims(facts, "8", "Why NVLink makes the difference, in the document's view"))
+table(sections.claims(ledger, "8", "Why NVLink makes the difference, in the document's view"))
 
 # %% [markdown]
 # ## 9. Pending new benchmarks
@@ -342,32 +288,25 @@ table(sections.claims(facts, "8", "Why NVLink makes the difference, in the docum
 # ### 9.0 Job history
 
 # %%
-table(sections.numbers(facts, "9.0"))
+table(sections.numbers(ledger, "9.0"))
 
 # %%
-table(sections.claims(facts, "9.0", "What went wrong, and the mend"))
+table(sections.claims(ledger, "9.0", "What went wrong, and the mend"))
 
 # %% [markdown]
 # ### 9.1 Job matrix
 
 # %%
-table(sections.numbers(facts, "9.1"))
+table(sections.numbers(ledger, "9.1"))
 
 # %%
-table(sections.claims(facts, "9.1", "What all jobs share"))
-
-# %% [markdown]
-# Flags say less than they seem to: SGLang fills in what was not given. Resolved as its published
-# code resolves them, these flags lead to:
-
-# %%
-table(sections.flags_table(facts))
+table(sections.claims(ledger, "9.1", "What all jobs share"))
 
 # %% [markdown]
 # ### 9.2 What to check in the new results
 
 # %%
-table(sections.numbers(facts, "9.2"))
+table(sections.numbers(ledger, "9.2"))
 
 # %% [markdown]
 # The post-benchmark report answers these from records.
@@ -375,33 +314,27 @@ table(sections.numbers(facts, "9.2"))
 # ### 9.3 Key comparisons to make
 
 # %%
-table(sections.claims(facts, "9.3", "Comparisons A, B and C"))
-
-# %%
-HTML(
-    facts.say("""
-The gap that comparison A starts from, {s9.3.a.gap}, stands beside {s3.2.denoise.percent} of
-denoising time, {s3.2.total.percent} of the total and {s3.3.steady.percent} of a steady step.
-""")
-)
+table(sections.claims(ledger, "9.3", "Comparisons A, B and C"))
 
 # %% [markdown]
 # ## 10. Open questions for future work
 
 # %%
-table(sections.claims(facts, "10", "Ideas"))
+table(sections.claims(ledger, "10", "Ideas"))
 
 # %% [markdown]
 # ## 11. File index
 
 # %%
-table(sections.numbers(facts, "11"))
+table(sections.numbers(ledger, "11"))
 
 # %% [markdown]
-# ## Numbers that compute to something else
+# ## Ledger
 #
-# Arithmetic alone, over the numbers as printed: which of two numbers is the right one, it cannot
-# say.
+# Every fact of the document, in its order, with the verdict and how it comes about.
 
 # %%
-table(sections.recomputed(facts))
+table(overview.checks_table(ledger))
+
+# %%
+table(overview.ledger_table(ledger))

@@ -52,8 +52,9 @@ for html in comparisons.jobs_tables(records):
 # %% [markdown]
 # ## What the baseline wanted checked
 #
-# The checks of its section 9.2. Those about time, memory or overlap accept only records of the full
-# model on GPUs; nothing that a rehearsal shows can answer them.
+# The checks of its section 9.2, and its prediction of how the gap grows with the GPUs. Those about
+# time, memory or overlap accept only records of the full model on GPUs; nothing that a rehearsal
+# shows can answer them.
 
 # %%
 table(verdicts.verdict_table(asked, caption="The baseline's checks"))

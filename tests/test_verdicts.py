@@ -12,8 +12,8 @@ from bs4 import BeautifulSoup
 
 from wanreport import answers, benches, comparisons, figures, verdicts
 
-TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "pure", "prefetch", "overlap",
-         "contention"}  # fmt: skip
+TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp",
+         "scaling-swap", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
 ANY_SCALE = {"shift", "switch", "bits", "repeat", "formula"}
 
 
@@ -61,7 +61,8 @@ def test_planted_times_of_a_rehearsal_change_nothing(options: dict[str, str]) ->
 
 def test_full_scale_records_answer_what_needs_no_trace() -> None:
     found = statuses(synthetic.all_jobs("a14b"))
-    needs_traces_or_differs_nowhere = {"overlap", "contention", "prefetch"}
+    needs_traces_or_differs_nowhere = {"overlap", "contention", "prefetch", "scaling-fsdp",
+                                       "scaling-swap"}  # fmt: skip
     assert {c for c, s in found.items() if s == "not measured"} == needs_traces_or_differs_nowhere
     assert found["slower-fsdp"] == found["slower-swap"] == found["spike-swap"] == "pass"
     assert found["spike-fsdp"] == "fail"  # this one has no spike
@@ -84,6 +85,19 @@ def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
     verdict = judge([faster, old])["slower-fsdp"]
     assert verdict.status == "fail"
     assert "faster" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("on_six", "status"), [(24.0, "pass"), (20.0, "fail"), (22.0, "not measured")]
+)
+def test_the_gap_must_grow_with_the_gpus(on_six: float, status: str) -> None:
+    steady = {"new-4gpu": 22.0, "old-4gpu-swap": 20.0, "new-6gpu": on_six, "old-6gpu-swap": 20.0}
+    jobs = [synthetic.record(n, scale="a14b", steady_s=s) for n, s in steady.items()]
+    verdict = judge(jobs)["scaling-swap"]
+    assert verdict.status == status and len(verdict.records) == 4
+    assert judge(jobs[:3])["scaling-swap"].records == ()
+    moved = synthetic.record("old-6gpu-swap", scale="a14b", machine={"slug": "x", "class": "x"})
+    assert judge([*jobs[:3], moved])["scaling-swap"].records == ()
 
 
 def test_prefetch_without_a_difference_is_not_measured() -> None:
@@ -312,7 +326,7 @@ def test_the_summary_says_first_that_there_are_only_rehearsals() -> None:
     tallies = comparisons.first_screen(
         full, verdicts.baseline_checks(full), verdicts.further_checks(full)
     )
-    assert "Of the baseline's checks: 5 pass, 2 fail, 3 not measured" in tallies
+    assert "Of the baseline's checks: 5 pass, 2 fail, 5 not measured" in tallies
     assert "of the engines' own checks: 3 pass" in tallies
     assert comparisons.title([]) == "# After the benchmarks"
     assert "Rehearsal" not in comparisons.title([*tiny, *full])

@@ -1,4 +1,4 @@
-"""The command line: ``wanreport report|run|measure|check|index``.
+"""The command line: ``wanreport report|run|measure|check|index|baseline``.
 
 Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
 """
@@ -6,14 +6,18 @@ Only measuring needs torch, and it runs in a process of its own, so every comman
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import wanreport
 from wanreport import local, report
+from wanreport.baseline import FactError
+from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
-from wanreport.record import RecordError
+from wanreport.record import RESULTS_DIRS, RecordError, find_records
+from wanreport.tables import counted
 
 AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
 
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(error.problems), file=sys.stderr)
         print("Nothing was run.", file=sys.stderr)
         return 2
-    except RecordError as error:
+    except (RecordError, FactError, EvidenceError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
@@ -80,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("index", help="write reports/index.html from what is at hand")
     command.set_defaults(command=_index)
+
+    command = commands.add_parser("baseline", help="the verdicts on the baseline's facts")
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    action = actions.add_parser(
+        "check", help="print the ledger; fail where it differs from the committed verdicts"
+    )
+    action.add_argument("--accept", action="store_true", help="write the verdicts as they are now")
+    action.set_defaults(command=_baseline_check)
+    action = actions.add_parser("derive", help="compute the model's sizes and schedules again")
+    action.set_defaults(command=_baseline_derive)
     return parser
 
 
@@ -138,4 +152,35 @@ def _index(arguments: argparse.Namespace) -> int:
     jobs = report.shown(jobs, root, found)
     out = report.write_index(jobs, root, found, report.plan(jobs, root, found))
     print(out.relative_to(root))
+    return 0
+
+
+def _baseline_check(arguments: argparse.Namespace) -> int:
+    from wanreport.baseline import ledger, overview
+
+    # Committed records alone: what is committed must not depend on who looks.
+    committed = find_records(local.project_root() / RESULTS_DIRS[0])
+    judged = ledger.load_ledger(records=[record for _, record in committed])
+    print(overview.plain_table(judged))
+    path = DERIVED / "verdicts.json"
+    if arguments.accept:
+        content = {"schema": SCHEMA, "verdicts": judged.summaries()}
+        local.write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return 0
+    if found := ledger.differences(judged, DERIVED):
+        print("\n".join(["", *found]), file=sys.stderr)
+        accept = "wanreport baseline check --accept"
+        print(
+            f"{counted(len(found), 'verdict')} differ from {path.name}; if they are right, run "
+            f"`{accept}` and commit it",
+            file=sys.stderr,
+        )
+    return 1 if found else 0
+
+
+def _baseline_derive(_: argparse.Namespace) -> int:
+    from wanreport import derive  # the one command that needs torch in this process
+
+    for path in derive.write():
+        print(path)
     return 0

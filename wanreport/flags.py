@@ -128,6 +128,24 @@ def resolve(
     )
 
 
+def resolve_text(flags: str) -> SglangResolution:
+    """Resolve flags written as on a command line; those not about offloading are passed over."""
+    words = flags.split()
+    given = {
+        word: value
+        for word, value in zip(words, [*words[1:], ""], strict=True)
+        if word.startswith("--")
+    }
+    truth = {"true": True, "false": False}
+    return resolve(
+        truth.get(given.get("--dit-layerwise-offload", "")),
+        truth.get(given.get("--dit-cpu-offload", "")),
+        truth.get(given.get("--use-fsdp-inference", ""), False),
+        float(given.get("--dit-offload-prefetch-size", 0)),
+        False,
+    )
+
+
 def _engine(layerwise: bool, cpu_offload: bool, fsdp: bool) -> str | None:
     if layerwise:
         return "layerwise"

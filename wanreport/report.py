@@ -214,8 +214,10 @@ def _task(
 
 
 def _data_files() -> list[str]:
-    """The baseline's facts, as a reader of the repository finds them."""
-    return [f"wanreport/baseline/document/{path.name}" for path in sorted(DOCUMENT.glob("*.yaml"))]
+    """The baseline's facts and what they are held against, as the repository has them."""
+    baseline = DOCUMENT.parent
+    found = [path for path in baseline.rglob("*") if path.suffix in (".yaml", ".json")]
+    return [f"wanreport/baseline/{path.relative_to(baseline).as_posix()}" for path in sorted(found)]
 
 
 def _digests(found: Sequence[local.Found]) -> list[str]:

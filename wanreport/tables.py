@@ -20,10 +20,11 @@ KINDS: dict[Kind, str] = {
     "measured": "read from a record that a program wrote on the machine it names",
     "derived": "computed from other numbers by a formula",
     "predicted": "expected by a model, not observed",
-    "quoted": "stated by the source document, not checked here",
+    "quoted": "stated by the source document",
 }
 
 EM_DASH = "\u2014"
+NBSP = "\u00a0"
 MINUS = "\u2212"
 
 
@@ -41,17 +42,41 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A sign behind a value that leads to where it is explained.
+
+    `text` is what is seen, `words` what it means, `look` the colour: good, warn, bad or calm.
+    """
+
+    text: str
+    href: str
+    words: str
+    look: Literal["good", "warn", "bad", "calm"] = "calm"
+
+    @property
+    def html(self) -> str:
+        """The link."""
+        return (
+            f'<a class="mark {self.look}" href="{html.escape(self.href)}" '
+            f'title="{html.escape(self.words)}" aria-label="{html.escape(self.words)}">'
+            f"{html.escape(self.text)}</a>"
+        )
+
+
+@dataclass(frozen=True)
 class Cell:
     """A value with its own wording, kind or tooltip, where the column's default will not do.
 
     `text` replaces the formatted value; `kind` marks a number that is of another kind than the
-    table; `title` becomes the tooltip.
+    table; `title` becomes the tooltip. `mark` follows the value, and `note` stands below both.
     """
 
     value: object
     text: str | None = None
     kind: Kind | None = None
     title: str | None = None
+    mark: Mark | None = None
+    note: str = ""
 
 
 def html_table(
@@ -69,6 +94,7 @@ def html_table(
     rows
         One mapping per row, from column key to a plain value or a :class:`Cell`. A missing key and
         None both become an em dash that says "not measured" ("not reported" where quoted).
+        The key ``id`` gives a row an anchor.
     columns
         The columns from left to right; a string stands for a text column of that name. The first
         column heads its row.
@@ -85,7 +111,7 @@ def html_table(
     specs = [Column(c, c, numeric=False) if isinstance(c, str) else c for c in columns]
     head = "".join(_heading(column) for column in specs)
     body = "\n".join(
-        "<tr>"
+        (f'<tr id="{html.escape(str(row["id"]))}">' if "id" in row else "<tr>")
         + "".join(_cell(row.get(c.key), c, kind, first=i == 0) for i, c in enumerate(specs))
         + "</tr>"
         for row in rows
@@ -128,6 +154,10 @@ def _cell(content: object, column: Column, kind: Kind | None, *, first: bool) ->
             text = html.escape(cell.text)
     else:
         text = html.escape(cell.text if cell.text is not None else plain(cell.value))
+    if cell.mark:
+        text += f"{NBSP}{cell.mark.html}"
+    if cell.note:
+        text += f'<span class="margin">{html.escape(cell.note)}</span>'
     if cell.kind is not None:
         classes.append(f"kind-{cell.kind}")
         title = title or cell.kind

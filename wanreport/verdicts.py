@@ -1,4 +1,4 @@
-"""The baseline's open checks (its section 9.2) and further ones, answered from records.
+"""The baseline's open checks (sections 9.2 and 6.1) and further ones, answered from records.
 
 A check is a function from records to a :class:`Verdict`. "pass" means that the records agree with
 what the baseline expected, "fail" that they contradict it, "not measured" that no record at hand
@@ -352,6 +352,51 @@ def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
     return check
 
 
+def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
+    """Return the check whether layerwise loses more to an old engine on more GPUs. Full scale only.
+
+    The gap is the ratio of the medians of steady steps; it differs where the ranges that their
+    95 % intervals leave open are apart.
+    """
+
+    def check(records: Sequence[Record]) -> Verdict:
+        few, many = int(fact("s9.1.new4.gpus")), int(fact("s9.1.new6.gpus"))
+        verdict = Verdict(
+            f"scaling-{old}",
+            f"Does the new offload lose more to the old one ({old}) on {many} GPUs than on {few}?",
+            "not measured",
+            "It needs full-scale GPU records of both engines on both numbers of GPUs.",
+            expected=baseline_facts().statement("s6.1.new_grows"),
+            next_step=_run("new-4gpu", "new-6gpu", f"old-4gpu-{old}", f"old-6gpu-{old}"),
+        )
+        used = [choose(records, engine, gpus=n) for n in (few, many) for engine in (NEW, old)]
+        found = [record for record in used if record and iterations(record, "clean")]
+        if len(found) < len(used) or not all(comparable(found[0], record) for record in found):
+            return verdict
+        steps = [clean_budget(record).steady for record in found]
+        gaps = [_ratio(new, other) for new, other in (steps[:2], steps[2:])]
+        order = apart(gaps[1], gaps[0])
+        return replace(
+            verdict,
+            status=_status(order),
+            evidence=f"On {few} GPUs new {steps[0].text('s')}, {old} {steps[1].text('s')}; "
+            f"on {many} new {steps[2].text('s')}, {old} {steps[3].text('s')}.",
+            records=_names(*found),
+            next_step=MORE if order == 0 else "",
+        )
+
+    return check
+
+
+def _ratio(one: Estimate, two: Estimate) -> Estimate:
+    """Return the ratio of two medians, with the range that both intervals leave open."""
+    if one.median is None or two.median is None:
+        return Estimate(0, None)
+    low = one.low / two.high if one.low and two.high else None
+    high = one.high / two.low if one.high and two.low else None
+    return Estimate(min(one.n, two.n), one.median / two.median, low, high)
+
+
 def resident_runs_out_of_memory(records: Sequence[Record]) -> Verdict:
     """Does the model fit without offload? Full scale only."""
     gpus = int(fact("s9.2.pure.gpus"))
@@ -572,6 +617,7 @@ BASELINE_CHECKS: list[tuple[Check, bool]] = [
     (switch_is_scheduled, False),
     *((old_engine_spikes(old), True) for old in OLD),
     *((new_engine_is_slower(old), True) for old in OLD),
+    *((gap_grows_with_gpus(old), True) for old in OLD),
     (resident_runs_out_of_memory, True),
     (prefetch_helps, True),
     (copies_overlap_compute, True),
@@ -587,7 +633,7 @@ FURTHER_CHECKS: list[tuple[Check, bool]] = [
 
 
 def baseline_checks(records: Sequence[Record]) -> list[Verdict]:
-    """Return the verdicts on the baseline's own checks (section 9.2)."""
+    """Return the verdicts on the baseline's own checks (sections 9.2 and 6.1)."""
     return _verdicts(BASELINE_CHECKS, records)
 
 

@@ -1,5 +1,5 @@
-"""The frozen baseline document: its facts as data, its derived numbers as formulas."""
+"""The frozen baseline document: its facts as data, and the ledger that judges them."""
 
-from wanreport.baseline.facts import Check, Fact, FactError, Facts, load_facts
+from wanreport.baseline.facts import Fact, FactError, Facts, load_facts
 
-__all__ = ["Check", "Fact", "FactError", "Facts", "load_facts"]
+__all__ = ["Fact", "FactError", "Facts", "load_facts"]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-ID = re.compile(r"(?<![\w.])s\d+(?:\.\w+)+")
-"""An id of a fact inside a formula or a text: ``s3.2.denoise.new``."""
+ID = re.compile(r"(?<![\w.])(?:s\d+|wan)(?:\.\w+)+")
+"""An id inside a formula: a fact's, ``s3.2.denoise.new``, or a size's, ``wan.block.bytes``."""
 
 MAX_LENGTH = 1000
 

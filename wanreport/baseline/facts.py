@@ -1,16 +1,14 @@
-"""The facts of the baseline document: loading, wording and recomputing them.
+"""The facts of the baseline document: loading and wording them.
 
 Each fact is one number or claim as the document states it, wrong or not. A number that follows
-from others also carries the formula (`how`), and :meth:`Facts.check` holds what the formula gives
-against what was printed. Whether a fact is *true* is no question for this module.
+from others also carries the formula (`how`). Whether a fact is *true* is for the ledger.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,10 +16,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from wanreport.baseline.arithmetic import FormulaError, Quantity, evaluate, half_unit, names
-from wanreport.flags import prefetch_layers
-from wanreport.schedule import flow_schedule, switch_step
-from wanreport.tables import MINUS
+from wanreport.baseline.arithmetic import Quantity, names
+from wanreport.tables import MINUS, NBSP
 
 Kind = Literal["specification", "measured", "derived", "cited", "hypothesis", "prediction"]
 CssKind = Literal["measured", "derived", "predicted", "quoted"]
@@ -37,7 +33,6 @@ MARKS: dict[Kind, CssKind] = {
 """How a kind of fact looks: one of the four looks that all reports share."""
 
 DOCUMENT = Path(__file__).parent / "document"
-NBSP = "\u00a0"
 
 
 class FactError(ValueError):
@@ -102,50 +97,8 @@ class Fact:
     def worded(self, number: Decimal, *, decimals: int | None = None) -> str:
         """Return a number in this fact's unit, with as many decimals as the fact has."""
         if decimals is None:
-            decimals = _decimals(self.value if isinstance(self.value, Decimal) else number)
+            decimals = decimals_of(self.value if isinstance(self.value, Decimal) else number)
         return quantity_text(number, self.unit, decimals, sign=self.sign)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What a fact's formula gives, beside what the document printed.
-
-    `verdict` is "same" (to the printed digits), "rounding" (another number, but one that the
-    rounding of the inputs can explain) or "differs".
-    """
-
-    fact: Fact
-    computed: Quantity
-    verdict: Literal["same", "rounding", "differs"]
-
-    @property
-    def text(self) -> str:
-        """The computed number in words, with a decimal more where it would look the same."""
-        printed = self.fact.value
-        assert isinstance(printed, Decimal)
-        text = self.fact.worded(self.computed.value)
-        if self.verdict != "same" and text == self.fact.worded(printed):
-            text = self.fact.worded(self.computed.value, decimals=_decimals(printed) + 1)
-        return text
-
-    @property
-    def range(self) -> str:
-        """What the rounding of the inputs leaves open, with a decimal more than was printed."""
-        printed = self.fact.value
-        assert isinstance(printed, Decimal)
-        decimals = _decimals(printed) + 1
-        ends = (self.computed.low, self.computed.high)
-        low, high = (self.fact.worded(end, decimals=decimals) for end in ends)
-        return low if low == high else f"{low.split(NBSP)[0]} to {high}"
-
-    @property
-    def mark(self) -> str:
-        """What stands beside the printed number."""
-        return {
-            "same": "✓",
-            "rounding": f"≈ computes to {self.text}",
-            "differs": f"≠ computes to {self.text}",
-        }[self.verdict]
 
 
 @dataclass(frozen=True)
@@ -185,30 +138,13 @@ class Facts(Mapping[str, Fact]):
 
     def replace(self, name: str, value: str) -> Facts:
         """Return the same facts with another value for one of them, to ask "what if"."""
-        changed = dataclasses.replace(self[name], value=Decimal(value))
+        number = isinstance(self[name].value, Decimal)
+        changed = dataclasses.replace(self[name], value=Decimal(value) if number else value)
         return Facts({**self._facts, name: changed}, self.parts)
 
     def number(self, name: str) -> float:
         """A fact's number, for a figure's axis."""
         return float(self[name].quantity.value)
-
-    def compute(self, formula: str) -> Quantity:
-        """Compute a formula over the numbers as they were printed."""
-        return evaluate(formula, lambda name: self[name].quantity, FUNCTIONS)
-
-    def check(self, name: str) -> Check | None:
-        """Recompute a fact; None where it has no formula."""
-        fact = self[name]
-        if not fact.how:
-            return None
-        try:
-            return Check(fact, computed := self.compute(fact.how), _verdict(fact, computed))
-        except (FormulaError, FactError) as error:
-            raise FactError(f"{name}: {error}") from None
-
-    def checks(self) -> list[Check]:
-        """Every number that follows from others, recomputed."""
-        return [check for name in self if (check := self.check(name)) is not None]
 
     def text(self, name: str, _above: tuple[str, ...] = ()) -> str:
         """A fact's value as the document prints it, with its unit."""
@@ -230,50 +166,18 @@ class Facts(Mapping[str, Fact]):
                 raise FactError(f"{match[1]}: its text refers to itself")
             return self.text(match[1], _above)
 
-        return _SLOT.sub(printed, text)
-
-    def say(self, text: str) -> str:
-        """Return prose with numbers in it as HTML, each looking as its kind does everywhere.
-
-        ``{id}`` is a fact as printed, followed by what it computes to where that is another
-        number; ``{= formula | unit | decimals}`` is computed here. An empty line starts a new
-        paragraph, and ``**words**`` are strong; all other text is escaped.
-        """
-        # Not Markdown: its converters take an inline element and its words for separate things.
-        said = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text, quote=False))
-        said = _COMPUTED.sub(self._said_computed, _SLOT.sub(self._said_fact, said))
-        return "\n".join(f"<p>{part.strip()}</p>" for part in said.split("\n\n") if part.strip())
-
-    def _said_fact(self, match: re.Match[str]) -> str:
-        fact, check = self[match[1]], self.check(match[1])
-        words = self.text(fact.id)
-        if check and check.verdict != "same":
-            words = f"{words} ({check.mark})"
-        return _span(words, MARKS[fact.kind], self.origin(fact.id))
-
-    def _said_computed(self, match: re.Match[str]) -> str:
-        formula, unit, decimals = (piece.strip() for piece in match[1].split("|"))
-        words = quantity_text(self.compute(formula).value, unit, int(decimals))
-        return _span(words, "derived", f"computed here: {formula}")
+        return SLOT.sub(printed, text)
 
     def origin(self, name: str) -> str:
-        """Where a number comes from, for a tooltip: section, kind, formula, source."""
+        """Where a number comes from, for a tooltip: section, kind, source."""
         fact = self[name]
         words = f"§{fact.part}, {fact.kind}: {self.statement(name)}"
-        if check := self.check(name):
-            words += f"; {fact.how} = {check.text}"
         if fact.cite:
             words += f"; {fact.cite}"
         return f"{words}; {fact.note}" if fact.note else words
 
 
-_SLOT = re.compile(r"\{(s\d[\w.]*)\}")
-_COMPUTED = re.compile(r"\{=([^{}]*)\}")
-
-
-def _span(words: str, look: CssKind, title: str) -> str:
-    tag = "em" if look == "derived" else "span"
-    return f'<{tag} class="kind-{look}" title="{html.escape(title)}">{html.escape(words)}</{tag}>'
+SLOT = re.compile(r"\{(s\d[\w.]*)\}")
 
 
 def quantity_text(number: Decimal, unit: str, decimals: int, *, sign: bool = False) -> str:
@@ -285,48 +189,16 @@ def quantity_text(number: Decimal, unit: str, decimals: int, *, sign: bool = Fal
     return f"{text}{NBSP}{unit.replace('us', 'µs')}" if unit else text
 
 
-def _decimals(value: Decimal) -> int:
+def decimals_of(value: Decimal) -> int:
+    """Digits after the decimal point, as written."""
     exponent = value.as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
-
-
-def _verdict(fact: Fact, computed: Quantity) -> Literal["same", "rounding", "differs"]:
-    printed = fact.value
-    assert isinstance(printed, Decimal)
-    if fact.bound:
-        return "same" if (computed.value < printed) == (fact.bound == "<") else "differs"
-    half = half_unit(printed)
-    if abs(computed.value - printed) <= half:
-        return "same"
-    overlap = computed.low <= printed + half and printed - half <= computed.high
-    return "rounding" if overlap else "differs"
-
-
-# What formulas may call ---------------------------------------------------------------------------
-
-
-def _switch_step(steps: Decimal, shift: Decimal, boundary_ratio: Decimal) -> int:
-    step = switch_step(flow_schedule(int(steps), float(shift)).timesteps, float(boundary_ratio))
-    if step is None:
-        raise FormulaError("no step lies below the boundary")
-    return step
-
-
-def _prefetch_layers(size: Decimal, layers: Decimal) -> int:
-    return prefetch_layers(float(size), int(layers))
-
-
-FUNCTIONS: dict[str, Callable[..., int]] = {
-    "switch_step": _switch_step,
-    "prefetch_layers": _prefetch_layers,
-}
-"""Index of the first step of the second expert, and layers ahead for a prefetch size."""
 
 
 # Loading ------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+class Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
     """Keeps a number's digits (19.30 is not 19.3) and refuses a key that occurs twice."""
 
 
@@ -343,9 +215,9 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
     )
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _number)
-_Loader.add_constructor("tag:yaml.org,2002:float", _number)
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+Loader.add_constructor("tag:yaml.org,2002:int", _number)
+Loader.add_constructor("tag:yaml.org,2002:float", _number)
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 _FIELDS = {field.name for field in dataclasses.fields(Fact)} - {"part"}
 
@@ -366,7 +238,7 @@ def load_facts(folder: Path | str | None = None) -> Facts:
         raise FactError(f"{folder}: there is no .yaml file with facts in it")
     for path in paths:
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
             for part in content["parts"]:
                 number = part["number"]
                 parts[number] = Part(number, part["title"], part.get("tables", []))
@@ -379,8 +251,9 @@ def load_facts(folder: Path | str | None = None) -> Facts:
             raise FactError(f"{path.name}: {error}") from None
     loaded = Facts(facts, parts)
     for fact in loaded.values():
-        for name in [*names(fact.how), *_SLOT.findall(f"{fact.statement} {fact.value}")]:
-            if name not in loaded:
+        sizes = [name for name in names(fact.how) if name.startswith("wan.")]
+        for name in [*names(fact.how), *SLOT.findall(f"{fact.statement} {fact.value}")]:
+            if name not in loaded and name not in sizes:
                 raise FactError(f"{fact.id}: {name}: there is no such fact")
     return loaded
 

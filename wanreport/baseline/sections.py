@@ -1,25 +1,27 @@
-"""The baseline's tables as HTML, laid out as its data files say.
+"""The baseline's sections as HTML: its tables, laid out as its data files say, and prose.
 
 A table's cell in row ``denoise`` and column ``new`` is the fact ``<prefix>.denoise.new``; the
-column ``_`` stands for ``<prefix>.denoise`` itself. What is in no table is listed as claims.
+column ``_`` stands for ``<prefix>.denoise`` itself. What is in no table is listed as claims. Every
+judged fact carries a mark that leads to its row of the ledger.
 """
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from wanreport.baseline.facts import MARKS, NBSP, Fact, Facts, Kind, quantity_text
-from wanreport.flags import resolve
-from wanreport.registry import ModelSettings, resolve_model
-from wanreport.schedule import flow_schedule
-from wanreport.tables import Cell, Column, html_table
+from wanreport.baseline.facts import MARKS, SLOT, CssKind, Fact, Facts, Kind, quantity_text
+from wanreport.baseline.judge import COMPUTED, WORDS, Outcome
+from wanreport.baseline.ledger import Ledger
+from wanreport.tables import Cell, Column, Mark, html_table
 
 MEANINGS: dict[Kind, str] = {
     "specification": "a setting, or something that was set up so",
     "measured": "read from a log or a trace by the document's authors",
-    "derived": "follows from other facts; recomputed here wherever the document says from which",
+    "derived": "follows from other facts",
     "cited": "taken from source code or from the pull request",
     "hypothesis": "an explanation or a guess that nothing had tested yet",
     "prediction": "expected of runs still to come, or asked of them",
@@ -36,20 +38,82 @@ EXAMPLES: dict[Kind, str] = {
 """A fact of each kind, for the legend."""
 
 
-def cell(facts: Facts, name: str) -> Cell | None:
-    """One fact as a table cell: as printed, what it computes to, and where it comes from."""
+SIGNS: dict[Outcome, tuple[str, Literal["good", "warn", "bad", "calm"]]] = {
+    "contradicts": ("≠", "bad"),
+    "open": ("…", "calm"),
+    "unknown": ("?", "calm"),
+    "rounding": ("≈", "good"),
+    "holds": ("✓", "good"),
+}
+RESTS = "†"
+
+
+def anchor(name: str) -> str:
+    """The id of a fact's row in the ledger."""
+    return name.replace(".", "-").replace("_", "-")
+
+
+def mark(ledger: Ledger, name: str) -> Mark | None:
+    """The sign for a judged fact, a link to its working; None where nothing could judge it."""
+    entry = ledger[name]
+    if not entry.judged:
+        return None
+    sign, look = SIGNS[entry.outcome]
+    words = f"{name}: {WORDS[entry.outcome]}"
+    if entry.rests_on:
+        rests = f"rests on {', '.join(entry.rests_on)}"
+        return Mark(sign + RESTS, f"#{anchor(name)}", f"{words}, {rests}", "warn")
+    return Mark(sign, f"#{anchor(name)}", words, look)
+
+
+def cell(ledger: Ledger, name: str) -> Cell | None:
+    """One fact as a table cell: as printed, with its mark, and the other unit where in doubt."""
+    facts = ledger.facts
     if name not in facts:
         return None
-    check = facts.check(name)
-    text = facts.text(name)
-    if check:
-        text += f"{NBSP if check.verdict == 'same' else ' '}{check.mark}"
-    return Cell(text, kind=MARKS[facts[name].kind], title=facts.origin(name))
+    return Cell(
+        facts.text(name),
+        kind=MARKS[facts[name].kind],
+        title=facts.origin(name),
+        mark=mark(ledger, name),
+        note=ledger.binary(name) if name in ledger.judging.binary else "",
+    )
 
 
-def numbers(facts: Facts, part: str) -> str:
+def say(ledger: Ledger, text: str) -> str:
+    """Return prose with numbers in it as HTML, each looking as its kind does everywhere.
+
+    ``{id}`` is a fact as printed, with its mark; ``{= formula | unit | decimals}`` is computed
+    here. An empty line starts a new paragraph, and ``**words**`` are strong; all other text is
+    escaped.
+    """
+    # Not Markdown: its converters take an inline element and its words for separate things.
+    said = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text, quote=False))
+    said = COMPUTED.sub(lambda match: _computed(ledger, html.unescape(match[1])), said)
+    said = SLOT.sub(lambda match: _stated(ledger, match[1]), said)
+    return "\n".join(f"<p>{part.strip()}</p>" for part in said.split("\n\n") if part.strip())
+
+
+def _stated(ledger: Ledger, name: str) -> str:
+    facts, sign = ledger.facts, mark(ledger, name)
+    words = _span(facts.text(name), MARKS[facts[name].kind], facts.origin(name))
+    return words + (sign.html if sign else "")
+
+
+def _computed(ledger: Ledger, slot: str) -> str:
+    words, formula = ledger.worded(slot)
+    return _span(words, "derived", f"computed here: {formula}")
+
+
+def _span(words: str, look: CssKind, title: str) -> str:
+    tag = "em" if look == "derived" else "span"
+    return f'<{tag} class="kind-{look}" title="{html.escape(title)}">{html.escape(words)}</{tag}>'
+
+
+def numbers(ledger: Ledger, part: str) -> str:
     """The tables of one section, as HTML."""
-    return "\n".join(_table(facts, part, layout) for layout in facts.parts[part].tables)
+    layouts = ledger.facts.parts[part].tables
+    return "\n".join(_table(ledger, part, layout) for layout in layouts)
 
 
 def cells(part: str, layout: Mapping[str, Any]) -> list[str]:
@@ -62,14 +126,15 @@ def cells(part: str, layout: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(facts: Facts, part: str, layout: Mapping[str, Any]) -> str:
+def _table(ledger: Ledger, part: str, layout: Mapping[str, Any]) -> str:
+    facts = ledger.facts
     columns: dict[str, str] = layout["columns"]
     ids = iter(cells(part, layout))
     grid = {row: {column: next(ids) for column in columns} for row in layout["rows"]}
     rows: list[dict[str, object]] = [
         {
             "": facts.fill(layout["rows"][row]),
-            **{column: cell(facts, name) for column, name in names.items()},
+            **{column: cell(ledger, name) for column, name in names.items()},
         }
         for row, names in grid.items()
     ]
@@ -94,22 +159,26 @@ def in_tables(facts: Facts, part: str) -> set[str]:
     return shown
 
 
-def claims(facts: Facts, part: str, caption: str = "What the section says besides") -> str:
+def claims(ledger: Ledger, part: str, caption: str = "What the section says besides") -> str:
     """The facts of a section that are in none of its tables, as one table."""
+    facts = ledger.facts
     shown = in_tables(facts, part)
-    return fact_list(facts, [f for f in facts.of_part(part) if f.id not in shown], caption)
+    return fact_list(ledger, [f for f in facts.of_part(part) if f.id not in shown], caption)
 
 
-def fact_list(facts: Facts, listed: Iterable[Fact], caption: str) -> str:
+def fact_list(ledger: Ledger, listed: Iterable[Fact], caption: str) -> str:
     """A table of facts, one a row: claim, value, source, what the document verified, kind."""
+    facts = ledger.facts
     listed = list(listed)
     rows: list[dict[str, object]] = []
     for fact in listed:
         has_value = fact.value is not None
         rows.append(
             {
-                "claim": facts.statement(fact.id),
-                "value": cell(facts, fact.id) if has_value else Cell("", title="a claim"),
+                "claim": facts.statement(fact.id)
+                if has_value
+                else Cell(facts.statement(fact.id), mark=mark(ledger, fact.id)),
+                "value": cell(ledger, fact.id) if has_value else Cell("", title="a claim"),
                 "source": fact.cite or "",
                 "verified": "" if fact.verified is None else "yes" if fact.verified else "no",
                 "kind": Cell(fact.kind, kind=MARKS[fact.kind], title=MEANINGS[fact.kind]),
@@ -126,12 +195,13 @@ def fact_list(facts: Facts, listed: Iterable[Fact], caption: str) -> str:
     return html_table(rows, columns, caption=caption, kind="quoted")
 
 
-def legend(facts: Facts) -> str:
+def legend(ledger: Ledger) -> str:
     """How each kind of fact looks, what it means, and how many there are."""
+    facts = ledger.facts
     rows: list[dict[str, object]] = [
         {
             "kind": kind,
-            "example": cell(facts, EXAMPLES[kind]),
+            "example": Cell(facts.text(EXAMPLES[kind]), kind=MARKS[kind]),
             "meaning": MEANINGS[kind],
             "count": sum(fact.kind == kind for fact in facts.values()),
         }
@@ -143,139 +213,21 @@ def legend(facts: Facts) -> str:
         Column("meaning", "Meaning", numeric=False),
         Column("count", "Facts"),
     ]
-    note = (
-        "✓ recomputed, and the same to the printed digits. "
-        "≈ another number, which the rounding of the printed inputs can explain. "
-        "≠ another number, which rounding cannot explain. "
-        "Point at a number to see its section and its formula."
-    )
-    return html_table(rows, columns, caption="Kinds of facts", note=note, kind="quoted")
+    return html_table(rows, columns, caption="Kinds of facts", kind="quoted")
 
 
-def recomputed(facts: Facts) -> str:
-    """Every derived number that computes to another one than was printed."""
-    rows: list[dict[str, object]] = [
-        {
-            "section": f"§{check.fact.part}",
-            "what": facts.statement(check.fact.id),
-            "printed": Cell(facts.text(check.fact.id), kind=MARKS[check.fact.kind]),
-            "verdict": check.mark[0],
-            "computed": Cell(check.text, kind="derived"),
-            "range": Cell(check.range, kind="derived"),
-            "how": check.fact.how,
-        }
-        for check in facts.checks()
-        if check.verdict != "same"
-    ]
-    columns = [
-        Column("section", "Section", numeric=False),
-        Column("what", "Number", numeric=False),
-        Column("printed", "Printed"),
-        Column("verdict", "", numeric=False),
-        Column("computed", "Computes to"),
-        Column("range", "With rounding"),
-        Column("how", "Formula", numeric=False),
-    ]
-    note = "With rounding: what the rounding of the printed inputs leaves open."
-    caption = "Derived numbers that compute to another number than the one printed"
-    return html_table(rows, columns, caption=caption, note=note, kind="quoted")
-
-
-# What the package's own code says to the same questions ------------------------------------------
-
-
-def registry_settings(facts: Facts) -> dict[str, ModelSettings]:
-    """What SGLang 0.5.9 resolves the two model paths to, by column ("old", "new").
-
-    Neither path need exist: the checkpoint's class name is given, as both hold the same pipeline.
-    """
-    index = {"_class_name": "WanPipeline"}
-    return {
-        column: resolve_model(facts.text(f"s2.path.{column}"), index=index)
-        for column in ("old", "new")
-    }
-
-
-def registry_table(facts: Facts) -> str:
-    """The two model paths resolved by the package's registry."""
-    rows: list[dict[str, object]] = [
-        {
-            "path": facts.text(f"s2.path.{column}"),
-            "config": settings.config,
-            "how": settings.how,
-            "flow_shift": settings.flow_shift,
-            "steps": "; ".join(settings.steps),
-        }
-        for column, settings in registry_settings(facts).items()
-    ]
-    columns = [
-        Column("path", "Model path", numeric=False),
-        Column("config", "Configuration", numeric=False),
-        Column("how", "Found by", numeric=False),
-        Column("flow_shift", "flow_shift"),
-        Column("steps", "How", numeric=False),
-    ]
-    caption = "What SGLang 0.5.9's registry makes of the two paths"
-    return html_table(rows, columns, caption=caption, kind="derived")
-
-
-def resolved_flags(flags: str) -> tuple[str, list[str]]:
-    """The engine that a job's printed flags lead to in SGLang 0.5.9, and the rules that fired.
-
-    Flags that are not about offloading are passed over; text without flags means none.
-    """
-    words = flags.split()
-    given = {
-        word: value
-        for word, value in zip(words, [*words[1:], ""], strict=True)
-        if word.startswith("--")
-    }
-    truth = {"true": True, "false": False}
-    result = resolve(
-        truth.get(given.get("--dit-layerwise-offload", "")),
-        truth.get(given.get("--dit-cpu-offload", "")),
-        truth.get(given.get("--use-fsdp-inference", ""), False),
-        float(given.get("--dit-offload-prefetch-size", 0)),
-        False,
-    )
-    return result.engine or "none", result.steps
-
-
-def flags_table(facts: Facts) -> str:
-    """The flags of the jobs to come, and the engine that SGLang 0.5.9 arrives at with them."""
-    layout = facts.parts["9.1"].tables[0]
-    rows: list[dict[str, object]] = []
-    for row, label in layout["rows"].items():
-        engine, steps = resolved_flags(facts.text(f"s9.1.{row}.flags"))
-        rows.append(
-            {
-                "job": label,
-                "flags": cell(facts, f"s9.1.{row}.flags"),
-                "engine": engine,
-                "steps": "; ".join(steps),
-            }
-        )
-    columns = [
-        Column("job", "Job", numeric=False),
-        Column("flags", "Flags, as printed", numeric=False),
-        Column("engine", "Engine they lead to", numeric=False),
-        Column("steps", "Rules that fired", numeric=False),
-    ]
-    caption = "What SGLang 0.5.9 makes of the flags as printed"
-    return html_table(rows, columns, caption=caption, kind="derived")
-
-
-def schedule_table(facts: Facts) -> str:
+def schedule_table(ledger: Ledger) -> str:
     """The switch, computed for both shifts: the last step before it and the first one after."""
+    facts = ledger.facts
     boundary = facts.number("s5.5.boundary")
     steps = int(facts.number("s2.steps"))
     rows: list[dict[str, object]] = []
     for name in ("s5.5.shift.low", "s5.5.shift.high"):
-        times = flow_schedule(steps, facts.number(name)).timesteps
+        times = ledger.evidence.schedules[f"{facts.number(name):g}"]["timesteps"]
         switch = next(i for i, time in enumerate(times) if time < boundary)
         rows.append(
             {
-                "shift": cell(facts, name),
+                "shift": cell(ledger, name),
                 "switch": switch,
                 "before": times[switch - 1],
                 "after": times[switch],
