@@ -9,10 +9,21 @@ import torch
 
 from tests.models import make_experts, run_engine
 from tests.ranks import run_ranks
+from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
 from wanreport.weights import HostStore, RandomWeights
 
-CASES = [("resident", 1), ("swap", 1), ("fsdp", 1), ("layerwise", 1), ("layerwise", 3)]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("resident", {}),
+    ("swap", {}),
+    ("fsdp", {}),
+    ("layerwise", {"prefetch": 1}),
+    ("layerwise", {"prefetch": 3}),
+    ("stream", {}),
+    ("stream", {"settings": StreamSettings(residents=3, branches_per_visit=1)}),
+    ("stream", {"settings": StreamSettings(slots=3, shard=True, copy_streams=2)}),
+    ("stream", {"settings": StreamSettings(residents=2, windows=(9000, 20_000, 1000), shard=True)}),
+]
 
 
 def test_every_engine_is_among_the_cases() -> None:
@@ -20,7 +31,7 @@ def test_every_engine_is_among_the_cases() -> None:
 
 
 def _all_engines(steps: int) -> list[dict[str, Any]]:
-    return [run_engine(ENGINES[name](prefetch=p), steps=steps) for name, p in CASES]
+    return [run_engine(ENGINES[name](**options), steps=steps) for name, options in CASES]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
@@ -29,10 +40,10 @@ def test_every_engine_gives_the_bits_of_resident(size: int) -> None:
         reference = runs[0]["latents"][0]
         assert reference.isfinite().all()
         assert set(runs[0]["experts"]) == {"high_noise", "low_noise"}, "must cross the switch"
-        for (name, prefetch), run in zip(CASES, runs, strict=True):
+        for case, run in zip(CASES, runs, strict=True):
             for latents in run["latents"]:
-                assert torch.equal(latents, reference), (name, prefetch)
-            assert run["counters"] == run["expected"], (name, prefetch)
+                assert torch.equal(latents, reference), case
+            assert run["counters"] == run["expected"], case
 
 
 def _layerwise(blocks: int, prefetch: int, cfg: bool) -> dict[str, Any]:

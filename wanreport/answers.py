@@ -49,7 +49,7 @@ COUNTERS: dict[str, str] = {
     "event_waits": "waits for an event",
     "stream_waits": "waits for a stream",
     "host_syncs": "host synchronisations",
-    "unshards": "parameters gathered (FSDP)",
+    "unshards": "units gathered from all ranks",
 }
 
 STATUS_WORDS = {

@@ -105,12 +105,16 @@ def denoise(
     scheduler.set_begin_index(0)
     # Known on the host before the loop, so that no step waits for the device to tell it.
     times = scheduler.timesteps.tolist()
+    names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
+    visits = -(-(1 if guidance.uncond is None else 2) // engine.branches_per_visit)
+    ran = [name for index, name in enumerate(names) if run is None or index in run]
+    engine.begin([name for name in ran for _ in range(visits)])
     for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):
         if run is not None and index not in run:
             still = torch.zeros_like(latents, dtype=experts["high_noise"].dtype)
             latents = scheduler.step(still, timestep, latents, return_dict=False)[0]
             continue
-        name = "high_noise" if boundary is None or time >= boundary else "low_noise"
+        name = names[index]
         with on_step(index, name, time):
             noise = predict(
                 experts[name], engine, latents, timestep.expand(latents.shape[0]), guidance

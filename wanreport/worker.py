@@ -260,7 +260,8 @@ class Rank:
         visits = -(-branches // engine.branches_per_visit)
         ran = [step["expert"] for step in steps]
         passes = {expert: ran.count(expert) * visits for expert in EXPERTS}
-        wanted = type(engine).expected(replace(shape, passes=passes), number, engine.prefetch)
+        shape = replace(shape, passes=passes, branches=branches // visits)
+        wanted = engine.expected(shape, number)
         return {
             "kind": kind,
             "steps": steps,

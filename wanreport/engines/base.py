@@ -132,7 +132,7 @@ class Timeline:
 class Mover:
     """Allocates and copies for an engine, and counts every call.
 
-    On CUDA copies run on a stream of their own. Elsewhere a second host buffer stands in for
+    On CUDA copies run on streams of their own. Elsewhere a second host buffer stands in for
     device memory and streams are one and the same, so that an engine makes the same calls and its
     counters are as real as on a GPU.
     """
@@ -142,10 +142,44 @@ class Mover:
         self.cuda = device.type == "cuda"
         self.counters = Counters()
         self.timeline = Timeline(device)
-        self.copy_stream = torch.cuda.Stream(device) if self.cuda else None
 
-    def on_copy_stream(self) -> Any:
-        return torch.cuda.stream(self.copy_stream) if self.cuda else nullcontext()
+    # Streams and events; None elsewhere than on CUDA.
+
+    @property
+    def compute(self) -> Any:
+        """The stream that the pipeline computes on."""
+        return torch.cuda.current_stream(self.device) if self.cuda else None
+
+    def stream(self, priority: int = 0) -> Any:
+        """A stream for copies; a lower ``priority`` goes first."""
+        return torch.cuda.Stream(self.device, priority=priority) if self.cuda else None
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Have what is inside run on a stream."""
+        return torch.cuda.stream(stream) if self.cuda else nullcontext()
+
+    def event(self) -> Any:
+        return torch.cuda.Event() if self.cuda else None
+
+    def record(self, event: Any, stream: Any) -> Any:
+        """Set ``event`` after all that the stream holds now; one event may be set again."""
+        if self.cuda:
+            event.record(stream)
+        return event
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Have a stream wait for what ``event`` was last set to."""
+        self.counters.event_waits += 1
+        if self.cuda:
+            stream.wait_event(event)
+
+    def wait_stream(self, stream: Any, other: Any) -> None:
+        """Have a stream wait for all that the other one holds now."""
+        self.counters.stream_waits += 1
+        if self.cuda:
+            stream.wait_stream(other)
+
+    # Memory
 
     def allocate(self, nbytes: int) -> Tensor:
         """A uint8 buffer in device memory, on the current stream."""
@@ -157,12 +191,27 @@ class Mover:
         self.counters.allocations += 1
         return torch.empty(1, dtype=dtype, device=self.device)
 
-    def h2d(self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool) -> None:
-        """Copy on the current stream; ``blocking`` makes the host wait for it."""
+    def h2d(
+        self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
+    ) -> None:
+        """Copy on the current stream.
+
+        Parameters
+        ----------
+        blocking
+            Make the host wait for it.
+        goes_on
+            This is a further part of a copy that is counted already.
+        """
         device_buffer.copy_(host_buffer, non_blocking=not blocking)
-        self.counters.h2d_copies += 1
+        self.counters.h2d_copies += not goes_on
         self.counters.h2d_bytes += device_buffer.numel() * device_buffer.element_size()
         self.counters.host_syncs += blocking
+
+    def all_gather(self, buffer: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+        """Fill ``buffer`` with each rank's ``part``, which lies in its own place in it already."""
+        dist.all_gather_into_tensor(buffer, part, group=group)
+        self.counters.unshards += 1
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """``tensor.to(device)``, as a blocking move of a whole module does it."""
@@ -182,29 +231,6 @@ class Mover:
         self.counters.host_syncs += 1
         return moved
 
-    def record(self) -> torch.cuda.Event | None:
-        """An event after all that the copy stream holds."""
-        if self.copy_stream is None:
-            return None
-        event = torch.cuda.Event()
-        event.record(self.copy_stream)
-        return event
-
-    def compute_waits_for(self, event: torch.cuda.Event | None) -> None:
-        self.counters.event_waits += 1
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)
-
-    def compute_waits_for_copies(self) -> None:
-        self.counters.stream_waits += 1
-        if self.copy_stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.copy_stream)
-
-    def copies_wait_for_compute(self) -> None:
-        self.counters.stream_waits += 1
-        if self.copy_stream is not None:
-            self.copy_stream.wait_stream(torch.cuda.current_stream(self.device))
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -223,6 +249,8 @@ class Shape:
         Forward passes of each expert in one iteration, ``{expert: passes}``, in order of use.
     world_size
         Ranks.
+    branches
+        Branch states that go through one pass.
     """
 
     blocks: int
@@ -231,6 +259,7 @@ class Shape:
     buffers: tuple[int, ...]
     passes: dict[str, int]
     world_size: int = 1
+    branches: int = 1
 
 
 class Bound:
@@ -252,13 +281,13 @@ class Bound:
 class Engine(ABC):
     """Where block weights live and when they move.
 
-    Life: `attach`, then for each forward pass of an expert `use` and, for each block,
-    `before_block`, `window`\\* and `after_block`, then `detach`. An engine moves weights; it never
-    changes arithmetic.
+    Life: `attach`; for each iteration `begin`, then for each forward pass of an expert `use` and,
+    for each block, `before_block`, `window`\\* and `after_block`; `detach`. An engine moves
+    weights; it never changes arithmetic.
     """
 
     name: ClassVar[str]
-    branches_per_visit: ClassVar[int] = 1
+    branches_per_visit: int = 1
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
     shares_store: ClassVar[bool] = True
@@ -285,6 +314,17 @@ class Engine(ABC):
 
     @abstractmethod
     def _attach(self) -> None: ...
+
+    def _hold(self, expert: str, unit: int | None) -> None:
+        """Bring a unit to the device for good."""
+        host = self.store.buffer(expert, unit)
+        buffer = self.mover.allocate(host.numel())
+        self.mover.h2d(buffer, host, blocking=True)
+        layout = self.store.layouts[expert, unit]
+        Bound(self.experts[expert], layout, self.mover.device).point_into(buffer)
+
+    def begin(self, passes: Sequence[str]) -> None:  # noqa: B027
+        """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""
 
     def use(self, expert: str) -> None:  # noqa: B027
         """A forward pass of this expert is next."""
@@ -317,7 +357,6 @@ class Engine(ABC):
         """Bytes of host memory that the weights take on a host with all ``ranks`` of a job."""
         return sum(layout.nbytes for layout in layouts) * (1 if cls.shares_store else ranks)
 
-    @classmethod
     @abstractmethod
-    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+    def expected(self, shape: Shape, iteration: int) -> Counters:
         """What the counters of one iteration (0, 1, …) must be, by closed formula."""

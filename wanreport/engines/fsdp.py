@@ -98,9 +98,8 @@ class Fsdp(Engine):
         if isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor):
             raise RuntimeError(f"block {block} of {expert} is still sharded in its visit")
 
-    @classmethod
-    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+    def expected(self, shape: Shape, iteration: int) -> Counters:
         """Every pass unshards the expert's outer unit and each block once."""
-        one_pass = cls._unshard(shape.outer, shape.world_size)
-        one_pass += cls._unshard(shape.block, shape.world_size) * shape.blocks
+        one_pass = self._unshard(shape.outer, shape.world_size)
+        one_pass += self._unshard(shape.block, shape.world_size) * shape.blocks
         return one_pass * sum(shape.passes.values())

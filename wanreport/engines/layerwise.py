@@ -19,6 +19,7 @@ with ``.to()`` at the switch, to the host and back, with what it holds of the bl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class _Blocks:
 
     bound: list[Bound]
     loaded: set[int] = field(default_factory=set)
-    events: dict[int, torch.cuda.Event | None] = field(default_factory=dict)
+    events: dict[int, Any] = field(default_factory=dict)
 
 
 class Layerwise(Engine):
@@ -40,12 +41,10 @@ class Layerwise(Engine):
 
     def _attach(self) -> None:
         self.blocks: dict[str, _Blocks] = {}
+        self.copies = self.mover.stream()
         for name, expert in self.experts.items():
-            outer = self.store.buffer(name, None)
-            buffer = self.mover.allocate(outer.numel())
-            self.mover.h2d(buffer, outer, blocking=True)
+            self._hold(name, None)
             device, layouts = self.mover.device, self.store.layouts
-            Bound(expert, layouts[name, None], device).point_into(buffer)
             bound = [Bound(expert, layouts[name, i], device) for i in range(len(expert.blocks))]
             for block in bound:
                 self._stub(block)
@@ -55,7 +54,7 @@ class Layerwise(Engine):
     def _prepare(self, expert: str) -> None:
         for index in range(self._depth(expert)):
             self._prefetch(expert, index, blocking=True)
-        self.mover.compute_waits_for_copies()
+        self.mover.wait_stream(self.mover.compute, self.copies)
 
     def _depth(self, expert: str) -> int:
         return min(max(1, self.prefetch), len(self.blocks[expert].bound))
@@ -65,14 +64,14 @@ class Layerwise(Engine):
         if index in state.loaded:
             return
         mover, host = self.mover, self.store.buffer(expert, index)
-        mover.copies_wait_for_compute()
+        mover.wait_stream(self.copies, mover.compute)
         pieces: dict[torch.dtype, Tensor] = {}
         layout = state.bound[index].layout
-        with mover.on_copy_stream(), mover.timeline.during("copy", "load", expert, index):
+        with mover.on(self.copies), mover.timeline.during("copy", "load", expert, index):
             for dtype, (start, stop) in layout.segments.items():
                 pieces[dtype] = mover.allocate(stop - start)
                 mover.h2d(pieces[dtype], host[start:stop], blocking=blocking)
-        state.events[index] = mover.record()
+        state.events[index] = mover.record(mover.event(), self.copies)
         for piece, parameter in zip(layout.slices, state.bound[index].parameters, strict=True):
             start, _ = layout.segments[piece.dtype]
             parameter.data = piece.of(pieces[piece.dtype], start)
@@ -87,7 +86,7 @@ class Layerwise(Engine):
         if block == 0:
             self._prepare(expert)
         if block in state.events:
-            self.mover.compute_waits_for(state.events[block])
+            self.mover.wait(self.mover.compute, state.events[block])
         if block % depth == 0:
             for index in range(block + depth, block + 2 * depth):
                 self._prefetch(expert, index % len(state.bound))
@@ -108,24 +107,22 @@ class Layerwise(Engine):
         super().detach()
         self.blocks = {}
 
-    @classmethod
-    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+    def expected(self, shape: Shape, iteration: int) -> Counters:
         """What one iteration adds to the totals that `_total` gives in closed form."""
         counters = Counters()
         for passes in shape.passes.values():
             before, after = passes * iteration, passes * (iteration + 1)
-            counters += cls._total(shape, after, prefetch) - cls._total(shape, before, prefetch)
+            counters += self._total(shape, after) - self._total(shape, before)
         return counters
 
-    @staticmethod
-    def _total(shape: Shape, passes: int, prefetch: int) -> Counters:
+    def _total(self, shape: Shape, passes: int) -> Counters:
         """Counters of one expert from attach to the end of its ``passes``-th pass.
 
         Each pass releases every block but the first once, so what was loaded is what was released
         plus what is on the device at the end: block 0 and, with p > 1, the first blocks of the
         next pass that the last batch requested after they had been released.
         """
-        n, p = shape.blocks, min(max(1, prefetch), shape.blocks)
+        n, p = shape.blocks, min(max(1, self.prefetch), shape.blocks)
         dtypes, parameters = len(shape.block.segments), len(shape.block.slices)
         left = {0} | {
             j % n for i in range(0, n, p) for j in range(i + p, i + 2 * p) if j >= n and j % n < i

@@ -8,23 +8,18 @@ The reference of every comparison, and what a GPU with room for 2 × 28.6 GB wou
 
 from __future__ import annotations
 
-from .base import Bound, Counters, Engine, Shape
+from .base import Counters, Engine, Shape
 
 
 class Resident(Engine):
     name = "resident"
 
     def _attach(self) -> None:
-        for expert_name, expert in self.experts.items():
-            for unit in self.store.units(expert_name):
-                host = self.store.buffer(expert_name, unit)
-                buffer = self.mover.allocate(host.numel())
-                self.mover.h2d(buffer, host, blocking=True)
-                layout = self.store.layouts[expert_name, unit]
-                Bound(expert, layout, self.mover.device).point_into(buffer)
+        for expert in self.experts:
+            for unit in self.store.units(expert):
+                self._hold(expert, unit)
         self.store.close()  # nothing comes from the host again
 
-    @classmethod
-    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+    def expected(self, shape: Shape, iteration: int) -> Counters:
         """Nothing moves after attach."""
         return Counters()

@@ -43,8 +43,7 @@ class Swap(Engine):
             self.experts[expert]._apply(self.mover.to_device)
         self.active = expert
 
-    @classmethod
-    def expected(cls, shape: Shape, iteration: int, prefetch: int) -> Counters:
+    def expected(self, shape: Shape, iteration: int) -> Counters:
         """Each use of an expert brings it in, and all but the very first send one out."""
         sizes = [
             piece.shape.numel() * piece.dtype.itemsize

@@ -1,0 +1,174 @@
+"""A `Mover` whose streams are as lazy as a device may be, and that finds races between them.
+
+What a copy stream holds runs at the last moment that the events allow, and its target is poisoned
+from the first one on, so that whoever reads without waiting computes with NaN. Beside that every
+stream has a vector clock: two accesses to a buffer, one of them a write, that no chain of events
+orders are a race, even where this run happened to get away with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wanreport.engines import Stream, base
+from wanreport.engines.base import Mover
+
+
+@dataclass(eq=False)
+class Lane:
+    """A stream: what it has still to do, and how much of every stream is over before its next."""
+
+    name: str
+    work: list[Callable[[], Any]] = field(default_factory=list)
+    begun: int = 0  # of its work
+    clock: dict[str, int] = field(default_factory=dict)
+
+    def run(self, until: int) -> None:
+        while self.begun < until:
+            self.begun += 1
+            self.work[self.begun - 1]()
+
+    def merge(self, clock: dict[str, int]) -> None:
+        for name, time in clock.items():
+            self.clock[name] = max(time, self.clock.get(name, 0))
+
+
+@dataclass(eq=False)
+class Mark:
+    """An event: where it was last recorded."""
+
+    lane: Lane | None = None
+    until: int = 0
+    clock: dict[str, int] = field(default_factory=dict)
+
+
+class LazyMover(Mover):
+    """See the module's docstring; the waits of the lanes in `deaf` do nothing."""
+
+    deaf: tuple[str, ...] = ()
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.races: list[str] = []
+        self.lanes = [Lane("compute")]
+        self.current = self.lanes[0]
+        self._writes: dict[int, tuple[str, int]] = {}
+        self._reads: dict[int, dict[str, int]] = {}
+
+    @property
+    def compute(self) -> Lane:
+        return self.lanes[0]
+
+    def stream(self, priority: int = 0) -> Lane:
+        self.lanes.append(Lane(f"stream {len(self.lanes)}"))
+        return self.lanes[-1]
+
+    def on(self, stream: Lane) -> Any:
+        mover, before = self, self.current
+
+        class On:
+            def __enter__(self) -> None:
+                mover.current = stream
+
+            def __exit__(self, *_: object) -> None:
+                mover.current = before
+
+        return On()
+
+    def event(self) -> Mark:
+        return Mark()
+
+    def record(self, event: Mark, stream: Lane) -> Mark:
+        event.lane, event.until, event.clock = stream, len(stream.work), dict(stream.clock)
+        return event
+
+    def wait(self, stream: Lane, event: Mark) -> None:
+        self.counters.event_waits += 1
+        if stream.name not in self.deaf and event.lane is not None:
+            self._follow(stream, event.lane, event.until, event.clock)
+
+    def wait_stream(self, stream: Lane, other: Lane) -> None:
+        self.counters.stream_waits += 1
+        if "streams" not in self.deaf:
+            self._follow(stream, other, len(other.work), other.clock)
+
+    def _follow(self, stream: Lane, other: Lane, until: int, clock: dict[str, int]) -> None:
+        stream.merge(clock)
+        self._do(stream, lambda: other.run(until))
+
+    def _do(self, stream: Lane, work: Callable[[], Any]) -> None:
+        """Compute does it at once, any other stream when somebody waits for it."""
+        if stream is self.compute:
+            work()
+        else:
+            stream.work.append(work)
+
+    def touch(self, tensor: Tensor, *, write: bool) -> None:
+        """Note an access to a tensor's storage by the current stream, and whom it races with."""
+        lane, key = self.current, tensor.untyped_storage().data_ptr()
+        others = [self._writes.get(key, ("", 0))]
+        if write:
+            others += self._reads.get(key, {}).items()
+        for name, time in others:
+            if name and name != lane.name and lane.clock.get(name, 0) < time:
+                self.races.append(f"{lane.name} {'writes' if write else 'reads'} beside {name}")
+        now = lane.clock[lane.name] = lane.clock.get(lane.name, 0) + 1
+        if write:
+            self._writes[key], self._reads[key] = (lane.name, now), {}
+        else:
+            self._reads.setdefault(key, {})[lane.name] = now
+
+    def h2d(
+        self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
+    ) -> None:
+        self.touch(device_buffer, write=True)
+        if blocking or self.current is self.compute:
+            return super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
+        device_buffer.fill_(0xFF)  # NaN as bfloat16 and as float32
+        self.current.work.append(lambda: device_buffer.copy_(host_buffer))
+        self.counters.h2d_copies += not goes_on
+        self.counters.h2d_bytes += device_buffer.numel()
+        return None
+
+    def all_gather(self, buffer: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+        self.touch(buffer, write=True)
+        self.counters.unshards += 1
+        self._do(self.current, lambda: dist.all_gather_into_tensor(buffer, part, group=group))
+
+
+class WatchedStream(Stream):
+    """Tells its mover what a block reads, from the beginning of its visit to the end.
+
+    ``fail_at`` is a use (a block's visit, counted from 0 in the first iteration) that raises.
+    """
+
+    fail_at: int | None = None
+    visits = 0
+
+    def attach(self, *arguments: Any) -> None:
+        base.Mover = LazyMover  # type: ignore[misc]
+        try:
+            super().attach(*arguments)
+        finally:
+            base.Mover = Mover  # type: ignore[misc]
+
+    def _touch(self, expert: str, block: int) -> None:
+        parameter = next(self.experts[expert].blocks[block].parameters())
+        self.mover.touch(parameter, write=False)  # type: ignore[attr-defined]
+
+    def before_block(self, expert: str, block: int) -> None:
+        super().before_block(expert, block)
+        self._touch(expert, block)
+        self.visits += 1
+        if self.visits - 1 == self.fail_at:
+            raise InterruptedError("planted")
+
+    def after_block(self, expert: str, block: int) -> None:
+        self._touch(expert, block)
+        super().after_block(expert, block)

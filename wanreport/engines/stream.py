@@ -1,0 +1,227 @@
+"""`stream`: every block has one fixed place on the device, and loads go round it.
+
+    compute     | 0: cond uncond | 1: cond uncond | 2: cond uncond | 3: …
+    copy        | 1   | 2   |      3   |            4   |            5 …
+                              ↑ 0 is done: its slot is free
+    gather      (sharded)  | 1   | 2   |      3   |            4   | …
+
+An expert's block i has one buffer on the device, the same for both experts: its own if the block
+is *resident*, else one of the slots, which the streamed blocks take in turn. Parameters are bound
+to the buffers once, at attach, so addresses never change; the loop allocates nothing and never
+makes the host wait.
+
+The pipeline says at the start of an iteration which experts its passes use. Hence all loads are
+known: a *use* (pass, block) needs one where its buffer holds anything else. Loads go out in order
+of use. One waits for the last use of its buffer (the buffer's ``free`` event), and the use waits
+for its load (``ready``); nothing else waits. So a resident block is loaded when its expert first
+comes to it, behind the blocks before it, and the other expert's block takes its place as soon as
+its last use is over: neither the first step nor the switch has a stop of its own.
+
+With *windows* a load is cut into chunks that start only where no collective is in flight: at each
+window the copy stream waits for the window's start and then takes no more than the window's quota
+of bytes. What is left when a block is needed goes at once.
+
+With *shard* each rank copies its part of a block into its place in the buffer, and the ranks gather
+the block in place, on a stream and a process group of their own, while the next part is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..cost import SEGMENTS, StreamSettings
+from ..weights import ALIGN
+from .base import Bound, Counters, Engine, Shape
+
+
+class Load(NamedTuple):
+    """A block to bring: for which use, into which buffer, and how many uses must be over first."""
+
+    use: int
+    buffer: int
+    expert: str
+    block: int
+    after: int
+
+
+class Stream(Engine):
+    name = "stream"
+
+    def __init__(self, settings: StreamSettings | None = None, *, prefetch: int = 1) -> None:
+        super().__init__(prefetch=prefetch)
+        self.settings = settings or StreamSettings()
+        self.branches_per_visit = self.settings.branches_per_visit
+
+    def _attach(self) -> None:
+        settings, mover, layouts = self.settings, self.mover, self.store.layouts
+        ranks = dist.get_world_size(self.group) if settings.shard and self.group else 1
+        self.rank = dist.get_rank(self.group) if ranks > 1 else 0
+        # A group of its own: its gathers and the pipeline's collectives do not wait in one line.
+        self.gathering = dist.new_group() if ranks > 1 else None
+        self.blocks = max(len(expert.blocks) for expert in self.experts.values())
+        self.nbytes = max(layouts[name, 0].nbytes for name in self.experts)
+        self.part = -(-self.nbytes // (ranks * ALIGN)) * ALIGN  # each rank's share, padded
+        self.places = settings.places(self.blocks)
+        self.buffers = [
+            mover.allocate(ranks * self.part) for _ in range(settings.buffers(self.blocks))
+        ]
+        for name, expert in self.experts.items():
+            self._hold(name, None)
+            for block in range(self.blocks):
+                bound = Bound(expert, layouts[name, block], mover.device)
+                bound.point_into(self.buffers[self._place(name, block)])
+        self.copies = [mover.stream(settings.priority) for _ in range(settings.copy_streams)]
+        self.gathers = [mover.stream(settings.priority)] if self.gathering else []
+        self.free: list[Any] = [mover.event() for _ in self.buffers]
+        self.ready: list[Any] = [mover.event() for _ in self.buffers]
+        self.opened, self.copied = mover.event(), mover.event()
+        self._held: list[tuple[str, int] | None] = [None] * len(self.buffers)
+        self._arriving: set[int] = set()  # buffers whose load nothing has waited for yet
+        self._loads: deque[Load] = deque()
+        self._passes: Sequence[str] = ()
+        if self.gathering:  # connects the ranks now, not in the first step
+            mover.all_gather(self.buffers[0], self._own(self.buffers[0]), self.gathering)
+
+    def _own(self, buffer: Tensor) -> Tensor:
+        """This rank's part of a buffer."""
+        return buffer[self.rank * self.part : (self.rank + 1) * self.part]
+
+    def _place(self, expert: str, block: int) -> int:
+        second = self.settings.both and expert != next(iter(self.experts))
+        return self.places[block] + self.blocks * second
+
+    def begin(self, passes: Sequence[str]) -> None:
+        mover = self.mover
+        for stream in (*self.copies, *self.gathers):  # what an iteration cut short left under way
+            mover.wait_stream(mover.compute, stream)
+        for event in self.free:
+            mover.record(event, mover.compute)
+        self._arriving.clear()
+        self._passes, self._pass, self._done = passes, -1, 0
+        self._loads = deque(self._all_loads(passes))
+        self._sent = 0  # bytes of the first of them
+        self._turn = 0  # of the copy streams
+        if self.settings.windows is None:
+            self._send()
+
+    def _all_loads(self, passes: Sequence[str]) -> list[Load]:
+        held, over = list(self._held), [0] * len(self.buffers)
+        loads, use = [], 0
+        for expert in passes:
+            for block in range(self.blocks):
+                buffer = self._place(expert, block)
+                if held[buffer] != (expert, block):
+                    loads.append(Load(use, buffer, expert, block, over[buffer]))
+                    held[buffer] = (expert, block)
+                use += 1
+                over[buffer] = use
+        return loads
+
+    def use(self, expert: str) -> None:
+        self._pass += 1
+        announced = self._passes[self._pass] if self._pass < len(self._passes) else "no more"
+        if announced != expert:
+            raise RuntimeError(f"pass {self._pass} uses {expert}; announced was {announced}")
+
+    def before_block(self, expert: str, block: int) -> None:
+        mover, buffer = self.mover, self._place(expert, block)
+        self._send(through=self._pass * self.blocks + block)
+        if buffer in self._arriving:
+            mover.wait(mover.compute, self.ready[buffer])
+            self._arriving.discard(buffer)
+        super().before_block(expert, block)
+
+    def after_block(self, expert: str, block: int) -> None:
+        super().after_block(expert, block)
+        self.mover.record(self.free[self._place(expert, block)], self.mover.compute)
+        self._done = self._pass * self.blocks + block + 1
+        if self.settings.windows is None:
+            self._send()
+
+    def window(self, expert: str, block: int, segment: str) -> None:
+        if self.settings.windows is not None:
+            self.mover.record(self.opened, self.mover.compute)
+            for stream in self.copies:
+                self.mover.wait(stream, self.opened)
+            self._send(quota=self.settings.windows[SEGMENTS.index(segment)])
+
+    def _send(self, quota: float = math.inf, through: float = math.inf) -> None:
+        """Have the copy streams load what is next, as far as buffers are free.
+
+        Parameters
+        ----------
+        quota
+            Bytes to send at most. All ranks count the padded part, so that they gather alike.
+        through
+            The last use to send loads for.
+        """
+        while self._loads and quota > 0:
+            load = self._loads[0]
+            if load.after > self._done or load.use > through:
+                return
+            size = int(min(self.part - self._sent, quota))
+            self._copy(load, size)
+            quota -= size
+            if self._sent == self.part:
+                self._arrive(load)
+
+    def _copy(self, load: Load, size: int) -> None:
+        """Copy the next ``size`` bytes of this rank's part of a block."""
+        mover, stream, first = self.mover, self.copies[self._turn], self._sent == 0
+        if first:
+            self._held[load.buffer] = None  # until all of it is there
+            mover.wait(stream, self.free[load.buffer])
+        start = self.rank * self.part + self._sent
+        stop = min(start + size, self.nbytes)  # padding is not copied
+        self._sent += size
+        with mover.on(stream), mover.timeline.during("copy", "load", load.expert, load.block):
+            mover.h2d(
+                self.buffers[load.buffer][start : max(start, stop)],
+                self.store.buffer(load.expert, load.block)[start : max(start, stop)],
+                blocking=False,
+                goes_on=not first,
+            )
+
+    def _arrive(self, load: Load) -> None:
+        """All of the next load is on its way: have its use wait for it, and turn to the next."""
+        mover, stream, buffer = self.mover, self.copies[self._turn], self.buffers[load.buffer]
+        if self.gathering:
+            mover.record(self.copied, stream)
+            stream = self.gathers[0]
+            mover.wait(stream, self.copied)
+            with mover.on(stream), mover.timeline.during("gather", "load", load.expert, load.block):
+                mover.all_gather(buffer, self._own(buffer), self.gathering)
+        mover.record(self.ready[load.buffer], stream)
+        self._held[load.buffer] = load.expert, load.block
+        self._arriving.add(load.buffer)
+        self._loads.popleft()
+        self._sent, self._turn = 0, (self._turn + 1) % len(self.copies)
+
+    def detach(self) -> None:
+        super().detach()
+        self.buffers, self._loads = [], deque()
+        if self.gathering:
+            dist.destroy_process_group(self.gathering)
+            self.gathering = None
+
+    def expected(self, shape: Shape, iteration: int) -> Counters:
+        """A load is one copy: it waits for its buffer, a gather for it, a block for all that."""
+        settings, nbytes = self.settings, shape.block.nbytes
+        ranks = shape.world_size if settings.shard else 1
+        part = -(-nbytes // (ranks * ALIGN)) * ALIGN
+        loads = settings.loads(shape.blocks, shape.passes, iteration)
+        visits = shape.branches * shape.blocks * sum(shape.passes.values())
+        windows = 0 if settings.windows is None else len(SEGMENTS) * visits
+        return Counters(
+            h2d_copies=loads,
+            h2d_bytes=loads * min(part, max(nbytes - self.rank * part, 0)),
+            event_waits=loads * (3 if ranks > 1 else 2) + windows * settings.copy_streams,
+            stream_waits=settings.copy_streams + (ranks > 1),
+            unshards=loads * (ranks > 1),
+        )
