@@ -12,7 +12,7 @@ import torch.distributed as dist
 from wanreport.engines import Counters, Engine, Shape
 from wanreport.pipeline import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.ulysses import SequenceParallel
-from wanreport.wan import EXPERTS, TINY, Expert
+from wanreport.wan import EXPERTS, TINY, Expert, Segments
 from wanreport.weights import HostStore, RandomWeights
 
 SCALES = {"high_noise": 4.0, "low_noise": 3.0}
@@ -32,13 +32,14 @@ def run_engine(
     seed: int = 0,
     size: tuple[int, int, int] = (48, 112, 9),
     device: str = "cpu",
+    segments: Segments | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Attach, run and detach on this rank; latents, counters and what they should be."""
     group = dist.group.WORLD if dist.is_initialized() else None
     experts = make_experts(dtype, **changes)
     for expert in experts.values():
-        expert.parallel = SequenceParallel(group)
+        expert.parallel, expert.segments = SequenceParallel(group), segments or Segments()
     shared = group if engine.shares_store else None
     pin = device == "cuda" and engine.pins_store
     store = HostStore(experts, RandomWeights(seed), pin=pin, group=shared)

@@ -1,13 +1,14 @@
-"""A `Mover` whose streams are as lazy as a device may be, and that finds races between them.
+"""Movers that bring races to light: one on CPU that knows of them, one on CUDA that provokes them.
 
-What a copy stream holds runs at the last moment that the events allow, and its target is poisoned
-from the first one on, so that whoever reads without waiting computes with NaN. Beside that every
-stream has a vector clock: two accesses to a buffer, one of them a write, that no chain of events
-orders are a race, even where this run happened to get away with it.
+On CPU, what a copy stream holds runs at the last moment that the events allow, and its target is
+poisoned from the first one on, so that whoever reads without waiting computes with NaN. Beside
+that every stream has a vector clock: two accesses to a buffer, one of them a write, that no chain
+of events orders are a race, even where this run happened to get away with it.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class Mark:
 
 
 class LazyMover(Mover):
-    """See the module's docstring; the waits of the lanes in `deaf` do nothing."""
+    """Streams as lazy as a device may make them; the waits of the lanes in `deaf` do nothing."""
 
     deaf: tuple[str, ...] = ()
 
@@ -140,6 +141,42 @@ class LazyMover(Mover):
         self.touch(buffer, write=True)
         self.counters.unshards += 1
         self._do(self.current, lambda: dist.all_gather_into_tensor(buffer, part, group=group))
+
+
+class LateMover(Mover):
+    """On CUDA: streams are late at random, and the target of a copy is poisoned first.
+
+    ``deaf`` names whose waits for events do nothing: ``compute`` or ``copies``.
+    """
+
+    CYCLES = 40_000_000  # some 20 ms, longer than a block of the tests takes to compute or to copy
+
+    def __init__(self, device: torch.device, seed: int, deaf: str = "") -> None:
+        super().__init__(device)
+        self.random, self.deaf = random.Random(seed), deaf
+
+    def _sleep(self, stream: Any) -> None:
+        with self.on(stream):
+            torch.cuda._sleep(self.random.randrange(self.CYCLES))
+
+    def record(self, event: Any, stream: Any) -> Any:
+        self._sleep(stream)  # so that what comes before an event ends long after it was issued
+        return super().record(event, stream)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        if self.deaf == ("compute" if stream == self.compute else "copies"):
+            self.counters.event_waits += 1
+        else:
+            super().wait(stream, event)
+        self._sleep(stream)
+
+    def h2d(
+        self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
+    ) -> None:
+        device_buffer.fill_(0xFF)
+        if not blocking:
+            torch.cuda._sleep(self.random.randrange(self.CYCLES))
+        super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
 
 
 class WatchedStream(Stream):

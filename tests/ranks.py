@@ -18,14 +18,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["wanreport.worker"])
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, backend: str = "gloo"
+) -> list[Any]:
     """``function(*args)`` in each rank of a new group; the results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
             mine, theirs = CONTEXT.Pipe(duplex=False)
             process = CONTEXT.Process(
-                target=_rank, args=(function, folder, rank, world_size, theirs, args)
+                target=_rank, args=(function, folder, rank, world_size, theirs, args, backend)
             )
             process.start()
             theirs.close()
@@ -45,14 +47,19 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
     return results
 
 
-def _rank(function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any) -> None:
+def _rank(
+    function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any, backend: str
+) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    device = torch.device("cuda", rank) if backend == "nccl" else None
     try:
+        if device is not None:
+            torch.cuda.set_device(device)
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size,
-            timeout=timedelta(seconds=100),
+            backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size,
+            timeout=timedelta(seconds=100), device_id=device,
         )  # fmt: skip
         buffer = io.BytesIO()
         torch.save(function(*args), buffer)  # by value: the rank is gone when it is read

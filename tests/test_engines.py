@@ -11,6 +11,7 @@ from tests.models import make_experts, run_engine
 from tests.ranks import run_ranks
 from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
+from wanreport.wan import Segments
 from wanreport.weights import HostStore, RandomWeights
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -44,6 +45,27 @@ def test_every_engine_gives_the_bits_of_resident(size: int) -> None:
             for latents in run["latents"]:
                 assert torch.equal(latents, reference), case
             assert run["counters"] == run["expected"], case
+
+
+def _compiled(backend: str) -> list[tuple[int, int]]:
+    """Graph breaks, and graphs made, of two iterations with every engine."""
+    from torch._dynamo.utils import counters
+
+    found = []
+    for name, options in CASES:
+        torch._dynamo.reset()
+        counters.clear()
+        segments = Segments.compiled(backend=backend)
+        run_engine(
+            ENGINES[name](**options), steps=3, size=(32, 32, 5), segments=segments, num_layers=4
+        )
+        found.append((sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]))
+    return found
+
+
+def test_a_compiled_segment_is_one_graph_for_all_blocks_under_every_engine() -> None:
+    for case, found in zip(CASES, run_ranks(_compiled, 1, "eager")[0], strict=True):
+        assert found == (0, 3), case
 
 
 def _layerwise(blocks: int, prefetch: int, cfg: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,16 +12,31 @@ import torch
 import torch.distributed as dist
 
 from tests.models import run_engine
+from tests.races import LateMover
+from tests.ranks import run_ranks
 from wanreport import weights
-from wanreport.engines import ENGINES
-from wanreport.wan import A14B
+from wanreport.cost import StreamSettings
+from wanreport.engines import ENGINES, base
+from wanreport.wan import A14B, Segments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 # Full width, four blocks, two shapes: 480p and 720p frames, few of them.
 WIDE = A14B | {"num_layers": 4}
 SHAPES = {"480p": (480, 832, 5), "720p": (720, 1280, 5)}
-CASES = [("swap", 1), ("layerwise", 1), ("layerwise", 3), ("fsdp", 1)]
+LOCAL = [(2, 0, None), (3, 1, None), (2, 0, (10**8, 2 * 10**8, 10**8)), (0, 4, None)]
+STREAMS = [
+    StreamSettings(slots, residents, windows=windows, copy_streams=1 + residents % 2)
+    for slots, residents, windows in LOCAL
+]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("swap", {}),
+    ("layerwise", {"prefetch": 1}),
+    ("layerwise", {"prefetch": 3}),
+    ("fsdp", {}),
+    *(("stream", {"settings": settings}) for settings in STREAMS),
+]
+RACING = [case for case in CASES if case[0] in ("layerwise", "stream")]
 
 
 @pytest.fixture(scope="module")
@@ -33,28 +49,94 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _run(engine: str, prefetch: int, shape: str) -> dict[str, Any]:
-    return run_engine(ENGINES[engine](prefetch=prefetch), device="cuda", size=SHAPES[shape], **WIDE)
+def _run(engine: str, shape: str, *, options: Any = None, **how: Any) -> dict[str, Any]:
+    made = ENGINES[engine](**(options or {}))
+    return run_engine(made, device="cuda", size=SHAPES[shape], **(WIDE | how))
 
 
 @pytest.fixture(scope="module", params=SHAPES)
 def resident(request: pytest.FixtureRequest, group: None) -> tuple[str, dict[str, Any]]:
-    return request.param, _run("resident", 1, request.param)
+    return request.param, _run("resident", request.param)
 
 
-@pytest.mark.parametrize(("engine", "prefetch"), CASES)
-def test_bits_and_counters_on_the_device(
-    engine: str, prefetch: int, resident: tuple[str, dict[str, Any]]
-) -> None:
-    shape, reference = resident
-    run = _run(engine, prefetch, shape)
+def _same(run: dict[str, Any], reference: dict[str, Any]) -> None:
     assert reference["latents"][0].isfinite().all()
     for latents in run["latents"]:
         assert torch.equal(latents, reference["latents"][0])
     assert run["counters"] == run["expected"]
 
 
-@pytest.mark.parametrize("engine", ["resident", "swap", "layerwise", "fsdp"])
+@pytest.mark.parametrize(("engine", "options"), CASES)
+def test_bits_and_counters_on_the_device(
+    engine: str, options: dict[str, Any], resident: tuple[str, dict[str, Any]]
+) -> None:
+    shape, reference = resident
+    _same(_run(engine, shape, options=options), reference)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("engine", "options"), RACING)
+def test_bits_where_every_stream_is_late_at_random(
+    engine: str,
+    options: dict[str, Any],
+    seed: int,
+    resident: tuple[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape, reference = resident
+    monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, seed))
+    _same(_run(engine, shape, options=options), reference)
+
+
+@pytest.mark.parametrize("deaf", ["compute", "copies"])
+def test_a_forgotten_wait_shows_where_every_stream_is_late(
+    deaf: str, resident: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, reference = resident
+    monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, 0, deaf))
+    run = _run("stream", shape)
+    assert not all(torch.equal(x, reference["latents"][0]) for x in run["latents"])
+
+
+@pytest.mark.parametrize(("engine", "options"), [("resident", {}), *CASES])
+def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
+    engine: str, options: dict[str, Any], group: None
+) -> None:
+    from torch._dynamo.utils import counters
+
+    def run(name: str, **how: Any) -> dict[str, Any]:
+        torch._dynamo.reset()
+        counters.clear()
+        return _run(name, "480p", segments=Segments.compiled(), num_layers=2, **how)
+
+    reference = run("resident")
+    found = run(engine, options=options)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 3
+    _same(found, reference)
+
+
+def _several(late: bool) -> None:
+    """All ways to stream over the ranks of one host, in each rank."""
+    how: dict[str, Any] = {"device": "cuda", "size": SHAPES["480p"], "steps": 3} | WIDE
+    reference = run_engine(ENGINES["resident"](), **how)
+    if late:
+        base.Mover = lambda device: LateMover(device, dist.get_rank())  # type: ignore
+    for shard in (False, True):
+        for settings in STREAMS:
+            settings = replace(settings, shard=shard)
+            _same(run_engine(ENGINES["stream"](settings=settings), **how), reference)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("size", [2, 4])
+def test_bits_and_counters_on_several_devices(size: int, late: bool) -> None:
+    if torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs; torch sees {torch.cuda.device_count()}")
+    run_ranks(_several, size, late, backend="nccl")
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
 def test_attach_run_detach_leaves_no_memory_behind(
     engine: str, group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,8 +160,9 @@ def test_attach_run_detach_leaves_no_memory_behind(
         pool = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
         return torch.cuda.memory_allocated(), pool + sum(registered.values())
 
-    _run(engine, 1, "480p")
+    few: dict[str, Any] = {"num_layers": 2, "steps": 3, "iterations": 1}
+    _run(engine, "480p", **few)
     before = used()
-    for _ in range(3):
-        _run(engine, 1, "480p")
+    for _ in range(20):
+        _run(engine, "480p", **few)
     assert used() == before

@@ -148,9 +148,9 @@ class Segments:
     post: Callable[..., Any] = post
 
     @classmethod
-    def compiled(cls) -> Segments:
+    def compiled(cls, **options: Any) -> Segments:
         # Weights are inputs of the functions, so 40 blocks share one graph of each.
-        return cls(*(torch.compile(f, dynamic=False) for f in (pre, attend, post)))
+        return cls(*(torch.compile(f, dynamic=False, **options) for f in (pre, attend, post)))
 
 
 @dataclass
