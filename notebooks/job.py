@@ -37,6 +37,7 @@ negative_prompt = ""
 seed = 0
 dtype = "bfloat16"
 compile = False
+vram_budget_gb = None
 warmup_iterations = 1
 clean_iterations = 1
 profile = True
@@ -54,7 +55,7 @@ import wanreport.notebook as wanreport_notebook
 job = wanreport_notebook.setup(globals())
 
 # %%
-from wanreport import answers, figures, tables
+from wanreport import answers, figures, planned, tables
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
@@ -89,6 +90,17 @@ say(answers.sglang_sentence(record))
 
 # %%
 say(answers.settings_sentence(record))
+
+# %% [markdown]
+# ### What the engine chose
+#
+# The engine `stream` measures a few blocks on the machine first, predicts from that what each way
+# of moving weights would cost, and tries the two best where the prediction alone should not decide.
+
+# %%
+say(planned.plan_sentence(record))
+if record["plan"]:
+    table(planned.plan_table(record))
 
 # %% [markdown]
 # ## What ran

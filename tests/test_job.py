@@ -147,6 +147,8 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(tmp_path):
         ("num_frames: 80", "80 is not 1 more than a multiple of 4", "write 77 or 81"),
         ("sampled_steps: 4", "4, out of range", "write at least 5"),
         ("sampled_steps: 28", "28 of 27 steps are no sample", "write at most 27"),
+        ("vram_budget_gb: 24.0", "24.0 is for the stream engine", "remove it"),
+        ("vram_budget_gb: 0.0", "0.0, out of range", "write more than 0"),
         ("cache_dit: true", "measures without cache-dit", "remove it"),
         ("dit_layerwise_offload: true\ncache_dit: true", "SGLang refuses the two", "remove it"),
         ("dit_offload_prefetch_size: -1", "out of range", "write at least 0"),
@@ -246,6 +248,15 @@ def test_an_engine_that_sglang_would_not_choose_is_an_error_whose_mend_works():
     assert job.engine == "resident"
 
 
+def test_stream_is_not_sglangs_and_takes_none_of_its_flags():
+    assert make(engine="stream", vram_budget_gb=24).sglang().engine == "layerwise"
+    with pytest.raises(JobError) as caught:
+        make(engine="stream", dit_layerwise_offload=True, use_fsdp_inference=True)
+    first, second = caught.value.problems
+    assert "dit_layerwise_offload: true is SGLang's, which has no engine stream; remove it" in first
+    assert "use_fsdp_inference: true is SGLang's" in second
+
+
 def test_fsdp_without_cpu_offload_has_no_engine():
     with pytest.raises(JobError, match="FSDP without CPU offload"):
         make(
@@ -336,6 +347,7 @@ CHANGES = {
     "seed": 1,
     "dtype": "float32",
     "compile": True,
+    "vram_budget_gb": 24.0,
     "warmup_iterations": 2,
     "clean_iterations": 2,
     "profile": False,

@@ -1,4 +1,4 @@
-"""The command line: ``wanreport report|run|measure|check|index|baseline``.
+"""The command line: ``wanreport report|run|measure|check|plan|index|baseline``.
 
 Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import wanreport
-from wanreport import local, report
+from wanreport import local, planned, report
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
-from wanreport.record import RESULTS_DIRS, RecordError, find_records
+from wanreport.record import RESULTS_DIRS, RecordError, find_records, is_rehearsal
 from wanreport.tables import counted
 
 AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
     command.set_defaults(command=_check)
 
+    command = commands.add_parser("plan", help="say how stream would move weights; run no job")
+    command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
+    command.set_defaults(command=_plan)
+
     command = commands.add_parser("index", help="write reports/index.html from what is at hand")
     command.set_defaults(command=_index)
 
@@ -144,6 +149,47 @@ def _resolved(job: Job, gpus: int) -> str:
         f" {job.num_inference_steps} steps; SGLang's flags give {sglang.engine};"
         f" here, with {gpus} GPUs: scale {here.scale}, hash {here.hashes()[0]}"
     )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    root = local.project_root()
+    jobs = report.load_jobs(arguments.params, root)
+    others = [
+        f"{file}: engine: {job.engine} has no settings to choose; `plan` is for stream"
+        for file, job in jobs.items() if job.engine != "stream"
+    ]  # fmt: skip
+    if others:
+        raise JobError(others)
+    results = local.local_results(root)
+    gpus = local.usable_gpus(local.known_machine(results))
+    unknown = 0
+    for file, job in jobs.items():
+        print(f"{file}: {_resolved(job, gpus)}")
+        here = resolve_job(job, gpus=gpus)
+        if job.scale == "tiny" or here.scale == "a14b" and gpus >= job.num_gpus:
+            with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
+                log = results / "logs" / f"{job.name}-plan.log"
+                (_, record), *_ = local.measure_jobs([here], Path(folder), log, plan_only=True)
+            if not record["plan"]:
+                print(f"{record['reason']}; {record['hint']}", file=sys.stderr)
+                unknown = 1
+                continue
+            plan, timed = record["plan"], not is_rehearsal(record)
+            print("measured here" if timed else "a rehearsal, whose times say nothing")
+        elif found := planned.from_records(job, local.all_records(root)):
+            path, plan = found
+            timed = True
+            print(f"from what was measured for {path.relative_to(root)}")
+        else:
+            print(
+                f"no plan: it needs {job.num_gpus} GPUs here, or a record of stream at this shape"
+                " from a machine that has them; for a rehearsal of the planner set scale: tiny",
+                file=sys.stderr,
+            )
+            unknown = 1
+            continue
+        print("\n".join(planned.lines(plan, timed=timed)))
+    return unknown
 
 
 def _index(arguments: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ from .answers import (
     step_seconds,
     switch_step,
 )
-from .tables import counted, gigabytes, seconds, significant
+from .tables import counted, gigabytes, plain, seconds, significant
 
 INK = "#5b6470"
 
@@ -166,10 +166,11 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     """
     events = _around_switch(record)
     timed = is_full_scale(record)
-    lanes = [lane for lane in ("compute", "copy", "collective") if any(
+    lanes = [lane for lane in ("compute", "copy", "gather", "collective") if any(
         event["lane"] == lane for event in events)]  # fmt: skip
     figure, axes = _axes(width, height)
-    colours = {"compute": INK, "copy": engine_colour(engine_name(record)), "collective": INK}
+    own = engine_colour(engine_name(record))
+    colours = {"compute": INK, "copy": own, "gather": own, "collective": INK}
     origin = min(event["start_ms"] for event in events)
     starts = []
     for order, event in enumerate(events):
@@ -180,7 +181,7 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
         axes.barh(
             lanes.index(event["lane"]), length, left=start, height=0.6,
             facecolor="none" if release else colours[event["lane"]],
-            alpha=0.45 if event["lane"] == "collective" else 0.85,
+            alpha=0.45 if event["lane"] in ("gather", "collective") else 0.85,
             edgecolor=colours[event["lane"]], linewidth=0.8 if release or timed else 0.4,
             hatch="xxxx" if event["what"] == "switch" else None,
         )  # fmt: skip
@@ -211,7 +212,7 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     if keys:
         _legend(axes, handles=keys)
     kinds = {"block": "block run", "load": "load", "release": "release", "switch": "expert move",
-             "all_to_all": "all-to-all"}  # fmt: skip
+             "all_to_all": "all-to-all", "all_gather": "gather"}  # fmt: skip
     tally = ", ".join(
         counted(number, word)
         for what, word in kinds.items()
@@ -223,7 +224,24 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     )
     if counters_derived(record):
         return figure, f"{alt}Its copies are hidden in the library and not shown."
-    return figure, (alt + _loads_finding(events)).strip()
+    return figure, f"{alt}{_loads_finding(events)}{_collisions(events) if timed else ''}".strip()
+
+
+def _collisions(events: Sequence[Mapping[str, Any]]) -> str:
+    """Return for how much of their time copies ran beside a collective."""
+    spans = {
+        lane: [(e["start_ms"], e["end_ms"]) for e in events if e["lane"] == lane]
+        for lane in ("copy", "collective")
+    }
+    copied = sum(end - start for start, end in spans["copy"])
+    if not copied or not spans["collective"]:
+        return ""
+    beside = sum(
+        max(0.0, min(end, other_end) - max(start, other_start))
+        for start, end in spans["copy"]
+        for other_start, other_end in spans["collective"]
+    )
+    return f" Copies run for {plain(copied)} ms, {plain(beside)} ms of that beside a collective."
 
 
 def _around_switch(record: Record) -> list[dict[str, Any]]:

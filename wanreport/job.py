@@ -58,7 +58,7 @@ class Job(BaseModel):
     )
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)
-    engine: Literal["resident", "swap", "fsdp", "layerwise"]
+    engine: Literal["resident", "swap", "fsdp", "layerwise", "stream"]
     num_gpus: int = Field(ge=1, le=64)
     purpose: str = ""
     baseline_job: int | None = Field(default=None, ge=1)
@@ -81,6 +81,7 @@ class Job(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = False
+    vram_budget_gb: float | None = Field(default=None, gt=0)
     warmup_iterations: int = Field(default=1, ge=0)
     clean_iterations: int = Field(default=1, ge=1)
     profile: bool = True
@@ -354,6 +355,11 @@ def _cross_field(values: Mapping[str, Any], bad: Iterable[str] = ()) -> Iterator
         if size:
             what = f"{size} is for the layerwise engine, and this job's is {values['engine']}"
             yield _Problem("dit_offload_prefetch_size", what, "remove it")
+    if fine("engine", "vram_budget_gb") and values["engine"] != "stream":
+        budget = values["vram_budget_gb"]
+        if budget is not None:
+            what = f"{budget} is for the stream engine, and this job's is {values['engine']}"
+            yield _Problem("vram_budget_gb", what, "remove it")
     if fine(
         "engine",
         "dit_layerwise_offload",
@@ -374,6 +380,12 @@ def _flag_problems(values: Mapping[str, Any]) -> Iterator[_Problem]:
             what = str(error)
         yield _Problem("cache_dit", what, "remove it")
     engine = values["engine"]
+    if engine not in flags.ENGINE_FLAGS:
+        for key in ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference"):
+            if values[key] not in (None, Job.model_fields[key].default):
+                what = f"{_yaml(values[key])} is SGLang's, which has no engine {engine}"
+                yield _Problem(key, what, "remove it")
+        return
     found = _resolve_flags({**values, "cache_dit": False})
     if found.engine == engine:
         return

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -37,10 +38,11 @@ from . import local
 from .engines import ENGINES
 from .job import Job, job_from_mapping
 from .measure import host_memory, machine, software
+from .plan import MIN_ROOM, room
 from .record import RecordError, new_record, record_path, write_record
 from .registry import ModelPathError, resolve_model
 from .wan import A14B, EXPERTS, TINY, Expert
-from .weights import CheckpointError, CheckpointWeights, HostStore, RandomWeights
+from .weights import CheckpointError, CheckpointWeights, HostStore, Layout, RandomWeights
 from .worker import die_with_parent
 
 WORKER = "wanreport.worker"  # what a rank runs: `forked_main`, or the module by itself
@@ -144,8 +146,8 @@ class Unsupported(Exception):
         self.hint = hint
 
 
-def run_job(job: Job, root: Path) -> Path:
-    """Run one resolved job and write its record.
+def run_job(job: Job, root: Path, *, plan_only: bool = False) -> Path:
+    """Run one resolved job and write its record; with ``plan_only`` no more than its plan.
 
     Returns
     -------
@@ -168,7 +170,7 @@ def run_job(job: Job, root: Path) -> Path:
     path = record_path(root, record["machine"]["slug"], job.name, record["job_hash"])
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as tmp:
         try:
-            spec = _spec(job)
+            spec = _spec(job) | {"plan_only": plan_only}
             record["sglang"] = spec["sglang"]
             record["engine"] = spec["engine"]
             found = _measure(job, spec, Path(tmp))
@@ -246,6 +248,7 @@ def _spec(job: Job) -> dict[str, Any]:
         "job": job.model_dump(mode="json"),
         "settings": resolved,
         "prefetch": prefetch,
+        "room": _room(job) if job.engine == "stream" else None,
         "sglang": {
             "layerwise": sglang.layerwise,
             "cpu_offload": sglang.cpu_offload,
@@ -264,14 +267,36 @@ def _spec(job: Job) -> dict[str, Any]:
     }
 
 
-def _require_host_memory(job: Job) -> None:
-    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
-    engine, config = ENGINES[job.engine], A14B
+def _layouts(job: Job, **changes: Any) -> list[Layout]:
+    """Layouts of the experts' units at full size, or as in the job's checkpoint."""
+    config = A14B
     if job.checkpoint:
         config = CheckpointWeights(job.checkpoint).config("high_noise")
-    experts = {name: Expert(name, config, getattr(torch, job.dtype)) for name in EXPERTS}
-    layouts = HostStore(experts, RandomWeights()).layouts.values()
-    needed = engine.host_bytes(list(layouts), job.num_gpus) + job.num_gpus * HOST_OVERHEAD
+    dtype = getattr(torch, job.dtype)
+    experts = {name: Expert(name, config | changes, dtype) for name in EXPERTS}
+    return list(HostStore(experts, RandomWeights()).layouts.values())
+
+
+def _room(job: Job) -> int:
+    """How many blocks the job's budget holds on the device; in a rehearsal in proportion."""
+    outer, block, *_ = (layout.nbytes for layout in _layouts(job, num_layers=1))
+    blocks = room(job.vram_budget_gb, block, outer)
+    if blocks < MIN_ROOM:
+        least = (2 * outer + MIN_ROOM * block) / 1e9
+        raise Unsupported(
+            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks, and streaming needs"
+            f" {MIN_ROOM} beside what lies outside the blocks",
+            f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
+        )
+    if job.scale == "tiny" and not job.checkpoint:
+        blocks = max(blocks * TINY["num_layers"] // A14B["num_layers"], MIN_ROOM)
+    return blocks
+
+
+def _require_host_memory(job: Job) -> None:
+    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
+    engine = ENGINES[job.engine]
+    needed = engine.host_bytes(_layouts(job), job.num_gpus) + job.num_gpus * HOST_OVERHEAD
     free = host_memory()["available"]
     if needed > free:
         raise Unsupported(
@@ -477,6 +502,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="a resolved job as JSON; may be given again")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=float("inf"),
                         help="begin no job whose timeout_s would not fit in")  # fmt: skip
+    parser.add_argument("--plan-only", action="store_true",
+                        help="choose the settings of stream, and stop there")  # fmt: skip
     begun, arguments = time.monotonic(), parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     jobs = [job_from_mapping(json.loads(f.read_text()), source=str(f)) for f in arguments.json_job]
@@ -490,7 +517,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             worst = worst or local.TIME_IS_UP
             continue
         try:
-            print(run_job(job, arguments.root), flush=True)
+            print(run_job(job, arguments.root, plan_only=arguments.plan_only), flush=True)
         except RecordError as error:
             print(error, file=sys.stderr)
             worst = 1

@@ -200,13 +200,16 @@ def measure_jobs(
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
     echo: IO[str] | None = None,
     minutes: float | None = None,
+    *,
+    plan_only: bool = False,
 ) -> list[Found]:
     """Measure resolved `jobs` in one process and return a record for each, in the same order.
 
-    With `minutes`, a job whose `timeout_s` would not fit in is not begun, and has no record. Where
-    that process dies, the job it was at gets a failed record that names `log`, and a new process
-    goes on with the rest. `echo` receives the progress that is meant for a person. An interrupt
-    ends the process with all its ranks and goes on to the caller; records written so far stay.
+    With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
+    `timeout_s` would not fit in is not begun, and has no record. Where that process dies, the job
+    it was at gets a failed record that names `log`, and a new process goes on with the rest. `echo`
+    receives the progress that is meant for a person. An interrupt ends the process with all its
+    ranks and goes on to the caller; records written so far stay.
 
     Raises
     ------
@@ -220,7 +223,7 @@ def measure_jobs(
     while rest:
         before = len(done)
         left = (end - time.monotonic()) / 60
-        status = _launch(rest, results, log, done, on_record, echo, left)
+        status = _launch(rest, results, log, done, on_record, echo, left, plan_only)
         rest = [job for job in rest if job.name not in done]
         if status == TIME_IS_UP:
             break
@@ -241,12 +244,14 @@ def _launch(
     on_record: Callable[[Path, dict[str, Any]], None],
     echo: IO[str] | None,
     minutes: float,
+    plan_only: bool = False,
 ) -> int:
     package = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     progress = {PROGRESS: "1"} if echo and echo.isatty() else {}
     with tempfile.TemporaryDirectory(prefix="wanreport-") as folder:
         command = [*LAUNCH, "--root", str(results), "--minutes", str(minutes)]
+        command += ["--plan-only"] * plan_only
         for job in jobs:
             file = Path(folder) / f"{job.name}.json"
             file.write_text(job.model_dump_json())

@@ -45,6 +45,7 @@ _EMPTY: dict[str, Any] = {
     "machine": {},
     "software": {},
     "engine": {},
+    "plan": {},
     "started_at": "",
     "wall_s": 0.0,
     "cold_start_s": None,

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .engines import ENGINES, Counters, Engine, Shape
+from .cost import StreamSettings
+from .engines import ENGINES, Counters, Engine, Shape, Stream
 from .link import measure_link
 from .measure import StepClock, SwitchProfile, compiled, peaks, reset_peaks, sha256
 from .pipeline import (
@@ -39,6 +40,8 @@ from .pipeline import (
     make_scheduler,
     make_vae,
 )
+from .plan import make_plan
+from .probe import Probe
 from .schedule import sampled_steps, switch_step
 from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
@@ -84,12 +87,16 @@ class Rank:
             source = checkpoint = CheckpointWeights(self.checkpoint)
             configs = {name: checkpoint.config(name) for name in EXPERTS}
         dtype = getattr(torch, job["dtype"])
-        experts = {name: Expert(name, configs[name], dtype) for name in EXPERTS}
-        engine = ENGINES[job["engine"]](prefetch=self.spec["prefetch"])
         parallel = SequenceParallel(dist.group.WORLD)
         segments = Segments.compiled() if job["compile"] else Segments()
-        for expert in experts.values():
+
+        def make(name: str, **changes: Any) -> Expert:
+            expert = Expert(name, configs[name] | changes, dtype)
             expert.parallel, expert.segments = parallel, segments
+            return expert
+
+        experts = {name: make(name) for name in EXPERTS}
+        engine = ENGINES[job["engine"]](prefetch=self.spec["prefetch"])
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
         store = HostStore(
@@ -103,8 +110,13 @@ class Rank:
         self.vae = self._vae() if job["decode"] and self.rank == 0 else None
         self.say("weights")
         started = time.perf_counter()
-        engine.attach(experts, store, self.device, dist.group.WORLD)
         result: dict[str, Any] = {"model": self._model(configs[EXPERTS[0]], store), "link": link}
+        if job["engine"] == "stream":
+            settings = self._settings(make, store, guidance, link, result)
+            engine = Stream(settings)
+        if self.spec["plan_only"]:
+            return result | {"iterations": []}
+        engine.attach(experts, store, self.device, dist.group.WORLD)
         kinds = ["warmup"] * job["warmup_iterations"] + ["clean"] * job["clean_iterations"]
         kinds += ["profiled"] * job["profile"]
         result["iterations"] = []
@@ -119,6 +131,32 @@ class Rank:
         engine.detach()
         store.close()
         return result
+
+    def _settings(
+        self,
+        make: Callable[..., Expert],
+        store: HostStore,
+        guidance: Guidance,
+        link: dict[str, Any] | None,
+        result: dict[str, Any],
+    ) -> StreamSettings:
+        """Choose how `stream` moves weights; why goes to the result's ``plan``."""
+        self.say("plan")
+        begun = time.perf_counter()
+        latents = torch.zeros(latent_shape(**self.video), device=self.device)
+        probe = Probe(
+            lambda blocks: make(EXPERTS[0], num_layers=blocks),
+            store, dist.group.WORLD, latents, guidance,
+        )  # fmt: skip
+        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
+        inputs = probe.inputs(rate, self.job["num_inference_steps"])
+        result["plan"], settings = make_plan(
+            inputs, self.spec["room"], lambda settings: probe.trial(inputs.blocks, settings)
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the probe held is not the job's
+        result["plan"]["seconds"] = time.perf_counter() - begun
+        return settings
 
     def _vae(self) -> Any:
         config = TINY_VAE if self.tiny else VAE

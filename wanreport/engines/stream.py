@@ -52,6 +52,7 @@ class Load(NamedTuple):
 
 class Stream(Engine):
     name = "stream"
+    branches_per_visit = 2
 
     def __init__(self, settings: StreamSettings | None = None, *, prefetch: int = 1) -> None:
         super().__init__(prefetch=prefetch)
@@ -195,7 +196,10 @@ class Stream(Engine):
             mover.record(self.copied, stream)
             stream = self.gathers[0]
             mover.wait(stream, self.copied)
-            with mover.on(stream), mover.timeline.during("gather", "load", load.expert, load.block):
+            with (
+                mover.on(stream),
+                mover.timeline.during("gather", "all_gather", load.expert, load.block),
+            ):
                 mover.all_gather(buffer, self._own(buffer), self.gathering)
         mover.record(self.ready[load.buffer], stream)
         self._held[load.buffer] = load.expert, load.block

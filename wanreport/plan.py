@@ -1,0 +1,157 @@
+"""Choosing the settings of `stream`: candidates under a budget, their predictions, the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .cost import Inputs, Prediction, StreamSettings, predict
+
+DEFAULT_ROOM = 4  # blocks, where a job gives no budget: next to nothing, and enough to stream
+MIN_ROOM = 2
+MARGIN = 0.9  # of a window: what starts in it should also end in it
+SAME = 0.01  # relative difference below which two times are one
+CLOSE = 0.1  # … and below which two predictions are tried
+
+
+def room(budget_gb: float | None, block_bytes: int, outer_bytes: int) -> int:
+    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts."""
+    if budget_gb is None:
+        return DEFAULT_ROOM
+    return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    settings: StreamSettings
+    predicted: Prediction
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """How it moves blocks: in windows, in parts."""
+        return self.settings.windows is not None, self.settings.shard
+
+
+def candidates(inputs: Inputs, room: int) -> list[Candidate]:
+    """Return the settings worth a thought with room for so many blocks, the best predicted first.
+
+    The best is what takes least time over all steps. Of two that are predicted alike the one comes
+    first that needs less memory, and then the plainer one. What the device cannot hold is left out,
+    unless nothing else is left.
+    """
+    found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
+    if inputs.device_bytes is not None:
+        fits = [c for c in found if c.predicted.device_bytes <= inputs.device_bytes]
+        found = fits or [min(found, key=lambda c: c.predicted.device_bytes)]
+    fastest = min(c.predicted.total(inputs.steps) for c in found)
+
+    def rank(candidate: Candidate) -> tuple[float, int, tuple[bool, bool]]:
+        seconds = candidate.predicted.total(inputs.steps)
+        alike = seconds <= fastest * (1 + SAME)
+        return fastest if alike else seconds, candidate.predicted.weights_bytes, candidate.kind
+
+    return sorted(found, key=rank)
+
+
+def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
+    blocks, several = inputs.blocks, inputs.ranks > 1
+    if room >= 2 * blocks:
+        return [StreamSettings(0, blocks, both=True)]
+    if room >= blocks:
+        plain = apart = [StreamSettings(0, blocks)]
+    else:
+        # Windows ask for a slot more than plain copies, to have two visits for a load. And the copy
+        # of one part goes beside the gather of another only with a third slot.
+        plain = [_layout(blocks, room, slots) for slots in (2, 3) if slots <= max(room, 2)]
+        apart = [_layout(blocks, room, slots) for slots in (3, 4) if slots <= room]
+    found = list(plain)
+    if several:
+        found += [replace(s, windows=window_quotas(inputs, s)) for s in apart or plain]
+        found += [replace(s, shard=True) for s in apart]
+    return found
+
+
+def _layout(blocks: int, room: int, slots: int) -> StreamSettings:
+    """As many residents as fit, if a multiple of the slots streams.
+
+    Then a pass's last block and the first of the next one never wait for each other's slot.
+    """
+    residents = max(room - slots, 0)
+    return StreamSettings(slots, max(residents - (residents - blocks) % slots, 0))
+
+
+def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
+    """The settings for an expert of fewer blocks, with the same share of residents."""
+    if settings.residents >= blocks:
+        return replace(settings, residents=fewer)
+    room = settings.residents * fewer // blocks + settings.slots
+    return replace(settings, residents=_layout(fewer, room, settings.slots).residents)
+
+
+def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, int]:
+    """Bytes for each of a branch's windows: its length times the rate, less a margin.
+
+    Where that does not bring all that a visit must on average, all are enlarged alike, so that
+    copies run into collectives rather than wait until a block is needed.
+    """
+    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
+    need = settings.moving(inputs.blocks) * inputs.block_bytes / visits
+    quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
+    scale = max(1.0, need / sum(quotas)) if sum(quotas) else 1.0
+    pre, attend, post = (int(quota * scale) for quota in quotas)
+    return pre, attend, post
+
+
+def make_plan(
+    inputs: Inputs, room: int, trial: Callable[[StreamSettings], float] | None = None
+) -> tuple[dict[str, Any], StreamSettings]:
+    """Choose settings, and say how: the record's ``plan``, JSON-ready, and the settings.
+
+    Parameters
+    ----------
+    room
+        Blocks that the budget holds, see :func:`room`.
+    trial
+        Measures seconds of a step of a small model with given settings. It is asked about the two
+        best that move blocks in different ways, if their predictions are close, and its word wins.
+    """
+    found = candidates(inputs, room)
+    chosen, by, tried = 0, "prediction", []
+    rival = _rival(found, inputs.blocks)
+    if trial is not None and rival is not None:
+        tried = [{"candidate": i, "step_s": trial(found[i].settings)} for i in (0, rival)]
+        first, second = (entry["step_s"] for entry in tried)
+        if second < first * (1 - SAME):
+            chosen, by = rival, "trial"
+    plan = {
+        "inputs": asdict(inputs),
+        "room": room,
+        "candidates": [
+            {"settings": asdict(c.settings), "predicted": asdict(c.predicted)} for c in found
+        ],
+        "chosen": chosen,
+        "by": by,
+        "trial": tried,
+    }
+    return plan, found[chosen].settings
+
+
+def _rival(found: Sequence[Candidate], blocks: int) -> int | None:
+    """The best candidate that moves blocks in another way than the first, if it comes close."""
+    if not found[0].settings.moving(blocks):
+        return None
+    close = found[0].predicted.step_s * (1 + CLOSE)
+    others = [i for i, c in enumerate(found) if i and c.predicted.step_s <= close]
+    return next((i for i in others if found[i].kind != found[0].kind), next(iter(others), None))
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings, as a plan stores them, in words."""
+    if settings["both"]:
+        return "both experts resident"
+    words = [f"{settings['residents']} residents"] if settings["residents"] else []
+    words += [f"{settings['slots']} slots"] if settings["slots"] else []
+    words += ["in windows"] if settings["windows"] else []
+    words += ["sharded"] if settings["shard"] else []
+    return ", ".join(words)

@@ -1,0 +1,284 @@
+"""What a plan rests on, measured on the machine: a few blocks at the job's own shape.
+
+Blocks run with all weights there first, which gives the length of windows and collectives. Then
+they run again while a second engine, the *feeder*, loads other blocks as fast as it can on streams
+of its own: how much longer all takes, and how many bytes arrive, tells what loads and collectives
+cost each other. All ranks must call each method; all get the same answer, that of the slowest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .cost import SEGMENTS, Inputs, Route, StreamSettings
+from .engines import Stream
+from .engines.base import Event, Timeline
+from .measure import StepClock, reset_peaks
+from .pipeline import Guidance, predict
+from .plan import scaled
+from .wan import EXPERTS, Expert
+from .weights import HostStore
+
+BLOCKS, PASSES = 4, 2
+FED = 6  # blocks of the feeder: twice its slots, so that each is loaded every time
+TRIAL_BLOCKS, TRIAL_STEPS = 8, 2
+MOST_LOADS = 300
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of all passes.
+
+    ``arrived`` are the bytes that a feeder brought meanwhile.
+    """
+
+    windows: tuple[float, float, float]
+    collectives: float
+    other: float
+    whole: float
+    arrived: float
+
+
+class _Timed(Stream):
+    """Notes every window on the timeline, beside what an engine notes anyway."""
+
+    _window: Any = None
+
+    def _close(self) -> None:
+        self.mover.timeline.end(self._window)
+        self._window = None
+
+    def window(self, expert: str, block: int, segment: str) -> None:
+        self._close()
+        super().window(expert, block, segment)
+        self._window = self.mover.timeline.begin("window", segment, expert, block)
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
+        self._close()
+        return super().collective(expert, block)
+
+    def after_block(self, expert: str, block: int) -> None:
+        self._close()
+        super().after_block(expert, block)
+
+
+class _LoadsOnly(Timeline):
+    """Notes on another timeline what a feeder loads, and not that it computes nothing."""
+
+    def __init__(self, other: Timeline) -> None:
+        super().__init__(other.device)
+        self.events, self.step = other.events, other.step
+
+    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
+        return None if lane == "compute" else super().begin(lane, what, expert, block)
+
+
+class Probe:
+    """Measures one job's shape on this machine.
+
+    Parameters
+    ----------
+    make
+        Gives the first expert with so many blocks, on the meta device.
+    store
+        Holds at least as many blocks of it, on the host.
+    latents, guidance
+        As the job's own; ``latents`` on the device.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Expert],
+        store: HostStore,
+        group: dist.ProcessGroup | None,
+        latents: Tensor,
+        guidance: Guidance,
+    ) -> None:
+        self.make, self.store, self.group = make, store, group
+        self.latents, self.guidance, self.device = latents, guidance, latents.device
+        self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
+        self.branches = 1 if guidance.uncond is None else 2
+        self.name = EXPERTS[0]
+
+    def _attached(self, engine: Stream, blocks: int) -> Expert:
+        blocks = min(blocks, len(self.store.units(self.name)) - 1)
+        expert = self.make(blocks)
+        engine.attach({self.name: expert}, self.store, self.device, self.group)
+        return expert
+
+    def _slowest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return [float(value) for value in tensor.tolist()]
+
+    def _step(self, engine: Stream, expert: Expert) -> None:
+        predict(expert, engine, self.latents, self.timestep, self.guidance)
+
+    def inputs(self, link: float | None, steps: int) -> Inputs:
+        """Measure what predictions need.
+
+        Parameters
+        ----------
+        link
+            Bytes a second of one device that copies alone; None: take what arrives in blocks.
+        steps
+            Of the job's schedule.
+        """
+        cuda = self.device.type == "cuda"
+        free = _free(self.device)
+        engine = _Timed(StreamSettings(0, BLOCKS))
+        expert = self._attached(engine, BLOCKS)
+        self._passes(engine, expert)  # compiles, connects, brings the weights
+        before = torch.cuda.memory_allocated(self.device) if cuda else 0
+        reset_peaks(self.device)
+        quiet = self._passes(engine, expert)
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
+        local = self._route(False, engine, expert, quiet)
+        several = dist.get_world_size(self.group) > 1
+        sharded = self._route(True, engine, expert, quiet) if several else None
+        engine.detach()
+        activations, device_bytes = self._slowest([peak - before, -free])
+        layouts = self.store.layouts
+        return Inputs(
+            blocks=len(self.store.units(self.name)) - 1,
+            block_bytes=layouts[self.name, 0].nbytes,
+            outer_bytes=layouts[self.name, None].nbytes,
+            ranks=dist.get_world_size(self.group),
+            branches=self.branches,
+            steps=steps,
+            windows_s=quiet.windows,
+            collectives_s=quiet.collectives if several else 0.0,
+            other_s=quiet.other,
+            link=link or local.rate,
+            local=local,
+            sharded=sharded,
+            activation_bytes=int(activations),
+            device_bytes=int(-device_bytes) if cuda else None,
+        )
+
+    def _passes(self, engine: _Timed, expert: Expert, feeder: Stream | None = None,
+                loads: int = 0) -> Phases:  # fmt: skip
+        """Run some passes, beside so many loads of a feeder."""
+        timeline = engine.mover.timeline
+        timeline.events.clear()
+        dist.barrier(self.group)
+        timeline.step = 0
+        if feeder is not None:
+            feeder.mover.timeline = _LoadsOnly(timeline)
+            self._feed(feeder, loads)
+        visits = PASSES * -(-self.branches // engine.branches_per_visit)
+        engine.begin([self.name] * visits)
+        for _ in range(PASSES):
+            with timeline.during("pass", "pass", self.name, None):
+                self._step(engine, expert)
+        timeline.step = None
+        rows = timeline.rows()
+
+        def lengths(lane: str, what: str) -> list[float]:
+            return [
+                (row["end_ms"] - row["start_ms"]) / 1e3
+                for row in rows
+                if (row["lane"], row["what"]) == (lane, what)
+            ]
+
+        windows = [statistics.median(lengths("window", segment)) for segment in SEGMENTS]
+        there, back = (lengths("collective", "all_to_all")[i::2] for i in (0, 1))
+        whole, inside = sum(lengths("pass", "pass")), sum(lengths("compute", "block"))
+        arrived = 0.0
+        if feeder is not None:
+            passes = [row for row in rows if row["lane"] == "pass"]
+            span = passes[0]["start_ms"] / 1e3, passes[-1]["end_ms"] / 1e3
+            at = _arrivals(rows)
+            begun, ended = np.interp(span, at, np.arange(len(at)))
+            arrived = float(ended - begun) * feeder.nbytes
+        pre, attend, post, collectives, other, whole, less = self._slowest(
+            [
+                *windows,
+                statistics.median(there) + statistics.median(back),
+                max(whole - inside, 0.0) / visits,
+                whole,
+                -arrived,
+            ]
+        )
+        return Phases((pre, attend, post), collectives, other, whole, -less)
+
+    def _route(self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases) -> Route:
+        """Measure loads alone, and then beside the blocks."""
+        feeder = Stream(StreamSettings(3 if shard else 2, shard=shard))
+        self._attached(feeder, FED)
+        self._feed(feeder, FED)  # connects
+        timeline = feeder.mover.timeline
+        timeline.step = 0
+        dist.barrier(self.group)
+        self._feed(feeder, 4 * FED)
+        at = _arrivals(timeline.rows())
+        (slowest,) = self._slowest([(at[-1] - at[0]) / (len(at) - 1)])
+        rate = feeder.nbytes / slowest
+        # Enough of them to outlast the passes, even where both take twice their time.
+        loads = min(math.ceil(2 * quiet.whole / slowest) + FED, MOST_LOADS)
+        busy = self._passes(engine, expert, feeder, loads)
+        feeder.detach()
+        visits = PASSES * engine.blocks * self.branches
+        collectives = visits * busy.collectives
+        beside = (busy.arrived - rate * visits * sum(busy.windows)) / collectives
+        return Route(
+            rate=rate,
+            collective_rate=min(max(beside, 0.0), rate),
+            window_factor=max(sum(busy.windows) / sum(quiet.windows), 1.0),
+            collective_factor=max(busy.collectives / quiet.collectives, 1.0),
+        )
+
+    def _feed(self, feeder: Stream, loads: int) -> None:
+        """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
+        mover, passes = feeder.mover, -(-loads // feeder.blocks)
+        aside = mover.stream()
+        mover.wait_stream(aside, mover.compute)
+        with mover.on(aside):
+            feeder.begin([self.name] * passes)
+            for _ in range(passes):
+                feeder.use(self.name)
+                for block in range(feeder.blocks):
+                    feeder.before_block(self.name, block)
+                    feeder.after_block(self.name, block)
+
+    def trial(self, blocks: int, settings: StreamSettings) -> float:
+        """Seconds of a step of an expert of a few blocks, with the share of residents kept."""
+        small = min(TRIAL_BLOCKS, blocks)
+        engine = Stream(scaled(settings, blocks, small))
+        expert = self._attached(engine, small)
+        visits = -(-self.branches // engine.branches_per_visit)
+        engine.begin([self.name] * visits * (TRIAL_STEPS + 1))
+        self._step(engine, expert)
+        clock = StepClock(self.device)
+        dist.barrier(self.group)
+        for _ in range(TRIAL_STEPS):
+            with clock.step():
+                self._step(engine, expert)
+        (slowest,) = self._slowest([statistics.median(clock.seconds())])
+        engine.detach()
+        return slowest
+
+
+def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """When each load was there, in seconds: the end of its gather, else of its copy."""
+    lane = "gather" if any(row["lane"] == "gather" for row in rows) else "copy"
+    return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == lane)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of device memory that this process can still take; 0 where that is no bound."""
+    if device.type != "cuda":
+        return 0
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
