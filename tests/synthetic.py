@@ -11,8 +11,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from wanreport.cost import Inputs, Route
 from wanreport.flags import ENGINE_FLAGS, prefetch_layers
 from wanreport.job import job_from_mapping, resolve_job
+from wanreport.plan import make_plan, room
 from wanreport.record import new_record, record_path, write_record
 from wanreport.registry import resolve_model
 from wanreport.schedule import flow_schedule, sampled_steps, switch_step
@@ -22,7 +24,7 @@ LAYERS = {"a14b": 40, "tiny": 8}
 OUTER = {"a14b": 500_000_000, "tiny": 8_192}
 GPUS = {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie"}
 CPU = {"class": "CPU, 2 cores (x86_64)", "slug": "cpu-2c-x86_64"}
-STEADY = {"layerwise": 21.6, "fsdp": 19.8, "swap": 19.7, "resident": 19.5}
+STEADY = {"layerwise": 21.6, "fsdp": 19.8, "swap": 19.7, "resident": 19.5, "stream": 19.6}
 BASELINE = {
     "new-4gpu": ("layerwise", 4, 1454665, {}),
     "old-4gpu-fsdp": ("fsdp", 4, 1454666, {}),
@@ -119,7 +121,7 @@ def record(
         "engine": {
             "name": job.engine,
             "prefetch": blank["sglang"]["prefetch_layers"],
-            "branches_per_visit": 1,
+            "branches_per_visit": 2 if job.engine == "stream" else 1,
             "counters_derived": job.engine == "fsdp",
         },
         "cold_start_s": 250.0,
@@ -131,6 +133,13 @@ def record(
         blank["iterations"].append(
             _iteration(blank, number, kind, steady, spike, at, latents, device)
         )
+    if job.engine == "stream":
+        inputs = plan_inputs(
+            blocks=layers, block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],
+            windows_s=(0.05, 0.09, 0.075), collectives_s=0.028, ranks=job.num_gpus,
+        )  # fmt: skip
+        blocks = room(job.vram_budget_gb, BLOCK["a14b"], OUTER["a14b"])
+        blank["plan"], _ = make_plan(inputs, blocks, lambda settings: 4.0 - settings.shard)
     blank["timeline"] = _timeline(job.engine, layers, at or 1, scale)
     if job.profile:
         blank["traces"] = [
@@ -167,7 +176,7 @@ def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:
         "baseline_job": number,
         "purpose": "A made-up job.",
         "scale": scale,
-        **ENGINE_FLAGS[str(changes.get("engine", engine))],
+        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}),
         **flags,
         **changes,
     }
@@ -242,6 +251,21 @@ def _software(device: str) -> dict[str, Any]:
         "git_sha": "0123456789abcdef",
         "git_dirty": False,
     }
+
+
+def plan_inputs(**changes: Any) -> Inputs:
+    """Two GPUs whose collectives share the link with copies, at 14,040 tokens."""
+    shared = Route(54e9, 20e9, 1.0, 1.5)
+    return Inputs(
+        **{
+            "blocks": 40, "block_bytes": BLOCK["a14b"], "outer_bytes": OUTER["a14b"], "ranks": 2,
+            "branches": 2, "steps": 27, "windows_s": (3e-3, 5e-3, 6e-3), "collectives_s": 4.4e-3,
+            "other_s": 5e-3, "link": 54.9e9, "local": shared,
+            "sharded": Route(30e9, 10e9, 1.1, 2.0), "activation_bytes": 4 * 10**9,
+            "device_bytes": 80 * 10**9,
+        }
+        | changes
+    )  # fmt: skip
 
 
 def _iteration(
@@ -326,6 +350,9 @@ def _counters(made: dict[str, Any], number: int) -> dict[str, int]:
             "allocations": 2 * (n + 1),
             "host_syncs": (4 if number else 3) * (n + 1),
         }
+    elif job["engine"] == "stream":
+        loads = passes // 2 * n
+        counters |= {"h2d_copies": loads, "h2d_bytes": loads * block, "event_waits": 2 * loads}
     elif job["engine"] == "fsdp":
         counters |= {
             "h2d_copies": passes * (n + 1),
@@ -354,6 +381,9 @@ def _timeline(engine: str, layers: int, at: int, scale: str) -> list[dict[str, A
         for block in [*range(layers), *range(layers)]:
             if engine == "layerwise" and (block + 1) % layers:
                 add("copy", "load", block + 1, now, visit * 0.1)
+            if engine == "stream":  # in two windows
+                add("copy", "load", (block + 1) % layers, now + visit * 0.25, visit * 0.1)
+                add("copy", "load", (block + 1) % layers, now + visit * 0.65, visit * 0.1)
             add("compute", "block", block, now, visit)
             add("collective", "all_to_all", block, now + visit * 0.2, visit * 0.05)
             add("collective", "all_to_all", block, now + visit * 0.6, visit * 0.05)

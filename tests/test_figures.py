@@ -97,6 +97,18 @@ def test_a_timeline_claims_no_overlap() -> None:
         assert "%" not in alt and "while no block runs" not in alt
 
 
+def test_a_timeline_says_how_long_copies_ran_beside_collectives() -> None:
+    record = synthetic.record("s", scale="a14b", engine="stream", num_gpus=2)
+    _, alt = figures.timeline(record)
+    assert "ms, 0 ms of that beside a collective" in alt
+    at = record["schedule"]["switch_step"]
+    first = next(e for e in record["timeline"] if e["lane"] == "collective" and e["step"] == at)
+    record["timeline"].append({**first, "lane": "copy", "what": "load"})
+    assert f"{first['end_ms'] - first['start_ms']:.2f} ms of that" in figures.timeline(record)[1]
+    alone = synthetic.record("s", scale="a14b", engine="stream", num_gpus=1)
+    assert "beside a collective" not in figures.timeline(alone)[1]
+
+
 def test_engines_are_drawn_side_by_side() -> None:
     names = ("new-4gpu", "old-4gpu-swap")
     records = [synthetic.record(name, scale="a14b", sampled_steps=8) for name in names]

@@ -17,8 +17,10 @@ and where loads keep to the windows, which hold V = rωW of it,
 
     W + C + (ω − 1) W · D / V             for D ≤ V: no collective is disturbed
     ωW + C + (κ − 1) C · (D − V)/(M − V)  for V < D ≤ M: the rest goes into collectives
+    ωW + C + (D − V) / r                  for V < D, if it is better to wait for the rest
 
-and the same beyond M. So a pass never takes less than W + C, nor than D / r.
+and the same as above beyond M. It is better to wait where a byte that goes into a collective costs
+more than 1/r, that is where (κ − 1) r > κr'. A pass never takes less than W + C, nor than D / r.
 """
 
 from __future__ import annotations
@@ -147,6 +149,12 @@ class Route:
     window_factor: float = 1.0
     collective_factor: float = 1.0
 
+    @property
+    def spills(self) -> bool:
+        """Whether a byte that fits into no window costs less in a collective than to wait for."""
+        factor = self.collective_factor
+        return (factor - 1) * self.rate <= factor * self.collective_rate
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -271,12 +279,17 @@ def _pass_seconds(inputs: Inputs, settings: StreamSettings, nbytes: float) -> fl
     windows, collectives, most = _capacity(inputs, settings)
     slow_windows = (route.window_factor - 1) * windows
     slow_collectives = (route.collective_factor - 1) * collectives
-    quiet = windows + collectives
-    if nbytes > most or not most:
-        return quiet + slow_windows + slow_collectives + (nbytes - most) / route.rate
-    if settings.windows is None:
-        return quiet + (slow_windows + slow_collectives) * nbytes / most
     held = route.rate * route.window_factor * windows
-    if nbytes <= held:
-        return quiet + slow_windows * (nbytes / held if held else 0)
-    return quiet + slow_windows + slow_collectives * (nbytes - held) / (most - held)
+    timed = settings.windows is not None
+    if timed and nbytes <= held:
+        return windows + collectives + slow_windows * nbytes / held
+    if timed and not route.spills:
+        return windows + collectives + slow_windows + (nbytes - held) / route.rate
+    if nbytes > most:
+        return (
+            windows + collectives + slow_windows + slow_collectives + (nbytes - most) / route.rate
+        )
+    if timed:
+        share = (nbytes - held) / (most - held)
+        return windows + collectives + slow_windows + slow_collectives * share
+    return windows + collectives + (slow_windows + slow_collectives) * nbytes / most

@@ -224,7 +224,8 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     )
     if counters_derived(record):
         return figure, f"{alt}Its copies are hidden in the library and not shown."
-    return figure, f"{alt}{_loads_finding(events)}{_collisions(events) if timed else ''}".strip()
+    beside = _collisions(events) if timed and ranks(record) > 1 else ""
+    return figure, (alt + _loads_finding(events) + beside).strip()
 
 
 def _collisions(events: Sequence[Mapping[str, Any]]) -> str:

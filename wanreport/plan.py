@@ -63,8 +63,8 @@ def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
     else:
         # Windows ask for a slot more than plain copies, to have two visits for a load. And the copy
         # of one part goes beside the gather of another only with a third slot.
-        plain = [_layout(blocks, room, slots) for slots in (2, 3) if slots <= max(room, 2)]
-        apart = [_layout(blocks, room, slots) for slots in (3, 4) if slots <= room]
+        plain = _layouts(blocks, room, (2, 3)) or [StreamSettings()]
+        apart = _layouts(blocks, room, (3, 4))
     found = list(plain)
     if several:
         found += [replace(s, windows=window_quotas(inputs, s)) for s in apart or plain]
@@ -72,33 +72,37 @@ def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
     return found
 
 
-def _layout(blocks: int, room: int, slots: int) -> StreamSettings:
-    """As many residents as fit, if a multiple of the slots streams.
+def _layouts(blocks: int, room: int, slots: Sequence[int]) -> list[StreamSettings]:
+    """With each number of slots as many residents as fit, if a multiple of the slots streams.
 
     Then a pass's last block and the first of the next one never wait for each other's slot.
     """
-    residents = max(room - slots, 0)
-    return StreamSettings(slots, max(residents - (residents - blocks) % slots, 0))
+    residents = [room - k - (room - k - blocks) % k for k in slots]
+    return [StreamSettings(k, r) for k, r in zip(slots, residents, strict=True) if r >= 0]
 
 
 def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
-    """The settings for an expert of fewer blocks, with the same share of residents."""
+    """The settings for an expert of fewer blocks, with about the same share of residents.
+
+    A multiple of the slots streams if ``fewer`` is one.
+    """
     if settings.residents >= blocks:
         return replace(settings, residents=fewer)
-    room = settings.residents * fewer // blocks + settings.slots
-    return replace(settings, residents=_layout(fewer, room, settings.slots).residents)
+    return replace(
+        settings, residents=settings.residents * fewer // blocks // settings.slots * settings.slots
+    )
 
 
 def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, int]:
     """Bytes for each of a branch's windows: its length times the rate, less a margin.
 
     Where that does not bring all that a visit must on average, all are enlarged alike, so that
-    copies run into collectives rather than wait until a block is needed.
+    copies run into collectives, unless it is better to have a block wait for the rest.
     """
     visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
     need = settings.moving(inputs.blocks) * inputs.block_bytes / visits
     quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
-    scale = max(1.0, need / sum(quotas)) if sum(quotas) else 1.0
+    scale = max(1.0, need / sum(quotas)) if sum(quotas) and inputs.local.spills else 1.0
     pre, attend, post = (int(quota * scale) for quota in quotas)
     return pre, attend, post
 

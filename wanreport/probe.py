@@ -31,7 +31,7 @@ from .weights import HostStore
 
 BLOCKS, PASSES = 4, 2
 FED = 6  # blocks of the feeder: twice its slots, so that each is loaded every time
-TRIAL_BLOCKS, TRIAL_STEPS = 8, 2
+TRIAL_BLOCKS, TRIAL_STEPS = 12, 2  # a multiple of 2, 3 and 4 slots
 MOST_LOADS = 300
 
 

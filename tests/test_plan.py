@@ -1,0 +1,240 @@
+"""The planner of `stream`: what it must prefer where all is clear, and how a plan reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import synthetic
+from tests.synthetic import plan_inputs
+from wanreport import cli, local, planned
+from wanreport.answers import NotAnswerable
+from wanreport.cost import Inputs, Route, StreamSettings
+from wanreport.job import Job
+from wanreport.plan import DEFAULT_ROOM, candidates, make_plan, room, scaled, window_quotas
+
+ALONE: dict[str, Any] = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9),
+                         "sharded": None}  # fmt: skip
+NVLINK: dict[str, Any] = {"local": Route(54e9, 54e9), "sharded": Route(100e9, 90e9, 1.02, 1.05)}
+FEW_TOKENS: dict[str, Any] = {"windows_s": (5e-4, 5e-4, 1e-3), "collectives_s": 3e-4}
+
+
+def best(room: int = 4, **changes: Any) -> StreamSettings:
+    return candidates(plan_inputs(**changes), room)[0].settings
+
+
+def test_where_collectives_share_the_link_copies_keep_to_windows() -> None:
+    assert best().windows is not None
+
+
+def test_where_nothing_collides_and_nothing_waits_the_plainest_way_wins() -> None:
+    settings = best(**NVLINK)
+    assert settings.windows is None and not settings.shard
+
+
+def test_where_transfer_is_all_and_gathers_are_fast_parts_are_copied() -> None:
+    assert best(**NVLINK | FEW_TOKENS).shard
+
+
+def test_gathers_that_are_no_faster_than_the_link_are_not_worth_it() -> None:
+    slow = NVLINK | FEW_TOKENS | {"sharded": Route(50e9, 50e9)}
+    assert not best(**slow).shard
+
+
+def test_one_gpu_has_neither_windows_nor_parts() -> None:
+    for candidate in candidates(plan_inputs(**ALONE), 4):
+        assert candidate.kind == (False, False)
+
+
+@pytest.mark.parametrize("blocks", range(2, 90))
+def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_first(
+    blocks: int,
+) -> None:
+    for candidate in candidates(plan_inputs(), blocks):
+        settings = candidate.settings
+        assert settings.buffers(40) <= blocks
+        if settings.slots:
+            assert (40 - settings.residents) % settings.slots == 0
+
+
+def test_what_fits_stays() -> None:
+    assert best(40) == StreamSettings(0, 40)
+    assert best(79).residents == 40 and not best(79).both
+    assert best(80).both
+    transfer_bound = ALONE | FEW_TOKENS
+    assert best(30, **transfer_bound) == StreamSettings(2, 28)
+
+
+def test_what_the_device_cannot_hold_is_left_out() -> None:
+    inputs = plan_inputs(device_bytes=9 * 10**9)  # 4 of them are activations, 1 is outer
+    for candidate in candidates(inputs, 6):
+        assert candidate.predicted.device_bytes <= 9 * 10**9
+    (least,) = candidates(plan_inputs(device_bytes=1), 80)
+    assert least.settings.both, "one is left, so that the job can say that it ran out of memory"
+
+
+def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them() -> None:
+    slow = plan_inputs(windows_s=(0.03, 0.05, 0.06))
+    pre, attend, post = window_quotas(slow, StreamSettings(3))
+    assert (pre, attend, post) == (int(0.027 * 54e9), int(0.045 * 54e9), int(0.054 * 54e9))
+    fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
+    assert sum(window_quotas(fast, StreamSettings(2))) * 2 == pytest.approx(fast.block_bytes, abs=9)
+    # Half of the blocks resident: half as much to bring in a visit.
+    half = sum(window_quotas(fast, StreamSettings(2, 20)))
+    assert half == pytest.approx(max(fast.block_bytes / 4, 0.9 * 4e-3 * 54e9), abs=9)
+    # Where a collective suffers more than a block that waits, nothing is pushed into one.
+    bad = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3), local=Route(54e9, 1e9, 1.0, 1.5))
+    assert sum(window_quotas(bad, StreamSettings(2))) == pytest.approx(0.9 * 4e-3 * 54e9, abs=9)
+
+
+def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts() -> None:
+    assert room(None, 700_000_000, 500_000_000) == DEFAULT_ROOM
+    assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000) == 4
+    assert room(1.0 + 4 * 0.7 - 1e-6, 700_000_000, 500_000_000) == 3
+    assert room(0.5, 700_000_000, 500_000_000) == 0
+
+
+def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None:
+    assert scaled(StreamSettings(2, 20), 40, 12) == StreamSettings(2, 6)
+    assert scaled(StreamSettings(3, 1), 40, 12) == StreamSettings(3, 0)
+    assert scaled(StreamSettings(0, 40), 40, 12) == StreamSettings(0, 12)
+    assert scaled(StreamSettings(3, 16, shard=True), 40, 12) == StreamSettings(3, 3, shard=True)
+
+
+# The choice and its record -----------------------------------------------------------------------
+
+
+def test_a_trial_of_the_two_best_ways_overrules_the_prediction() -> None:
+    asked: list[StreamSettings] = []
+
+    def trial(settings: StreamSettings) -> float:
+        asked.append(settings)
+        return 2.0 if settings.windows else 1.0
+
+    inputs = plan_inputs()
+    plan, settings = make_plan(inputs, 4, trial)
+    assert asked[0].windows and not asked[1].windows
+    assert settings == asked[1] and plan["by"] == "trial"
+    assert plan["candidates"][plan["chosen"]]["settings"]["windows"] is None
+    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, 1.0]
+    assert Inputs.of(json.loads(json.dumps(plan))["inputs"]) == inputs
+
+
+@pytest.mark.parametrize("second", [1.0, 1.2, 0.995])
+def test_a_trial_without_a_clear_word_leaves_the_prediction(second: float) -> None:
+    plan, settings = make_plan(plan_inputs(), 4, lambda s: 1.0 if s.windows else second)
+    assert plan["by"] == "prediction" and plan["chosen"] == 0 and settings.windows
+
+
+def test_nothing_is_tried_where_the_prediction_is_clear_or_nothing_moves() -> None:
+    def never(settings: StreamSettings) -> float:
+        raise AssertionError(settings)
+
+    for inputs, blocks in (
+        (plan_inputs(), 80),
+        (plan_inputs(), 40),
+        (plan_inputs(**ALONE), 2),
+    ):
+        assert make_plan(inputs, blocks, never)[0]["trial"] == []
+
+
+# How it reads ------------------------------------------------------------------------------------
+
+
+def _record(scale: str = "a14b", **changes: Any) -> dict[str, Any]:
+    return synthetic.record("s", scale=scale, engine="stream", num_gpus=2, **changes)
+
+
+def test_a_page_says_what_was_chosen_and_how_the_prediction_came_out() -> None:
+    record = _record()
+    words = planned.plan_sentence(record)
+    assert "No budget was given, which makes room for 4 blocks" in words
+    assert "measured 19.68 s (prediction" in words
+    table = planned.plan_table(record)
+    assert table.count("← chosen") == 1
+    assert "19.68 s" in table and "kind-predicted" in table and "kind-measured" in table
+
+
+def test_a_rehearsals_plan_shows_no_time() -> None:
+    record = _record("tiny")
+    assert "say nothing" in planned.plan_sentence(record)
+    table = planned.plan_table(record)
+    assert " s</td>" not in table and " ms</td>" not in table
+    assert not any(" s" in line or " ms" in line
+                   for line in planned.lines(record["plan"], timed=False)[2:-1]
+                   if "slots" not in line)  # fmt: skip
+
+
+def test_engines_without_a_plan_say_so() -> None:
+    record = synthetic.record()
+    assert "no settings to choose" in planned.plan_sentence(record)
+    with pytest.raises(NotAnswerable):
+        planned.plan_table(record)
+
+
+def test_the_trial_that_overruled_is_named() -> None:
+    record = _record()
+    record["plan"], _ = make_plan(plan_inputs(), 4, lambda s: 2.0 if s.windows else 1.0)
+    assert "a trial of the two best overruled the prediction, which was 1 residents, 3 slots" in (
+        planned.plan_sentence(record)
+    )
+
+
+def test_lines_mark_the_chosen_one_and_give_the_limit() -> None:
+    plan, _ = make_plan(plan_inputs(), 4)
+    lines = planned.lines(plan, timed=True)
+    assert lines[1].split() == ["step", "limit", "first", "switch", "weights", "settings"]
+    assert [line[0] for line in lines[2:-1]] == [">", *" " * (len(lines) - 4)]
+    assert lines[-1] == "chosen by prediction"
+
+
+def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
+    job = Job(name="other", engine="stream", num_gpus=2, vram_budget_gb=60.0)
+    old, new = _record(), _record()
+    new["started_at"] = "9999"
+    wrong = [_record("tiny"), _record(height=480), synthetic.record(scale="a14b")]
+    found = [(Path(str(i)), record) for i, record in enumerate([old, new, *wrong])]
+    path, plan = planned.from_records(job, found) or (None, {})
+    assert path == Path("1")
+    assert plan["candidates"][0]["settings"]["both"]
+    assert planned.from_records(job, found[2:]) is None
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("notebooks", "params"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "_gpu_names", list)
+    return tmp_path
+
+
+def test_the_command_needs_stream_and_says_what_is_missing(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project / "j.yaml"
+    file.write_text("name: j\nengine: layerwise\nnum_gpus: 2\n")
+    assert cli.main(["plan", str(file)]) == 2
+    assert "j.yaml: engine: layerwise has no settings to choose" in capsys.readouterr().err
+    file.write_text("name: j\nengine: stream\nnum_gpus: 2\n")
+    assert cli.main(["plan", str(file)]) == 1
+    assert "it needs 2 GPUs here, or a record" in capsys.readouterr().err
+    synthetic.write([_record()], project / "results")
+    assert cli.main(["plan", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "from what was measured for results/4x-nvidia-h100-pcie/s-" in said
+    assert "\n> " in said
+
+
+@pytest.mark.slow
+def test_the_command_rehearses_where_the_job_says_tiny(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project / "j.yaml"
+    file.write_text("name: j\nengine: stream\nnum_gpus: 2\nscale: tiny\nvram_budget_gb: 16.0\n")
+    assert cli.main(["plan", str(file)]) == 0
+    assert "a rehearsal, whose times say nothing\nroom for 3 blocks" in capsys.readouterr().out
+    assert not list(project.rglob("*.json"))
