@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from wanreport import launch, local
+from wanreport.cost import StreamSettings
+from wanreport.engines import ENGINES
 from wanreport.flags import ENGINE_FLAGS
 from wanreport.job import Job
 from wanreport.record import is_rehearsal, read_record
@@ -23,11 +25,11 @@ QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
 
 def _job(engine: str = "layerwise", **changes: Any) -> Job:
-    return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **ENGINE_FLAGS[engine], **QUICK,
-                  **changes})  # fmt: skip
+    flags = ENGINE_FLAGS.get(engine, {})
+    return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **flags, **QUICK, **changes})
 
 
-@pytest.mark.parametrize("engine", ["resident", "swap", "fsdp", "layerwise"])
+@pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     engine: str, tmp_path: Path
 ) -> None:
@@ -57,12 +59,16 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     steps = {event["step"] for event in record["timeline"]}
     switch = record["schedule"]["switch_step"]
     assert steps == {switch - 1, switch}
-    if engine in ("layerwise", "swap"):
+    if engine in ("layerwise", "swap", "stream"):
         assert "copy" in lanes
+    assert bool(record["plan"]) == (engine == "stream")
 
 
-def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path: Path) -> None:
-    job = _job(num_inference_steps=16, sampled_steps=5)
+@pytest.mark.parametrize("engine", ["layerwise", "stream"])
+def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(
+    engine: str, tmp_path: Path
+) -> None:
+    job = _job(engine, num_inference_steps=16, sampled_steps=5)
     path = launch.run_job(job, tmp_path)
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]
@@ -83,6 +89,32 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
     )
     digests = {it["latents_sha256"] for r in (record, resident) for it in r["iterations"][1:]}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "rooms", "buffers"), [(None, 2, 2), (24.0, 4, 4), (31.0, 6, 6), (60.0, 12, 12)]
+)
+def test_a_budget_makes_room_in_proportion(
+    budget: float | None, rooms: int, buffers: int, tmp_path: Path
+) -> None:
+    job = _job("stream", vram_budget_gb=budget, num_gpus=1)
+    record = read_record(launch.run_job(job, tmp_path, plan_only=True))
+    assert record["status"] == "ok", record["reason"]
+    assert record["iterations"] == []
+    plan = record["plan"]
+    assert plan["room"] == rooms and plan["seconds"] > 0
+    for candidate in plan["candidates"]:
+        assert StreamSettings(**candidate["settings"]).buffers(6) <= buffers
+    inputs = plan["inputs"]
+    assert inputs["ranks"] == 1 and inputs["sharded"] is None and inputs["collectives_s"] == 0
+    assert inputs["local"]["rate"] > 0 and min(inputs["windows_s"]) > 0
+    assert inputs["block_bytes"] == record["model"]["block_bytes"]
+
+
+def test_a_budget_below_two_blocks_cannot_run_and_says_what_would(tmp_path: Path) -> None:
+    record = read_record(launch.run_job(_job("stream", vram_budget_gb=2.0), tmp_path))
+    assert record["status"] == "unsupported"
+    assert "2.0 holds 1 blocks" in record["reason"] and "at least 2.5 GB" in record["hint"]
 
 
 def test_host_memory_is_asked_for_before_it_is_taken(

@@ -43,8 +43,8 @@ COMES_WITH = {
 }
 
 # The modules that may import torch; every other one is on the render path.
-MEASURES = {"wan", "weights", "ulysses", "pipeline", "engines", "launch", "link", "worker",
-            "measure", "derive"}  # fmt: skip
+MEASURES = {"wan", "weights", "ulysses", "pipeline", "engines", "launch", "link", "probe",
+            "worker", "measure", "derive"}  # fmt: skip
 MODULES = {path.stem for path in PACKAGE.glob("[!_]*.py")} | {
     path.parent.name for path in PACKAGE.glob("*/__init__.py")
 }

@@ -108,8 +108,6 @@ class Stream(Engine):
         self._loads = deque(self._all_loads(passes))
         self._sent = 0  # bytes of the first of them
         self._turn = 0  # of the copy streams
-        if self.settings.windows is None:
-            self._send()
 
     def _all_loads(self, passes: Sequence[str]) -> list[Load]:
         held, over = list(self._held), [0] * len(self.buffers)
@@ -129,6 +127,8 @@ class Stream(Engine):
         announced = self._passes[self._pass] if self._pass < len(self._passes) else "no more"
         if announced != expert:
             raise RuntimeError(f"pass {self._pass} uses {expert}; announced was {announced}")
+        if self.settings.windows is None:
+            self._send()
 
     def before_block(self, expert: str, block: int) -> None:
         mover, buffer = self.mover, self._place(expert, block)
