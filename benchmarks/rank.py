@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +23,12 @@ import yaml
 from torch import Tensor
 
 from wanreport import worker
-from wanreport.engines import ENGINES, Counters, Engine
+from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.link import measure_link
 from wanreport.measure import StepClock, peaks, reset_peaks, sha256
 from wanreport.pipeline import TEXT_TOKENS, Guidance, predict
+from wanreport.plan import DEFAULT_ROOM, make_plan
+from wanreport.probe import Probe
 from wanreport.record import replace_file
 from wanreport.ulysses import SequenceParallel
 from wanreport.wan import A14B, EXPERTS, TINY, Expert, Segments
@@ -34,7 +37,25 @@ from wanreport.weights import HostStore, RandomWeights
 from .peers import PEERS, Peer
 
 EXPERT = EXPERTS[0]
-KNOWN: dict[str, type[Engine]] = {**ENGINES, **PEERS}
+STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch
+
+
+class Planned(Stream):
+    """`stream` with a plan of its own for each shape, with room for so many blocks."""
+
+    name = "planned"
+
+    def __init__(self, *, room: int = DEFAULT_ROOM) -> None:
+        super().__init__()
+        self.room = room
+
+    def plan(self, probe: Probe, link: dict[str, Any] | None) -> dict[str, Any]:
+        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
+        plan, self.settings = make_plan(probe.inputs(rate, STEPS), self.room, probe.trial)
+        return plan
+
+
+KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
 
 
 def make_engine(label: str) -> Engine:
@@ -43,7 +64,8 @@ def make_engine(label: str) -> Engine:
     if name not in KNOWN:
         raise ValueError(f"{label}: no engine {name!r}; there are {', '.join(KNOWN)}")
     try:
-        pairs = [part.split("=") for part in rest.split(",") if part]
+        # A comma within brackets is a list's.
+        pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
         return KNOWN[name](**{key: yaml.safe_load(value) for key, value in pairs})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{label}: {error}; the form is NAME:KEY=VALUE,KEY=VALUE") from None
@@ -60,37 +82,58 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     device, engine = torch.device(f"cuda:{rank}" if cuda else "cpu"), make_engine(spec["engine"])
     worker.connect(device, out, rank, world_size, spec["timeout_s"])
     group = dist.group.WORLD
-    expert = make_expert(spec["device"], spec["blocks"])
-    expert.parallel = SequenceParallel(group)
-    expert.segments = Segments.compiled() if spec["compile"] else Segments()
+    parallel = SequenceParallel(group)
+    segments = Segments.compiled() if spec["compile"] else Segments()
+
+    def make(blocks: int) -> Expert:
+        expert = make_expert(spec["device"], blocks)
+        expert.parallel, expert.segments = parallel, segments
+        return expert
+
+    expert, planned = make(spec["blocks"]), isinstance(engine, Planned)
     shared = group if engine.shares_store else None
     pin = cuda and engine.pins_store
     store = HostStore({EXPERT: expert}, RandomWeights(), pin=pin, group=shared)
-    link = measure_link(device, group) if spec["engine"] == "resident" else None
+    link = measure_link(device, group) if planned or spec["engine"] == "resident" else None
     if isinstance(engine, Peer):
         engine.code = spec["code"]
-    started = time.perf_counter()
-    engine.attach({EXPERT: expert}, store, device, group)
-    attach_s = time.perf_counter() - started
+
+    def attach() -> float:
+        started = time.perf_counter()
+        engine.attach({EXPERT: expert}, store, device, group)
+        return time.perf_counter() - started
+
+    attach_s = 0.0 if planned else attach()
     for tokens, grid in spec["grids"]:
         if rank == 0:
             (out / "progress").write_text(f"{tokens:,} tokens")
-        row = _measure(engine, expert, store, grid, spec, device)
+        inputs, plan = _inputs(expert, grid, spec["branches"], device), None
+        if isinstance(engine, Planned):
+            plan = engine.plan(Probe(make, store, group, *inputs), link)
+            expert = make(spec["blocks"])
+            attach_s = attach()
+        row = _measure(engine, expert, store, inputs, spec, device)
         row |= {"attach_s": attach_s, "link": link, "note": getattr(engine, "note", "")}
+        row["plan"] = plan
         replace_file(out / f"row-{tokens}-rank{rank}.json", json.dumps(row).encode())
-    engine.detach()
+        if planned:
+            engine.detach()
+    if not planned:
+        engine.detach()
     store.close()
     return {}
 
 
 def _measure(
-    engine: Engine, expert: Expert, store: HostStore, grid: Sequence[int], spec: dict[str, Any],
-    device: torch.device,
+    engine: Engine, expert: Expert, store: HostStore, inputs: tuple[Tensor, Guidance],
+    spec: dict[str, Any], device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    """Warm up and time one shape; ``grid`` is its tokens as frames × height × width."""
+    """Warm up and time one shape."""
     if spec["compile"]:
         torch._dynamo.reset()  # its limit of recompilations is meant for one shape
-    step = _step(engine, expert, grid, spec["branches"], device)
+    step = _step(engine, expert, inputs)
+    visits = -(-spec["branches"] // engine.branches_per_visit)
+    engine.begin([EXPERT] * visits * (spec["warmup"] + spec["passes"]))
     cuda, warm, clock = device.type == "cuda", StepClock(device), StepClock(device)
     with warm.step():
         first = step()
@@ -125,18 +168,23 @@ def _measure(
     }
 
 
-def _step(
-    engine: Engine, expert: Expert, grid: Sequence[int], branches: int, device: torch.device
-) -> Callable[[], Tensor]:
-    """A denoising step's passes, the way the pipeline makes them; the same inputs each time."""
+def _inputs(
+    expert: Expert, grid: Sequence[int], branches: int, device: torch.device
+) -> tuple[Tensor, Guidance]:
+    """Latents and texts of a shape; ``grid`` is its tokens as frames × height × width."""
     generator = torch.Generator().manual_seed(0)
     size = [n * p for n, p in zip(grid, expert.config["patch_size"], strict=True)]
     latents = torch.randn(1, expert.config["in_channels"], *size, generator=generator).to(device)
     words = TEXT_TOKENS if device.type == "cuda" else worker.TINY_TEXT_TOKENS
     texts = torch.randn(2, 1, words, expert.config["text_dim"], generator=generator)
     cond, uncond = texts.to(device, expert.dtype)
-    guidance = Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
-    timestep = torch.tensor([900.0], device=device)
+    return latents, Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
+
+
+def _step(engine: Engine, expert: Expert, inputs: tuple[Tensor, Guidance]) -> Callable[[], Tensor]:
+    """A denoising step's passes, the way the pipeline makes them; the same inputs each time."""
+    latents, guidance = inputs
+    timestep = torch.tensor([900.0], device=latents.device)
     return lambda: predict(expert, engine, latents, timestep, guidance)
 
 

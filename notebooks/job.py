@@ -99,7 +99,7 @@ say(answers.settings_sentence(record))
 
 # %%
 say(planned.plan_sentence(record))
-if record["plan"]:
+if record["engine"].get("plan"):
     table(planned.plan_table(record))
 
 # %% [markdown]

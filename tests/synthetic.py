@@ -139,7 +139,8 @@ def record(
             windows_s=(0.05, 0.09, 0.075), collectives_s=0.028, ranks=job.num_gpus,
         )  # fmt: skip
         blocks = room(job.vram_budget_gb, BLOCK["a14b"], OUTER["a14b"])
-        blank["plan"], _ = make_plan(inputs, blocks, lambda settings: 4.0 - settings.shard)
+        plan, _ = make_plan(inputs, blocks, lambda settings: 4.0 - settings.shard)
+        blank["engine"]["plan"] = plan
     blank["timeline"] = _timeline(job.engine, layers, at or 1, scale)
     if job.profile:
         blank["traces"] = [

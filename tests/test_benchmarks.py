@@ -41,8 +41,8 @@ def test_every_engine_and_peer_gives_the_bits_of_resident(words: list[str], tmp_
     report = json.loads((tmp_path / "b.json").read_text())
     found = rows(tmp_path / "b.json")
     assert set(found) == {*ENGINES_AND_PEERS, table.LAST}
-    assert {label.partition(":")[0] for label in ENGINES_AND_PEERS} == {*ENGINES, "diffusers",
-                                                                       "sglang"}  # fmt: skip
+    names = {label.partition(":")[0] for label in ENGINES_AND_PEERS}
+    assert names == {*ENGINES, "planned", "diffusers", "sglang"}
     for label, row in found.items():
         if label.startswith("sglang"):
             assert row["status"] == "absent"
@@ -55,6 +55,19 @@ def test_every_engine_and_peer_gives_the_bits_of_resident(words: list[str], tmp_
             assert row["ranks"][0]["samples_ms"] == [], "no times on a CPU"
     assert "no times are claimed" in done.stdout
     assert found["layerwise:prefetch=1"]["ranks"][0]["counters"]["h2d_copies"] > 0
+    plans = [rank["plan"]["chosen"] for rank in found["planned"]["ranks"]]
+    assert len(set(plans)) == 1, "all ranks choose alike"
+
+
+@pytest.mark.slow
+def test_streams_settings_can_be_asked_for_one_by_one(tmp_path: Path) -> None:
+    label = "stream:slots=3,windows=[7000,90000,1000],shard=true,copy_streams=2"
+    path = tmp_path / "b.json"
+    assert main([*CPU, "--ranks", "2", "--engines", label, "--json", str(path)]) == 0
+    row = rows(path)[label]
+    assert row["status"] == "ok", row["log"]
+    assert table.identical(json.loads(path.read_text()), row)
+    assert row["ranks"][0]["counters"]["unshards"] > 0
 
 
 def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
@@ -117,7 +130,8 @@ def _outputs() -> list[Any]:
         store = HostStore({expert.name: expert}, RandomWeights())
         cpu = torch.device("cpu")
         engine.attach({expert.name: expert}, store, cpu)
-        found.append(rank._measure(engine, expert, store, (1, 3, 9), spec, cpu))
+        inputs = rank._inputs(expert, (1, 3, 9), 1, cpu)
+        found.append(rank._measure(engine, expert, store, inputs, spec, cpu))
     return found
 
 
@@ -280,7 +294,8 @@ def test_sglangs_manager_runs_without_its_server(
     for engine in engines:
         expert = rank.make_expert("cpu", 3)
         engine.attach({expert.name: expert}, HostStore({expert.name: expert}, RandomWeights()), cpu)
-        digests.append(rank._step(engine, expert, (1, 3, 9), 1, cpu)())
+        inputs = rank._inputs(expert, (1, 3, 9), 1, cpu)
+        digests.append(rank._step(engine, expert, inputs)())
     assert torch.equal(*digests)
     assert "0 of 3 blocks" in engines[1].note, "what is not pinned is not claimed to be"
     assert torch.backends.cuda.cudnn_sdp_enabled(), "its import changes no other row's kernels"

@@ -26,6 +26,9 @@ BASELINE = Path(__file__).parent.parent / "params" / "baseline"
 GOOD = {"name": "good", "engine": "layerwise", "num_gpus": 2}
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
 def make(**changes):
     return job_from_mapping({**GOOD, **changes})
 
@@ -93,7 +96,7 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(tmp_path):
         "name: other\n",
     )
     assert problems == [
-        "2: engine: 'Swap' is not one of 'resident', 'swap', 'fsdp' or 'layerwise';"
+        "2: engine: 'Swap' is not one of 'resident', 'swap', 'fsdp', 'layerwise' or 'stream';"
         " did you mean swap?",
         "3: num_gpus: 4.0 is not a whole number; write 4",
         r"4: 'x\nimport os': is no identifier; remove it",
@@ -366,6 +369,12 @@ def test_hash_changes_with_what_is_measured_and_with_nothing_else(field):
     other = job.model_copy(update={field: CHANGES[field]})
     assert other != job
     assert (job_hash(other) == job_hash(job)) == (field in NOT_HASHED)
+
+
+def test_a_field_that_came_later_leaves_the_hash_of_jobs_without_it() -> None:
+    """Records of before must still be found; this is the hash of one."""
+    job = load_job(ROOT / "params/campaign/480p-1gpu-layerwise.yaml")
+    assert job.hashes() == ("ccf44b2e1300",)
 
 
 def test_a_job_can_be_found_at_either_scale_while_it_is_open():

@@ -61,7 +61,7 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     assert steps == {switch - 1, switch}
     if engine in ("layerwise", "swap", "stream"):
         assert "copy" in lanes
-    assert bool(record["plan"]) == (engine == "stream")
+    assert bool(record["engine"]["plan"]) == (engine == "stream")
 
 
 @pytest.mark.parametrize("engine", ["layerwise", "stream"])
@@ -101,7 +101,7 @@ def test_a_budget_makes_room_in_proportion(
     record = read_record(launch.run_job(job, tmp_path, plan_only=True))
     assert record["status"] == "ok", record["reason"]
     assert record["iterations"] == []
-    plan = record["plan"]
+    plan = record["engine"]["plan"]
     assert plan["room"] == rooms and plan["seconds"] > 0
     for candidate in plan["candidates"]:
         assert StreamSettings(**candidate["settings"]).buffers(6) <= buffers

@@ -164,7 +164,7 @@ def test_a_rehearsals_plan_shows_no_time() -> None:
     table = planned.plan_table(record)
     assert " s</td>" not in table and " ms</td>" not in table
     assert not any(" s" in line or " ms" in line
-                   for line in planned.lines(record["plan"], timed=False)[2:-1]
+                   for line in planned.lines(record["engine"]["plan"], timed=False)[2:-1]
                    if "slots" not in line)  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_engines_without_a_plan_say_so() -> None:
 
 def test_the_trial_that_overruled_is_named() -> None:
     record = _record()
-    record["plan"], _ = make_plan(plan_inputs(), 4, lambda s: 2.0 if s.windows else 1.0)
+    record["engine"]["plan"], _ = make_plan(plan_inputs(), 4, lambda s: 2.0 if s.windows else 1.0)
     assert "a trial of the two best overruled the prediction, which was 1 residents, 3 slots" in (
         planned.plan_sentence(record)
     )

@@ -170,11 +170,11 @@ def _plan(arguments: argparse.Namespace) -> int:
             with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
                 log = results / "logs" / f"{job.name}-plan.log"
                 (_, record), *_ = local.measure_jobs([here], Path(folder), log, plan_only=True)
-            if not record["plan"]:
+            plan, timed = record["engine"].get("plan"), not is_rehearsal(record)
+            if not plan:
                 print(f"{record['reason']}; {record['hint']}", file=sys.stderr)
                 unknown = 1
                 continue
-            plan, timed = record["plan"], not is_rehearsal(record)
             print("measured here" if timed else "a rehearsal, whose times say nothing")
         elif found := planned.from_records(job, local.all_records(root)):
             path, plan = found

@@ -76,8 +76,8 @@ class StreamSettings:
             raise ValueError(f"slots, residents and streams cannot be negative or none: {self}")
         if self.branches_per_visit not in (1, 2):
             raise ValueError(f"branches_per_visit is 1 or 2, not {self.branches_per_visit}")
-        if self.windows is not None and min(self.windows) < 0:
-            raise ValueError(f"a window cannot take {min(self.windows)} bytes")
+        if self.windows is not None and (len(self.windows) != 3 or min(self.windows) < 0):
+            raise ValueError(f"windows are three numbers of bytes, not {self.windows}")
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own.

@@ -27,6 +27,9 @@ from wanreport.schedule import MIN_SAMPLE
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""
 
+HASHED_IF_GIVEN = ("vram_budget_gb",)
+"""Fields younger than the first records, whose None means what a job without them meant."""
+
 Size = Annotated[int, Field(ge=16)]
 
 _REPR = reprlib.Repr()  # escapes control characters and bounds the length
@@ -146,6 +149,9 @@ def job_hash(job: Job) -> str:
         "benchmark_version": BENCHMARK_VERSION,
         **job.model_dump(mode="json", exclude=set(NOT_HASHED)),
     }
+    for key in HASHED_IF_GIVEN:
+        if content[key] is None:
+            del content[key]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

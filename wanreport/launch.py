@@ -176,6 +176,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False) -> Path:
             found = _measure(job, spec, Path(tmp))
             for key in ("link", "transport"):
                 record["machine"][key] = found.pop(key, None)
+            record["engine"]["plan"] = found.pop("plan", None)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
         except Exception as error:

@@ -19,7 +19,7 @@ SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
 
 def plan_sentence(record: Record) -> str:
     """Return what was chosen and why, as Markdown."""
-    plan = get(record, "plan", default={})
+    plan = get(record, "engine", "plan", default={})
     if not plan:
         return "This engine has no settings to choose, or the job ended before it chose."
     found = plan["candidates"]
@@ -52,7 +52,7 @@ def plan_sentence(record: Record) -> str:
 
 def plan_table(record: Record) -> str:
     """Return the candidates with their predictions, as HTML."""
-    plan = get(record, "plan", default={})
+    plan = get(record, "engine", "plan", default={})
     if not plan:
         raise NotAnswerable("There is no plan.")
     timed, measured = is_full_scale(record), _measured(record)
@@ -134,9 +134,9 @@ def from_records(
     Of several the latest counts. There is no trial.
     """
     fit = [
-        (str(record["started_at"]), str(path), path, record["plan"]["inputs"])
+        (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
         for path, record in found
-        if get(record, "plan", "inputs") and not is_rehearsal(record)
+        if get(record, "engine", "plan", "inputs") and not is_rehearsal(record)
         and all(record["job"].get(key) == getattr(job, key) for key in SHAPE)
     ]  # fmt: skip
     if not fit:

@@ -30,9 +30,10 @@ from .wan import EXPERTS, Expert
 from .weights import HostStore
 
 BLOCKS, PASSES = 4, 2
-FED = 6  # blocks of the feeder: twice its slots, so that each is loaded every time
+FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
 TRIAL_BLOCKS, TRIAL_STEPS = 12, 2  # a multiple of 2, 3 and 4 slots
 MOST_LOADS = 300
+LEAST = 4  # one more than the slots of a feeder
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,12 @@ class Probe:
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.branches = 1 if guidance.uncond is None else 2
         self.name = EXPERTS[0]
+        self.blocks = len(store.units(self.name)) - 1
+        if self.blocks < LEAST:
+            raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
 
     def _attached(self, engine: Stream, blocks: int) -> Expert:
-        blocks = min(blocks, len(self.store.units(self.name)) - 1)
-        expert = self.make(blocks)
+        expert = self.make(min(blocks, self.blocks))
         engine.attach({self.name: expert}, self.store, self.device, self.group)
         return expert
 
@@ -151,7 +154,7 @@ class Probe:
         activations, device_bytes = self._slowest([peak - before, -free])
         layouts = self.store.layouts
         return Inputs(
-            blocks=len(self.store.units(self.name)) - 1,
+            blocks=self.blocks,
             block_bytes=layouts[self.name, 0].nbytes,
             outer_bytes=layouts[self.name, None].nbytes,
             ranks=dist.get_world_size(self.group),
@@ -252,10 +255,10 @@ class Probe:
                     feeder.before_block(self.name, block)
                     feeder.after_block(self.name, block)
 
-    def trial(self, blocks: int, settings: StreamSettings) -> float:
+    def trial(self, settings: StreamSettings) -> float:
         """Seconds of a step of an expert of a few blocks, with the share of residents kept."""
-        small = min(TRIAL_BLOCKS, blocks)
-        engine = Stream(scaled(settings, blocks, small))
+        small = min(TRIAL_BLOCKS, self.blocks)
+        engine = Stream(scaled(settings, self.blocks, small))
         expert = self._attached(engine, small)
         visits = -(-self.branches // engine.branches_per_visit)
         engine.begin([self.name] * visits * (TRIAL_STEPS + 1))

@@ -45,7 +45,6 @@ _EMPTY: dict[str, Any] = {
     "machine": {},
     "software": {},
     "engine": {},
-    "plan": {},
     "started_at": "",
     "wall_s": 0.0,
     "cold_start_s": None,

@@ -150,9 +150,7 @@ class Rank:
         )  # fmt: skip
         rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
         inputs = probe.inputs(rate, self.job["num_inference_steps"])
-        result["plan"], settings = make_plan(
-            inputs, self.spec["room"], lambda settings: probe.trial(inputs.blocks, settings)
-        )
+        result["plan"], settings = make_plan(inputs, self.spec["room"], probe.trial)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the probe held is not the job's
         result["plan"]["seconds"] = time.perf_counter() - begun

@@ -54,9 +54,11 @@ class Stream(Engine):
     name = "stream"
     branches_per_visit = 2
 
-    def __init__(self, settings: StreamSettings | None = None, *, prefetch: int = 1) -> None:
+    def __init__(
+        self, settings: StreamSettings | None = None, *, prefetch: int = 1, **changes: Any
+    ) -> None:
         super().__init__(prefetch=prefetch)
-        self.settings = settings or StreamSettings()
+        self.settings = settings or StreamSettings(**changes)
         self.branches_per_visit = self.settings.branches_per_visit
 
     def _attach(self) -> None:
