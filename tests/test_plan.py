@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from wanreport import cli, local, planned
 from wanreport.answers import NotAnswerable
 from wanreport.cost import Inputs, Route, StreamSettings
 from wanreport.job import Job
-from wanreport.plan import DEFAULT_ROOM, candidates, make_plan, room, scaled, window_quotas
+from wanreport.plan import CHUNK, DEFAULT_ROOM, candidates, make_plan, room, scaled, window_quotas
 
 ALONE: dict[str, Any] = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9),
                          "sharded": None}  # fmt: skip
@@ -44,6 +45,14 @@ def test_gathers_that_are_no_faster_than_the_link_are_not_worth_it() -> None:
     assert not best(**slow).shard
 
 
+def test_candidates_come_in_the_order_of_their_predictions() -> None:
+    """But for what is alike: there the plainer comes first, and then what moves less."""
+    found = candidates(plan_inputs(), 15)
+    totals = [c.predicted.total(27) for c in found]
+    assert all(a <= b * 1.001 for a, b in pairwise(totals))
+    assert len({round(total, 2) for total in totals}) > 2
+
+
 def test_one_gpu_has_neither_windows_nor_parts() -> None:
     for candidate in candidates(plan_inputs(**ALONE), 4):
         assert candidate.kind == (False, False)
@@ -61,8 +70,9 @@ def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_
 
 
 def test_what_fits_stays() -> None:
-    assert best(40) == StreamSettings(0, 40)
-    assert best(79).residents == 40 and not best(79).both
+    assert best(40, **NVLINK | {"sharded": None}) == StreamSettings(0, 40)
+    for blocks in (40, 79):
+        assert best(blocks).residents == 40 and not best(blocks).both
     assert best(80).both
     transfer_bound = ALONE | FEW_TOKENS
     assert best(30, **transfer_bound) == StreamSettings(2, 28)
@@ -78,16 +88,19 @@ def test_what_the_device_cannot_hold_is_left_out() -> None:
 
 def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them() -> None:
     slow = plan_inputs(windows_s=(0.03, 0.05, 0.06))
-    pre, attend, post = window_quotas(slow, StreamSettings(3))
-    assert (pre, attend, post) == (int(0.027 * 54e9), int(0.045 * 54e9), int(0.054 * 54e9))
+    for quota, seconds in zip(window_quotas(slow, StreamSettings(3)), slow.windows_s, strict=True):
+        assert 0 <= quota - 0.9 * seconds * 54e9 < CHUNK
     fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
-    assert sum(window_quotas(fast, StreamSettings(2))) * 2 == pytest.approx(fast.block_bytes, abs=9)
-    # Half of the blocks resident: half as much to bring in a visit.
-    half = sum(window_quotas(fast, StreamSettings(2, 20)))
-    assert half == pytest.approx(max(fast.block_bytes / 4, 0.9 * 4e-3 * 54e9), abs=9)
+
+    def total(inputs: Inputs, settings: StreamSettings) -> int:
+        return sum(window_quotas(inputs, settings))
+
+    assert 0 <= total(fast, StreamSettings(2)) - fast.block_bytes / 2 <= 3 * CHUNK
+    # Half of the blocks resident: half as much to bring in a visit, and that fits.
+    assert 0 <= total(fast, StreamSettings(2, 20)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
     # Where a collective suffers more than a block that waits, nothing is pushed into one.
     bad = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3), local=Route(54e9, 1e9, 1.0, 1.5))
-    assert sum(window_quotas(bad, StreamSettings(2))) == pytest.approx(0.9 * 4e-3 * 54e9, abs=9)
+    assert 0 <= total(bad, StreamSettings(2)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
 
 
 def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts() -> None:
@@ -154,8 +167,8 @@ def test_a_page_says_what_was_chosen_and_how_the_prediction_came_out() -> None:
     assert "No budget was given, which makes room for 4 blocks" in words
     assert "measured 19.68 s (prediction" in words
     table = planned.plan_table(record)
-    assert table.count("← chosen") == 1
-    assert "19.68 s" in table and "kind-predicted" in table and "kind-measured" in table
+    assert table.count("→ ") == 1
+    assert "kind-predicted" in table and "kind-measured" in table, "only the trial is measured"
 
 
 def test_a_rehearsals_plan_shows_no_time() -> None:
@@ -178,7 +191,7 @@ def test_engines_without_a_plan_say_so() -> None:
 def test_the_trial_that_overruled_is_named() -> None:
     record = _record()
     record["engine"]["plan"], _ = make_plan(plan_inputs(), 4, lambda s: 2.0 if s.windows else 1.0)
-    assert "a trial of the two best overruled the prediction, which was 1 residents, 3 slots" in (
+    assert "a trial of the two best overruled the prediction, which was 1 resident, 3 slots" in (
         planned.plan_sentence(record)
     )
 

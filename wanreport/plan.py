@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .cost import Inputs, Prediction, StreamSettings, predict
+from .tables import counted
 
 DEFAULT_ROOM = 4  # blocks, where a job gives no budget: next to nothing, and enough to stream
 MIN_ROOM = 2
+CHUNK = 1 << 16  # bytes; copies begin at its multiples
 MARGIN = 0.9  # of a window: what starts in it should also end in it
-SAME = 0.01  # relative difference below which two times are one
-CLOSE = 0.1  # … and below which two predictions are tried
+ALIKE = 0.001  # relative difference below which two predictions are one
+CLOSE = 0.1  # … below which they are tried
+GAIN = 0.005  # … and by which a trial must be better to overrule them
 
 
 def room(budget_gb: float | None, block_bytes: int, outer_bytes: int) -> int:
@@ -36,9 +40,9 @@ class Candidate:
 def candidates(inputs: Inputs, room: int) -> list[Candidate]:
     """Return the settings worth a thought with room for so many blocks, the best predicted first.
 
-    The best is what takes least time over all steps. Of two that are predicted alike the one comes
-    first that needs less memory, and then the plainer one. What the device cannot hold is left out,
-    unless nothing else is left.
+    The best is what takes least time over all steps. Of two that are predicted alike the plainer
+    comes first, and then the one that moves fewer blocks, which is safer. What the device cannot
+    hold is left out, unless nothing else is left.
     """
     found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
     if inputs.device_bytes is not None:
@@ -46,10 +50,11 @@ def candidates(inputs: Inputs, room: int) -> list[Candidate]:
         found = fits or [min(found, key=lambda c: c.predicted.device_bytes)]
     fastest = min(c.predicted.total(inputs.steps) for c in found)
 
-    def rank(candidate: Candidate) -> tuple[float, int, tuple[bool, bool]]:
+    def rank(candidate: Candidate) -> tuple[float, tuple[bool, bool], int]:
         seconds = candidate.predicted.total(inputs.steps)
-        alike = seconds <= fastest * (1 + SAME)
-        return fastest if alike else seconds, candidate.predicted.weights_bytes, candidate.kind
+        alike = seconds <= fastest * (1 + ALIKE)
+        moving = candidate.settings.moving(inputs.blocks)
+        return fastest if alike else seconds, candidate.kind, moving
 
     return sorted(found, key=rank)
 
@@ -103,7 +108,8 @@ def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, i
     need = settings.moving(inputs.blocks) * inputs.block_bytes / visits
     quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
     scale = max(1.0, need / sum(quotas)) if sum(quotas) and inputs.local.spills else 1.0
-    pre, attend, post = (int(quota * scale) for quota in quotas)
+    # Rounded up, lest a few bytes be left for which a block has to wait.
+    pre, attend, post = (CHUNK * math.ceil(quota * scale / CHUNK) for quota in quotas)
     return pre, attend, post
 
 
@@ -126,7 +132,7 @@ def make_plan(
     if trial is not None and rival is not None:
         tried = [{"candidate": i, "step_s": trial(found[i].settings)} for i in (0, rival)]
         first, second = (entry["step_s"] for entry in tried)
-        if second < first * (1 - SAME):
+        if second < first * (1 - GAIN):
             chosen, by = rival, "trial"
     plan = {
         "inputs": asdict(inputs),
@@ -154,8 +160,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """Settings, as a plan stores them, in words."""
     if settings["both"]:
         return "both experts resident"
-    words = [f"{settings['residents']} residents"] if settings["residents"] else []
-    words += [f"{settings['slots']} slots"] if settings["slots"] else []
+    words = [counted(settings[key], key[:-1]) for key in ("residents", "slots") if settings[key]]
     words += ["in windows"] if settings["windows"] else []
     words += ["sharded"] if settings["shard"] else []
     return ", ".join(words)

@@ -17,6 +17,13 @@ SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
 """Fields that a job shares with another whose measured inputs hold for it too."""
 
 
+TIMES = (
+    "All times are those of a step; its limit is the longer of computing with all weights there "
+    "and of moving its bytes over the link. A trial runs a part of the blocks, so that trials "
+    "compare only with one another. "
+)
+
+
 def plan_sentence(record: Record) -> str:
     """Return what was chosen and why, as Markdown."""
     plan = get(record, "engine", "plan", default={})
@@ -42,10 +49,11 @@ def plan_sentence(record: Record) -> str:
         return f"{text} In a rehearsal the times behind it say nothing, and are not shown."
     measured = _measured(record)
     if measured is not None:
-        off = percent(chosen["predicted"]["step_s"] / measured - 1, signed=True)
+        off = percent(chosen["predicted"]["step_s"] / measured - 1, 2, signed=True)
         text += (
             f" Predicted was a step of {seconds(chosen['predicted']['step_s'])}, measured"
-            f" {seconds(measured)} (prediction {off})."
+            f" {seconds(measured)} (prediction {off}), the median of the clean steps that are"
+            " neither first nor switch."
         )
     return text
 
@@ -55,13 +63,13 @@ def plan_table(record: Record) -> str:
     plan = get(record, "engine", "plan", default={})
     if not plan:
         raise NotAnswerable("There is no plan.")
-    timed, measured = is_full_scale(record), _measured(record)
+    timed = is_full_scale(record)
     tried = {entry["candidate"]: entry["step_s"] for entry in plan["trial"]}
 
     def row(index: int, candidate: Mapping[str, Any]) -> dict[str, object]:
         chosen, predicted = index == plan["chosen"], candidate["predicted"]
         cells: dict[str, object] = {
-            "settings": describe(candidate["settings"]) + (" ← chosen" if chosen else ""),
+            "settings": ("→ " if chosen else "") + describe(candidate["settings"]),
             "weights_bytes": _cell(predicted["weights_bytes"], gigabytes),
         }
         if timed:
@@ -70,28 +78,26 @@ def plan_table(record: Record) -> str:
                 for key in ("step_s", "first_s", "switch_s", "limit_s")
             }
             cells["trial"] = _cell(tried.get(index), seconds, measured=True)
-            cells["measured"] = _cell(measured if chosen else None, seconds, measured=True)
         return cells
 
     columns = [Column("settings", "settings", numeric=False)]
     if timed:
         columns += [
             Column("step_s", "step"),
-            Column("limit_s", "limit of a step"),
-            Column("first_s", "first step"),
-            Column("switch_s", "switch step"),
-            Column("trial", "step in the trial"),
-            Column("measured", "step, measured"),
+            Column("limit_s", "limit"),
+            Column("first_s", "first"),
+            Column("switch_s", "switch"),
+            Column("trial", "trial"),
         ]
-    columns.append(Column("weights_bytes", "weights on the device"))
+    columns.append(Column("weights_bytes", "device"))
     return html_table(
         [row(i, candidate) for i, candidate in enumerate(plan["candidates"])],
         columns,
         caption="What was to choose from, the best predicted first",
         kind="predicted",
-        note="The limit is the longer of computing with all weights there and of moving a step's "
-        "bytes over the link. A trial runs a part of the blocks, so only trials compare with one "
-        "another. Measured is the median of the clean steps that are neither first nor switch.",
+        note="The arrow marks what was chosen. "
+        + (TIMES if timed else "")
+        + "Device is the memory that weights take there.",
     )
 
 
