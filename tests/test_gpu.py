@@ -17,7 +17,11 @@ from tests.ranks import run_ranks
 from wanreport import weights
 from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, base
-from wanreport.wan import A14B, Segments
+from wanreport.pipeline import Guidance, latent_shape
+from wanreport.plan import make_plan
+from wanreport.probe import Probe
+from wanreport.wan import A14B, Expert, Segments
+from wanreport.weights import HostStore, RandomWeights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
@@ -114,6 +118,28 @@ def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 3
     _same(found, reference)
+
+
+def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -> None:
+    wide = A14B | {"num_layers": 6}
+
+    def make(blocks: int) -> Expert:
+        return Expert("high_noise", A14B | {"num_layers": blocks}, torch.bfloat16)
+
+    expert = make(6)
+    store = HostStore({expert.name: expert}, RandomWeights(), pin=True)
+    latents = torch.zeros(latent_shape(*SHAPES["480p"]), device="cuda")
+    texts = [torch.randn(1, 512, 4096, device="cuda").bfloat16() for _ in range(2)]
+    probe = Probe(make, store, dist.group.WORLD, latents, Guidance(*texts, {expert.name: 4.0}))
+    inputs = probe.inputs(None, 27)
+    assert min(inputs.windows_s) > 0 and inputs.other_s >= 0
+    assert 0 <= inputs.local.collective_rate <= inputs.local.rate
+    assert inputs.activation_bytes > 0 and inputs.device_bytes > 0
+    plan, settings = make_plan(inputs, 3, probe.trial)
+    assert len(plan["trial"]) in (0, 2)
+    store.close()
+    reference = _run("resident", "480p", **wide)
+    _same(_run("stream", "480p", options={"settings": settings}, **wide), reference)
 
 
 def _several(late: bool) -> None:

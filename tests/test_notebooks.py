@@ -158,6 +158,19 @@ def test_a_full_scale_page_has_every_picture(run: Run) -> None:
     assert "n = 25" in texts[1]
 
 
+@pytest.mark.parametrize("scale", ["a14b", "tiny"])
+def test_a_page_of_stream_shows_its_plan_with_times_at_full_scale_only(
+    run: Run, scale: str
+) -> None:
+    record = synthetic.record("s", scale=scale, engine="stream", num_gpus=2)
+    notebook, failure = run("job.py", [record], parameters_of(record))
+    assert failure is None and has_run(notebook)
+    page = "\n".join(shown(notebook))
+    assert "the plan took **" in page
+    assert ("Predicted was a step of" in page) == (scale == "a14b")
+    assert "What was to choose from" in str(notebook)
+
+
 @pytest.mark.parametrize("status", ["oom", "failed"])
 def test_a_page_of_a_job_that_did_not_run_says_so_first(run: Run, status: str) -> None:
     record = synthetic.record("pure-4gpu", scale="a14b", status=status, reason=f"why {EVIL}",

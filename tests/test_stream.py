@@ -199,11 +199,13 @@ def test_a_pass_that_was_not_announced_is_refused() -> None:
     experts = make_experts(num_layers=2)
     engine = Stream()
     engine.attach(experts, HostStore(experts, RandomWeights(0)), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="is no such pass"):
+        engine.use("high_noise")
     engine.begin(["high_noise"])
-    with pytest.raises(RuntimeError, match="pass 0 uses low_noise; announced was high_noise"):
+    with pytest.raises(RuntimeError, match="pass 0 uses low_noise; what was .* is high_noise"):
         engine.use("low_noise")
     engine.begin([])
-    with pytest.raises(RuntimeError, match="announced was no more"):
+    with pytest.raises(RuntimeError, match="is no such pass"):
         engine.use("high_noise")
 
 

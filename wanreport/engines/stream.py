@@ -88,6 +88,7 @@ class Stream(Engine):
         self._arriving: set[int] = set()  # buffers whose load nothing has waited for yet
         self._loads: deque[Load] = deque()
         self._passes: Sequence[str] = ()
+        self._pass, self._done, self._sent, self._turn = -1, 0, 0, 0
         if self.gathering:  # connects the ranks now, not in the first step
             mover.all_gather(self.buffers[0], self._own(self.buffers[0]), self.gathering)
 
@@ -106,10 +107,9 @@ class Stream(Engine):
         for event in self.free:
             mover.record(event, mover.compute)
         self._arriving.clear()
-        self._passes, self._pass, self._done = passes, -1, 0
-        self._loads = deque(self._all_loads(passes))
-        self._sent = 0  # bytes of the first of them
-        self._turn = 0  # of the copy streams
+        self._passes, self._loads = passes, deque(self._all_loads(passes))
+        # The pass that runs, uses that are over, bytes sent of the first load, turn of the streams.
+        self._pass, self._done, self._sent, self._turn = -1, 0, 0, 0
 
     def _all_loads(self, passes: Sequence[str]) -> list[Load]:
         held, over = list(self._held), [0] * len(self.buffers)
@@ -126,9 +126,11 @@ class Stream(Engine):
 
     def use(self, expert: str) -> None:
         self._pass += 1
-        announced = self._passes[self._pass] if self._pass < len(self._passes) else "no more"
+        announced = self._passes[self._pass] if self._pass < len(self._passes) else "no such pass"
         if announced != expert:
-            raise RuntimeError(f"pass {self._pass} uses {expert}; announced was {announced}")
+            raise RuntimeError(
+                f"pass {self._pass} uses {expert}; what was announced with begin() is {announced}"
+            )
         if self.settings.windows is None:
             self._send()
 
