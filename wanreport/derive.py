@@ -126,7 +126,7 @@ def _moved(experts: dict[str, Expert]) -> dict[str, int]:
             passes=passes,
             world_size=ranks,
         )
-        return ENGINES[engine].expected(shape, 0, 1)
+        return ENGINES[engine]().expected(shape, 0)
 
     found = {}
     layerwise = counted("layerwise", 4, {name: 2 * BRANCHES}) - counted(

@@ -109,7 +109,7 @@ class Probe:
         self.latents, self.guidance, self.device = latents, guidance, latents.device
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.branches = 1 if guidance.uncond is None else 2
-        self.name = EXPERTS[0]
+        self.name, self.several = EXPERTS[0], dist.get_world_size(group) > 1
         self.blocks = len(store.units(self.name)) - 1
         if self.blocks < LEAST:
             raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
@@ -148,8 +148,7 @@ class Probe:
         quiet = self._passes(engine, expert)
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
         local = self._route(False, engine, expert, quiet)
-        several = dist.get_world_size(self.group) > 1
-        sharded = self._route(True, engine, expert, quiet) if several else None
+        sharded = self._route(True, engine, expert, quiet) if self.several else None
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
         layouts = self.store.layouts
@@ -161,7 +160,7 @@ class Probe:
             branches=self.branches,
             steps=steps,
             windows_s=quiet.windows,
-            collectives_s=quiet.collectives if several else 0.0,
+            collectives_s=quiet.collectives,
             other_s=quiet.other,
             link=link or local.rate,
             local=local,
@@ -208,7 +207,7 @@ class Probe:
         pre, attend, post, collectives, other, whole, less = self._slowest(
             [
                 *windows,
-                statistics.median(there) + statistics.median(back),
+                statistics.median(there) + statistics.median(back) if self.several else 0.0,
                 max(whole - inside, 0.0) / visits,
                 whole,
                 -arrived,
@@ -232,15 +231,7 @@ class Probe:
         loads = min(math.ceil(2 * quiet.whole / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
-        visits = PASSES * engine.blocks * self.branches
-        collectives = visits * busy.collectives
-        beside = (busy.arrived - rate * visits * sum(busy.windows)) / collectives
-        return Route(
-            rate=rate,
-            collective_rate=min(max(beside, 0.0), rate),
-            window_factor=max(sum(busy.windows) / sum(quiet.windows), 1.0),
-            collective_factor=max(busy.collectives / quiet.collectives, 1.0),
-        )
+        return route(rate, quiet, busy, PASSES * engine.blocks * self.branches)
 
     def _feed(self, feeder: Stream, loads: int) -> None:
         """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
@@ -271,6 +262,28 @@ class Probe:
         (slowest,) = self._slowest([statistics.median(clock.seconds())])
         engine.detach()
         return slowest
+
+
+def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
+    """What loads and computation cost each other, from both alone and together.
+
+    Parameters
+    ----------
+    rate
+        Bytes a second of loads alone; in windows they are taken to be as fast.
+    quiet, busy
+        The same passes without loads, and with loads in flight all the time.
+    visits
+        Of a block by a branch, in all of these passes.
+    """
+    windows, collectives = visits * sum(busy.windows), visits * busy.collectives
+    beside = (busy.arrived - rate * windows) / collectives if collectives else rate
+    return Route(
+        rate=rate,
+        collective_rate=min(max(beside, 0.0), rate),
+        window_factor=max(sum(busy.windows) / sum(quiet.windows), 1.0),
+        collective_factor=max(busy.collectives / quiet.collectives, 1.0) if collectives else 1.0,
+    )
 
 
 def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
