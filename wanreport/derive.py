@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +47,8 @@ SHIFTS = (1.0, 3.0, 5.0, 8.0, 12.0)
 
 SMALLEST = 1_000_000
 """Elements of the smallest tensor that is listed; no transfer spoken of is as small."""
+LARGE = 25_000_000
+"""Elements above which a tensor of four-byte numbers is more than 100 MB, the baseline's limit."""
 
 
 def write(folder: Path = DERIVED) -> list[Path]:
@@ -100,8 +103,10 @@ def architecture() -> dict[str, Any]:
         numbers[f"all_to_all.tensor.g{ranks}"] = tensor
         numbers[f"all_to_all.layer.g{ranks}"] = 4 * tensor  # q, k, v and the output
         numbers[f"all_to_all.step.g{ranks}"] = 4 * tensor * len(first.blocks) * BRANCHES
-    for key, value in _moved(experts).items():
-        numbers[key] = value
+    numbers |= _moved(experts)
+    for part, module in (("expert", first), ("text_encoder", text_encoder)):
+        large = _large(module)
+        numbers |= {f"{part}.large.count": len(large), f"{part}.large.params": sum(large)}
     parts = {"block": first.blocks[0], "expert": first, "text encoder": text_encoder, "VAE": vae}
     return {
         "schema": SCHEMA,
@@ -151,6 +156,14 @@ def _elements(parameters: Iterable[nn.Parameter]) -> int:
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _large(module: nn.Module) -> list[int]:
+    """Elements of a module's large tensors as SGLang holds them: a text encoder's q, k, v as one."""
+    sizes: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        sizes[re.sub(r"(?<=SelfAttention\.)[qkv]\b", "qkv", name)] += parameter.numel()
+    return [size for size in sizes.values() if size > LARGE]
 
 
 def _tensors(part: str, module: nn.Module) -> list[dict[str, Any]]:
