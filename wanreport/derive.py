@@ -41,7 +41,7 @@ UMT5_XXL: dict[str, Any] = {
 VIDEO = {"height": 720, "width": 1280, "num_frames": 81}
 STEPS = 27
 BRANCHES = 2
-RANKS = (2, 4, 6, 8)
+RANKS = (2, 4, 6)
 SHIFTS = (1.0, 3.0, 5.0, 8.0, 12.0)
 """Flow shifts of SGLang's Wan configurations, and 1, which leaves the noise levels as they are."""
 
@@ -117,10 +117,9 @@ def architecture() -> dict[str, Any]:
 
 
 def _moved(experts: dict[str, Expert]) -> dict[str, int]:
-    """The engines' own closed formulas: a steady step, and a whole run of the baseline."""
+    """The engines' own closed formulas: a steady step, and the switch."""
     store = HostStore(experts, None)  # type: ignore[arg-type]  # nothing is ever filled
     name, expert = next(iter(experts.items()))
-    half = STEPS * BRANCHES // 2
 
     def counted(engine: str, ranks: int, passes: dict[str, int]) -> Counters:
         shape = Shape(
@@ -140,8 +139,6 @@ def _moved(experts: dict[str, Expert]) -> dict[str, int]:
     for key in ("h2d_copies", "h2d_bytes", "allocations", "event_waits", "stream_waits",
                 "host_syncs"):  # fmt: skip
         found[f"layerwise.step.{key}"] = getattr(layerwise, key)
-    run = counted("layerwise", 4, dict(zip(experts, (half, half), strict=True)))
-    found |= {"layerwise.run.h2d_copies": run.h2d_copies, "layerwise.run.h2d_bytes": run.h2d_bytes}
     for ranks in RANKS:
         step = counted("fsdp", ranks, {name: BRANCHES})
         found[f"fsdp.step.h2d_bytes.g{ranks}"] = step.h2d_bytes
@@ -159,7 +156,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _large(module: nn.Module) -> list[int]:
-    """Elements of a module's large tensors as SGLang holds them: a text encoder's q, k, v as one."""
+    """Elements of a module's large tensors; as in SGLang, q, k, v of a text encoder are one."""
     sizes: Counter[str] = Counter()
     for name, parameter in module.named_parameters():
         sizes[re.sub(r"(?<=SelfAttention\.)[qkv]\b", "qkv", name)] += parameter.numel()
