@@ -86,6 +86,7 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s4.2.async", "2301", "s4.2.async", "architecture", "holds", "contradicts"),
         ("s4.2.async_data", "1522", "s4.2.async_data", "architecture", "contradicts", "holds"),
         ("s7.calls.pre", "158", "s7.calls.pre", "architecture", "contradicts", "holds"),
+        ("s7.calls.post", "0", "s7.calls.post", "architecture", "contradicts", "holds"),
         ("s3.4.nccl.old", "17285", "s3.4.nccl.new", "architecture", "holds", "holds"),
         ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
         ("s3.4.nccl.new", "8642", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
@@ -280,6 +281,26 @@ def test_a_transfer_is_found_whatever_it_is(evidence: Evidence) -> None:
     assert best("28.58", "GB") == ("expert in bf16 or fp16", "GB", True)
     assert best("175.7", "MB") == ("block in bf16 or fp16, 1 of 4 shards", "MB", True)
     assert not best("17.6", "GB")[2]
+
+
+def test_the_traces_add_up_at_four_bytes_a_parameter(ledger: Ledger) -> None:
+    """Why bytes contradict BF16 while counts hold: both traces at once, to the last digit."""
+    visits = "s2.steps * wan.branches * (wan.blocks - 1)"
+    for name, large in (
+        ("s4.1.data", "3 * wan.expert.large.params + s4.2.data * 250000000"),
+        ("s4.2.async_data", f"{visits} * wan.block.params + 2 * wan.text_encoder.large.params"),
+    ):
+        at_four_bytes = ledger.compute(f"4 * ({large}) / 1000000000")
+        assert compare(ledger.facts[name], at_four_bytes) == "holds"
+        assert ledger[name].outcome == "contradicts" and not ledger[name].decided
+        words = verdict(ledger, name, "architecture").working
+        assert f"they are {ledger.facts.text(name)}, as printed" in words
+
+
+@pytest.mark.parametrize("name", ["s5.1.events", "s8.total.old", "s2.cause.no_detector"])
+def test_no_verdict_turns_on_a_reading(ledger: Ledger, name: str) -> None:
+    """What holds in one reading of the words is not contradicted."""
+    assert ledger[name].outcome == "holds"
 
 
 def test_what_is_right_instead_is_said_only_where_it_is_wrong(ledger: Ledger) -> None:

@@ -181,7 +181,7 @@ def claims(ledger: Ledger, part: str, caption: str = "What the section says besi
 def legend(ledger: Ledger) -> str:
     """How each kind of fact looks, what it means, and how many there are."""
     facts = ledger.facts
-    example = {fact.kind: name for name, fact in facts.items() if isinstance(fact.value, Decimal)}
+    example = {fact.kind: fact.id for fact in reversed([*facts.values()]) if fact.unit}
     rows: list[dict[str, object]] = [
         {
             "kind": kind,
