@@ -39,6 +39,14 @@ HTML(overview.first_screen(ledger))
 # %%
 table(overview.conclusions_table(ledger))
 
+# %% [markdown]
+# **Words.** The *new* offload keeps the layers of a transformer in host memory and copies each to
+# the GPU shortly before it runs; *prefetch* is by how many layers. *FSDP*, PyTorch's sharding,
+# gives each GPU a part of every layer, to be gathered when the layer runs. *Ulysses* splits the
+# tokens of the video over the GPUs, which swap parts around each attention: *all-to-all*. A step
+# has two *branches*, with and without the prompt, each a pass over all layers. At the *switch* the
+# second transformer takes over; *flow_shift* says when. *H2D* is from host to GPU.
+
 # %%
 HTML(
     sections.say(
@@ -134,10 +142,6 @@ show(fig, alt=alt, caption="Time per step as stated (§3.3); the vertical axis i
 # %%
 table(sections.numbers(ledger, "3.3"))
 
-# %%
-fig, alt = figures.time_budget(facts)
-show(fig, alt=alt, caption="The budget as stated (§3.3), and the totals stated in §3.2.")
-
 # %% [markdown]
 # ### 3.4 Profiler trace summary
 
@@ -227,9 +231,6 @@ table(sections.claims(ledger, "5.5", "The schedule in the source code"))
 # %%
 fig, alt = figures.schedules(facts)
 show(fig, alt=alt, caption="Timesteps for both shifts, computed; rings mark the switch.")
-
-# %%
-table(sections.schedule_table(ledger))
 
 # %% [markdown]
 # ## 6. GPU scaling analysis

@@ -403,7 +403,7 @@ def test_the_notebook_shows_every_fact(facts: Facts, page: str) -> None:
 
 
 def test_the_notebook_has_its_figures(page: str) -> None:
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 3
 
 
 @pytest.mark.slow

@@ -67,7 +67,6 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s3.2.total.percent", "11.3", "s3.2.total.percent", "arithmetic", "holds", "contradicts"),
         ("s3.2.step.old", "26.45", "s3.2.step.old", "arithmetic", "contradicts", "holds"),
         ("s3.3.early.new", "23.0", "s3.3.steady.new", "arithmetic", "holds", "contradicts"),
-        ("s4.1.large", "1638", "s4.1.large", "arithmetic", "contradicts", "holds"),
         ("s3.4.async.new", "2000", "s4.2.async", "arithmetic", "holds", "contradicts"),
         ("s3.2.total.new", "800.0", "s3.2.total.new", "arithmetic", "holds", "contradicts"),
         ("s3.2.jobs", "1417509 / 1417599", "s3.2.jobs", "arithmetic", "holds", "contradicts"),
@@ -80,9 +79,17 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s6.1.old_each.g6", "9.6", "s6.1.old_each.g6", "architecture", "contradicts", "holds"),
         ("s6.1.ulysses.g4", "145", "s6.1.ulysses.g4", "architecture", "contradicts", "holds"),
         ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", "holds", "contradicts"),
-        ("s7.calls.pre", "80", "s7.calls.pre", "architecture", "contradicts", "holds"),
+        ("s6.2.three.vram", "3.5", "s6.2.three.vram", "architecture", "contradicts", "holds"),
+        ("s4.1.large", "1276", "s4.1.large", "architecture", "holds", "contradicts"),
+        ("s4.1.large", "1276", "s5.2.swap", "architecture", "holds", "contradicts"),
+        ("s4.1.data", "100.8", "s4.1.data", "architecture", "contradicts", "holds"),
+        ("s4.2.async", "2301", "s4.2.async", "architecture", "holds", "contradicts"),
+        ("s4.2.async_data", "1522", "s4.2.async_data", "architecture", "contradicts", "holds"),
+        ("s7.calls.pre", "158", "s7.calls.pre", "architecture", "contradicts", "holds"),
+        ("s7.calls.post", "0", "s7.calls.post", "architecture", "contradicts", "holds"),
         ("s3.4.nccl.old", "17285", "s3.4.nccl.new", "architecture", "holds", "holds"),
         ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
+        ("s3.4.nccl.new", "8642", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
         # which weights
         ("s4.1.typical", "702.8", "s4.1.typical_layers", "identification", "contradicts", "holds"),
         # the scheduler
@@ -98,7 +105,7 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
          "s9.1.pure4.config", "source", "contradicts", "holds"),
         # the pull request
         ("s8.first.new", "9.0", "s8.first.speedup", "published", "holds", "contradicts"),
-        ("s8.total.old", "149.0", "s8.total.old", "published", "contradicts", "holds"),
+        ("s8.total.old", "148.0", "s8.total.old", "published", "holds", "contradicts"),
         ("s8.late.last", "27", "s8.late.last", "published", "holds", "contradicts"),
     ],
 )  # fmt: skip
@@ -230,15 +237,13 @@ def test_what_follows_is_computed_again(ledger: Ledger) -> None:
 
 
 def test_a_contradiction_that_changes_no_digit_does_no_harm(ledger: Ledger) -> None:
-    assert ledger["s8.total.old"].outcome == ledger["s8.total.new"].outcome == "contradicts"
-    assert not ledger["s8.total.speedup"].falls
     assert ledger["s3.2.step.old"].falls and not ledger["s3.2.step.delta"].rests_on
 
 
 def test_two_places_that_differ_leave_it_open_which_is_right(ledger: Ledger) -> None:
-    for name in ("s4.1.large", "s4.1.mean"):
+    for name in ("s4.1.data", "s4.1.mean"):
         assert ledger[name].other and not ledger[name].decided
-    assert ledger["s4.1.mean"].rests_on == ("s4.1.data", "s4.1.time")
+    assert ledger["s4.1.mean"].rests_on == ("s4.1.data",)
 
 
 def test_claims_rest_on_what_they_need(ledger: Ledger) -> None:
@@ -276,6 +281,26 @@ def test_a_transfer_is_found_whatever_it_is(evidence: Evidence) -> None:
     assert best("28.58", "GB") == ("expert in bf16 or fp16", "GB", True)
     assert best("175.7", "MB") == ("block in bf16 or fp16, 1 of 4 shards", "MB", True)
     assert not best("17.6", "GB")[2]
+
+
+def test_the_traces_add_up_at_four_bytes_a_parameter(ledger: Ledger) -> None:
+    """Why bytes contradict BF16 while counts hold: both traces at once, to the last digit."""
+    visits = "s2.steps * wan.branches * (wan.blocks - 1)"
+    for name, large in (
+        ("s4.1.data", "3 * wan.expert.large.params + s4.2.data * 250000000"),
+        ("s4.2.async_data", f"{visits} * wan.block.params + 2 * wan.text_encoder.large.params"),
+    ):
+        at_four_bytes = ledger.compute(f"4 * ({large}) / 1000000000")
+        assert compare(ledger.facts[name], at_four_bytes) == "holds"
+        assert ledger[name].outcome == "contradicts" and not ledger[name].decided
+        words = verdict(ledger, name, "architecture").working
+        assert f"they are {ledger.facts.text(name)}, as printed" in words
+
+
+@pytest.mark.parametrize("name", ["s5.1.events", "s8.total.old", "s2.cause.no_detector"])
+def test_no_verdict_turns_on_a_reading(ledger: Ledger, name: str) -> None:
+    """What holds in one reading of the words is not contradicted."""
+    assert ledger[name].outcome == "holds"
 
 
 def test_what_is_right_instead_is_said_only_where_it_is_wrong(ledger: Ledger) -> None:

@@ -45,7 +45,6 @@ class Check:
     flags: str = ""
     resolves: bool = False
     size: str = ""
-    unit: str = ""
     claimed: str = ""
     shifts: bool = False
     why: str = ""

@@ -7,7 +7,7 @@ series of invented samples. Numbers in a figure are written as the document prin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,8 +19,8 @@ from wanreport.schedule import flow_schedule
 NEW, OLD = ENGINE_COLOURS["layerwise"], ENGINE_COLOURS["fsdp"]
 """Colours of the new and the old offload: those of the engines that stand for them."""
 
-PARTS = ("#8a6fc9", "#b8568a", "#3a8fa8", "#a0894b")
-"""Colours of the parts of a time budget; the words beside them say the same."""
+LOW, HIGH = "#8a6fc9", "#3a8fa8"
+"""Colours of the two flow shifts."""
 
 
 def per_step(facts: Facts) -> Picture:
@@ -54,47 +54,6 @@ def per_step(facts: Facts) -> Picture:
         "{s3.3.switch.old} while the new one stays at {s3.3.switch.new}. Before and after it the "
         "new one averages {s3.3.early.new} and {s3.3.late.new}, the old one {s3.3.early.old} and "
         "{s3.3.late.old}."
-    )
-    return fig, facts.fill(alt)
-
-
-def time_budget(facts: Facts) -> Picture:
-    """Where the time goes (§3.3): one stacked bar an engine, and the total stated in §3.2."""
-    fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    ax = fig.subplots()
-    parts = ("first", "switch", "other", "decode")
-    layout = next(t for t in facts.parts["3.3"].tables if t.get("prefix") == "s3.3.budget")
-    for y, side in ((1, "new"), (0, "old")):
-        left = 0.0
-        for part, color in zip(parts, PARTS, strict=True):
-            name = f"s3.3.budget.{part}.{side}"
-            width = facts.number(name)
-            ax.barh(y, width, left=left, color=color, height=0.5, linewidth=0)
-            if width > 100:
-                ax.text(left + width / 2, y, facts.text(name), **_CENTRE, color="white")
-            else:
-                ax.text(left + width / 2, y + 0.33, facts.text(name), **_CENTRE, color=INK)
-            left += width
-        stated = facts.number(f"s3.2.total.{side}")
-        ax.plot([stated, stated], [y - 0.32, y + 0.32], color=INK, linewidth=1.6)
-        ax.text(
-            stated + 8, y, f"total in §3.2:\n{facts.text(f's3.2.total.{side}')}",
-            va="center", fontsize=8, color=INK,
-        )  # fmt: skip
-    ax.set_yticks([1, 0], ["new offload", "old offload"])
-    ax.set_ylim(-0.5, 1.55)
-    ax.set_xlim(0, facts.number("s3.2.total.new") * 1.2)
-    ax.set_xlabel("seconds")
-    labels = [facts.fill(layout["rows"][part]) for part in parts]
-    _key(ax, tuple(zip(labels, PARTS, strict=True)), below=True)
-    _plain(ax, grid="x")
-    alt = (
-        "Of the new offload's {s3.3.budget.total.new} the {s3.3.budget.other.steps} ordinary steps "
-        "take {s3.3.budget.other.new}, the first step {s3.3.budget.first.new}, the switch "
-        "{s3.3.budget.switch.new} and decoding {s3.3.budget.decode.new}. Of the old one's "
-        "{s3.3.budget.total.old} they take {s3.3.budget.other.old}, {s3.3.budget.first.old}, "
-        "{s3.3.budget.switch.old} and {s3.3.budget.decode.old}. The totals stated in section 3.2 "
-        "lie further right, at {s3.2.total.new} and {s3.2.total.old}."
     )
     return fig, facts.fill(alt)
 
@@ -146,7 +105,7 @@ def schedules(facts: Facts) -> Picture:
     steps = int(facts.number("s2.steps"))
     boundary = facts.number("s5.5.boundary")
     switches = []
-    for which, color in (("low", PARTS[0]), ("high", PARTS[2])):
+    for which, color in (("low", LOW), ("high", HIGH)):
         times = flow_schedule(steps, facts.number(f"s5.5.shift.{which}")).timesteps
         ax.plot(range(steps), times, "o", color=color, markersize=4)
         switch = next(i for i, time in enumerate(times) if time < boundary)
@@ -163,7 +122,7 @@ def schedules(facts: Facts) -> Picture:
     ax.set_ylabel("timestep")
     ax.set_ylim(0, facts.number("s5.5.train_timesteps") * 1.06)
     labels = [f"flow_shift {facts.text(f's5.5.shift.{which}')}" for which in ("low", "high")]
-    _key(ax, ((labels[0], PARTS[0]), (labels[1], PARTS[2])), at="lower left")
+    _key(ax, ((labels[0], LOW), (labels[1], HIGH)), at="lower left")
     _plain(ax)
     alt = (
         "Timesteps fall from the first step to the last, at first slowly and then faster, and more "
@@ -174,8 +133,6 @@ def schedules(facts: Facts) -> Picture:
 
 
 # Drawing -----------------------------------------------------------------------------------------
-
-_CENTRE: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
 
 
 def _point(
@@ -228,21 +185,14 @@ def _broken(high: Axes, low: Axes) -> None:
     low.plot([0], [1], transform=low.transAxes, color=INK, clip_on=False, **slant)
 
 
-def _key(
-    ax: Axes, entries: Sequence[tuple[str, str]], *, at: str = "upper right", below: bool = False
-) -> None:
+def _key(ax: Axes, entries: Sequence[tuple[str, str]], *, at: str = "upper right") -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=color, label=label) for label, color in entries]
-    place: dict[str, Any] = (
-        {"loc": "upper center", "bbox_to_anchor": (0.45, -0.3), "ncols": 2}
-        if below
-        else {"loc": at}
-    )
-    ax.legend(handles=handles, frameon=False, fontsize=8, labelcolor=INK, **place)
+    ax.legend(handles=handles, frameon=False, fontsize=8, labelcolor=INK, loc=at)
 
 
-def _plain(ax: Axes, *, grid: Literal["x", "y"] = "y") -> None:
+def _plain(ax: Axes) -> None:
     """Neutral axes that a page can recolour, with a light grid and no box."""
     for side, spine in ax.spines.items():
         spine.set_color(INK)
@@ -252,4 +202,4 @@ def _plain(ax: Axes, *, grid: Literal["x", "y"] = "y") -> None:
     ax.xaxis.label.set_color(INK)
     ax.yaxis.label.set_color(INK)
     ax.set_axisbelow(True)
-    ax.grid(axis=grid, color=INK, alpha=0.2, linewidth=0.7)
+    ax.grid(axis="y", color=INK, alpha=0.2, linewidth=0.7)

@@ -216,7 +216,7 @@ class Judge:
 
     def _identified(self, check: Check, why: str) -> Verdict:
         """Which weights a transfer of this size can be, and whether the claimed ones are."""
-        unit = check.unit or self.facts[check.size].unit
+        unit = self.facts[check.size].unit
         size = self.compute(check.size)
         found = matches(size, unit, self.evidence.numbers, self.evidence.tensors)
         claimed = [m for m in found if m.part == check.claimed and m.whole]

@@ -146,7 +146,8 @@ class Ledger(Judge, Mapping[str, Entry]):
 
     def _repeated(self, check: Check) -> Verdict:
         outcome = worst(verdict.outcome for verdict in self._verdicts[check.repeats])
-        return Verdict(check.check, outcome, f"The same claim as {check.repeats}; see there.")
+        why = self.text(check.why) or "The same claim."
+        return Verdict(check.check, outcome, f"{why} See {check.repeats}.")
 
     # What follows --------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from wanreport.baseline.checks import CHECKS, Conclusion
 from wanreport.baseline.facts import MARKS
 from wanreport.baseline.judge import WORDS
 from wanreport.baseline.ledger import Entry, Ledger, Status
-from wanreport.baseline.sections import RESTS, SIGNS, anchor, say
-from wanreport.tables import Cell, Column, Mark, html_table
+from wanreport.baseline.sections import RESTS, SIGNS, anchor, mark, say
+from wanreport.tables import Cell, Column, html_table
 
 STATUSES: dict[Status, tuple[str, str]] = {
     "stands": ("✓ stands", "Stand"),
@@ -49,7 +49,10 @@ def conclusions_table(ledger: Ledger) -> str:
         Column("status", "", numeric=False),
         Column("instead", "What is right instead, or limits it", numeric=False),
     ]
-    note = "Marks lead to the facts that decide, and their working."
+    note = (
+        "A conclusion falls where something that it needs is contradicted; there may be other "
+        "reasons for it. Marks lead to the facts that decide, and their working."
+    )
     table = html_table(
         rows, columns, caption="The document's conclusions", note=note, kind="derived"
     )
@@ -60,12 +63,11 @@ def _conclusion(ledger: Ledger, one: Conclusion) -> dict[str, object]:
     status = ledger.status(one)
     entries = [ledger[name] for name in one.needs]
     decides = next((e for e in entries if e.falls), entries[0])
-    sign, look = SIGNS[decides.outcome]
     text = ledger.text(one.instead if status == "falls" else one.but)
     return {
         "name": Cell(
             ledger.text(one.name),
-            mark=Mark(sign, f"#{anchor(decides.fact.id)}", f"see {decides.fact.id}", look),
+            mark=mark(ledger, decides.fact.id),
             note=ledger.text(one.says),
         ),
         "status": STATUSES[status][0],

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from wanreport.baseline.facts import MARKS, SLOT, CssKind, Fact, Facts, Kind, quantity_text
+from wanreport.baseline.facts import MARKS, SLOT, CssKind, Facts, Kind
 from wanreport.baseline.judge import COMPUTED, WORDS, Outcome
 from wanreport.baseline.ledger import Ledger
 from wanreport.tables import Cell, Column, Mark, html_table
@@ -26,17 +26,6 @@ MEANINGS: dict[Kind, str] = {
     "hypothesis": "an explanation or a guess that nothing had tested yet",
     "prediction": "expected of runs still to come, or asked of them",
 }
-
-EXAMPLES: dict[Kind, str] = {
-    "specification": "s1.host_memory",
-    "measured": "s3.2.denoise.new",
-    "derived": "s3.2.denoise.delta",
-    "cited": "s8.total.new",
-    "hypothesis": "s7.sync.high",
-    "prediction": "s9.2.prefetch.gain_high",
-}
-"""A fact of each kind, for the legend."""
-
 
 SIGNS: dict[Outcome, tuple[str, Literal["good", "warn", "bad", "calm"]]] = {
     "contradicts": ("≠", "bad"),
@@ -160,16 +149,10 @@ def in_tables(facts: Facts, part: str) -> set[str]:
 
 
 def claims(ledger: Ledger, part: str, caption: str = "What the section says besides") -> str:
-    """The facts of a section that are in none of its tables, as one table."""
+    """The facts of a section that are in none of its tables: claim, value, source, kind."""
     facts = ledger.facts
     shown = in_tables(facts, part)
-    return fact_list(ledger, [f for f in facts.of_part(part) if f.id not in shown], caption)
-
-
-def fact_list(ledger: Ledger, listed: Iterable[Fact], caption: str) -> str:
-    """A table of facts, one a row: claim, value, source, what the document verified, kind."""
-    facts = ledger.facts
-    listed = list(listed)
+    listed = [fact for fact in facts.of_part(part) if fact.id not in shown]
     rows: list[dict[str, object]] = []
     for fact in listed:
         has_value = fact.value is not None
@@ -198,10 +181,11 @@ def fact_list(ledger: Ledger, listed: Iterable[Fact], caption: str) -> str:
 def legend(ledger: Ledger) -> str:
     """How each kind of fact looks, what it means, and how many there are."""
     facts = ledger.facts
+    example = {fact.kind: fact.id for fact in reversed([*facts.values()]) if fact.unit}
     rows: list[dict[str, object]] = [
         {
             "kind": kind,
-            "example": Cell(facts.text(EXAMPLES[kind]), kind=MARKS[kind]),
+            "example": Cell(facts.text(example[kind]), kind=MARKS[kind]),
             "meaning": MEANINGS[kind],
             "count": sum(fact.kind == kind for fact in facts.values()),
         }
@@ -214,32 +198,3 @@ def legend(ledger: Ledger) -> str:
         Column("count", "Facts"),
     ]
     return html_table(rows, columns, caption="Kinds of facts", kind="quoted")
-
-
-def schedule_table(ledger: Ledger) -> str:
-    """The switch, computed for both shifts: the last step before it and the first one after."""
-    facts = ledger.facts
-    boundary = facts.number("s5.5.boundary")
-    steps = int(facts.number("s2.steps"))
-    rows: list[dict[str, object]] = []
-    for name in ("s5.5.shift.low", "s5.5.shift.high"):
-        times = ledger.evidence.schedules[f"{facts.number(name):g}"]["timesteps"]
-        switch = next(i for i, time in enumerate(times) if time < boundary)
-        rows.append(
-            {
-                "shift": cell(ledger, name),
-                "switch": switch,
-                "before": times[switch - 1],
-                "after": times[switch],
-                "second": quantity_text(Decimal(100 * (steps - switch)) / steps, "%", 0),
-            }
-        )
-    columns = [
-        Column("shift", "flow_shift", numeric=False),
-        Column("switch", "Switch step"),
-        Column("before", "Timestep before it"),
-        Column("after", "Timestep at it"),
-        Column("second", "Steps from there on"),
-    ]
-    caption = f"Where the timesteps fall below {facts.text('s5.5.boundary')}"
-    return html_table(rows, columns, caption=caption, kind="derived")
