@@ -11,6 +11,7 @@ from tests.models import make_experts, run_engine
 from tests.ranks import run_ranks
 from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
+from wanreport.measure import compiled
 from wanreport.wan import Segments
 from wanreport.weights import HostStore, RandomWeights
 
@@ -47,25 +48,24 @@ def test_every_engine_gives_the_bits_of_resident(size: int) -> None:
             assert run["counters"] == run["expected"], case
 
 
-def _compiled(backend: str) -> list[tuple[int, int]]:
-    """Graph breaks, and graphs made, of two iterations with every engine."""
-    from torch._dynamo.utils import counters
-
+def _compiled() -> list[dict[str, int]]:
+    """Graphs made, and broken, in two iterations with every engine."""
     found = []
     for name, options in CASES:
         torch._dynamo.reset()
-        counters.clear()
-        segments = Segments.compiled(backend=backend)
+        torch._dynamo.utils.counters.clear()
+        segments = Segments.compiled(backend="eager")  # graphs only, no kernels
         run_engine(
             ENGINES[name](**options), steps=3, size=(32, 32, 5), segments=segments, num_layers=4
         )
-        found.append((sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]))
+        found.append(compiled())
     return found
 
 
 def test_a_compiled_segment_is_one_graph_for_all_blocks_under_every_engine() -> None:
-    for case, found in zip(CASES, run_ranks(_compiled, 1, "eager")[0], strict=True):
-        assert found == (0, 3), case
+    """Some engines change parameters with every load; a graph must not care."""
+    for case, found in zip(CASES, run_ranks(_compiled, 1)[0], strict=True):
+        assert found == {"graphs": 3, "graph_breaks": 0}, case
 
 
 def _layerwise(blocks: int, prefetch: int, cfg: bool) -> dict[str, Any]:

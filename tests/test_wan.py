@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests import models
 from tests.models import make_experts, save_checkpoint
-from wanreport.engines import Layerwise
 from wanreport.job import Job
 from wanreport.launch import run_job
-from wanreport.measure import compiled, sha256
+from wanreport.measure import sha256
 from wanreport.pipeline import decode, latent_shape, make_scheduler
-from wanreport.wan import A14B, Expert, Segments
+from wanreport.wan import A14B, Expert
 from wanreport.weights import CheckpointError, CheckpointWeights, HostStore, Layout, RandomWeights
 from wanreport.worker import TINY_VIDEO
 
@@ -152,26 +148,3 @@ def test_random_weights_depend_on_the_name_and_the_seed_only() -> None:
     assert torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "high_noise", "a.weight"))
     assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(1, "high_noise", "a.weight"))
     assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "low_noise", "a.weight"))
-
-
-def test_the_segments_compile_to_one_graph_each_for_all_blocks_and_both_experts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Parameters change under a compiled segment with every load; its graph must not care."""
-    compile_ = functools.partial(torch.compile, backend="eager")  # graphs only, no kernels
-    monkeypatch.setattr(torch, "compile", compile_)
-    segments = Segments.compiled()
-    made = models.make_experts
-
-    def with_segments(*args: Any, **changes: Any) -> dict[str, Expert]:
-        experts = made(*args, **changes)
-        for expert in experts.values():
-            expert.segments = segments
-        return experts
-
-    monkeypatch.setattr(models, "make_experts", with_segments)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    run = models.run_engine(Layerwise(), steps=3, size=(32, 48, 1))
-    assert set(run["experts"]) == {"high_noise", "low_noise"}
-    assert compiled() == {"graphs": 3, "graph_breaks": 0}

@@ -32,7 +32,7 @@ from .weights import HostStore
 BLOCKS, PASSES = 4, 2
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
 TRIAL_BLOCKS, TRIAL_STEPS = 12, 2  # a multiple of 2, 3 and 4 slots
-MOST_LOADS = 300
+MOST_LOADS = 2000
 LEAST = 4  # one more than the slots of a feeder
 
 
@@ -201,7 +201,8 @@ class Probe:
         if feeder is not None:
             passes = [row for row in rows if row["lane"] == "pass"]
             span = passes[0]["start_ms"] / 1e3, passes[-1]["end_ms"] / 1e3
-            at = _arrivals(rows)
+            first = min(row["start_ms"] for row in rows if row["lane"] == "copy")
+            at = [first / 1e3, *_arrivals(rows)]
             begun, ended = np.interp(span, at, np.arange(len(at)))
             arrived = float(ended - begun) * feeder.nbytes
         pre, attend, post, collectives, other, whole, less = self._slowest(
@@ -227,8 +228,8 @@ class Probe:
         at = _arrivals(timeline.rows())
         (slowest,) = self._slowest([(at[-1] - at[0]) / (len(at) - 1)])
         rate = feeder.nbytes / slowest
-        # Enough of them to outlast the passes, even where both take twice their time.
-        loads = min(math.ceil(2 * quiet.whole / slowest) + FED, MOST_LOADS)
+        # Enough of them to outlast the passes, even where these take half as long again.
+        loads = min(math.ceil(1.5 * quiet.whole / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
         return route(rate, quiet, busy, PASSES * engine.blocks * self.branches)
