@@ -79,17 +79,9 @@ for machine, here in benches.by_machine(records).items():
     say(f"### {machine}")
     for bench in here:
         comparison = comparisons.compare_old_and_new(bench)
-        say(f"#### {bench.work if bench else 'Old against new'}")
         say(comparison.answer)
-        if bench:
-            say(benches.which_is_old(bench))
-            table(benches.steps_table(bench))
-            table(benches.costs_table(bench))
-            picture, words = figures.steps_side_by_side(bench.records)
+        for picture, words in figures.side_by_side(bench.records if bench else ()):
             show(picture, alt=words)
-            picture, words = figures.memory_side_by_side(bench.records)
-            show(picture, alt=words)
-            table(benches.signatures_table(bench))
         for html in comparison.tables:
             table(html)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -241,7 +242,8 @@ def cells(html: str) -> list[list[str]]:
 def compared(records: list[dict[str, Any]]) -> list[comparisons.Comparison]:
     """Comparison A on every bench that the records make."""
     found = benches.by_machine(records).values()
-    return [comparisons.compare_old_and_new(bench) for here in found for bench in here]
+    each = [comparisons.compare_old_and_new(bench) for here in found for bench in here]
+    return [replace(one, tables=one.tables[-3:]) for one in each]  # the engines' own come first
 
 
 def test_comparison_a_without_full_scale_records_shows_only_the_baseline() -> None:

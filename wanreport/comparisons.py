@@ -31,7 +31,16 @@ from .answers import (
     steady_seconds,
     switch_step,
 )
-from .benches import Bench, benches, extrapolations, in_short
+from .benches import (
+    Bench,
+    benches,
+    costs_table,
+    extrapolations,
+    in_short,
+    signatures_table,
+    steps_table,
+    which_is_old,
+)
 from .record import is_rehearsal
 from .tables import (
     MINUS,
@@ -110,13 +119,18 @@ class _Row:
 def compare_old_and_new(bench: Bench | None) -> Comparison:
     """Comparison A on one bench: the new engine against both readings of the old one.
 
-    Without a bench the tables hold the baseline's figures alone.
+    On a bench the engines' own tables come first; without one the tables hold the baseline's
+    figures alone.
     """
     new = bench.of(NEW) if bench else None
     olds = {old: bench.of(old) if bench else None for old in OLD}
     where = f"{bench.machine}; {bench.work}" if bench else "no machine yet"
     tables = [_old_new_table(f"{caption}: {where}", rows, new, olds) for caption, rows in _SECTIONS]
-    return Comparison(_gap_answer(new, olds), tuple(tables))
+    answer = _gap_answer(new, olds)
+    if bench:
+        answer = f"#### {bench.work}\n\n{answer} {which_is_old(bench)}"
+        tables = [steps_table(bench), costs_table(bench), signatures_table(bench), *tables]
+    return Comparison(answer, tuple(tables))
 
 
 def _part(read: Callable[[Budget], float | None]) -> Reading:

@@ -413,6 +413,11 @@ def memory(record: Record, *, width: float = WIDTH) -> Picture:
 # Several records ---------------------------------------------------------------------------------
 
 
+def side_by_side(records: Sequence[Record]) -> list[Picture]:
+    """Draw comparable records beside one another: their steps, and their memory."""
+    return [steps_side_by_side(records), memory_side_by_side(records)] if records else []
+
+
 def steps_side_by_side(
     records: Sequence[Record], *, width: float = WIDTH, height: float = 3.3
 ) -> Picture:
