@@ -506,11 +506,13 @@ def test_the_old_offload_is_told_by_its_signature() -> None:
         fsdp={"steady_s": 24.0, "switch_s": 24.0},
     )
     said = benches.which_is_old(engines)
-    assert "here: **swap** (fsdp differs in steady step and switch step)" in said
+    assert said.startswith("**swap** behaves here as the baseline's old offload did (fsdp differs")
+    assert "steady step and switch step" in said
     rows = {row[0]: row[1:] for row in cells(benches.signatures_table(engines))}
     assert rows["the baseline's old offload"] == ["−8.33 %", "+153 %", "1.34 experts"]
     assert [text[-1] for text in rows["swap"]] == ["✓"] * 3
     quick = bench(layerwise={}, swap={"switch_s": 20.0})
-    assert "none of these engines (swap differs in switch step)" in benches.which_is_old(quick)
-    alone = bench(layerwise={})
-    assert "cannot be told" in benches.which_is_old(alone)
+    assert benches.which_is_old(quick).startswith("No engine behaves here")
+    assert "(swap differs in switch step)" in benches.which_is_old(quick)
+    for alone in (bench(layerwise={}), bench(layerwise={}, resident={})):
+        assert "neither fsdp nor swap was measured" in benches.which_is_old(alone)

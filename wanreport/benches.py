@@ -39,7 +39,7 @@ from .tables import (
     seconds,
     significant,
 )
-from .verdicts import NEW, apart, comparable_groups, fact, prefetch, quoted
+from .verdicts import NEW, OLD, apart, comparable_groups, fact, prefetch, quoted
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,11 @@ def which_is_old(bench: Bench) -> str:
     new = bench.of(NEW)
     others = [r for r in bench.records if new and engine_name(r) != NEW]
     judged = {engine_name(r): likeness for r in others if new and (likeness := _like_old(r, new))}
-    if not judged:
-        return "Which engine the baseline's old offload is cannot be told from these records."
+    if not set(OLD) & set(judged):
+        return (
+            "Which engine behaves as the baseline's old offload did cannot be told yet: neither "
+            f"{' nor '.join(OLD)} was measured beside {NEW}."
+        )
     alike = [name for name, likeness in judged.items() if all(likeness.values())]
     words = {"steady": "steady step", "spike": "switch step", "memory": "peak memory"}
     unlike = [
@@ -301,9 +304,9 @@ def which_is_old(bench: Bench) -> str:
         for name, likeness in judged.items()
         if name not in alike
     ]
-    first = f"**{', '.join(alike)}**" if alike else "none of these engines"
+    first = f"**{' and '.join(alike)}**" if alike else "No engine"
     rest = f" ({'; '.join(unlike)})" if unlike else ""
-    return f"As the baseline's old offload behaves here: {first}{rest}."
+    return f"{first} behaves here as the baseline's old offload did{rest}."
 
 
 def signatures_table(bench: Bench) -> str:

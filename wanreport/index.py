@@ -19,7 +19,7 @@ NO_BREAK = "\u00a0"
 KNOWN_PAGES = {
     "baseline": (
         "Baseline",
-        "The frozen analysis that this started from, with each derived number computed again.",
+        "The frozen analysis that this started from, with a verdict on each of its numbers.",
     ),
     "postbenchmark": (
         "Post-benchmark",
