@@ -73,7 +73,7 @@ def test_streams_settings_can_be_asked_for_one_by_one(tmp_path: Path) -> None:
 def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     bad = "layerwise:prefetch=deep"
     path = tmp_path / "b.json"
-    done = run("--engines", bad, "swap", "--json", str(path))
+    done = run("--engines", bad, "swap", "diffusers", "--json", str(path))
     assert done.returncode == 1
     found = rows(path)
     assert found[bad]["status"] == "failed"
@@ -82,13 +82,14 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
     assert "Traceback" in found[bad]["log"]
     assert found[bad]["reason"] in done.stdout
     assert found["swap"]["status"] == found[table.LAST]["status"] == "ok"
+    assert table.identical(json.loads(path.read_text()), found["diffusers"])  # one rank, one branch
 
 
 def test_torchrun_starts_the_ranks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
     path = tmp_path / "b.json"
-    assert main([*CPU, "--engines", "resident", "--json", str(path)]) == 0
-    assert [len(row["ranks"]) for row in rows(path).values()] == [1, 1]
+    assert main([*CPU, "--ranks", "2", "--engines", "resident", "--json", str(path)]) == 0
+    assert [len(row["ranks"]) for row in rows(path).values()] == [2, 2]
 
 
 def test_what_the_budget_leaves_is_named_and_run_by_resume(

@@ -242,6 +242,7 @@ def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path)
     )
     assert [record["job"]["name"] for _, record in done] == told == ["short"]
     assert "long: no time left" in log.read_text()
+    assert local.measure_jobs(jobs, tmp_path, log, minutes=0) == []
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
 
 

@@ -170,6 +170,22 @@ def test_each_machine_with_a_full_scale_record_has_a_page_of_the_job(project: Pa
     assert {"jobs/one.html", "jobs/gpu-a/one.html"} <= {a["href"] for a in index.find_all("a")}
 
 
+def test_a_machine_with_gpus_is_named_before_there_is_any_folder_for_its_log(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = project / "results/local"
+    log = results / "logs/x.log"
+    assert local.identify(results, log) is None  # no GPU: nothing is started
+    assert not results.exists()
+    lister = project / "bin/nvidia-smi"
+    lister.parent.mkdir()
+    lister.write_text("#!/bin/sh\necho 'GPU 0: a GPU (UUID: 1)'\n")
+    lister.chmod(0o755)
+    monkeypatch.setenv("PATH", str(lister.parent), prepend=":")
+    assert local.identify(results, log) == (SLUG, 0)
+    assert log.is_file()
+
+
 def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
     add_job(project, "two")
     assert report.report(project) == 0

@@ -36,6 +36,7 @@ from .tables import (
     plain,
     seconds,
     significant,
+    tick,
 )
 
 Record = Mapping[str, Any]
@@ -552,7 +553,7 @@ def bits_table(record: Record) -> str:
             digest = iteration.get(f"{what}_sha256")
             row[what] = Cell(digest, text=digest[:16], title=digest) if digest else None
         first, this = next(iter(latents(record)), None), iteration.get("latents_sha256")
-        row["same"] = None if not (first and this) else "✓" if first == this else "✗ differs"
+        row["same"] = tick(first == this if first and this else None)
         if len(iteration["steps"]) < steps_run(record):
             row["same"] = Cell(None, text=f"ran {counted(len(iteration['steps']), 'step')} only")
         rows.append(row)

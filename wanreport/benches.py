@@ -25,7 +25,7 @@ from .answers import (
     ranks,
     sampled,
     sort_key,
-    switch_step,
+    steady_seconds,
 )
 from .tables import (
     Cell,
@@ -38,6 +38,7 @@ from .tables import (
     percent,
     seconds,
     significant,
+    tick,
 )
 from .verdicts import NEW, OLD, apart, comparable_groups, fact, prefetch, quoted
 
@@ -99,13 +100,11 @@ def moved_per_step(record: Record) -> float | None:
 
     None where the record does not have them step by step.
     """
-    left_out = {0, switch_step(record)}
-    samples = [
-        max(step["h2d_bytes"])
-        for iteration in iterations(record, "clean")
-        for step in iteration["steps"]
-        if step["index"] not in left_out and step.get("h2d_bytes")
-    ]
+    samples = []
+    for iteration in iterations(record, "clean"):
+        steady = steady_seconds(record, iteration)
+        steps = [step for step in iteration["steps"] if step["index"] in steady]
+        samples += [max(step["h2d_bytes"]) for step in steps if step.get("h2d_bytes")]
     return statistics.median(samples) if samples else None
 
 
@@ -139,8 +138,7 @@ def steps_table(bench: Bench) -> str:
                 ratio = steady.median / other
                 row[key] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
         if resident and record is not resident and latents(record):
-            same = set(latents(record)) == set(latents(resident))
-            row["bits"] = "✓" if same else "✗ differs"
+            row["bits"] = tick(set(latents(record)) == set(latents(resident)))
         rows.append(row)
     return html_table(
         rows,
@@ -269,11 +267,8 @@ def signature(record: Record, new: Record) -> Signature | None:
     )
 
 
-def _like_old(record: Record, new: Record) -> dict[str, bool] | None:
+def _like_old(record: Record, new: Record, found: Signature) -> dict[str, bool]:
     """Say of each part of the signature whether it is as the baseline's old offload has it."""
-    found = signature(record, new)
-    if found is None:
-        return None
     old, layerwise = baseline_signatures(get(record, "model", "expert_bytes"))
 
     def nearer(value: float, one: float, other: float) -> bool:
@@ -290,8 +285,11 @@ def _like_old(record: Record, new: Record) -> dict[str, bool] | None:
 def which_is_old(bench: Bench) -> str:
     """Return which engines behave as the baseline's old offload did, as a sentence in Markdown."""
     new = bench.of(NEW)
-    others = [r for r in bench.records if new and engine_name(r) != NEW]
-    judged = {engine_name(r): likeness for r in others if new and (likeness := _like_old(r, new))}
+    judged = {
+        engine_name(record): _like_old(record, new, found)
+        for record in bench.records
+        if new and engine_name(record) != NEW and (found := signature(record, new))
+    }
     if not set(OLD) & set(judged):
         return (
             "Which engine behaves as the baseline's old offload did cannot be told yet: neither "
@@ -311,7 +309,7 @@ def which_is_old(bench: Bench) -> str:
 
 def signatures_table(bench: Bench) -> str:
     """Return the engines' signatures beside those of the baseline's two offloads, as HTML."""
-    new = bench.of(NEW)
+    new, parts = bench.of(NEW), ("steady", "spike", "memory")
     size = get(bench.records[0], "model", "expert_bytes", default=0)
     rows: list[dict[str, object]] = []
     if new and size:
@@ -321,19 +319,18 @@ def signatures_table(bench: Bench) -> str:
                 key: Cell(
                     getattr(theirs, key), text=_part(theirs, key), kind="quoted", title=origin
                 )
-                for key in ("steady", "spike", "memory")
+                for key in parts
             }
             rows.append({"engine": f"the baseline's {side} offload", **cells})
-    for record in bench.records if new else ():
-        found, likeness = signature(record, new) if new else None, None
-        if new and engine_name(record) != NEW:
-            likeness = _like_old(record, new)
-        if found is None:
+    for record in bench.records:
+        found = signature(record, new) if new else None
+        if new is None or found is None:
             continue
+        like = {} if engine_name(record) == NEW else _like_old(record, new, found)
         row: dict[str, object] = {"engine": _engine(record)}
-        for key in ("steady", "spike", "memory"):
-            tick = "" if likeness is None else " ✓" if likeness[key] else " ✗"
-            row[key] = Cell(getattr(found, key), text=_part(found, key) + tick, kind="derived")
+        for key in parts:
+            mark = {True: " ✓", False: " ✗", None: ""}[like.get(key)]
+            row[key] = Cell(getattr(found, key), text=_part(found, key) + mark, kind="derived")
         rows.append(row)
     return html_table(
         rows,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("measure", help="measure jobs that have no record here; no pages")
     command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
     command.add_argument(
-        "--minutes", type=float, metavar="N",
+        "--minutes", type=float, default=math.inf, metavar="N",
         help="begin no job whose timeout_s would not fit in; run it again to go on",
     )  # fmt: skip
     command.add_argument(

@@ -58,6 +58,7 @@ from .tables import (
     seconds,
     signed,
     significant,
+    tick,
 )
 from .verdicts import (
     NEW,
@@ -438,8 +439,8 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
             "switch": switch_step(record),
             "formula": Cell("", text="derived", kind="derived")
             if counters_derived(record) and iterations(record)
-            else _tick(counters_agree(record)),
-            "bits": _tick(repeats(record)),
+            else tick(counters_agree(record)),
+            "bits": tick(repeats(record)),
             "reason": Cell("", text=str(record.get("reason") or "")),
         }
         if is_full_scale(record) and iterations(record, "clean"):
@@ -477,10 +478,6 @@ def _jobs_table(records: Sequence[Record], machine: str, scale: str) -> str:
     )
 
 
-def _tick(answer: bool | None) -> str | None:
-    return None if answer is None else "✓" if answer else "✗ differs"
-
-
 def bits_tables(records: Sequence[Record]) -> list[str]:
     """Return a matrix of latents' digests, engine × ranks, for each set of comparable records."""
     return [_bits_table(g) for g in comparable_groups([r for r in records if latents(r)])]
@@ -510,7 +507,7 @@ def _bits_table(records: Sequence[Record]) -> str:
     for size in sizes:
         column = [found for (_, n), found in digests.items() if n == size and found]
         last[str(size)] = (
-            _tick(len({d for found in column for d in found}) == 1)
+            tick(len({d for found in column for d in found}) == 1)
             if len(column) > 1
             else Cell(None, text="one engine only")
         )

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -133,7 +134,8 @@ def identify(results: Path, log: Path) -> Machine | None:
     Records that came from another machine of its class can then be told from missing ones.
     """
     if _visible_gpus(_gpu_names()):
-        _launch([], results, log, {}, lambda path, record: None, None, float("inf"))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _launch([], results, log, {}, lambda path, record: None, None, math.inf)
     return known_machine(results)
 
 
@@ -199,7 +201,7 @@ def measure_jobs(
     log: Path,
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
     echo: IO[str] | None = None,
-    minutes: float | None = None,
+    minutes: float = math.inf,
     *,
     plan_only: bool = False,
 ) -> list[Found]:
@@ -219,7 +221,7 @@ def measure_jobs(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
     done: dict[str, Found] = {}
-    rest, empty_runs, end = list(jobs), 0, time.monotonic() + 60 * (minutes or float("inf"))
+    rest, empty_runs, end = list(jobs), 0, time.monotonic() + 60 * minutes
     while rest:
         before = len(done)
         left = (end - time.monotonic()) / 60
@@ -250,7 +252,7 @@ def _launch(
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     progress = {PROGRESS: "1"} if echo and echo.isatty() else {}
     with tempfile.TemporaryDirectory(prefix="wanreport-") as folder:
-        command = [*LAUNCH, "--root", str(results), "--minutes", str(minutes)]
+        command = [*LAUNCH, "--root", str(results), f"--minutes={minutes}"]
         command += ["--plan-only"] * plan_only
         for job in jobs:
             file = Path(folder) / f"{job.name}.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import re
 import signal
@@ -93,7 +94,7 @@ def measure(
     root: Path,
     log: Path,
     results: Path | None = None,
-    minutes: float | None = None,
+    minutes: float = math.inf,
 ) -> list[str]:
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 

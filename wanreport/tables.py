@@ -312,6 +312,11 @@ def estimate(samples: Iterable[float]) -> Estimate:
     return Estimate(n, median, ordered[k - 1], ordered[n - k])
 
 
+def tick(answer: bool | None) -> str | None:
+    """Return a mark for whether two things are the same; None where that is not known."""
+    return None if answer is None else "✓" if answer else "✗ differs"
+
+
 # Text that goes into Markdown --------------------------------------------------------------------
 
 _MARKDOWN = re.compile(r"[^\w\s.,;/()=%+\-\u0080-\U0010ffff]|_", re.ASCII)
