@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wanreport.engines import Counters, Engine, Shape
+from wanreport.engines import ENGINES, Counters, Engine, Shape
 from wanreport.pipeline import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.ulysses import SequenceParallel
 from wanreport.wan import EXPERTS, TINY, Expert, Segments
@@ -33,16 +33,20 @@ def run_engine(
     size: tuple[int, int, int] = (48, 112, 9),
     device: str = "cpu",
     segments: Segments | None = None,
+    store: HostStore | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Attach, run and detach on this rank; latents, counters and what they should be."""
+    """Attach, run and detach on this rank; latents, counters and what they should be.
+
+    A ``store`` is the caller's, for many runs; without one the run has its own.
+    """
     group = dist.group.WORLD if dist.is_initialized() else None
     experts = make_experts(dtype, **changes)
     for expert in experts.values():
         expert.parallel, expert.segments = SequenceParallel(group), segments or Segments()
     shared = group if engine.shares_store else None
-    pin = device == "cuda" and engine.pins_store
-    store = HostStore(experts, RandomWeights(seed), pin=pin, group=shared)
+    pin, own = device == "cuda" and engine.pins_store, store is None
+    store = store or HostStore(experts, RandomWeights(seed), pin=pin, group=shared)
     first = experts[EXPERTS[0]]
     engine.attach(experts, store, torch.device(device), group)
     generator = torch.Generator().manual_seed(1)
@@ -81,8 +85,24 @@ def run_engine(
         result["expected"].append(engine.expected(shape, iteration))
         result["experts"] = names
     engine.detach()
-    store.close()
+    if own:
+        store.close()
     return result
+
+
+def interrupted(name: str, at: int, **options: Any) -> Engine:
+    """An engine whose segment number ``at`` since attach raises within its block."""
+
+    class Interrupted(ENGINES[name]):  # type: ignore[misc, valid-type]
+        begun = 0
+
+        def window(self, expert: str, block: int, segment: str) -> None:
+            super().window(expert, block, segment)
+            self.begun += 1
+            if self.begun == at:
+                raise InterruptedError("planted")
+
+    return Interrupted(**options)
 
 
 def save_checkpoint(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models import make_experts, run_engine
+from tests.models import interrupted, make_experts, run_engine
 from tests.ranks import run_ranks
 from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
@@ -90,6 +90,27 @@ def test_layerwise_never_copies_back_and_never_releases_block_0() -> None:
         assert counters.d2h_copies == counters.d2h_bytes == 0
         # 4 steps of 2 branches, each pass copies all blocks but the first, in two dtypes
         assert counters.h2d_copies == 4 * 2 * (6 - 1) * 2
+
+
+# In the first visit, within a stack, in a stack's last block and beyond the switch, where 3 steps
+# of 6 blocks with 3 segments each are 54 for an expert's branches together and 108 in turn.
+CUTS = (1, 23, 53, 100)
+
+
+def _cut_short() -> list[list[dict[str, Any]]]:
+    how: dict[str, Any] = {"steps": 3, "size": (32, 32, 5)}
+    runs = [[run_engine(ENGINES["resident"](), **how)]]
+    for name, options in CASES:
+        runs.append([run_engine(interrupted(name, at, **options), **how) for at in CUTS])
+    return runs
+
+
+def test_an_exception_inside_a_block_leaves_the_engine_usable() -> None:
+    (reference,), *runs = run_ranks(_cut_short, 1)[0]
+    for case, cuts in zip(CASES, runs, strict=True):
+        for at, run in zip(CUTS, cuts, strict=True):
+            assert len(run["latents"]) == 1, f"{case} was not cut short at {at}"
+            assert torch.equal(run["latents"][0], reference["latents"][0]), (case, at)
 
 
 def test_different_weights_give_different_latents() -> None:

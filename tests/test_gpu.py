@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.models import run_engine
+from tests.models import interrupted, make_experts, run_engine
 from tests.races import LateMover
 from tests.ranks import run_ranks
 from wanreport import weights
@@ -54,6 +54,14 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def store(group: None) -> Iterator[HostStore]:
+    """Filled and pinned once, for all runs of WIDE's blocks."""
+    store = HostStore(make_experts(**WIDE), RandomWeights(), pin=True)
+    yield store
+    store.close()
+
+
 def _run(engine: str, shape: str, *, options: Any = None, **how: Any) -> dict[str, Any]:
     made = ENGINES[engine](**(options or {}))
     return run_engine(made, device="cuda", size=SHAPES[shape], **(WIDE | how))
@@ -73,10 +81,13 @@ def _same(run: dict[str, Any], reference: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("engine", "options"), CASES)
 def test_bits_and_counters_on_the_device(
-    engine: str, options: dict[str, Any], resident: tuple[str, dict[str, Any]]
+    engine: str,
+    options: dict[str, Any],
+    resident: tuple[str, dict[str, Any]],
+    store: HostStore,
 ) -> None:
     shape, reference = resident
-    _same(_run(engine, shape, options=options), reference)
+    _same(_run(engine, shape, options=options, store=store), reference)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -86,36 +97,63 @@ def test_bits_where_every_stream_is_late_at_random(
     options: dict[str, Any],
     seed: int,
     resident: tuple[str, dict[str, Any]],
+    store: HostStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, seed))
-    _same(_run(engine, shape, options=options), reference)
+    _same(_run(engine, shape, options=options, store=store), reference)
+
+
+@pytest.mark.parametrize("at", [5, 30])
+@pytest.mark.parametrize(("engine", "options"), CASES)
+def test_an_exception_inside_a_block_leaves_the_engine_usable(
+    engine: str,
+    options: dict[str, Any],
+    at: int,
+    resident: tuple[str, dict[str, Any]],
+    store: HostStore,
+) -> None:
+    shape, reference = resident
+    if shape != "480p":
+        pytest.skip("one shape is enough")
+    made = interrupted(engine, at, **options)
+    run = run_engine(made, device="cuda", size=SHAPES[shape], store=store, **WIDE)
+    assert len(run["latents"]) == 1
+    assert torch.equal(run["latents"][0], reference["latents"][0])
 
 
 @pytest.mark.parametrize("deaf", ["compute", "copies"])
 def test_a_forgotten_wait_shows_where_every_stream_is_late(
-    deaf: str, resident: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    deaf: str,
+    resident: tuple[str, dict[str, Any]],
+    store: HostStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, 0, deaf))
-    run = _run("stream", shape)
+    run = _run("stream", shape, store=store)
     assert not all(torch.equal(x, reference["latents"][0]) for x in run["latents"])
 
 
-@pytest.mark.parametrize(("engine", "options"), [("resident", {}), *CASES])
-def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
-    engine: str, options: dict[str, Any], group: None
-) -> None:
-    def run(name: str, **how: Any) -> dict[str, Any]:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        return _run(name, "480p", segments=Segments.compiled(), num_layers=2, **how)
-
-    reference = run("resident")
-    found = run(engine, options=options)
+def _run_compiled(engine: str, **how: Any) -> dict[str, Any]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = _run(engine, "480p", segments=Segments.compiled(), **how)
     assert compiled() == {"graphs": 3, "graph_breaks": 0}
-    _same(found, reference)
+    return run
+
+
+@pytest.fixture(scope="module")
+def resident_compiled(group: None) -> dict[str, Any]:
+    return _run_compiled("resident")
+
+
+@pytest.mark.parametrize(("engine", "options"), CASES)
+def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
+    engine: str, options: dict[str, Any], resident_compiled: dict[str, Any], store: HostStore
+) -> None:
+    _same(_run_compiled(engine, options=options, store=store), resident_compiled)
 
 
 def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -> None:
@@ -184,7 +222,9 @@ def test_attach_run_detach_leaves_no_memory_behind(
         pool = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
         return torch.cuda.memory_allocated(), pool + sum(registered.values())
 
-    few: dict[str, Any] = {"num_layers": 2, "steps": 3, "iterations": 1}
+    # Narrow, so that twenty stores are soon filled; what may leak is the same.
+    few: dict[str, Any] = {"num_attention_heads": 8, "ffn_dim": 4096, "num_layers": 2}
+    few |= {"steps": 3, "iterations": 1}
     _run(engine, "480p", **few)
     before = used()
     for _ in range(20):

@@ -85,6 +85,11 @@ class Fsdp(Engine):
         shards = [nbytes for layout in layouts for nbytes in cls._shards(layout, ranks)]
         return ranks * sum(1 << (nbytes - 1).bit_length() for nbytes in shards)
 
+    def begin(self, passes: Sequence[str]) -> None:
+        for expert in self.experts.values():  # what an iteration cut short left whole
+            for module in (*expert.blocks, expert):
+                module.reshard()
+
     def use(self, expert: str) -> None:
         self.mover.counters += self._outer[expert]
 
