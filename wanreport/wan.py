@@ -148,9 +148,14 @@ class Segments:
     post: Callable[..., Any] = post
 
     @classmethod
-    def compiled(cls, **options: Any) -> Segments:
-        # Weights are inputs of the functions, so 40 blocks share one graph of each.
-        return cls(*(torch.compile(f, dynamic=False, **options) for f in (pre, attend, post)))
+    def compiled(cls, backend: str = "inductor") -> Segments:
+        # Weights are inputs of the functions, so 40 blocks share one graph of each. And Inductor
+        # must not pick the kernels of reductions by their speed on the day: they round differently,
+        # so the bits would change from one process to the next under one and the same engine.
+        how: dict[str, Any] = {"backend": backend, "dynamic": False}
+        if backend == "inductor":
+            how["options"] = {"deterministic": True}
+        return cls(*(torch.compile(f, **how) for f in (pre, attend, post)))
 
 
 @dataclass
