@@ -44,8 +44,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sglang", metavar="DIR|VERSION",
         help="folder that holds the package, or the version that must be installed")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile on the segments")
-    add("--passes", type=int, default=7, help="timed steps, at least 5 (default 7)")
-    add("--warmup", type=int, default=2, help="steps before, at least 2 (default 2)")
+    add("--passes", type=int, default=7,
+        help="timed steps, at least 5 (default 7); on a GPU for at least 2 s")  # fmt: skip
+    add("--warmup", type=int, default=2,
+        help="steps before, at least 2 (default 2); on a GPU 2 s of steps more")  # fmt: skip
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
     add("--json", type=Path, help="where the rows go, with raw samples")
     add("--resume", action="store_true", help="go on with the rows that --json has")

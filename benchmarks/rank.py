@@ -25,7 +25,7 @@ from torch import Tensor
 from wanreport import worker
 from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.link import measure_link
-from wanreport.measure import StepClock, peaks, reset_peaks, sha256
+from wanreport.measure import StepClock, hot_steps, peaks, reset_peaks, sha256
 from wanreport.pipeline import TEXT_TOKENS, Guidance, predict
 from wanreport.plan import DEFAULT_ROOM, make_plan
 from wanreport.probe import Probe
@@ -133,7 +133,7 @@ def _measure(
         torch._dynamo.reset()  # its limit of recompilations is meant for one shape
     step = _step(engine, expert, inputs)
     visits = -(-spec["branches"] // engine.branches_per_visit)
-    engine.begin([EXPERT] * visits * (spec["warmup"] + spec["passes"]))
+    engine.begin([EXPERT] * visits * spec["warmup"])
     cuda, warm, clock = device.type == "cuda", StepClock(device), StepClock(device)
     with warm.step():
         first = step()
@@ -141,12 +141,17 @@ def _measure(
         with warm.step():
             step()
     warmup = warm.seconds()
+    hot = hot_steps(warmup[-1], device, dist.group.WORLD)
+    passes = max(spec["passes"], hot)  # short ones are more, for the clock wanders
+    engine.begin([EXPERT] * visits * (hot + passes))
+    for _ in range(hot):
+        step()
     dist.barrier()
     if cuda:
         torch.cuda.synchronize(device)
     reset_peaks(device)
     before, begun = engine.mover.counters + Counters(), time.perf_counter()
-    for _ in range(spec["passes"]):
+    for _ in range(passes):
         with clock.step():
             output = step()
     seconds = clock.seconds()
@@ -159,7 +164,7 @@ def _measure(
         # On CPU no time is claimed, so none is kept.
         "samples_ms": [1e3 * s for s in seconds] if cuda else [],
         "warmup_ms": [1e3 * s for s in warmup] if cuda else [],
-        "wall_ms_per_step": 1e3 * wall / spec["passes"] if cuda else None,
+        "wall_ms_per_step": 1e3 * wall / passes if cuda else None,
         "memory": memory,
         "shared_pinned_bytes": store.pinned_bytes if engine.shares_store else 0,
         "output_sha256": sha256(output),

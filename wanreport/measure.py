@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import diffusers
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import __version__
@@ -35,6 +37,22 @@ def sha256(tensor: Tensor) -> str:
     """Of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+HOT_S = 2.0
+
+
+def hot_steps(step_s: float, device: torch.device, group: dist.ProcessGroup | None) -> int:
+    """How many steps bring a GPU to the clocks that it keeps; none are needed elsewhere.
+
+    An H200 that was idle ran its first half second 10 % faster than it could go on. ``step_s`` are
+    this rank's seconds of a step; all ranks get the same answer and must ask.
+    """
+    if device.type != "cuda":
+        return 0
+    slowest = torch.tensor(step_s, device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+    return math.ceil(HOT_S / float(slowest))
 
 
 class StepClock:

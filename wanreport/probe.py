@@ -23,7 +23,7 @@ from torch import Tensor
 from .cost import SEGMENTS, Inputs, Route, StreamSettings
 from .engines import Stream
 from .engines.base import Event, Timeline
-from .measure import StepClock, reset_peaks
+from .measure import StepClock, hot_steps, reset_peaks
 from .pipeline import Guidance, predict
 from .plan import scaled
 from .wan import EXPERTS, Expert
@@ -111,6 +111,7 @@ class Probe:
         self.branches = 1 if guidance.uncond is None else 2
         self.name, self.several = EXPERTS[0], dist.get_world_size(group) > 1
         self.blocks = len(store.units(self.name)) - 1
+        self._hot = 0  # steps before a measurement, not known yet
         if self.blocks < LEAST:
             raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
 
@@ -142,7 +143,8 @@ class Probe:
         free = _free(self.device)
         engine = _Timed(StreamSettings(0, BLOCKS))
         expert = self._attached(engine, BLOCKS)
-        self._passes(engine, expert)  # compiles, connects, brings the weights
+        warm = self._passes(engine, expert)  # compiles, connects, brings the weights
+        self._hot = hot_steps(warm.whole / PASSES, self.device, self.group)
         before = torch.cuda.memory_allocated(self.device) if cuda else 0
         reset_peaks(self.device)
         quiet = self._passes(engine, expert)
@@ -171,16 +173,18 @@ class Probe:
 
     def _passes(self, engine: _Timed, expert: Expert, feeder: Stream | None = None,
                 loads: int = 0) -> Phases:  # fmt: skip
-        """Run some passes, beside so many loads of a feeder."""
+        """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
+        visits = -(-self.branches // engine.branches_per_visit)
+        engine.begin([self.name] * visits * (self._hot + PASSES))
         dist.barrier(self.group)
+        for _ in range(self._hot):
+            self._step(engine, expert)
         timeline.step = 0
         if feeder is not None:
             feeder.mover.timeline = _LoadsOnly(timeline)
             self._feed(feeder, loads)
-        visits = PASSES * -(-self.branches // engine.branches_per_visit)
-        engine.begin([self.name] * visits)
         for _ in range(PASSES):
             with timeline.during("pass", "pass", self.name, None):
                 self._step(engine, expert)
@@ -209,7 +213,7 @@ class Probe:
             [
                 *windows,
                 statistics.median(there) + statistics.median(back) if self.several else 0.0,
-                max(whole - inside, 0.0) / visits,
+                max(whole - inside, 0.0) / (visits * PASSES),
                 whole,
                 -arrived,
             ]
@@ -253,8 +257,10 @@ class Probe:
         engine = Stream(scaled(settings, self.blocks, small))
         expert = self._attached(engine, small)
         visits = -(-self.branches // engine.branches_per_visit)
-        engine.begin([self.name] * visits * (TRIAL_STEPS + 1))
-        self._step(engine, expert)
+        before = 1 + math.ceil(self._hot * BLOCKS / small)
+        engine.begin([self.name] * visits * (before + TRIAL_STEPS))
+        for _ in range(before):
+            self._step(engine, expert)
         clock = StepClock(self.device)
         dist.barrier(self.group)
         for _ in range(TRIAL_STEPS):
