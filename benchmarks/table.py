@@ -23,8 +23,8 @@ from wanreport.campaigns import (
 )
 from wanreport.tables import EM_DASH
 
-HEADER = ("engine", "ms per step", "95 % interval", "n", "/ limit", "moved GB", "allocated GB",
-          "reserved GB", "pinned GB", "bits", "note")  # fmt: skip
+HEADER = ("engine", "ms per step", "95 % interval", "n", "/ limit", "allocated GB",
+          "reserved GB", "pinned GB", "moved GB", "bits", "note")  # fmt: skip
 CPU_ONLY = "On CPU only bits are checked: no times are claimed, and none are kept."
 ON_GPU = (
     "Median of n steps after warm-up, each with its slowest rank; below n = 6 there is no interval."
@@ -56,8 +56,8 @@ def _shape(report: dict[str, Any], tokens: int, order: Sequence[str]) -> str:
     before, after, later = link(report), link(report, LAST), drift(report, tokens)
     if top is not None:
         lines.append(
-            f"limit of moving every block once {top:,.1f} ms = max(resident {resident:,.1f} ms,"
-            f" {size} / {before:.1f} GB/s)"
+            f"limit {top:,.1f} ms = max(resident {resident:,.1f} ms, {size} / {before:.1f} GB/s)"
+            " where every block moves once"
         )
     if later is not None and before and after:
         lines.append(
@@ -75,10 +75,10 @@ def _cells(report: dict[str, Any], row: Any) -> tuple[str, ...]:
         EM_DASH if ms.low is None else f"[{ms.low:,.1f}, {ms.high:,.1f}]",
         str(ms.n or EM_DASH),
         EM_DASH if ms.median is None or top is None else f"{ms.median / top:.3f}",
-        _gigabytes(moved(report, row)),
         _gigabytes(peak(row, "allocated")),
         _gigabytes(peak(row, "reserved")),
         _gigabytes(pinned_bytes(row)),
+        _gigabytes(moved(report, row)),
         {True: "same", False: "DIFFERENT", None: EM_DASH}[identical(report, row)],
         note(row),
     )

@@ -109,18 +109,13 @@ say(comparisons.missing_traces(records))
 # %% [markdown]
 # ## Engines beside their peers
 #
-# What do other projects' offloads take on the same blocks, shapes and machine? Each campaign ran
-# in one go: every engine in processes of its own, and `resident` first and last, which shows how
-# far the machine itself drifted.
+# What do other projects' offloads take on the same blocks, shapes and machine? A campaign runs in
+# one go: every engine in processes of its own, and `resident` first and last, which shows how far
+# the machine itself drifted.
 
 # %%
 campaigns = peers.load_campaigns(results_dirs)
 say(peers.at_hand(campaigns))
-for machine, here in peers.by_machine(campaigns).items():
-    say(f"### Beside peers on {machine}")
-    for path, campaign in here:
-        table(peers.engines_table(path, campaign))
-        table(peers.conditions_table(path, campaign))
 
 # %% [markdown]
 # ### Crossover map
@@ -132,7 +127,8 @@ for machine, here in peers.by_machine(campaigns).items():
 with or_say_why():
     picture, words = crossover.draw(campaigns)
     show(picture, alt=words)
-    table(crossover.table(campaigns))
+for html in crossover.tables(campaigns):
+    table(html)
 
 # %% [markdown]
 # ### Predicted against measured
@@ -142,7 +138,8 @@ with or_say_why():
 # %%
 with or_say_why():
     say(peers.foretold_sentence(campaigns))
-    table(peers.foretold_table(campaigns))
+for html in peers.foretold_tables(campaigns):
+    table(html)
 
 # %% [markdown]
 # ### Each setting alone
@@ -151,7 +148,15 @@ with or_say_why():
 
 # %%
 with or_say_why():
-    table(peers.ablation_table(campaigns))
+    for html in peers.ablation_tables(campaigns):
+        table(html)
+
+# %%
+for machine, here in peers.by_machine(campaigns).items():
+    say(f"### Beside peers on {machine}")
+    for path, campaign in here:
+        table(peers.engines_table(path, campaign))
+        table(peers.conditions_table(path, campaign))
 
 # %% [markdown]
 # ## What moved

@@ -35,7 +35,7 @@ def campaign(
     branches: int = 1,
     blocks: int = 20,
     resident_ms: Mapping[int, float] | None = None,
-    factors: Mapping[str, float] | None = None,
+    factors: Mapping[str, float | Mapping[int, float]] | None = None,
     status: Mapping[str, str] | None = None,
     transport: Sequence[str] | None = ("SHM/direct/direct",),
 ) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def campaign(
     resident_ms
         Milliseconds of resident's step by tokens.
     factors
-        By label, how many times as long a step takes; all else follows from the label.
+        By label, or by label and tokens, how many times as long as resident a step takes; all else
+        follows from the label.
     status
         Labels that did not run, and their status.
     """
@@ -58,7 +59,8 @@ def campaign(
     for label, factor in (factors or LABELS).items():
         for tokens, ms in resident_ms.items():
             ended = (status or {}).get(label, "ok")
-            each = [_rank(label, factor * ms, settings, rank) for rank in range(ranks)]
+            over = factor[tokens] if isinstance(factor, Mapping) else factor
+            each = [_rank(label, over * ms, settings, rank) for rank in range(ranks)]
             each = each if ended == "ok" else []
             rows.append(
                 {

@@ -8,14 +8,14 @@ every block on the device are what the others are held against. Costs are to the
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from textwrap import wrap
 
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from .answers import NotAnswerable
 from .campaigns import (
@@ -31,9 +31,19 @@ from .campaigns import (
     step_ms,
 )
 from .figures import ENGINE_MARKERS, INK, WIDTH, Picture, draw_axes, draw_legend, engine_colour
-from .peers import ABSENT, Found, engine_cell, setting, timed, words
-from .tables import Cell, Column, counted, gigabytes, html_table, percent, significant, tick
-from .verdicts import apart
+from .peers import (
+    ABSENT,
+    Found,
+    bytes_cell,
+    claim,
+    engine_cell,
+    percent_cell,
+    setting,
+    step_cell,
+    timed,
+    words,
+)
+from .tables import MINUS, Cell, Column, counted, html_table, tick
 
 CHEAP = 0.01
 """A cost over resident below which streaming is as good as free: 1 %."""
@@ -96,7 +106,8 @@ def cheap_from(line: Sequence[Spot]) -> tuple[int, int, float] | None:
 
 
 def _text(cost: float | None) -> str:
-    return "no resident" if cost is None else percent(cost, 2, signed=True)
+    """One decimal: what is finer lies within the machine's drift."""
+    return "no resident" if cost is None else f"{cost:+.1%}".replace("-", MINUS).replace("%", " %")
 
 
 def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
@@ -109,43 +120,41 @@ def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
         raise NotAnswerable(ABSENT)
     every = sorted({spot.tokens for line in lines.values() for spot in line})
     logs = [math.log(tokens) for tokens in every]
-    gap = min((b - a for a, b in pairwise(logs)), default=0.7)
-    edges = [logs[0] - gap / 2, *((a + b) / 2 for a, b in pairwise(logs)), logs[-1] + gap / 2]
-    figure, axes = draw_axes(width, 1.3 + 0.72 * len(lines))
+    ends = [(b - a) / 2 for a, b in pairwise(logs)] or [0.5]
+    edges = [logs[0] - ends[0], *((a + b) / 2 for a, b in pairwise(logs)), logs[-1] + ends[-1]]
+    figure, axes = draw_axes(width, 1.2 + 0.66 * len(lines))
     engines, said = set(), []
     for y, (name, line) in enumerate(lines.items()):
         for spot in line:
-            column = every.index(spot.tokens)
-            left, right = edges[column], edges[column + 1]
-            engine = engine_of(spot.row["label"])
-            colour = engine_colour(engine)
-            engines.add(engine)
+            left, right = edges[(column := every.index(spot.tokens)) : column + 2]
+            engines.add(engine := engine_of(spot.row["label"]))
+            colour, middle = engine_colour(engine), (left + right) / 2
             axes.add_patch(Rectangle(
-                (left, y - 0.42), right - left, 0.84, facecolor=(colour, 0.2), linewidth=0.8,
-                edgecolor=(colour, 0.9), hatch="///" if engine in PEERS else None))  # fmt: skip
-            axes.plot(logs[column], y - 0.18, ENGINE_MARKERS.get(engine, "o"), color=colour,
-                      markersize=6.5)  # fmt: skip
-            axes.annotate(_text(spot.cost), (logs[column], y + 0.2), ha="center", va="center",
+                (left, y - 0.43), right - left, 0.86, facecolor=(colour, 0.2), linewidth=1.2,
+                edgecolor=(colour, 0.9), linestyle="--" if engine in PEERS else "-"))  # fmt: skip
+            axes.plot(middle, y - 0.17, ENGINE_MARKERS.get(engine, "o"), color=colour, markersize=6)
+            axes.annotate(_text(spot.cost), (middle, y + 0.2), ha="center", va="center",
                           fontsize=7.5, color=INK)  # fmt: skip
-        cheap = cheap_from(line)
-        if cheap:
-            at = math.log(cheap[2])
-            axes.plot([at, at], [y - 0.5, y + 0.5], color=INK, linewidth=2, linestyle=(0, (3, 1.5)))
+        if cheap := cheap_from(line):
+            axes.plot([math.log(cheap[2])] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=3)
         said.append(f"{name}: {'; '.join(map(_say, line))}{_say_cheap(cheap)}")
-    axes.set_yticks(range(len(lines)), ["\n".join(textwrap.wrap(name, 26)) for name in lines])
+    axes.set_yticks(
+        range(len(lines)),
+        ["\n".join(part for text in name.split("; ") for part in wrap(text, 26)) for name in lines],
+    )
     axes.set_xticks(logs, [f"{tokens:,}" for tokens in every], rotation=40, ha="right")
-    axes.set(xlabel="tokens, logarithmic", xlim=(edges[0], edges[-1]))
+    axes.set(
+        xlabel="tokens, logarithmic; in a cell: cost over resident", xlim=(edges[0], edges[-1])
+    )
     axes.set_ylim(len(lines) - 0.45, -0.55)
     handles: list[Artist] = [
         Line2D([], [], color=engine_colour(engine), marker=ENGINE_MARKERS.get(engine, "o"),
                linestyle="", label=engine + (" (peer)" if engine in PEERS else ""))
         for engine in sorted(engines)
     ]  # fmt: skip
-    handles.append(Patch(facecolor="none", edgecolor="none", label="%: cost over resident"))
     if any(map(cheap_from, lines.values())):
-        handles.append(Line2D([], [], color=INK, linewidth=2, linestyle=(0, (3, 1.5)),
-                              label="below 1 % from here"))  # fmt: skip
-    draw_legend(axes, handles=handles)
+        handles.append(Line2D([], [], color=INK, linewidth=3, label="below 1 % from here on"))
+    draw_legend(axes, handles=handles, ncols=4)
     return figure, f"Which engine that moves weights is fastest. {'. '.join(said)}."
 
 
@@ -159,51 +168,49 @@ def _say_cheap(cheap: tuple[int, int, float] | None) -> str:
     fewer, more, at = cheap
     return (
         f"; the cost falls below 1 % between {fewer:,} and {more:,} tokens, interpolated at "
-        f"{significant(at, 2)}"
+        f"{float(f'{at:.2g}'):,.0f}"
     )
 
 
-def table(found: Sequence[Found]) -> str:
-    """Return the map as numbers, as HTML."""
-    rows: list[dict[str, object]] = []
-    for name, line in spots(found).items():
-        for spot in line:
-            step, blocks = step_ms(spot.row), spot.report["settings"]["blocks"]
-            allocated, shift = peak(spot.row, "allocated"), drift(spot.report, spot.tokens)
-            row: dict[str, object] = {
-                "where": name,
+def tables(found: Sequence[Found]) -> list[str]:
+    """Return each line of the map as numbers, as HTML."""
+    return [_table(name, line) for name, line in spots(found).items()]
+
+
+def _table(name: str, line: Sequence[Spot]) -> str:
+    said = _say_cheap(cheap_from(line))
+    return html_table(
+        [
+            {
                 "tokens": spot.tokens,
                 "engine": engine_cell(spot.row["label"]),
                 "cost": Cell(spot.cost, text=_text(spot.cost), kind="derived"),
-                "step": Cell(step.median, text=f"{step.text('ms')}"),
-                "drift": shift if shift is None else Cell(shift, kind="derived",
-                                                          text=percent(shift, 2, signed=True)),
-                "peak": None if allocated is None else Cell(allocated, text=gigabytes(allocated)),
+                "drift": percent_cell(drift(spot.report, spot.tokens)),
+                "step": step_cell(spot.row),
+                "next": _rival(spot),
+                "peak": bytes_cell(peak(spot.row, "allocated")),
                 "bits": tick(identical(spot.report, spot.row)),
-                "file": f"{spot.name}, {counted(blocks, 'block')}",
-            }  # fmt: skip
-            row["next"] = _rival(spot)
-            rows.append(row)
-    cheap = [f"{name}{said}" for name, line in spots(found).items()
-             if (said := _say_cheap(cheap_from(line)))]  # fmt: skip
-    return html_table(
-        rows,
+                "file": f"{spot.name}, {counted(spot.report['settings']['blocks'], 'block')}",
+            }
+            for spot in line
+        ],
         [
-            Column("where", "machine", numeric=False),
             Column("tokens", "tokens"),
             Column("engine", "fastest", numeric=False),
             Column("cost", "over resident"),
-            Column("step", "step", "median [95 % interval], n"),
             Column("drift", "drift of resident"),
+            Column("step", "step", "median [95 % interval], n"),
             Column("next", "next engine", numeric=False),
-            Column("peak", "peak device"),
-            Column("bits", "bits of resident", numeric=False),
+            Column("peak", "device"),
+            Column("bits", "bits", numeric=False),
             Column("file", "campaign", numeric=False),
         ],
-        caption="The crossover map as numbers",
-        note="Resident and whatever keeps all weights on the device stand outside. "
-        + (". ".join(cheap) + "." if cheap else "No fall of the cost below 1 % is bracketed."),
-    )
+        caption=f"The crossover map as numbers: {name}",
+        note="What keeps all weights on the device, as resident does, stands outside. Device is the"
+        " fullest rank's allocated peak. "
+        + (f"{said[2].upper()}{said[3:]}." if said else
+           "That the cost falls below 1 % is not bracketed by measurements."),
+    )  # fmt: skip
 
 
 def _rival(spot: Spot) -> Cell | None:
@@ -211,8 +218,9 @@ def _rival(spot: Spot) -> Cell | None:
     if spot.rival is None:
         return None
     report, row = spot.rival
-    mine, its, over = step_ms(spot.row), step_ms(row), ratio(report, row)
-    claim = "intervals apart" if apart(mine, its) else "not told apart"
-    cost = _text(None if over is None else over - 1)
-    return Cell(row["label"], text=f"{row['label']} {cost}", note=claim,
-                engine=engine_of(row["label"]))  # fmt: skip
+    over = ratio(report, row)
+    return replace(
+        engine_cell(row["label"]),
+        text=f"{row['label']} {_text(over and over - 1)}",
+        note=claim(spot.row, row),
+    )

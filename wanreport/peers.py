@@ -36,6 +36,8 @@ from .local import project_root
 from .notebook import Stop
 from .plan import describe
 from .tables import (
+    EM_DASH,
+    NBSP,
     Cell,
     Column,
     Kind,
@@ -169,27 +171,25 @@ def engines_table(path: Path, report: Campaign) -> str:
     columns = [
         Column("tokens", "tokens"),
         Column("step", "step", "median [95 % interval], n"),
-        Column("first", "to resident", "first run"),
-        Column("last", "to resident", "last run"),
-        Column("moved", "moved", "per step and rank"),
-        Column("limit", "its limit"),
-        Column("over", "to its limit"),
-        Column("peak", "peak device"),
-        Column("pinned", "pinned host"),
+        Column("over", "to resident", "first, last run"),
+        Column("moved", "moved", "step and rank"),
+        Column("limit", "to its limit"),
+        Column("peak", "device"),
+        Column("pinned", "pinned"),
     ]
     return html_table(
         rows,
         [
             Column("engine", "engine", numeric=False),
             *(columns if cuda else columns[:1]),
-            Column("bits", "bits of resident", numeric=False),
+            Column("bits", "bits", numeric=False),
             Column("note", "note", numeric=False),
         ],
         caption=f"Engines beside their peers: {words(report)} ({path.stem})",
         note=_drifts(report) + " An engine's limit is the larger of resident's step and of the "
         "bytes that it must move in a steady step over the link's pinned bandwidth, all ranks at "
         "once; a peer's copies are not counted, so each of its branches is taken to bring every "
-        "block. Device memory is the fullest rank's allocated peak, pinned memory the host's."
+        "block. Device is the fullest rank's allocated peak, pinned the host's memory."
         if cuda
         else "On a CPU only bits are checked: no times are claimed, and none are kept.",
         kind="measured" if cuda else None,
@@ -223,33 +223,44 @@ def engine_cell(label: str) -> Cell:
 
 
 def _cells(report: Campaign, row: Row) -> dict[str, object]:
-    step, top, nbytes = step_ms(row), own_limit(report, row), moved(report, row)
-    allocated, pinned, said = peak(row, "allocated"), pinned_bytes(row), note(row)
-    if row["settings"] and name_of(row["label"]) == "planned":
-        said = f"{said}; chose {describe(row['settings'])}".removeprefix("; ")
-    kind: Kind | None = "derived" if name_of(row["label"]) in PEERS else None
-    over = step.median / top if step.median is not None and top else None
-    return {
+    step, top = step_ms(row), own_limit(report, row)
+    over = [ratio(report, row, label) for label in (FIRST, LAST)]
+    peer: Kind | None = "derived" if name_of(row["label"]) in PEERS else None
+    cells: dict[str, object] = {
         "tokens": row["tokens"],
         "engine": engine_cell(row["label"]),
-        "step": None if step.median is None else Cell(step.median, text=step.text("ms")),
-        "first": _times(ratio(report, row)),
-        "last": _times(ratio(report, row, LAST)),
-        "moved": None if nbytes is None else Cell(nbytes, text=gigabytes(nbytes), kind=kind),
-        "limit": None if top is None else Cell(top, text=f"{significant(top, 4)} ms",
-                                               kind="derived"),
-        "over": _times(over),
-        "peak": None if allocated is None else Cell(allocated, text=gigabytes(allocated)),
-        "pinned": None if pinned is None else Cell(pinned, text=gigabytes(pinned)),
+        "step": step_cell(row),
+        "moved": bytes_cell(moved(report, row), peer),
+        "peak": bytes_cell(peak(row, "allocated")),
+        "pinned": bytes_cell(pinned_bytes(row)),
         "bits": tick(identical(report, row)),
-        "note": Cell("", text=said),
-    }  # fmt: skip
+        "note": Cell("", text=note(row)),
+    }
+    if over[0] is not None:
+        text = ", ".join(EM_DASH if each is None else f"{each:.3f}" for each in over)
+        cells["over"] = Cell(over[0], text=f"{text} ×", kind="derived")
+    if step.median is not None and top:
+        text = f"{step.median / top:.3f} × of {significant(top, 4)} ms"
+        cells["limit"] = Cell(step.median / top, text=text, kind="derived")
+    return cells
 
 
-def _times(value: float | None) -> Cell | None:
+def step_cell(row: Row) -> Cell | None:
+    """A row's step with its interval and n."""
+    step = step_ms(row)
+    return None if step.median is None else Cell(step.median, text=step.text("ms"))
+
+
+def bytes_cell(value: float | None, kind: Kind | None = None) -> Cell | None:
+    """Bytes in GB."""
+    return None if value is None else Cell(value, text=gigabytes(value), kind=kind)
+
+
+def percent_cell(value: float | None, claim: str = "") -> Cell | None:
+    """A difference, and below it what the samples say of it."""
     if value is None:
         return None
-    return Cell(value, text=f"{significant(value, 4)} ×", kind="derived")
+    return Cell(value, text=percent(value, 2, signed=True), kind="derived", note=claim)
 
 
 # Predicted against measured ----------------------------------------------------------------------
@@ -330,51 +341,45 @@ def _place(cell: Foretold) -> str:
     return f"{words(cell.report)}, {cell.row['tokens']:,} tokens"
 
 
-def foretold_table(found: Sequence[Found]) -> str:
+def foretold_tables(found: Sequence[Found]) -> list[str]:
     """Return each plan's predicted and measured step, and the best fixed setting's, as HTML."""
-    rows: list[dict[str, object]] = []
-    for cell in foretold(found):
-        step = step_ms(cell.row)
-        rows.append(
+    return [_foretold_table(path.stem, report, cells)
+            for path, report in found if (cells := foretold([(path, report)]))]  # fmt: skip
+
+
+def _foretold_table(name: str, report: Campaign, cells: Sequence[Foretold]) -> str:
+    return html_table(
+        [
             {
-                "where": words(cell.report),
                 "tokens": cell.row["tokens"],
-                "chosen": describe(cell.row["settings"]),
+                "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
                 "predicted": Cell(cell.predicted_ms, kind="predicted",
                                   text=f"{significant(cell.predicted_ms, 4)} ms"),
-                "measured": Cell(step.median, text=step.text("ms")),
-                "error": _percent(cell.error),
+                "measured": step_cell(cell.row),
+                "error": percent_cell(cell.error),
                 "best": cell.best and engine_cell(cell.best["label"]),
-                "behind": _percent(cell.behind, _claim(cell.row, cell.best) if cell.best else ""),
+                "behind": percent_cell(cell.behind, claim(cell.row, cell.best)),
             }
-        )  # fmt: skip
-    return html_table(
-        rows,
+            for cell in cells
+        ],
         [
-            Column("where", "machine", numeric=False),
             Column("tokens", "tokens"),
             Column("chosen", "what the plan took", numeric=False),
-            Column("predicted", "predicted step"),
+            Column("predicted", "predicted"),
             Column("measured", "measured", "median [95 % interval], n"),
-            Column("error", "prediction", "over measured, less 1"),
-            Column("best", "best fixed setting beside it", numeric=False),
-            Column("behind", "plan over that"),
+            Column("error", "prediction", "over measured"),
+            Column("behind", "plan over the best fixed"),
+            Column("best", "the best fixed setting beside it", numeric=False),
         ],
-        caption="Plans: predicted against measured",
+        caption=f"Plans, predicted against measured: {words(report)} ({name})",
         note="A fixed setting counts if its buffers fit the room that the plan had.",
-    )
+    )  # fmt: skip
 
 
-def _percent(value: float | None, claim: str = "") -> Cell | None:
-    if value is None:
-        return None
-    return Cell(value, text=percent(value, 2, signed=True), kind="derived", note=claim)
-
-
-def _claim(one: Row, two: Row) -> str:
+def claim(one: Row, two: Row | None) -> str:
     """Whether the samples of two rows support a difference."""
     a, b = step_ms(one), step_ms(two)
-    if None in (a.low, b.low):
+    if a.low is None or b.low is None:
         return "no interval"
     return "intervals apart" if apart(a, b) else "intervals overlap"
 
@@ -386,33 +391,27 @@ def _claim(one: Row, two: Row) -> str:
 class Ablation:
     """A row of `stream` that differs from the row ``base`` in the setting ``key`` alone."""
 
-    report: Campaign
     base: Row
     row: Row
     key: str
 
 
-def ablations(found: Sequence[Found]) -> list[Ablation]:
+def ablations(report: Campaign) -> list[Ablation]:
     """Return the rows with fixed settings of `stream` that differ from a base in one setting.
 
     A shape's base is the row that most others differ from in one setting only; of several the one
     nearest to the defaults. What is left has a base of its own.
     """
     cells = []
-    for _, report in timed(found):
-        for tokens in shapes(report):
-            left = _streams(report, tokens)
-            while True:
-                stars = [(row, _alone(row, left)) for row in left]
-                base, others = max(stars, key=_centre, default=(None, {}))
-                if base is None or not others:
-                    break
-                cells += [
-                    Ablation(report, base, row, key)
-                    for row in sorted(left, key=_order)
-                    if (key := others.get(row["label"]))
-                ]
-                left = [row for row in left if row is not base and row["label"] not in others]
+    for tokens in shapes(report):
+        left = _streams(report, tokens)
+        while left:
+            base, others = max(((row, _alone(row, left)) for row in left), key=_centre)
+            if not others:
+                break
+            near = [row for row in sorted(left, key=_order) if row["label"] in others]
+            cells += [Ablation(base, row, others[row["label"]]) for row in near]
+            left = [row for row in left if row is not base and row not in near]
     return cells
 
 
@@ -431,47 +430,50 @@ def _centre(star: tuple[Row, Mapping[str, str]]) -> tuple[int, int, str]:
     return len(others), sum(usual), row["label"]
 
 
-def ablation_table(found: Sequence[Found]) -> str:
-    """Return what each setting of `stream` changes alone; NotAnswerable without such rows."""
-    if not ablations(found):
+def ablation_tables(found: Sequence[Found]) -> list[str]:
+    """Return what each setting of `stream` changes alone, as HTML; NotAnswerable without such."""
+    tables = [_ablation_table(path.stem, report, cells)
+              for path, report in found if (cells := ablations(report))]  # fmt: skip
+    if not tables:
         raise NotAnswerable(
             "No campaign on a GPU has two rows of stream that differ in one setting only."
         )
+    return tables
+
+
+def _ablation_table(name: str, report: Campaign, cells: Sequence[Ablation]) -> str:
     rows: list[dict[str, object]] = []
-    for cell in ablations(found):
-        base, step = step_ms(cell.base), step_ms(cell.row)
-        assert base.median is not None and step.median is not None
+    for cell in cells:
+        over = ratio(report, cell.row, cell.base["label"])
         values = [_value(row["settings"][cell.key]) for row in (cell.base, cell.row)]
         rows.append(
             {
-                "what": f"{cell.key}: {' → '.join(values)}",
-                "where": words(cell.report),
+                "what": f"{cell.key}: {' → '.join(values)}".replace(" ", NBSP),
                 "tokens": cell.row["tokens"],
-                "base": Cell(base.median, text=base.text("ms"), title=cell.base["label"]),
-                "step": Cell(step.median, text=step.text("ms"), title=cell.row["label"]),
-                "delta": _percent(step.median / base.median - 1, _claim(cell.row, cell.base)),
-                "rest": Cell("", text=cell.base["label"]),
+                "base": step_cell(cell.base),
+                "step": step_cell(cell.row),
+                "delta": percent_cell(over and over - 1, claim(cell.row, cell.base)),
+                "rest": engine_cell(cell.base["label"]),
             }
         )
     return html_table(
         rows,
         [
             Column("what", "what changed", numeric=False),
-            Column("where", "machine", numeric=False),
             Column("tokens", "tokens"),
             Column("base", "base", "median [95 % interval], n"),
             Column("step", "changed", "median [95 % interval], n"),
             Column("delta", "change"),
             Column("rest", "the base", numeric=False),
         ],
-        caption="Settings of stream, each alone",
-        note="Both rows are of one campaign and differ in this setting only.",
+        caption=f"Settings of stream, each alone: {words(report)} ({name})",
+        note="Both rows are of this campaign and differ in this setting only.",
     )
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or value is False:
         return "off"
     if isinstance(value, list):
         return " + ".join(gigabytes(part, 3) for part in value)
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return "on" if value is True else str(value)
