@@ -86,7 +86,9 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
     assert "Traceback" in found[bad]["log"]
     assert found[bad]["reason"] in done.stdout
     assert found["swap"]["status"] == found[campaigns.LAST]["status"] == "ok"
-    assert campaigns.identical(json.loads(path.read_text()), found["diffusers"])  # one rank, one branch
+    assert campaigns.identical(
+        json.loads(path.read_text()), found["diffusers"]
+    )  # one rank, one branch
 
 
 def test_torchrun_starts_the_ranks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,8 @@ def _rank(ms: list[float], *, pinned: int, shared: int = 0, link: float | None =
     memory = {"allocated_bytes": 3e9, "reserved_bytes": 4e9, "pinned_bytes": pinned}
     bandwidth = {"h2d_pinned_gb_s": 60.0, "h2d_pinned_together_gb_s": link} if link else None
     return {"samples_ms": ms, "memory": memory, "shared_pinned_bytes": shared, "link": bandwidth,
-            "counters": {"h2d_bytes": 0}, "note": "", "output_sha256": "a", "first_output_sha256": "a"}  # fmt: skip
+            "counters": {"h2d_bytes": 0}, "note": "", "output_sha256": "a",
+            "first_output_sha256": "a"}  # fmt: skip
 
 
 def _report() -> dict[str, Any]:

@@ -43,7 +43,7 @@ from .peers import (
     timed,
     words,
 )
-from .tables import MINUS, Cell, Column, counted, html_table, tick
+from .tables import MINUS, Cell, Column, counted, html_table, significant, tick
 
 CHEAP = 0.01
 """A cost over resident below which streaming is as good as free: 1 %."""
@@ -105,9 +105,15 @@ def cheap_from(line: Sequence[Spot]) -> tuple[int, int, float] | None:
     return crossed
 
 
-def _text(cost: float | None) -> str:
-    """One decimal: what is finer lies within the machine's drift."""
-    return "no resident" if cost is None else f"{cost:+.1%}".replace("-", MINUS).replace("%", " %")
+def _text(report: Campaign, row: Row) -> str:
+    """Its cost over resident, or its step where that did not run.
+
+    It has one decimal: what is finer lies within the machine's drift.
+    """
+    over = ratio(report, row)
+    if over is None:
+        return f"{significant(step_ms(row).median or 0.0, 4)} ms"
+    return f"{over - 1:+.1%}".replace("-", MINUS).replace("%", " %")
 
 
 def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
@@ -133,7 +139,7 @@ def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
                 (left, y - 0.43), right - left, 0.86, facecolor=(colour, 0.2), linewidth=1.2,
                 edgecolor=(colour, 0.9), linestyle="--" if engine in PEERS else "-"))  # fmt: skip
             axes.plot(middle, y - 0.17, ENGINE_MARKERS.get(engine, "o"), color=colour, markersize=6)
-            axes.annotate(_text(spot.cost), (middle, y + 0.2), ha="center", va="center",
+            axes.annotate(_text(spot.report, spot.row), (middle, y + 0.2), ha="center", va="center",
                           fontsize=7.5, color=INK)  # fmt: skip
         if cheap := cheap_from(line):
             axes.plot([math.log(cheap[2])] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=3)
@@ -159,7 +165,8 @@ def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
 
 
 def _say(spot: Spot) -> str:
-    return f"at {spot.tokens:,} tokens {spot.row['label']}, {_text(spot.cost)} over resident"
+    over = "" if spot.cost is None else " over resident"
+    return f"at {spot.tokens:,} tokens {spot.row['label']}, {_text(spot.report, spot.row)}{over}"
 
 
 def _say_cheap(cheap: tuple[int, int, float] | None) -> str:
@@ -184,7 +191,8 @@ def _table(name: str, line: Sequence[Spot]) -> str:
             {
                 "tokens": spot.tokens,
                 "engine": engine_cell(spot.row["label"]),
-                "cost": Cell(spot.cost, text=_text(spot.cost), kind="derived"),
+                "cost": None if spot.cost is None else
+                        Cell(spot.cost, text=_text(spot.report, spot.row), kind="derived"),
                 "drift": percent_cell(drift(spot.report, spot.tokens)),
                 "step": step_cell(spot.row),
                 "next": _rival(spot),
@@ -218,9 +226,8 @@ def _rival(spot: Spot) -> Cell | None:
     if spot.rival is None:
         return None
     report, row = spot.rival
-    over = ratio(report, row)
     return replace(
         engine_cell(row["label"]),
-        text=f"{row['label']} {_text(over and over - 1)}",
+        text=f"{row['label']} {_text(report, row)}",
         note=claim(spot.row, row),
     )

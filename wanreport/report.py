@@ -153,22 +153,24 @@ def plan(
     machine = local.known_machine(local.local_results(root))
     notebooks = root / "notebooks"
     tasks = []
-    files = [*(path for path, _ in found), *campaigns]
-    everything = [_within(path, root).as_posix() for path in files]
     for script in sorted(notebooks.glob("*.py")):
         if script.name == "job.py":
             continue
-        # A notebook that reads records, or the baseline's facts, says so in its parameters.
+        # A notebook that reads records, or the baseline's facts, says so in its parameters; one
+        # that reads campaigns calls for them.
         text = script.read_text(encoding="utf-8")
         reads = re.search(r"^results_dirs\s*=", text, re.MULTILINE)
         quotes = reads or re.search(r"^facts_path\s*=", text, re.MULTILINE)
+        files = [path for path, _ in found] if reads else []
+        files += campaigns if "load_campaigns(" in text else []
         page = render.Page(
             notebook=f"notebooks/{script.name}",
-            sources=(*(everything if reads else ()), *(_data_files() if quotes else ())),
+            sources=(*(_within(path, root).as_posix() for path in files),
+                     *(_data_files() if quotes else ())),
             links=(("All reports", "index.html"),),
-        )
+        )  # fmt: skip
         tasks.append(_task(script.stem, script, {}, page, root, Path(f"{script.stem}.html"),
-                           _digests(files if reads else [])))  # fmt: skip
+                           _digests(files)))  # fmt: skip
     script = notebooks / "job.py"
     for file, job in jobs.items() if script.is_file() else ():
         best = local.spoken_for(job, found, machine)
