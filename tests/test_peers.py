@@ -209,8 +209,8 @@ def test_two_differences_at_once_are_no_ablation() -> None:
     assert peers.ablations(found(factors=two)[0][1]) == []
     # Of two alike the one nearer to the defaults is the base.
     pair = {"stream:slots=2,priority=-1": 1.0, "stream:slots=2": 1.0}
-    (cell, *_) = peers.ablations(found(factors=pair)[0][1])
-    assert (cell.key, cell.base["label"]) == ("priority", "stream:slots=2")
+    (base, _, key), *_ = peers.ablations(found(factors=pair)[0][1])
+    assert (key, base["label"]) == ("priority", "stream:slots=2")
 
 
 # Files -------------------------------------------------------------------------------------------

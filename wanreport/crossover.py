@@ -38,7 +38,6 @@ from .peers import (
     claim,
     engine_cell,
     percent_cell,
-    setting,
     step_cell,
     timed,
     words,
@@ -51,17 +50,33 @@ CHEAP = 0.01
 
 @dataclass(frozen=True)
 class Spot:
-    """The fastest engine at a shape; ``cost`` is its step over resident's, less 1."""
+    """An engine at a shape, in the campaign ``name``; ``rival`` is the fastest other engine."""
 
     name: str
     report: Campaign
     row: Row
-    cost: float | None
-    rival: tuple[Campaign, Row] | None
+    rival: Spot | None = None
 
     @property
     def tokens(self) -> int:
         return int(self.row["tokens"])
+
+    @property
+    def cost(self) -> float | None:
+        """Its step over resident's, less 1."""
+        over = ratio(self.report, self.row)
+        return None if over is None else over - 1
+
+    @property
+    def text(self) -> str:
+        """Its cost, or its step where resident did not run.
+
+        With one decimal at most: what is finer lies within the machine's drift.
+        """
+        if self.cost is None:
+            return f"{significant(step_ms(self.row).median or 0.0, 4)} ms"
+        text = f"{self.cost:+.1%}" if abs(self.cost) < 0.0995 else f"{self.cost:+.0%}"
+        return text.replace("-", MINUS).replace("%", " %")
 
 
 def spots(found: Sequence[Found]) -> dict[str, list[Spot]]:
@@ -69,24 +84,25 @@ def spots(found: Sequence[Found]) -> dict[str, list[Spot]]:
 
     Where several campaigns have a shape, the one that costs least over its own resident counts.
     """
-    groups: dict[tuple[object, ...], list[tuple[int, float, float, str, Campaign, Row]]] = {}
+    groups: dict[str, dict[int, list[Spot]]] = {}
     for path, report in timed(found):
         for row in report["rows"]:
-            ms, over = step_ms(row).median, ratio(report, row)
-            if ms is not None and moved(report, row):
-                entry = (row["tokens"], over or math.inf, ms, path.stem, report, row)
-                groups.setdefault(setting(report), []).append(entry)
-    lines = {}
-    for entries in groups.values():
-        line = []
-        for tokens in sorted({entry[0] for entry in entries}):
-            here = sorted((e for e in entries if e[0] == tokens), key=lambda e: (*e[1:4],))
-            _, over, _, name, report, row = here[0]
-            others = (e[4:] for e in here if engine_of(e[5]["label"]) != engine_of(row["label"]))
-            cost = over - 1 if math.isfinite(over) else None
-            line.append(Spot(name, report, row, cost, next(others, None)))
-        lines[words(entries[0][4])] = line
-    return lines
+            if step_ms(row).n and moved(report, row):
+                line = groups.setdefault(words(report), {})
+                line.setdefault(row["tokens"], []).append(Spot(path.stem, report, row))
+    return {name: [_fastest(line[tokens]) for tokens in sorted(line)]
+            for name, line in groups.items()}  # fmt: skip
+
+
+def _fastest(here: Sequence[Spot]) -> Spot:
+    def rank(spot: Spot) -> tuple[float, float, str]:
+        step = step_ms(spot.row).median or 0.0
+        return math.inf if spot.cost is None else spot.cost, step, spot.name
+
+    first, *others = sorted(here, key=rank)
+    engine = engine_of(first.row["label"])
+    rivals = (spot for spot in others if engine_of(spot.row["label"]) != engine)
+    return replace(first, rival=next(rivals, None))
 
 
 def cheap_from(line: Sequence[Spot]) -> tuple[int, int, float] | None:
@@ -103,17 +119,6 @@ def cheap_from(line: Sequence[Spot]) -> tuple[int, int, float] | None:
         elif cheap >= CHEAP:
             crossed = None
     return crossed
-
-
-def _text(report: Campaign, row: Row) -> str:
-    """Its cost over resident, or its step where that did not run.
-
-    It has one decimal: what is finer lies within the machine's drift.
-    """
-    over = ratio(report, row)
-    if over is None:
-        return f"{significant(step_ms(row).median or 0.0, 4)} ms"
-    return f"{over - 1:+.1%}".replace("-", MINUS).replace("%", " %")
 
 
 def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
@@ -139,7 +144,7 @@ def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
                 (left, y - 0.43), right - left, 0.86, facecolor=(colour, 0.2), linewidth=1.2,
                 edgecolor=(colour, 0.9), linestyle="--" if engine in PEERS else "-"))  # fmt: skip
             axes.plot(middle, y - 0.17, ENGINE_MARKERS.get(engine, "o"), color=colour, markersize=6)
-            axes.annotate(_text(spot.report, spot.row), (middle, y + 0.2), ha="center", va="center",
+            axes.annotate(spot.text, (middle, y + 0.2), ha="center", va="center",
                           fontsize=7.5, color=INK)  # fmt: skip
         if cheap := cheap_from(line):
             axes.plot([math.log(cheap[2])] * 2, [y - 0.5, y + 0.5], color=INK, linewidth=3)
@@ -166,7 +171,7 @@ def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:
 
 def _say(spot: Spot) -> str:
     over = "" if spot.cost is None else " over resident"
-    return f"at {spot.tokens:,} tokens {spot.row['label']}, {_text(spot.report, spot.row)}{over}"
+    return f"at {spot.tokens:,} tokens {spot.row['label']}, {spot.text}{over}"
 
 
 def _say_cheap(cheap: tuple[int, int, float] | None) -> str:
@@ -181,53 +186,47 @@ def _say_cheap(cheap: tuple[int, int, float] | None) -> str:
 
 def tables(found: Sequence[Found]) -> list[str]:
     """Return each line of the map as numbers, as HTML."""
-    return [_table(name, line) for name, line in spots(found).items()]
-
-
-def _table(name: str, line: Sequence[Spot]) -> str:
-    said = _say_cheap(cheap_from(line))
-    return html_table(
-        [
-            {
-                "tokens": spot.tokens,
-                "engine": engine_cell(spot.row["label"]),
-                "cost": None if spot.cost is None else
-                        Cell(spot.cost, text=_text(spot.report, spot.row), kind="derived"),
-                "drift": percent_cell(drift(spot.report, spot.tokens)),
-                "step": step_cell(spot.row),
-                "next": _rival(spot),
-                "peak": bytes_cell(peak(spot.row, "allocated")),
-                "bits": tick(identical(spot.report, spot.row)),
-                "file": f"{spot.name}, {counted(spot.report['settings']['blocks'], 'block')}",
-            }
-            for spot in line
-        ],
-        [
-            Column("tokens", "tokens"),
-            Column("engine", "fastest", numeric=False),
-            Column("cost", "over resident"),
-            Column("drift", "drift of resident"),
-            Column("step", "step", "median [95 % interval], n"),
-            Column("next", "next engine", numeric=False),
-            Column("peak", "device"),
-            Column("bits", "bits", numeric=False),
-            Column("file", "campaign", numeric=False),
-        ],
-        caption=f"The crossover map as numbers: {name}",
-        note="What keeps all weights on the device, as resident does, stands outside. Device is the"
+    columns = [
+        Column("tokens", "tokens"),
+        Column("engine", "fastest", numeric=False),
+        Column("cost", "over resident"),
+        Column("drift", "drift of resident"),
+        Column("step", "step", "median [95 % interval], n"),
+        Column("next", "next engine", numeric=False),
+        Column("peak", "device"),
+        Column("bits", "bits", numeric=False),
+        Column("file", "campaign", numeric=False),
+    ]
+    note = (
+        "What keeps all weights on the device, as resident does, stands outside. Device is the"
         " fullest rank's allocated peak. "
-        + (f"{said[2].upper()}{said[3:]}." if said else
-           "That the cost falls below 1 % is not bracketed by measurements."),
-    )  # fmt: skip
-
-
-def _rival(spot: Spot) -> Cell | None:
-    """The fastest row of another engine, and whether the samples tell it from the first."""
-    if spot.rival is None:
-        return None
-    report, row = spot.rival
-    return replace(
-        engine_cell(row["label"]),
-        text=f"{row['label']} {_text(report, row)}",
-        note=claim(spot.row, row),
     )
+    found_none = "; that the cost falls below 1 % is not bracketed by measurements"
+    return [
+        html_table(
+            [_cells(spot) for spot in line],
+            columns,
+            caption=f"The crossover map as numbers: {name}",
+            note=f"{note}{(_say_cheap(cheap_from(line)) or found_none)[2:].capitalize()}.",
+        )
+        for name, line in spots(found).items()
+    ]
+
+
+def _cells(spot: Spot) -> dict[str, object]:
+    blocks, rival = spot.report["settings"]["blocks"], None
+    if other := spot.rival:
+        its = other.row["label"]
+        text, said = f"{its} {other.text}", claim(spot.row, other.row)
+        rival = replace(engine_cell(its), text=text, note=said)
+    return {
+        "tokens": spot.tokens,
+        "engine": engine_cell(spot.row["label"]),
+        "cost": None if spot.cost is None else Cell(spot.cost, text=spot.text, kind="derived"),
+        "drift": percent_cell(drift(spot.report, spot.tokens)),
+        "step": step_cell(spot.row),
+        "next": rival,
+        "peak": bytes_cell(peak(spot.row, "allocated")),
+        "bits": tick(identical(spot.report, spot.row)),
+        "file": f"{spot.name}, {counted(blocks, 'block')}",
+    }

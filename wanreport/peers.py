@@ -286,7 +286,7 @@ class Foretold:
 def foretold(found: Sequence[Found]) -> list[Foretold]:
     """Return the cells where a plan was made and its choice measured."""
     cells = []
-    for _, report in timed(found):
+    for _, report in found:
         blocks = report["settings"]["blocks"]
         for row in report["rows"]:
             mine = step_ms(row).median
@@ -343,37 +343,38 @@ def _place(cell: Foretold) -> str:
 
 def foretold_tables(found: Sequence[Found]) -> list[str]:
     """Return each plan's predicted and measured step, and the best fixed setting's, as HTML."""
-    return [_foretold_table(path.stem, report, cells)
-            for path, report in found if (cells := foretold([(path, report)]))]  # fmt: skip
+    columns = [
+        Column("tokens", "tokens"),
+        Column("chosen", "what the plan took", numeric=False),
+        Column("predicted", "predicted"),
+        Column("measured", "measured", "median [95 % interval], n"),
+        Column("error", "prediction", "over measured"),
+        Column("behind", "plan over the best fixed"),
+        Column("best", "the best fixed setting beside it", numeric=False),
+    ]
+    return [
+        html_table(
+            [_foretold(cell) for cell in cells],
+            columns,
+            caption=f"Plans, predicted against measured: {words(report)} ({path.stem})",
+            note="A fixed setting counts if its buffers fit the room that the plan had.",
+        )
+        for path, report in found
+        if (cells := foretold([(path, report)]))
+    ]
 
 
-def _foretold_table(name: str, report: Campaign, cells: Sequence[Foretold]) -> str:
-    return html_table(
-        [
-            {
-                "tokens": cell.row["tokens"],
-                "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
-                "predicted": Cell(cell.predicted_ms, kind="predicted",
-                                  text=f"{significant(cell.predicted_ms, 4)} ms"),
-                "measured": step_cell(cell.row),
-                "error": percent_cell(cell.error),
-                "best": cell.best and engine_cell(cell.best["label"]),
-                "behind": percent_cell(cell.behind, claim(cell.row, cell.best)),
-            }
-            for cell in cells
-        ],
-        [
-            Column("tokens", "tokens"),
-            Column("chosen", "what the plan took", numeric=False),
-            Column("predicted", "predicted"),
-            Column("measured", "measured", "median [95 % interval], n"),
-            Column("error", "prediction", "over measured"),
-            Column("behind", "plan over the best fixed"),
-            Column("best", "the best fixed setting beside it", numeric=False),
-        ],
-        caption=f"Plans, predicted against measured: {words(report)} ({name})",
-        note="A fixed setting counts if its buffers fit the room that the plan had.",
-    )  # fmt: skip
+def _foretold(cell: Foretold) -> dict[str, object]:
+    text = f"{significant(cell.predicted_ms, 4)} ms"
+    return {
+        "tokens": cell.row["tokens"],
+        "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
+        "predicted": Cell(cell.predicted_ms, kind="predicted", text=text),
+        "measured": step_cell(cell.row),
+        "error": percent_cell(cell.error),
+        "best": cell.best and engine_cell(cell.best["label"]),
+        "behind": percent_cell(cell.behind, claim(cell.row, cell.best)),
+    }
 
 
 def claim(one: Row, two: Row | None) -> str:
@@ -387,32 +388,25 @@ def claim(one: Row, two: Row | None) -> str:
 # Each setting alone ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """A row of `stream` that differs from the row ``base`` in the setting ``key`` alone."""
-
-    base: Row
-    row: Row
-    key: str
-
-
-def ablations(report: Campaign) -> list[Ablation]:
+def ablations(report: Campaign) -> list[tuple[Row, Row, str]]:
     """Return the rows with fixed settings of `stream` that differ from a base in one setting.
 
     A shape's base is the row that most others differ from in one setting only; of several the one
     nearest to the defaults. What is left has a base of its own.
+
+    Returns
+    -------
+    The base, the other row and the setting, of each pair.
     """
-    cells = []
+    found = []
     for tokens in shapes(report):
         left = _streams(report, tokens)
         while left:
             base, others = max(((row, _alone(row, left)) for row in left), key=_centre)
-            if not others:
-                break
             near = [row for row in sorted(left, key=_order) if row["label"] in others]
-            cells += [Ablation(base, row, others[row["label"]]) for row in near]
+            found += [(base, row, others[row["label"]]) for row in near]
             left = [row for row in left if row is not base and row not in near]
-    return cells
+    return found
 
 
 def _alone(base: Row, rows: Sequence[Row]) -> dict[str, str]:
@@ -432,43 +426,41 @@ def _centre(star: tuple[Row, Mapping[str, str]]) -> tuple[int, int, str]:
 
 def ablation_tables(found: Sequence[Found]) -> list[str]:
     """Return what each setting of `stream` changes alone, as HTML; NotAnswerable without such."""
-    tables = [_ablation_table(path.stem, report, cells)
-              for path, report in found if (cells := ablations(report))]  # fmt: skip
-    if not tables:
-        raise NotAnswerable(
-            "No campaign on a GPU has two rows of stream that differ in one setting only."
+    columns = [
+        Column("what", "what changed", numeric=False),
+        Column("tokens", "tokens"),
+        Column("base", "base", "median [95 % interval], n"),
+        Column("step", "changed", "median [95 % interval], n"),
+        Column("delta", "change"),
+        Column("rest", "the base", numeric=False),
+    ]
+    tables = [
+        html_table(
+            [_ablation(report, *pair) for pair in pairs],
+            columns,
+            caption=f"Settings of stream, each alone: {words(report)} ({path.stem})",
+            note="Both rows are of this campaign and differ in this setting only.",
         )
+        for path, report in found
+        if (pairs := ablations(report))
+    ]
+    if not tables:
+        what = "two rows of stream that differ in one setting only"
+        raise NotAnswerable(f"No campaign on a GPU has {what}.")
     return tables
 
 
-def _ablation_table(name: str, report: Campaign, cells: Sequence[Ablation]) -> str:
-    rows: list[dict[str, object]] = []
-    for cell in cells:
-        over = ratio(report, cell.row, cell.base["label"])
-        values = [_value(row["settings"][cell.key]) for row in (cell.base, cell.row)]
-        rows.append(
-            {
-                "what": f"{cell.key}: {' → '.join(values)}".replace(" ", NBSP),
-                "tokens": cell.row["tokens"],
-                "base": step_cell(cell.base),
-                "step": step_cell(cell.row),
-                "delta": percent_cell(over and over - 1, claim(cell.row, cell.base)),
-                "rest": engine_cell(cell.base["label"]),
-            }
-        )
-    return html_table(
-        rows,
-        [
-            Column("what", "what changed", numeric=False),
-            Column("tokens", "tokens"),
-            Column("base", "base", "median [95 % interval], n"),
-            Column("step", "changed", "median [95 % interval], n"),
-            Column("delta", "change"),
-            Column("rest", "the base", numeric=False),
-        ],
-        caption=f"Settings of stream, each alone: {words(report)} ({name})",
-        note="Both rows are of this campaign and differ in this setting only.",
-    )
+def _ablation(report: Campaign, base: Row, row: Row, key: str) -> dict[str, object]:
+    over = ratio(report, row, base["label"])
+    values = " → ".join(_value(one["settings"][key]) for one in (base, row))
+    return {
+        "what": f"{key}: {values}".replace(" ", NBSP),
+        "tokens": row["tokens"],
+        "base": step_cell(base),
+        "step": step_cell(row),
+        "delta": percent_cell(over and over - 1, claim(row, base)),
+        "rest": engine_cell(base["label"]),
+    }
 
 
 def _value(value: Any) -> str:
