@@ -185,7 +185,7 @@ def test_plans_are_held_against_the_measured_step_and_the_best_fixed_setting() -
     assert "In 3 of 3 the plan was slower than the best fixed setting beside it, at most by" in said
     row = cells(peers.foretold_tables(here)[0])[0]
     assert row["prediction"].strip() == "+2.0 %"
-    assert row["plan over the best fixed"].split()[:2] == ["+0.50", "%"]
+    assert row["plan"].split()[:2] == ["+0.50", "%"]
     better = peers.foretold_sentence(found(factors=made.LABELS | {"stream:slots=2": 1.2}))
     assert "In none of 3 was the plan slower" in better
     assert "No fixed setting" in peers.foretold_sentence(found())

@@ -345,12 +345,12 @@ def foretold_tables(found: Sequence[Found]) -> list[str]:
     """Return each plan's predicted and measured step, and the best fixed setting's, as HTML."""
     columns = [
         Column("tokens", "tokens"),
-        Column("chosen", "what the plan took", numeric=False),
+        Column("chosen", "plan took", numeric=False),
         Column("predicted", "predicted"),
         Column("measured", "measured", "median [95 % interval], n"),
         Column("error", "prediction", "over measured"),
-        Column("behind", "plan over the best fixed"),
-        Column("best", "the best fixed setting beside it", numeric=False),
+        Column("behind", "plan", "over the best fixed"),
+        Column("best", "best fixed", "setting beside it", numeric=False),
     ]
     return [
         html_table(
