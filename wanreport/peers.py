@@ -122,8 +122,8 @@ def conditions_table(path: Path, report: Campaign) -> str:
     return facts_table(
         [
             ("GPUs", gpus if machine["gpu_count"] else "none: a CPU, which shows bits only"),
-            ("driver; CUDA", f"{machine['driver']}; {software['cuda']}"),
-            ("NCCL; what it went over", f"{software['nccl']}; {transport(report)}"),
+            ("driver; CUDA", f"{machine['driver'] or 'none'}; {software['cuda'] or 'none'}"),
+            ("NCCL; what it went over", f"{software['nccl'] or 'none'}; {transport(report)}"),
             ("link, pinned, all ranks at once", " first, last ".join(rates) or None),
             ("work", f"{counted(asked['blocks'], 'block')} ({gigabytes(report['bytes'])}), "
              f"{counted(asked['branches'], 'branch', 'branches')} a step, segments "
