@@ -49,7 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--warmup", type=int, default=2,
         help="steps before, at least 2 (default 2); on a GPU 2 s of steps more")  # fmt: skip
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
-    add("--json", type=Path, help="where the rows go, with raw samples")
+    add("--json", type=Path, help="where the rows go, with raw samples; the report shows what lies"
+        " in results/MACHINE/benchmarks/")  # fmt: skip
     add("--resume", action="store_true", help="go on with the rows that --json has")
     arguments = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[arguments.device]

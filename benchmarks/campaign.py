@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from wanreport import launch
+from wanreport.campaigns import (
+    FIRST,
+    LAST,
+    SCHEMA_VERSION,
+    CampaignError,
+    identical,
+    name_of,
+    read_campaign,
+    step_ms,
+    stream_settings,
+)
 from wanreport.local import git_state, write_atomically
 from wanreport.measure import machine, software
 from wanreport.weights import Layout, unit_parameters
 
-from . import table
 from .peers import PEERS, Missing
 from .rank import make_expert
 
@@ -37,10 +47,6 @@ def grid(tokens: int) -> tuple[int, int, int]:
     return 1, height, tokens // height
 
 
-def _name(label: str) -> str:
-    return label.removesuffix(" again").partition(":")[0]
-
-
 class Campaign:
     """What the command line asks for; ``report`` is what the JSON holds."""
 
@@ -48,7 +54,7 @@ class Campaign:
         self.arguments = arguments
         block = Layout.of(unit_parameters(make_expert(arguments.device, arguments.blocks), 0))
         self.report: dict[str, Any] = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "settings": {key: getattr(arguments, key) for key in SETTINGS},
             "bytes": block.nbytes * arguments.blocks,
             "machine": machine(arguments.device),
@@ -57,12 +63,12 @@ class Campaign:
             "rows": [],
         }
         self.missing: dict[str, Missing] = {}
-        for name in PEERS.keys() & set(map(_name, arguments.engines)):
+        for name in PEERS.keys() & set(map(name_of, arguments.engines)):
             try:
                 self.report["peers"][name] = PEERS[name].find(arguments.sglang, arguments.device)
             except Missing as reason:
                 self.missing[name] = reason
-        self.order = list(dict.fromkeys([table.FIRST, *arguments.engines, table.LAST]))
+        self.order = list(dict.fromkeys([FIRST, *arguments.engines, LAST]))
         self.done: set[tuple[str, int]] = set()
         self.until = time.monotonic() + 60 * arguments.budget_minutes
 
@@ -75,10 +81,10 @@ class Campaign:
             If its rows cannot be compared with this call's; says what differs.
         """
         try:
-            earlier = json.loads(path.read_text())
-            theirs, mine = _conditions(earlier), _conditions(self.report)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: is no result of this command ({error!r})") from None
+            earlier = read_campaign(path)
+        except CampaignError as error:
+            raise ValueError(str(error)) from None
+        theirs, mine = _conditions(earlier), _conditions(self.report)
         for key, value in mine.items():
             if theirs[key] != value:
                 raise ValueError(
@@ -90,11 +96,11 @@ class Campaign:
         self.done = {(r["label"], r["tokens"]) for r in earlier["rows"] if r["status"] in SETTLED}
         if any(self._pending(label) for label in self.order):
             # What closes a campaign comes after all that it measured.
-            self.done = {key for key in self.done if key[0] != table.LAST}
+            self.done = {key for key in self.done if key[0] != LAST}
 
     def run(self) -> None:
         for label in self.order:
-            missing = self.missing.get(_name(label))
+            missing = self.missing.get(name_of(label))
             while pending := self._pending(label):
                 if missing:
                     self._end(label, pending, missing.status, str(missing))
@@ -111,7 +117,7 @@ class Campaign:
         cuda, count = self.arguments.device == "cuda", self.arguments.ranks
         spec = self.report["settings"] | {
             "engine": label.removesuffix(" again"),
-            "code": self.report["peers"].get(_name(label)),
+            "code": self.report["peers"].get(name_of(label)),
             "grids": [[tokens, grid(tokens)] for tokens in pending],
             "passes": self.arguments.passes,
             "timeout_s": TIMEOUT_S,
@@ -125,7 +131,7 @@ class Campaign:
                     files = [out / f"row-{tokens}-rank{rank}.json" for rank in range(count)]
                     if all(file.is_file() for file in files):
                         parts = [json.loads(file.read_text()) for file in files]
-                        self._end(label, [tokens], "ok", "", parts)
+                        self._end(label, [tokens], "ok", "", parts, launch.transport(out))
 
             deadline = min(time.monotonic() + TIMEOUT_S, self.until)
             start = launch.TorchrunRanks if cuda else launch.ForkedRanks
@@ -142,24 +148,26 @@ class Campaign:
                 logs = "\n".join(f.read_text(errors="replace") for f in sorted(out.rglob("*.log")))
                 # The other shapes get new processes; without attaching none of them would run.
                 ended = left if at == "attach" else left[:1]
-                self._end(label, ended, found["status"], found["reason"], log=logs[-4000:])
+                self._end(label, ended, found["status"], found["reason"], (),
+                          launch.transport(out), logs[-4000:])  # fmt: skip
 
     def _end(
         self, label: str, shapes: Sequence[int], status: str, reason: str,
-        ranks: Sequence[dict[str, Any]] = (), log: str = "",
+        ranks: Sequence[dict[str, Any]] = (), transport: Sequence[str] = (), log: str = "",
     ) -> None:  # fmt: skip
         """Enter a row for each shape and write the JSON."""
         for tokens in shapes:
             row = {
                 "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
                 "reason": reason, "ranks": list(ranks), "log": log,
-                "git_sha": git_state()["git_sha"],
+                "transport": list(transport), "settings": stream_settings(label, ranks),
+                **git_state(),
                 "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }  # fmt: skip
             rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
             self.report["rows"] = [*rows, row]
             self.done.add((label, tokens))
-            said = f"{table.step_ms(row).text('ms')} {status} {reason}".removeprefix("— ").strip()
+            said = f"{step_ms(row).text('ms')} {status} {reason}".removeprefix("— ").strip()
             print(f"{label}, {tokens:,} tokens: {said}", file=sys.stderr, flush=True)
         if self.arguments.json:
             text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
@@ -170,7 +178,7 @@ class Campaign:
         cpu = self.arguments.device == "cpu"
         return any(
             row["status"] in ("failed", "oom", "timeout")
-            or (cpu and table.identical(self.report, row) is False)
+            or (cpu and identical(self.report, row) is False)
             for row in self.report["rows"]
         )
 
@@ -179,4 +187,4 @@ def _conditions(report: dict[str, Any]) -> dict[str, Any]:
     """What must be alike for rows to be compared."""
     about = {key: report["machine"][key] for key in ("class", "driver", "nccl")}
     versions = {key: report["software"][key] for key in VERSIONS}
-    return {"schema_version": report["schema_version"], **report["settings"], **about, **versions}
+    return {**report["settings"], **about, **versions}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +18,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch import Tensor
 
 from wanreport import worker
+from wanreport.campaigns import parse_label
 from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.link import measure_link
 from wanreport.measure import StepClock, hot_steps, peaks, reset_peaks, sha256
@@ -60,15 +59,13 @@ KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
 
 def make_engine(label: str) -> Engine:
     """The engine or peer that ``name:key=value,…`` means; ValueError if there is none."""
-    name, _, rest = label.partition(":")
-    if name not in KNOWN:
-        raise ValueError(f"{label}: no engine {name!r}; there are {', '.join(KNOWN)}")
     try:
-        # A comma within brackets is a list's.
-        pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
-        return KNOWN[name](**{key: yaml.safe_load(value) for key, value in pairs})
+        name, settings = parse_label(label)
+        if name not in KNOWN:
+            raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
+        return KNOWN[name](**settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{label}: {error}; the form is NAME:KEY=VALUE,KEY=VALUE") from None
+        raise ValueError(f"{label}: {error}") from None
 
 
 def make_expert(device: str, blocks: int) -> Expert:

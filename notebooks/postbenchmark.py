@@ -21,7 +21,7 @@ import wanreport.notebook as wanreport_notebook
 wanreport_notebook.parameters(globals(), "results_dirs")
 
 # %%
-from wanreport import answers, benches, comparisons, figures, tables, verdicts
+from wanreport import answers, benches, comparisons, crossover, figures, peers, tables, verdicts
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
@@ -105,6 +105,58 @@ for html in comparison.tables:
 
 # %%
 say(comparisons.missing_traces(records))
+
+# %% [markdown]
+# ## Engines beside their peers
+#
+# What do other projects' offloads take on the same blocks, shapes and machine? A campaign runs in
+# one go: every engine in processes of its own, and `resident` first and last, which shows how far
+# the machine itself drifted.
+
+# %%
+campaigns = peers.load_campaigns(results_dirs)
+say(peers.at_hand(campaigns))
+
+# %% [markdown]
+# ### Crossover map
+#
+# Which engine is the fastest of those that move weights, and what does it cost over having all
+# weights on the device?
+
+# %%
+with or_say_why():
+    picture, words = crossover.draw(campaigns)
+    show(picture, alt=words)
+for html in crossover.tables(campaigns):
+    table(html)
+
+# %% [markdown]
+# ### Predicted against measured
+#
+# `planned` is `stream` with settings that its planner chose for the shape, within a given room.
+
+# %%
+with or_say_why():
+    say(peers.foretold_sentence(campaigns))
+for html in peers.foretold_tables(campaigns):
+    table(html)
+
+# %% [markdown]
+# ### Each setting alone
+#
+# Rows of `stream` that differ from a base in one setting only.
+
+# %%
+with or_say_why():
+    for html in peers.ablation_tables(campaigns):
+        table(html)
+
+# %%
+for machine, here in peers.by_machine(campaigns).items():
+    say(f"### Beside peers on {machine}")
+    for path, campaign in here:
+        table(peers.engines_table(path, campaign))
+        table(peers.conditions_table(path, campaign))
 
 # %% [markdown]
 # ## What moved

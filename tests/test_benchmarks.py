@@ -15,7 +15,7 @@ from benchmarks import peers, rank, table
 from benchmarks.__main__ import ENGINES_AND_PEERS, main, parse
 from benchmarks.campaign import Campaign, grid
 from tests.ranks import run_ranks
-from wanreport import launch
+from wanreport import campaigns, launch
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.weights import HostStore, RandomWeights
 
@@ -38,9 +38,10 @@ def test_every_engine_and_peer_gives_the_bits_of_resident(tmp_path: Path) -> Non
     words = ["--ranks", "2", "--branches", "2"]
     done = run(*words, "--json", str(tmp_path / "b.json"), "--sglang", nowhere)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "b.json").read_text())
+    report = campaigns.read_campaign(tmp_path / "b.json")
+    assert report == json.loads((tmp_path / "b.json").read_text())
     found = rows(tmp_path / "b.json")
-    assert set(found) == {*ENGINES_AND_PEERS, table.LAST}
+    assert set(found) == {*ENGINES_AND_PEERS, campaigns.LAST}
     names = {label.partition(":")[0] for label in ENGINES_AND_PEERS}
     assert names == {*ENGINES, "planned", "diffusers", "sglang"}
     for label, row in found.items():
@@ -50,13 +51,15 @@ def test_every_engine_and_peer_gives_the_bits_of_resident(tmp_path: Path) -> Non
             assert f"absent: {row['reason']}" in done.stdout
         else:
             assert row["status"] == "ok", row["log"]
-            assert table.identical(report, row), label
+            assert campaigns.identical(report, row), label
             assert len(row["ranks"]) == report["settings"]["ranks"]
             assert row["ranks"][0]["samples_ms"] == [], "no times on a CPU"
     assert "no times are claimed" in done.stdout
     assert found["layerwise:prefetch=1"]["ranks"][0]["counters"]["h2d_copies"] > 0
     plans = [rank["plan"]["chosen"] for rank in found["planned"]["ranks"]]
     assert len(set(plans)) == 1, "all ranks choose alike"
+    assert {name for name in names if found.get(name, {}).get("settings")} == {"stream", "planned"}
+    assert set(peers.PEERS) == set(campaigns.PEERS)
 
 
 @pytest.mark.slow
@@ -66,7 +69,8 @@ def test_streams_settings_can_be_asked_for_one_by_one(tmp_path: Path) -> None:
     assert main([*CPU, "--ranks", "2", "--engines", label, "--json", str(path)]) == 0
     row = rows(path)[label]
     assert row["status"] == "ok", row["log"]
-    assert table.identical(json.loads(path.read_text()), row)
+    assert row["settings"]["windows"] == [7000, 90000, 1000] and row["settings"]["shard"]
+    assert campaigns.identical(json.loads(path.read_text()), row)
     assert row["ranks"][0]["counters"]["unshards"] > 0
 
 
@@ -81,8 +85,10 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
     assert "attach" in found[bad]["reason"]
     assert "Traceback" in found[bad]["log"]
     assert found[bad]["reason"] in done.stdout
-    assert found["swap"]["status"] == found[table.LAST]["status"] == "ok"
-    assert table.identical(json.loads(path.read_text()), found["diffusers"])  # one rank, one branch
+    assert found["swap"]["status"] == found[campaigns.LAST]["status"] == "ok"
+    assert campaigns.identical(
+        json.loads(path.read_text()), found["diffusers"]
+    )  # one rank, one branch
 
 
 def test_torchrun_starts_the_ranks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,12 +115,17 @@ def test_what_the_budget_leaves_is_named_and_run_by_resume(
     before = path.read_bytes()
     assert main([*asked, "--resume"]) == 0
     assert path.read_bytes() == before, "nothing was left to do"
+    old = json.loads(before) | {"schema_version": 1}  # as written before rows had these keys
+    for row in old["rows"]:
+        del row["transport"], row["settings"], row["git_dirty"]
+    path.write_text(json.dumps(old))
+    assert main([*asked, "--resume"]) == 0
 
     ran: list[str] = []
     monkeypatch.setattr(Campaign, "_start", lambda self, label, pending: (
         ran.append(label), self._end(label, pending, "failed", "x")))  # fmt: skip
     main([*asked, "layerwise", "--resume"])
-    assert ran == ["layerwise", table.LAST], "resident closes every call that measured"
+    assert ran == ["layerwise", campaigns.LAST], "resident closes every call that measured"
 
     assert main([*asked, "--resume", "--branches", "2"]) == 2
     error = capsys.readouterr().err
@@ -154,7 +165,7 @@ def test_other_bits_are_seen_even_if_only_the_first_step_is_right() -> None:
     resident, layerwise, forgetful = run_ranks(_outputs, 1)[0]
     report = {"rows": [{"label": "resident", "tokens": 27, "ranks": [resident]}]}
     for measured, same in ((layerwise, True), (forgetful, False)):
-        assert table.identical(report, {"tokens": 27, "ranks": [measured]}) is same
+        assert campaigns.identical(report, {"tokens": 27, "ranks": [measured]}) is same
     assert forgetful["first_output_sha256"] == resident["output_sha256"]
 
 
@@ -162,7 +173,8 @@ def _rank(ms: list[float], *, pinned: int, shared: int = 0, link: float | None =
     memory = {"allocated_bytes": 3e9, "reserved_bytes": 4e9, "pinned_bytes": pinned}
     bandwidth = {"h2d_pinned_gb_s": 60.0, "h2d_pinned_together_gb_s": link} if link else None
     return {"samples_ms": ms, "memory": memory, "shared_pinned_bytes": shared, "link": bandwidth,
-            "note": "", "output_sha256": "a", "first_output_sha256": "a"}  # fmt: skip
+            "counters": {"h2d_bytes": 0}, "note": "", "output_sha256": "a",
+            "first_output_sha256": "a"}  # fmt: skip
 
 
 def _report() -> dict[str, Any]:
@@ -182,7 +194,7 @@ def _report() -> dict[str, Any]:
         "peers": {},
         "rows": [
             {"label": label, "tokens": 3120, "ranks": ranks, "reason": "out of memory",
-             "status": "ok" if ranks else "oom"}
+             "status": "ok" if ranks else "oom", "settings": None}
             for label, ranks in entries.items()
         ],
     }  # fmt: skip
@@ -191,9 +203,9 @@ def _report() -> dict[str, Any]:
 def test_the_table_derives_the_limit_ratios_and_drift_from_the_samples() -> None:
     report = _report()
     # 10 GB at the 50 GB/s of the slower rank; the slower rank's compute is hidden behind it.
-    assert table.limit(report, 3120) == pytest.approx(200.0)
-    assert table.pinned_bytes(report["rows"][0]) == 7, "what ranks share counts once"
-    assert table.pinned_bytes(report["rows"][1]) == 40 * 10**9
+    assert campaigns.limit(report, 3120) == pytest.approx(200.0)
+    assert campaigns.pinned_bytes(report["rows"][0]) == 7, "what ranks share counts once"
+    assert campaigns.pinned_bytes(report["rows"][1]) == 40 * 10**9
     text = table.tables(report, [row["label"] for row in report["rows"]])
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "limit 200.0 ms = max(resident 100.0 ms, 10 GB / 50.0 GB/s)" in text
@@ -324,5 +336,5 @@ def test_rows_on_a_gpu_have_times_and_bits(tmp_path: Path) -> None:
         assert row["status"] == "ok", (label, row["reason"], row["log"])
         assert len(row["ranks"][0]["samples_ms"]) == 7
         if label != "fsdp":  # its gathered buffers may pick other kernels
-            assert table.identical(report, row), label
-    assert table.limit(report, 1560) > 0
+            assert campaigns.identical(report, row), label
+    assert campaigns.limit(report, 1560) > 0

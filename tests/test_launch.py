@@ -149,8 +149,8 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
         "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
         "host:17:42 [0] NCCL INFO Connected all rings\n"
     )
-    assert launch._transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
-    assert launch._transport(tmp_path / "nothing") == []
+    assert launch.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
+    assert launch.transport(tmp_path / "nothing") == []
 
 
 def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jupytext
 import pytest
 import synthetic
 
+from tests import campaigns as made
 from wanreport import render
 from wanreport.job import field_defaults
 from wanreport.local import NO_MEASURING
@@ -27,12 +28,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Execute a notebook in a project of its own that holds the given records."""
 
     def execute(
-        script: str, records: list[dict[str, Any]], parameters: dict[str, Any]
+        script: str,
+        records: list[dict[str, Any]],
+        parameters: dict[str, Any],
+        campaigns: Sequence[dict[str, Any]] = (),
     ) -> tuple[Any, render.Failure | None]:
         project = tmp_path_factory.mktemp("project")
         for folder in ("notebooks", "params"):
             (project / folder).mkdir()
         synthetic.write(records, project / "results")
+        for number, campaign in enumerate(campaigns):
+            made.write(campaign, project / "results", f"c{number}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(NO_MEASURING, "1")
             return render.execute(
@@ -227,6 +233,37 @@ def test_with_full_scale_records_the_page_compares_times(run: Run) -> None:
     assert texts[0] == "# After the benchmarks"
     assert figures_in(notebook) == 2 * 2 + 1  # steps and memory on 4 and 6 GPUs; bytes
     assert "ran out of memory" in "\n".join(texts)
+
+
+def test_campaigns_beside_peers_are_shown_and_never_taken_for_records(
+    run: Run, tmp_path: Path
+) -> None:
+    measured = [
+        made.campaign(factors=made.LABELS | made.ABLATED),
+        made.campaign(branches=2, status={"fsdp": "oom", "sglang:prefetch=1": "absent"}),
+        made.campaign(device="cpu", machine="CPU, 2 cores", transport=[], resident_ms={27: 1.0}),
+    ]
+    notebook, failure = run("postbenchmark.py", [], {}, measured)
+    assert failure is None and has_run(notebook)
+    page = "\n".join(shown(notebook))
+    assert "0 records" in page and "3 campaigns at hand, 2 of them on GPUs" in page
+    assert figures_in(notebook) == 1  # the crossover map
+    for table in ("The crossover map as numbers", "Plans, predicted against measured",
+                  "Settings of stream, each alone", "Engines beside their peers: CPU, 2 cores",
+                  "oom: made up: oom"):  # fmt: skip
+        assert table in page, table
+    for name in ("one", "two"):
+        render.to_html(notebook, tmp_path / name, render.Page(notebook="notebooks/x.py"))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_without_campaigns_each_part_says_so_in_a_sentence(run: Run) -> None:
+    notebook, failure = run("postbenchmark.py", [], {})
+    assert failure is None
+    page = "\n".join(shown(notebook))
+    assert page.count("No campaign of engines beside their peers was measured on a GPU yet") == 2
+    assert "No campaign on a GPU has a row of planned" in page
+    assert "No campaign on a GPU has two rows of stream" in page
 
 
 def test_without_records_the_page_says_what_to_run(run: Run) -> None:

@@ -226,6 +226,11 @@ def test_each_notebook_names_and_depends_on_what_it_reads() -> None:
     wanted |= {"wanreport/baseline/checks.yaml", "wanreport/baseline/derived/architecture.json"}
     assert wanted <= set(files)
     assert all((ROOT / file).is_file() for file in files)
+    campaign = [ROOT / "CITATION.cff"]  # any file again
+    beside = {task.name: task.page for task in report.plan({}, ROOT, [], campaign)}
+    assert "CITATION.cff" in beside["postbenchmark"].sources
+    assert beside["postbenchmark"].inputs != without["postbenchmark"].inputs
+    assert beside["baseline"].inputs == without["baseline"].inputs
 
 
 def test_all_problems_of_all_files_come_before_anything_runs(

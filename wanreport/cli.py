@@ -197,7 +197,8 @@ def _index(arguments: argparse.Namespace) -> int:
     root = local.project_root()
     jobs, found = report.load_jobs(report.params_files(root), root), local.all_records(root)
     jobs = report.shown(jobs, root, found)
-    out = report.write_index(jobs, root, found, report.plan(jobs, root, found))
+    tasks = report.plan(jobs, root, found, local.all_campaigns(root))
+    out = report.write_index(jobs, root, found, tasks)
     print(out.relative_to(root))
     return 0
 

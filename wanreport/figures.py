@@ -55,9 +55,12 @@ ENGINE_COLOURS: dict[str, str] = {
     "fsdp": "#30a854",
     "layerwise": "#de6200",
     "stream": "#0f94ff",
+    "diffusers": "#cc0024",  # from here on peers
+    "sglang": "#8a00fc",
 }
 
-ENGINE_MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v"}
+ENGINE_MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v",
+                  "diffusers": "P", "sglang": "X"}  # fmt: skip
 
 WIDTH = 7.2  # inches; with the font sizes below this still reads at a phone's width
 NEAR_SWITCH = 4  # block visits shown on each side of the switch in a timeline
@@ -78,7 +81,7 @@ def schedule(record: Record, *, width: float = WIDTH, height: float = 2.8) -> Pi
     times = get(record, "schedule", "timesteps", default=[])
     if not times:
         raise NotAnswerable("No schedule was recorded before the job ended.")
-    figure, axes = _axes(width, height)
+    figure, axes = draw_axes(width, height)
     at = switch_step(record)
     _shade_experts(axes, len(times), at)
     axes.step(range(len(times)), times, where="mid", color=INK, linewidth=0.8, alpha=0.6)
@@ -123,7 +126,7 @@ def moved_bytes(record: Record, *, width: float = WIDTH) -> Picture:
     rows = [row for row in moved(record) if row.counter.endswith("_bytes")]
     if not rows:
         raise NotAnswerable("The record has no counters of bytes.")
-    figure, axes = _axes(width, 0.7 + 0.42 * len(rows))
+    figure, axes = draw_axes(width, 0.7 + 0.42 * len(rows))
     colour = engine_colour(engine_name(record))
     divisor, unit = _unit(max([*[max(row.measured) for row in rows], 1]))
     labels = []
@@ -168,7 +171,7 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
     timed = is_full_scale(record)
     lanes = [lane for lane in ("compute", "copy", "gather", "collective") if any(
         event["lane"] == lane for event in events)]  # fmt: skip
-    figure, axes = _axes(width, height)
+    figure, axes = draw_axes(width, height)
     own = engine_colour(engine_name(record))
     colours = {"compute": INK, "copy": own, "gather": own, "collective": INK}
     origin = min(event["start_ms"] for event in events)
@@ -210,7 +213,7 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
         if any(event["what"] == what for event in events)
     ]  # fmt: skip
     if keys:
-        _legend(axes, handles=keys)
+        draw_legend(axes, handles=keys)
     kinds = {"block": "block run", "load": "load", "release": "release", "switch": "expert move",
              "all_to_all": "all-to-all", "all_gather": "gather"}  # fmt: skip
     tally = ", ".join(
@@ -305,7 +308,7 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
     """
     full_scale_or_refuse(record, "The time per step")
     found = iterations_or_refuse(record)
-    figure, axes = _axes(width, height)
+    figure, axes = draw_axes(width, height)
     colour = engine_colour(engine_name(record))
     times = [step_seconds(iteration) for iteration in found]
     at = switch_step(record)
@@ -329,7 +332,7 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
     axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
     axes.set_xlim(-0.6, length - 0.4)
     axes.set_ylim(0, top * 1.12)
-    _legend(axes)
+    draw_legend(axes)
     clean = clean_budget(record)
     alt = (
         f"Seconds per step of {job_name(record)}. In clean iterations the steps that are neither "
@@ -356,7 +359,7 @@ def time_budget(record: Record, *, width: float = WIDTH) -> Picture:
     """Draw where the time of each iteration went."""
     bars = list(budgets(record).items())
     colour = engine_colour(engine_name(record))
-    figure, axes = _axes(width, 1.1 + 0.5 * len(bars))
+    figure, axes = draw_axes(width, 1.1 + 0.5 * len(bars))
     for y, (_, spent) in enumerate(bars):
         left = 0.0
         values = (spent.first, spent.switch or 0.0, spent.steady_total, spent.decode or 0.0)
@@ -375,7 +378,7 @@ def time_budget(record: Record, *, width: float = WIDTH) -> Picture:
         Patch(facecolor=INK, alpha=alpha, hatch=hatch, edgecolor=INK, label=name)
         for name, hatch, alpha in _PARTS
     ]
-    _legend(axes, handles=handles, ncols=4)
+    draw_legend(axes, handles=handles, ncols=4)
     said = "; ".join(
         f"{name}: first step {seconds(spent.first)}"
         + (f", switch step {seconds(spent.switch)}" if spent.switch is not None else "")
@@ -395,7 +398,7 @@ def memory(record: Record, *, width: float = WIDTH) -> Picture:
     if not bars:
         raise NotAnswerable("The job ended before any memory was recorded.")
     colour = engine_colour(engine_name(record))
-    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    figure, axes = draw_axes(width, 0.8 + 0.36 * len(bars))
     for y, (_, key, value) in enumerate(bars):
         host = not key.startswith(("allocated", "reserved"))
         axes.barh(
@@ -422,7 +425,7 @@ def steps_side_by_side(
     records: Sequence[Record], *, width: float = WIDTH, height: float = 3.3
 ) -> Picture:
     """Draw the seconds of each step of comparable records, the median over clean iterations."""
-    figure, axes = _axes(width, height)
+    figure, axes = draw_axes(width, height)
     at = switch_step(records[0])
     _shade_experts(axes, len(get(records[0], "schedule", "timesteps", default=[])), at)
     said = []
@@ -439,7 +442,7 @@ def steps_side_by_side(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
     axes.set_ylim(0)
-    _legend(axes)
+    draw_legend(axes)
     ran = f" Of these {sampled(records[0])} ran." if sampled(records[0]) else ""
     return figure, f"Seconds per step, engines side by side. {'; '.join(said)}.{ran}"
 
@@ -463,7 +466,7 @@ def memory_side_by_side(records: Sequence[Record], *, width: float = WIDTH) -> P
     ]
     if not bars:
         raise NotAnswerable("None of these jobs has its GPU memory recorded.")
-    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    figure, axes = draw_axes(width, 0.8 + 0.36 * len(bars))
     for y, (_, engine, peak) in enumerate(bars):
         axes.barh(y, peak / 1e9, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
         _value_label(axes, peak / 1e9, y, gigabytes(peak))
@@ -501,7 +504,7 @@ def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture
     if not bars:
         raise NotAnswerable("No record has counters to compare.")
     bars.sort()
-    figure, axes = _axes(width, 0.8 + 0.36 * len(bars))
+    figure, axes = draw_axes(width, 0.8 + 0.36 * len(bars))
     for y, (_, engine, _, worth) in enumerate(bars):
         axes.barh(y, worth, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
         _value_label(axes, worth, y, significant(worth, 3))
@@ -533,7 +536,7 @@ def experts_per_step(record: Record) -> float | None:
 # Drawing -----------------------------------------------------------------------------------------
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def draw_axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     for side in ("top", "right"):
@@ -565,7 +568,7 @@ def _value_label(axes: Axes, x: float, y: float, text: str) -> None:
     )
 
 
-def _legend(axes: Axes, **options: Any) -> None:
+def draw_legend(axes: Axes, **options: Any) -> None:
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8, labelcolor=INK,
         **({"ncols": 3} | options),

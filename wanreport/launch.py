@@ -321,7 +321,7 @@ def _measure(job: Job, spec: dict[str, Any], out: Path) -> dict[str, Any]:
     finally:
         progress.close()
     if all(result and result["status"] == "ok" for result in results):
-        return _merge([result for result in results if result]) | {"transport": _transport(out)}
+        return _merge([result for result in results if result]) | {"transport": transport(out)}
     # The codes from before our own kill: what we ended says nothing about the cause.
     return failure(job.timeout_s, results, codes, progress.last)
 
@@ -356,7 +356,7 @@ def watch(
     return [_result(out, rank) for rank in range(world_size)], codes
 
 
-def _transport(out: Path) -> list[str]:
+def transport(out: Path) -> list[str]:
     """What NCCL's channels between ranks go over, as its log says: "P2P/CUMEM", "SHM/direct"."""
     logs = "".join(log.read_text(errors="replace") for log in out.glob("nccl.*.log"))
     return sorted(set(re.findall(r"Channel .* via (\S+)", logs)))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from wanreport import record as records
+from wanreport.campaigns import campaign_files
 from wanreport.job import Job, resolve_job
 
 LAUNCH = [sys.executable, "-m", "wanreport.launch"]
@@ -73,6 +74,11 @@ def all_records(root: Path) -> list[Found]:
     return [
         found for folder in records.RESULTS_DIRS for found in records.find_records(root / folder)
     ]
+
+
+def all_campaigns(root: Path) -> list[Path]:
+    """Every benchmark's file at hand, unread."""
+    return [path for folder in records.RESULTS_DIRS for path in campaign_files(root / folder)]
 
 
 # Which machine is this? --------------------------------------------------------------------------

@@ -140,26 +140,37 @@ def shown(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) ->
     }
 
 
-def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> list[Task]:
-    """Return every page that the jobs and notebooks call for, each with the hash of its inputs."""
+def plan(
+    jobs: Mapping[Path, Job],
+    root: Path,
+    found: Sequence[local.Found],
+    campaigns: Sequence[Path] = (),
+) -> list[Task]:
+    """Return every page that the jobs and notebooks call for, each with the hash of its inputs.
+
+    `found` are the records at hand, `campaigns` the files of benchmarks.
+    """
     machine = local.known_machine(local.local_results(root))
     notebooks = root / "notebooks"
     tasks = []
-    everything = [_within(path, root).as_posix() for path, _ in found]
     for script in sorted(notebooks.glob("*.py")):
         if script.name == "job.py":
             continue
-        # A notebook that reads records, or the baseline's facts, says so in its parameters.
+        # A notebook that reads records, or the baseline's facts, says so in its parameters; one
+        # that reads campaigns calls for them.
         text = script.read_text(encoding="utf-8")
         reads = re.search(r"^results_dirs\s*=", text, re.MULTILINE)
         quotes = reads or re.search(r"^facts_path\s*=", text, re.MULTILINE)
+        files = [path for path, _ in found] if reads else []
+        files += campaigns if "load_campaigns(" in text else []
         page = render.Page(
             notebook=f"notebooks/{script.name}",
-            sources=(*(everything if reads else ()), *(_data_files() if quotes else ())),
+            sources=(*(_within(path, root).as_posix() for path in files),
+                     *(_data_files() if quotes else ())),
             links=(("All reports", "index.html"),),
-        )
+        )  # fmt: skip
         tasks.append(_task(script.stem, script, {}, page, root, Path(f"{script.stem}.html"),
-                           _digests(found if reads else [])))  # fmt: skip
+                           _digests(files)))  # fmt: skip
     script = notebooks / "job.py"
     for file, job in jobs.items() if script.is_file() else ():
         best = local.spoken_for(job, found, machine)
@@ -173,7 +184,7 @@ def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> 
         )
         given = job.model_dump(mode="json", exclude_unset=True)
         tasks.append(_task(job.name, script, given, page, root, Path("jobs", f"{job.name}.html"),
-                           _digests([best] if best else [])))  # fmt: skip
+                           _digests([best[0]] if best else [])))  # fmt: skip
         for slug, other in local.elsewhere(job, found, best).items():
             page = replace(
                 page,
@@ -184,7 +195,7 @@ def plan(jobs: Mapping[Path, Job], root: Path, found: Sequence[local.Found]) -> 
             )
             tasks.append(_task(f"{job.name} on {slug}", script, {**given, "machine": slug}, page,
                                root, Path("jobs", slug, f"{job.name}.html"),
-                               _digests([other])))  # fmt: skip
+                               _digests([other[0]])))  # fmt: skip
     return tasks
 
 
@@ -221,8 +232,8 @@ def _data_files() -> list[str]:
     return [f"wanreport/baseline/{path.relative_to(baseline).as_posix()}" for path in sorted(found)]
 
 
-def _digests(found: Sequence[local.Found]) -> list[str]:
-    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path, _ in found]
+def _digests(files: Sequence[Path]) -> list[str]:
+    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
 
 
 @cache
@@ -429,7 +440,7 @@ def report(
             failed = measure(list(wanted.values()), root, log)
         found = local.all_records(root)
         pages = shown(jobs, root, found) | wanted
-        tasks = plan(pages, root, found)
+        tasks = plan(pages, root, found, local.all_campaigns(root))
         names = {job.name for job in asked.values()}
         due = [t for t in tasks if (t.name in names or not asked) and (force or is_stale(t))]
         if due:

@@ -69,6 +69,7 @@ class Cell:
 
     `text` replaces the formatted value; `kind` marks a number that is of another kind than the
     table; `title` becomes the tooltip. `mark` follows the value, and `note` stands below both.
+    `engine` gives the value that engine's colour.
     """
 
     value: object
@@ -77,6 +78,7 @@ class Cell:
     title: str | None = None
     mark: Mark | None = None
     note: str = ""
+    engine: str = ""
 
 
 def html_table(
@@ -154,6 +156,8 @@ def _cell(content: object, column: Column, kind: Kind | None, *, first: bool) ->
             text = html.escape(cell.text)
     else:
         text = html.escape(cell.text if cell.text is not None else plain(cell.value))
+    if cell.engine:
+        text = f'<span class="engine engine-{html.escape(cell.engine)}">{text}</span>'
     if cell.mark:
         text += f"{NBSP}{cell.mark.html}"
     if cell.note:

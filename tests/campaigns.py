@@ -1,0 +1,129 @@
+"""Campaign files made up for tests, as ``python -m benchmarks --json`` writes them.
+
+Their times are invented; settings, plans and predictions come from the package's own planner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.synthetic import plan_inputs
+from wanreport.campaigns import parse_label, stream_settings
+from wanreport.plan import make_plan
+
+BLOCK = 702_986_240
+PCIE = "2x NVIDIA H200, host memory over PCIe (NCCL_P2P_DISABLE=1)"
+H200 = "1x NVIDIA H200"
+LABELS = {"resident": 1.0, "fsdp": 1.3, "layerwise:prefetch=1": 1.2, "planned": 1.005,
+          "diffusers": 1.6, "sglang:prefetch=1": 1.21, "resident again": 1.002}  # fmt: skip
+BASE = "stream:slots=3,windows=[65536,131072,65536]"
+ABLATED = {BASE: 1.01, "stream:slots=3": 1.1, BASE + ",copy_streams=2": 1.0101,
+           BASE + ",branches_per_visit=1": 1.15}  # fmt: skip
+
+
+def campaign(
+    *,
+    device: str = "cuda",
+    machine: str = PCIE,
+    ranks: int = 2,
+    branches: int = 1,
+    blocks: int = 20,
+    resident_ms: Mapping[int, float] | None = None,
+    factors: Mapping[str, float | Mapping[int, float]] | None = None,
+    status: Mapping[str, str] | None = None,
+    transport: Sequence[str] | None = ("SHM/direct/direct",),
+) -> dict[str, Any]:
+    """A campaign.
+
+    Parameters
+    ----------
+    resident_ms
+        Milliseconds of resident's step by tokens.
+    factors
+        By label, or by label and tokens, how many times as long as resident a step takes; all else
+        follows from the label.
+    status
+        Labels that did not run, and their status.
+    """
+    resident_ms = resident_ms or {7800: 194.1, 14040: 367.8, 32760: 1082.4}
+    settings = {"device": device, "ranks": ranks, "blocks": blocks, "branches": branches,
+                "compile": False, "warmup": 2}  # fmt: skip
+    cuda, slug = device == "cuda", re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    rows = []
+    for label, factor in (factors or LABELS).items():
+        for tokens, ms in resident_ms.items():
+            ended = (status or {}).get(label, "ok")
+            over = factor[tokens] if isinstance(factor, Mapping) else factor
+            each = [_rank(label, over * ms, settings, rank) for rank in range(ranks)]
+            each = each if ended == "ok" else []
+            rows.append(
+                {
+                    "label": label, "tokens": tokens, "grid": [1, 1, tokens], "status": ended,
+                    "reason": "" if ended == "ok" else f"made up: {ended}", "ranks": each,
+                    "log": "", "transport": None if transport is None else list(transport),
+                    "settings": stream_settings(label, each), "git_sha": "c" * 40,
+                    "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
+                }
+            )  # fmt: skip
+    nccl = {"NCCL_P2P_DISABLE": "1"} if machine == PCIE else {}
+    return {
+        "schema_version": 2,
+        "settings": settings,
+        "bytes": BLOCK * blocks,
+        "machine": {"class": machine, "slug": slug, "gpu_name": "NVIDIA H200" if cuda else None,
+                    "gpu_count": ranks if cuda else 0, "driver": "580" if cuda else None,
+                    "nccl": nccl},
+        "software": {"python": "3.12.3", "torch": "2.11.0", "diffusers": "0.42.1", "cuda": "13.0",
+                     "nccl": "2.28.9", "wanreport": "0.1.0"},
+        "peers": {"diffusers": {"version": "0.42.1"}, "sglang": {"version": "0.5.23"}},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[str, Any]:
+    cuda, blocks, ranks = settings["device"] == "cuda", settings["blocks"], settings["ranks"]
+    name, given = parse_label(label)
+    samples = [ms * (1 + 0.0005 * math.sin(7 * i + rank)) for i in range(7)] if cuda else []
+    digest = hashlib.sha256(b"all alike").hexdigest()
+    copied = {"resident": 0, "swap": 0, "fsdp": blocks / ranks, "layerwise": blocks - 1}
+    h2d = int(copied.get(name, blocks) * BLOCK * settings["branches"]) * len(samples)
+    plan = None
+    if name == "planned":
+        inputs = plan_inputs(blocks=blocks, block_bytes=BLOCK, ranks=ranks,
+                             branches=settings["branches"])  # fmt: skip
+        plan, _ = make_plan(inputs, given.get("room", 4), lambda _: 1.0)
+        plan["candidates"][plan["chosen"]]["predicted"]["step_s"] = ms / 1e3 * 1.02
+        plan = json.loads(json.dumps(plan))
+    gigabytes = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
+    memory = {"allocated_bytes": gigabytes, "reserved_bytes": gigabytes, "pinned_bytes":
+              BLOCK * blocks} if cuda else dict.fromkeys(
+                  ("allocated_bytes", "reserved_bytes", "pinned_bytes"))  # fmt: skip
+    link = {"h2d_pinned_gb_s": 55.4, "h2d_pinned_together_gb_s": 54.9}
+    return {
+        "samples_ms": samples,
+        "warmup_ms": samples[:2],
+        "wall_ms_per_step": ms if cuda else None,
+        "memory": {**memory, "host_rss_bytes": 1},
+        "shared_pinned_bytes": BLOCK * blocks if cuda else 0,
+        "output_sha256": digest,
+        "first_output_sha256": digest,
+        "counters": None if name in ("diffusers", "sglang") else {"h2d_bytes": h2d},
+        "attach_s": 1.0,
+        "link": link if cuda and name in ("resident", "planned") else None,
+        "note": "",
+        "plan": plan,
+    }
+
+
+def write(report: dict[str, Any], root: Path, name: str = "peers") -> Path:
+    """Write a campaign where it belongs below a results folder; return its path."""
+    path = root / report["machine"]["slug"] / "benchmarks" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report))
+    return path

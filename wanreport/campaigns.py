@@ -1,0 +1,427 @@
+"""Campaigns: what ``python -m benchmarks --json`` measured, and what follows from its samples.
+
+A campaign is a plain dictionary, as its file ``results/<machine>/benchmarks/<name>.json`` holds it:
+settings, machine, software and the peers' versions, and a row for each engine and shape with the
+raw samples of each rank. `read_campaign` refuses a file that is not all of that. All that tables
+derive from samples is computed here, for the command line and for the page alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .cost import Prediction, StreamSettings
+from .tables import Estimate, estimate
+
+FIRST, LAST = "resident", "resident again"
+PEERS = ("diffusers", "sglang")
+SCHEMA_VERSION = 2
+"""Version 1 has rows without ``transport``, ``git_dirty`` and ``settings``."""
+LEAST_SAMPLES = 5
+
+Campaign = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+class CampaignError(Exception):
+    """Files that are no campaigns; the message names each with the key and the mend."""
+
+
+# What a file must hold ---------------------------------------------------------------------------
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Described(BaseModel):
+    """Keys that are read; others describe further, and are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Settings(_Strict):
+    device: Literal["cuda", "cpu"]
+    ranks: Annotated[int, Field(ge=1)]
+    blocks: Annotated[int, Field(ge=1)]
+    branches: Annotated[int, Field(ge=1, le=2)]
+    compile: bool
+    warmup: Annotated[int, Field(ge=1)]
+
+
+class _Machine(_Described):
+    class_: str = Field(alias="class")
+    slug: str
+    gpu_name: str | None
+    gpu_count: int
+    driver: str | None
+    nccl: dict[str, str]
+
+
+class _Software(_Described):
+    python: str
+    torch: str
+    diffusers: str
+    cuda: str | None
+    nccl: str | None
+    wanreport: str
+
+
+class _Peer(_Described):
+    version: str
+
+
+class _Memory(_Strict):
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    pinned_bytes: int | None
+    host_rss_bytes: int
+
+
+class _Link(_Described):
+    h2d_pinned_gb_s: Annotated[float, Field(gt=0)]
+    h2d_pinned_together_gb_s: Annotated[float, Field(gt=0)]
+
+
+class _Candidate(_Strict):
+    settings: StreamSettings
+    predicted: Prediction
+
+
+class _Plan(_Strict):
+    inputs: dict[str, Any]
+    room: int
+    candidates: list[_Candidate]
+    chosen: Annotated[int, Field(ge=0)]
+    by: Literal["prediction", "trial"]
+    trial: list[dict[str, Any]]
+
+
+_Samples = list[Annotated[float, Field(gt=0)]]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Rank(_Strict):
+    samples_ms: _Samples
+    warmup_ms: _Samples
+    wall_ms_per_step: float | None
+    memory: _Memory
+    shared_pinned_bytes: int
+    output_sha256: _Digest
+    first_output_sha256: _Digest
+    counters: dict[str, int] | None
+    attach_s: float
+    link: _Link | None
+    note: str
+    plan: _Plan | None
+
+
+class _Row(_Strict):
+    label: Annotated[str, Field(min_length=1)]
+    tokens: Annotated[int, Field(ge=1)]
+    grid: tuple[int, int, int]
+    status: Literal["ok", "failed", "oom", "timeout", "absent", "needs a GPU", "not run"]
+    reason: str
+    ranks: list[_Rank]
+    log: str
+    transport: list[str] | None  # None: not recorded
+    settings: StreamSettings | None  # of stream only
+    git_sha: str | None
+    git_dirty: bool | None
+    ended_at: str
+
+
+class _Campaign(_Strict):
+    schema_version: int
+    settings: _Settings
+    bytes: Annotated[int, Field(ge=1)]
+    machine: _Machine
+    software: _Software
+    peers: dict[str, _Peer]
+    rows: Annotated[list[_Row], Field(min_length=1)]
+
+
+def read_campaign(path: Path) -> dict[str, Any]:
+    """Read and check one file; one of version 1 gets the keys that it lacks, as not recorded.
+
+    Raises
+    ------
+    CampaignError
+        Naming the file and each key that is wrong.
+    """
+    mend = "restore it from git, or measure it again with python -m benchmarks --json"
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CampaignError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise CampaignError(f"{path}: is no valid JSON ({error}); {mend}") from None
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version not in (1, SCHEMA_VERSION):
+        raise CampaignError(
+            f"{path}: schema_version is {version!r}, and this version of wanreport reads 1 and"
+            f" {SCHEMA_VERSION}; {mend}"
+        )
+    try:
+        if version == 1:
+            found["rows"] = [_upgraded(row) for row in found["rows"]]
+            found["schema_version"] = SCHEMA_VERSION
+        _Campaign.model_validate_json(json.dumps(found))
+        problems = list(_problems(found))
+    except ValidationError as error:
+        problems = [f"{_where(e['loc'])}: {e['msg'].lower()}" for e in error.errors()]
+    except (KeyError, TypeError, ValueError) as error:
+        problems = [f"rows: are none of this command's ({error!r})"]
+    if problems:
+        raise CampaignError(f"{path}: is no result of python -m benchmarks; {mend}\n  "
+                            + "\n  ".join(problems))  # fmt: skip
+    return found
+
+
+def _upgraded(row: dict[str, Any]) -> dict[str, Any]:
+    settings = stream_settings(row["label"], row["ranks"])
+    return {"transport": None, "git_dirty": None, "settings": settings, **row}
+
+
+def _where(location: Sequence[str | int]) -> str:
+    """A place in a file as one writes it: ``rows[3].ranks[0].samples_ms``."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")
+
+
+def _problems(report: Campaign) -> Iterator[str]:
+    """What is wrong although each key for itself is right."""
+    settings, seen = report["settings"], set()
+    if report["bytes"] % settings["blocks"]:
+        yield f"bytes: {report['bytes']} are no {settings['blocks']} blocks"
+    for index, row in enumerate(report["rows"]):
+        at, key = f"rows[{index}] ({row['label']})", (row["label"], row["tokens"])
+        if key in seen:
+            yield f"{at}: stands there twice for {row['tokens']} tokens"
+        seen.add(key)
+        if math.prod(row["grid"]) != row["tokens"]:
+            yield f"{at}.grid: {row['grid']} are not {row['tokens']} tokens"
+        if row["status"] != "ok":
+            if row["ranks"] or not row["reason"]:
+                yield f"{at}.status: {row['status']} needs a reason, and has no ranks"
+            continue
+        if len(row["ranks"]) != settings["ranks"]:
+            yield f"{at}.ranks: are {len(row['ranks'])}, and settings.ranks {settings['ranks']}"
+            continue
+        numbers = {len(rank["samples_ms"]) for rank in row["ranks"]}
+        cuda = settings["device"] == "cuda"
+        if len(numbers) != 1 or (min(numbers) < LEAST_SAMPLES if cuda else max(numbers)):
+            wanted = f"{LEAST_SAMPLES} or more, the same on each rank" if cuda else "none on a CPU"
+            yield f"{at}.ranks: have {sorted(numbers)} samples_ms; there must be {wanted}"
+        if cuda and name_of(row["label"]) == FIRST and None in [r["link"] for r in row["ranks"]]:
+            yield f"{at}.ranks: link is missing, and every limit rests on it"
+        if name_of(row["label"]) in PEERS and name_of(row["label"]) not in report["peers"]:
+            yield f"peers.{name_of(row['label'])}: is missing, and {at} is its"
+        elif name_of(row["label"]) not in PEERS and None in [r["counters"] for r in row["ranks"]]:
+            yield f"{at}.ranks: counters are missing, which every engine has"
+        for rank in row["ranks"]:
+            if rank["plan"] and rank["plan"]["chosen"] >= len(rank["plan"]["candidates"]):
+                yield f"{at}.ranks: plan.chosen {rank['plan']['chosen']} is no candidate"
+                break
+        else:
+            try:
+                wanted_settings = stream_settings(row["label"], row["ranks"])
+            except (TypeError, ValueError) as error:
+                yield f"{at}.label: {error}"
+                continue
+            if row["settings"] != wanted_settings:
+                yield f"{at}.settings: are not those of its label or plan"
+
+
+def campaign_files(root: Path) -> list[Path]:
+    """The files ``<machine>/benchmarks/<name>.json`` below a results folder, sorted."""
+    found = root.glob("*/benchmarks/*.json")
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def find_campaigns(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """All campaigns below a results folder, by path.
+
+    Raises
+    ------
+    CampaignError
+        Naming every file that cannot be used, or lies in another machine's folder.
+    """
+    found, problems = [], []
+    for path in campaign_files(root):
+        try:
+            report = read_campaign(path)
+        except CampaignError as error:
+            problems.append(str(error))
+            continue
+        slug, folder = report["machine"]["slug"], path.parent.parent.name
+        if slug == folder:
+            found.append((path, report))
+        else:
+            problems.append(
+                f"{path}: machine.slug is {slug}, and the folder is {folder}'s; move the file to"
+                f" {slug}/benchmarks/"
+            )
+    if problems:
+        raise CampaignError("\n".join(problems))
+    return found
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
+def parse_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings that ``name:key=value,…`` gives; ValueError if it has another form."""
+    name, _, rest = label.removesuffix(" again").partition(":")
+    # A comma within brackets is a list's.
+    pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
+    try:
+        return name, {key: yaml.safe_load(value) for key, value in pairs}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{error}; the form is NAME:KEY=VALUE,KEY=VALUE") from None
+
+
+def name_of(label: str) -> str:
+    """A label without settings; "planned" and "stream" are one engine in two ways."""
+    return parse_label(label)[0]
+
+
+def engine_of(label: str) -> str:
+    """The engine or peer behind a label: what has a colour."""
+    name = name_of(label)
+    return "stream" if name == "planned" else name
+
+
+def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A row's settings of `stream`, JSON-ready: its plan's choice, or what its label says."""
+    name, given = parse_label(label)
+    if ranks and ranks[0]["plan"]:
+        plan = ranks[0]["plan"]
+        return dict(plan["candidates"][plan["chosen"]]["settings"])
+    if name != "stream":
+        return None
+    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
+    return json.loads(json.dumps(asdict(StreamSettings(**given))))
+
+
+# What follows from samples -----------------------------------------------------------------------
+
+
+def shapes(report: Campaign) -> list[int]:
+    """The lengths of sequence, in tokens."""
+    return sorted({row["tokens"] for row in report["rows"]})
+
+
+def find(report: Campaign, label: str, tokens: int) -> Row | None:
+    """The row of an engine and a shape, if there is one."""
+    rows = (r for r in report["rows"] if r["label"] == label and r["tokens"] == tokens)
+    return next(rows, None)
+
+
+def step_ms(row: Row | None) -> Estimate:
+    """Milliseconds of a step, each counting with its slowest rank."""
+    ranks = [rank["samples_ms"] for rank in row["ranks"]] if row else []
+    return estimate(map(max, zip(*ranks, strict=True)))
+
+
+def link(report: Campaign, label: str = FIRST) -> float | None:
+    """Bandwidth in GB/s that the slowest rank has while all copy, as ``label`` measured it."""
+    links = [
+        rank["link"]["h2d_pinned_together_gb_s"]
+        for row in report["rows"]
+        for rank in row["ranks"]
+        if row["label"] == label and rank["link"]
+    ]
+    return min(links, default=None)
+
+
+def ratio(report: Campaign, row: Row, label: str = FIRST) -> float | None:
+    """A step over that of ``label``, by default the first run of `resident`, at its shape."""
+    mine, other = step_ms(row).median, step_ms(find(report, label, row["tokens"])).median
+    return None if mine is None or other is None else mine / other
+
+
+def drift(report: Campaign, tokens: int) -> float | None:
+    """How much longer a step of `resident` took at the end than at the beginning, less 1."""
+    last = find(report, LAST, tokens)
+    over = ratio(report, last) if last else None
+    return None if over is None else over - 1
+
+
+def moved(report: Campaign, row: Row) -> float | None:
+    """Bytes that the busiest rank must copy to its device in a steady step.
+
+    By `stream`'s settings where it has any, else as the engine counted. What a peer moves is not
+    counted; taken is that each of its branches brings every block.
+    """
+    settings = report["settings"]
+    if not row["ranks"]:
+        return None
+    if row["settings"]:
+        stream = StreamSettings(**row["settings"])
+        passes = -(-settings["branches"] // stream.branches_per_visit)
+        block = report["bytes"] / settings["blocks"] / (settings["ranks"] if stream.shard else 1)
+        return passes * stream.moving(settings["blocks"]) * block
+    if name_of(row["label"]) in PEERS:
+        return float(report["bytes"] * settings["branches"])
+    steps = len(row["ranks"][0]["samples_ms"])
+    return max(rank["counters"]["h2d_bytes"] for rank in row["ranks"]) / steps if steps else None
+
+
+def limit(report: Campaign, tokens: int, nbytes: float | None = None) -> float | None:
+    """Milliseconds that no engine can beat without moving fewer bytes: max(compute, transfer).
+
+    ``nbytes`` are those of a step and rank; by default every block once.
+    """
+    resident, bandwidth = step_ms(find(report, FIRST, tokens)).median, link(report)
+    if resident is None or bandwidth is None:
+        return None
+    return max(resident, (report["bytes"] if nbytes is None else nbytes) / bandwidth / 1e6)
+
+
+def own_limit(report: Campaign, row: Row) -> float | None:
+    """The limit of an engine with the bytes that it moves, in milliseconds."""
+    nbytes = moved(report, row)
+    return None if nbytes is None else limit(report, row["tokens"], nbytes)
+
+
+def identical(report: Campaign, row: Row) -> bool | None:
+    """Whether the first and the last output, on every rank, are resident's; None if unknown."""
+    reference = find(report, FIRST, row["tokens"])
+    if not row["ranks"] or reference is None or not reference["ranks"]:
+        return None
+    wanted = reference["ranks"][0]["output_sha256"]
+    keys = ("first_output_sha256", "output_sha256")
+    return all(rank[key] == wanted for rank in row["ranks"] for key in keys)
+
+
+def peak(row: Row, key: str) -> int | None:
+    """Peak of a kind of device memory, "allocated" or "reserved", of the fullest rank, in bytes."""
+    each = [rank["memory"][f"{key}_bytes"] for rank in row["ranks"]]
+    return max((value for value in each if value is not None), default=None)
+
+
+def pinned_bytes(row: Row) -> int | None:
+    """Pinned bytes of the host: what each rank has, but once what ranks share."""
+    each = [rank["memory"]["pinned_bytes"] for rank in row["ranks"]]
+    if not each or None in each:
+        return None
+    return sum(each) - row["ranks"][0]["shared_pinned_bytes"] * (len(each) - 1)
+
+
+def note(row: Row) -> str:
+    """What a reader must know of a row: why it did not run, or the engine's own word."""
+    if not row["ranks"]:
+        return f"{row['status']}: {row['reason']}"
+    if name_of(row["label"]) == "swap":
+        return "moves weights only at a switch of experts, and here is none"
+    return str(row["ranks"][0]["note"])
