@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.models import interrupted, make_experts, run_engine
 from tests.ranks import run_ranks
@@ -161,8 +162,6 @@ def test_fsdp_keeps_only_its_own_shards() -> None:
 
 
 def _fsdp_share() -> float:
-    import torch.distributed as dist
-
     experts = make_experts()
     store = HostStore(experts, RandomWeights(0))
     full = sum(p.numel() * p.element_size() for p in experts["high_noise"].parameters())
@@ -172,10 +171,30 @@ def _fsdp_share() -> float:
     return local / full
 
 
+def test_fsdp_lets_go_of_its_shards_while_others_still_hold_the_experts() -> None:
+    ((before, after),) = run_ranks(_fsdp_shards_held, 1)
+    assert before > 0 and after == 0
+
+
+def _fsdp_shards_held() -> tuple[int, int]:
+    """Bytes of the shards before and after an engine detaches, also in the midst of a block."""
+    experts, engine = make_experts(), Fsdp()
+    engine.attach(
+        experts, HostStore(experts, RandomWeights(0)), torch.device("cpu"), dist.group.WORLD
+    )
+    shards = [p.to_local() for expert in experts.values() for p in expert.parameters()]
+
+    def held() -> int:
+        return sum(shard.untyped_storage().nbytes() for shard in shards)
+
+    before = held()
+    experts["high_noise"].blocks[0].unshard()
+    engine.detach()
+    return before, held()
+
+
 def _fsdp_bytes() -> list[tuple[int, int]]:
     """For a block and for what is around the blocks: bytes by formula, and as FSDP2 holds them."""
-    import torch.distributed as dist
-
     experts = make_experts()
     store = HostStore(experts, RandomWeights(0))
     engine = Fsdp()

@@ -65,6 +65,17 @@ class Fsdp(Engine):
             self._visit[name] = self._unshard(layouts[name, 0], mesh.size())
             self._outer[name] = self._unshard(layouts[name, None], mesh.size())
 
+    def detach(self) -> None:
+        self._reshard()
+        parameters = [p for expert in self.experts.values() for p in expert.parameters()]
+        shards = [p.to_local() for p in parameters if isinstance(p, DTensor)]
+        super().detach()
+        # What FSDP2 hangs on the modules lives as long as they do, so its memory goes on its own.
+        for shard in shards:
+            shard.untyped_storage().resize_(0)
+        if self.mover.cuda:
+            torch._C._host_emptyCache()  # or torch's pool would keep it page-locked
+
     @staticmethod
     def _shards(layout: Layout, world_size: int) -> list[int]:
         """Bytes of one rank's shards of a unit; dimension 0 is padded to equal parts."""
@@ -86,7 +97,11 @@ class Fsdp(Engine):
         return ranks * sum(1 << (nbytes - 1).bit_length() for nbytes in shards)
 
     def begin(self, passes: Sequence[str]) -> None:
-        for expert in self.experts.values():  # what an iteration cut short left whole
+        self._reshard()
+
+    def _reshard(self) -> None:
+        """Give up what an iteration that was cut short left whole."""
+        for expert in self.experts.values():
             for module in (*expert.blocks, expert):
                 module.reshard()
 
