@@ -374,7 +374,7 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], machine: Machine | None
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and whether the tree differs from it; from the environment where git has no answer."""
+    """Commit and whether the tree differs from it: what the environment states, else git."""
 
     def git(*words: str) -> str | None:
         try:
@@ -386,14 +386,18 @@ def git_state() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
+    if stated := os.environ.get("WANREPORT_GIT_SHA"):
+        # What is said about changes holds for the commit that is said, and for no other.
+        dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
+        return {"git_sha": stated, "git_dirty": dirty}
     # An installed package may lie in a repository that is not its own.
-    ours = git("ls-files", "--error-unmatch", "__init__.py") is not None
-    sha = os.environ.get("WANREPORT_GIT_SHA") or (git("rev-parse", "HEAD") if ours else None)
-    stated = os.environ.get("WANREPORT_GIT_DIRTY")
-    if stated is not None:
-        return {"git_sha": sha, "git_dirty": stated == "1"}
-    changes = git("status", "--porcelain", "--untracked-files=no") if ours else None
-    return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"git_sha": None, "git_dirty": None}
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_sha": git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
+    }
 
 
 # Files -------------------------------------------------------------------------------------------

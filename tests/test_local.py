@@ -1,0 +1,34 @@
+"""What a record says of the code that wrote it."""
+
+from __future__ import annotations
+
+import pytest
+
+from wanreport import local
+
+
+@pytest.mark.parametrize(
+    ("sha", "dirty", "expected"),
+    [("abc", "0", False), ("abc", "1", True), ("abc", None, None), ("abc", "perhaps", None)],
+)
+def test_a_commit_is_what_the_environment_states(
+    sha: str, dirty: str | None, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANREPORT_GIT_SHA", sha)
+    if dirty is None:
+        monkeypatch.delenv("WANREPORT_GIT_DIRTY", raising=False)
+    else:
+        monkeypatch.setenv("WANREPORT_GIT_DIRTY", dirty)
+    assert local.git_state.__wrapped__() == {"git_sha": sha, "git_dirty": expected}
+
+
+def test_a_clean_tree_that_is_stated_without_its_commit_says_nothing_of_gits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("WANREPORT_GIT_SHA", "WANREPORT_GIT_DIRTY"):
+        monkeypatch.delenv(name, raising=False)
+    by_git = local.git_state.__wrapped__()
+    monkeypatch.setenv("WANREPORT_GIT_SHA", "")
+    for stated in "01":
+        monkeypatch.setenv("WANREPORT_GIT_DIRTY", stated)
+        assert local.git_state.__wrapped__() == by_git
