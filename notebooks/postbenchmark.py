@@ -117,8 +117,7 @@ say(comparisons.missing_traces(records))
 from wanreport import curve
 
 found = curve.curves(records)
-if not found:
-    say(curve.NOTHING)
+say(curve.at_hand(found))
 for one in found:
     say(curve.answer(one))
     for picture, words in curve.pictures(one):

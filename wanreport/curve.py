@@ -40,11 +40,6 @@ UNTOLD = "– not measured: the samples support no difference"
 SIDES = {"new": NEW, "old": OLD[0]}
 """The baseline's sides of section 6.1, whose old one is FSDP's by its own words."""
 
-NOTHING = (
-    "Nothing was measured on several GPUs at full scale, and nothing predicted: `wanreport predict`"
-    " says which record is missing."
-)
-
 Key = tuple[str, int]  # an engine's label, GPUs
 
 
@@ -157,6 +152,16 @@ def curves(records: Sequence[Record]) -> list[Curve]:
             if (one.gpu, one.video) == (record["machine"]["gpu_name"], _video(record["job"])):
                 one.records[engine_label(record), 1] = record
     return [found[key] for key in sorted(found)]
+
+
+def at_hand(found: Sequence[Curve]) -> str:
+    """Return how many curves there are, as Markdown."""
+    if found:
+        return f"One for each GPU model, interconnect and video: {counted(len(found), 'curve')}."
+    return (
+        "Nothing was measured on several GPUs at full scale, and nothing predicted: "
+        "`wanreport predict` says which record is missing."
+    )
 
 
 def answer(curve: Curve) -> str:

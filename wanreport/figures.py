@@ -579,7 +579,7 @@ def gpus_curve(
     ]  # fmt: skip
     for style, what in (("--", "predicted"), (":", "baseline, growing as its bytes")):
         handles.append(Line2D([], [], color=INK, linestyle=style, label=what))
-    legend(upper, handles=handles, ncols=4)
+    draw_legend(upper, handles=handles, ncols=4)
 
     def say(values: Mapping[tuple[str, int], float]) -> str:
         return "; ".join(
