@@ -21,7 +21,7 @@ from wanreport.cost import Route
 from wanreport.job import Job, load_job, resolve_job
 from wanreport.record import find_records, is_rehearsal
 from wanreport.scaling import PredictionError, all_to_all_bytes, gather, predict_job, tokens_of
-from wanreport.tables import gigabytes, percent, seconds
+from wanreport.tables import gigabytes, seconds
 from wanreport.ulysses import split_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,6 +348,18 @@ def test_rehearsals_and_other_machines_are_no_inputs(tmp_path: Path) -> None:
             predicted(root, "720p-4gpu-resident")
 
 
+@pytest.mark.parametrize(
+    "change", [{"compile": True}, {"dtype": "float32"}, {"cfg": False}, {"vram_budget_gb": 20.0}]
+)
+def test_jobs_of_another_kind_than_the_campaigns_are_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    known = gather(write(tmp_path, streamed()), GPU, 4, "nvlink")
+    other = resolve_job(job("720p-4gpu-stream"), gpus=8).model_copy(update=change)
+    with pytest.raises(PredictionError, match="720p-4gpu-stream: .*leave this one out"):
+        predict_job(known, other, "nvlink")
+
+
 def test_a_gpu_without_a_data_sheet_needs_two_of_them(tmp_path: Path) -> None:
     unknown = streamed()
     unknown["machine"]["gpu_name"] = "GPU X"
@@ -552,7 +564,7 @@ def test_an_overhead_that_grows_is_told_from_one_that_shrinks(
     grows = verdicts.baseline_facts().statement("s6.1.new_grows")
     row = cells(curve.claims_table(one), grows)
     assert row[-1] == verdict
-    assert row[1] == f"2: {percent(few - 1, signed=True)}; 4: {percent(many - 1, signed=True)}"
+    assert row[1] == f"2: {predictions.over(few - 1)}; 4: {predictions.over(many - 1)}"
     for record in records:  # on two machines they cannot be compared
         record["machine"] |= {"slug": f"{record['job']['engine']}-machine"}
     assert cells(curve.claims_table(curve.curves(records)[0]), grows)[-1] == "– not measured"

@@ -133,7 +133,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
             here.jobs[job["engine"] + ahead, content["gpus"]] = {
                 **job, "made_at": content["made_at"]
             }  # fmt: skip
-            here.made.add((content["made_at"], str(content["git_sha"])[:12]))
+            here.made.add((content["made_at"][:16], str(content["git_sha"])[:12]))
             here.sources |= {source["path"] for source in content["measured"]}
     timed = [
         r
@@ -173,7 +173,7 @@ def answer(curve: Curve) -> str:
         said += "the rest is prediction. " if curve.jobs else "nor was anything predicted. "
     if curve.jobs:
         when = "; ".join(f"{at}, commit {commit}" for at, commit in sorted(curve.made))
-        said += f"Our predictions were made at {markdown(when)}, from "
+        said += f"Our predictions were made at {markdown(when)} (UTC), from "
         said += f"{', '.join(code(path) for path in sorted(curve.sources))}. "
     judged = [held for key in curve.jobs if (held := curve.held(key)) is not None]
     if judged:
@@ -244,8 +244,7 @@ def steps_table(curve: Curve) -> str:
 
 def _more(text: str, overhead: float | None) -> str:
     """A step's text with its overhead, where there is one to speak of."""
-    share = round(overhead or 0.0, 4)
-    return f"{text}; {percent(share, signed=True)}" if share else text
+    return text if round(overhead or 0.0, 3) == 0 else f"{text}; {predictions.over(overhead)}"
 
 
 def _range(job: Mapping[str, Any]) -> str:
@@ -309,9 +308,9 @@ def claims_table(curve: Curve) -> str:
         label = next((name for name in curve.main if name.split(",")[0] == SIDES[side]), "")
         counts = [n for (engine, n) in curve.keys if engine == label and n > 1]
         both = [n for n in counts if curve.overhead((label, n)) is not None]
-        told = [f"{n}: {percent(curve.jobs[label, n]['overhead'], signed=True)}"
+        told = [f"{n}: {predictions.over(curve.jobs[label, n]['overhead'])}"
                 for n in counts if (label, n) in curve.jobs]  # fmt: skip
-        seen = [f"{n}: {percent(curve.overhead((label, n)), signed=True)}" for n in both]
+        seen = [f"{n}: {predictions.over(curve.overhead((label, n)))}" for n in both]
         rows.append(
             {
                 "claim": Cell(name, text=facts.statement(name), kind="quoted"),
@@ -426,6 +425,6 @@ def pictures(curve: Curve) -> list[Picture]:
             predicted={key: job["step_s"] for key, job in jobs.items()},
             over={key: over for key in keys if (over := curve.overhead(key)) is not None},
             expected={key: job["overhead"] for key, job in jobs.items()},
-            baseline={n: scale * value for n, value in traffic.items()},
+            baseline={n: scale * v for n, v in traffic.items() if n in {n for _, n in keys}},
         )
     ]

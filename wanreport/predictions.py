@@ -127,7 +127,7 @@ def lines(content: Mapping[str, Any]) -> list[str]:
     for name, job in content["jobs"].items():
         rows.append(
             (name, seconds(job["step_s"]), f"[{seconds(job['low_s'])}, {seconds(job['high_s'])}]",
-             percent(round(job["overhead"], 4), signed=True), seconds(job["first_s"]),
+             over(job["overhead"]), seconds(job["first_s"]),
              seconds(job["switch_s"]), seconds(job["total_s"]), gigabytes(job["h2d_bytes"]),
              gigabytes(job["h2d_bytes"] * content["gpus"]), gigabytes(job["all_to_all_bytes"]))
         )  # fmt: skip
@@ -140,6 +140,11 @@ def lines(content: Mapping[str, Any]) -> list[str]:
           for row in rows),
         *(f"  {word}" for word in said),
     ]  # fmt: skip
+
+
+def over(share: float | None) -> str:
+    """An overhead in words, to a tenth of a per cent."""
+    return percent(None if share is None else round(share, 3), signed=True)
 
 
 def is_before(content: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
