@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import campaigns
-from wanreport import cli, curve, local, predictions, render, report, scaling, verdicts
+from wanreport import cli, curve, local, measure, predictions, render, report, scaling, verdicts
 from wanreport.cost import Route
 from wanreport.job import Job, load_job, resolve_job
 from wanreport.record import find_records, is_rehearsal
@@ -578,6 +579,15 @@ def test_the_checks_of_the_baseline_read_the_campaigns_records() -> None:
     for check in ("spike-swap", "slower-fsdp", "slower-swap", "pure", "prefetch"):
         assert found[check].status != "not measured", check
         assert found[check].machine == NVLINK["class"]
+
+
+def test_interconnects_are_called_as_records_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = subprocess.CompletedProcess([], 0, "     GPU0 GPU1\nGPU0   X   NV18\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: seen)
+    monkeypatch.delenv(measure.P2P, raising=False)
+    assert measure._interconnect(2) == scaling.INTERCONNECTS["nvlink"]
+    monkeypatch.setenv(measure.P2P, "1")
+    assert measure._interconnect(2) == scaling.INTERCONNECTS["host-memory"]
 
 
 @pytest.mark.slow

@@ -286,10 +286,10 @@ def _from(what: str, at: list[int], wanted: int) -> str:
     """Say whether a cost was measured at this many tokens, or follows from others."""
     if wanted in at:
         return f"{what}: measured at {wanted:,} tokens"
-    between = min(at) < wanted < max(at)
-    near = sorted(at, key=lambda n: abs(n - wanted))[: 2 if between else 1]
-    words = " and ".join(f"{n:,}" for n in sorted(near))
-    return f"{what}: {'interpolated' if between else 'scaled'} to {wanted:,} tokens from {words}"
+    below, above = [n for n in at if n < wanted], [n for n in at if n > wanted]
+    words = " and ".join(f"{n:,}" for n in (max(below, default=0), min(above, default=0)) if n)
+    how = "interpolated" if below and above else "scaled"
+    return f"{what}: {how} to {wanted:,} tokens from {words}"
 
 
 @dataclass(frozen=True)
