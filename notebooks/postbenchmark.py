@@ -107,6 +107,25 @@ for html in comparison.tables:
 say(comparisons.missing_traces(records))
 
 # %% [markdown]
+# ## More GPUs
+#
+# Does offloading cost more or less on more GPUs? What was measured stands beside two predictions
+# made before: the baseline's, which expects the new offload to lose and the old one to gain, and
+# our own, computed from what fewer GPUs were measured at.
+
+# %%
+from wanreport import curve
+
+found = curve.curves(records)
+say(curve.at_hand(found))
+for one in found:
+    say(curve.answer(one))
+    for picture, words in curve.pictures(one):
+        show(picture, alt=words)
+    for html in curve.tables(one):
+        table(html)
+
+# %% [markdown]
 # ## Engines beside their peers
 #
 # What do other projects' offloads take on the same blocks, shapes and machine? A campaign runs in

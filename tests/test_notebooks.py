@@ -231,7 +231,7 @@ def test_with_full_scale_records_the_page_compares_times(run: Run) -> None:
     assert failure is None and has_run(notebook)
     texts = shown(notebook)
     assert texts[0] == "# After the benchmarks"
-    assert figures_in(notebook) == 2 * 2 + 1  # steps and memory on 4 and 6 GPUs; bytes
+    assert figures_in(notebook) == 2 * 2 + 1 + 1  # steps and memory on 4 and 6 GPUs; bytes; by GPUs
     assert "ran out of memory" in "\n".join(texts)
 
 

@@ -8,7 +8,7 @@ stand beside as quoted numbers and enter no computation of ours.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .answers import (
@@ -95,8 +95,10 @@ def by_machine(records: Sequence[Record]) -> dict[str, list[Bench | None]]:
 # Engines side by side ----------------------------------------------------------------------------
 
 
-def moved_per_step(record: Record) -> float | None:
+def moved_per_step(record: Record, over_ranks: Callable[[list[int]], int] = max) -> float | None:
     """Return the bytes that the busiest rank copies to its device in a steady step, the median.
+
+    With `sum` as `over_ranks` those of all ranks.
 
     None where the record does not have them step by step.
     """
@@ -104,7 +106,7 @@ def moved_per_step(record: Record) -> float | None:
     for iteration in iterations(record, "clean"):
         steady = steady_seconds(record, iteration)
         steps = [step for step in iteration["steps"] if step["index"] in steady]
-        samples += [max(step["h2d_bytes"]) for step in steps if step.get("h2d_bytes")]
+        samples += [over_ranks(step["h2d_bytes"]) for step in steps if step.get("h2d_bytes")]
     return statistics.median(samples) if samples else None
 
 
@@ -129,7 +131,7 @@ def steps_table(bench: Bench) -> str:
     for record in bench.records:
         steady, bound = clean_budget(record).steady, limit(record, resident)
         row: dict[str, object] = {
-            "engine": _engine(record),
+            "engine": engine_label(record),
             "step": Cell(steady.median, text=steady.text("s")),
             "limit": None if bound is None else Cell(bound, text=seconds(bound), kind="derived"),
         }
@@ -163,7 +165,7 @@ def costs_table(bench: Bench) -> str:
         spent, peak, moved = clean_budget(record), peak_memory(record), moved_per_step(record)
         kind: Kind | None = "derived" if spent.left_out else None
         row: dict[str, object] = {
-            "engine": _engine(record),
+            "engine": engine_label(record),
             "first": seconds(spent.first),
             "switch": None if spent.switch is None else seconds(spent.switch),
             "all": Cell(spent.denoise, text=seconds(spent.denoise), kind=kind),
@@ -201,9 +203,9 @@ def in_short(bench: Bench) -> str:
             continue
         if reference and reference.median:
             ratio = steady.median / reference.median - 1
-            parts.append(f"{_engine(record)} {percent(ratio, signed=True)}")
+            parts.append(f"{engine_label(record)} {percent(ratio, signed=True)}")
         else:
-            parts.append(f"{_engine(record)} {steady.text('s')} per step")
+            parts.append(f"{engine_label(record)} {steady.text('s')} per step")
     return f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}. {which_is_old(bench)}"
 
 
@@ -212,7 +214,7 @@ def extrapolations(records: Sequence[Record | None]) -> str:
     return next((said for r in records if r and (said := extrapolation(r))), "")
 
 
-def _engine(record: Record) -> str:
+def engine_label(record: Record) -> str:
     ahead = prefetch(record)
     return engine_name(record) + (f", prefetch {ahead}" if ahead is not None else "")
 
@@ -327,7 +329,7 @@ def signatures_table(bench: Bench) -> str:
         if new is None or found is None:
             continue
         like = {} if engine_name(record) == NEW else _like_old(record, new, found)
-        row: dict[str, object] = {"engine": _engine(record)}
+        row: dict[str, object] = {"engine": engine_label(record)}
         for key in parts:
             mark = {True: " ✓", False: " ✗", None: ""}[like.get(key)]
             row[key] = Cell(getattr(found, key), text=_part(found, key) + mark, kind="derived")

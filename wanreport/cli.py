@@ -1,4 +1,4 @@
-"""The command line: ``wanreport report|run|measure|check|plan|index|baseline``.
+"""The command line: ``wanreport report|run|measure|check|plan|predict|index|baseline``.
 
 Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
 """
@@ -6,6 +6,7 @@ Only measuring needs torch, and it runs in a process of its own, so every comman
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -14,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import wanreport
-from wanreport import local, planned, report
+from wanreport import local, planned, predictions, report
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
 from wanreport.record import RESULTS_DIRS, RecordError, find_records, is_rehearsal
+from wanreport.scaling import INTERCONNECTS
 from wanreport.tables import counted
 
 AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
@@ -87,6 +89,20 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("plan", help="say how stream would move weights; run no job")
     command.add_argument("params", type=Path, nargs="+", help="params files (YAML)")
     command.set_defaults(command=_plan)
+
+    command = commands.add_parser(
+        "predict", help="say what jobs will take on more GPUs, from records of fewer; run no job"
+    )
+    command.add_argument(
+        "params", type=Path, nargs="*",
+        help="params files (default: those of params/campaign/ for several GPUs)",
+    )  # fmt: skip
+    command.add_argument("--gpu", metavar="NAME", help="GPU model (default: all that have records)")
+    command.add_argument("--interconnect", choices=INTERCONNECTS, help="default: each")
+    command.add_argument(
+        "--write", action="store_true", help="keep it in predictions/, where it is never changed"
+    )
+    command.set_defaults(command=_predict)
 
     command = commands.add_parser("index", help="write reports/index.html from what is at hand")
     command.set_defaults(command=_index)
@@ -191,6 +207,28 @@ def _plan(arguments: argparse.Namespace) -> int:
             continue
         print("\n".join(planned.lines(plan, timed=timed)))
     return unknown
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    root = local.project_root()
+    given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
+    jobs = [job for job in report.load_jobs(given, root).values() if job.scale != "tiny"]
+    sizes = sorted({job.num_gpus for job in jobs} - (set() if arguments.params else {1}))
+    found = local.all_records(root)
+    models = [arguments.gpu] if arguments.gpu else predictions.gpu_models(found)
+    wires = [arguments.interconnect] if arguments.interconnect else list(INTERCONNECTS)
+    problems = [] if sizes and models else ["nothing to predict: give params files, or --gpu"]
+    for model, size, wire in itertools.product(models, sizes, wires):
+        asked = [job for job in jobs if job.num_gpus == size]
+        try:
+            content = predictions.predict(root, asked, model, wire, found)
+            print("\n".join(predictions.lines(content)))
+            if arguments.write:
+                print(f"  written: {predictions.write(root, content).relative_to(root)}")
+        except predictions.PredictionError as error:
+            problems.append(str(error))
+    print("\n".join(dict.fromkeys(problems)), file=sys.stderr, end="\n" * bool(problems))
+    return 1 if problems else 0
 
 
 def _index(arguments: argparse.Namespace) -> int:

@@ -138,7 +138,7 @@ def _part(read: Callable[[Budget], float | None]) -> Reading:
     return lambda record: read(clean_budget(record)) if iterations(record, "clean") else None
 
 
-def _around_switch(side: int) -> Reading:
+def around_switch(side: int) -> Reading:
     """Return a reading of the median step before (-1) or after (1) the switch, in seconds."""
 
     def read(record: Record) -> float | None:
@@ -186,9 +186,9 @@ _SECTIONS: list[tuple[str, list[_Row]]] = [
         "Per step",
         [
             _Row("first step", _part(lambda b: b.first), quoted="s3.3.first"),
-            _Row("median step before the switch", _around_switch(-1), quoted="s3.3.early"),
+            _Row("median step before the switch", around_switch(-1), quoted="s3.3.early"),
             _Row("switch step", _part(lambda b: b.switch), quoted="s3.3.switch"),
-            _Row("median step after the switch", _around_switch(1), quoted="s3.3.late"),
+            _Row("median step after the switch", around_switch(1), quoted="s3.3.late"),
             _Row("median of both", _part(lambda b: b.steady.median), quoted="s3.3.steady"),
         ],
     ),

@@ -236,11 +236,11 @@ def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
     passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
     moving = settings.moving(blocks) * inputs.block_bytes
     expert = blocks * inputs.block_bytes
-    steady = _pass_seconds(inputs, settings, moving)
+    steady = pass_seconds(inputs, settings, moving)
     ahead = 0.0 if moving else _capacity(inputs, settings)[2]
     rest = (passes - 1) * steady + passes * inputs.other_s
     first = (
-        _pass_seconds(inputs, settings, expert) + inputs.block_bytes / _route(inputs, settings).rate
+        pass_seconds(inputs, settings, expert) + inputs.block_bytes / _route(inputs, settings).rate
     )
     compute = passes * (sum(_capacity(inputs, settings)[:2]) + inputs.other_s)
     share = inputs.ranks if settings.shard else 1
@@ -249,7 +249,7 @@ def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
     return Prediction(
         step_s=steady + rest,
         first_s=first + rest,
-        switch_s=_pass_seconds(inputs, settings, max(moving, expert - ahead)) + rest,
+        switch_s=pass_seconds(inputs, settings, max(moving, expert - ahead)) + rest,
         limit_s=max(compute, passes * moving / share / inputs.link),
         weights_bytes=weights,
         device_bytes=weights + inputs.activation_bytes,
@@ -273,7 +273,7 @@ def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, f
     )
 
 
-def _pass_seconds(inputs: Inputs, settings: StreamSettings, nbytes: float) -> float:
+def pass_seconds(inputs: Inputs, settings: StreamSettings, nbytes: float) -> float:
     """Seconds of the blocks of a pass that has to bring ``nbytes``: the module's formulas."""
     route = _route(inputs, settings)
     windows, collectives, most = _capacity(inputs, settings)

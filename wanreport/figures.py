@@ -18,6 +18,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -533,12 +534,81 @@ def experts_per_step(record: Record) -> float | None:
     return float(max(rank["h2d_bytes"] for rank in counters) / len(found[-1]["steps"]) / size)
 
 
+def gpus_curve(
+    *,
+    title: str,
+    measured: Mapping[tuple[str, int], float],
+    predicted: Mapping[tuple[str, int], float],
+    over: Mapping[tuple[str, int], float],
+    expected: Mapping[tuple[str, int], float],
+    baseline: Mapping[int, float],
+    width: float = WIDTH,
+    height: float = 5.6,
+) -> Picture:
+    """Draw seconds of a steady step and its overhead over resident against the number of GPUs.
+
+    Parameters
+    ----------
+    measured, predicted, over, expected
+        By engine's label and GPUs: seconds, and shares of resident's step.
+    baseline
+        The baseline's overhead by GPUs, a share.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    upper, lower = figure.subplots(2, 1, sharex=True, subplot_kw={"facecolor": "none"})
+    labels = list(dict.fromkeys(label for label, _ in [*measured, *predicted]))
+    for axes, seen, told, scale in ((upper, measured, predicted, 1), (lower, over, expected, 100)):
+        _bare(axes)
+        for label in labels:
+            engine = label.partition(",")[0]
+            look: dict[str, Any] = {"color": engine_colour(engine), "markersize": 5}
+            for values, style in ((told, "--"), (seen, ENGINE_MARKERS.get(engine, "o"))):
+                at = {n: scale * values[name, n] for name, n in sorted(values) if name == label}
+                axes.plot(list(at), list(at.values()), style, linewidth=1.2, **look)
+    points = {n: 100 * share for n, share in sorted(baseline.items())}
+    lower.plot(list(points), list(points.values()), ":", color=INK, linewidth=1.6)
+    counts = sorted({n for _, n in [*measured, *predicted]})
+    lower.set_xticks(counts)
+    lower.set(xlabel="GPUs", ylabel="over resident, %")
+    upper.set_ylabel("seconds per steady step")
+    upper.set_ylim(0)
+    handles = [
+        Line2D([], [], color=engine_colour(label.partition(",")[0]), linewidth=1.2, label=label,
+               marker=ENGINE_MARKERS.get(label.partition(",")[0], "o"), markersize=5)
+        for label in labels
+    ]  # fmt: skip
+    for style, what in (("--", "predicted"), (":", "baseline, growing as its bytes")):
+        handles.append(Line2D([], [], color=INK, linestyle=style, label=what))
+    draw_legend(upper, handles=handles, ncols=4)
+
+    def say(values: Mapping[tuple[str, int], float]) -> str:
+        return "; ".join(
+            f"{label} "
+            + ", ".join(f"{n}: {seconds(v)}" for (name, n), v in values.items() if name == label)
+            for label in labels
+            if any(name == label for name, _ in values)
+        )
+
+    shares = ", ".join(f"{n}: {significant(share, 3)} %" for n, share in points.items())
+    return figure, (
+        f"Steady step and overhead over resident by number of GPUs, {title}. "
+        f"Measured: {say(measured) or 'nothing'}. Predicted: {say(predicted) or 'nothing'}. "
+        f"The baseline's overhead, if it grows as its bytes: {shares}."
+    )
+
+
 # Drawing -----------------------------------------------------------------------------------------
 
 
 def draw_axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Axes) -> None:
+    """Leave only the left and the lower axis, in the colour of the page's text."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -546,7 +616,6 @@ def draw_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes.tick_params(colors=INK, labelsize=9)
     axes.xaxis.label.set(color=INK, fontsize=9)
     axes.yaxis.label.set(color=INK, fontsize=9)
-    return figure, axes
 
 
 def _shade_experts(axes: Axes, steps: int, at: int | None) -> None:

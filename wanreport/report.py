@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from wanreport import index, local, render
+from wanreport import index, local, predictions, render
 from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import Job, JobError, load_job
 
@@ -163,6 +163,7 @@ def plan(
         quotes = reads or re.search(r"^facts_path\s*=", text, re.MULTILINE)
         files = [path for path, _ in found] if reads else []
         files += campaigns if "load_campaigns(" in text else []
+        files += predictions.files(root) if "curve.curves(" in text else []
         page = render.Page(
             notebook=f"notebooks/{script.name}",
             sources=(*(_within(path, root).as_posix() for path in files),

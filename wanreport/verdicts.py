@@ -374,7 +374,7 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
         if len(found) < len(used) or not all(comparable(found[0], record) for record in found):
             return verdict
         steps = [clean_budget(record).steady for record in found]
-        gaps = [_ratio(new, other) for new, other in (steps[:2], steps[2:])]
+        gaps = [ratio_of(new, other) for new, other in (steps[:2], steps[2:])]
         order = apart(gaps[1], gaps[0])
         return replace(
             verdict,
@@ -388,7 +388,7 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
     return check
 
 
-def _ratio(one: Estimate, two: Estimate) -> Estimate:
+def ratio_of(one: Estimate, two: Estimate) -> Estimate:
     """Return the ratio of two medians, with the range that both intervals leave open."""
     if one.median is None or two.median is None:
         return Estimate(0, None)
