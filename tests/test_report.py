@@ -193,7 +193,9 @@ def test_a_machine_with_gpus_is_named_before_there_is_any_folder_for_its_log(
     assert log.is_file()
 
 
-def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
+def test_only_what_depends_on_a_change_is_stale(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_job(project, "two")
     assert render(project) == 0
 
@@ -214,7 +216,15 @@ def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
     assert stale() == {"summary"}
     add_job(project, "two", purpose="another one")  # a purpose is shown, not measured
     assert stale() == {"two", "summary"}
+    assert render(project) == 0
+    (project / "results/kept").mkdir()
+    record.rename(project / "results/kept" / record.name)  # the pages name its place
+    assert stale() == {"one", "summary"}
+    (project / "results/kept" / record.name).rename(record)
+    assert stale() == set()
     (project / "reports/jobs/one.html").unlink()
+    assert stale() == {"one"}
+    monkeypatch.setattr(report, "_libraries", lambda: ["mistune 0.1"])
     assert stale() == {"one", "two", "summary"}
 
 
@@ -404,7 +414,8 @@ def test_a_full_disk_is_told_and_the_old_page_stays(
         raise OSError(28, "No space left on device", str(page))
 
     monkeypatch.setattr("wanreport.render.write_atomically", full)
-    monkeypatch.setattr("wanreport.render.execute", execute)
+    ran = execute(task.script, task.parameters, task.ipynb, cwd=project)
+    monkeypatch.setattr("wanreport.render.execute", lambda *_, **__: ran)
     assert "No space left on device" in report.make_page(task).problem
     assert page.read_bytes() == before
 
