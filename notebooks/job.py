@@ -55,13 +55,13 @@ import wanreport.notebook as wanreport_notebook
 job = wanreport_notebook.setup(globals())
 
 # %%
-from wanreport import answers, figures, planned, tables
+from wanreport import figures, jobpage, planned, tables
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
 record = wanreport_notebook.measure(job, machine=machine)
-say(answers.title(record))
-say(answers.first_screen(record))
+say(jobpage.title(record))
+say(jobpage.first_screen(record))
 
 # %% [markdown]
 # ## What was asked
@@ -70,7 +70,7 @@ say(answers.first_screen(record))
 # machine has too few GPUs for the real thing, and then this page is a rehearsal.
 
 # %%
-table(answers.request_table(record))
+table(jobpage.request_table(record))
 table(tables.kind_legend())
 
 # %% [markdown]
@@ -80,7 +80,7 @@ table(tables.kind_legend())
 # here as SGLang 0.5.9 applies them, in its order:
 
 # %%
-say(answers.sglang_sentence(record))
+say(jobpage.sglang_sentence(record))
 
 # %% [markdown]
 # ### Model settings
@@ -89,7 +89,7 @@ say(answers.sglang_sentence(record))
 # detector, and that one can bring the settings of another model without a warning.
 
 # %%
-say(answers.settings_sentence(record))
+say(jobpage.settings_sentence(record))
 
 # %% [markdown]
 # ### What the engine chose
@@ -109,7 +109,7 @@ if record["engine"].get("plan"):
 # others the low-noise one. The first low-noise step is the *switch*.
 
 # %%
-say(answers.schedule_sentence(record))
+say(jobpage.schedule_sentence(record))
 with or_say_why():
     picture, words = figures.schedule(record)
     show(picture, alt=words)
@@ -134,7 +134,7 @@ with or_say_why():
 with or_say_why():
     picture, words = figures.time_budget(record)
     show(picture, alt=words)
-    table(answers.budget_table(record))
+    table(jobpage.budget_table(record))
 
 # %% [markdown]
 # ## Memory
@@ -146,7 +146,7 @@ with or_say_why():
 with or_say_why():
     picture, words = figures.memory(record)
     show(picture, alt=words)
-    table(answers.memory_table(record))
+    table(jobpage.memory_table(record))
 
 # %% [markdown]
 # ## What moved
@@ -155,11 +155,11 @@ with or_say_why():
 # steps and the branches alone, by a closed formula; the two should be equal to the last byte.
 
 # %%
-say(answers.counters_sentence(record))
+say(jobpage.counters_sentence(record))
 with or_say_why():
     picture, words = figures.moved_bytes(record)
     show(picture, alt=words)
-    table(answers.moved_table(record))
+    table(jobpage.moved_table(record))
 
 # %% [markdown]
 # ## The engine at the switch
@@ -179,24 +179,24 @@ with or_say_why():
 # bit for bit, and so does every other engine with the same number of ranks.
 
 # %%
-say(answers.bits_sentence(record))
+say(jobpage.bits_sentence(record))
 with or_say_why():
-    table(answers.bits_table(record))
+    table(jobpage.bits_table(record))
 
 # %% [markdown]
 # ## Traces
 
 # %%
-say(answers.traces_sentence(record))
+say(jobpage.traces_sentence(record))
 
 # %% [markdown]
 # ## Machine and software
 
 # %%
-table(answers.machine_table(record))
+table(jobpage.machine_table(record))
 
 # %% [markdown]
 # ## Reproduce
 
 # %%
-say(answers.reproduce(record))
+say(jobpage.reproduce(record))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -68,3 +70,16 @@ def browser() -> Iterator[Any]:
         )
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def execute() -> Iterator[Callable[..., Any]]:
+    """`render.execute` in a process of its own, as in `make report`.
+
+    A process has one fork server, and this one's is for ranks, which need other imports.
+    """
+    from wanreport import render
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        run = render.execute
+        yield lambda *args, **options: pool.submit(run, *args, **options).result()

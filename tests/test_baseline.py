@@ -8,15 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport import render
 from wanreport.baseline import FactError, Facts, load_facts, overview, sections
 from wanreport.baseline.arithmetic import FormulaError, Quantity, evaluate, names
 from wanreport.baseline.facts import DOCUMENT, MARKS, SLOT
@@ -363,9 +364,9 @@ def test_no_number_is_typed_into_the_notebooks_prose() -> None:
         assert not re.search(r"\d", prose), prose
 
 
-def executed(out: Path, **parameters: str) -> str:
+def executed(execute: Callable[..., Any], out: Path, **parameters: str) -> str:
     """Run the notebook through papermill; return everything that its cells show."""
-    notebook, failure = render.execute(NOTEBOOK, parameters, out / "out.ipynb", cwd=ROOT)
+    notebook, failure = execute(NOTEBOOK, parameters, out / "out.ipynb", cwd=ROOT)
     assert failure is None
     shown = []
     for cell in notebook.cells:
@@ -381,8 +382,8 @@ def executed(out: Path, **parameters: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return executed(tmp_path_factory.mktemp("page"))
+def page(execute: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return executed(execute, tmp_path_factory.mktemp("page"))
 
 
 def test_the_notebook_has_all_sections(facts: Facts, page: str) -> None:
@@ -407,7 +408,9 @@ def test_the_notebook_has_its_figures(page: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_fact_changes_the_page(page: str, tmp_path: Path) -> None:
+def test_a_changed_fact_changes_the_page(
+    execute: Callable[..., Any], page: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "facts"
     shutil.copytree(DOCUMENT, folder)
     path = folder / "03-benchmarks.yaml"
@@ -415,6 +418,6 @@ def test_a_changed_fact_changes_the_page(page: str, tmp_path: Path) -> None:
     path.write_text(
         text.replace("s3.2.denoise.old, value: 714.1", "s3.2.denoise.old, value: 700.0")
     )
-    changed = executed(tmp_path, facts_path=str(folder))
+    changed = executed(execute, tmp_path, facts_path=str(folder))
     for shown in ("+88.2\u00a0s", "700.0\u00a0s"):
         assert shown in changed and shown not in page

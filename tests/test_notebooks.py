@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import synthetic
 from tests import campaigns as made
 from wanreport import render
 from wanreport.job import field_defaults
-from wanreport.local import NO_MEASURING
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SCRIPTS = [NOTEBOOKS / "job.py", NOTEBOOKS / "postbenchmark.py"]
@@ -24,10 +23,10 @@ Run = Callable[..., tuple[Any, render.Failure | None]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(execute: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Execute a notebook in a project of its own that holds the given records."""
 
-    def execute(
+    def in_project(
         script: str,
         records: list[dict[str, Any]],
         parameters: dict[str, Any],
@@ -39,13 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         synthetic.write(records, project / "results")
         for number, campaign in enumerate(campaigns):
             made.write(campaign, project / "results", f"c{number}")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(NO_MEASURING, "1")
-            return render.execute(
-                NOTEBOOKS / script, parameters, project / "out.ipynb", cwd=project
-            )
+        return execute(NOTEBOOKS / script, parameters, project / "out.ipynb", cwd=project)
 
-    yield execute
+    return in_project
 
 
 def parameters_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def works_without_scripts(browser: Any, path: Path) -> list[str]:
 
 def links_resolve(browser: Any, path: Path) -> list[str]:
     """Every link inside the report leads to a file that is there, and to an anchor in it."""
-    problems = []
+    problems: list[str] = []
+    anchors: dict[Path, set[str]] = {}
     for link in BeautifulSoup(path.read_text("utf-8"), "html.parser").select("a[href]"):
         url = urlsplit(str(link["href"]))
         if url.scheme in ("http", "https", "mailto"):
@@ -156,9 +157,11 @@ def links_resolve(browser: Any, path: Path) -> list[str]:
         if url.scheme or not target.is_file():
             problems.append(f"leads nowhere: {link['href']}")
         elif url.fragment and target.suffix == ".html":
-            anchor = unquote(url.fragment)
-            soup = BeautifulSoup(target.read_text("utf-8"), "html.parser")
-            if not soup.find(id=anchor) and not soup.find("a", attrs={"name": anchor}):
+            if target not in anchors:
+                soup = BeautifulSoup(target.read_text("utf-8"), "html.parser")
+                anchors[target] = {str(tag["id"]) for tag in soup.select("[id]")}
+                anchors[target] |= {str(tag["name"]) for tag in soup.select("a[name]")}
+            if unquote(url.fragment) not in anchors[target]:
                 problems.append(f"no such anchor: {link['href']}")
     return problems
 

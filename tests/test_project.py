@@ -38,6 +38,7 @@ PACKAGES = {"yaml": "pyyaml", "bs4": "beautifulsoup4"}
 COMES_WITH = {
     "IPython": "ipykernel",
     "jinja2": "nbconvert",
+    "jupyter_client": "ipykernel",
     "nbclient": "papermill",
     "traitlets": "nbconvert",
 }

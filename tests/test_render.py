@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import base64
+import multiprocessing
+import os
 import re
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from wanreport import figures, render
 
 EVIL = "<script>alert(1)</script>"
+ROOT = Path(__file__).resolve().parents[1]
 DOT = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 SCRIPT = """
@@ -82,12 +90,12 @@ def visible(body: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def twice(execute: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """One notebook, executed and rendered in two folders."""
     folders = []
     for name in ("one", "another"):
         folder = tmp_path_factory.mktemp(name)
-        node, failure = render.execute(
+        node, failure = execute(
             write(folder, SCRIPT), {"word": EVIL}, folder / "out.ipynb", cwd=folder
         )
         assert failure is None
@@ -182,12 +190,12 @@ def test_every_table_scrolls_in_a_box_of_its_own(twice: list[Path]) -> None:
     ids=["killed", "exception", "hung"],
 )
 def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
-    cell: str, what: str, tmp_path: Path
+    cell: str, what: str, execute: Callable[..., Any], tmp_path: Path
 ) -> None:
     before, after = "print('shown before')", "print('never shown')"
     text = "\n".join(f"# %%\n{c}" for c in (before, cell, after)) + "\n# %% [markdown]\n# # Late\n"
     out = tmp_path / "out.ipynb"
-    node, failure = render.execute(write(tmp_path, text), {}, out, cwd=tmp_path, timeout_s=3)
+    node, failure = execute(write(tmp_path, text), {}, out, cwd=tmp_path, timeout_s=3)
     assert failure is not None
     assert what in failure.what
     assert failure.cell == 2
@@ -203,9 +211,13 @@ def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
     assert "Late" not in words
 
 
+@pytest.mark.parametrize("temporary", ["", "t" * 60], ids=["a fork", "no room for sockets"])
 def test_the_kernel_is_this_python_and_leaves_home_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    temporary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if temporary:
+        (tmp_path / temporary).mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / temporary))
     home = tmp_path / "home"
     fake = home / ".local/share/jupyter/kernels/python3"
     fake.mkdir(parents=True)
@@ -224,12 +236,79 @@ def test_the_kernel_is_this_python_and_leaves_home_alone(
         "assert sys.executable == exe, sys.executable\n"
         "assert matplotlib.rcParams['lines.linewidth'] != 77\n",
     )
-    node, failure = render.execute(
-        script, {"exe": sys.executable}, tmp_path / "{odd} out.ipynb", cwd=tmp_path
-    )
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        node, failure = pool.submit(
+            render.execute, script, {"exe": sys.executable}, tmp_path / "{odd} out.ipynb",
+            cwd=tmp_path,
+        ).result()  # fmt: skip
     assert failure is None
     assert not any(cell.outputs for cell in node.cells)  # no word of a font list being made
     assert sorted(home.rglob("*")) == before
+
+
+LEAVE = """
+# %%
+import os, sys, matplotlib, pydantic
+left = os.environ["LEFT"] = sys.left = pydantic.left = "here"
+matplotlib.rcParams["lines.linewidth"] = 77
+os.chdir("/")
+"""
+FIND = """
+# %%
+import os, sys
+assert "matplotlib.figure" in sys.modules  # a fork of a process that has imported it
+assert "wanreport.figures" not in sys.modules  # so that its errors are the notebook's own
+import matplotlib, pydantic
+assert matplotlib.rcParams["lines.linewidth"] != 77
+assert "left" not in globals() and "LEFT" not in os.environ
+assert not hasattr(sys, "left") and not hasattr(pydantic, "left")
+assert os.getcwd() != "/"
+"""
+
+
+def test_a_notebook_leaves_nothing_to_the_next(execute: Callable[..., Any], tmp_path: Path) -> None:
+    for text in (LEAVE, FIND):
+        _, failure = execute(write(tmp_path, text), {}, tmp_path / "out.ipynb", cwd=tmp_path)
+        assert failure is None, failure
+
+
+def test_what_a_notebook_began_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "# %%\nimport os, pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "pathlib.Path('part').write_text(f'{os.getpid()} {child.pid}')\n"
+        "os.rename('part', 'pids')\ntime.sleep(600)\n",
+    )
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "from pathlib import Path\nfrom wanreport import render\nif __name__ == '__main__':\n"
+        "    render.execute(Path('small.py'), {}, Path('out.ipynb'), cwd=Path.cwd())\n"
+    )
+    with tempfile.TemporaryDirectory() as short:  # long names leave no room for sockets
+        process = subprocess.Popen(
+            [sys.executable, str(driver)], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": short},
+        )  # fmt: skip
+        while not (tmp_path / "pids").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        deadline = time.monotonic() + 30
+        while running := [pid for pid in pids if is_running(pid)]:
+            assert time.monotonic() < deadline, running
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return not done.stdout.startswith("Z")  # nobody may be left to collect it
 
 
 # What is refused ---------------------------------------------------------------------------------

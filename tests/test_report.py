@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic
@@ -108,6 +110,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def render(project: Path, **options: Any) -> int:
+    """`make report`, with one process for the pages: each takes seconds to start."""
+    return report.report(project, workers=1, **options)
+
+
 def files(project: Path) -> dict[str, bytes]:
     return {
         path.relative_to(project).as_posix(): path.read_bytes()
@@ -142,7 +149,7 @@ def test_the_whole_way_and_a_second_time(
     monkeypatch.setattr(local, "LAUNCH", ["false"])
     monkeypatch.setattr(report, "make_page", None)
     before = {path: (project / path).stat().st_mtime_ns for path in first}
-    assert report.report(project) == 0
+    assert render(project) == 0
     assert "nothing has changed" in capsys.readouterr().out
     assert files(project) == first
     assert {path: (project / path).stat().st_mtime_ns for path in first} == before
@@ -156,7 +163,7 @@ def test_each_machine_with_a_full_scale_record_has_a_page_of_the_job(project: Pa
         for slug in ("gpu-a", "gpu-b")
     ]
     synthetic.write(made, project / "results")
-    assert report.report(project, measuring=False) == 0
+    assert render(project, measuring=False) == 0
     best, other = "reports/jobs/one.html", "reports/jobs/gpu-a/one.html"
     found = files(project)
     assert {best, other, "reports/notebooks/gpu-a/one.ipynb"} <= set(found)
@@ -186,9 +193,11 @@ def test_a_machine_with_gpus_is_named_before_there_is_any_folder_for_its_log(
     assert log.is_file()
 
 
-def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
+def test_only_what_depends_on_a_change_is_stale(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_job(project, "two")
-    assert report.report(project) == 0
+    assert render(project) == 0
 
     def stale() -> set[str]:
         jobs = report.load_jobs(report.params_files(project), project)
@@ -207,7 +216,15 @@ def test_only_what_depends_on_a_change_is_stale(project: Path) -> None:
     assert stale() == {"summary"}
     add_job(project, "two", purpose="another one")  # a purpose is shown, not measured
     assert stale() == {"two", "summary"}
+    assert render(project) == 0
+    (project / "results/kept").mkdir()
+    record.rename(project / "results/kept" / record.name)  # the pages name its place
+    assert stale() == {"one", "summary"}
+    (project / "results/kept" / record.name).rename(record)
+    assert stale() == set()
     (project / "reports/jobs/one.html").unlink()
+    assert stale() == {"one"}
+    monkeypatch.setattr(report, "_libraries", lambda: ["mistune 0.1"])
     assert stale() == {"one", "two", "summary"}
 
 
@@ -240,7 +257,7 @@ def test_all_problems_of_all_files_come_before_anything_runs(
     add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
     add_job(project, "worse").write_text("name: worse\n")
     with pytest.raises(JobError) as caught:
-        report.report(project)
+        render(project)
     text = "\n".join(caught.value.problems)
     for expected in ("baseline/bad.yaml", "engine", "num_gpus", "baseline/worse.yaml"):
         assert expected in text
@@ -251,7 +268,7 @@ def test_all_problems_of_all_files_come_before_anything_runs(
 
 def test_a_draft_does_not_keep_another_job_from_running(project: Path) -> None:
     add_job(project, "draft").write_text("name: draft\nengine: ???\n")
-    assert report.report(project, only=[project / "params/baseline/one.yaml"]) == 0
+    assert render(project, only=[project / "params/baseline/one.yaml"]) == 0
     assert (project / "reports/jobs/one.html").is_file()
     assert not (project / "reports/summary.html").exists()
 
@@ -261,7 +278,7 @@ def test_two_files_with_one_name_are_refused(project: Path) -> None:
     other.parent.mkdir()
     other.write_text((project / "params/baseline/one.yaml").read_text())
     with pytest.raises(JobError, match="rename one of them"):
-        report.report(project)
+        render(project)
 
 
 def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
@@ -269,7 +286,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
 ) -> None:
     add_job(project, "killed", purpose="dies")
     add_job(project, "two", purpose="unsupported")
-    assert report.report(project) == 1
+    assert render(project) == 1
     out = capsys.readouterr().out
     assert re.search(r"killed +failed .*SIGKILL", out)
     assert "results/local/logs/report.log" in out
@@ -306,7 +323,7 @@ def test_a_failed_notebook_leaves_a_page_an_index_and_a_bad_status(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_job(project, "odd", purpose="fail")
-    assert report.report(project) == 1
+    assert render(project) == 1
     captured = capsys.readouterr()
     assert "reports/jobs/odd.html: cell 3: AssertionError: as was asked" in captured.err
     assert "as was asked" in words(project / "reports/jobs/odd.html")
@@ -321,7 +338,7 @@ def test_a_failed_notebook_leaves_a_page_an_index_and_a_bad_status(
 def test_a_notebook_that_must_not_be_published_leaves_a_page_that_says_so(project: Path) -> None:
     script = project / "notebooks/summary.py"
     script.write_text(SUMMARY + "display({'text/html': '<script>x()</script>'}, raw=True)\n")
-    assert report.report(project) == 1
+    assert render(project) == 1
     page = project / "reports/summary.html"
     assert "<script" not in page.read_text()
     assert "escape what comes from outside" in words(page)
@@ -330,7 +347,7 @@ def test_a_notebook_that_must_not_be_published_leaves_a_page_that_says_so(projec
 
 def test_a_record_without_a_params_file_stays_in_the_index(project: Path) -> None:
     synthetic.write([synthetic.record("new-6gpu", scale="a14b")], project / "results")
-    assert report.report(project) == 0
+    assert render(project) == 0
     shown = words(project / "reports/index.html")
     assert "new-6gpu" in shown
     assert "Full scale" in shown
@@ -341,7 +358,7 @@ def test_without_measuring_a_job_is_shown_as_not_measured(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "LAUNCH", ["false"])
-    assert report.report(project, measuring=False) == 0
+    assert render(project, measuring=False) == 0
     assert "not measured" in words(project / "reports/index.html")
     assert "It was failed." in words(project / "reports/jobs/one.html")
     assert not (project / "results").exists()
@@ -389,9 +406,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(project: Path) -
 
 
 def test_a_full_disk_is_told_and_the_old_page_stays(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report.report(project) == 0
+    assert render(project) == 0
     page = project / "reports/summary.html"
     before = page.read_bytes()
     jobs = report.load_jobs(report.params_files(project), project)
@@ -402,6 +419,8 @@ def test_a_full_disk_is_told_and_the_old_page_stays(
         raise OSError(28, "No space left on device", str(page))
 
     monkeypatch.setattr("wanreport.render.write_atomically", full)
+    ran = execute(task.script, task.parameters, task.ipynb, cwd=project)
+    monkeypatch.setattr("wanreport.render.execute", lambda *_, **__: ran)
     assert "No space left on device" in report.make_page(task).problem
     assert page.read_bytes() == before
 

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
-from wanreport import answers, benches, comparisons, figures, verdicts
+from wanreport import answers, benches, comparisons, figures, jobpage, verdicts
 
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp",
          "scaling-swap", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
@@ -340,35 +340,35 @@ def test_the_summary_says_first_that_there_are_only_rehearsals() -> None:
 
 def test_a_record_is_told_in_words_at_both_scales() -> None:
     tiny, full = synthetic.record(), synthetic.record(scale="a14b")
-    assert answers.title(tiny) == "# Rehearsal: new-4gpu"
-    assert answers.first_screen(tiny).startswith("**Rehearsal:**")
-    assert " s " not in answers.headline(tiny) and "GB" not in answers.headline(tiny)
-    assert "n = 25" in answers.headline(full)
-    assert "22.88 GB" in answers.headline(full)
-    assert "All counters equal" in answers.trust(full)
+    assert jobpage.title(tiny) == "# Rehearsal: new-4gpu"
+    assert jobpage.first_screen(tiny).startswith("**Rehearsal:**")
+    assert " s " not in jobpage.headline(tiny) and "GB" not in jobpage.headline(tiny)
+    assert "n = 25" in jobpage.headline(full)
+    assert "22.88 GB" in jobpage.headline(full)
+    assert "All counters equal" in jobpage.trust(full)
 
 
 def test_the_title_says_first_that_a_job_did_not_run() -> None:
     for scale in ("tiny", "a14b"):
         record = synthetic.record(scale=scale, status="oom")
-        assert answers.title(record) == "# Ran out of memory: new-4gpu"
-        assert "**Rehearsal" not in answers.first_screen(record)
+        assert jobpage.title(record) == "# Ran out of memory: new-4gpu"
+        assert "**Rehearsal" not in jobpage.first_screen(record)
     record["machine"] = {}
-    assert answers.title(record) == "# Did not run: new-4gpu"
+    assert jobpage.title(record) == "# Did not run: new-4gpu"
 
 
 def test_a_rehearsal_is_not_told_twice() -> None:
-    words = answers.trust(synthetic.record())
+    words = jobpage.trust(synthetic.record())
     assert "counters" not in words and "bits" not in words
     assert "Random weights: the video shows noise." in words
 
 
 def test_rows_about_gpus_are_left_out_without_any() -> None:
-    tiny, full = (answers.machine_table(synthetic.record(scale=s)) for s in ("tiny", "a14b"))
+    tiny, full = (jobpage.machine_table(synthetic.record(scale=s)) for s in ("tiny", "a14b"))
     rows = re.findall(r'<th scope="row">(.*?)</th>', full)
     assert "NCCL transport" in rows and "host to device, pinned host memory" in rows
     for row in rows:
-        assert (f">{row}</th>" in tiny) == (row in answers.ANYWHERE)
+        assert (f">{row}</th>" in tiny) == (row in jobpage.ANYWHERE)
     assert ">generation 5, 16 lanes<" in full
     assert "54.90 GB/s; 43.92 GB/s each with all at once" in full
 
@@ -378,11 +378,11 @@ def test_trust_tells_of_differences_and_uncommitted_changes() -> None:
     record["software"]["git_dirty"] = True
     record["iterations"][0]["counters"][0]["h2d_copies"] += 1
     record["iterations"][1]["latents_sha256"] = "f" * 64
-    words = answers.trust(record)
+    words = jobpage.trust(record)
     assert "counters differ" in words and "did not end in the same bits" in words
     assert "uncommitted" in words
-    assert "copies to the device" in answers.counters_sentence(record)
-    assert "✗ differs" in answers.moved_table(record)
+    assert "copies to the device" in jobpage.counters_sentence(record)
+    assert "✗ differs" in jobpage.moved_table(record)
 
 
 def test_hostile_text_in_a_record_stays_text() -> None:
@@ -390,23 +390,23 @@ def test_hostile_text_in_a_record_stays_text() -> None:
     record = synthetic.record(status="failed", reason=evil, hint=evil)
     record["job"]["purpose"] = evil
     record["machine"]["class"] = evil
-    for words in (answers.first_screen(record), answers.failure(record), answers.asked(record)):
+    for words in (jobpage.first_screen(record), jobpage.failure(record), jobpage.asked(record)):
         assert "<script" not in words and "](" not in words
     assert "<script" not in "".join(comparisons.jobs_tables([record]))
-    assert "<script" not in answers.machine_table(record)
+    assert "<script" not in jobpage.machine_table(record)
 
 
 def test_every_sentence_and_table_survives_a_record_that_knows_nothing() -> None:
     record = synthetic.record(status="failed")
     for key in ("model", "schedule", "sglang", "machine", "software", "engine"):
         record[key] = {}
-    for tell in (answers.first_screen, answers.sglang_sentence, answers.settings_sentence,
-                 answers.schedule_sentence, answers.bits_sentence, answers.traces_sentence,
-                 answers.counters_sentence, answers.reproduce, answers.request_table,
-                 answers.machine_table):  # fmt: skip
+    for tell in (jobpage.first_screen, jobpage.sglang_sentence, jobpage.settings_sentence,
+                 jobpage.schedule_sentence, jobpage.bits_sentence, jobpage.traces_sentence,
+                 jobpage.counters_sentence, jobpage.reproduce, jobpage.request_table,
+                 jobpage.machine_table):  # fmt: skip
         assert tell(record)
-    for refuse in (answers.moved_table, answers.budget_table, answers.memory_table,
-                   answers.bits_table):  # fmt: skip
+    for refuse in (jobpage.moved_table, jobpage.budget_table, jobpage.memory_table,
+                   jobpage.bits_table):  # fmt: skip
         with pytest.raises(answers.NotAnswerable):
             refuse(record)
 
@@ -452,12 +452,12 @@ def test_a_sampled_schedule_is_extrapolated_and_says_so_wherever_it_is_shown() -
     assert two.denoise == pytest.approx(one.denoise, rel=0.005)
     assert list(answers.budgets(some)) == ["clean", "profiled"]  # the warm-up has no steady step
     said = "Only 8 of 27 steps ran"
-    assert said in answers.budget_table(some) and said not in answers.budget_table(whole)
-    assert "both extrapolated from 8 of 27 steps" in answers.headline(some)
-    assert "extrapolated" not in answers.headline(whole)
+    assert said in jobpage.budget_table(some) and said not in jobpage.budget_table(whole)
+    assert "both extrapolated from 8 of 27 steps" in jobpage.headline(some)
+    assert "extrapolated" not in jobpage.headline(whole)
     assert said in figures.time_budget(some)[1]
     assert "Of these 8 of 27 steps ran" in figures.per_step(some)[1]
-    assert "8 of 27 steps" in answers.request_table(some)
+    assert "8 of 27 steps" in jobpage.request_table(some)
     (comparison,) = compared([some, synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)])
     assert all(said in table for table in comparison.tables[::2])
     assert 'title="extrapolated from 8 of 27 steps' in comparison.tables[0]

@@ -353,7 +353,7 @@ def per_step(record: Record, *, width: float = WIDTH, height: float = 3.3) -> Pi
 
 
 _PARTS = (("first step", "////", 0.9), ("switch step", "xxxx", 0.9),
-          ("other steps", None, 0.55), ("decode", "....", 0.25))  # fmt: skip
+          ("other steps", None, 0.55), ("decode", "----", 0.25))  # fmt: skip
 
 
 def time_budget(record: Record, *, width: float = WIDTH) -> Picture:

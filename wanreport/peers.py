@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .answers import NotAnswerable, facts_table
+from .answers import NotAnswerable
 from .campaigns import (
     FIRST,
     LAST,
@@ -42,6 +42,7 @@ from .tables import (
     Column,
     Kind,
     counted,
+    facts_table,
     gigabytes,
     html_table,
     markdown,

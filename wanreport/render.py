@@ -7,17 +7,13 @@ bytes. A notebook that fails still gives a page, whose first screen says what fa
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import html
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -28,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import wanreport
-from wanreport.local import NO_MEASURING, git_state, write_atomically
+from wanreport.local import git_state, write_atomically
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 TEMPLATE = Path(__file__).parent / "template"
 CELL_TIMEOUT_S = 900
-KERNEL_LOG = "kernel.log"
 NO_ALT = "No description has been provided for this image"
 """What nbconvert writes where an image has no alternative text."""
 
@@ -130,6 +125,8 @@ def execute(
     from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
+    from wanreport import kernel
+
     notebook = jupytext.read(script)
     notebook.metadata["kernelspec"] = dict(_KERNEL)
     nbformat.validate(_stable_ids(notebook))
@@ -150,7 +147,7 @@ def execute(
     papermill_engines.register("wanreport", Keeping)
     with (
         tempfile.TemporaryDirectory(prefix="wanreport-") as folder,
-        _kernel_home(Path(folder)) as config,
+        kernel.home(Path(folder)) as config,
     ):
         try:
             papermill.execute_notebook(
@@ -163,6 +160,7 @@ def execute(
                 cwd=cwd,
                 start_timeout=180,
                 execution_timeout=timeout_s,
+                shutdown_kernel="immediate",
                 config=config,
             )
         except PapermillExecutionError as error:
@@ -171,7 +169,7 @@ def execute(
             failure = Failure(
                 "The notebook's kernel was killed or crashed.",
                 "Most often that is the out-of-memory killer: free memory and try again."
-                " In a batch job, ask for more." + _last_words(Path(folder)),
+                " In a batch job, ask for more." + kernel.last_words(Path(folder)),
             )
         except CellTimeoutError:
             failure = Failure(
@@ -181,7 +179,7 @@ def execute(
         except RuntimeError as error:  # nbclient: "Kernel didn't respond in 180 seconds"
             failure = Failure(
                 f"The notebook's kernel did not start: {error}",
-                "Try again." + _last_words(Path(folder)),
+                "Try again." + kernel.last_words(Path(folder)),
             )
     notebook = ran[0] if ran else notebook
     # papermill puts a banner above a notebook that failed; the page has a better one.
@@ -208,86 +206,6 @@ def execute(
         tidy.metadata["wanreport"]["failure"] = failure.what
     write_atomically(out, nbformat.writes(tidy) + "\n")
     return tidy, failure
-
-
-@contextlib.contextmanager
-def _kernel_home(folder: Path) -> Iterator[Any]:
-    """Surroundings for kernels that depend on nothing in the user's home.
-
-    Kernels run this very Python, whatever kernelspecs are installed; they keep no history (its
-    database locks up on network file systems); and they listen on sockets in `folder`, which only
-    this user can reach, in place of TCP ports, which collide and which others could read.
-    """
-    from traitlets.config import Config
-
-    spec = folder / "kernels" / "python3"
-    spec.mkdir(parents=True)
-    # What a kernel writes while it comes and goes is kept from the terminal.
-    argv = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(folder / KERNEL_LOG)]
-    argv += [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
-    argv += ["-f", "{connection_file}", "--HistoryManager.enabled=False"]
-    (spec / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
-    )
-    package = str(Path(wanreport.__file__).resolve().parents[1])
-    own = {
-        "JUPYTER_PATH": str(folder),
-        "JUPYTER_RUNTIME_DIR": str(folder / "r"),
-        "IPYTHONDIR": str(folder / "ipython"),
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        "PYTHONHASHSEED": "0",
-        "PYTHONNOUSERSITE": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": _matplotlib_home(folder),
-        NO_MEASURING: "1",
-    }
-    config = Config()
-    if len(str(folder)) < 70:  # the path of a socket may have about 100 bytes
-        config.KernelManager.transport = "ipc"
-        config.KernelManager.ip = str(folder / "k")
-    else:
-        config.KernelManager.transport_encryption = "auto"
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    try:
-        yield config
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _matplotlib_home(folder: Path) -> str:
-    """A folder for matplotlib's font list, complete, and without anybody's own settings in it.
-
-    A kernel that had to list the fonts first would say so on the page, once.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    home = Path(os.environ.get("MPLCONFIGDIR") or cache / "wanreport" / "matplotlib")
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not os.access(home, os.W_OK):
-            raise PermissionError
-    except OSError:
-        home = folder / "matplotlib"
-        home.mkdir()
-    if not any(home.glob("fontlist*.json")):
-        subprocess.run(
-            [sys.executable, "-c", "import matplotlib.font_manager"],
-            env={**os.environ, "MPLCONFIGDIR": str(home)}, capture_output=True, check=False,
-        )  # fmt: skip
-    return str(home)
-
-
-def _last_words(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = (folder / KERNEL_LOG).read_text(errors="replace").strip().splitlines()
-        if lines:
-            return f" It last wrote: {lines[-1][:300]}"
-    return ""
 
 
 def _raised(error: Any) -> Failure:
@@ -360,17 +278,8 @@ def to_html(notebook: NotebookNode, out: Path, page: Page, failure: Failure | No
         If an image has no alternative text, headings skip a level, or something in the notebook
         would run a script or load a file. `out` is then as it was.
     """
-    from nbconvert.exporters import HTMLExporter
-
-    notebook = _presentable(notebook, page, failure)
-    exporter = HTMLExporter(
-        template_name=TEMPLATE.name,
-        extra_template_basedirs=[str(TEMPLATE.parent)],
-        exclude_anchor_links=True,
-        embed_images=True,
-    )
-    body, _ = exporter.from_notebook_node(
-        notebook, resources={"wanreport": _context(page, failure)}
+    body, _ = _exporter().from_notebook_node(
+        _presentable(notebook, page, failure), resources={"wanreport": _context(page, failure)}
     )
     body, headings = _outline(_boxed(body))
     side = _contents(
@@ -390,6 +299,19 @@ def to_html(notebook: NotebookNode, out: Path, page: Page, failure: Failure | No
     )
     check_page(body)
     write_atomically(out, body.rstrip() + "\n")
+
+
+@cache
+def _exporter() -> Any:
+    """nbconvert's, once a process: it compiles its templates for the first page."""
+    from nbconvert.exporters import HTMLExporter
+
+    return HTMLExporter(
+        template_name=TEMPLATE.name,
+        extra_template_basedirs=[str(TEMPLATE.parent)],
+        exclude_anchor_links=True,
+        embed_images=True,
+    )
 
 
 def blank(page: Page) -> NotebookNode:

@@ -21,6 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -209,9 +210,10 @@ def _task(
     where: Path,
     sources: Sequence[str],
 ) -> Task:
+    said = [page.sources, page.record_path, page.repair, page.links, dict(page.parameters)]
     known = [
-        name, script.read_text(encoding="utf-8"), dict(given), list(sources), page.links,
-        _package(), render.versions(), local.git_state(),
+        name, script.read_text(encoding="utf-8"), dict(given), list(sources), said,
+        _package(), _libraries(), render.versions(), local.git_state(),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     reports = root / "reports"
@@ -246,6 +248,12 @@ def _package() -> str:
         if path.is_file() and "__pycache__" not in path.parts:
             total.update(f"{path.relative_to(here)} ".encode() + path.read_bytes())
     return total.hexdigest()
+
+
+@cache
+def _libraries() -> list[str]:
+    """Whatever is installed: which of it draws, formats and escapes is not for us to list."""
+    return sorted({f"{found.name} {found.version}" for found in metadata.distributions()})
 
 
 def is_stale(task: Task) -> bool:

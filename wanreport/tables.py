@@ -134,6 +134,16 @@ def html_table(
     )
 
 
+def facts_table(rows: Sequence[tuple[str, object]], *, caption: str, note: str = "") -> str:
+    """Return a table of names and values, as HTML; None values say so."""
+    return html_table(
+        [{"what": what, "value": value} for what, value in rows],
+        [Column("what", "what", numeric=False), Column("value", "value", numeric=False)],
+        caption=caption,
+        note=note,
+    )
+
+
 def _heading(column: Column) -> str:
     unit = f' <span class="unit">{html.escape(column.unit)}</span>' if column.unit else ""
     number = ' class="num"' if column.numeric else ""
