@@ -493,6 +493,17 @@ def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
     assert row[2] == "1.100 ×" and "—" in row[3]
 
 
+def test_a_cold_start_says_what_of_it_the_plan_took() -> None:
+    found = bench(resident={}, layerwise={})
+    layerwise = found.of("layerwise")
+    assert layerwise
+    layerwise["cold_start_s"] = 39.3
+    layerwise["engine"]["plan"] = {"seconds": 20.1}
+    starts = {row[0]: row[1] for row in cells(benches.costs_table(found))}
+    assert starts["layerwise, prefetch 1"] == "39.30 s, 20.10 s for the plan"
+    assert "plan" not in starts["resident"]
+
+
 def test_bits_that_differ_from_residents_show_in_the_engines_table() -> None:
     found = bench(resident={}, layerwise={}, swap={"latents": "other bits"})
     bits = {row[0]: row[5] for row in cells(benches.steps_table(found))}

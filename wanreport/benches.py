@@ -164,8 +164,11 @@ def costs_table(bench: Bench) -> str:
     for record in bench.records:
         spent, peak, moved = clean_budget(record), peak_memory(record), moved_per_step(record)
         kind: Kind | None = "derived" if spent.left_out else None
+        cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "seconds")
+        aside = f", {seconds(planning)} for the plan" if planning else ""
         row: dict[str, object] = {
             "engine": engine_label(record),
+            "cold": None if cold is None else Cell(cold, text=seconds(cold) + aside),
             "first": seconds(spent.first),
             "switch": None if spent.switch is None else seconds(spent.switch),
             "all": Cell(spent.denoise, text=seconds(spent.denoise), kind=kind),
@@ -179,6 +182,7 @@ def costs_table(bench: Bench) -> str:
         rows,
         [
             Column("engine", "engine", numeric=False),
+            Column("cold", "cold start"),
             Column("first", "first step"),
             Column("switch", "switch step"),
             Column("all", "all steps"),
@@ -188,7 +192,8 @@ def costs_table(bench: Bench) -> str:
             Column("job", "job", numeric=False),
         ],
         caption=f"What else they take: {bench.machine}; {bench.work}",
-        note=f"Medians over clean iterations. {extrapolations(bench.records)}".rstrip(),
+        note="Medians over clean iterations, but for the cold start: from loading weights to the "
+        f"end of the very first step. {extrapolations(bench.records)}".rstrip(),
     )
 
 

@@ -402,14 +402,15 @@ def headline(record: Record) -> str:
     except NotAnswerable as why:
         return markdown(why)
     memory = peak_memory(record)["allocated_bytes"]
-    cold = get(record, "cold_start_s")
+    cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "seconds")
     return (
         f"{clean.steady.text('s')} per step (median [95 % interval] of the steps that are neither "
         f"first nor switch, clean iterations); all steps {seconds(clean.denoise)}, "
         f"the whole iteration {seconds(clean.total)}"
         + (f", both extrapolated from {sampled(record)}. " if clean.left_out else ". ")
         + (f"Peak allocated GPU memory {gigabytes(memory)}. " if memory else "")
-        + (f"From loading weights to the end of the first step {seconds(cold)}." if cold else "")
+        + (f"From loading weights to the end of the first step {seconds(cold)}" if cold else "")
+        + (f", {seconds(planning)} of it for the plan." if planning else "." if cold else "")
     )
 
 
