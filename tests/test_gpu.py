@@ -181,15 +181,20 @@ def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -
 
 
 def _several(late: bool) -> None:
-    """All ways to stream over the ranks of one host, in each rank."""
+    """All engines, and all ways to stream, over the ranks of one host, in each rank."""
     how: dict[str, Any] = {"device": "cuda", "size": SHAPES["480p"], "steps": 3} | WIDE
     reference = run_engine(ENGINES["resident"](), **how)
-    if late:
+    engines: list[tuple[str, dict[str, Any]]] = [
+        ("stream", {"settings": replace(settings, shard=shard)})
+        for shard in (False, True)
+        for settings in STREAMS
+    ]
+    if not late:
+        engines += [case for case in CASES if case[0] != "stream"]
+    else:
         base.Mover = lambda device: LateMover(device, dist.get_rank())  # type: ignore
-    for shard in (False, True):
-        for settings in STREAMS:
-            settings = replace(settings, shard=shard)
-            _same(run_engine(ENGINES["stream"](settings=settings), **how), reference)
+    for name, options in engines:
+        _same(run_engine(ENGINES[name](**options), **how), reference)
 
 
 @pytest.mark.parametrize("late", [False, True])
