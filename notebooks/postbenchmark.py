@@ -111,7 +111,8 @@ say(comparisons.missing_traces(records))
 #
 # Does offloading cost more or less on more GPUs? What was measured stands beside two predictions
 # made before: the baseline's, which expects the new offload to lose and the old one to gain, and
-# our own, computed from what fewer GPUs were measured at.
+# our own, computed from what fewer GPUs were measured at. Whether an overhead grows is judged
+# between the fewest and the most GPUs, from two on, where the 95 % intervals are apart.
 
 # %%
 from wanreport import curve
@@ -119,9 +120,10 @@ from wanreport import curve
 found = curve.curves(records)
 say(curve.at_hand(found))
 for one in found:
-    say(curve.answer(one))
+    say(f"### {tables.markdown(one.title)}")
     for picture, words in curve.pictures(one):
         show(picture, alt=words)
+    say(curve.answer(one))
     for html in curve.tables(one):
         table(html)
 

@@ -134,6 +134,12 @@ def html_table(
     )
 
 
+def fold(summary: str, *tables: str) -> str:
+    """Return tables that open on demand, with or without JavaScript, as HTML."""
+    inside = "\n".join(tables)
+    return f'<details class="fold"><summary>{html.escape(summary)}</summary>\n{inside}\n</details>'
+
+
 def _heading(column: Column) -> str:
     unit = f' <span class="unit">{html.escape(column.unit)}</span>' if column.unit else ""
     number = ' class="num"' if column.numeric else ""
