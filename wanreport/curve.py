@@ -32,6 +32,7 @@ from .tables import (
     markdown,
     percent,
     seconds,
+    significant,
 )
 from .verdicts import NEW, OLD, apart, baseline_facts, fact, quoted, ratio_of
 
@@ -186,10 +187,8 @@ def answer(curve: Curve) -> str:
             f" within {percent(TOLERANCE, 2)}."
         )
     if curve.void:
-        said.append(
-            f"{counted(curve.void, 'prediction')} came after the run or are of another job, and"
-            " count for nothing."
-        )
+        what = counted(curve.void, "prediction")
+        said.append(f"Left out, as made after the run or for another job: {what}.")
     if curve.made:
         said.append(f"Our predictions were made at {markdown('; '.join(sorted(curve.made)))}.")
     claims = (("new_grows", NEW, 1), ("old_shrinks", OLD[0], -1)) if curve.several else ()
@@ -256,9 +255,9 @@ def steps_table(curve: Curve) -> str:
         if record is None or not measured:
             if job is None:
                 return None
-            low, high = seconds(job["low_s"]), seconds(job["high_s"])
-            return Cell(job["step_s"], seconds(job["step_s"]), "predicted",
-                        note=f"{over(job['overhead'])}; {low} to {high}")  # fmt: skip
+            ends = f"{significant(job['low_s'], 3)}–{seconds(job['high_s'], 3)}"
+            note = f"{over(job['overhead'])}; {ends}"
+            return Cell(job["step_s"], seconds(job["step_s"]), "predicted", note=note)
         share, notes = curve.overhead((label, n)), []
         if share is not None:
             notes.append(over(share))
