@@ -118,7 +118,8 @@ say(comparisons.missing_traces(records))
 from wanreport import curve
 
 found = curve.curves(records)
-say(curve.at_hand(found))
+if not found:
+    say("Nothing was measured on several GPUs at full scale, and nothing predicted yet.")
 for one in found:
     say(f"### {tables.markdown(one.title)}")
     for picture, words in curve.pictures(one):

@@ -8,13 +8,13 @@ digits. Only a prediction of the same job that was made before the run is judged
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from . import predictions
-from .answers import Record, clean_budget, get, is_full_scale, iterations, ranks
+from .answers import Record, clean_budget, get, is_full_scale, iterations, ranks, sampled
 from .benches import engine_label, moved_per_step
 from .comparisons import around_switch
 from .figures import ENGINE_COLOURS, Picture, gpus_curve
@@ -162,16 +162,6 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     return [found[key] for key in sorted(found, key=lambda key: (key[0], -key[1][0], key[2]))]
 
 
-def at_hand(found: Sequence[Curve]) -> str:
-    """Return what to say where there is no curve, as Markdown."""
-    if found:
-        return ""
-    return (
-        "Nothing was measured on several GPUs at full scale, and nothing predicted: "
-        "`wanreport predict` says which record is missing."
-    )
-
-
 def answer(curve: Curve) -> str:
     """Return in Markdown what was measured and predicted, and which predictions held."""
     most = max((n for _, n in curve.records), default=0)
@@ -250,24 +240,20 @@ def steps_table(curve: Curve) -> str:
     """Return steady steps by engine and GPUs with the verdict on our predictions, as HTML."""
 
     def cell(label: str, n: int) -> Cell | None:
-        record, job = curve.records.get((label, n)), curve.jobs.get((label, n))
-        measured = curve.step((label, n))
-        if record is None or not measured:
-            if job is None:
-                return None
-            ends = f"{significant(job['low_s'], 3)}–{seconds(job['high_s'], 3)}"
-            note = f"{over(job['overhead'])}; {ends}"
-            return Cell(job["step_s"], seconds(job["step_s"]), "predicted", note=note)
-        share, notes = curve.overhead((label, n)), []
-        if share is not None:
-            notes.append(over(share))
+        key = label, n
+        job, measured, share = curve.jobs.get(key), curve.step(key), curve.overhead(key)
+        if job is None and not measured:
+            return None
+        note = "" if share is None else over(share)
         if job:
+            told, extra = seconds(job["step_s"]), over(job["overhead"])
+            if not measured:
+                extra += f"; {significant(job['low_s'], 3)}–{seconds(job['high_s'], 3)}"
+                return Cell(job["step_s"], told, "predicted", note=extra)
             off = percent(measured / job["step_s"] - 1, signed=True)
-            notes.append(
-                f"predicted {seconds(job['step_s'])}, {over(job['overhead'])}; off by {off}:"
-                f" {HELD[curve.held((label, n))]}"
-            )
-        return Cell(measured, clean_budget(record).steady.text(), note="; ".join(notes))
+            note += f"; predicted {told}, {extra}; off by {off}: {HELD[curve.held(key)]}"
+        text = clean_budget(curve.records[key]).steady.text()
+        return Cell(measured, text, note=note.removeprefix("; "))
 
     return _table(
         curve,
@@ -291,10 +277,12 @@ def bytes_table(curve: Curve) -> str:
 
     def ours(label: str, n: int) -> Cell | None:
         job, (each, every) = curve.jobs.get((label, n)), moved(label, n)
-        told = _bytes(job["h2d_bytes"], n * job["h2d_bytes"]) if job else ""
+        told = job["h2d_bytes"] if job else None
         if each is None or every is None:
-            return Cell(told, told, "predicted") if told else None
-        return Cell(each, _bytes(each, every), note=f"predicted {told}" if told else "")
+            note = "" if told is None else _in_all(n * told)
+            return Cell(told, told if told is None else gigabytes(told), "predicted", note=note)
+        note = _in_all(every) + ("" if told is None else f"; predicted {gigabytes(told)}")
+        return Cell(each, gigabytes(each), note=note)
 
     def theirs(side: str, label: str, n: int) -> Cell:
         names = [f"s6.1.{side}_{scope}.g{n}" for scope in ("each", "all")]
@@ -304,8 +292,8 @@ def bytes_table(curve: Curve) -> str:
         seen = [nbytes for nbytes in moved(label, n) if nbytes is not None]
         fits = [float(k.low) <= b / 1e9 <= float(k.high) for k, b in zip(known, seen, strict=False)]
         held = all(fits) if seen else None
-        each, every = (quoted(name).text for name in names)
-        return Cell(names[0], f"{each}; {every} in all", "quoted", note=HELD[held])
+        each, every = (quoted(name) for name in names)
+        return replace(each, note=f"{every.text} in all; {HELD[held]}")
 
     def wire(n: int) -> Cell | None:
         told = next((job["all_to_all_bytes"] for (_, m), job in curve.jobs.items() if m == n), None)
@@ -331,33 +319,28 @@ def bytes_table(curve: Curve) -> str:
     )
 
 
-def _bytes(each: float, every: float) -> str:
-    return f"{gigabytes(each)}; {gigabytes(every)} in all"
+def _in_all(nbytes: float) -> str:
+    return f"{gigabytes(nbytes)} in all"
 
 
 def reference_table(curve: Curve, number: int) -> str:
     """Return the shape of the baseline's section 8 on as many GPUs as it has, as HTML."""
-    parts = {
-        "first": (f"step {fact('s8.first.step'):.0f}", "first_s"),
-        "early": ("each step before the switch", "step_s"),
-        "switch": ("the switch", "switch_s"),
-        "late": ("each step after the switch", "step_s"),
-        "total": ("all steps", "total_s"),
+    parts: dict[str, tuple[str, str, Callable[[Record], float | None]]] = {
+        "first": (f"step {fact('s8.first.step'):.0f}", "first_s", lambda r: clean_budget(r).first),
+        "early": ("each step before the switch", "step_s", around_switch(-1)),
+        "switch": ("the switch", "switch_s", lambda r: clean_budget(r).switch),
+        "late": ("each step after the switch", "step_s", around_switch(1)),
+        "total": ("all steps", "total_s", lambda r: clean_budget(r).denoise),
     }
     labels = [label for label in curve.main if (label, number) in curve.keys]
 
-    def cell(label: str, part: str) -> Cell | None:
-        record, job = curve.records.get((label, number)), curve.jobs.get((label, number))
-        if record:
-            spent = clean_budget(record)
-            value = {
-                "first": spent.first, "early": around_switch(-1)(record), "switch": spent.switch,
-                "late": around_switch(1)(record), "total": spent.denoise,
-            }[part]  # fmt: skip
-            guessed = part == "total" and spent.left_out
-            return Cell(value, seconds(value), "derived" if guessed else None)
-        told = job[parts[part][1]] if job else None
-        return Cell(told, seconds(told), "predicted")
+    def cell(label: str, part: str) -> Cell:
+        record, (_, key, read) = curve.records.get((label, number)), parts[part]
+        if record is None:
+            told = curve.jobs[label, number][key]
+            return Cell(told, seconds(told), "predicted")
+        guessed = part == "total" and sampled(record)
+        return Cell(value := read(record), seconds(value), "derived" if guessed else None)
 
     return html_table(
         [
@@ -366,7 +349,7 @@ def reference_table(curve: Curve, number: int) -> str:
                 **{side: quoted(f"s8.{part}.{side}") for side in SIDES},
                 **{label: cell(label, part) for label in labels},
             }
-            for part, (words, _) in parts.items()
+            for part, (words, *_) in parts.items()
         ],
         [
             Column("part", "part", numeric=False),
@@ -376,6 +359,7 @@ def reference_table(curve: Curve, number: int) -> str:
         caption=f"As in the baseline's section 8, on {counted(number, 'GPU')}: {curve.title}",
         note="Where there is no record, our prediction stands. All steps are extrapolated where "
         "only some ran.",
+        kind="measured" if any(n == number for _, n in curve.records) else "predicted",
     )
 
 
