@@ -112,7 +112,7 @@ say(comparisons.missing_traces(records))
 # Does offloading cost more or less on more GPUs? What was measured stands beside two predictions
 # made before: the baseline's, which expects the new offload to lose and the old one to gain, and
 # our own, computed from what fewer GPUs were measured at. Whether an overhead grows is judged
-# between the fewest and the most GPUs, from two on, where the 95 % intervals are apart.
+# between the fewest and the most GPUs, from two on, where the intervals are apart.
 
 # %%
 from wanreport import curve

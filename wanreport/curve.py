@@ -278,11 +278,12 @@ def bytes_table(curve: Curve) -> str:
     def ours(label: str, n: int) -> Cell | None:
         job, (each, every) = curve.jobs.get((label, n)), moved(label, n)
         told = job["h2d_bytes"] if job else None
-        if each is None or every is None:
-            note = "" if told is None else _in_all(n * told)
-            return Cell(told, told if told is None else gigabytes(told), "predicted", note=note)
-        note = _in_all(every) + ("" if told is None else f"; predicted {gigabytes(told)}")
-        return Cell(each, gigabytes(each), note=note)
+        if each is not None and every is not None:
+            note = "" if told is None else f"; predicted {gigabytes(told)}"
+            return Cell(each, gigabytes(each), note=f"{gigabytes(every)} in all{note}")
+        if told is None:
+            return None
+        return Cell(told, gigabytes(told), "predicted", note=f"{gigabytes(n * told)} in all")
 
     def theirs(side: str, label: str, n: int) -> Cell:
         names = [f"s6.1.{side}_{scope}.g{n}" for scope in ("each", "all")]
@@ -317,10 +318,6 @@ def bytes_table(curve: Curve) -> str:
         "each GPU's, of how many it does not say; ours are those of a step, of the busiest rank, "
         "from the shape: records do not count them.",
     )
-
-
-def _in_all(nbytes: float) -> str:
-    return f"{gigabytes(nbytes)} in all"
 
 
 def reference_table(curve: Curve, number: int) -> str:
