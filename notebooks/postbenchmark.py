@@ -21,7 +21,7 @@ import wanreport.notebook as wanreport_notebook
 wanreport_notebook.parameters(globals(), "results_dirs")
 
 # %%
-from wanreport import answers, benches, comparisons, crossover, figures, peers, tables, verdicts
+from wanreport import answers, benches, comparisons, curve, figures, tables, verdicts
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
@@ -115,11 +115,8 @@ say(comparisons.missing_traces(records))
 # between the fewest and the most GPUs, from two on, where the intervals are apart.
 
 # %%
-from wanreport import curve
-
 found = curve.curves(records)
-if not found:
-    say("Nothing was measured on several GPUs at full scale, and nothing predicted yet.")
+say(curve.at_hand(found))
 for one in found:
     say(f"### {tables.markdown(one.title)}")
     for picture, words in curve.pictures(one):
@@ -136,6 +133,8 @@ for one in found:
 # the machine itself drifted.
 
 # %%
+from wanreport import crossover, peers
+
 campaigns = peers.load_campaigns(results_dirs)
 say(peers.at_hand(campaigns))
 

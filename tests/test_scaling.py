@@ -456,6 +456,8 @@ def test_without_measurements_the_page_shows_predictions_and_says_so(made: Path)
     assert not one.records  # as they are rehearsals
     said = curve.answer(one)
     assert "Nothing was measured on several GPUs yet:** the rest is prediction" in said
+    assert "Our predictions were made at" in curve.at_hand([one])
+    assert "which record is missing" in curve.at_hand([])
     statement = verdicts.baseline_facts().statement("s6.1.new_grows")
     assert f"“{statement}.” **– not measured.** We predict that layerwise" in said
     steps, folded = curve.tables(one)

@@ -162,6 +162,13 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     return [found[key] for key in sorted(found, key=lambda key: (key[0], -key[1][0], key[2]))]
 
 
+def at_hand(found: Sequence[Curve]) -> str:
+    """Return as Markdown when our predictions were made."""
+    if made := sorted(set().union(*(one.made for one in found))):
+        return f"Our predictions were made at {markdown('; '.join(made))}."
+    return "There is no prediction of ours: `wanreport predict` says which record is missing."
+
+
 def answer(curve: Curve) -> str:
     """Return in Markdown what was measured and predicted, and which predictions held."""
     most = max((n for _, n in curve.records), default=0)
@@ -179,8 +186,6 @@ def answer(curve: Curve) -> str:
     if curve.void:
         what = counted(curve.void, "prediction")
         said.append(f"Left out, as made after the run or for another job: {what}.")
-    if curve.made:
-        said.append(f"Our predictions were made at {markdown('; '.join(sorted(curve.made)))}.")
     claims = (("new_grows", NEW, 1), ("old_shrinks", OLD[0], -1)) if curve.several else ()
     return "\n".join([" ".join(said), "", *(_claim(curve, f"s6.1.{c[0]}", *c[1:]) for c in claims)])
 
