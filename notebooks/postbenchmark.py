@@ -21,7 +21,7 @@ import wanreport.notebook as wanreport_notebook
 wanreport_notebook.parameters(globals(), "results_dirs")
 
 # %%
-from wanreport import answers, benches, comparisons, crossover, figures, peers, tables, verdicts
+from wanreport import answers, benches, comparisons, curve, figures, tables, verdicts
 from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
@@ -111,17 +111,17 @@ say(comparisons.missing_traces(records))
 #
 # Does offloading cost more or less on more GPUs? What was measured stands beside two predictions
 # made before: the baseline's, which expects the new offload to lose and the old one to gain, and
-# our own, computed from what fewer GPUs were measured at.
+# our own, computed from what fewer GPUs were measured at. Whether an overhead grows is judged
+# between the fewest and the most GPUs, from two on, where the intervals are apart.
 
 # %%
-from wanreport import curve
-
 found = curve.curves(records)
 say(curve.at_hand(found))
 for one in found:
-    say(curve.answer(one))
+    say(f"### {tables.markdown(one.title)}")
     for picture, words in curve.pictures(one):
         show(picture, alt=words)
+    say(curve.answer(one))
     for html in curve.tables(one):
         table(html)
 
@@ -133,6 +133,8 @@ for one in found:
 # the machine itself drifted.
 
 # %%
+from wanreport import crossover, peers
+
 campaigns = peers.load_campaigns(results_dirs)
 say(peers.at_hand(campaigns))
 

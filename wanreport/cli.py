@@ -16,6 +16,7 @@ from pathlib import Path
 
 import wanreport
 from wanreport import local, planned, predictions, report
+from wanreport.answers import is_full_scale
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
@@ -213,12 +214,17 @@ def _predict(arguments: argparse.Namespace) -> int:
     root = local.project_root()
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
     jobs = [job for job in report.load_jobs(given, root).values() if job.scale != "tiny"]
-    sizes = sorted({job.num_gpus for job in jobs} - (set() if arguments.params else {1}))
+    sizes = sorted({job.num_gpus for job in jobs} - {1})
     found = local.all_records(root)
-    models = [arguments.gpu] if arguments.gpu else predictions.gpu_models(found)
+    models = {str(r["machine"].get("gpu_name")) for _, r in found if is_full_scale(r)}
+    models = {arguments.gpu} if arguments.gpu else models
     wires = [arguments.interconnect] if arguments.interconnect else list(INTERCONNECTS)
-    problems = [] if sizes and models else ["nothing to predict: give params files, or --gpu"]
-    for model, size, wire in itertools.product(models, sizes, wires):
+    problems = (
+        []
+        if sizes and models
+        else ["nothing to predict: give params files for several GPUs, or --gpu"]
+    )
+    for model, size, wire in itertools.product(sorted(models), sizes, wires):
         asked = [job for job in jobs if job.num_gpus == size]
         try:
             content = predictions.predict(root, asked, model, wire, found)

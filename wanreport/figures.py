@@ -541,9 +541,6 @@ def gpus_curve(
     predicted: Mapping[tuple[str, int], float],
     over: Mapping[tuple[str, int], float],
     expected: Mapping[tuple[str, int], float],
-    baseline: Mapping[int, float],
-    width: float = WIDTH,
-    height: float = 5.6,
 ) -> Picture:
     """Draw seconds of a steady step and its overhead over resident against the number of GPUs.
 
@@ -551,49 +548,47 @@ def gpus_curve(
     ----------
     measured, predicted, over, expected
         By engine's label and GPUs: seconds, and shares of resident's step.
-    baseline
-        The baseline's overhead by GPUs, a share.
     """
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="none")
     upper, lower = figure.subplots(2, 1, sharex=True, subplot_kw={"facecolor": "none"})
     labels = list(dict.fromkeys(label for label, _ in [*measured, *predicted]))
+    looks: dict[str, dict[str, Any]] = {
+        label: {"color": engine_colour(engine), "marker": ENGINE_MARKERS.get(engine, "o")}
+        for label in labels for engine in [label.partition(",")[0]]
+    }  # fmt: skip
+
+    def line(values: Mapping[tuple[str, int], float], label: str) -> dict[int, float]:
+        return {n: value for (name, n), value in sorted(values.items()) if name == label}
+
     for axes, seen, told, scale in ((upper, measured, predicted, 1), (lower, over, expected, 100)):
         _bare(axes)
-        for label in labels:
-            engine = label.partition(",")[0]
-            look: dict[str, Any] = {"color": engine_colour(engine), "markersize": 5}
-            for values, style in ((told, "--"), (seen, ENGINE_MARKERS.get(engine, "o"))):
-                at = {n: scale * values[name, n] for name, n in sorted(values) if name == label}
-                axes.plot(list(at), list(at.values()), style, linewidth=1.2, **look)
-    points = {n: 100 * share for n, share in sorted(baseline.items())}
-    lower.plot(list(points), list(points.values()), ":", color=INK, linewidth=1.6)
-    counts = sorted({n for _, n in [*measured, *predicted]})
-    lower.set_xticks(counts)
+        for label, look in looks.items():
+            for values, how in (
+                (told, {"linestyle": "--", "linewidth": 1.2, "color": look["color"]}),
+                (seen, {"linestyle": "", "markersize": 6, **look}),
+            ):
+                points = line(values, label)
+                axes.plot(list(points), [scale * value for value in points.values()], **how)
+    lower.set_xticks(sorted({n for _, n in [*measured, *predicted]}))
     lower.set(xlabel="GPUs", ylabel="over resident, %")
+    low, high = lower.get_ylim()
+    lower.set_ylim(min(low, -1), max(high, 5))  # a fraction of a per cent must not look large
     upper.set_ylabel("seconds per steady step")
     upper.set_ylim(0)
-    handles = [
-        Line2D([], [], color=engine_colour(label.partition(",")[0]), linewidth=1.2, label=label,
-               marker=ENGINE_MARKERS.get(label.partition(",")[0], "o"), markersize=5)
-        for label in labels
-    ]  # fmt: skip
-    for style, what in (("--", "predicted"), (":", "baseline, growing as its bytes")):
-        handles.append(Line2D([], [], color=INK, linestyle=style, label=what))
-    draw_legend(upper, handles=handles, ncols=4)
+    handles = [Line2D([], [], linewidth=1.2, label=label, markersize=6, linestyle="--", **look)
+               for label, look in looks.items()]  # fmt: skip
+    draw_legend(upper, handles=handles, ncols=3, title="lines: predicted; marks: measured")
 
-    def say(values: Mapping[tuple[str, int], float]) -> str:
+    def say(values: Mapping[tuple[str, int], float], scale: float, unit: str) -> str:
         return "; ".join(
-            f"{label} "
-            + ", ".join(f"{n}: {seconds(v)}" for (name, n), v in values.items() if name == label)
-            for label in labels
-            if any(name == label for name, _ in values)
-        )
+            f"{label} " + ", ".join(f"{n}: {significant(scale * v, 3)}" for n, v in points.items())
+            for label in labels if (points := line(values, label))
+        ) + f" {unit}" if values else "nothing"  # fmt: skip
 
-    shares = ", ".join(f"{n}: {significant(share, 3)} %" for n, share in points.items())
     return figure, (
         f"Steady step and overhead over resident by number of GPUs, {title}. "
-        f"Measured: {say(measured) or 'nothing'}. Predicted: {say(predicted) or 'nothing'}. "
-        f"The baseline's overhead, if it grows as its bytes: {shares}."
+        f"Measured: {say(measured, 1, 's')}; over resident {say(over, 100, '%')}. "
+        f"Predicted: {say(predicted, 1, 's')}; over resident {say(expected, 100, '%')}."
     )
 
 

@@ -144,6 +144,12 @@ def facts_table(rows: Sequence[tuple[str, object]], *, caption: str, note: str =
     )
 
 
+def fold(summary: str, *tables: str) -> str:
+    """Return tables that open on demand, with or without JavaScript, as HTML."""
+    inside = "\n".join(tables)
+    return f'<details class="fold"><summary>{html.escape(summary)}</summary>\n{inside}\n</details>'
+
+
 def _heading(column: Column) -> str:
     unit = f' <span class="unit">{html.escape(column.unit)}</span>' if column.unit else ""
     number = ' class="num"' if column.numeric else ""
