@@ -171,6 +171,12 @@ def _cell(content: object, column: Column, kind: Kind | None, *, first: bool) ->
     return f'<th scope="row"{attributes}>{text}</th>' if first else f"<td{attributes}>{text}</td>"
 
 
+def folded(summary: str, tables: Sequence[str]) -> str:
+    """Return tables that the reader opens by a click on `summary`, as HTML."""
+    inside = "\n".join(tables)
+    return f"<details><summary>{html.escape(summary)}</summary>\n{inside}\n</details>"
+
+
 def kind_legend() -> str:
     """Return the legend that tells the four kinds of numbers apart, as one HTML paragraph."""
     items = " ".join(
