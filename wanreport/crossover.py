@@ -97,42 +97,38 @@ def cheap_from(line: Sequence[Shape]) -> tuple[int, int] | None:
 
 def answer(found: Sequence[Found]) -> str:
     """Return what the map says of each line, as Markdown; NotAnswerable as :func:`draw`."""
+    there = lines_or_refuse(found).items()
     return "\n".join(
-        f"- **{markdown(name)}**: {_said(line)}" for name, line in lines_or_refuse(found).items()
+        f"- **{markdown(name)}**: {_cost_said(line)}.{_peers_said(line)}" for name, line in there
     )
 
 
-def _said(line: Sequence[Shape]) -> str:
-    costs = _costs(line)
-    if not costs:
-        text = "resident was not measured, so no cost is known."
-    elif len(costs) == 1:
-        text = f"the fastest costs {over(costs[0][1])} over resident at {costs[0][0]:,} tokens."
-    else:
-        (fewest, dear), *_, (most, cheap) = costs
-        text = (
-            f"the fastest costs {over(dear)} over resident at {fewest:,} tokens and {over(cheap)} "
-            f"at {most:,}"
-        )
-        if crossed := cheap_from(line):
-            text += f"; the cost falls below 1 % between {crossed[0]:,} and {crossed[1]:,} tokens."
-        elif cheap < CHEAP:
-            text += "; it is below 1 % at every length measured."
-        else:
-            text += "; where it falls below 1 % was not measured."
+def _cost_said(line: Sequence[Shape]) -> str:
+    if not (costs := _costs(line)):
+        return "resident was not measured, so no cost is known"
+    (fewest, dear), (most, cheap) = costs[0], costs[-1]
+    text = f"the fastest costs {over(dear)} over resident at {fewest:,} tokens"
+    if most > fewest:
+        text += f" and {over(cheap)} at {most:,}"
+    if crossed := cheap_from(line):
+        return f"{text}; the cost falls below 1 % between {crossed[0]:,} and {crossed[1]:,} tokens"
+    if cheap < CHEAP:
+        return f"{text}; it is below 1 % at every length measured"
+    return f"{text}; where it falls below 1 % was not measured"
+
+
+def _peers_said(line: Sequence[Shape]) -> str:
     behind = []
     for shape in line:
-        sides = [
-            [_ms(r) for r in shape.rows if (name_of(r["label"]) in PEERS) is peer]
-            for peer in (True, False)
-        ]
-        if all(sides):
-            behind.append(min(sides[0]) / min(sides[1]) - 1)
-    if behind:
-        text += f" The best peer's step beside our best: {over(min(behind))}" + (
-            f" to {over(max(behind))} at {len(behind)} lengths." if behind[1:] else "."
-        )
-    return text
+        steps: dict[bool, float] = {}  # the fastest ones, by whether it is a peer's
+        for row in shape.rows:
+            steps.setdefault(name_of(row["label"]) in PEERS, _ms(row))
+        if len(steps) == 2:
+            behind.append(steps[True] / steps[False] - 1)
+    if not behind:
+        return " No peer was measured beside it."
+    most = f" to {over(max(behind))} at {len(behind)} lengths" if behind[1:] else ""
+    return f" The best peer's step beside our best: {over(min(behind))}{most}."
 
 
 def draw(found: Sequence[Found], *, width: float = WIDTH) -> Picture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from .tables import (
     NBSP,
     Cell,
     Column,
+    Kind,
     counted,
     gigabytes,
     html_table,
@@ -114,6 +115,14 @@ def claim(one: Row, two: Row) -> str:
     return APART if apart(a, b) else OVERLAP
 
 
+def _table(
+    item: Found, rows: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str,
+    note: str, kind: Kind | None = "measured",
+) -> str:  # fmt: skip
+    caption = f"{title}: {words(item[1])} ({item[0].stem})"
+    return html_table(rows, columns, caption=caption, note=note, kind=kind)
+
+
 # One campaign ------------------------------------------------------------------------------------
 
 
@@ -156,33 +165,33 @@ def _transport(report: Campaign) -> str:
 def engines_table(path: Path, report: Campaign) -> str:
     """Return tokens × engine of a campaign, as HTML: times where it ran on GPUs, and bits."""
     cuda = report["settings"]["device"] == "cuda"
-    rows = sorted(report["rows"], key=lambda row: (row["tokens"], order(row["label"])))
-    columns = [
-        Column("tokens", "tokens"),
+    times = [
         Column("step", "step", STEP),
         Column("over", "to resident"),
         Column("limit", "to its limit", "moving, step and rank"),
         Column("peak", "device"),
         Column("pinned", "pinned"),
     ]
-    return html_table(
-        [_cells(report, row) for row in rows],
-        [
-            Column("engine", "engine", numeric=False),
-            *(columns if cuda else columns[:1]),
-            Column("bits", "bits", numeric=False),
-            Column("note", "note", numeric=False),
-        ],
-        caption=f"Engines beside their peers: {words(report)} ({path.stem})",
-        note=_drifts(report) + " An engine's limit is the larger of resident's step and of the "
-        "bytes that it must move in a steady step over the link's bandwidth as resident measured "
-        "it, pinned, all ranks at once: a ratio below 1 says that machine or link were faster "
-        "than then. A peer's copies are not counted; each of its branches is taken to bring every "
-        "block. Device is the fullest rank's allocated peak, pinned the host's memory."
-        if cuda
-        else "On a CPU only bits are checked: no times are claimed, and none are kept.",
-        kind="measured" if cuda else None,
-    )  # fmt: skip
+    columns = [
+        Column("engine", "engine", numeric=False),
+        Column("tokens", "tokens"),
+        *(times if cuda else []),
+        Column("bits", "bits", numeric=False),
+        Column("note", "note", numeric=False),
+    ]
+    note = "On a CPU only bits are checked: no times are claimed, and none are kept."
+    if cuda:
+        note = (
+            f"{_drifts(report)} An engine's limit is the larger of resident's step and of the bytes"
+            " that it must move in a steady step over the link's bandwidth as resident measured it,"
+            " pinned, all ranks at once: a ratio below 1 says that machine or link were faster than"
+            " then. A peer's copies are not counted; each of its branches is taken to bring every"
+            " block. Device is the fullest rank's allocated peak, pinned the host's memory."
+        )
+    rows = sorted(report["rows"], key=lambda row: (row["tokens"], order(row["label"])))
+    cells = [_cells(report, row) for row in rows]
+    title = "Engines beside their peers"
+    return _table((path, report), cells, columns, title, note, "measured" if cuda else None)
 
 
 def _drifts(report: Campaign) -> str:
@@ -329,15 +338,11 @@ def foretold_tables(found: Sequence[Found]) -> list[str]:
         }
 
     return [
-        html_table(
-            [row(cell) for cell in cells],
-            columns,
-            caption=f"Plans, predicted against measured: {words(report)} ({path.stem})",
-            note="A fixed setting counts if its buffers fit the room that the plan had.",
-        )
-        for path, report in found
-        if (cells := foretold([(path, report)]))
-    ]
+        _table(item, [row(cell) for cell in cells], columns, "Plans, predicted against measured",
+               "A fixed setting counts if its buffers fit the room that the plan had.")
+        for item in found
+        if (cells := foretold([item]))
+    ]  # fmt: skip
 
 
 # Each setting alone ------------------------------------------------------------------------------
@@ -379,15 +384,12 @@ def ablation_tables(found: Sequence[Found]) -> list[str]:
         }
 
     tables = [
-        html_table(
-            [line(report, *pair) for pair in pairs],
-            columns,
-            caption=f"Settings of stream, each alone: {words(report)} ({path.stem})",
-            note="Both rows are of this campaign and differ in this setting only.",
-        )
-        for path, report in found
-        if (pairs := ablations(report))
-    ]
+        _table(item, [line(item[1], *pair) for pair in pairs], columns,
+               "Settings of stream, each alone",
+               "Both rows are of this campaign and differ in this setting only.")
+        for item in found
+        if (pairs := ablations(item[1]))
+    ]  # fmt: skip
     if not tables:
         what = "two rows of stream that differ in one setting only"
         raise NotAnswerable(f"No campaign on a GPU has {what}.")
