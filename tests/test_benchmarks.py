@@ -236,7 +236,7 @@ def test_tokens_are_those_of_a_video(tokens: int, shape: tuple[int, int, int]) -
         (["--engines", "laywise"], "there are resident, swap"),
         (["--tokens", "3120;7800"], "--tokens 3120;7800"),
         (["--tokens", "10007"], "multiple of 1560"),
-        (["--passes", "4"], "at least 5"),
+        (["--passes", "5"], "at least 6"),
         (["--resume"], "--json"),
     ],
 )

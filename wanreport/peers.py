@@ -98,9 +98,9 @@ def engine_cell(label: str) -> Cell:
     return Cell(label, text=label + (" (peer)" if peer else ""), engine=campaigns.engine_of(label))
 
 
-def _step_cell(row: Row) -> Cell | None:
+def _step_cell(row: Row, said: str = "") -> Cell | None:
     step = step_ms(row)
-    return None if step.median is None else Cell(step.median, text=step.text("ms"))
+    return None if step.median is None else Cell(step.median, text=step.text("ms"), note=said)
 
 
 def _over_cell(share: float | None, said: str = "") -> Cell | None:
@@ -247,7 +247,7 @@ class Foretold:
 
     @property
     def claim(self) -> str:
-        return claim(self.row, self.best) if self.best else ""
+        return f"{self.best['label']}: {claim(self.row, self.best)}" if self.best else ""
 
     @property
     def place(self) -> str:
@@ -305,11 +305,11 @@ def foretold_sentence(found: Sequence[Found]) -> str:
     if not slower:
         return f"{text} In none of {len(rivals)} was the plan slower than the best fixed setting."
     most, slowest = max(slower, key=lambda item: item[0])
-    sure = sum(cell.claim == APART for _, cell in slower)
+    sure = sum(cell.claim.endswith(APART) for _, cell in slower)
     return (
         f"{text} Beside the best fixed setting in its room the plan was slower in {len(slower)} of "
         f"{len(rivals)}, in {sure or 'none'} of them with intervals apart; at most by "
-        f"{off(most)} ({slowest.place}, {slowest.claim})."
+        f"{off(most)} ({slowest.place}; {markdown(slowest.claim)})."
     )
 
 
@@ -321,20 +321,18 @@ def foretold_tables(found: Sequence[Found]) -> list[str]:
         Column("predicted", "predicted"),
         Column("measured", "measured", STEP),
         Column("error", "prediction", "over measured"),
-        Column("behind", "plan", "over the best fixed"),
-        Column("best", "best fixed", "setting beside it", numeric=False),
+        Column("behind", "plan", "over the best fixed setting"),
     ]
 
     def row(cell: Foretold) -> dict[str, object]:
         text = f"{significant(cell.predicted_ms, 4)} ms"
         return {
             "tokens": cell.row["tokens"],
-            "chosen": describe(cell.row["settings"]),
+            "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
             "predicted": Cell(cell.predicted_ms, kind="predicted", text=text),
             "measured": _step_cell(cell.row),
             "error": _over_cell(cell.error),
             "behind": _over_cell(cell.behind, cell.claim),
-            "best": engine_cell(cell.best["label"]) if cell.best else None,
         }
 
     return [
@@ -369,7 +367,6 @@ def ablation_tables(found: Sequence[Found]) -> list[str]:
         Column("delta", "change"),
         Column("step", "changed", STEP),
         Column("base", "base", STEP),
-        Column("rest", "the base", numeric=False),
     ]
 
     def line(report: Campaign, base: Row, row: Row, key: str) -> dict[str, object]:
@@ -379,8 +376,7 @@ def ablation_tables(found: Sequence[Found]) -> list[str]:
             "tokens": row["tokens"],
             "delta": _over_cell(campaigns.cost(report, row, base["label"]), claim(row, base)),
             "step": _step_cell(row),
-            "base": _step_cell(base),
-            "rest": engine_cell(base["label"]),
+            "base": _step_cell(base, base["label"]),
         }
 
     tables = [
