@@ -20,15 +20,15 @@ from wanreport.record import find_records
 
 def test_a_campaign_is_found_in_its_machines_folder_and_is_no_record(tmp_path: Path) -> None:
     report = made.campaign()
-    path = made.write(report, tmp_path)
-    made.write(made.campaign(device="cpu", machine="CPU, 2 cores"), tmp_path)
+    path = made.write(report, tmp_path / "results")
+    made.write(made.campaign(device="cpu", machine="CPU, 2 cores"), tmp_path / "results")
     (path.parent / ".peers.json").write_text("{")  # an editor's
-    found = find_campaigns(tmp_path)
+    found = find_campaigns(tmp_path / "results")
     assert [one["machine"]["slug"] for _, one in found] == [
         "2x-nvidia-h200-host-memory-over-pcie-nccl-p2p-disable-1", "cpu-2-cores"
     ]  # fmt: skip
     assert found[0][1] == report
-    for root in (tmp_path, tmp_path.parent):
+    for root in (tmp_path / "results", tmp_path):
         assert find_records(root) == []
 
 
