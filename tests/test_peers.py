@@ -126,11 +126,13 @@ def test_the_map_names_the_fastest_that_moves_weights_and_what_it_costs() -> Non
     assert rows["fsdp"]["14,040 tokens"] == "→ +2.0 % 375.3 ms, 1.41 GB"
     assert rows["planned"]["14,040 tokens"].startswith("→ +2.4 %")
     assert rows["planned"]["7,800 tokens"].startswith("+8.5 %")
+    several = cells(crossover.tables(found(factors=made.LABELS | made.ABLATED))[0])
+    assert {c["engine"]: c["7,800 tokens"] for c in several}["stream"].startswith("→ +1.0 %")
     assert "drifted by 0.2\u00a0% at most" in crossover.tables(here)[0]
     said = crossover.answer(here).replace("\u00a0", " ")
     assert "costs +2.0 % over resident at 7,800 tokens and +0.1 % at 75,600" in said
     assert "falls below 1 % between 14,040 and 32,760 tokens" in said
-    assert "The best peer's step beside our best: +19 % to +21 % at 4 lengths" in said
+    assert "The best peer's step beside our best: +19 % to +21 %, at 4 lengths" in said
 
 
 def test_engines_that_samples_do_not_tell_apart_share_a_cell() -> None:
