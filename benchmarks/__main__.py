@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder that holds the package, or the version that must be installed")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile on the segments")
     add("--passes", type=int, default=7,
-        help="timed steps, at least 5 (default 7); on a GPU for at least 2 s")  # fmt: skip
+        help="timed steps, at least 6, as fewer have no interval (default 7); on a GPU for 2 s or"
+        " more")  # fmt: skip
     add("--warmup", type=int, default=2,
         help="steps before, at least 2 (default 2); on a GPU 2 s of steps more")  # fmt: skip
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     tokens, blocks = DEFAULTS[arguments.device]
     if arguments.blocks is None:
         arguments.blocks = blocks
-    for key, least in (("passes", 5), ("warmup", 2), ("ranks", 1), ("blocks", 1)):
+    for key, least in (("passes", 6), ("warmup", 2), ("ranks", 1), ("blocks", 1)):
         if getattr(arguments, key) < least:
             parser.error(f"--{key} {getattr(arguments, key)}: give at least {least}")
     try:

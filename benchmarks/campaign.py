@@ -63,11 +63,16 @@ class Campaign:
             "rows": [],
         }
         self.missing: dict[str, Missing] = {}
+        self.code: dict[str, dict[str, Any]] = {}
         for name in PEERS.keys() & set(map(name_of, arguments.engines)):
             try:
-                self.report["peers"][name] = PEERS[name].find(arguments.sglang, arguments.device)
+                code = PEERS[name].find(arguments.sglang, arguments.device)
             except Missing as reason:
                 self.missing[name] = reason
+                continue
+            self.code[name] = code
+            # Where it lies is this machine's affair.
+            self.report["peers"][name] = {k: v for k, v in code.items() if k != "folder"}
         self.order = list(dict.fromkeys([FIRST, *arguments.engines, LAST]))
         self.done: set[tuple[str, int]] = set()
         self.until = time.monotonic() + 60 * arguments.budget_minutes
@@ -117,7 +122,7 @@ class Campaign:
         cuda, count = self.arguments.device == "cuda", self.arguments.ranks
         spec = self.report["settings"] | {
             "engine": label.removesuffix(" again"),
-            "code": self.report["peers"].get(name_of(label)),
+            "code": self.code.get(name_of(label)),
             "grids": [[tokens, grid(tokens)] for tokens in pending],
             "passes": self.arguments.passes,
             "timeout_s": TIMEOUT_S,

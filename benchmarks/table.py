@@ -5,22 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from wanreport.campaigns import (
-    FIRST,
-    LAST,
-    drift,
-    find,
-    identical,
-    limit,
-    link,
-    moved,
-    note,
-    own_limit,
-    peak,
-    pinned_bytes,
-    shapes,
-    step_ms,
-)
+from wanreport import campaigns
 from wanreport.tables import EM_DASH
 
 HEADER = ("engine", "ms per step", "95 % interval", "n", "/ limit", "allocated GB",
@@ -42,7 +27,9 @@ def tables(report: dict[str, Any], order: Sequence[str]) -> str:
     versions |= {name: peer["version"] for name, peer in report["peers"].items()}
     source = ", ".join(f"{name} {version}" for name, version in versions.items())
     foot = f"{report['machine']['class']}; {source}.\n{ON_GPU if device == 'cuda' else CPU_ONLY}"
-    return "\n\n".join([*(_shape(report, tokens, order) for tokens in shapes(report)), foot])
+    return "\n\n".join(
+        [*(_shape(report, tokens, order) for tokens in campaigns.shapes(report)), foot]
+    )
 
 
 def _shape(report: dict[str, Any], tokens: int, order: Sequence[str]) -> str:
@@ -52,35 +39,35 @@ def _shape(report: dict[str, Any], tokens: int, order: Sequence[str]) -> str:
         f" {settings['branches']}; ranks: {settings['ranks']};"
         f" segments: {'compiled' if settings['compile'] else 'eager'}"
     ]
-    resident, top = step_ms(find(report, FIRST, tokens)).median, limit(report, tokens)
-    before, after, later = link(report), link(report, LAST), drift(report, tokens)
-    if top is not None:
-        lines.append(
-            f"limit {top:,.1f} ms = max(resident {resident:,.1f} ms, {size} / {before:.1f} GB/s)"
-            " where every block moves once"
-        )
+    before, after, later = (
+        campaigns.link(report),
+        campaigns.link(report, campaigns.LAST),
+        campaigns.drift(report, tokens),
+    )
+    if before:
+        lines[0] += f"; link: {before:.1f} GB/s"
     if later is not None and before and after:
         lines.append(
             f"drift from first to last: resident {later:+.1%}, link {after / before - 1:+.1%}"
         )
-    rows = [row for label in order if (row := find(report, label, tokens))]
+    rows = [row for label in order if (row := campaigns.find(report, label, tokens))]
     return "\n".join(lines) + "\n\n" + _aligned([HEADER, *(_cells(report, row) for row in rows)])
 
 
 def _cells(report: dict[str, Any], row: Any) -> tuple[str, ...]:
-    ms, top = step_ms(row), own_limit(report, row)
+    ms, top = campaigns.step_ms(row), campaigns.limit(report, row)
     return (
         row["label"],
         EM_DASH if ms.median is None else f"{ms.median:,.1f}",
         EM_DASH if ms.low is None else f"[{ms.low:,.1f}, {ms.high:,.1f}]",
         str(ms.n or EM_DASH),
         EM_DASH if ms.median is None or top is None else f"{ms.median / top:.3f}",
-        _gigabytes(peak(row, "allocated")),
-        _gigabytes(peak(row, "reserved")),
-        _gigabytes(pinned_bytes(row)),
-        _gigabytes(moved(report, row)),
-        {True: "same", False: "DIFFERENT", None: EM_DASH}[identical(report, row)],
-        note(row),
+        _gigabytes(campaigns.peak(row, "allocated")),
+        _gigabytes(campaigns.peak(row, "reserved")),
+        _gigabytes(campaigns.pinned_bytes(row)),
+        _gigabytes(campaigns.moved(report, row)),
+        {True: "same", False: "DIFFERENT", None: EM_DASH}[campaigns.identical(report, row)],
+        campaigns.note(row),
     )
 
 

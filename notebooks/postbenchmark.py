@@ -128,26 +128,18 @@ for one in found:
 # %% [markdown]
 # ## Engines beside their peers
 #
-# What do other projects' offloads take on the same blocks, shapes and machine? A campaign runs in
-# one go: every engine in processes of its own, and `resident` first and last, which shows how far
-# the machine itself drifted.
+# From how many tokens on does moving weights cost nothing, and which engine does it best: ours, or
+# another project's on the same blocks, shapes and machine? `resident`, which has all weights on the
+# device, is what the others are held against.
 
 # %%
 from wanreport import crossover, peers
 
 campaigns = peers.load_campaigns(results_dirs)
-say(peers.at_hand(campaigns))
-
-# %% [markdown]
-# ### Crossover map
-#
-# Which engine is the fastest of those that move weights, and what does it cost over having all
-# weights on the device?
-
-# %%
 with or_say_why():
     picture, words = crossover.draw(campaigns)
     show(picture, alt=words)
+    say(crossover.answer(campaigns))
 for html in crossover.tables(campaigns):
     table(html)
 
@@ -159,25 +151,28 @@ for html in crossover.tables(campaigns):
 # %%
 with or_say_why():
     say(peers.foretold_sentence(campaigns))
-for html in peers.foretold_tables(campaigns):
-    table(html)
+    table(tables.fold("Each plan", *peers.foretold_tables(campaigns)))
 
 # %% [markdown]
 # ### Each setting alone
 #
-# Rows of `stream` that differ from a base in one setting only.
+# Rows of `stream` that differ in one setting only.
 
 # %%
 with or_say_why():
     for html in peers.ablation_tables(campaigns):
         table(html)
 
+# %% [markdown]
+# ### Every row, and how it was measured
+#
+# A campaign runs in one go: every engine in processes of its own, and `resident` first and last,
+# which shows how far the machine itself drifted.
+
 # %%
-for machine, here in peers.by_machine(campaigns).items():
-    say(f"### Beside peers on {machine}")
-    for path, campaign in here:
-        table(peers.engines_table(path, campaign))
-        table(peers.conditions_table(path, campaign))
+for path, campaign in campaigns:
+    both = [peers.engines_table(path, campaign), peers.conditions_table(path, campaign)]
+    table(tables.fold(f"{peers.words(campaign)} ({path.stem})", *both))
 
 # %% [markdown]
 # ## What moved

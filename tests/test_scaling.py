@@ -23,7 +23,7 @@ from wanreport import cli, curve, local, measure, predictions, report, scaling, 
 from wanreport.cost import Route
 from wanreport.job import Job, load_job, resolve_job
 from wanreport.scaling import PredictionError, all_to_all_bytes, gather, predict_job, tokens_of
-from wanreport.tables import gigabytes, seconds, significant
+from wanreport.tables import gigabytes, overhead, seconds, significant
 from wanreport.ulysses import SequenceParallel, split_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -526,7 +526,7 @@ def test_an_overhead_that_grows_is_told_from_one_that_shrinks(
     (one,) = curve.curves(records)
     said = curve.answer(one)
     assert f"**{verdict}.** Measured, layerwise" in said
-    shares = f"{predictions.over(few - 1)} on 2 GPUs, {predictions.over(many - 1)} on 4 GPUs."
+    shares = f"{overhead(few - 1)} on 2 GPUs, {overhead(many - 1)} on 4 GPUs."
     assert shares in said
     for record in records:  # on two machines they cannot be compared
         record["machine"] |= {"slug": f"{record['job']['engine']}-machine"}

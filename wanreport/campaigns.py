@@ -24,6 +24,8 @@ from .tables import Estimate, estimate
 
 FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
+KNOWN = ("resident", "swap", "fsdp", "layerwise", "stream", "planned", *PEERS)
+"""Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 SCHEMA_VERSION = 2
 """Version 1 has rows without ``transport``, ``git_dirty`` and ``settings``."""
 LEAST_SAMPLES = 5
@@ -200,46 +202,51 @@ def _where(location: Sequence[str | int]) -> str:
 
 def _problems(report: Campaign) -> Iterator[str]:
     """What is wrong although each key for itself is right."""
-    settings, seen = report["settings"], set()
-    if report["bytes"] % settings["blocks"]:
-        yield f"bytes: {report['bytes']} are no {settings['blocks']} blocks"
+    seen = set()
     for index, row in enumerate(report["rows"]):
-        at, key = f"rows[{index}] ({row['label']})", (row["label"], row["tokens"])
+        key = row["label"], row["tokens"]
+        for where, what in _wrong(report, row):
+            yield f"rows[{index}] ({row['label']}).{where}: {what}"
         if key in seen:
-            yield f"{at}: stands there twice for {row['tokens']} tokens"
+            yield f"rows[{index}] ({row['label']}): stands there twice for {row['tokens']} tokens"
         seen.add(key)
+
+
+def _wrong(report: Campaign, row: Row) -> Iterator[tuple[str, str]]:
+    """Keys of a row that contradict other ones, and how."""
+    settings, ranks = report["settings"], row["ranks"]
+    try:
+        name = name_of(row["label"])
+        if name not in KNOWN:
+            raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
         if math.prod(row["grid"]) != row["tokens"]:
-            yield f"{at}.grid: {row['grid']} are not {row['tokens']} tokens"
-        if row["status"] != "ok":
-            if row["ranks"] or not row["reason"]:
-                yield f"{at}.status: {row['status']} needs a reason, and has no ranks"
-            continue
-        if len(row["ranks"]) != settings["ranks"]:
-            yield f"{at}.ranks: are {len(row['ranks'])}, and settings.ranks {settings['ranks']}"
-            continue
-        numbers = {len(rank["samples_ms"]) for rank in row["ranks"]}
-        cuda = settings["device"] == "cuda"
-        if len(numbers) != 1 or (min(numbers) < LEAST_SAMPLES if cuda else max(numbers)):
-            wanted = f"{LEAST_SAMPLES} or more, the same on each rank" if cuda else "none on a CPU"
-            yield f"{at}.ranks: have {sorted(numbers)} samples_ms; there must be {wanted}"
-        if cuda and name_of(row["label"]) == FIRST and None in [r["link"] for r in row["ranks"]]:
-            yield f"{at}.ranks: link is missing, and every limit rests on it"
-        if name_of(row["label"]) in PEERS and name_of(row["label"]) not in report["peers"]:
-            yield f"peers.{name_of(row['label'])}: is missing, and {at} is its"
-        elif name_of(row["label"]) not in PEERS and None in [r["counters"] for r in row["ranks"]]:
-            yield f"{at}.ranks: counters are missing, which every engine has"
-        for rank in row["ranks"]:
-            if rank["plan"] and rank["plan"]["chosen"] >= len(rank["plan"]["candidates"]):
-                yield f"{at}.ranks: plan.chosen {rank['plan']['chosen']} is no candidate"
-                break
-        else:
-            try:
-                wanted_settings = stream_settings(row["label"], row["ranks"])
-            except (TypeError, ValueError) as error:
-                yield f"{at}.label: {error}"
-                continue
-            if row["settings"] != wanted_settings:
-                yield f"{at}.settings: are not those of its label or plan"
+            yield "grid", f"{row['grid']} are not {row['tokens']} tokens"
+        if row["status"] != "ok" and (ranks or not row["reason"]):
+            yield "status", f"{row['status']} needs a reason, and has no ranks"
+        for plan in filter(None, (rank["plan"] for rank in ranks)):
+            if plan["chosen"] >= len(plan["candidates"]):
+                yield "ranks", f"plan.chosen {plan['chosen']} is no candidate"
+                return
+        if row["settings"] != stream_settings(row["label"], ranks):
+            yield "settings", "are not those of its label or plan"
+    except (TypeError, ValueError) as error:
+        yield "label", str(error)
+        return
+    if row["status"] != "ok":
+        return
+    numbers = {len(rank["samples_ms"]) for rank in ranks}
+    cuda = settings["device"] == "cuda"
+    if len(ranks) != settings["ranks"]:
+        yield "ranks", f"are {len(ranks)}, and settings.ranks {settings['ranks']}"
+    elif len(numbers) != 1 or (min(numbers) < LEAST_SAMPLES if cuda else max(numbers)):
+        wanted = f"{LEAST_SAMPLES} or more, the same on each rank" if cuda else "none on a CPU"
+        yield "ranks", f"have {sorted(numbers)} samples_ms; there must be {wanted}"
+    if cuda and name == FIRST and None in [rank["link"] for rank in ranks]:
+        yield "ranks", "link is missing, and every limit rests on it"
+    if name in PEERS and name not in report["peers"]:
+        yield "label", f"peers.{name} is missing, which says what was run"
+    if name not in PEERS and None in [rank["counters"] for rank in ranks]:
+        yield "ranks", "counters are missing, which every engine has"
 
 
 def campaign_files(root: Path) -> list[Path]:
@@ -344,17 +351,16 @@ def link(report: Campaign, label: str = FIRST) -> float | None:
     return min(links, default=None)
 
 
-def ratio(report: Campaign, row: Row, label: str = FIRST) -> float | None:
-    """A step over that of ``label``, by default the first run of `resident`, at its shape."""
+def cost(report: Campaign, row: Row, label: str = FIRST) -> float | None:
+    """A step over that of ``label``, by default the first run of `resident`, less 1."""
     mine, other = step_ms(row).median, step_ms(find(report, label, row["tokens"])).median
-    return None if mine is None or other is None else mine / other
+    return None if mine is None or other is None else mine / other - 1
 
 
 def drift(report: Campaign, tokens: int) -> float | None:
     """How much longer a step of `resident` took at the end than at the beginning, less 1."""
     last = find(report, LAST, tokens)
-    over = ratio(report, last) if last else None
-    return None if over is None else over - 1
+    return cost(report, last) if last else None
 
 
 def moved(report: Campaign, row: Row) -> float | None:
@@ -377,21 +383,17 @@ def moved(report: Campaign, row: Row) -> float | None:
     return max(rank["counters"]["h2d_bytes"] for rank in row["ranks"]) / steps if steps else None
 
 
-def limit(report: Campaign, tokens: int, nbytes: float | None = None) -> float | None:
-    """Milliseconds that no engine can beat without moving fewer bytes: max(compute, transfer).
+def limit(report: Campaign, row: Row) -> float | None:
+    """Milliseconds of a step that an engine cannot beat with the bytes that it moves.
 
-    ``nbytes`` are those of a step and rank; by default every block once.
+    That is the larger of the first run of `resident` and of the bytes over the link's bandwidth,
+    both as measured in that run.
     """
-    resident, bandwidth = step_ms(find(report, FIRST, tokens)).median, link(report)
-    if resident is None or bandwidth is None:
-        return None
-    return max(resident, (report["bytes"] if nbytes is None else nbytes) / bandwidth / 1e6)
-
-
-def own_limit(report: Campaign, row: Row) -> float | None:
-    """The limit of an engine with the bytes that it moves, in milliseconds."""
+    resident, bandwidth = step_ms(find(report, FIRST, row["tokens"])).median, link(report)
     nbytes = moved(report, row)
-    return None if nbytes is None else limit(report, row["tokens"], nbytes)
+    if resident is None or bandwidth is None or nbytes is None:
+        return None
+    return max(resident, nbytes / bandwidth / 1e6)
 
 
 def identical(report: Campaign, row: Row) -> bool | None:

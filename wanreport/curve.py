@@ -20,7 +20,6 @@ from .comparisons import around_switch
 from .figures import ENGINE_COLOURS, Picture, gpus_curve
 from .local import project_root
 from .notebook import Stop
-from .predictions import over
 from .scaling import INTERCONNECTS, PredictionError
 from .tables import (
     Cell,
@@ -30,6 +29,7 @@ from .tables import (
     gigabytes,
     html_table,
     markdown,
+    overhead,
     percent,
     seconds,
     significant,
@@ -205,7 +205,8 @@ def _claim(curve: Curve, name: str, engine: str, wanted: int) -> str:
     told = {n: curve.jobs[label, n]["overhead"] for n in curve.counts if (label, n) in curve.jobs}
     found = [
         f"{what} {label} takes over resident "
-        + ", ".join(f"{over(share)} on {counted(n, 'GPU')}" for n, share in shares.items()) + "."
+        + ", ".join(f"{overhead(share)} on {counted(n, 'GPU')}" for n, share in shares.items())
+        + "."
         for what, shares in (("Measured,", seen), ("We predict that", told)) if shares
     ]  # fmt: skip
     said = (
@@ -249,9 +250,9 @@ def steps_table(curve: Curve) -> str:
         job, measured, share = curve.jobs.get(key), curve.step(key), curve.overhead(key)
         if job is None and not measured:
             return None
-        note = "" if share is None else over(share)
+        note = "" if share is None else overhead(share)
         if job:
-            told, extra = seconds(job["step_s"]), over(job["overhead"])
+            told, extra = seconds(job["step_s"]), overhead(job["overhead"])
             if not measured:
                 extra += f"; {significant(job['low_s'], 3)}–{seconds(job['high_s'], 3)}"
                 return Cell(job["step_s"], told, "predicted", note=extra)

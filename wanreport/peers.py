@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from . import campaigns
 from .answers import NotAnswerable
-from .campaigns import (
-    FIRST,
-    LAST,
-    PEERS,
-    Campaign,
-    CampaignError,
-    Row,
-    drift,
-    engine_of,
-    find_campaigns,
-    identical,
-    link,
-    moved,
-    name_of,
-    note,
-    own_limit,
-    peak,
-    pinned_bytes,
-    ratio,
-    shapes,
-    step_ms,
-)
+from .campaigns import PEERS, Campaign, Row, name_of, step_ms
 from .cost import StreamSettings
 from .local import project_root
 from .notebook import Stop
 from .plan import describe
 from .tables import (
-    EM_DASH,
     NBSP,
     Cell,
     Column,
@@ -46,14 +26,14 @@ from .tables import (
     gigabytes,
     html_table,
     markdown,
-    percent,
+    overhead,
     significant,
     tick,
 )
 from .verdicts import apart
 
-ORDER = ("resident", "swap", "fsdp", "layerwise", "stream", "planned", *PEERS)
-ABSENT = "No campaign of engines beside their peers was measured on a GPU yet."
+APART, OVERLAP = "intervals apart", "intervals overlap"
+STEP = "median [95 % interval], n"
 
 Found = tuple[Path, Campaign]
 
@@ -69,24 +49,26 @@ def load_campaigns(directories: Sequence[str | Path]) -> list[Found]:
     root, found = project_root(), []
     for directory in directories:
         try:
-            here = find_campaigns(root / directory)
-        except CampaignError as error:
+            here = campaigns.find_campaigns(root / directory)
+        except campaigns.CampaignError as error:
             raise Stop(str(error)) from None
         found += [(Path(directory) / path.relative_to(root / directory), one) for path, one in here]
-    return sorted(found, key=lambda item: (*setting(item[1]), item[0]))
-
-
-def setting(report: Campaign) -> tuple[str, int, int, bool]:
-    """What must be alike for engines to be compared: machine class, ranks, branches, compile."""
-    asked = report["settings"]
-    return report["machine"]["class"], asked["ranks"], asked["branches"], asked["compile"]
+    return sorted(found, key=lambda item: (words(item[1]), item[0]))
 
 
 def words(report: Campaign) -> str:
-    """The setting in plain text: "2x NVIDIA H200, NVLink; 2 ranks, 1 branch"."""
-    machine, ranks, branches, compiled = setting(report)
-    text = f"{machine}; {counted(ranks, 'rank')}, {counted(branches, 'branch', 'branches')}"
-    return text + (", compiled" if compiled else "")
+    """What must be alike for engines to be compared: "2x NVIDIA H200, NVLink; 2 ranks, 1 branch".
+
+    That is machine and interconnect, ranks, branches and whether segments are compiled.
+    """
+    asked = report["settings"]
+    ranks, branches = counted(asked["ranks"], "rank"), _branches(report)
+    compiled = ", compiled" if asked["compile"] else ""
+    return f"{report['machine']['class']}; {ranks}, {branches}{compiled}"
+
+
+def _branches(report: Campaign) -> str:
+    return counted(report["settings"]["branches"], "branch", "branches")
 
 
 def timed(found: Sequence[Found]) -> list[Found]:
@@ -94,21 +76,45 @@ def timed(found: Sequence[Found]) -> list[Found]:
     return [item for item in found if item[1]["settings"]["device"] == "cuda"]
 
 
-def at_hand(found: Sequence[Found]) -> str:
-    """Return how many campaigns there are, as Markdown."""
-    real, all_of = len(timed(found)), counted(len(found), "campaign")
-    if not real:
-        bits = f" {all_of} on a CPU can show bits only." if found else ""
-        return f"*Not measured.* {ABSENT}{bits}"
-    return f"{all_of} at hand, {real} of them on GPUs; those on a CPU can show bits only."
+def off(share: float) -> str:
+    """The size of a difference, as :func:`overhead` writes it but without a sign."""
+    return overhead(abs(share)).lstrip("+")
 
 
-def by_machine(found: Sequence[Found]) -> dict[str, list[Found]]:
-    """Return the campaigns of each machine and interconnect, its name as Markdown."""
-    groups: dict[str, list[Found]] = {}
-    for item in found:
-        groups.setdefault(markdown(setting(item[1])[0]), []).append(item)
-    return groups
+def order(label: str) -> tuple[int, str]:
+    """Sorts labels: resident, our other engines, peers."""
+    return campaigns.KNOWN.index(name_of(label)), label
+
+
+def engine_cell(label: str) -> Cell:
+    """A label with its engine's colour; a peer is called one."""
+    peer = name_of(label) in PEERS
+    return Cell(label, text=label + (" (peer)" if peer else ""), engine=campaigns.engine_of(label))
+
+
+def _step_cell(row: Row, said: str = "") -> Cell | None:
+    step = step_ms(row)
+    return None if step.median is None else Cell(step.median, text=step.text("ms"), note=said)
+
+
+def _over_cell(share: float | None, said: str = "") -> Cell | None:
+    return None if share is None else Cell(share, text=overhead(share), kind="derived", note=said)
+
+
+def claim(one: Row, two: Row) -> str:
+    """Whether the samples of two rows support a difference."""
+    a, b = step_ms(one), step_ms(two)
+    if a.low is None or b.low is None:
+        return "no interval"
+    return APART if apart(a, b) else OVERLAP
+
+
+def _table(
+    item: Found, rows: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str,
+    note: str, kind: Kind | None = "measured",
+) -> str:  # fmt: skip
+    caption = f"{title}: {words(item[1])} ({item[0].stem})"
+    return html_table(rows, columns, caption=caption, note=note, kind=kind)
 
 
 # One campaign ------------------------------------------------------------------------------------
@@ -118,150 +124,100 @@ def conditions_table(path: Path, report: Campaign) -> str:
     """Return where, with what and how a campaign was measured, as HTML."""
     machine, software, asked = report["machine"], report["software"], report["settings"]
     gpus = f"{asked['ranks']} of {machine['gpu_count']}x {machine['gpu_name']}"
-    before, after = link(report), link(report, LAST)
-    rates = [f"{significant(rate, 3)} GB/s" for rate in (before, after) if rate is not None]
+    links = [campaigns.link(report, label) for label in (campaigns.FIRST, campaigns.LAST)]
+    rates = [f"{significant(rate, 3)} GB/s" for rate in links if rate]
+    versions = {name: software[name] for name in ("torch", "diffusers", "python", "cuda", "nccl")}
+    versions |= {name: peer["version"] for name, peer in report["peers"].items()}
+    dirty = {True: " with changes", False: "", None: " (changes not recorded)"}
+    commits = {f"{(r['git_sha'] or 'unknown')[:12]}{dirty[r['git_dirty']]}" for r in report["rows"]}
     return facts_table(
         [
             ("GPUs", gpus if machine["gpu_count"] else "none: a CPU, which shows bits only"),
-            ("driver; CUDA", f"{machine['driver'] or 'none'}; {software['cuda'] or 'none'}"),
-            ("NCCL; what it went over", f"{software['nccl'] or 'none'}; {transport(report)}"),
+            ("driver", machine["driver"] or "none"),
+            ("transport of collectives", _transport(report)),
             ("link, pinned, all ranks at once", " first, last ".join(rates) or None),
             ("work", f"{counted(asked['blocks'], 'block')} ({gigabytes(report['bytes'])}), "
-             f"{counted(asked['branches'], 'branch', 'branches')} a step, segments "
-             f"{'compiled' if asked['compile'] else 'eager'}"),
-            ("versions", ", ".join([
-                *(f"{key} {software[key]}" for key in ("torch", "diffusers", "python")),
-                *(f"{name} {peer['version']}" for name, peer in report["peers"].items()
-                  if name != "diffusers")])),
-            ("commit", ", ".join(_commits(report))),
+             f"{_branches(report)} a step, segments {'compiled' if asked['compile'] else 'eager'}"),
+            ("versions", ", ".join(f"{key} {value or 'none'}" for key, value in versions.items())),
+            ("commit", ", ".join(sorted(commits))),
             ("file", path.as_posix()),
         ],
         caption=f"How {path.stem} was measured: {words(report)}",
     )  # fmt: skip
 
 
-def transport(report: Campaign) -> str:
+def _transport(report: Campaign) -> str:
     """What collectives between ranks went over, in NCCL's words."""
-    if report["settings"]["ranks"] == 1:
-        return "one rank, no collectives"
-    if report["settings"]["device"] == "cpu":
-        return "none: gloo on a CPU"
+    if report["settings"]["ranks"] == 1 or report["settings"]["device"] == "cpu":
+        return "not in use"
     each = [row["transport"] for row in report["rows"] if row["ranks"]]
     if None in each:
-        return "which transport it chose was not recorded"
-    ways = sorted({way for row in each for way in row})
-    through = {"P2P": "from GPU to GPU", "SHM": "through host memory", "NET": "over the network"}
-    said = [f"{way} ({through.get(way.partition('/')[0], 'as it calls it')})" for way in ways]
-    return ", ".join(said) or "its log names no transport"
-
-
-def _commits(report: Campaign) -> list[str]:
-    dirty = {True: " with changes", False: "", None: " (changes not recorded)"}
-    return sorted(
-        {f"{(row['git_sha'] or 'unknown')[:12]}{dirty[row['git_dirty']]}" for row in report["rows"]}
-    )
+        return "not recorded"
+    return ", ".join(sorted({way for row in each for way in row})) or "its log names none"
 
 
 def engines_table(path: Path, report: Campaign) -> str:
     """Return tokens × engine of a campaign, as HTML: times where it ran on GPUs, and bits."""
     cuda = report["settings"]["device"] == "cuda"
-    rows: list[dict[str, object]] = []
-    for tokens in shapes(report):
-        here = [row for row in report["rows"] if row["tokens"] == tokens]
-        rows += [_cells(report, row) for row in sorted(here, key=_order)]
-    columns = [
-        Column("tokens", "tokens"),
-        Column("step", "step", "median [95 % interval], n"),
-        Column("over", "to resident", "first, last run"),
-        Column("moved", "moved", "step and rank"),
-        Column("limit", "to its limit"),
+    times = [
+        Column("step", "step", STEP),
+        Column("over", "to resident"),
+        Column("limit", "to its limit", "moving, step and rank"),
         Column("peak", "device"),
         Column("pinned", "pinned"),
     ]
-    return html_table(
-        rows,
-        [
-            Column("engine", "engine", numeric=False),
-            *(columns if cuda else columns[:1]),
-            Column("bits", "bits", numeric=False),
-            Column("note", "note", numeric=False),
-        ],
-        caption=f"Engines beside their peers: {words(report)} ({path.stem})",
-        note=_drifts(report) + " An engine's limit is the larger of resident's step and of the "
-        "bytes that it must move in a steady step over the link's pinned bandwidth, all ranks at "
-        "once; a peer's copies are not counted, so each of its branches is taken to bring every "
-        "block. Device is the fullest rank's allocated peak, pinned the host's memory."
-        if cuda
-        else "On a CPU only bits are checked: no times are claimed, and none are kept.",
-        kind="measured" if cuda else None,
-    )
+    columns = [
+        Column("engine", "engine", numeric=False),
+        Column("tokens", "tokens"),
+        *(times if cuda else []),
+        Column("bits", "bits", numeric=False),
+        Column("note", "note", numeric=False),
+    ]
+    note = "On a CPU only bits are checked: no times are claimed, and none are kept."
+    if cuda:
+        note = (
+            f"{_drifts(report)} An engine's limit is the larger of resident's step and of the bytes"
+            " that it must move in a steady step over the link's bandwidth as resident measured it,"
+            " pinned, all ranks at once: a ratio below 1 says that machine or link were faster than"
+            " then. A peer's copies are not counted; each of its branches is taken to bring every"
+            " block. Device is the fullest rank's allocated peak, pinned the host's memory."
+        )
+    rows = sorted(report["rows"], key=lambda row: (row["tokens"], order(row["label"])))
+    cells = [_cells(report, row) for row in rows]
+    title = "Engines beside their peers"
+    return _table((path, report), cells, columns, title, note, "measured" if cuda else None)
 
 
 def _drifts(report: Campaign) -> str:
     """How far the machine itself drifted, from the first run of resident to the last."""
     said = [
-        f"{tokens:,} tokens {percent(over, 2, signed=True)}"
-        for tokens in shapes(report)
-        if (over := drift(report, tokens)) is not None
+        f"{tokens:,} tokens {overhead(by)}"
+        for tokens in campaigns.shapes(report)
+        if (by := campaigns.drift(report, tokens)) is not None
     ]
-    before, after = link(report), link(report, LAST)
-    if before and after:
-        said.append(f"the link {percent(after / before - 1, 2, signed=True)}")
+    before, after = (campaigns.link(report, name) for name in (campaigns.FIRST, campaigns.LAST))
+    said += [f"the link {overhead(after / before - 1)}"] if before and after else []
     text = "; ".join(said) or "not measured, as resident did not run first and last"
     return f"Drift from the first run of resident to the last: {text}."
 
 
-def _order(row: Row) -> tuple[bool, bool, int, str]:
-    label, name = row["label"], name_of(row["label"])
-    place = ORDER.index(name) if name in ORDER else len(ORDER)
-    return label != FIRST, label != LAST, place, label
-
-
-def engine_cell(label: str) -> Cell:
-    """A label with its engine's colour; a peer is called one."""
-    peer = name_of(label) in PEERS
-    return Cell(label, text=label + (" (peer)" if peer else ""), engine=engine_of(label))
-
-
 def _cells(report: Campaign, row: Row) -> dict[str, object]:
-    step, top = step_ms(row), own_limit(report, row)
-    over = [ratio(report, row, label) for label in (FIRST, LAST)]
-    peer: Kind | None = "derived" if name_of(row["label"]) in PEERS else None
+    step, top = step_ms(row).median, campaigns.limit(report, row)
+    device, pinned = campaigns.peak(row, "allocated"), campaigns.pinned_bytes(row)
     cells: dict[str, object] = {
         "tokens": row["tokens"],
         "engine": engine_cell(row["label"]),
-        "step": step_cell(row),
-        "moved": bytes_cell(moved(report, row), peer),
-        "peak": bytes_cell(peak(row, "allocated")),
-        "pinned": bytes_cell(pinned_bytes(row)),
-        "bits": tick(identical(report, row)),
-        "note": Cell("", text=note(row)),
+        "step": _step_cell(row),
+        "over": _over_cell(campaigns.cost(report, row)),
+        "peak": None if device is None else Cell(device, text=gigabytes(device)),
+        "pinned": None if pinned is None else Cell(pinned, text=gigabytes(pinned)),
+        "bits": tick(campaigns.identical(report, row)),
+        "note": Cell("", text=campaigns.note(row)),
     }
-    if over[0] is not None:
-        text = ", ".join(EM_DASH if each is None else f"{each:.3f}" for each in over)
-        cells["over"] = Cell(over[0], text=f"{text} ×", kind="derived")
-    if step.median is not None and top:
-        text = f"{step.median / top:.3f} × of {significant(top, 4)} ms"
-        cells["limit"] = Cell(step.median / top, text=text, kind="derived")
+    if step is not None and top:
+        said = f"{significant(top, 4)} ms, {gigabytes(campaigns.moved(report, row))}"
+        cells["limit"] = Cell(step / top, text=f"{step / top:.3f} ×", kind="derived", note=said)
     return cells
-
-
-def step_cell(row: Row) -> Cell | None:
-    """A row's step with its interval and n."""
-    step = step_ms(row)
-    return None if step.median is None else Cell(step.median, text=step.text("ms"))
-
-
-def bytes_cell(value: float | None, kind: Kind | None = None) -> Cell | None:
-    """Bytes in GB."""
-    return None if value is None else Cell(value, text=gigabytes(value), kind=kind)
-
-
-def percent_cell(value: float | None, claim: str = "") -> Cell | None:
-    """A difference, and below it what the samples say of it."""
-    if value is None:
-        return None
-    return Cell(value, text=percent(value, 2, signed=True), kind="derived", note=claim)
 
 
 # Predicted against measured ----------------------------------------------------------------------
@@ -283,35 +239,46 @@ class Foretold:
     best: Row | None
     behind: float | None
 
+    @property
+    def claim(self) -> str:
+        return f"{self.best['label']}: {claim(self.row, self.best)}" if self.best else ""
+
+    @property
+    def place(self) -> str:
+        return markdown(f"{words(self.report)}, {self.row['tokens']:,} tokens")
+
 
 def foretold(found: Sequence[Found]) -> list[Foretold]:
     """Return the cells where a plan was made and its choice measured."""
     cells = []
     for _, report in found:
-        blocks = report["settings"]["blocks"]
         for row in report["rows"]:
             mine = step_ms(row).median
             plan = row["ranks"][0]["plan"] if row["ranks"] else None
             if plan is None or mine is None:
                 continue
             predicted = 1e3 * plan["candidates"][plan["chosen"]]["predicted"]["step_s"]
-            fixed = [
-                (other, step.median)
-                for other in _streams(report, row["tokens"])
+            blocks, fixed = report["settings"]["blocks"], _streams(report, row["tokens"])
+            fit = [
+                other
+                for other in fixed
                 if StreamSettings(**other["settings"]).buffers(blocks) <= plan["room"]
-                and (step := step_ms(other)).median is not None
             ]
-            best, its = min(fixed, key=lambda pair: pair[1], default=(None, None))
-            cells.append(
-                Foretold(report, row, predicted, predicted / mine - 1, best, its and mine / its - 1)
-            )
+            best = min(fit, key=lambda other: step_ms(other).median or 0.0, default=None)
+            behind = campaigns.cost(report, row, best["label"]) if best else None
+            cells.append(Foretold(report, row, predicted, predicted / mine - 1, best, behind))
     return cells
 
 
 def _streams(report: Campaign, tokens: int) -> list[Row]:
-    """The measured rows of a shape with fixed settings of `stream`."""
-    rows = [row for row in report["rows"] if row["tokens"] == tokens and row["ranks"]]
-    return [row for row in rows if name_of(row["label"]) == "stream" and step_ms(row).n]
+    """The measured rows of a shape with fixed settings of `stream`, the most usual first."""
+
+    def unusual(row: Row) -> tuple[int, str]:
+        usual = vars(StreamSettings()).items()
+        return sum(row["settings"][key] != value for key, value in usual), row["label"]
+
+    here = [row for row in report["rows"] if row["tokens"] == tokens and step_ms(row).n]
+    return sorted((row for row in here if name_of(row["label"]) == "stream"), key=unusual)
 
 
 def foretold_sentence(found: Sequence[Found]) -> str:
@@ -321,25 +288,23 @@ def foretold_sentence(found: Sequence[Found]) -> str:
         raise NotAnswerable("No campaign on a GPU has a row of planned.")
     worst = max(cells, key=lambda cell: abs(cell.error))
     text = (
-        f"Over {counted(len(cells), 'cell')} the prediction is off by "
-        f"{percent(median(abs(cell.error) for cell in cells), 2)} in the median and by "
-        f"{percent(abs(worst.error), 2)} at worst ({markdown(_place(worst))})."
+        f"Over {counted(len(cells), 'plan')} the prediction is off by "
+        f"{off(median(abs(cell.error) for cell in cells))} in the median and by "
+        f"{off(worst.error)} at worst ({worst.place})."
     )
-    rivals = [cell for cell in cells if cell.behind is not None]
+    rivals = [(cell.behind, cell) for cell in cells if cell.behind is not None]
     if not rivals:
         return f"{text} No fixed setting of `stream` was measured beside a plan in its room."
-    slow = max(rivals, key=lambda cell: cell.behind or 0.0)
-    if (slow.behind or 0.0) <= 0:
+    slower = [item for item in rivals if item[0] > 0]
+    if not slower:
         return f"{text} In none of {len(rivals)} was the plan slower than the best fixed setting."
-    slower = [cell for cell in rivals if (cell.behind or 0.0) > 0]
+    most, slowest = max(slower, key=lambda item: item[0])
+    sure = sum(cell.claim.endswith(APART) for _, cell in slower)
     return (
-        f"{text} In {len(slower)} of {len(rivals)} the plan was slower than the best fixed setting "
-        f"beside it, at most by {percent(slow.behind, 2)} ({markdown(_place(slow))})."
+        f"{text} Beside the best fixed setting in its room the plan was slower in {len(slower)} of "
+        f"{len(rivals)}, in {sure or 'none'} of them with intervals apart; at most by "
+        f"{off(most)} ({slowest.place}; {markdown(slowest.claim)})."
     )
-
-
-def _place(cell: Foretold) -> str:
-    return f"{words(cell.report)}, {cell.row['tokens']:,} tokens"
 
 
 def foretold_tables(found: Sequence[Found]) -> list[str]:
@@ -348,81 +313,44 @@ def foretold_tables(found: Sequence[Found]) -> list[str]:
         Column("tokens", "tokens"),
         Column("chosen", "plan took", numeric=False),
         Column("predicted", "predicted"),
-        Column("measured", "measured", "median [95 % interval], n"),
+        Column("measured", "measured", STEP),
         Column("error", "prediction", "over measured"),
-        Column("behind", "plan", "over the best fixed"),
-        Column("best", "best fixed", "setting beside it", numeric=False),
+        Column("behind", "plan", "over the best fixed setting"),
     ]
+
+    def row(cell: Foretold) -> dict[str, object]:
+        text = f"{significant(cell.predicted_ms, 4)} ms"
+        return {
+            "tokens": cell.row["tokens"],
+            "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
+            "predicted": Cell(cell.predicted_ms, kind="predicted", text=text),
+            "measured": _step_cell(cell.row),
+            "error": _over_cell(cell.error),
+            "behind": _over_cell(cell.behind, cell.claim),
+        }
+
     return [
-        html_table(
-            [_foretold(cell) for cell in cells],
-            columns,
-            caption=f"Plans, predicted against measured: {words(report)} ({path.stem})",
-            note="A fixed setting counts if its buffers fit the room that the plan had.",
-        )
-        for path, report in found
-        if (cells := foretold([(path, report)]))
-    ]
-
-
-def _foretold(cell: Foretold) -> dict[str, object]:
-    text = f"{significant(cell.predicted_ms, 4)} ms"
-    return {
-        "tokens": cell.row["tokens"],
-        "chosen": describe(cell.row["settings"]).replace(" ", NBSP),
-        "predicted": Cell(cell.predicted_ms, kind="predicted", text=text),
-        "measured": step_cell(cell.row),
-        "error": percent_cell(cell.error),
-        "best": cell.best and engine_cell(cell.best["label"]),
-        "behind": percent_cell(cell.behind, claim(cell.row, cell.best)),
-    }
-
-
-def claim(one: Row, two: Row | None) -> str:
-    """Whether the samples of two rows support a difference."""
-    a, b = step_ms(one), step_ms(two)
-    if a.low is None or b.low is None:
-        return "no interval"
-    return "intervals apart" if apart(a, b) else "intervals overlap"
+        _table(item, [row(cell) for cell in cells], columns, "Plans, predicted against measured",
+               "A fixed setting counts if its buffers fit the room that the plan had.")
+        for item in found
+        if (cells := foretold([item]))
+    ]  # fmt: skip
 
 
 # Each setting alone ------------------------------------------------------------------------------
 
 
 def ablations(report: Campaign) -> list[tuple[Row, Row, str]]:
-    """Return the rows with fixed settings of `stream` that differ from a base in one setting.
+    """Return the pairs of rows of `stream` that differ in one setting only, and that setting.
 
-    A shape's base is the row that most others differ from in one setting only; of several the one
-    nearest to the defaults. What is left has a base of its own.
-
-    Returns
-    -------
-    The base, the other row and the setting, of each pair.
+    The base, which comes first, is the one nearer to the defaults.
     """
     found = []
-    for tokens in shapes(report):
-        left = _streams(report, tokens)
-        while left:
-            base, others = max(((row, _alone(row, left)) for row in left), key=_centre)
-            near = [row for row in sorted(left, key=_order) if row["label"] in others]
-            found += [(base, row, others[row["label"]]) for row in near]
-            left = [row for row in left if row is not base and row not in near]
+    for tokens in campaigns.shapes(report):
+        for base, row in combinations(_streams(report, tokens), 2):
+            unlike = [k for k, v in row["settings"].items() if v != base["settings"][k]]
+            found += [(base, row, unlike[0])] if len(unlike) == 1 else []
     return found
-
-
-def _alone(base: Row, rows: Sequence[Row]) -> dict[str, str]:
-    """The setting that a row does not share with ``base``, by label, where it is only one."""
-    unlike = {
-        row["label"]: [k for k, v in row["settings"].items() if v != base["settings"][k]]
-        for row in rows
-    }
-    return {label: keys[0] for label, keys in unlike.items() if len(keys) == 1}
-
-
-def _centre(star: tuple[Row, Mapping[str, str]]) -> tuple[int, int, str]:
-    row, others = star
-    usual = [row["settings"][k] == v for k, v in vars(StreamSettings()).items()]
-    return len(others), sum(usual), row["label"]
 
 
 def ablation_tables(found: Sequence[Found]) -> list[str]:
@@ -430,43 +358,37 @@ def ablation_tables(found: Sequence[Found]) -> list[str]:
     columns = [
         Column("what", "what changed", numeric=False),
         Column("tokens", "tokens"),
-        Column("base", "base", "median [95 % interval], n"),
-        Column("step", "changed", "median [95 % interval], n"),
         Column("delta", "change"),
-        Column("rest", "the base", numeric=False),
+        Column("step", "changed", STEP),
+        Column("base", "base", STEP),
     ]
+
+    def line(report: Campaign, base: Row, row: Row, key: str) -> dict[str, object]:
+        values = " → ".join(_value(one["settings"][key]) for one in (base, row))
+        return {
+            "what": f"{key}: {values}".replace(" ", NBSP),
+            "tokens": row["tokens"],
+            "delta": _over_cell(campaigns.cost(report, row, base["label"]), claim(row, base)),
+            "step": _step_cell(row),
+            "base": _step_cell(base, base["label"]),
+        }
+
     tables = [
-        html_table(
-            [_ablation(report, *pair) for pair in pairs],
-            columns,
-            caption=f"Settings of stream, each alone: {words(report)} ({path.stem})",
-            note="Both rows are of this campaign and differ in this setting only.",
-        )
-        for path, report in found
-        if (pairs := ablations(report))
-    ]
+        _table(item, [line(item[1], *pair) for pair in pairs], columns,
+               "Settings of stream, each alone",
+               "Both rows are of this campaign and differ in this setting only.")
+        for item in found
+        if (pairs := ablations(item[1]))
+    ]  # fmt: skip
     if not tables:
         what = "two rows of stream that differ in one setting only"
         raise NotAnswerable(f"No campaign on a GPU has {what}.")
     return tables
 
 
-def _ablation(report: Campaign, base: Row, row: Row, key: str) -> dict[str, object]:
-    over = ratio(report, row, base["label"])
-    values = " → ".join(_value(one["settings"][key]) for one in (base, row))
-    return {
-        "what": f"{key}: {values}".replace(" ", NBSP),
-        "tokens": row["tokens"],
-        "base": step_cell(base),
-        "step": step_cell(row),
-        "delta": percent_cell(over and over - 1, claim(row, base)),
-        "rest": engine_cell(base["label"]),
-    }
-
-
 def _value(value: Any) -> str:
-    if value is None or value is False:
-        return "off"
     if isinstance(value, list):
         return " + ".join(gigabytes(part, 3) for part in value)
-    return "on" if value is True else str(value)
+    if value is None or isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)

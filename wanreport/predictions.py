@@ -18,7 +18,7 @@ from .answers import is_full_scale, iterations
 from .job import Job, resolve_job
 from .local import Found, git_state, write_atomically
 from .scaling import INTERCONNECTS, PredictionError, gather, predict_job
-from .tables import counted, gigabytes, percent, seconds
+from .tables import counted, gigabytes, overhead, seconds
 
 FOLDER = "predictions"
 SCHEMA = 1
@@ -116,7 +116,7 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         brought = job["h2d_bytes"]
         rows.append(
             (name, times[0], f"[{seconds(job['low_s'])}, {seconds(job['high_s'])}]",
-             over(job["overhead"]), *times[1:], gigabytes(brought),
+             overhead(job["overhead"]), *times[1:], gigabytes(brought),
              gigabytes(brought * content["gpus"]), gigabytes(job["all_to_all_bytes"]))
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -128,9 +128,3 @@ def lines(content: Mapping[str, Any]) -> list[str]:
           for row in rows),
         *(f"  {word}" for word in said),
     ]  # fmt: skip
-
-
-def over(share: float) -> str:
-    """An overhead in words, to a tenth of a per cent."""
-    share = round(share, 3)
-    return percent(share, 1 + (abs(share) >= 0.01) + (abs(share) >= 0.1), signed=True)

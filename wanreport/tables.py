@@ -256,6 +256,13 @@ def percent(share: float | None, digits: int = 3, *, signed: bool = False) -> st
     return f"+{text}" if signed and share > 0 else text
 
 
+def overhead(share: float) -> str:
+    """A difference in per cent, with one decimal at most: what is finer lies within the drift."""
+    text = f"{share:+.1%}" if abs(share) < 0.0995 else f"{share:+.0%}"
+    text = "0%" if not float(text[:-1]) else text
+    return text.replace("-", MINUS).replace("%", f"{NBSP}%")
+
+
 def signed(value: float | None, unit: str, digits: int = 3) -> str:
     """Return a difference with its sign and unit, as in "+1.84 s"."""
     if value is None:
