@@ -520,7 +520,7 @@ def test_the_old_offload_is_told_by_its_signature() -> None:
     assert said.startswith("**swap** behaves here as the baseline's old offload did (fsdp differs")
     assert "steady step and switch step" in said
     rows = {row[0]: row[1:] for row in cells(benches.signatures_table(engines))}
-    assert rows["the baseline's old offload"] == ["−8.33 %", "+153 %", "1.34 experts"]
+    assert rows["the baseline's old offload"] == ["−8.3\u00a0%", "+153\u00a0%", "1.34 experts"]
     assert [text[-1] for text in rows["swap"]] == ["✓"] * 3
     quick = bench(layerwise={}, swap={"switch_s": 20.0})
     assert benches.which_is_old(quick).startswith("No engine behaves here")

@@ -35,7 +35,7 @@ from .tables import (
     gigabytes,
     html_table,
     markdown,
-    percent,
+    overhead,
     seconds,
     significant,
     tick,
@@ -111,7 +111,7 @@ def moved_per_step(record: Record, over_ranks: Callable[[list[int]], int] = max)
 
 
 def limit(record: Record, resident: Record | None) -> float | None:
-    """Return the seconds that no engine with these bytes can beat in a steady step.
+    """Return the seconds that bound a steady step of an engine with these bytes.
 
     The larger of `resident`'s step and the bytes over the link's measured bandwidth, pinned, with
     all ranks copying at once. None where any of the three was not measured.
@@ -154,7 +154,8 @@ def steps_table(bench: Bench) -> str:
         ],
         caption=f"Steady steps: {bench.machine}; {bench.work}",
         note="A steady step is neither first nor switch. The limit is the larger of resident's "
-        "step and the bytes per step over the link's pinned bandwidth as this record measured it.",
+        "step and the bytes per step over the link's pinned bandwidth as this record measured it. "
+        "Below 1 means that computing itself took less time than it did for resident.",
     )
 
 
@@ -208,7 +209,7 @@ def in_short(bench: Bench) -> str:
             continue
         if reference and reference.median:
             ratio = steady.median / reference.median - 1
-            parts.append(f"{engine_label(record)} {percent(ratio, signed=True)}")
+            parts.append(f"{engine_label(record)} {overhead(ratio)}")
         else:
             parts.append(f"{engine_label(record)} {steady.text('s')} per step")
     return f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}. {which_is_old(bench)}"
@@ -359,4 +360,4 @@ def _part(of: Signature, key: str) -> str:
     value = getattr(of, key)
     if key == "memory":
         return f"{significant(value, 3)} experts"
-    return percent(value, signed=True)
+    return overhead(value)

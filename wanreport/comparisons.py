@@ -53,7 +53,7 @@ from .tables import (
     gigabytes,
     html_table,
     markdown,
-    percent,
+    overhead,
     plain,
     seconds,
     signed,
@@ -250,7 +250,7 @@ def _delta(row: _Row, one: Record | None, two: Record | None) -> Cell:
     new, old = row.of(one), row.of(two)
     if new is None or old is None:
         return Cell(None, text="not measured")
-    share = f" ({percent(difference(new, old), signed=True)})" if old else ""
+    share = f" ({overhead(difference(new, old))})" if old else ""
     return Cell(new - old, text=signed(new - old, row.unit) + share, kind="derived")
 
 
@@ -279,8 +279,7 @@ def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
             if low <= before <= high:
                 verdict = "no other than the baseline's, within the interval"
         parts.append(
-            f"against {old} {percent(gap, signed=True)} ({mine.text('s')} and {theirs.text('s')}): "
-            f"{verdict}"
+            f"against {old} {overhead(gap)} ({mine.text('s')} and {theirs.text('s')}): {verdict}"
         )
     asked = baseline_facts().text("s9.3.a.gap")
     same = "" if new is None or is_baseline_workload(new) else " (of another video than here)"

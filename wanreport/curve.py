@@ -30,7 +30,6 @@ from .tables import (
     html_table,
     markdown,
     overhead,
-    percent,
     seconds,
     significant,
 )
@@ -181,7 +180,7 @@ def answer(curve: Curve) -> str:
     if judged:
         said.append(
             f"Of our predictions that were measured since, {sum(judged)} of {len(judged)} held"
-            f" within {percent(TOLERANCE, 2)}."
+            f" within {TOLERANCE * 100:.0f} %."
         )
     if curve.void:
         what = counted(curve.void, "prediction")
@@ -256,7 +255,7 @@ def steps_table(curve: Curve) -> str:
             if not measured:
                 extra += f"; {significant(job['low_s'], 3)}–{seconds(job['high_s'], 3)}"
                 return Cell(job["step_s"], told, "predicted", note=extra)
-            off = percent(measured / job["step_s"] - 1, signed=True)
+            off = overhead(measured / job["step_s"] - 1)
             note += f"; predicted {told}, {extra}; off by {off}: {HELD[curve.held(key)]}"
         text = clean_budget(curve.records[key]).steady.text()
         return Cell(measured, text, note=note.removeprefix("; "))
@@ -266,7 +265,7 @@ def steps_table(curve: Curve) -> str:
         {label: partial(cell, label) for label, _ in curve.keys},
         caption="Steady step",
         note="Below each: what it takes over resident. A prediction's range is that of all-to-alls "
-        f"that take no time, and twice the time; it held if a step within {percent(TOLERANCE, 2)} "
+        f"that take no time, and twice the time; it held if a step within {TOLERANCE * 100:.0f} % "
         "was measured after it was made. A measured step has its 95 % interval.",
     )
 

@@ -429,11 +429,11 @@ def steps_side_by_side(
     figure, axes = draw_axes(width, height)
     at = switch_step(records[0])
     _shade_experts(axes, len(get(records[0], "schedule", "timesteps", default=[])), at)
-    said = []
+    said, top = [], 0.0
     for number, record in enumerate(records):
         each = [step_seconds(iteration) for iteration in iterations(record, "clean")]
         middle = {i: statistics.median(steps[i] for steps in each) for i in each[0]}
-        engine = engine_name(record)
+        engine, top = engine_name(record), max(top, *middle.values())
         _step_line(
             axes, middle, color=engine_colour(engine), marker=ENGINE_MARKERS.get(engine, "o"),
             linestyle=("-", "--", ":")[number % 3], label=job_name(record),
@@ -442,7 +442,7 @@ def steps_side_by_side(
         said.append(f"{job_name(record)}: first step {seconds(middle[0])}{last}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step index", ylabel="seconds per step (slowest rank)")
-    axes.set_ylim(0)
+    axes.set_ylim(0, 1.25 * top)
     draw_legend(axes)
     ran = f" Of these {sampled(records[0])} ran." if sampled(records[0]) else ""
     return figure, f"Seconds per step, engines side by side. {'; '.join(said)}.{ran}"

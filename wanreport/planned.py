@@ -11,7 +11,7 @@ from .cost import Inputs
 from .job import Job
 from .plan import describe, make_plan, room
 from .record import is_rehearsal
-from .tables import Cell, Column, counted, gigabytes, html_table, percent, seconds
+from .tables import Cell, Column, counted, gigabytes, html_table, overhead, seconds
 
 SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
 """Fields that a job shares with another whose measured inputs hold for it too."""
@@ -49,7 +49,7 @@ def plan_sentence(record: Record) -> str:
         return f"{text} In a rehearsal the times behind it say nothing, and are not shown."
     measured = _measured(record)
     if measured is not None:
-        off = percent(chosen["predicted"]["step_s"] / measured - 1, 2, signed=True)
+        off = overhead(chosen["predicted"]["step_s"] / measured - 1)
         text += (
             f" Predicted was a step of {seconds(chosen['predicted']['step_s'])}, measured"
             f" {seconds(measured)} (prediction {off}), the median of the clean steps that are"

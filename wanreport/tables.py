@@ -248,16 +248,8 @@ def gibibytes(count: float | None, digits: int = 4) -> str:
     return _bytes(count, digits, 1024, ("B", "KiB", "MiB", "GiB"))
 
 
-def percent(share: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """Return a share (0.5 is a half) in per cent; `signed` writes the plus of a difference."""
-    if share is None:
-        return EM_DASH
-    text = f"{significant(share * 100, digits)} %"
-    return f"+{text}" if signed and share > 0 else text
-
-
 def overhead(share: float) -> str:
-    """A difference in per cent, with one decimal at most: what is finer lies within the drift."""
+    """Return a difference in per cent, with one decimal at most: finer is within the drift."""
     text = f"{share:+.1%}" if abs(share) < 0.0995 else f"{share:+.0%}"
     text = "0%" if not float(text[:-1]) else text
     return text.replace("-", MINUS).replace("%", f"{NBSP}%")

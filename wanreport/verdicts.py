@@ -42,7 +42,7 @@ from .tables import (
     counted,
     gigabytes,
     html_table,
-    percent,
+    overhead,
     seconds,
     signed,
 )
@@ -343,7 +343,7 @@ def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
             verdict,
             status=_status(order),
             evidence=f"All steps: new {seconds(new.denoise)}, {old} {seconds(other.denoise)} "
-            f"({signed(new.denoise - other.denoise, 's')}, {percent(gap, signed=True)}). Other "
+            f"({signed(new.denoise - other.denoise, 's')}, {overhead(gap)}). Other "
             f"steps: new {new.steady.text('s')}; {old} {other.steady.text('s')}. {claim}",
             records=_names(one, two),
             next_step=MORE if order == 0 else "",
