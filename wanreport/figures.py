@@ -509,7 +509,8 @@ def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture
     for y, (_, engine, _, worth) in enumerate(bars):
         axes.barh(y, worth, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
         _value_label(axes, worth, y, significant(worth, 3))
-    axes.set_yticks(range(len(bars)), [f"{name} ({number} ranks)" for number, _, name, _ in bars])
+    labels = [f"{name} ({counted(number, 'rank')})" for number, _, name, _ in bars]
+    axes.set_yticks(range(len(bars)), labels)
     axes.invert_yaxis()
     axes.set_xlabel(f"bytes to the device per step and rank, in whole experts (scale {scale})")
     axes.set_xlim(0, max(axes.get_xlim()[1], 0.01) * 1.16)
