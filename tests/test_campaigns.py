@@ -106,16 +106,6 @@ def test_all_files_are_named_and_one_in_anothers_folder_has_its_place_said(tmp_p
     assert re.search(r"moved.json: machine.slug is 2x-.*; move the file to 2x-", str(refused.value))
 
 
-def test_a_file_of_version_1_is_read_as_one_that_did_not_record_all(tmp_path: Path) -> None:
-    report = made.campaign(factors=made.LABELS | made.ABLATED)
-    old = json.loads(json.dumps(report)) | {"schema_version": 1}
-    for one in old["rows"]:
-        del one["transport"], one["git_dirty"], one["settings"]
-    found = read_campaign(made.write(old, tmp_path))
-    assert [r["settings"] for r in found["rows"]] == [r["settings"] for r in report["rows"]]
-    assert {(r["transport"], r["git_dirty"]) for r in found["rows"]} == {(None, None)}
-
-
 def test_an_engines_limit_follows_from_what_it_must_move() -> None:
     factors = {"resident": 1.0, "swap": 1.0, "fsdp": 1.0, "layerwise:prefetch=1": 1.0,
                "stream:slots=2": 1.0, "stream:slots=2,branches_per_visit=1": 1.0,

@@ -97,7 +97,6 @@ def test_on_a_cpu_there_are_bits_and_no_times() -> None:
     ("options", "said"),
     [
         ({}, "SHM/direct/direct"),
-        ({"transport": None}, "not recorded"),
         ({"transport": []}, "its log names none"),
         ({"ranks": 1, "machine": made.H200}, "not in use"),
     ],

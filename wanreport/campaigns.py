@@ -27,7 +27,6 @@ PEERS = ("diffusers", "sglang")
 KNOWN = ("resident", "swap", "fsdp", "layerwise", "stream", "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 SCHEMA_VERSION = 2
-"""Version 1 has rows without ``transport``, ``git_dirty`` and ``settings``."""
 LEAST_SAMPLES = 5
 
 Campaign = Mapping[str, Any]
@@ -135,7 +134,7 @@ class _Row(_Strict):
     reason: str
     ranks: list[_Rank]
     log: str
-    transport: list[str] | None  # None: not recorded
+    transport: list[str]
     settings: StreamSettings | None  # of stream only
     git_sha: str | None
     git_dirty: bool | None
@@ -153,7 +152,7 @@ class _Campaign(_Strict):
 
 
 def read_campaign(path: Path) -> dict[str, Any]:
-    """Read and check one file; one of version 1 gets the keys that it lacks, as not recorded.
+    """Read and check one file.
 
     Raises
     ------
@@ -168,30 +167,20 @@ def read_campaign(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CampaignError(f"{path}: is no valid JSON ({error}); {mend}") from None
     version = found.get("schema_version") if isinstance(found, dict) else None
-    if version not in (1, SCHEMA_VERSION):
+    if version != SCHEMA_VERSION:
         raise CampaignError(
-            f"{path}: schema_version is {version!r}, and this version of wanreport reads 1 and"
+            f"{path}: schema_version is {version!r}, and this version of wanreport reads"
             f" {SCHEMA_VERSION}; {mend}"
         )
     try:
-        if version == 1:
-            found["rows"] = [_upgraded(row) for row in found["rows"]]
-            found["schema_version"] = SCHEMA_VERSION
         _Campaign.model_validate_json(json.dumps(found))
         problems = list(_problems(found))
     except ValidationError as error:
         problems = [f"{_where(e['loc'])}: {e['msg'].lower()}" for e in error.errors()]
-    except (KeyError, TypeError, ValueError) as error:
-        problems = [f"rows: are none of this command's ({error!r})"]
     if problems:
         raise CampaignError(f"{path}: is no result of python -m benchmarks; {mend}\n  "
                             + "\n  ".join(problems))  # fmt: skip
     return found
-
-
-def _upgraded(row: dict[str, Any]) -> dict[str, Any]:
-    settings = stream_settings(row["label"], row["ranks"])
-    return {"transport": None, "git_dirty": None, "settings": settings, **row}
 
 
 def _where(location: Sequence[str | int]) -> str:

@@ -151,8 +151,6 @@ def _transport(report: Campaign) -> str:
     if report["settings"]["ranks"] == 1 or report["settings"]["device"] == "cpu":
         return "not in use"
     each = [row["transport"] for row in report["rows"] if row["ranks"]]
-    if None in each:
-        return "not recorded"
     return ", ".join(sorted({way for row in each for way in row})) or "its log names none"
 
 
