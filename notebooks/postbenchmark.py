@@ -98,13 +98,16 @@ for html in comparison.tables:
     table(html)
 
 # %% [markdown]
-# ## C. What only traces can tell
+# ## C. What only the GPU's timeline can tell
 #
-# The real bandwidth of asynchronous copies, the traffic of the all-to-alls, and whether copies
-# overlap compute are seen on the GPU's own timeline only.
+# Jobs with a profiled iteration have one, of device events around the switch. Their traces lie
+# beside the records, for Perfetto.
 
 # %%
-say(comparisons.missing_traces(records))
+comparison = comparisons.compare_lanes(records)
+say(comparison.answer)
+for html in comparison.tables:
+    table(html)
 
 # %% [markdown]
 # ## More GPUs

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from . import lanes
 from .answers import (
     STATUS_WORDS,
     Budget,
@@ -614,24 +615,29 @@ def first_screen(
     return "\n\n".join(parts)
 
 
-def missing_traces(records: Sequence[Record]) -> str:
-    """Return what stands between the records and comparison C, as Markdown."""
-    full = [record for record in records if is_full_scale(record)]
-    traced = [record for record in full if record.get("traces")]
+def compare_lanes(records: Sequence[Record]) -> Comparison:
+    """Answer comparison C from the lanes of profiled iterations."""
     facts = baseline_facts()
     # The statements begin with the comparison's letter, which the section's heading has already.
     asked = [facts.statement(f"s9.3.c.{name}") for name in ("bandwidth", "ulysses", "overlap")]
     asked = [statement.partition(": ")[2] or statement for statement in asked]
-    questions = "\n".join(f"* {markdown(text[:1].upper() + text[1:])}" for text in asked)
-    if traced:
-        state = (
-            f"Traces of {counted(len(traced), 'full-scale job')} lie beside their records and can "
-            "be opened in Perfetto; this report does not read them yet."
+    found = lanes.read_all(records)
+    several = [(record, told) for record, told in found if lanes.has_collectives(record, told)]
+    answers = [
+        [f"{lanes.origin(r)} {told.rates.text('GB/s', 3)}" for r, told in found if told.rates.n],
+        [f"{lanes.origin(r)} {lanes.per_cent(told.collectives / told.whole)} of a step"
+         for r, told in several],
+        [f"{lanes.origin(r)} in {lanes.per_cent(told.share or 0)} of the time of copies"
+         for r, told in found],
+    ]  # fmt: skip
+    lines = [
+        f"* {markdown(question[:1].upper() + question[1:])} "
+        + (f"**{markdown('; '.join(said))}.**" if said else "**Not measured.**")
+        for question, said in zip(asked, answers, strict=True)
+    ]
+    if not found:
+        lines.append(
+            "\nThere is no timeline of a full-scale GPU job. To get one, run jobs with "
+            f"{code('profile: true')} on a machine with enough GPUs."
         )
-    else:
-        state = (
-            "There is no trace of a full-scale GPU job. To get them, run the jobs of "
-            f"{code('params/baseline/')} on a machine with enough GPUs: each writes a trace per "
-            "rank beside its record."
-        )
-    return f"{questions}\n\n**Not measured.** {state}"
+    return Comparison("\n".join(lines), (lanes.table(records),) if found else ())

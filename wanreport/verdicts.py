@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import lanes
 from .answers import (
     Record,
     clean_budget,
@@ -482,38 +483,60 @@ def prefetch_helps(records: Sequence[Record]) -> Verdict:
     )
 
 
+PROFILED = "It needs full-scale GPU records with a profiled iteration, whose events lie on lanes"
+
+
 def copies_overlap_compute(records: Sequence[Record]) -> Verdict:
-    """Do copies overlap compute on the GPU's timeline? Needs traces at full scale."""
-    return _needs_traces(
-        records, "overlap", "Do copies to the device overlap compute on the GPU's timeline?"
+    """Do copies overlap compute on the GPU's timeline: the new engine's, and not the old one's?"""
+    verdict = Verdict(
+        "overlap",
+        "Do copies to the device overlap compute on the GPU's timeline?",
+        "not measured",
+        f"{PROFILED}, of {NEW}.",
+        expected=_expected("overlap"),
+        next_step="Run the jobs with profile: true on GPUs.",
+    )
+    found = [(r, told) for r, told in lanes.read_all(records) if engine_name(r) in (NEW, *OLD)]
+    if not any(engine_name(record) == NEW for record, _ in found):
+        return verdict
+    # The old one's blocking moves have a begin and an end between two blocks, or they overlap.
+    agree = [bool(told.hidden) == (engine_name(record) == NEW) for record, told in found]
+    shares = "; ".join(f"{lanes.origin(r)} {lanes.per_cent(told.share or 0)}" for r, told in found)
+    return replace(
+        verdict,
+        status="pass" if all(agree) else "fail",
+        evidence=f"Of the time of copies a block computes in: {shares}.",
+        records=_names(*(record for record, _ in found)),
+        next_step="",
     )
 
 
 def copies_contend_for_pcie(records: Sequence[Record]) -> Verdict:
-    """Do copies and collectives slow each other down? Needs traces at full scale."""
-    return _needs_traces(
-        records, "contention", "Do copies to the device and collectives contend for PCIe?"
-    )
-
-
-def _needs_traces(records: Sequence[Record], check: str, question: str) -> Verdict:
-    traced = [r for r in records if is_full_scale(r) and r.get("traces")]
-    have = (
-        f"Traces of {counted(len(traced), 'full-scale job')} lie beside the records; reading them "
-        "is not part of this report yet."
-        if traced
-        else "It needs traces of full-scale GPU jobs, with the events of the GPU; there are none."
-    )
-    return Verdict(
-        check,
-        question,
+    """Do copies slow down collectives that take the same way, through host memory?"""
+    verdict = Verdict(
+        "contention",
+        "Do copies to the device and collectives contend for PCIe?",
         "not measured",
-        have,
-        records=_names(*traced),
-        expected=_expected(check),
-        next_step="Open the traces in Perfetto."
-        if traced
-        else "Run the jobs with profile: true on GPUs.",
+        f"{PROFILED}, from several GPUs that talk over PCIe.",
+        expected=_expected("contention"),
+        next_step="Run the jobs with profile: true on such GPUs; NCCL_P2P_DISABLE=1 makes any so.",
+    )
+    found = [
+        (record, told)
+        for record, told in lanes.read_all(records)
+        if lanes.has_collectives(record, told) and told.beside.n
+        and get(record, "machine", "interconnect") != "NVLink"
+    ]  # fmt: skip
+    if not found:
+        return verdict
+    orders = [apart(told.beside, told.alone) for _, told in found]
+    times = "; ".join(f"{lanes.origin(r)} {told.beside.text('×', 3)}" for r, told in found)
+    return replace(
+        verdict,
+        status=_status(max(orders) or min(orders)),
+        evidence=f"An all-to-all beside a copy takes, against one alone: {times}.",
+        records=_names(*(record for record, _ in found)),
+        next_step="" if any(orders) else MORE,
     )
 
 
