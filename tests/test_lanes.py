@@ -142,6 +142,10 @@ def test_the_page_answers_what_the_baseline_asks_of_timelines() -> None:
     rate, share, hidden = compared.answer.splitlines()
     assert "35.1 GB/s" in rate and "16 % of a step" in share and "40 % of the time" in hidden
     (found,) = cells(compared.tables[0])
-    assert "1.20 ×" in found[7]
+    assert "1.20 × [1.20, 1.20], n = 10" in found
+    alone = record(visits())
+    alone["job"]["num_gpus"] = 1
+    (found,) = cells(comparisons.compare_lanes([alone]).tables[0])
+    assert found.count("none") == 3
     nothing = comparisons.compare_lanes([])
     assert nothing.answer.count("Not measured") == 3 and nothing.tables == ()

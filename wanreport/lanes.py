@@ -200,6 +200,8 @@ def table(records: Sequence[Record]) -> str:
             share = lanes.collectives / lanes.whole
             row["share"] = Cell(share, text=per_cent(share))
             row["beside"] = Cell(lanes.beside.median, text=lanes.beside.text("×", 3))
+        elif get(record, "job", "num_gpus") == 1:
+            row |= dict.fromkeys(("collectives", "share", "beside"), Cell(None, text="none"))
         rows.append(row)
     return html_table(
         rows,
