@@ -112,10 +112,10 @@ for html in comparison.tables:
 # %% [markdown]
 # ## More GPUs
 #
-# Does offloading cost more or less on more GPUs? What was measured stands beside two predictions
-# made before: the baseline's, which expects the new offload to lose and the old one to gain, and
-# our own, computed from what fewer GPUs were measured at. Whether an overhead grows is judged
-# between the fewest and the most GPUs, from two on, where the intervals are apart.
+# Does offloading cost more or less on more GPUs? What was measured stands beside predictions made
+# before: the baseline's, which expects the new offload to lose and the old one to gain, and our own
+# where there are any, computed from what fewer GPUs were measured at. Whether an overhead grows is
+# judged between the fewest and the most GPUs, from two on, where the intervals are apart.
 
 # %%
 found = curve.curves(records)

@@ -56,11 +56,11 @@ def test_hidden_is_what_runs_beside_a_block_and_no_collective() -> None:
                 row("compute", "block", 1, 110, 200, step=1),
                 row("collective", "all_to_all", 0, 20, 30),
                 row("copy", "load", 1, 10, 40),  # 20 of 30 ms hidden
-                row("copy", "load", 2, 95, 115),  # 5 + 5 of 20 ms
+                row("copy", "load", 2, 95, 115),  # until its step ends: 5 of 5 ms
             ]
         )
     )
-    assert (told.copies, told.hidden, told.share) == (50, 30, 0.6)
+    assert (told.copies, told.hidden, told.share) == (35, 25, 25 / 35)
     assert (told.steps, told.whole, told.collectives) == (2, 190, 10)
     assert told.rates.median == pytest.approx(GB * (1 / 0.03 + 1 / 0.02) / 2)
 
@@ -80,6 +80,40 @@ def test_parts_of_a_load_are_one_load_and_cut_ones_do_not_count() -> None:
     made["engine"]["plan"] = {"chosen": 0, "candidates": [{"settings": settings}]}
     told = lanes.read(made)
     assert told.rates.n == 2 and told.rates.median == pytest.approx(GB / 4 / 0.008)
+
+
+def test_loads_that_share_the_link_have_no_rate_of_their_own() -> None:
+    rows = [row("compute", "block", 0, 0, 100)]
+    rows += [row("copy", "load", block, 10 * block, 10 * block + 20) for block in range(1, 5)]
+    made = record(rows)
+    made["engine"]["plan"] = {"chosen": 0, "candidates": [{"settings": {"copy_streams": 2}}]}
+    assert lanes.read(made).rates.n == 0
+
+
+def test_an_all_to_all_beside_a_gather_is_neither_alone_nor_beside_a_copy() -> None:
+    gathers = [row("gather", "all_gather", i, 100.0 * i + 19, 100.0 * i + 25) for i in range(20)]
+    told = lanes.read(record([*visits(), *gathers]))
+    assert (told.alone.n, told.beside.n) == (20, 0)
+
+
+def test_an_all_to_all_that_hardly_meets_a_copy_is_left_out() -> None:
+    rows = [r | {"start_ms": r["start_ms"] + 11} if r["what"] == "load" else r for r in visits()]
+    told = lanes.read(record(rows))
+    assert (told.alone.n, told.beside.n) == (30, 0)
+
+
+def test_one_rank_has_no_collectives() -> None:
+    made = record(visits())
+    made["job"]["num_gpus"] = 1
+    told = lanes.read(made)
+    assert told.hidden == told.copies == 200 and told.collectives == told.beside.n == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100 %"), (0.99999, "99.9 %"), (0.0099, "1 %"), (0, "0 %")]
+)
+def test_a_share_that_is_not_all_does_not_read_as_all(share: float, text: str) -> None:
+    assert lanes.per_cent(share) == text
 
 
 def test_a_rehearsal_or_no_timeline_tells_nothing() -> None:
@@ -116,9 +150,13 @@ def test_overlap_holds_where_the_new_engines_copies_are_hidden_and_the_olds_are_
     assert status([old], "overlap").status == "not measured"
     beside = [row("compute", "block", 0, 0, 100), *blocking[:1]]
     assert status([new, record(beside, "old-4gpu-swap")], "overlap").status == "fail"
-    apart = record([row("compute", "block", 0, 0, 10), row("copy", "load", 1, 10, 20)])
+    runs = [row("compute", "block", 0, 0, 10), row("compute", "block", 1, 20, 30)]
+    apart = record([*runs, row("copy", "load", 1, 10, 20)])
     found = status([apart], "overlap")
     assert found.status == "fail" and "0 %" in found.evidence
+    hair = record([row("compute", "block", 0, 0, 10), row("copy", "load", 1, 9.9, 30),
+                   row("compute", "block", 1, 30, 40)])  # fmt: skip
+    assert status([hair], "overlap").status == "fail"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +166,7 @@ def test_overlap_holds_where_the_new_engines_copies_are_hidden_and_the_olds_are_
         (10.0, "host memory over PCIe", "not measured"),
         (9.0, "host memory over PCIe", "fail"),
         (12.0, "NVLink", "not measured"),  # which is another way than that of copies
+        (12.0, "unknown interconnect", "not measured"),
     ],
 )
 def test_contention_is_judged_where_collectives_go_over_pcie(
@@ -135,6 +174,12 @@ def test_contention_is_judged_where_collectives_go_over_pcie(
 ) -> None:
     made = record(visits(beside), interconnect=interconnect)
     assert status([made], "contention").status == expected
+
+
+def test_records_that_contradict_one_another_show_no_contention() -> None:
+    made = [record(visits(beside), interconnect="PCIe") for beside in (12.0, 9.0)]
+    found = status(made, "contention")
+    assert found.status == "not measured" and found.next_step == verdicts.MORE
 
 
 def test_the_page_answers_what_the_baseline_asks_of_timelines() -> None:

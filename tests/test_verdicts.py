@@ -498,7 +498,7 @@ def test_a_cold_start_says_what_of_it_the_plan_took() -> None:
     layerwise = found.of("layerwise")
     assert layerwise
     layerwise["cold_start_s"] = 39.3
-    layerwise["engine"]["plan"] = {"seconds": 20.1}
+    layerwise["engine"]["plan"] = {"planning_s": 20.1}
     starts = {row[0]: row[1] for row in cells(benches.costs_table(found))}
     assert starts["layerwise, prefetch 1"] == "39.30 s, 20.10 s for the plan"
     assert "plan" not in starts["resident"]

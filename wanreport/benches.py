@@ -155,7 +155,7 @@ def steps_table(bench: Bench) -> str:
         caption=f"Steady steps: {bench.machine}; {bench.work}",
         note="A steady step is neither first nor switch. The limit is the larger of resident's "
         "step and the bytes per step over the link's pinned bandwidth as this record measured it. "
-        "Below 1 means that computing itself took less time than it did for resident.",
+        "Below 1: computing or the link was faster here than what the limit was taken from.",
     )
 
 
@@ -165,7 +165,7 @@ def costs_table(bench: Bench) -> str:
     for record in bench.records:
         spent, peak, moved = clean_budget(record), peak_memory(record), moved_per_step(record)
         kind: Kind | None = "derived" if spent.left_out else None
-        cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "seconds")
+        cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "planning_s")
         aside = f", {seconds(planning)} for the plan" if planning else ""
         row: dict[str, object] = {
             "engine": engine_label(record),

@@ -623,12 +623,13 @@ def compare_lanes(records: Sequence[Record]) -> Comparison:
     asked = [statement.partition(": ")[2] or statement for statement in asked]
     found = lanes.read_all(records)
     several = [(record, told) for record, told in found if lanes.has_collectives(record, told)]
+    new = [(record, told) for record, told in found if engine_name(record) == NEW]
     answers = [
-        [f"{lanes.origin(r)} {told.rates.text('GB/s', 3)}" for r, told in found if told.rates.n],
+        [f"{lanes.origin(r)} {told.rates.text('GB/s', 3)}" for r, told in new if told.rates.n],
         [f"{lanes.origin(r)} {lanes.per_cent(told.collectives / told.whole)} of a step"
          for r, told in several],
         [f"{lanes.origin(r)} in {lanes.per_cent(told.share or 0)} of the time of copies"
-         for r, told in found],
+         for r, told in new],
     ]  # fmt: skip
     lines = [
         f"* {markdown(question[:1].upper() + question[1:])} "

@@ -402,7 +402,7 @@ def headline(record: Record) -> str:
     except NotAnswerable as why:
         return markdown(why)
     memory = peak_memory(record)["allocated_bytes"]
-    cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "seconds")
+    cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "planning_s")
     return (
         f"{clean.steady.text('s')} per step (median [95 % interval] of the steps that are neither "
         f"first nor switch, clean iterations); all steps {seconds(clean.denoise)}, "

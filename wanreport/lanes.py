@@ -3,18 +3,19 @@
 A profiled iteration notes begin and end of every block, load and collective of rank 0. On these
 lanes
 
-    hidden     time of copies in which a block computes: inside a block's run and in no collective
-    exposed    the rest of their time
+    hidden     time of copies in which a block computes: inside a block's run and, with several
+               ranks, in no collective
     a load     all parts of a block that go one after the other; its rate is bytes over their time
-    alone      a collective beside which nothing is copied; beside: one with a copy in flight
+    alone      an all-to-all beside which nothing is copied or gathered
+    beside     one with a copy in flight for at least half of its time, and no gather
 
-A visit has two all-to-alls of different sizes, in turn, so each is held against the median of those
-of its own size that run alone.
+A copy counts until its step's last block ends: between steps the profiler stops the device, and
+what comes after the noted steps is not noted. A visit has two all-to-alls of different sizes, in
+turn, so each is held against the median of those of its own size that run alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -101,20 +102,28 @@ def read(record: Record) -> Lanes:
     blocks = _spans(rows, "compute")
     if not blocks:
         raise NotAnswerable("The job recorded no timeline; only a profiled iteration has one.")
-    copies = merged(_spans(rows, "copy"))
-    collectives = _spans(rows, "collective")
-    alone, beside = _beside(sorted(collectives), copies)
-    steps = [
-        _spans([row for row in rows if row["step"] == step], "compute")
-        for step in {row["step"] for row in rows if row["lane"] == "compute"}
-    ]
+    steps = {
+        step: _spans([row for row in rows if row["step"] == step], "compute")
+        for step in sorted({row["step"] for row in rows if row["lane"] == "compute"})
+    }
+    last = {step: max(end for _, end in spans) for step, spans in steps.items()}
+    copies = merged(
+        (row["start_ms"], min(row["end_ms"], last[row["step"]]))
+        for row in rows
+        if row["lane"] == "copy" and row["what"] != "release"
+        and row["start_ms"] < last.get(row["step"], 0)
+    )  # fmt: skip
+    several = get(record, "job", "num_gpus") > 1
+    collectives = _spans(rows, "collective") if several else []
+    alone, beside = _beside(rows, copies) if several else ([], [])
+    hidden = common(copies, merged(blocks)) - common(copies, merged(collectives))
     return Lanes(
         steps=len(steps),
-        whole=sum(max(end for _, end in step) - min(start for start, _ in step) for step in steps),
+        whole=sum(last[step] - min(start for start, _ in steps[step]) for step in steps),
         copies=_length(copies),
-        hidden=common(copies, merged(blocks)) - common(copies, merged(collectives)),
+        hidden=max(hidden, 0.0),
         rates=estimate(_rates(record, rows)),
-        collectives=_length(collectives),
+        collectives=_length(merged(collectives)),
         alone=estimate(alone),
         beside=estimate(beside),
     )
@@ -133,18 +142,26 @@ def _length(spans: Iterable[Span]) -> float:
     return sum(end - start for start, end in spans)
 
 
-def _beside(collectives: Sequence[Span], copies: Sequence[Span]) -> tuple[list[float], list[float]]:
+def _beside(rows: Sequence[Row], copies: Sequence[Span]) -> tuple[list[float], list[float]]:
     """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
+    gathers = merged(_spans(rows, "gather"))
+    sizes: dict[int, dict[bool, list[float]]] = {n: {False: [], True: []} for n in (0, 1)}
+    visits = sorted(
+        (row for row in rows if row["lane"] == "collective"), key=lambda row: row["start_ms"]
+    )
+    for _, visit in groupby(visits, lambda row: (row["step"], row["expert"], row["block"])):
+        for number, row in enumerate(visit):
+            span = row["start_ms"], row["end_ms"]
+            length, copied = span[1] - span[0], common([span], copies)
+            if not common([span], gathers) and (not copied or copied >= length / 2):
+                sizes[number % 2][copied > 0].append(length)
     alone: list[float] = []
     beside: list[float] = []
-    for one_size in (collectives[0::2], collectives[1::2]):
-        lengths: dict[bool, list[float]] = {False: [], True: []}
-        for span in one_size:
-            lengths[common([span], copies) > 0].append(span[1] - span[0])
-        usual = median(lengths[False]) if lengths[False] else 0.0
+    for found in sizes.values():
+        usual = median(found[False]) if found[False] else 0.0
         if usual:
-            alone += [length / usual for length in lengths[False]]
-            beside += [length / usual for length in lengths[True]]
+            alone += [length / usual for length in found[False]]
+            beside += [length / usual for length in found[True]]
     return alone, beside
 
 
@@ -155,6 +172,8 @@ def _rates(record: Record, rows: Sequence[Row]) -> list[float]:
     share = get(record, "job", "num_gpus") if settings.get("shard") else 1
     loads = sorted((r for r in rows if r["what"] == "load"), key=lambda row: row["start_ms"])
     parts = [list(some) for _, some in groupby(loads, lambda row: (row["expert"], row["block"]))]
+    if settings.get("copy_streams", 1) > 1:
+        return []  # loads share the link, so the time of one is not its own
     if settings.get("windows"):
         parts = parts[1:-1]  # of these, other parts may lie in steps that were not noted
     nbytes = get(record, "model", "block_bytes") / share
@@ -191,7 +210,7 @@ def table(records: Sequence[Record]) -> str:
             "machine": get(record, "machine", "class"),
             "rate": _gb_s(lanes.rates),
             "link": None if link is None else Cell(link, text=f"{significant(link, 3)} GB/s"),
-            "exposed": seconds((lanes.copies - lanes.hidden) / lanes.steps / 1e3),
+            "rest": seconds((lanes.copies - lanes.hidden) / lanes.steps / 1e3),
             "hidden": Cell(lanes.share, text=per_cent(lanes.share or 0)),
             "job": job_name(record),
         }
@@ -211,7 +230,7 @@ def table(records: Sequence[Record]) -> str:
             Column("rate", "a load, median [95 % interval]"),
             Column("link", "the link alone"),
             Column("hidden", "copies hidden"),
-            Column("exposed", "exposed per step"),
+            Column("rest", "the others, per step"),
             Column("collectives", "all-to-alls per step"),
             Column("share", "of the step"),
             Column("beside", "one beside a copy, to alone"),
@@ -219,10 +238,11 @@ def table(records: Sequence[Record]) -> str:
         ],
         caption="Lanes around the switch",
         kind="derived",
-        note="From device events of rank 0 in the profiled iteration, two steps around the switch. "
-        "Hidden is the time of copies in which a block computes and no collective runs; what "
-        "computes outside the blocks is not on the lanes, and counts as exposed. The link alone is "
-        "what the record measured without computing, all ranks copying at once.",
+        note="From device events of rank 0 in the steps that the profiled iteration noted, each "
+        "from its first block to its last. Hidden is the time of copies in which a block computes "
+        "and no collective runs; the others are not all waited for. A load is what this rank "
+        "copies of a block. An all-to-all includes packing and waiting for slower ranks. The link "
+        "alone is what the record measured without computing, all ranks copying at once.",
     )
 
 
@@ -232,7 +252,7 @@ def _gb_s(rates: Estimate) -> Cell:
 
 def per_cent(share: float) -> str:
     """A share in words; one that is not all does not read as all."""
-    return f"{math.floor(1000 * share) / 10:g} %"
+    return "100 %" if share > 1 - 1e-6 else f"{min(round(100 * share, 1), 99.9):g} %"
 
 
 def origin(record: Record) -> str:

@@ -143,7 +143,8 @@ class Probe:
         free = _free(self.device)
         engine = _Timed(StreamSettings(0, BLOCKS))
         expert = self._attached(engine, BLOCKS)
-        warm = self._passes(engine, expert)  # compiles, connects, brings the weights
+        self._passes(engine, expert)  # compiles, connects, brings the weights
+        warm = self._passes(engine, expert)
         self._hot = hot_steps(warm.whole / PASSES, self.device, self.group)
         before = torch.cuda.memory_allocated(self.device) if cuda else 0
         reset_peaks(self.device)

@@ -74,6 +74,7 @@ class Fsdp(Engine):
         for shard in shards:
             shard.untyped_storage().resize_(0)
         if self.mover.cuda:
+            torch.cuda.synchronize(self.mover.device)
             torch._C._host_emptyCache()  # or torch's pool would keep it page-locked
 
     @staticmethod
