@@ -102,7 +102,7 @@ def test_a_budget_makes_room_in_proportion(
     assert record["status"] == "ok", record["reason"]
     assert record["iterations"] == []
     plan = record["engine"]["plan"]
-    assert plan["room"] == rooms and plan["seconds"] > 0
+    assert plan["room"] == rooms and plan["planning_s"] > 0
     for candidate in plan["candidates"]:
         assert StreamSettings(**candidate["settings"]).buffers(6) <= buffers
     inputs = plan["inputs"]
