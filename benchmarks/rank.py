@@ -61,8 +61,6 @@ def make_engine(label: str) -> Engine:
     """The engine or peer that ``name:key=value,…`` means; ValueError if there is none."""
     try:
         name, settings = parse_label(label)
-        if name not in KNOWN:
-            raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
         return KNOWN[name](**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{label}: {error}") from None

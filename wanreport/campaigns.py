@@ -14,17 +14,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .cost import Prediction, StreamSettings
+from .job import Job
 from .tables import Estimate, estimate
 
 FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
-KNOWN = ("resident", "swap", "fsdp", "layerwise", "stream", "planned", *PEERS)
+KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 SCHEMA_VERSION = 2
 LEAST_SAMPLES = 5
@@ -206,8 +207,6 @@ def _wrong(report: Campaign, row: Row) -> Iterator[tuple[str, str]]:
     settings, ranks = report["settings"], row["ranks"]
     try:
         name = name_of(row["label"])
-        if name not in KNOWN:
-            raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
         if math.prod(row["grid"]) != row["tokens"]:
             yield "grid", f"{row['grid']} are not {row['tokens']} tokens"
         if row["status"] != "ok" and (ranks or not row["reason"]):
@@ -276,8 +275,16 @@ def find_campaigns(root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def parse_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings that ``name:key=value,…`` gives; ValueError if it has another form."""
+    """Name and settings that ``name:key=value,…`` gives.
+
+    Raises
+    ------
+    ValueError
+        If it has another form, or if there is no such engine.
+    """
     name, _, rest = label.removesuffix(" again").partition(":")
+    if name not in KNOWN:
+        raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
     # A comma within brackets is a list's.
     pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
     try:

@@ -622,7 +622,7 @@ def compare_lanes(records: Sequence[Record]) -> Comparison:
     asked = [facts.statement(f"s9.3.c.{name}") for name in ("bandwidth", "ulysses", "overlap")]
     asked = [statement.partition(": ")[2] or statement for statement in asked]
     found = lanes.read_all(records)
-    several = [(record, told) for record, told in found if lanes.has_collectives(record, told)]
+    several = [(record, told) for record, told in found if told.collectives]
     new = [(record, told) for record, told in found if engine_name(record) == NEW]
     answers = [
         [f"{lanes.origin(r)} {told.rates.text('GB/s', 3)}" for r, told in new if told.rates.n],
@@ -641,4 +641,4 @@ def compare_lanes(records: Sequence[Record]) -> Comparison:
             "\nThere is no timeline of a full-scale GPU job. To get one, run jobs with "
             f"{code('profile: true')} on a machine with enough GPUs."
         )
-    return Comparison("\n".join(lines), (lanes.table(records),) if found else ())
+    return Comparison("\n".join(lines), (lanes.table(found),) if found else ())

@@ -46,6 +46,7 @@ from .answers import (
     step_seconds,
     switch_step,
 )
+from .lanes import common, length_of, merged, spans_of
 from .tables import counted, gigabytes, plain, seconds, significant
 
 INK = "#5b6470"
@@ -234,18 +235,11 @@ def timeline(record: Record, *, width: float = WIDTH, height: float = 2.9) -> Pi
 
 def _collisions(events: Sequence[Mapping[str, Any]]) -> str:
     """Return for how much of their time copies ran beside a collective."""
-    spans = {
-        lane: [(e["start_ms"], e["end_ms"]) for e in events if e["lane"] == lane]
-        for lane in ("copy", "collective")
-    }
-    copied = sum(end - start for start, end in spans["copy"])
-    if not copied or not spans["collective"]:
+    copies, collectives = (merged(spans_of(events, lane)) for lane in ("copy", "collective"))
+    copied = length_of(copies)
+    if not copied or not collectives:
         return ""
-    beside = sum(
-        max(0.0, min(end, other_end) - max(start, other_start))
-        for start, end in spans["copy"]
-        for other_start, other_end in spans["collective"]
-    )
+    beside = common(copies, collectives)
     return f" Copies run for {plain(copied)} ms, {plain(beside)} ms of that beside a collective."
 
 

@@ -22,7 +22,7 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
-from .answers import NotAnswerable, Record, engine_name, file_name, get, is_full_scale, job_name
+from .answers import NotAnswerable, Record, engine_name, get, is_full_scale, job_name
 from .tables import Cell, Column, Estimate, estimate, html_table, seconds, significant
 
 Row = Mapping[str, Any]
@@ -44,7 +44,7 @@ class Lanes:
     rates
         GB/s (10^9 bytes a second) of loads.
     collectives
-        Time of all-to-alls.
+        Time of all-to-alls; none with one rank, where each is nothing but its name.
     alone, beside
         How long an all-to-all takes without and with a copy in flight, over the median without.
     """
@@ -99,11 +99,11 @@ def read(record: Record) -> Lanes:
     if not is_full_scale(record):
         raise NotAnswerable("A rehearsal copies to no device.")
     rows = [row for row in get(record, "timeline", default=[]) if row.get("end_ms") is not None]
-    blocks = _spans(rows, "compute")
+    blocks = spans_of(rows, "compute")
     if not blocks:
         raise NotAnswerable("The job recorded no timeline; only a profiled iteration has one.")
     steps = {
-        step: _spans([row for row in rows if row["step"] == step], "compute")
+        step: spans_of([row for row in rows if row["step"] == step], "compute")
         for step in sorted({row["step"] for row in rows if row["lane"] == "compute"})
     }
     last = {step: max(end for _, end in spans) for step, spans in steps.items()}
@@ -114,22 +114,23 @@ def read(record: Record) -> Lanes:
         and row["start_ms"] < last.get(row["step"], 0)
     )  # fmt: skip
     several = get(record, "job", "num_gpus") > 1
-    collectives = _spans(rows, "collective") if several else []
+    collectives = spans_of(rows, "collective") if several else []
     alone, beside = _beside(rows, copies) if several else ([], [])
     hidden = common(copies, merged(blocks)) - common(copies, merged(collectives))
     return Lanes(
         steps=len(steps),
         whole=sum(last[step] - min(start for start, _ in steps[step]) for step in steps),
-        copies=_length(copies),
+        copies=length_of(copies),
         hidden=max(hidden, 0.0),
         rates=estimate(_rates(record, rows)),
-        collectives=_length(merged(collectives)),
+        collectives=length_of(merged(collectives)),
         alone=estimate(alone),
         beside=estimate(beside),
     )
 
 
-def _spans(rows: Iterable[Row], lane: str) -> list[Span]:
+def spans_of(rows: Iterable[Row], lane: str) -> list[Span]:
+    """Begin and end of what a lane holds."""
     # A release is a point in time: it takes the place of no copy.
     return [
         (row["start_ms"], row["end_ms"])
@@ -138,13 +139,14 @@ def _spans(rows: Iterable[Row], lane: str) -> list[Span]:
     ]
 
 
-def _length(spans: Iterable[Span]) -> float:
+def length_of(spans: Iterable[Span]) -> float:
+    """Their lengths together."""
     return sum(end - start for start, end in spans)
 
 
 def _beside(rows: Sequence[Row], copies: Sequence[Span]) -> tuple[list[float], list[float]]:
     """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
-    gathers = merged(_spans(rows, "gather"))
+    gathers = merged(spans_of(rows, "gather"))
     sizes: dict[int, dict[bool, list[float]]] = {n: {False: [], True: []} for n in (0, 1)}
     visits = sorted(
         (row for row in rows if row["lane"] == "collective"), key=lambda row: row["start_ms"]
@@ -170,15 +172,15 @@ def _rates(record: Record, rows: Sequence[Row]) -> list[float]:
     plan = get(record, "engine", "plan", default=None)
     settings = plan["candidates"][plan["chosen"]]["settings"] if plan else {}
     share = get(record, "job", "num_gpus") if settings.get("shard") else 1
-    loads = sorted((r for r in rows if r["what"] == "load"), key=lambda row: row["start_ms"])
-    parts = [list(some) for _, some in groupby(loads, lambda row: (row["expert"], row["block"]))]
     if settings.get("copy_streams", 1) > 1:
         return []  # loads share the link, so the time of one is not its own
+    loads = sorted((r for r in rows if r["what"] == "load"), key=lambda row: row["start_ms"])
+    parts = [list(some) for _, some in groupby(loads, lambda row: (row["expert"], row["block"]))]
     if settings.get("windows"):
         parts = parts[1:-1]  # of these, other parts may lie in steps that were not noted
     nbytes = get(record, "model", "block_bytes") / share
     return [
-        nbytes / 1e6 / length for some in parts if (length := _length(_spans(some, "copy"))) > 0
+        nbytes / 1e6 / length for some in parts if (length := length_of(spans_of(some, "copy"))) > 0
     ]
 
 
@@ -195,15 +197,10 @@ def read_all(records: Iterable[Record]) -> list[tuple[Record, Lanes]]:
     return found
 
 
-def has_collectives(record: Record, lanes: Lanes) -> bool:
-    """Whether ranks exchanged anything: with one of them a collective is nothing but its name."""
-    return get(record, "job", "num_gpus") > 1 and lanes.collectives > 0
-
-
-def table(records: Sequence[Record]) -> str:
+def table(found: Iterable[tuple[Record, Lanes]]) -> str:
     """Return what the timelines tell, a row for each, as HTML."""
     rows: list[dict[str, object]] = []
-    for record, lanes in read_all(records):
+    for record, lanes in found:
         link = get(record, "machine", "link", "h2d_pinned_together_gb_s")
         row: dict[str, object] = {
             "engine": engine_name(record),
@@ -214,7 +211,7 @@ def table(records: Sequence[Record]) -> str:
             "hidden": Cell(lanes.share, text=per_cent(lanes.share or 0)),
             "job": job_name(record),
         }
-        if has_collectives(record, lanes):
+        if lanes.collectives:
             row["collectives"] = seconds(lanes.collectives / lanes.steps / 1e3)
             share = lanes.collectives / lanes.whole
             row["share"] = Cell(share, text=per_cent(share))
@@ -258,7 +255,3 @@ def per_cent(share: float) -> str:
 def origin(record: Record) -> str:
     """A record in few words: "layerwise on 2x NVIDIA H200"."""
     return f"{engine_name(record)} on {get(record, 'machine', 'class')}"
-
-
-def names(found: Iterable[tuple[Record, Lanes]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(file_name(record) for record, _ in found))
