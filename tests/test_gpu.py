@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from tests.ranks import run_ranks
 from wanreport import weights
 from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, base
-from wanreport.measure import compiled
+from wanreport.measure import compiled, hot_steps
 from wanreport.pipeline import Guidance, latent_shape
 from wanreport.plan import make_plan
 from wanreport.probe import Probe
-from wanreport.wan import A14B, Expert, Segments
+from wanreport.wan import A14B, Expert, Segments, post
 from wanreport.weights import HostStore, RandomWeights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -158,6 +158,40 @@ def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
     _same(_run_compiled(engine, options=options, store=store), resident_compiled)
 
 
+def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
+    """`post` in CUDA graphs, one for each place that weights lie in and each length."""
+
+    def replayed(block: Any, *given: torch.Tensor) -> torch.Tensor:
+        key = next(block.parameters()).data_ptr(), given[0].shape[1]
+        if key not in graphs:
+            inputs = [tensor.clone() for tensor in given]
+            post(block, *inputs)  # what a first call sets up cannot be captured
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = post(block, *inputs)
+            graphs[key] = graph, inputs, output
+        graph, inputs, output = graphs[key]
+        for mine, tensor in zip(inputs, given, strict=True):
+            mine.copy_(tensor)
+        graph.replay()
+        return output.clone()
+
+    return replayed
+
+
+@ONE_SHAPE
+@pytest.mark.parametrize("settings", STREAMS)
+def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(
+    settings: StreamSettings, resident: tuple[str, dict[str, Any]], store: HostStore
+) -> None:
+    shape, reference = resident
+    graphs: dict[tuple[int, int], Any] = {}
+    segments = replace(Segments(), post=_graphed(graphs))
+    run = _run("stream", shape, options={"settings": settings}, segments=segments, store=store)
+    _same(run, reference)
+    assert len(graphs) == settings.buffers(WIDE["num_layers"])
+
+
 def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -> None:
     wide = A14B | {"num_layers": 6}
 
@@ -178,6 +212,11 @@ def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -
     store.close()
     reference = _run("resident", "480p", **wide)
     _same(_run("stream", "480p", options={"settings": settings}, **wide), reference)
+
+
+def test_steps_heat_a_gpu_for_two_seconds_and_nothing_else(group: None) -> None:
+    assert hot_steps(0.3, torch.device("cuda"), dist.group.WORLD) == 7
+    assert hot_steps(0.3, torch.device("cpu"), None) == 0
 
 
 def _several(late: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -51,8 +52,9 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     for trace in record["traces"]:
         file = path.parent / trace["path"]
         assert file.stat().st_size == trace["bytes"]
-        events = json.loads(__import__("gzip").decompress(file.read_bytes()))["traceEvents"]
-        assert any("ProfilerStep" in event.get("name", "") for event in events)
+        kineto = json.loads(gzip.decompress(file.read_bytes()))
+        assert any("ProfilerStep" in event.get("name", "") for event in kineto["traceEvents"])
+        assert "/" not in kineto["traceName"]
     assert [trace["rank"] for trace in record["traces"]] == [0, 1]
     lanes = {event["lane"] for event in record["timeline"]}
     assert {"compute", "collective"} <= lanes
