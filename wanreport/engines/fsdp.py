@@ -17,6 +17,7 @@ that a unit was really sharded before and that the visit really found it whole.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -67,12 +68,13 @@ class Fsdp(Engine):
 
     def detach(self) -> None:
         self._reshard()
-        parameters = [p for expert in self.experts.values() for p in expert.parameters()]
-        shards = [p.to_local() for p in parameters if isinstance(p, DTensor)]
+        modules = [module for expert in self.experts.values() for module in expert.modules()]
         super().detach()
-        # What FSDP2 hangs on the modules lives as long as they do, so its memory goes on its own.
-        for shard in shards:
-            shard.untyped_storage().resize_(0)
+        # FSDP2 hangs its shards on the modules, by hooks and in circles; who still holds a spent
+        # expert must not hold its memory.
+        for module in modules:
+            vars(module).clear()
+        gc.collect()
         if self.mover.cuda:
             torch.cuda.synchronize(self.mover.device)
             torch._C._host_emptyCache()  # or torch's pool would keep it page-locked
