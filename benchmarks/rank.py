@@ -29,6 +29,7 @@ from wanreport.pipeline import TEXT_TOKENS, Guidance, predict
 from wanreport.plan import DEFAULT_ROOM, make_plan
 from wanreport.probe import Probe
 from wanreport.record import replace_file
+from wanreport.sensors import Sensors
 from wanreport.ulysses import SequenceParallel
 from wanreport.wan import A14B, EXPERTS, TINY, Expert, Segments
 from wanreport.weights import HostStore, RandomWeights
@@ -146,10 +147,11 @@ def _measure(
         torch.cuda.synchronize(device)
     reset_peaks(device)
     before, begun = engine.mover.counters + Counters(), time.perf_counter()
-    for _ in range(passes):
-        with clock.step():
-            output = step()
-    seconds = clock.seconds()
+    with Sensors(device) as sensors:
+        for _ in range(passes):
+            with clock.step():
+                output = step()
+        seconds = clock.seconds()
     wall = time.perf_counter() - begun
     registered = engine.registered_bytes if isinstance(engine, Peer) else store.pinned_bytes
     memory = peaks(device, registered)
@@ -161,6 +163,7 @@ def _measure(
         "warmup_ms": [1e3 * s for s in warmup] if cuda else [],
         "wall_ms_per_step": 1e3 * wall / passes if cuda else None,
         "memory": memory,
+        "gpu": sensors.summary(),
         "shared_pinned_bytes": store.pinned_bytes if engine.shares_store else 0,
         "output_sha256": sha256(output),
         "first_output_sha256": sha256(first),

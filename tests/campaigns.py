@@ -110,6 +110,9 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
         "warmup_ms": samples[:2],
         "wall_ms_per_step": ms if cuda else None,
         "memory": {**memory, "host_rss_bytes": 1},
+        "gpu": {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
+        if samples
+        else None,
         "shared_pinned_bytes": BLOCK * blocks if cuda else 0,
         "output_sha256": digest,
         "first_output_sha256": digest,

@@ -47,6 +47,7 @@ def record(
     hint: str = "",
     steady_s: float | None = None,
     switch_s: float | None = None,
+    sm_mhz: float | None = 1600.0,
     latents: str = "the same bits",
     machine: dict[str, Any] | None = None,
     **changes: Any,
@@ -63,6 +64,8 @@ def record(
         Anything but "ok" gives a record without iterations.
     steady_s, switch_s
         Seconds of a step and of the switch step.
+    sm_mhz
+        The clock that the GPUs ran at; None for a record that does not know.
     latents
         Any text; records with the same text have the same bits.
     changes
@@ -133,6 +136,13 @@ def record(
         blank["iterations"].append(
             _iteration(blank, number, kind, steady, spike, at, latents, device)
         )
+    for iteration in blank["iterations"]:
+        iteration["gpu"] = [
+            {"board": f"{rank:08x}", "readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0,
+             "celsius": 62}
+            if sm_mhz and device == "cuda" else None
+            for rank in range(job.num_gpus)
+        ]  # fmt: skip
     if job.engine == "stream":
         inputs = plan_inputs(
             blocks=layers, block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],

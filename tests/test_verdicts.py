@@ -75,7 +75,7 @@ def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
     old = synthetic.record("old-4gpu-fsdp", scale="a14b", steady_s=20.0)
     verdict = judge([new, old])["slower-fsdp"]
     assert verdict.status == "not measured"
-    assert "no difference" in verdict.evidence and "All steps" in verdict.evidence
+    assert "not told apart" in verdict.evidence and "All steps" in verdict.evidence
     assert verdict.next_step == verdicts.MORE
     few = [synthetic.record(n, scale="a14b") for n in ("new-4gpu", "old-4gpu-fsdp")]
     for record in few:  # too few samples for an interval
@@ -86,6 +86,30 @@ def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
     verdict = judge([faster, old])["slower-fsdp"]
     assert verdict.status == "fail"
     assert "faster" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("new", "clocks", "status", "why"),
+    [
+        (20.5, (1600, 1600), "pass", ""),
+        (20.5, (1560, 1600), "not measured", "1,560 and 1,600 MHz"),
+        (20.5, (None, 1600), "not measured", "not both say"),
+        (21.5, (None, None), "pass", ""),
+        (18.5, (None, 1600), "fail", ""),
+    ],
+)
+def test_runs_are_told_apart_beyond_what_their_clocks_explain(
+    new: float, clocks: tuple[int | None, int | None], status: str, why: str
+) -> None:
+    records = [
+        synthetic.record(name, scale="a14b", steady_s=steady, sm_mhz=mhz)
+        for name, steady, mhz in zip(
+            ("new-4gpu", "old-4gpu-fsdp"), (new, 20.0), clocks, strict=True
+        )
+    ]
+    verdict = judge(records)["slower-fsdp"]
+    assert verdict.status == status and why in verdict.evidence
+    assert ("not told apart" in verdict.evidence) == bool(why)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +298,7 @@ def test_comparison_a_has_the_baselines_rows_with_both_readings_of_old() -> None
 @pytest.mark.parametrize(
     ("new", "old", "words"),
     [(24.0, 20.0, "wider"), (20.5, 20.0, "narrower"), (18.0, 20.0, "turned round"),
-     (20.0, 20.0, "support no difference"), (21.82, 20.0, "no other")],
+     (20.0, 20.0, "not told apart"), (21.82, 20.0, "no other")],
 )  # fmt: skip
 def test_comparison_a_says_where_the_gap_went(new: float, old: float, words: str) -> None:
     records = [

@@ -334,6 +334,40 @@ def peak_memory(record: Record, kind: str | None = None) -> dict[str, int | None
     return peaks
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """How the GPUs ran while they computed: medians over clean iterations, of the slowest rank.
+
+    `boards` are the beginnings of hashes, which tell boards apart and name none.
+    """
+
+    boards: tuple[str, ...]
+    sm_mhz: float
+    power_w: float
+    celsius: float
+
+    @property
+    def text(self) -> str:
+        """In words: "1,605 MHz, 698 W, 66 °C"."""
+        return f"{self.sm_mhz:,.0f} MHz, {self.power_w:,.0f} W, {self.celsius:.0f} °C"
+
+
+def gpu_state(record: Record) -> Gpu | None:
+    """Return how a record's GPUs ran; None where no sensors were read."""
+    clean = [iteration.get("gpu") or [] for iteration in iterations(record, "clean")]
+    return gpu_of(list(zip(*clean, strict=False)))
+
+
+def gpu_of(by_rank: Sequence[Sequence[Mapping[str, Any] | None]]) -> Gpu | None:
+    """Return how the GPUs ran by what each rank read, once or more; None where one did not."""
+    known = [[one for one in read if one] for read in by_rank]
+    if not known or [len(read) for read in known] != [len(read) for read in by_rank]:
+        return None
+    keys = ("sm_mhz", "power_w", "celsius")
+    middle = [[statistics.median(one[key] for one in read) for key in keys] for read in known]
+    return Gpu(tuple(read[0]["board"] for read in known), *min(middle))
+
+
 # What moved, and bits (any scale) ----------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from .answers import (
     engine_name,
     extrapolation,
     get,
+    gpu_state,
     is_full_scale,
     iterations,
     job_name,
@@ -40,7 +41,17 @@ from .tables import (
     significant,
     tick,
 )
-from .verdicts import NEW, OLD, apart, comparable_groups, fact, prefetch, quoted
+from .verdicts import (
+    NEW,
+    OLD,
+    between_runs,
+    comparable_groups,
+    fact,
+    prefetch,
+    quoted,
+    runs_differ,
+    steps_apart,
+)
 
 
 @dataclass(frozen=True)
@@ -167,8 +178,10 @@ def costs_table(bench: Bench) -> str:
         kind: Kind | None = "derived" if spent.left_out else None
         cold, planning = get(record, "cold_start_s"), get(record, "engine", "plan", "planning_s")
         aside = f", {seconds(planning)} for the plan" if planning else ""
+        state = gpu_state(record)
         row: dict[str, object] = {
             "engine": engine_label(record),
+            "clock": None if state is None else Cell(state.sm_mhz, text=state.text),
             "cold": None if cold is None else Cell(cold, text=seconds(cold) + aside),
             "first": seconds(spent.first),
             "switch": None if spent.switch is None else seconds(spent.switch),
@@ -190,6 +203,7 @@ def costs_table(bench: Bench) -> str:
             Column("moved", "to the device per step"),
             Column("peak", "peak allocated"),
             Column("pinned", "peak pinned"),
+            Column("clock", "GPU under load: SM clock, power, temperature"),
             Column("job", "job", numeric=False),
         ],
         caption=f"What else they take: {bench.machine}; {bench.work}",
@@ -203,6 +217,7 @@ def in_short(bench: Bench) -> str:
     resident = bench.of("resident")
     reference = clean_budget(resident).steady if resident else None
     parts = [] if reference is None else [f"resident {reference.text('s')} per step"]
+    unlike: list[Record] = []
     for record in bench.records:
         steady = clean_budget(record).steady
         if record is resident or steady.median is None:
@@ -210,9 +225,13 @@ def in_short(bench: Bench) -> str:
         if reference and reference.median:
             ratio = steady.median / reference.median - 1
             parts.append(f"{engine_label(record)} {overhead(ratio)}")
+            unlike.append(record)
         else:
             parts.append(f"{engine_label(record)} {steady.text('s')} per step")
-    return f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}. {which_is_old(bench)}"
+    said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
+    if resident and unlike:
+        said.append(runs_differ(resident, max(unlike, key=lambda r: between_runs(resident, r))))
+    return " ".join([*said, which_is_old(bench)])
 
 
 def extrapolations(records: Sequence[Record | None]) -> str:
@@ -284,7 +303,7 @@ def _like_old(record: Record, new: Record, found: Signature) -> dict[str, bool]:
 
     return {
         # How much faster depends on the machine; that the old one was not slower does not.
-        "steady": apart(clean_budget(record).steady, clean_budget(new).steady) <= 0,
+        "steady": steps_apart(record, new) <= 0,
         "spike": nearer(found.spike, old.spike, layerwise.spike),
         "memory": nearer(found.memory, old.memory, layerwise.memory),
     }

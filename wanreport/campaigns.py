@@ -89,6 +89,14 @@ class _Memory(_Strict):
     host_rss_bytes: int
 
 
+class _Gpu(_Strict):
+    board: str
+    readings: Annotated[int, Field(ge=1)]
+    sm_mhz: Annotated[float, Field(gt=0)]
+    power_w: float
+    celsius: float
+
+
 class _Link(_Described):
     h2d_pinned_gb_s: Annotated[float, Field(gt=0)]
     h2d_pinned_together_gb_s: Annotated[float, Field(gt=0)]
@@ -117,6 +125,7 @@ class _Rank(_Strict):
     warmup_ms: _Samples
     wall_ms_per_step: float | None
     memory: _Memory
+    gpu: _Gpu | None = None
     shared_pinned_bytes: int
     output_sha256: _Digest
     first_output_sha256: _Digest

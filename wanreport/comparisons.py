@@ -65,7 +65,6 @@ from .verdicts import (
     NEW,
     OLD,
     Verdict,
-    apart,
     baseline_facts,
     choose,
     comparable_groups,
@@ -74,6 +73,8 @@ from .verdicts import (
     last_counters,
     per_step,
     quoted,
+    runs_differ,
+    steps_apart,
     tally,
     workload,
 )
@@ -267,8 +268,9 @@ def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
             parts.append(f"against {old} not measured")
             continue
         gap = difference(mine.median, theirs.median)
-        if apart(mine, theirs) == 0:
-            verdict = "the samples support no difference"
+        assert new and record
+        if steps_apart(new, record) == 0:
+            verdict = f"not told apart. {runs_differ(new, record)}".rstrip(".")
         elif gap < 0:
             verdict = "it turned round"
         else:
@@ -369,11 +371,12 @@ def _prefetch_answer(machine: str, one: Record | None, two: Record | None) -> st
     said = {
         -1: "the deeper prefetch makes steps shorter",
         1: "the deeper prefetch makes steps longer",
-        0: "the samples support no difference",
-    }[apart(a, b)]
+        0: "they are not told apart",
+    }[steps_apart(one, two)]
     return (
-        f"**{markdown(machine)}.** {a.text('s')} per step against {b.text('s')}: {said}. Whether "
-        "it is the synchronisation that changes needs traces: not measured."
+        f"**{markdown(machine)}.** {a.text('s')} per step against {b.text('s')}: {said}. "
+        f"{runs_differ(one, two)} Whether it is the synchronisation that changes needs "
+        "traces: not measured."
     )
 
 

@@ -33,7 +33,7 @@ from .tables import (
     seconds,
     significant,
 )
-from .verdicts import NEW, OLD, apart, baseline_facts, fact, quoted, ratio_of
+from .verdicts import NEW, OLD, apart, baseline_facts, between_runs, fact, quoted, ratio_of
 
 TOLERANCE = 0.1
 HELD = {True: "✓ held", False: "✗ did not hold", None: "– not measured"}
@@ -195,11 +195,9 @@ def _claim(curve: Curve, name: str, engine: str, wanted: int) -> str:
     seen = {n: o for n in curve.counts if n > 1 and (o := curve.overhead((label, n))) is not None}
     verdict = HELD[None]
     if len(seen) > 1:
-        few, many = (
-            ratio_of(*(clean_budget(curve.records[e, n]).steady for e in (label, "resident")))
-            for n in (min(seen), max(seen))
-        )
-        order = apart(many, few)
+        pairs = [[curve.records[e, n] for e in (label, "resident")] for n in (min(seen), max(seen))]
+        few, many = (ratio_of(*(clean_budget(r).steady for r in pair)) for pair in pairs)
+        order = apart(many, few, sum(between_runs(*pair) for pair in pairs))
         verdict = HELD[order == wanted] if order else UNTOLD
     told = {n: curve.jobs[label, n]["overhead"] for n in curve.counts if (label, n) in curve.jobs}
     found = [

@@ -411,7 +411,7 @@ def _merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     merged["iterations"] = []
     for parts in zip(*(result["iterations"] for result in results), strict=True):
         iteration = dict(parts[0])
-        for key in ("counters", "expected_counters", "memory"):
+        for key in ("counters", "expected_counters", "memory", "gpu"):
             iteration[key] = [part[key] for part in parts]
         iteration["steps"] = [
             {**steps[0], **{key: [step[key] for step in steps] for key in ("seconds", "h2d_bytes")}}

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from . import campaigns
-from .answers import NotAnswerable
+from .answers import NotAnswerable, gpu_of
 from .campaigns import PEERS, Campaign, Row, name_of, step_ms
 from .cost import StreamSettings
 from .local import project_root
@@ -163,6 +163,7 @@ def engines_table(path: Path, report: Campaign) -> str:
         Column("limit", "to its limit", "moving, step and rank"),
         Column("peak", "device"),
         Column("pinned", "pinned"),
+        Column("gpu", "GPU under load"),
     ]
     columns = [
         Column("engine", "engine", numeric=False),
@@ -178,7 +179,8 @@ def engines_table(path: Path, report: Campaign) -> str:
             " that it must move in a steady step over the link's bandwidth as resident measured it,"
             " pinned, all ranks at once: a ratio below 1 says that machine or link were faster than"
             " then. A peer's copies are not counted; each of its branches is taken to bring every"
-            " block. Device is the fullest rank's allocated peak, pinned the host's memory."
+            " block. Device is the fullest rank's allocated peak, pinned the host's memory; of the"
+            " GPU that ran slowest its SM clock, power and temperature."
         )
     rows = sorted(report["rows"], key=lambda row: (row["tokens"], order(row["label"])))
     cells = [_cells(report, row) for row in rows]
@@ -201,6 +203,7 @@ def _drifts(report: Campaign) -> str:
 
 def _cells(report: Campaign, row: Row) -> dict[str, object]:
     step, top = step_ms(row).median, campaigns.limit(report, row)
+    state = gpu_of([[rank.get("gpu")] for rank in row["ranks"]])
     device, pinned = campaigns.peak(row, "allocated"), campaigns.pinned_bytes(row)
     cells: dict[str, object] = {
         "tokens": row["tokens"],
@@ -209,6 +212,7 @@ def _cells(report: Campaign, row: Row) -> dict[str, object]:
         "over": _over_cell(campaigns.cost(report, row)),
         "peak": None if device is None else Cell(device, text=gigabytes(device)),
         "pinned": None if pinned is None else Cell(pinned, text=gigabytes(pinned)),
+        "gpu": state and Cell(state.sm_mhz, text=state.text),
         "bits": tick(campaigns.identical(report, row)),
         "note": Cell("", text=campaigns.note(row)),
     }

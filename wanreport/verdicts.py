@@ -3,7 +3,8 @@
 A check is a function from records to a :class:`Verdict`. "pass" means that the records agree with
 what the baseline expected, "fail" that they contradict it, "not measured" that no record at hand
 can tell. Checks of time, memory or overlap look only at full-scale GPU records; the others accept
-any scale. A difference of times is claimed only where the 95 % intervals of the medians are apart.
+any scale. A difference of times is claimed only where the 95 % intervals of the medians are apart
+by more than two runs of one job may be (:func:`between_runs`).
 
 What the baseline expected is looked up in its facts, never typed here.
 """
@@ -26,6 +27,7 @@ from .answers import (
     engine_name,
     file_name,
     get,
+    gpu_state,
     is_full_scale,
     iterations,
     latents,
@@ -333,12 +335,12 @@ def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
         if not (iterations(one, "clean") and iterations(two, "clean")):
             return verdict
         new, other = clean_budget(one), clean_budget(two)
-        order = apart(new.steady, other.steady)
+        order = steps_apart(one, two)
         gap = difference(new.denoise, other.denoise)
         claim = {
             1: "The new one's steps are slower.",
             -1: "The new one's steps are faster.",
-            0: "The samples support no difference of the steps.",
+            0: f"They are not told apart. {runs_differ(one, two)}",
         }[order]
         return replace(
             verdict,
@@ -357,7 +359,7 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
     """Return the check whether layerwise loses more to an old engine on more GPUs. Full scale only.
 
     The gap is the ratio of the medians of steady steps; it differs where the ranges that their
-    95 % intervals leave open are apart.
+    95 % intervals leave open are apart by more than the runs may be.
     """
 
     def check(records: Sequence[Record]) -> Verdict:
@@ -376,7 +378,8 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
             return verdict
         steps = [clean_budget(record).steady for record in found]
         gaps = [ratio_of(new, other) for new, other in (steps[:2], steps[2:])]
-        order = apart(gaps[1], gaps[0])
+        allowed = sum(between_runs(*pair) for pair in (found[:2], found[2:]))
+        order = apart(gaps[1], gaps[0], allowed)
         return replace(
             verdict,
             status=_status(order),
@@ -470,9 +473,10 @@ def prefetch_helps(records: Sequence[Record]) -> Verdict:
     with_deep, with_base = clean_budget(one).steady, clean_budget(two).steady
     if with_deep.median is None or with_base.median is None:
         return verdict
-    order = apart(with_deep, with_base)
+    order = steps_apart(one, two)
     gain = with_base.median - with_deep.median
-    claim = {-1: "Shorter.", 1: "Longer.", 0: "The samples support no difference."}[order]
+    untold = f"They are not told apart. {runs_differ(one, two)}"
+    claim = {-1: "Shorter.", 1: "Longer.", 0: untold}[order]
     return replace(
         verdict,
         status=_status(-order),
@@ -741,16 +745,49 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 # Small helpers -----------------------------------------------------------------------------------
 
 
-def apart(one: Estimate, two: Estimate) -> int:
+def apart(one: Estimate, two: Estimate, allowed: float = 0.0) -> int:
     """Return 1 where `one` lies above `two` and their 95 % intervals are apart, -1 below, else 0.
 
-    Without an interval there is no claim: 0.
+    Apart is what differs by more than the share `allowed`. Without an interval there is no claim:
+    0.
     """
     if None in (one.low, one.high, two.low, two.high):
         return 0
     assert one.low is not None and one.high is not None
     assert two.low is not None and two.high is not None
-    return 1 if one.low > two.high else -1 if one.high < two.low else 0
+    more = 1 + allowed
+    return 1 if one.low > two.high * more else -1 if one.high * more < two.low else 0
+
+
+SAME_CLOCKS, UNKNOWN_CLOCKS = 0.01, 0.03
+"""By which share steady steps of two runs may differ with nothing changed. Within one campaign
+`resident` drifts by up to one per cent. Boards of one class, and one board on two days, run a
+compute-bound step at clocks that differ by two or three."""
+
+
+def between_runs(one: Record, two: Record) -> float:
+    """Return the share by which steps of two runs may differ because their GPUs' clocks do."""
+    mine, theirs = gpu_state(one), gpu_state(two)
+    if mine is None or theirs is None:
+        return UNKNOWN_CLOCKS
+    return SAME_CLOCKS + abs(mine.sm_mhz / theirs.sm_mhz - 1)
+
+
+def steps_apart(one: Record, two: Record) -> int:
+    """Return :func:`apart` of two runs' steady steps, beyond what runs may differ by."""
+    return apart(clean_budget(one).steady, clean_budget(two).steady, between_runs(one, two))
+
+
+def runs_differ(one: Record, two: Record) -> str:
+    """Say from which difference on two runs are told apart, and why."""
+    mine, theirs = gpu_state(one), gpu_state(two)
+    if mine and theirs:
+        clocks = f"{mine.sm_mhz:,.0f} and {theirs.sm_mhz:,.0f} MHz"
+        boards = "the same" if set(mine.boards) == set(theirs.boards) else "other"
+        why = f"their GPUs, {boards} boards, ran at {clocks}"
+    else:
+        why = "not both say at which clock their GPU ran"
+    return f"Two runs differ by up to {overhead(between_runs(one, two)).lstrip('+')}: {why}."
 
 
 def _status(order: int) -> Status:

@@ -43,6 +43,7 @@ from .pipeline import (
 from .plan import make_plan
 from .probe import Probe
 from .schedule import sampled_steps, switch_step
+from .sensors import Sensors
 from .ulysses import SequenceParallel
 from .wan import A14B, EXPERTS, TINY, Expert, Segments
 from .weights import CheckpointWeights, HostStore, RandomWeights, Source
@@ -265,11 +266,12 @@ class Rank:
         reset_peaks(device)
         before = engine.mover.counters + Counters()
         begun = time.perf_counter()
-        latents = denoise(
-            experts, engine, scheduler, latents, guidance,
-            steps=job["num_inference_steps"], boundary=boundary, on_step=on_step, run=run,
-        )  # fmt: skip
-        seconds = clock.seconds()
+        with Sensors(device) as sensors:
+            latents = denoise(
+                experts, engine, scheduler, latents, guidance,
+                steps=job["num_inference_steps"], boundary=boundary, on_step=on_step, run=run,
+            )  # fmt: skip
+            seconds = clock.seconds()
         if profile:
             profile.close()
         memory = peaks(device, store.pinned_bytes)
@@ -307,6 +309,7 @@ class Rank:
             "counters": asdict(engine.mover.counters - before),
             "expected_counters": asdict(wanted),
             "memory": memory,
+            "gpu": sensors.summary(),
             "compiled": compiled() if job["compile"] else None,
             "latents_sha256": digest,
             "video_sha256": video,
