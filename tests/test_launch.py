@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -162,6 +163,16 @@ def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> No
     assert record["hint"]
 
 
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for what jobs leave behind while they run."""
+    multiprocessing.util.get_temp_dir()  # of the fork server: it outlives the test, at a short path
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
+    return folder
+
+
 def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> None:
     """Send rank 1 of the next job a signal as soon as it has begun its steps."""
     deadline = time.monotonic() + 60
@@ -177,11 +188,8 @@ def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> No
 
 
 def test_a_killed_rank_is_a_failed_record_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(launch, "GRACE", 2.0)
     seen: list[int] = []
     killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
@@ -199,12 +207,9 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
 
 
 def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
     record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
     assert record["status"] == "ok", record["reason"]
     assert len(record["iterations"][0]["counters"]) == 2
@@ -218,10 +223,9 @@ def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
     assert "rank 1 was killed by SIGKILL" in record["reason"]
 
 
-def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
+def test_a_rank_that_hangs_is_a_timeout(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "GRACE", 2.0)
     seen: list[int] = []
     # A stopped rank is alive and silent, as one that hangs in a collective.
@@ -265,6 +269,10 @@ ECHO = "RuntimeError: Connection closed by peer"
         ([None, _told("failed", "ValueError: x", 1)], [0, 1], "failed", "rank 1: ValueError"),
         ([None, _told("failed", "ValueError: x", 1)], [None, 1], "failed", "rank 1: ValueError"),
         ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
+        ([None, None], [-15, -9], "failed", "rank 1 was killed by SIGKILL"),
+        ([None, None], [-15, 1], "failed", "rank 1 exited with 1"),
+        ([None, _told("failed", "ValueError: x", 1)], [-15, 1], "failed", "rank 1: ValueError"),
+        ([None, None], [-15, None], "failed", "rank 0 was killed by SIGTERM"),
         ([_told("timeout", "Timed out waiting", 2), None], [1, -9], "failed", "rank 1 was killed"),
         ([None, None], [None, None], "timeout", "timeout_s"),
         ([None, None], [0, 0], "failed", "without a result"),

@@ -390,6 +390,8 @@ def failure(
     first = [k for _, k in told]
     memory = [k for k in first if (results[k] or {}).get("status") == "oom"]
     died = [k for k, code in enumerate(codes) if code and results[k] is None]
+    # By SIGTERM torchrun ends the ranks that outlive one: a cause only where there is no other.
+    died = [k for k in died if codes[k] != -signal.SIGTERM] or ([] if told else died)
     died.sort(key=lambda k: codes[k] or 0)  # signals first
     if died and not memory:
         code = codes[died[0]] or 0
