@@ -41,6 +41,7 @@ from .answers import (
     steps_run,
     switch_step,
 )
+from .local import commit
 from .record import is_rehearsal
 from .tables import (
     Cell,
@@ -267,8 +268,6 @@ def machine_table(record: Record) -> str:
     machine, software = get(record, "machine", default={}), get(record, "software", default={})
     memory = machine.get("gpu_memory_bytes")
     host = machine.get("host_memory_bytes")
-    sha = software.get("git_sha")
-    dirty = " (with uncommitted changes)" if software.get("git_dirty") else ""
     rows: list[tuple[str, object]] = [
         ("machine class", machine.get("class")),
         ("GPU", machine.get("gpu_name")),
@@ -286,7 +285,7 @@ def machine_table(record: Record) -> str:
         ("NCCL transport", ", ".join(machine.get("transport") or []) or None),
         *((name, software.get(name)) for name in ("python", "torch", "diffusers", "cuda", "nccl")),
         ("wanreport", software.get("wanreport")),
-        ("commit", f"{sha}{dirty}" if sha else None),
+        ("commit", commit(software)),
         ("started", record.get("started_at")),
         ("record", file_name(record)),
     ]

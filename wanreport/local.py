@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -398,6 +398,13 @@ def git_state() -> dict[str, Any]:
         "git_sha": git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+def commit(known: Mapping[str, Any]) -> str | None:
+    """What :func:`git_state` found, as it was kept, in words; None if the commit is not known."""
+    dirty = {True: ", with uncommitted changes", None: ", changes not recorded"}
+    sha, changed = known.get("git_sha"), known.get("git_dirty")
+    return f"{sha[:12]}{dirty.get(changed, '')}" if sha else None
 
 
 # Files -------------------------------------------------------------------------------------------
