@@ -55,9 +55,9 @@ class Machine(NamedTuple):
     gpus: int
 
 
-def project_root(start: Path | None = None) -> Path:
-    """The folder with notebooks/ and params/: `start` (the current folder), a parent, or ours."""
-    here = (start or Path.cwd()).resolve()
+def project_root() -> Path:
+    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
+    here = Path.cwd().resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
