@@ -176,12 +176,18 @@ def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> No
         time.sleep(0.01)
 
 
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
+    return folder
+
+
 def test_a_killed_rank_is_a_failed_record_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(launch, "GRACE", 2.0)
     seen: list[int] = []
     killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
@@ -199,12 +205,9 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
 
 
 def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
     record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
     assert record["status"] == "ok", record["reason"]
     assert len(record["iterations"][0]["counters"]) == 2
@@ -218,10 +221,9 @@ def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
     assert "rank 1 was killed by SIGKILL" in record["reason"]
 
 
-def test_a_rank_that_hangs_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(scratch))
+def test_a_rank_that_hangs_is_a_timeout(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launch, "GRACE", 2.0)
     seen: list[int] = []
     # A stopped rank is alive and silent, as one that hangs in a collective.

@@ -229,19 +229,14 @@ def test_settings_are_compared_where_only_one_differs() -> None:
 # Files -------------------------------------------------------------------------------------------
 
 
-def test_a_project_has_its_campaigns_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("notebooks", "params"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
+def test_a_project_has_its_campaigns_in_order(project: Path) -> None:
     for branches in (2, 1):
-        made.write(made.campaign(branches=branches), tmp_path / "results", f"b{branches}")
+        made.write(made.campaign(branches=branches), project / "results", f"b{branches}")
     loaded = peers.load_campaigns(["results", "results/local"])
     slug = loaded[0][1]["machine"]["slug"]
     assert [path.as_posix() for path, _ in loaded] == [
         f"results/{slug}/benchmarks/{name}.json" for name in ("b1", "b2")
     ]
-    (tmp_path / loaded[0][0]).write_text("{")
+    (project / loaded[0][0]).write_text("{")
     with pytest.raises(Stop, match="b1.json: is no valid JSON"):
         peers.load_campaigns(["results"])
