@@ -8,6 +8,7 @@ import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
+from tests.reading import beside
 from wanreport import index
 
 
@@ -20,9 +21,8 @@ def page(*rows: index.Row, pages: tuple[tuple[str, str, bool], ...] = ()) -> Bea
     return BeautifulSoup(index.index_html(rows, pages), "html.parser")
 
 
-def cells(soup: BeautifulSoup, name: str) -> str:
-    line = next(tr for tr in soup.find_all("tr") if tr.th.get_text() == name)
-    return line.get_text(" ")
+def said(soup: BeautifulSoup, name: str) -> str:
+    return " ".join(beside(str(soup), name))
 
 
 def test_an_index_of_rehearsals_says_so_first() -> None:
@@ -41,13 +41,13 @@ def test_a_rehearsal_shows_no_time_and_no_memory() -> None:
     soup = page(row("new-4gpu", synthetic.record("new-4gpu")))
     heads = [th.get_text(" ") for th in soup.find_all("th", scope="col")]
     assert not any("Step" in head or "memory" in head for head in heads)
-    assert "equal" in cells(soup, "new-4gpu")
+    assert "equal" in said(soup, "new-4gpu")
 
 
 def test_full_scale_shows_step_memory_and_bytes() -> None:
-    text = cells(page(row("new-4gpu", synthetic.record("new-4gpu", scale="a14b"))), "new-4gpu")
-    assert "n\u00a0=\u00a0" in text
-    assert text.count("GB") == 2
+    soup = page(row("new-4gpu", synthetic.record("new-4gpu", scale="a14b")))
+    assert "n\u00a0=\u00a0" in soup.get_text()
+    assert said(soup, "new-4gpu").count("GB") == 2
 
 
 def test_bits_are_compared_with_resident_in_the_same_setting() -> None:
@@ -58,21 +58,21 @@ def test_bits_are_compared_with_resident_in_the_same_setting() -> None:
         row("new-6gpu", synthetic.record("new-6gpu")),
         row("old-6gpu-swap", synthetic.record("old-6gpu-swap")),
     )
-    assert "identical" in cells(soup, "new-4gpu")
-    assert "differ" in cells(soup, "old-4gpu-swap")
-    assert "reference" in cells(soup, "pure-4gpu")
-    assert "no resident run; identical to 1 other" in cells(soup, "new-6gpu")
+    assert "identical" in said(soup, "new-4gpu")
+    assert "differ" in said(soup, "old-4gpu-swap")
+    assert "reference" in said(soup, "pure-4gpu")
+    assert "no resident run; identical to 1 other" in said(soup, "new-6gpu")
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "timeout", "unsupported"])
 def test_a_job_that_failed_keeps_its_row_with_reason_and_hint(status: str) -> None:
     record = synthetic.record("new-4gpu", status=status, reason="<b>why</b>", hint="do this")
     soup = page(row("new-4gpu", record), row("new-6gpu", None))
-    text = cells(soup, "new-4gpu")
+    text = said(soup, "new-4gpu")
     assert "<b>why</b>" in text
     assert "do this" in text
     assert soup.find("span", class_=["badge", status])
-    assert "wanreport run" in cells(soup, "new-6gpu")
+    assert "wanreport run" in said(soup, "new-6gpu")
     assert "2 jobs: 1" in soup.main.get_text()
 
 

@@ -9,7 +9,7 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_verdicts import cells
+from tests.reading import cells
 from wanreport import comparisons, lanes, verdicts
 from wanreport.answers import NotAnswerable
 

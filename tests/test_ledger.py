@@ -433,13 +433,10 @@ def test_a_schedule_that_was_not_derived_says_so(ledger: Ledger) -> None:
 
 
 @pytest.fixture
-def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def committed(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The committed verdicts, as a copy that may be changed; no records."""
-    for folder in ("notebooks", "params"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "DERIVED", tmp_path)
-    return Path(shutil.copy(DERIVED / "verdicts.json", tmp_path))
+    monkeypatch.setattr(cli, "DERIVED", project)
+    return Path(shutil.copy(DERIVED / "verdicts.json", project))
 
 
 def test_check_prints_the_ledger(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:

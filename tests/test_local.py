@@ -32,3 +32,11 @@ def test_a_clean_tree_that_is_stated_without_its_commit_says_nothing_of_gits(
     for stated in "01":
         monkeypatch.setenv("WANREPORT_GIT_DIRTY", stated)
         assert local.git_state.__wrapped__() == by_git
+
+
+def test_a_commit_reads_the_same_everywhere() -> None:
+    said = [local.commit({"git_sha": "0123456789abcdef", "git_dirty": d}) for d in (False, True)]
+    assert said == ["0123456789ab", "0123456789ab, with uncommitted changes"]
+    kept = {"git_sha": "0123456789abcdef", "git_dirty": None}
+    assert local.commit(kept) == "0123456789ab, changes not recorded"
+    assert local.commit({"git_sha": None, "git_dirty": None}) is None

@@ -111,12 +111,9 @@ def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for folder in ("notebooks", "params"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(local.NO_MEASURING, raising=False)
-    return tmp_path
+    return project
 
 
 def test_a_record_at_hand_is_not_measured_again(

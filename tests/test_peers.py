@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bs4 import BeautifulSoup
 
 from tests import campaigns as made
+from tests.reading import by_title
 from wanreport import crossover, peers
 from wanreport.answers import NotAnswerable
 from wanreport.notebook import Stop, svg
@@ -24,23 +24,9 @@ def found(name: str = "one", **options: Any) -> list[Found]:
     return [(Path(f"results/x/benchmarks/{name}.json"), made.campaign(**options))]
 
 
-def cells(table: str) -> list[dict[str, str]]:
-    """Rows of a table, as text by heading."""
-    soup = BeautifulSoup(table, "html.parser")
-    heads = [head.find(string=True).strip() for head in soup.select("thead th")]  # type: ignore[union-attr]
-    return [
-        dict(zip(heads, [plain(c) for c in line.find_all(["th", "td"])], strict=True))
-        for line in soup.select("tbody tr")
-    ]
-
-
-def plain(cell: Any) -> str:
-    return str(cell.get_text(" ")).replace("\u00a0", " ")
-
-
 def engines(here: list[Found]) -> dict[tuple[str, str], dict[str, str]]:
     (path, report), *_ = here
-    return {(c["engine"], c["tokens"]): c for c in cells(peers.engines_table(path, report))}
+    return {(c["engine"], c["tokens"]): c for c in by_title(peers.engines_table(path, report))}
 
 
 def test_each_engine_has_its_step_its_cost_and_its_limit() -> None:
@@ -75,7 +61,7 @@ def test_without_resident_there_are_times_but_no_costs() -> None:
     assert "at 7,800 tokens stream, 195.2 ms." in crossover.draw(here)[1]
     assert "no cost is known" in crossover.answer(here)
     (table,) = crossover.tables(here)
-    assert cells(table)[0]["7,800 tokens"] == "oom"
+    assert by_title(table)[0]["7,800 tokens"] == "oom"
     assert "how far the machine drifted is not known" in table
 
 
@@ -102,7 +88,7 @@ def test_on_a_cpu_there_are_bits_and_no_times() -> None:
     ],
 )
 def test_the_conditions_say_what_was_measured_where(options: dict[str, Any], said: str) -> None:
-    facts = {c["what"]: c["value"] for c in cells(peers.conditions_table(*found(**options)[0]))}
+    facts = {c["what"]: c["value"] for c in by_title(peers.conditions_table(*found(**options)[0]))}
     assert facts["transport of collectives"] == said
     assert facts["link, pinned, all ranks at once"] == "54.9 GB/s first, last 54.9 GB/s"
     assert "sglang 0.5.23" in facts["versions"] and facts["commit"] == "c" * 12
@@ -120,13 +106,13 @@ def test_the_map_names_the_fastest_that_moves_weights_and_what_it_costs() -> Non
     assert [[row["label"] for row in shape.leaders] for shape in line] == [
         ["fsdp"], ["fsdp", "planned"], ["planned"], ["planned"]
     ]  # fmt: skip
-    first, *_ = cells(crossover.tables(here)[0])
+    first, *_ = by_title(crossover.tables(here)[0])
     assert first["7,800 tokens"] == "194.2 ms 14.1 GB"
-    rows = {c["engine"]: c for c in cells(crossover.tables(here)[0])}
+    rows = {c["engine"]: c for c in by_title(crossover.tables(here)[0])}
     assert rows["fsdp"]["14,040 tokens"] == "→ +2.0 % 375.3 ms, 1.41 GB"
     assert rows["planned"]["14,040 tokens"].startswith("→ +2.4 %")
     assert rows["planned"]["7,800 tokens"].startswith("+8.5 %")
-    several = cells(crossover.tables(found(factors=made.LABELS | made.ABLATED))[0])
+    several = by_title(crossover.tables(found(factors=made.LABELS | made.ABLATED))[0])
     assert {c["engine"]: c["7,800 tokens"] for c in several}["stream"].startswith("→ +1.0 %")
     assert "drifted by 0.2\u00a0% at most" in crossover.tables(here)[0]
     said = crossover.answer(here).replace("\u00a0", " ")
@@ -217,7 +203,7 @@ def test_plans_are_held_against_the_measured_step_and_the_best_fixed_setting() -
     text = said(made.LABELS | fixed)
     assert "Over 3 plans the prediction is off by 2.0 % in the median and by 2.0 % at worst" in text
     assert "slower in 3 of 3, in 3 of them with intervals apart; at most by 0.5 %" in text
-    row = cells(peers.foretold_tables(here)[0])[0]
+    row = by_title(peers.foretold_tables(here)[0])[0]
     assert row["prediction"] == "+2.0 %"
     assert row["plan"] == "+0.5 % stream:slots=2: intervals apart"
     within = said(made.LABELS | {"stream:slots=2": 1.0049})
@@ -228,7 +214,7 @@ def test_plans_are_held_against_the_measured_step_and_the_best_fixed_setting() -
 
 def test_settings_are_compared_where_only_one_differs() -> None:
     here = found(factors=made.LABELS | made.ABLATED, resident_ms={7800: 194.1})
-    rows = {c["what changed"]: c for c in cells(peers.ablation_tables(here)[0])}
+    rows = {c["what changed"]: c for c in by_title(peers.ablation_tables(here)[0])}
     assert set(rows) == {"windows: off → 65.5 kB + 131 kB + 65.5 kB", "copy_streams: 1 → 2",
                          "branches_per_visit: 2 → 1"}  # fmt: skip
     windows, streams, _ = sorted(rows.values(), key=lambda row: float(row["changed"].split()[0]))
@@ -243,19 +229,14 @@ def test_settings_are_compared_where_only_one_differs() -> None:
 # Files -------------------------------------------------------------------------------------------
 
 
-def test_a_project_has_its_campaigns_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("notebooks", "params"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
+def test_a_project_has_its_campaigns_in_order(project: Path) -> None:
     for branches in (2, 1):
-        made.write(made.campaign(branches=branches), tmp_path / "results", f"b{branches}")
+        made.write(made.campaign(branches=branches), project / "results", f"b{branches}")
     loaded = peers.load_campaigns(["results", "results/local"])
     slug = loaded[0][1]["machine"]["slug"]
     assert [path.as_posix() for path, _ in loaded] == [
         f"results/{slug}/benchmarks/{name}.json" for name in ("b1", "b2")
     ]
-    (tmp_path / loaded[0][0]).write_text("{")
+    (project / loaded[0][0]).write_text("{")
     with pytest.raises(Stop, match="b1.json: is no valid JSON"):
         peers.load_campaigns(["results"])

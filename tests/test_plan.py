@@ -217,12 +217,9 @@ def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for folder in ("notebooks", "params"):
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(local, "_gpu_names", list)
-    return tmp_path
+    return project
 
 
 def test_the_command_needs_stream_and_says_what_is_missing(

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import synthetic
 import torch
-from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import campaigns
+from tests.reading import beside
 from wanreport import cli, curve, local, measure, predictions, report, scaling, verdicts
 from wanreport.cost import Route
 from wanreport.job import Job, load_job, resolve_job
@@ -444,13 +444,6 @@ def told(root: Path, name: str) -> dict[str, Any]:
     return next(c["jobs"][name] for c in predictions.load(root) if name in c["jobs"])
 
 
-def cells(html: str, row: str) -> list[str]:
-    """The texts of a table's row."""
-    page = BeautifulSoup(html, "html.parser")
-    found = next(tr for tr in page.select("tbody tr") if tr.th.get_text() == row)
-    return [cell.get_text() for cell in found.select("td")]
-
-
 def test_without_measurements_the_page_shows_predictions_and_says_so(made: Path) -> None:
     (one,) = curve.curves([synthetic.record("new-4gpu"), synthetic.record("new-6gpu")])
     assert not one.records  # as they are rehearsals
@@ -463,11 +456,11 @@ def test_without_measurements_the_page_shows_predictions_and_says_so(made: Path)
     steps, folded = curve.tables(one)
     for html in (steps, folded):
         assert "kind-predicted" in html and "kind-measured" not in html and "✓" not in html
-    assert cells(folded, "baseline's new offload")[0].endswith("– not measured")
-    assert cells(folded, "the switch")[:2] == ["~3.29\xa0s", "~31.3\xa0s"]
+    assert beside(folded, "baseline's new offload")[0].endswith("– not measured")
+    assert beside(folded, "the switch")[:2] == ["~3.29 s", "~31.3 s"]
     spike = told(made, "720p-8gpu-swap")["switch_s"]
-    assert cells(folded, "the switch")[2] == seconds(spike)
-    assert cells(folded, "attention: scaled to 75,600 tokens from 32,760") == ["2, 4, 8"]
+    assert beside(folded, "the switch")[2] == seconds(spike)
+    assert beside(folded, "attention: scaled to 75,600 tokens from 32,760") == ["2, 4, 8"]
     assert "480p-1gpu-stream-" in folded
     ((_, alt),) = curve.pictures(one)
     fsdp = told(made, "720p-4gpu-fsdp")["step_s"]
@@ -482,7 +475,7 @@ def test_a_prediction_holds_within_its_tolerance(made: Path, factor: float, held
     )
     (one,) = curve.curves([record])
     assert one.held(key) is held
-    assert curve.HELD[held] in cells(curve.steps_table(one), key[0])[1]
+    assert curve.HELD[held] in beside(curve.steps_table(one), key[0])[1]
     assert f"{int(held)} of 1 held" in curve.answer(one)
     # Made after the run, of another job, or of another interconnect it is no prediction.
     late = record | {"started_at": "2001-01-01T00:00:00+00:00"}
@@ -490,7 +483,7 @@ def test_a_prediction_holds_within_its_tolerance(made: Path, factor: float, held
         (one,) = curve.curves([other])
         assert one.held(key) is None and key not in one.jobs
         assert "made after the run or for another job: 1 prediction." in curve.answer(one)
-        assert "held" not in cells(curve.steps_table(one), key[0])[1]
+        assert "held" not in beside(curve.steps_table(one), key[0])[1]
     apart = campaign("720p-4gpu-layerwise", {"interconnect": "PCIe"})
     assert [c.held(key) for c in curve.curves([apart])] == [None, None]
     assert [len(c.records) for c in curve.curves([apart])] == [0, 1]
@@ -506,9 +499,9 @@ def test_the_baselines_bytes_hold_if_what_was_measured_rounds_to_them(
             step["h2d_bytes"] = [moved] * 4
     (one,) = curve.curves([record])
     html = curve.bytes_table(one)
-    assert cells(html, "baseline's new offload")[1].endswith(curve.HELD[held])
-    each = cells(html, "layerwise, prefetch 1")[1]
-    assert each.startswith(f"{gigabytes(moved)}{gigabytes(4 * moved)} in all; predicted")
+    assert beside(html, "baseline's new offload")[1].endswith(curve.HELD[held])
+    each = beside(html, "layerwise, prefetch 1")[1]
+    assert each.startswith(f"{gigabytes(moved)} {gigabytes(4 * moved)} in all; predicted")
 
 
 @pytest.mark.parametrize(

@@ -116,12 +116,6 @@ def job_name(record: Record) -> str:
     return str(get(record, "job", "name", default="unnamed job"))
 
 
-def label(record: Record) -> str:
-    """Return a short name that tells records apart: job, ranks, machine class."""
-    machine = get(record, "machine", "class", default="unknown machine")
-    return f"{job_name(record)} on {machine}"
-
-
 def file_name(record: Record) -> str:
     """Return the name of the record's file below a results folder: `MACHINE/JOB-HASH.json`."""
     slug = get(record, "machine", "slug", default="unknown")
@@ -319,14 +313,14 @@ MEMORY_KEYS: dict[str, str] = {
 }
 
 
-def peak_memory(record: Record, kind: str | None = None) -> dict[str, int | None]:
+def peak_memory(record: Record) -> dict[str, int | None]:
     """Return the peaks in bytes over ranks and iterations, by the record's own keys."""
     full_scale_or_refuse(record, "The memory use")
     peaks: dict[str, int | None] = {}
     for key in MEMORY_KEYS:
         values = [
             rank[key]
-            for iteration in iterations(record, kind)
+            for iteration in iterations(record)
             for rank in iteration.get("memory") or []
             if rank and rank.get(key) is not None
         ]

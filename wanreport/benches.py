@@ -109,9 +109,8 @@ def by_machine(records: Sequence[Record]) -> dict[str, list[Bench | None]]:
 def moved_per_step(record: Record, over_ranks: Callable[[list[int]], int] = max) -> float | None:
     """Return the bytes that the busiest rank copies to its device in a steady step, the median.
 
-    With `sum` as `over_ranks` those of all ranks.
-
-    None where the record does not have them step by step.
+    With `sum` as `over_ranks` those of all ranks. None where the record does not have them step by
+    step.
     """
     samples = []
     for iteration in iterations(record, "clean"):

@@ -18,7 +18,7 @@ from .answers import Record, clean_budget, get, is_full_scale, iterations, ranks
 from .benches import engine_label, moved_per_step
 from .comparisons import around_switch
 from .figures import ENGINE_COLOURS, Picture, gpus_curve
-from .local import project_root
+from .local import commit, project_root
 from .notebook import Stop
 from .scaling import INTERCONNECTS, PredictionError
 from .tables import (
@@ -125,14 +125,12 @@ def curves(records: Sequence[Record]) -> list[Curve]:
         return found.setdefault((gpu, video, wire), Curve(gpu, wire, video))
 
     for content in made:
-        when, commit = content["made_at"], str(content["git_sha"])[:12]
+        when = content["made_at"]
         for job in content["jobs"].values():
             ahead = f", prefetch {job['prefetch']}" if job["prefetch"] else ""
             here = curve(content["gpu"], INTERCONNECTS[content["interconnect"]], job)
             here.jobs[job["engine"] + ahead, content["gpus"]] = job | {"made_at": when}
-            here.made.add(
-                f"{when[:16]} UTC, commit {commit}" + " with changes" * bool(content["git_dirty"])
-            )
+            here.made.add(f"{when[:16]} UTC, commit {commit(content) or 'unknown'}")
             here.sources |= {source["path"] for source in content["measured"]}
     timed = [
         r

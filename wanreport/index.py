@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import wanreport
 from wanreport import answers, render
+from wanreport.answers import Record
 from wanreport.record import is_rehearsal
-from wanreport.tables import EM_DASH, counted, gigabytes
-
-Record = Mapping[str, Any]
-
-NO_BREAK = "\u00a0"
+from wanreport.tables import EM_DASH, NBSP, Column, counted, gigabytes
 
 KNOWN_PAGES = {
     "baseline": (
@@ -42,22 +39,15 @@ class Row:
     page_failed: bool = False
 
 
-@dataclass(frozen=True)
-class Column:
-    title: str
-    unit: str = ""
-    numeric: bool = True
-
-
 FULL_SCALE = (
-    Column("Step", "median of clean iterations"),
-    Column("Peak GPU memory", "allocated, fullest rank"),
-    Column("To the device", "per step, busiest rank"),
+    Column("step", "Step", "median of clean iterations"),
+    Column("peak", "Peak GPU memory", "allocated, fullest rank"),
+    Column("moved", "To the device", "per step, busiest rank"),
 )
 REHEARSAL = (
-    Column("Counters", "against the closed formula", numeric=False),
-    Column("Latents", "against resident, same ranks", numeric=False),
-    Column("To the device", "per iteration, busiest rank"),
+    Column("counters", "Counters", "against the closed formula", numeric=False),
+    Column("latents", "Latents", "against resident, same ranks", numeric=False),
+    Column("moved", "To the device", "per iteration, busiest rank"),
 )
 
 
@@ -146,7 +136,7 @@ def _sections(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if missing:
         sections.append({
             "title": "Not measured yet",
-            "columns": (Column("What to do", numeric=False),),
+            "columns": (Column("todo", "What to do", numeric=False),),
             "rows": [_entry(row, lambda record: []) for row in missing],
             "note": "",
         })  # fmt: skip
@@ -159,7 +149,6 @@ def _entry(row: Row, figures: Any) -> dict[str, Any]:
     reason, hint = str(record.get("reason", "")), str(record.get("hint", ""))
     if not record:
         reason, hint = "No record at hand.", f"wanreport run params/…/{row.name}.yaml"
-    words = _WORDS[status] + (", page incomplete" if row.page_failed else "")
     return {
         "name": row.name,
         "href": row.href,
@@ -167,7 +156,7 @@ def _entry(row: Row, figures: Any) -> dict[str, Any]:
         "gpus": row.gpus,
         "machine": _ran_on(record),
         "status": "failed" if row.page_failed else status,
-        "status_words": words,
+        "status_words": _WORDS[status] + ", page incomplete" * row.page_failed,
         "why": why,
         "reason": reason,
         "hint": hint,
@@ -187,8 +176,8 @@ def _ran_on(record: Record) -> str:
 
 def _full_scale(record: Record) -> list[str]:
     try:
-        step = answers.clean_budget(record).steady.text("s").replace(" ", NO_BREAK)
-        step = step.replace(f"{NO_BREAK}[", " [")  # the interval may go to a line of its own
+        step = answers.clean_budget(record).steady.text("s").replace(" ", NBSP)
+        step = step.replace(f"{NBSP}[", " [")  # the interval may go to a line of its own
         memory = gigabytes(answers.peak_memory(record)["allocated_bytes"])
     except answers.NotAnswerable:
         step = memory = EM_DASH

@@ -41,6 +41,7 @@ from .answers import (
     steps_run,
     switch_step,
 )
+from .local import commit
 from .record import is_rehearsal
 from .tables import (
     Cell,
@@ -79,7 +80,7 @@ def moved_table(record: Record) -> str:
             row[name] = _across_ranks(one.measured, is_bytes)
             row[f"{name} formula"] = _across_ranks(one.formula, is_bytes, derived=True)
         agree = [one.agrees for one in found.values()]
-        row["agrees"] = None if None in agree else "✓" if all(agree) else "✗ differs"
+        row["agrees"] = tick(None if None in agree else all(agree))
         rows.append(row)
     columns = [Column("what", "per rank", numeric=False)]
     for name in names:
@@ -161,11 +162,8 @@ def memory_table(record: Record) -> str:
         row: dict[str, object] = {"what": what}
         for name, iteration in zip(iteration_names(found), found, strict=True):
             values = [r[key] for r in iteration.get("memory") or [] if r and r.get(key) is not None]
-            row[name] = (
-                Cell(max(values), text=gigabytes(max(values)), title=gibibytes(max(values)))
-                if values
-                else None
-            )
+            if (top := max(values, default=None)) is not None:
+                row[name] = Cell(top, text=gigabytes(top), title=gibibytes(top))
         rows.append(row)
     return html_table(
         rows,
@@ -214,35 +212,21 @@ def request_table(record: Record) -> str:
             return None
         return f"{source['width']}×{source['height']}, {counted(source['num_frames'], 'frame')}"
 
-    rows = [
-        {"what": "engine", "asked": job.get("engine"), "ran": get(record, "engine", "name")},
-        {"what": "ranks", "asked": job.get("num_gpus"), "ran": _ranks_seen(record)},
-        {"what": "video", "asked": size(job), "ran": size(model)},
-        {
-            "what": "steps",
-            "asked": job.get("num_inference_steps"),
-            "ran": sampled(record) or steps_run(record) or None,
-        },
-        {"what": "blocks per expert", "asked": Cell(None, text=""), "ran": model.get("num_layers")},
-        {"what": "tokens", "asked": Cell(None, text=""), "ran": model.get("tokens")},
-        {
-            "what": "weights",
-            "asked": job.get("checkpoint") or "random, exact shapes",
-            "ran": model.get("weights"),
-        },
-        {
-            "what": "bytes per block",
-            "asked": Cell(None, text=""),
-            "ran": _bytes_cell(model.get("block_bytes")),
-        },
-        {
-            "what": "bytes per expert",
-            "asked": Cell(None, text=""),
-            "ran": _bytes_cell(model.get("expert_bytes")),
-        },
+    ran, steps, free = iterations(record), job.get("num_inference_steps"), Cell(None, text="")
+    seen = len(ran[0]["steps"][0].get("seconds") or []) if ran else 0
+    rows: list[tuple[str, object, object]] = [
+        ("engine", job.get("engine"), get(record, "engine", "name")),
+        ("ranks", job.get("num_gpus"), seen or None),
+        ("video", size(job), size(model)),
+        ("steps", steps, sampled(record) or steps_run(record) or None),
+        ("blocks per expert", free, model.get("num_layers")),
+        ("tokens", free, model.get("tokens")),
+        ("weights", job.get("checkpoint") or "random, exact shapes", model.get("weights")),
+        ("bytes per block", free, _bytes_cell(model.get("block_bytes"))),
+        ("bytes per expert", free, _bytes_cell(model.get("expert_bytes"))),
     ]
     return html_table(
-        rows,
+        [dict(zip(("what", "asked", "ran"), row, strict=True)) for row in rows],
         [
             Column("what", "what", numeric=False),
             Column("asked", "asked for", numeric=False),
@@ -257,18 +241,11 @@ def _bytes_cell(count: int | None) -> Cell | None:
     return None if count is None else Cell(count, text=gigabytes(count), title=f"{count:,} bytes")
 
 
-def _ranks_seen(record: Record) -> int | None:
-    found = iterations(record)
-    return len(found[0]["steps"][0].get("seconds") or []) or None if found else None
-
-
 def machine_table(record: Record) -> str:
     """Return the machine and the software that made the record, as HTML."""
     machine, software = get(record, "machine", default={}), get(record, "software", default={})
     memory = machine.get("gpu_memory_bytes")
     host = machine.get("host_memory_bytes")
-    sha = software.get("git_sha")
-    dirty = " (with uncommitted changes)" if software.get("git_dirty") else ""
     rows: list[tuple[str, object]] = [
         ("machine class", machine.get("class")),
         ("GPU", machine.get("gpu_name")),
@@ -286,7 +263,7 @@ def machine_table(record: Record) -> str:
         ("NCCL transport", ", ".join(machine.get("transport") or []) or None),
         *((name, software.get(name)) for name in ("python", "torch", "diffusers", "cuda", "nccl")),
         ("wanreport", software.get("wanreport")),
-        ("commit", f"{sha}{dirty}" if sha else None),
+        ("commit", commit(software)),
         ("started", record.get("started_at")),
         ("record", file_name(record)),
     ]

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -55,9 +55,9 @@ class Machine(NamedTuple):
     gpus: int
 
 
-def project_root(start: Path | None = None) -> Path:
-    """The folder with notebooks/ and params/: `start` (the current folder), a parent, or ours."""
-    here = (start or Path.cwd()).resolve()
+def project_root() -> Path:
+    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
+    here = Path.cwd().resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             return folder
@@ -398,6 +398,13 @@ def git_state() -> dict[str, Any]:
         "git_sha": git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+def commit(known: Mapping[str, Any]) -> str | None:
+    """What :func:`git_state` found, as it was kept, in words; None if the commit is not known."""
+    dirty = {True: ", with uncommitted changes", None: ", changes not recorded"}
+    sha, changed = known.get("git_sha"), known.get("git_dirty")
+    return f"{sha[:12]}{dirty.get(changed, '')}" if sha else None
 
 
 # Files -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from . import campaigns
 from .answers import NotAnswerable, gpu_of
 from .campaigns import PEERS, Campaign, Row, name_of, step_ms
 from .cost import StreamSettings
-from .local import project_root
+from .local import commit, project_root
 from .notebook import Stop
 from .plan import describe
 from .tables import (
@@ -128,8 +128,7 @@ def conditions_table(path: Path, report: Campaign) -> str:
     rates = [f"{significant(rate, 3)} GB/s" for rate in links if rate]
     versions = {name: software[name] for name in ("torch", "diffusers", "python", "cuda", "nccl")}
     versions |= {name: peer["version"] for name, peer in report["peers"].items()}
-    dirty = {True: " with changes", False: "", None: " (changes not recorded)"}
-    commits = {f"{(r['git_sha'] or 'unknown')[:12]}{dirty[r['git_dirty']]}" for r in report["rows"]}
+    commits = {commit(row) or "unknown" for row in report["rows"]}
     return facts_table(
         [
             ("GPUs", gpus if machine["gpu_count"] else "none: a CPU, which shows bits only"),
@@ -139,7 +138,7 @@ def conditions_table(path: Path, report: Campaign) -> str:
             ("work", f"{counted(asked['blocks'], 'block')} ({gigabytes(report['bytes'])}), "
              f"{_branches(report)} a step, segments {'compiled' if asked['compile'] else 'eager'}"),
             ("versions", ", ".join(f"{key} {value or 'none'}" for key, value in versions.items())),
-            ("commit", ", ".join(sorted(commits))),
+            ("commit", "; ".join(sorted(commits))),
             ("file", path.as_posix()),
         ],
         caption=f"How {path.stem} was measured: {words(report)}",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import wanreport
-from wanreport.local import git_state, write_atomically
+from wanreport.local import commit, git_state, write_atomically
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -430,9 +430,7 @@ def provenance(page: Page) -> list[tuple[str, str]]:
 
 def _software(known: Mapping[str, Any]) -> str:
     names = [n for n in known if n not in ("git_sha", "git_dirty") and known[n]]
-    sha = str(known.get("git_sha") or "")[:12]
-    dirty = ", with uncommitted changes" if known.get("git_dirty") else ""
-    code = f" (commit {sha}{dirty})" if sha else ""
+    code = f" (commit {said})" if (said := commit(known)) else ""
     order = sorted(names, key=lambda name: name != "wanreport")
     return ", ".join(f"{n} {known[n]}{code if n == 'wanreport' else ''}" for n in order)
 

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 from wanreport import index, local, predictions, render
+from wanreport.answers import job_name, ranks
 from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import Job, JobError, load_job
 
@@ -46,7 +47,6 @@ class Task:
     html: Path
     ipynb: Path
     root: Path
-    measured_job: bool = False
 
 
 @dataclass(frozen=True)
@@ -364,22 +364,9 @@ def write_index(
         for slug, other in local.elsewhere(job, found, best).items():
             rows.append(_row(job.name, job.engine, job.num_gpus, other[1], reports, slug))
     named = {job.name for job in jobs.values()}
-    others: dict[str, dict[str, Any]] = {}
-    for _, record in found:
-        name = str(record["job"].get("name"))
-        if name not in named:
-            others[name] = record
+    others = {job_name(record): record for _, record in found if job_name(record) not in named}
     for name, record in sorted(others.items()):
-        job_fields = record["job"]
-        rows.append(
-            _row(
-                name,
-                str(job_fields.get("engine")),
-                int(job_fields.get("num_gpus") or 0),
-                record,
-                reports,
-            )
-        )
+        rows.append(_row(name, str(record["job"].get("engine")), ranks(record), record, reports))
     pages = [
         (task.name, task.html.relative_to(reports).as_posix(), _inputs_of(task.html) == "")
         for task in tasks
@@ -393,13 +380,9 @@ def write_index(
 
 
 def _row(
-    name: str,
-    engine: str,
-    gpus: int,
-    record: dict[str, Any] | None,
-    reports: Path,
+    name: str, engine: str, gpus: int, record: dict[str, Any] | None, reports: Path,
     folder: str = "",
-) -> index.Row:
+) -> index.Row:  # fmt: skip
     page = reports / "jobs" / folder / f"{name}.html"
     inputs = _inputs_of(page)
     href = "" if inputs is None else page.relative_to(reports).as_posix()
@@ -457,26 +440,14 @@ def report(
         outcomes = make_pages(due, workers)
         out = write_index(pages, root, found, tasks)
     bad = [outcome for outcome in outcomes if outcome.problem]
-    _say(_closing(out, root, tasks, due, bad, failed, time.monotonic() - begun))
+    said = [f"{len(due)} of {len(tasks)} pages rendered" if due else "nothing has changed"]
+    said += [f"{len(bad)} incomplete"] if bad else []
+    said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
+    _say(f"{_within(out, root)}: {'; '.join(said)} ({time.monotonic() - begun:.1f} s)")
     for outcome in sorted(bad, key=lambda outcome: outcome.name):
         task = next(task for task in tasks if task.name == outcome.name)
         _say(f"{_within(task.html, root)}: {_brief(outcome.problem)}", error=True)
     return 1 if bad or failed else 0
-
-
-def _closing(
-    out: Path,
-    root: Path,
-    tasks: Sequence[Task],
-    due: Sequence[Task],
-    bad: Sequence[Outcome],
-    failed: Sequence[str],
-    seconds: float,
-) -> str:
-    state = f"{len(due)} of {len(tasks)} pages rendered" if due else "nothing has changed"
-    trouble = [f"{len(bad)} incomplete"] if bad else []
-    trouble += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
-    return f"{_within(out, root)}: {'; '.join([state, *trouble])} ({seconds:.1f} s)"
 
 
 @contextlib.contextmanager
