@@ -187,15 +187,6 @@ def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> No
         time.sleep(0.01)
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
-    return folder
-
-
 def test_a_killed_rank_is_a_failed_record_that_names_it(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from .answers import (
     file_name,
     full_scale_or_refuse,
     get,
+    gpu_state,
     is_full_scale,
     iteration_names,
     iterations,
@@ -244,12 +245,14 @@ def _bytes_cell(count: int | None) -> Cell | None:
 def machine_table(record: Record) -> str:
     """Return the machine and the software that made the record, as HTML."""
     machine, software = get(record, "machine", default={}), get(record, "software", default={})
-    memory = machine.get("gpu_memory_bytes")
+    memory, state = machine.get("gpu_memory_bytes"), gpu_state(record)
     host = machine.get("host_memory_bytes")
     rows: list[tuple[str, object]] = [
         ("machine class", machine.get("class")),
         ("GPU", machine.get("gpu_name")),
         ("GPU memory", None if memory is None else gibibytes(memory)),
+        ("GPU under load", state and state.text),
+        ("boards", state and ", ".join(state.boards)),
         ("interconnect", machine.get("interconnect")),
         ("PCIe, at most", _pcie(machine)),
         *(
