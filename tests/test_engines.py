@@ -110,7 +110,9 @@ class _Watched(Layerwise):
 
 def _watched() -> list[tuple[tuple[int, int, bool], int, set[int]]]:
     found = []
-    for case in [(n, p, s) for n in (1, 2, 5, 7, 9) for p in (1, 2, 3, 4, 9) for s in (True, False)]:
+    for case in [
+        (n, p, s) for n in (1, 2, 5, 7, 9) for p in (1, 2, 3, 4, 9) for s in (True, False)
+    ]:
         blocks, prefetch, switch = case
         engine = _Watched(prefetch=prefetch)
         run = run_engine(
