@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from wanreport.cost import Inputs, Route
+from wanreport.cost import Inputs, Route, layerwise_held
 from wanreport.flags import ENGINE_FLAGS, prefetch_layers
 from wanreport.job import job_from_mapping, resolve_job
 from wanreport.plan import make_plan, room
@@ -314,7 +314,9 @@ def _iteration(
     ]
     decode = steady * 1.2 if job["decode"] else None
     peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
-    extra = (made["engine"]["prefetch"] - 1) * 2 * BLOCK[job["scale"]]
+    layers, at_once = made["model"]["num_layers"], made["engine"]["prefetch"]
+    more = layerwise_held(layers, at_once, switch=True) - layerwise_held(layers, 1, switch=True)
+    extra = more * BLOCK[job["scale"]]
     memory = {
         "allocated_bytes": peak + extra if device == "cuda" else None,
         "reserved_bytes": peak + extra + 2_000_000_000 if device == "cuda" else None,

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.models import interrupted, make_experts, run_engine
 from tests.ranks import run_ranks
-from wanreport.cost import StreamSettings
+from wanreport.cost import StreamSettings, layerwise_held, layerwise_left
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
 from wanreport.measure import compiled
 from wanreport.wan import Segments
@@ -92,6 +92,42 @@ def test_layerwise_never_copies_back_and_never_releases_block_0() -> None:
         assert counters.d2h_copies == counters.d2h_bytes == 0
         # 4 steps of 2 branches, each pass copies all blocks but the first, in two dtypes
         assert counters.h2d_copies == 4 * 2 * (6 - 1) * 2
+
+
+class _Watched(Layerwise):
+    """Notes the most blocks there ever are, and those that each expert's last pass leaves."""
+
+    most = 0
+
+    def before_block(self, expert: str, block: int) -> None:
+        super().before_block(expert, block)
+        self.most = max(self.most, sum(len(state.loaded) for state in self.blocks.values()))
+
+    def after_block(self, expert: str, block: int) -> None:
+        super().after_block(expert, block)
+        self.left = self.blocks[expert].loaded.copy()  # the last one asked for ends a pass
+
+
+def _watched() -> list[tuple[tuple[int, int, bool], int, set[int]]]:
+    found = []
+    for case in [
+        (n, p, s) for n in (1, 2, 5, 7, 9) for p in (1, 2, 3, 4, 9) for s in (True, False)
+    ]:
+        blocks, prefetch, switch = case
+        engine = _Watched(prefetch=prefetch)
+        run = run_engine(
+            engine, steps=3 if switch else 1, num_layers=blocks, cfg=False, size=(16, 16, 1)
+        )
+        assert len(set(run["experts"])) == 1 + switch
+        found.append((case, engine.most, engine.left))
+    return found
+
+
+def test_layerwise_holds_as_many_blocks_as_the_formula_says() -> None:
+    for case, most, left in run_ranks(_watched, 1)[0]:
+        blocks, prefetch, switch = case
+        assert most == layerwise_held(blocks, prefetch, switch=switch), case
+        assert left == layerwise_left(blocks, prefetch), case
 
 
 # In the first visit, within a stack, in a stack's last block and beyond the switch, where 3 steps

@@ -133,6 +133,28 @@ def test_comparisons_take_only_what_can_be_compared() -> None:
         figures.compare_moved([])
 
 
+def on_two_machines() -> list[dict[str, Any]]:
+    other = {"class": "4x NVIDIA H200", "slug": "4x-nvidia-h200"}
+    return [synthetic.record("new-4gpu", scale="a14b", machine=m) for m in ({}, other)]
+
+
+def test_a_job_that_moves_as_much_on_every_machine_has_one_bar() -> None:
+    figure, alt = figures.compare_moved(on_two_machines())
+    assert len(figure.axes[0].patches) == 1
+    assert "new-4gpu on 4 ranks" in alt and "H200" not in alt
+
+
+def test_machines_are_named_where_a_job_does_not_move_as_much_on_each() -> None:
+    records = on_two_machines()
+    for rank in records[1]["iterations"][-1]["counters"]:
+        rank["h2d_bytes"] *= 2
+    figure, alt = figures.compare_moved(records)
+    labels = [" ".join(tick.get_text().split()) for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["new-4gpu on 4x NVIDIA H100 PCIe, no NVLink (4 ranks)",
+                      "new-4gpu on 4x NVIDIA H200 (4 ranks)"]  # fmt: skip
+    assert all(label.removesuffix(" (4 ranks)") in alt for label in labels)
+
+
 def test_the_same_record_draws_the_same_figure() -> None:
     def draw() -> str:
         import matplotlib

@@ -80,6 +80,7 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s6.1.ulysses.g4", "145", "s6.1.ulysses.g4", "architecture", "contradicts", "holds"),
         ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", "holds", "contradicts"),
         ("s6.2.three.vram", "3.5", "s6.2.three.vram", "architecture", "contradicts", "holds"),
+        ("s9.3.b.vram", "2.8", "s9.3.b.vram", "architecture", "contradicts", "holds"),
         ("s4.1.large", "1276", "s4.1.large", "architecture", "holds", "contradicts"),
         ("s4.1.large", "1276", "s5.2.swap", "architecture", "holds", "contradicts"),
         ("s4.1.data", "100.8", "s4.1.data", "architecture", "contradicts", "holds"),

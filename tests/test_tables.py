@@ -124,10 +124,31 @@ def test_units_are_always_written() -> None:
     assert tables.seconds(0.0123) == "12.30 ms"
     assert tables.overhead(0.091) == "+9.1\u00a0%" and tables.overhead(-0.123) == "−12\u00a0%"
     assert tables.overhead(1e-6) == "0\u00a0%"
-    assert tables.signed(-1.8, "s") == "−1.80 s"
-    assert tables.signed(74.1, "s") == "+74.1 s"
     assert tables.counted(1, "copy", "copies") == "1 copy"
     assert tables.counted(2, "copy", "copies") == "2 copies"
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "text"),
+    [
+        (2.77656, 2.78543, "−0.009 s"),
+        (6.4980, 6.4603, "+0.038 s"),
+        (9.9996, 9.1234, "+0.88 s"),  # shown as 10.00 and 9.123
+        (113.97, 89.07, "+24.9 s"),
+        (1234.5, 12345.6, "−11,111 s"),
+        (0.0123456, 20.0, "−19.99 s"),
+        (21.6001, 21.6, "0.00 s"),
+        (3.0, 0.0, "+3.000 s"),
+        (0.0, 0.0, "0 s"),
+    ],
+)
+def test_a_difference_is_no_finer_than_what_it_is_of(new: float, old: float, text: str) -> None:
+    assert tables.signed(new, old, "s") == text
+
+
+def test_a_difference_has_the_digits_and_the_unit_that_are_asked_for() -> None:
+    assert tables.signed(1.2345, 1.2, "", 3) == "+0.03"
+    assert tables.signed(2.0, 1.2345, "GB", 2) == "+0.8 GB"
 
 
 @given(st.floats(min_value=1e-6, max_value=1e12), st.integers(min_value=1, max_value=6))

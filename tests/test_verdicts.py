@@ -328,6 +328,30 @@ def test_comparison_b_compares_counters_at_any_scale_and_times_at_full_scale() -
     )
     assert "shorter" in full.answer
     assert "scale a14b" in full.tables[1]
+    rows = {row[0]: row[1:] for row in cells(full.tables[0])}
+    block = synthetic.BLOCK["a14b"] / 1e9
+    held = rows["of that, blocks held at once"]
+    assert held[:2] == [f"{12 * block:.3f} GB", f"{4 * block:.3f} GB"]
+    assert held[2].startswith(f"+{8 * block:.3f} GB")
+    assert rows["peak GPU memory, allocated"][2].startswith(f"+{8 * block:.2f} GB")
+    assert "At most 12 blocks against 4, 8 more and not 2" in full.tables[0]
+
+
+def test_counters_have_a_row_for_each_machine_only_where_they_differ() -> None:
+    classes = ("4x one", "4x two", "4x three")
+    records = [
+        synthetic.record("new-4gpu", scale="a14b", machine={"class": name, "slug": name[3:]})
+        for name in classes
+    ]
+    jobs = [row[0] for row in cells(comparisons.counters_table(records))]
+    assert jobs == ["new-4gpu"]
+    for rank in records[1]["iterations"][-1]["counters"]:
+        rank["event_waits"] += 1
+    table = comparisons.counters_table([*records, synthetic.record("new-4gpu")])
+    jobs = [row[:2] for row in cells(table)]
+    alike, other = "new-4gpu on 4x one and 4x three", "new-4gpu on 4x two"
+    assert jobs == [[alike, "a14b"], [other, "a14b"], ["new-4gpu", "tiny"]]
+    assert "named only where its numbers differ" in table
 
 
 def test_the_matrix_of_digests_has_a_column_for_each_number_of_ranks() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,35 @@ def sort_key(record: Record) -> tuple[str, str, str]:
 def job_name(record: Record) -> str:
     """Return the name of the record's job."""
     return str(get(record, "job", "name", default="unnamed job"))
+
+
+def each_job(
+    records: Sequence[Record], read: Callable[[Record], object]
+) -> list[tuple[str, Record]]:
+    """Return the jobs by name, each with a record of it, in the order of the records.
+
+    A job that reads the same on all its machines is there once. One that does not is there for
+    each reading, and the name says on which machines.
+    """
+    jobs: dict[tuple[object, ...], list[list[Record]]] = {}
+    for record in records:
+        job = get(record, "job", "scale"), ranks(record), engine_name(record), job_name(record)
+        readings = jobs.setdefault(job, [])
+        same = next((those for those in readings if read(those[0]) == read(record)), None)
+        if same is None:
+            readings.append([record])
+        else:
+            same.append(record)
+
+    def where(those: Sequence[Record]) -> str:
+        names = [str(get(r, "machine", "class", default="unknown machine")) for r in those]
+        return " and ".join(names)
+
+    return [
+        (job_name(one[0]) if len(readings) == 1 else f"{job_name(one[0])} on {where(one)}", one[0])
+        for readings in jobs.values()
+        for one in readings
+    ]
 
 
 def file_name(record: Record) -> str:

@@ -18,6 +18,7 @@ from .answers import (
     counters_agree,
     counters_derived,
     difference,
+    each_job,
     engine_name,
     get,
     is_full_scale,
@@ -42,6 +43,7 @@ from .benches import (
     steps_table,
     which_is_old,
 )
+from .cost import layerwise_held
 from .record import is_rehearsal
 from .tables import (
     MINUS,
@@ -72,6 +74,7 @@ from .verdicts import (
     is_baseline_workload,
     last_counters,
     per_step,
+    prefetch,
     quoted,
     runs_differ,
     steps_apart,
@@ -94,7 +97,8 @@ class Comparison:
 class _Row:
     """A row of a comparison: its name, how a record answers it, its unit, the baseline's facts.
 
-    A `whole` row is over all steps of the schedule, and so extrapolated where only some ran.
+    A `whole` row is over all steps of the schedule, and so extrapolated where only some ran. A
+    `derived` one is computed from the record's settings.
     """
 
     what: str
@@ -102,6 +106,7 @@ class _Row:
     unit: str = "s"
     quoted: str = ""
     whole: bool = False
+    derived: bool = False
 
     def of(self, record: Record | None) -> float | None:
         return self.read(record) if record else None
@@ -113,7 +118,9 @@ class _Row:
         guessed = self.whole and sampled(record)
         text = f"{significant(value, 4)} {self.unit}"
         title = f"extrapolated from {sampled(record)}" if guessed else None
-        return Cell(value, text=text, kind="derived" if guessed else None, title=title)
+        return Cell(
+            value, text=text, kind="derived" if guessed or self.derived else None, title=title
+        )
 
 
 # A: old against new ------------------------------------------------------------------------------
@@ -253,7 +260,7 @@ def _delta(row: _Row, one: Record | None, two: Record | None) -> Cell:
     if new is None or old is None:
         return Cell(None, text="not measured")
     share = f" ({overhead(difference(new, old))})" if old else ""
-    return Cell(new - old, text=signed(new - old, row.unit) + share, kind="derived")
+    return Cell(new - old, text=signed(new, old, row.unit) + share, kind="derived")
 
 
 def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
@@ -324,7 +331,6 @@ def _prefetch_table(
     low, high = quoted("s9.2.prefetch.gain_low"), quoted("s9.2.prefetch.gain_high")
     gain = Cell(low.value, text=f"{low.text} to {high.text} less", kind="predicted")
     vram = quoted("s9.3.b.vram")
-    layers = None if one is None else (deep - base) * get(one, "model", "block_bytes", default=0)
     rows = [
         (_Row("median step", _part(lambda b: b.steady.median)), gain),
         (_Row("denoising", _part(lambda b: b.denoise), whole=True), Cell("", text="")),
@@ -332,6 +338,7 @@ def _prefetch_table(
             _Row("peak GPU memory, allocated", _peak, "GB"),
             Cell(vram.value, text=vram.text, kind="predicted", title=vram.title),
         ),
+        (_Row("of that, blocks held at once", _held, "GB", derived=True), Cell("", text="")),
     ]
     body: list[dict[str, object]] = []
     for row, expected in rows:
@@ -344,6 +351,15 @@ def _prefetch_table(
                 "expected": expected,
             }
         )
+    note = "Needs full-scale GPU records of both."
+    if one and two:
+        more, fewer = _blocks(one), _blocks(two)
+        note = (
+            f"At most {more} blocks against {fewer}, {more - fewer} more and not {deep - base}: "
+            "blocks are requested in batches as long as the prefetch, so that up to two batches "
+            "are there at once, beside block 0, which is never released, and what the other "
+            "expert keeps."
+        )
     return html_table(
         body,
         [
@@ -354,11 +370,22 @@ def _prefetch_table(
             Column("expected", "baseline expects"),
         ],
         caption=f"Prefetch {deep} against {base}: {where}",
-        note=f"{counted(deep - base, 'more layer')} ahead: {gigabytes(layers)}."
-        if layers
-        else "Needs full-scale GPU records of both.",
+        note=note,
         kind="measured" if one or two else None,
     )
+
+
+def _blocks(record: Record) -> int:
+    """Return how many blocks layerwise holds at once, of both experts."""
+    return layerwise_held(
+        get(record, "model", "num_layers"),
+        prefetch(record) or 1,
+        switch=switch_step(record) is not None,
+    )
+
+
+def _held(record: Record) -> float:
+    return _blocks(record) * float(get(record, "model", "block_bytes")) / 1e9
 
 
 def _prefetch_answer(machine: str, one: Record | None, two: Record | None) -> str:
@@ -395,13 +422,18 @@ def _prefetch_counters(one: Record, two: Record, deep: int, base: int, scale: st
         text = gigabytes(value) if key.endswith("_bytes") else plain(value)
         return Cell(value, text=text, title=f"{value:,}")
 
+    def delta(key: str) -> str:
+        if key.endswith("_bytes"):
+            return signed(a[key] / 1e9, b[key] / 1e9, "GB")
+        return signed(a[key], b[key], "", 1)  # whole numbers, shown as they are
+
     return html_table(
         [
             {
                 "what": what,
                 "deep": cell(key, a[key]),
                 "base": cell(key, b[key]),
-                "same": "✓" if a[key] == b[key] else f"{signed(a[key] - b[key], '', 4)}",
+                "same": "✓" if a[key] == b[key] else delta(key),
             }
             for key, what in words.items()
             if key in a and key in b
@@ -531,17 +563,16 @@ def _bits_table(records: Sequence[Record]) -> str:
 def counters_table(records: Sequence[Record]) -> str:
     """Return what each engine does per step and rank in its last iteration, as HTML."""
     rows: list[dict[str, object]] = []
-    for record in sorted(records, key=lambda r: (str(get(r, "job", "scale")), *sort_key(r))):
-        each = per_step(record)
-        if each is None:
-            continue
+    found = [record for record in records if per_step(record) is not None]
+    found.sort(key=lambda r: (str(get(r, "job", "scale")), job_name(r), *sort_key(r)))
+    for name, record in each_job(found, per_step):
         row: dict[str, object] = {
-            "job": job_name(record),
+            "job": name,
             "scale": get(record, "job", "scale"),
             "engine": engine_name(record),
             "ranks": ranks(record),
         }
-        for key, value in each.items():
+        for key, value in (per_step(record) or {}).items():
             text = gigabytes(value) if key.endswith("_bytes") else significant(value, 3)
             row[key] = Cell(value, text=text, kind="derived" if counters_derived(record) else None)
         rows.append(row)
@@ -562,8 +593,9 @@ def counters_table(records: Sequence[Record]) -> str:
             Column("unshards", "gathers"),
         ],
         caption="Per step and rank: copies, bytes, allocations and waits",
-        note="The last iteration over its number of steps, of the rank that copied most. A tiny "
-        "record's bytes are those of its small weights.",
+        note="The last iteration over its number of steps, of the rank that copied most. A job's "
+        "machines are named only where its numbers differ between them. A tiny record's bytes are "
+        "those of its small weights.",
         kind=None,
     )
 

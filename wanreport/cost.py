@@ -1,5 +1,7 @@
 """What the settings of the `stream` engine cost: loads, device memory and time.
 
+Beside that, of `layerwise`, how many blocks lie on the device at once.
+
 The time of a pass is made of windows, in which only this rank computes, of collectives, and of what
 lies outside the blocks. Loads run beside all that. While one is in flight a window takes ω times as
 long and a collective κ times; bytes arrive at a rate r in windows and at r' ≤ r in collectives,
@@ -129,6 +131,34 @@ class StreamSettings:
         arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0
         moving = self.moving(blocks)
         return moving * sum(runs) + (blocks - moving) * arrivals
+
+
+def layerwise_left(blocks: int, prefetch: int) -> set[int]:
+    """Blocks that `layerwise` leaves on the device after a pass over an expert of ``blocks``.
+
+    They are block 0, which is never released, and those first blocks of the next pass that the
+    last request came to after they had run (SGLang 0.5.9, runtime/utils/layerwise_offload.py).
+    """
+    depth = min(max(1, prefetch), blocks)
+    return {0} | {
+        ahead % blocks
+        for block in range(0, blocks, depth)
+        for ahead in range(block + depth, block + 2 * depth)
+        if ahead >= blocks and ahead % blocks < block
+    }
+
+
+def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
+    """Most blocks, of both experts together, that `layerwise` has on the device at once.
+
+    Of the expert that runs they are a batch of p blocks that are about to run, the p that were
+    requested as the first of these ran, and block 0, unless they go round to it. The other expert
+    has its first p blocks from when the engine was attached, or where it ran before (with a
+    ``switch`` in the schedule) what :func:`layerwise_left` says.
+    """
+    depth = min(max(1, prefetch), blocks)
+    running = min(blocks, 2 * depth + (3 * depth <= blocks))
+    return running + max(depth, len(layerwise_left(blocks, prefetch)) if switch else 0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ from .answers import (
     budgets,
     clean_budget,
     counters_derived,
+    each_job,
     engine_name,
     extrapolation,
     full_scale_or_refuse,
@@ -486,16 +488,17 @@ def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture
     """Draw how many experts' worth of bytes each rank copies to its device per step.
 
     Only the full model is drawn, or the tiny one where there is nothing else: a tiny model has
-    fewer blocks beside its outer weights, so its shares are others.
+    fewer blocks beside its outer weights, so its shares are others. A job that moves as much on
+    several machines has one bar.
     """
-    bars = []
     counted_ones = [record for record in records if experts_per_step(record) is not None]
     scales = {str(get(record, "job", "scale")) for record in counted_ones}
     scale = "a14b" if "a14b" in scales else "tiny"
-    for record in counted_ones:
-        worth = experts_per_step(record) if get(record, "job", "scale") == scale else None
-        if worth is not None:
-            bars.append((ranks(record), engine_name(record), job_name(record), worth))
+    drawn = [record for record in counted_ones if get(record, "job", "scale") == scale]
+    bars = [
+        (ranks(record), engine_name(record), name, experts_per_step(record) or 0.0)
+        for name, record in each_job(drawn, experts_per_step)
+    ]
     if not bars:
         raise NotAnswerable("No record has counters to compare.")
     bars.sort()
@@ -503,7 +506,7 @@ def compare_moved(records: Sequence[Record], *, width: float = WIDTH) -> Picture
     for y, (_, engine, _, worth) in enumerate(bars):
         axes.barh(y, worth, height=0.62, facecolor=engine_colour(engine), alpha=0.85)
         _value_label(axes, worth, y, significant(worth, 3))
-    labels = [f"{name} ({counted(number, 'rank')})" for number, _, name, _ in bars]
+    labels = [fill(f"{name} ({counted(number, 'rank')})", 36) for number, _, name, _ in bars]
     axes.set_yticks(range(len(bars)), labels)
     axes.invert_yaxis()
     axes.set_xlabel(f"bytes to the device per step and rank, in whole experts (scale {scale})")

@@ -224,9 +224,12 @@ def significant(value: float, digits: int) -> str:
         return "n/a"
     if value == 0:
         return "0"
+    return _sign(f"{value:,.{_decimals(value, digits)}f}")
+
+
+def _decimals(value: float, digits: int) -> int:
     rounded = float(f"{value:.{digits - 1}e}")  # 9.9996 takes the decimals of 10.00
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return _sign(f"{value:,.{min(decimals, 9)}f}")
+    return min(max(0, digits - 1 - math.floor(math.log10(abs(rounded)))), 9)
 
 
 def seconds(value: float | None, digits: int = 4) -> str:
@@ -255,12 +258,14 @@ def overhead(share: float) -> str:
     return text.replace("-", MINUS).replace("%", f"{NBSP}%")
 
 
-def signed(value: float | None, unit: str, digits: int = 3) -> str:
-    """Return a difference with its sign and unit, as in "+1.84 s"."""
-    if value is None:
-        return EM_DASH
-    text = f"{significant(value, digits)} {unit}".rstrip()
-    return f"+{text}" if value > 0 else text
+def signed(new: float, old: float, unit: str, digits: int = 4) -> str:
+    """Return by how much `new` differs from `old`, with sign and unit, as in "+1.84 s".
+
+    It is no finer than either of them where both are shown with `digits` significant digits.
+    """
+    shown = [_decimals(value, digits) for value in (new, old) if value]
+    text = f"{new - old:+,.{min(shown, default=0)}f} {unit}".rstrip()
+    return _sign(text if any(digit in text for digit in "123456789") else text[1:])
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -346,7 +346,7 @@ def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
             verdict,
             status=_status(order),
             evidence=f"All steps: new {seconds(new.denoise)}, {old} {seconds(other.denoise)} "
-            f"({signed(new.denoise - other.denoise, 's')}, {overhead(gap)}). Other "
+            f"({signed(new.denoise, other.denoise, 's')}, {overhead(gap)}). Other "
             f"steps: new {new.steady.text('s')}; {old} {other.steady.text('s')}. {claim}",
             records=_names(one, two),
             next_step=MORE if order == 0 else "",
@@ -474,14 +474,13 @@ def prefetch_helps(records: Sequence[Record]) -> Verdict:
     if with_deep.median is None or with_base.median is None:
         return verdict
     order = steps_apart(one, two)
-    gain = with_base.median - with_deep.median
     untold = f"They are not told apart. {runs_differ(one, two)}"
     claim = {-1: "Shorter.", 1: "Longer.", 0: untold}[order]
     return replace(
         verdict,
         status=_status(-order),
         evidence=f"Steps with {deep}: {with_deep.text('s')}; with {base}: {with_base.text('s')}; "
-        f"gain {signed(gain, 's')} per step. {claim}",
+        f"gain {signed(with_base.median, with_deep.median, 's')} per step. {claim}",
         records=_names(one, two),
         next_step=MORE if order == 0 else "",
     )

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cost import layerwise_left
 from .base import Bound, Counters, Engine, Shape
 
 
@@ -119,14 +120,11 @@ class Layerwise(Engine):
         """Counters of one expert from attach to the end of its ``passes``-th pass.
 
         Each pass releases every block but the first once, so what was loaded is what was released
-        plus what is on the device at the end: block 0 and, with p > 1, the first blocks of the
-        next pass that the last batch requested after they had been released.
+        plus what is left on the device at the end.
         """
         n, p = shape.blocks, min(max(1, self.prefetch), shape.blocks)
         dtypes, parameters = len(shape.block.segments), len(shape.block.slices)
-        left = {0} | {
-            j % n for i in range(0, n, p) for j in range(i + p, i + 2 * p) if j >= n and j % n < i
-        }
+        left = layerwise_left(n, p)
         if passes == 0:
             released, loaded, blocking, waits = 0, p, p, 0
         else:
