@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +21,7 @@ SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Plays a GPU that goes through SCRIPT, and lists what was asked for."""
     asked: list[str] = []
     turn = iter(SCRIPT * 1000)
@@ -46,7 +48,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     properties = SimpleNamespace(uuid="0123-4567")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(sensors, "PERIOD_S", 0.001)
-    return asked
+    sensors._init.cache_clear()
+    yield asked
+    sensors._init.cache_clear()
 
 
 def _watch(device: str, readings: int) -> Sensors:
@@ -79,16 +83,41 @@ def test_a_gpu_that_was_never_busy_has_no_summary(gpu: list[str]) -> None:
     assert watched.summary() is None
 
 
-@pytest.mark.parametrize("failing", ["nvmlInit", "nvmlDeviceGetPowerUsage"])
-def test_a_machine_without_these_sensors_goes_on_without_them(
-    failing: str, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_machine_without_nvml_goes_on_without_it(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
-    monkeypatch.setattr(pynvml, failing, fail)
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
     with Sensors(torch.device("cuda")) as watched:
         pass
+    assert watched.summary() is None and gpu == []
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [("NVML_ERROR_NOT_SUPPORTED", 1), ("NVML_ERROR_TIMEOUT", 5)]
+)
+def test_a_sensor_that_fails_once_is_read_again_and_one_that_is_not_there_is_not(
+    error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    escaped: list[Any] = []
+
+    def fail(handle: str) -> None:
+        failed.append(1)
+        raise pynvml.NVMLError(getattr(pynvml, error))
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", fail)
+    monkeypatch.setattr(threading, "excepthook", escaped.append)
+    with Sensors(torch.device("cuda")) as watched:
+        until = time.monotonic() + 30
+        while len(failed) < times and time.monotonic() < until:
+            time.sleep(0.001)
+        if times == 1:
+            watched._thread.join(30)
+            assert not watched._thread.is_alive()
+    assert len(failed) >= times and not escaped
     assert watched.summary() is None
 
 

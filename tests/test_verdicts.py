@@ -94,6 +94,7 @@ def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
         (20.5, (1600, 1600), "pass", ""),
         (20.5, (1560, 1600), "not measured", "1,560 and 1,600 MHz"),
         (20.5, (None, 1600), "not measured", "not both say"),
+        (20.7, (None, None), "not measured", "not both say"),
         (21.5, (None, None), "pass", ""),
         (18.5, (None, 1600), "fail", ""),
     ],

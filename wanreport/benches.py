@@ -41,17 +41,7 @@ from .tables import (
     significant,
     tick,
 )
-from .verdicts import (
-    NEW,
-    OLD,
-    between_runs,
-    comparable_groups,
-    fact,
-    prefetch,
-    quoted,
-    runs_differ,
-    steps_apart,
-)
+from .verdicts import NEW, OLD, apart, between_runs, comparable_groups, fact, prefetch, quoted
 
 
 @dataclass(frozen=True)
@@ -229,7 +219,8 @@ def in_short(bench: Bench) -> str:
             parts.append(f"{engine_label(record)} {steady.text('s')} per step")
     said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
     if resident and unlike:
-        said.append(runs_differ(resident, max(unlike, key=lambda r: between_runs(resident, r))))
+        least = max(between_runs(resident, record) for record in unlike)
+        said.append(f"No difference below {overhead(least).lstrip('+')} is claimed between runs.")
     return " ".join([*said, which_is_old(bench)])
 
 
@@ -302,7 +293,7 @@ def _like_old(record: Record, new: Record, found: Signature) -> dict[str, bool]:
 
     return {
         # How much faster depends on the machine; that the old one was not slower does not.
-        "steady": steps_apart(record, new) <= 0,
+        "steady": apart(clean_budget(record).steady, clean_budget(new).steady) <= 0,
         "spike": nearer(found.spike, old.spike, layerwise.spike),
         "memory": nearer(found.memory, old.memory, layerwise.memory),
     }

@@ -68,6 +68,7 @@ from .verdicts import (
     OLD,
     Verdict,
     baseline_facts,
+    between_runs,
     choose,
     comparable_groups,
     fact,
@@ -282,12 +283,13 @@ def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
             verdict = "it turned round"
         else:
             assert None not in (mine.low, mine.high, theirs.low, theirs.high)
-            low = difference(mine.low or 0, theirs.high or 1)
-            high = difference(mine.high or 0, theirs.low or 1)
+            allowed = between_runs(new, record)
+            low = difference(mine.low or 0, theirs.high or 1) - allowed
+            high = difference(mine.high or 0, theirs.low or 1) + allowed
             # The baseline's own gap has no interval, so only ours is set against it.
             verdict = "it is wider" if low > before else "it is narrower"
             if low <= before <= high:
-                verdict = "no other than the baseline's, within the interval"
+                verdict = "no other than the baseline's, as far as the two runs tell"
         parts.append(
             f"against {old} {overhead(gap)} ({mine.text('s')} and {theirs.text('s')}): {verdict}"
         )

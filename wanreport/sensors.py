@@ -7,6 +7,7 @@ the clocks of their GPUs are known.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from statistics import median
@@ -17,11 +18,11 @@ import pynvml
 import torch
 
 PERIOD_S = 0.2
-BUSY = 90  # per cent of the time in which a kernel ran; a GPU that waits for copies clocks higher
+BUSY = 90  # per cent of the time with a kernel on the GPU; one that waits for copies clocks higher
 
 
 class Reading(NamedTuple):
-    """Per cent busy, SM clock in MHz, power in W, temperature in °C."""
+    """Per cent of the time with a kernel on the GPU; SM clock in MHz, power in W, heat in °C."""
 
     busy: int
     sm_mhz: int
@@ -57,11 +58,13 @@ class Sensors:
         while not self._over.wait(PERIOD_S):
             try:
                 self.readings.append(_read(self._handle))
-            except pynvml.NVMLError:  # a sensor that this GPU lacks
+            except pynvml.NVMLError_NotSupported:
                 return
+            except pynvml.NVMLError:  # once only, so the rest of the run is still read
+                continue
 
     def summary(self) -> dict[str, Any] | None:
-        """Medians while the GPU was busy, and which board it was; None without such readings.
+        """Medians while a kernel was there, and which board it was; None without such readings.
 
         ``board`` tells boards apart and names none: it is the beginning of a hash.
         """
@@ -72,13 +75,18 @@ class Sensors:
         return {"board": self.board, "readings": len(busy), **middle}
 
 
+@functools.cache
+def _init() -> None:
+    pynvml.nvmlInit()
+
+
 def _find(device: torch.device) -> tuple[str, Any]:
     """Board and handle of a device; without NVML, or of another kind of device, neither."""
     if device.type != "cuda":
         return "", None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     try:
-        pynvml.nvmlInit()
+        _init()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
     except pynvml.NVMLError:
         return "", None

@@ -349,7 +349,7 @@ def new_engine_is_slower(old: str) -> Callable[[Sequence[Record]], Verdict]:
             f"({signed(new.denoise, other.denoise, 's')}, {overhead(gap)}). Other "
             f"steps: new {new.steady.text('s')}; {old} {other.steady.text('s')}. {claim}",
             records=_names(one, two),
-            next_step=MORE if order == 0 else "",
+            next_step=_more(one, two) if order == 0 else "",
         )
 
     return check
@@ -384,7 +384,8 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
             verdict,
             status=_status(order),
             evidence=f"On {few} GPUs new {steps[0].text('s')}, {old} {steps[1].text('s')}; "
-            f"on {many} new {steps[2].text('s')}, {old} {steps[3].text('s')}.",
+            f"on {many} new {steps[2].text('s')}, {old} {steps[3].text('s')}. Of the two gaps no "
+            f"difference below {overhead(allowed).lstrip('+')} is claimed.",
             records=_names(*found),
             next_step=MORE if order == 0 else "",
         )
@@ -482,7 +483,7 @@ def prefetch_helps(records: Sequence[Record]) -> Verdict:
         evidence=f"Steps with {deep}: {with_deep.text('s')}; with {base}: {with_base.text('s')}; "
         f"gain {signed(with_base.median, with_deep.median, 's')} per step. {claim}",
         records=_names(one, two),
-        next_step=MORE if order == 0 else "",
+        next_step=_more(one, two) if order == 0 else "",
     )
 
 
@@ -758,35 +759,45 @@ def apart(one: Estimate, two: Estimate, allowed: float = 0.0) -> int:
     return 1 if one.low > two.high * more else -1 if one.high * more < two.low else 0
 
 
-SAME_CLOCKS, UNKNOWN_CLOCKS = 0.01, 0.03
-"""By which share steady steps of two runs may differ with nothing changed. Within one campaign
-`resident` drifts by up to one per cent. Boards of one class, and one board on two days, run a
-compute-bound step at clocks that differ by two or three."""
+SAME_CLOCKS = 0.01
+UNKNOWN_CLOCKS = SAME_CLOCKS + 0.03
+"""Below these shares no difference between two runs' steady steps is claimed. They are allowances:
+`resident` drifts by up to one per cent within one campaign, and boards of one class are taken to
+run at clocks that lie up to three apart."""
 
 
 def between_runs(one: Record, two: Record) -> float:
-    """Return the share by which steps of two runs may differ because their GPUs' clocks do."""
+    """Return the share below which no difference between two runs' steps is claimed."""
     mine, theirs = gpu_state(one), gpu_state(two)
     if mine is None or theirs is None:
         return UNKNOWN_CLOCKS
-    return SAME_CLOCKS + abs(mine.sm_mhz / theirs.sm_mhz - 1)
+    slow, fast = sorted((mine.sm_mhz, theirs.sm_mhz))
+    return SAME_CLOCKS + fast / slow - 1
 
 
 def steps_apart(one: Record, two: Record) -> int:
-    """Return :func:`apart` of two runs' steady steps, beyond what runs may differ by."""
+    """Return :func:`apart` of two runs' steady steps, by more than :func:`between_runs`."""
     return apart(clean_budget(one).steady, clean_budget(two).steady, between_runs(one, two))
 
 
 def runs_differ(one: Record, two: Record) -> str:
-    """Say from which difference on two runs are told apart, and why."""
+    """Say below which difference nothing is claimed of two runs, and why."""
     mine, theirs = gpu_state(one), gpu_state(two)
     if mine and theirs:
         clocks = f"{mine.sm_mhz:,.0f} and {theirs.sm_mhz:,.0f} MHz"
-        boards = "the same" if set(mine.boards) == set(theirs.boards) else "other"
-        why = f"their GPUs, {boards} boards, ran at {clocks}"
+        boards = "on the same" if set(mine.boards) == set(theirs.boards) else "not on the same"
+        why = f"their GPUs ran at {clocks}, {boards} boards"
     else:
         why = "not both say at which clock their GPU ran"
-    return f"Two runs differ by up to {overhead(between_runs(one, two)).lstrip('+')}: {why}."
+    least = overhead(between_runs(one, two)).lstrip("+")
+    return f"No difference below {least} is claimed of the two runs: {why}."
+
+
+def _more(one: Record, two: Record) -> str:
+    """Say what would tell the steps of two runs apart that are not."""
+    if apart(clean_budget(one).steady, clean_budget(two).steady) == 0:
+        return MORE
+    return "Run both again in one go, on one machine."
 
 
 def _status(order: int) -> Status:

@@ -262,11 +262,12 @@ class Rank:
 
         generator = torch.Generator().manual_seed(job["seed"])
         latents = torch.randn(latent_shape(**self.video), generator=generator).to(device)
+        sensors = Sensors(device)
         dist.barrier()
         reset_peaks(device)
         before = engine.mover.counters + Counters()
         begun = time.perf_counter()
-        with Sensors(device) as sensors:
+        with sensors:
             latents = denoise(
                 experts, engine, scheduler, latents, guidance,
                 steps=job["num_inference_steps"], boundary=boundary, on_step=on_step, run=run,
