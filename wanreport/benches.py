@@ -213,10 +213,10 @@ def in_short(bench: Bench) -> str:
             continue
         if reference and reference.median:
             ratio = steady.median / reference.median - 1
-            parts.append(f"{engine_label(record)} {overhead(ratio)}")
+            parts.append(f"{engine_label(record)}: {overhead(ratio)}")
             unlike.append(record)
         else:
-            parts.append(f"{engine_label(record)} {steady.text('s')} per step")
+            parts.append(f"{engine_label(record)}: {steady.text('s')} per step")
     said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
     if resident and unlike:
         least = max(between_runs(resident, record) for record in unlike)
