@@ -124,13 +124,13 @@ def each_job(
     A job that reads the same on all its machines is there once. One that does not is there for
     each reading, and the name says on which machines.
     """
-    jobs: dict[tuple[object, ...], list[list[Record]]] = {}
+    jobs: dict[tuple[object, ...], list[tuple[object, list[Record]]]] = {}
     for record in records:
         job = get(record, "job", "scale"), ranks(record), engine_name(record), job_name(record)
-        readings = jobs.setdefault(job, [])
-        same = next((those for those in readings if read(those[0]) == read(record)), None)
+        readings, mine = jobs.setdefault(job, []), read(record)
+        same = next((those for reading, those in readings if reading == mine), None)
         if same is None:
-            readings.append([record])
+            readings.append((mine, [record]))
         else:
             same.append(record)
 
@@ -141,7 +141,7 @@ def each_job(
     return [
         (job_name(one[0]) if len(readings) == 1 else f"{job_name(one[0])} on {where(one)}", one[0])
         for readings in jobs.values()
-        for one in readings
+        for _, one in readings
     ]
 
 

@@ -41,7 +41,17 @@ from .tables import (
     significant,
     tick,
 )
-from .verdicts import NEW, OLD, apart, between_runs, comparable_groups, fact, prefetch, quoted
+from .verdicts import (
+    NEW,
+    OLD,
+    apart,
+    between_runs,
+    claimed_from,
+    comparable_groups,
+    fact,
+    prefetch,
+    quoted,
+)
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ def in_short(bench: Bench) -> str:
     said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
     if resident and unlike:
         least = max(between_runs(resident, record) for record in unlike)
-        said.append(f"No difference below {overhead(least).lstrip('+')} is claimed between runs.")
+        said.append(f"{claimed_from(least)} between runs.")
     return " ".join([*said, which_is_old(bench)])
 
 

@@ -384,8 +384,8 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
             verdict,
             status=_status(order),
             evidence=f"On {few} GPUs new {steps[0].text('s')}, {old} {steps[1].text('s')}; "
-            f"on {many} new {steps[2].text('s')}, {old} {steps[3].text('s')}. Of the two gaps no "
-            f"difference below {overhead(allowed).lstrip('+')} is claimed.",
+            f"on {many} new {steps[2].text('s')}, {old} {steps[3].text('s')}. "
+            f"{claimed_from(allowed)} of the two gaps.",
             records=_names(*found),
             next_step=MORE if order == 0 else "",
         )
@@ -789,8 +789,12 @@ def runs_differ(one: Record, two: Record) -> str:
         why = f"their GPUs ran at {clocks}, {boards} boards"
     else:
         why = "not both say at which clock their GPU ran"
-    least = overhead(between_runs(one, two)).lstrip("+")
-    return f"No difference below {least} is claimed of the two runs: {why}."
+    return f"{claimed_from(between_runs(one, two))} of the two runs: {why}."
+
+
+def claimed_from(share: float) -> str:
+    """Begin a sentence on the share below which nothing is claimed."""
+    return f"No difference below {overhead(share).lstrip('+')} is claimed"
 
 
 def _more(one: Record, two: Record) -> str:
