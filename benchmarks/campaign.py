@@ -104,6 +104,15 @@ class Campaign:
             self.done = {key for key in self.done if key[0] != LAST}
 
     def run(self) -> None:
+        """Run what is pending; what a time budget or a signal leaves gets rows that say so."""
+        try:
+            self._run()
+        except (KeyboardInterrupt, SystemExit):
+            for label in self.order:
+                self._end(label, self._pending(label), "not run", "interrupted")
+            raise
+
+    def _run(self) -> None:
         for label in self.order:
             missing = self.missing.get(name_of(label))
             while pending := self._pending(label):

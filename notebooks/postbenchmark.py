@@ -84,6 +84,8 @@ for machine, here in benches.by_machine(records).items():
             show(picture, alt=words)
         for html in comparison.tables:
             table(html)
+    for html in benches.samples_held(here):
+        table(html)
 
 # %% [markdown]
 # ## B. More prefetch against less

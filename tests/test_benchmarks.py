@@ -99,6 +99,20 @@ def test_torchrun_starts_the_ranks_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert [len(row["ranks"]) for row in rows(path).values()] == [2, 2]
 
 
+def test_what_a_signal_leaves_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: Campaign, label: str, pending: list[int]) -> None:
+        if label != campaigns.FIRST:
+            raise KeyboardInterrupt
+        self._end(label, pending, "failed", "x")
+
+    monkeypatch.setattr(Campaign, "_start", stop)
+    path = tmp_path / "b.json"
+    assert main([*CPU, "--json", str(path), "--engines", "swap", "layerwise"]) == 130
+    found = {label: (row["status"], row["reason"]) for label, row in rows(path).items()}
+    left = dict.fromkeys(["swap", "layerwise", campaigns.LAST], ("not run", "interrupted"))
+    assert found == {campaigns.FIRST: ("failed", "x"), **left}
+
+
 def test_what_the_budget_leaves_is_named_and_run_by_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

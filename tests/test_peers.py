@@ -57,7 +57,7 @@ def test_what_did_not_run_or_differs_shows() -> None:
 def test_without_resident_there_are_times_but_no_costs() -> None:
     here = found(status={"resident": "oom", "resident again": "oom"})
     assert engines(here)["planned", "7,800"]["to resident"].endswith("not measured")
-    assert "not measured, as resident did not run first and last" in peers.engines_table(*here[0])
+    assert "not known, as resident did not run both first and last" in peers.engines_table(*here[0])
     assert "at 7,800 tokens stream, 195.2 ms." in crossover.draw(here)[1]
     assert "no cost is known" in crossover.answer(here)
     (table,) = crossover.tables(here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import synthetic
 
 from tests.reading import cells
-from wanreport import answers, benches, comparisons, figures, jobpage, verdicts
+from wanreport import answers, benches, comparisons, figures, jobpage, tables, verdicts
 
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp",
          "scaling-swap", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
@@ -570,3 +571,57 @@ def test_the_old_offload_is_told_by_its_signature() -> None:
     assert "(swap differs in switch step)" in benches.which_is_old(quick)
     for alone in (bench(layerwise={}), bench(layerwise={}, resident={})):
         assert "neither fsdp nor swap was measured" in benches.which_is_old(alone)
+
+
+def test_a_step_that_is_longer_by_less_than_is_claimed_of_runs_is_as_the_old_one() -> None:
+    def mark(steady_s: float, sm_mhz: float | None) -> str:
+        swap = {"steady_s": steady_s, "switch_s": 50.0, "sm_mhz": sm_mhz}
+        found = bench(layerwise={"steady_s": 20.0}, swap=swap)
+        return {row[0]: row[1][-1] for row in cells(benches.signatures_table(found))}["swap"]
+
+    assert mark(20.5, sm_mhz=None) == "✓", "2.5 per cent may be the clocks"
+    assert mark(21.0, sm_mhz=None) == "✗"
+    assert mark(20.5, sm_mhz=1600) == "✗"
+
+
+def test_at_one_rank_the_page_says_what_fsdp_does_not_hide() -> None:
+    def both(gpus: int) -> benches.Bench:
+        records = [
+            synthetic.record(f"x-{engine}", scale="a14b", engine=engine, num_gpus=gpus, steady_s=s)
+            for engine, s in (("fsdp", 22.0), ("resident", 20.0))
+        ]
+        records[0]["machine"]["link"]["h2d_pinned_together_gb_s"] = 50.0
+        (found,) = benches.benches(records)
+        return found
+
+    moved = benches.moved_per_step(both(1).records[0])
+    assert moved and moved > 50e9, "a step brings the expert twice"
+    said = benches.in_short(both(1))
+    assert (
+        f"take {tables.seconds(moved / 50e9)}, and fsdp's step differs from resident's by 2.0"
+        in html.unescape(said)
+    )
+    assert "on the stream that computes" not in benches.in_short(both(2)), "gathered beside it"
+
+
+def test_engines_are_called_by_their_setting() -> None:
+    stream = synthetic.record("new-4gpu", engine="stream")
+    assert answers.engine_label(stream) == "stream"
+    stream["job"]["vram_budget_gb"] = 30.0
+    assert answers.engine_label(stream) == "stream, room for 30 GB"
+    assert answers.engine_label(synthetic.record("new-4gpu")) == "layerwise, prefetch 1"
+
+
+def test_a_sample_of_a_schedule_is_held_against_the_whole() -> None:
+    whole = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0)
+    some = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0, sampled_steps=8)
+    (step,) = (s for s in whole["iterations"][1]["steps"] if s["index"] == 10)
+    assert 10 not in answers.step_seconds(answers.iterations(some, "clean")[0]), "so not seen"
+    step["seconds"] = [100.0] * 4
+    (table,) = benches.samples_held(benches.benches([whole, some]))
+    ((engine, measured, n, same, other, _jobs),) = cells(table)
+    assert (engine, n) == ("swap", "8")
+    assert float(measured.split()[0]) > 600 and "(−" in same and "(−" in other
+    assert benches.samples_held(benches.benches([whole])) == []
+    slower = synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)
+    assert benches.samples_held([*benches.benches([whole, slower]), None]) == []

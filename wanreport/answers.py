@@ -157,6 +157,23 @@ def engine_name(record: Record) -> str:
     return str(get(record, "engine", "name") or get(record, "job", "engine", default="unknown"))
 
 
+def prefetch(record: Record) -> int | None:
+    """Return how many layers `layerwise` keeps ahead; None where the engine does not prefetch."""
+    if engine_name(record) != "layerwise":
+        return None
+    found = get(record, "engine", "prefetch") or get(record, "sglang", "prefetch_layers")
+    return None if found is None else int(found)
+
+
+def engine_label(record: Record) -> str:
+    """Return the engine and its setting: "layerwise, prefetch 3", "stream, room for 30 GB"."""
+    ahead, room = prefetch(record), get(record, "job", "vram_budget_gb")
+    parts = [engine_name(record)]
+    parts += [] if ahead is None else [f"prefetch {ahead}"]
+    parts += [] if room is None else [f"room for {room:g} GB"]
+    return ", ".join(parts)
+
+
 def ranks(record: Record) -> int:
     """Return the number of ranks, which is the Ulysses degree."""
     return int(get(record, "job", "num_gpus", default=0))

@@ -7,13 +7,16 @@ stand beside as quoted numbers and enter no computation of ours.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .answers import (
     Record,
+    budget,
     clean_budget,
+    engine_label,
     engine_name,
     extrapolation,
     get,
@@ -23,10 +26,12 @@ from .answers import (
     job_name,
     latents,
     peak_memory,
+    prefetch,
     ranks,
     sampled,
     sort_key,
     steady_seconds,
+    step_seconds,
 )
 from .tables import (
     Cell,
@@ -44,13 +49,13 @@ from .tables import (
 from .verdicts import (
     NEW,
     OLD,
-    apart,
     between_runs,
     claimed_from,
+    comparable,
     comparable_groups,
     fact,
-    prefetch,
     quoted,
+    steps_apart,
 )
 
 
@@ -231,7 +236,24 @@ def in_short(bench: Bench) -> str:
     if resident and unlike:
         least = max(between_runs(resident, record) for record in unlike)
         said.append(f"{claimed_from(least)} between runs.")
-    return " ".join([*said, which_is_old(bench)])
+    return " ".join([*said, *_fsdp_alone(bench), which_is_old(bench)])
+
+
+def _fsdp_alone(bench: Bench) -> list[str]:
+    """Say why `fsdp` is slow at one rank, where the copies that it does not hide are known."""
+    fsdp, resident = bench.of("fsdp"), bench.of("resident")
+    if fsdp is None or resident is None or ranks(fsdp) > 1:
+        return []
+    moved, rate = moved_per_step(fsdp), get(fsdp, "machine", "link", "h2d_pinned_together_gb_s")
+    slow, quick = clean_budget(fsdp).steady.median, clean_budget(resident).steady.median
+    if not (moved and rate and slow and quick):
+        return []
+    return [
+        "At one rank FSDP2 copies on the stream that computes, so nothing of it is hidden: "
+        f"{gigabytes(moved)} at the link's {significant(rate, 3)} GB/s take "
+        f"{seconds(moved / (rate * 1e9))}, and fsdp's step differs from resident's by "
+        f"{seconds(slow - quick)}."
+    ]
 
 
 def extrapolations(records: Sequence[Record | None]) -> str:
@@ -239,9 +261,58 @@ def extrapolations(records: Sequence[Record | None]) -> str:
     return next((said for r in records if r and (said := extrapolation(r))), "")
 
 
-def engine_label(record: Record) -> str:
-    ahead = prefetch(record)
-    return engine_name(record) + (f", prefetch {ahead}" if ahead is not None else "")
+def samples_held(here: Sequence[Bench | None]) -> list[str]:
+    """Return what a sample of the steps tells of a schedule that ran whole, as HTML.
+
+    Of each record of a whole schedule that has a record of a sample beside it, alike in all else:
+    the sum over its steps, what those of them that the sample has extrapolate to, and what the
+    sampled record extrapolates to. An empty list where there is no such pair.
+    """
+    records = [record for bench in here if bench for record in bench.records]
+    rows: list[dict[str, object]] = []
+    for whole, some in itertools.product(records, records):
+        if sampled(whole) or not sampled(some) or engine_label(whole) != engine_label(some):
+            continue
+        unsampled = some["job"] | {"sampled_steps": whole["job"]["sampled_steps"]}
+        if not comparable(whole, {**some, "job": unsampled}):
+            continue
+        all_of_it, elsewhere = iterations(whole, "clean")[0], iterations(some, "clean")[0]
+        chosen = step_seconds(elsewhere)
+        steps = [step for step in all_of_it["steps"] if step["index"] in chosen]
+        measured = budget(whole, all_of_it).denoise
+        row: dict[str, object] = {
+            "engine": engine_label(whole),
+            "whole": Cell(measured, text=seconds(measured)),
+            "n": len(chosen),
+            "jobs": f"{job_name(whole)}; {job_name(some)}",
+        }
+        for key, found in (
+            ("same", budget(whole, {**all_of_it, "steps": steps})),
+            ("other", budget(some, elsewhere)),
+        ):
+            share = found.denoise / measured - 1
+            said = f"{seconds(found.denoise)} ({overhead(share)})"
+            row[key] = Cell(found.denoise, text=said, kind="derived")
+        rows.append(row)
+    if not rows:
+        return []
+    machine = get(records[0], "machine", "class")
+    columns = [
+        Column("engine", "engine", numeric=False),
+        Column("whole", "all steps"),
+        Column("n", "steps of the sample"),
+        Column("same", "from the same run's sample"),
+        Column("other", "from the sampled run"),
+        Column("jobs", "jobs", numeric=False),
+    ]
+    caption = f"What a sample of the steps tells of all: {machine}"
+    note = (
+        "Sums over the schedule of the first clean iteration, n = 1. The same run's sample is those"
+        " of its steps that the sampled run has, extrapolated as everywhere. The sampled run's sum"
+        " differs also by its clocks, and by the first step where only one of the two had a"
+        " warm-up."
+    )
+    return [html_table(rows, columns, caption=caption, note=note)]
 
 
 # Which engine is the baseline's "old offload"? ---------------------------------------------------
@@ -303,7 +374,7 @@ def _like_old(record: Record, new: Record, found: Signature) -> dict[str, bool]:
 
     return {
         # How much faster depends on the machine; that the old one was not slower does not.
-        "steady": apart(clean_budget(record).steady, clean_budget(new).steady) <= 0,
+        "steady": steps_apart(record, new) <= 0,
         "spike": nearer(found.spike, old.spike, layerwise.spike),
         "memory": nearer(found.memory, old.memory, layerwise.memory),
     }
@@ -313,7 +384,7 @@ def which_is_old(bench: Bench) -> str:
     """Return which engines behave as the baseline's old offload did, as a sentence in Markdown."""
     new = bench.of(NEW)
     judged = {
-        engine_name(record): _like_old(record, new, found)
+        engine_label(record): _like_old(record, new, found)
         for record in bench.records
         if new and engine_name(record) != NEW and (found := signature(record, new))
     }
@@ -368,9 +439,10 @@ def signatures_table(bench: Bench) -> str:
             Column("memory", "peak memory above layerwise's"),
         ],
         caption=f"Who behaves as the old offload did: {bench.machine}; {bench.work}",
-        note="✓ as the old one: no slower than layerwise in the steady state; at the switch and in "
-        "memory nearer to the old one's figure than to the new one's. The baseline's rows are "
-        "computed from the figures it states.",
+        note="✓ as the old one: not found slower than layerwise in the steady state; at the switch "
+        "and in memory nearer to the old one's figure than to the new one's. A difference that the "
+        "two runs' clocks may explain counts as none. The baseline's rows are computed from the "
+        "figures it states.",
         kind=None,
     )
 

@@ -14,8 +14,17 @@ from functools import partial
 from typing import Any
 
 from . import predictions
-from .answers import Record, clean_budget, get, is_full_scale, iterations, ranks, sampled
-from .benches import engine_label, moved_per_step
+from .answers import (
+    Record,
+    clean_budget,
+    engine_label,
+    get,
+    is_full_scale,
+    iterations,
+    ranks,
+    sampled,
+)
+from .benches import moved_per_step
 from .comparisons import around_switch
 from .figures import ENGINE_COLOURS, Picture, gpus_curve
 from .local import commit, project_root

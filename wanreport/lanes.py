@@ -22,7 +22,7 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
-from .answers import NotAnswerable, Record, engine_name, get, is_full_scale, job_name
+from .answers import NotAnswerable, Record, engine_label, get, is_full_scale, job_name
 from .tables import Cell, Column, Estimate, estimate, html_table, seconds, significant
 
 Row = Mapping[str, Any]
@@ -203,7 +203,7 @@ def table(found: Iterable[tuple[Record, Lanes]]) -> str:
     for record, lanes in found:
         link = get(record, "machine", "link", "h2d_pinned_together_gb_s")
         row: dict[str, object] = {
-            "engine": engine_name(record),
+            "engine": engine_label(record),
             "machine": get(record, "machine", "class"),
             "rate": _gb_s(lanes.rates),
             "link": None if link is None else Cell(link, text=f"{significant(link, 3)} GB/s"),
@@ -253,5 +253,5 @@ def per_cent(share: float) -> str:
 
 
 def origin(record: Record) -> str:
-    """A record in few words: "layerwise on 2x NVIDIA H200"."""
-    return f"{engine_name(record)} on {get(record, 'machine', 'class')}"
+    """A record in few words: "layerwise, prefetch 1 on 2x NVIDIA H200"."""
+    return f"{engine_label(record)} on {get(record, 'machine', 'class')}"

@@ -196,7 +196,7 @@ def _drifts(report: Campaign) -> str:
     ]
     before, after = (campaigns.link(report, name) for name in (campaigns.FIRST, campaigns.LAST))
     said += [f"the link {overhead(after / before - 1)}"] if before and after else []
-    text = "; ".join(said) or "not measured, as resident did not run first and last"
+    text = "; ".join(said) or "not known, as resident did not run both first and last"
     return f"Drift from the first run of resident to the last: {text}."
 
 

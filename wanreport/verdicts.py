@@ -32,6 +32,7 @@ from .answers import (
     iterations,
     latents,
     peak_memory,
+    prefetch,
     ranks,
     repeats,
     steady_seconds,
@@ -145,14 +146,6 @@ def is_baseline_workload(record: Record) -> bool:
         and get(record, "model", "flow_shift") == fact("s2.flow_shift.new")
         and bool(get(record, "job", "cfg"))
     )
-
-
-def prefetch(record: Record) -> int | None:
-    """Return how many layers the engine keeps ahead; None where it does not prefetch."""
-    if engine_name(record) != NEW:
-        return None
-    found = get(record, "engine", "prefetch") or get(record, "sglang", "prefetch_layers")
-    return None if found is None else int(found)
 
 
 def choose(

@@ -1,8 +1,13 @@
 """`fsdp`: PyTorch's FSDP2 with its parameters offloaded to host memory.
 
-    compute     | root | 0 | 1 | 2 | …
+    compute     | root | 0 | 1 | 2 | …        at several ranks
     all-gather  |  0   | 1 | 2 | 3 | …      every unit, every pass
     copy        |  0   | 1 | 2 | 3 | …      this rank's 1/N of each tensor
+
+At one rank there is nothing to gather, and FSDP2 (torch 2.11 to 2.13, `wait_for_unshard` of
+``_fully_shard/_fsdp_param_group.py``) copies on the stream that computes, hiding nothing:
+
+    compute     | root | copy 0 | 0 | copy 1 | 1 | copy 2 | 2 | …
 
 Each block, and the expert around them, is sharded with `fully_shard` and
 ``CPUOffloadPolicy(pin_memory=True)``, as SGLang 0.5.9 does with ``use_fsdp_inference``
