@@ -26,6 +26,7 @@ from wanreport.answers import or_say_why, say
 from wanreport.notebook import show, table
 
 records = answers.load_records(results_dirs)
+earlier = answers.load_earlier(results_dirs)
 asked = verdicts.baseline_checks(records)
 further = verdicts.further_checks(records)
 say(comparisons.title(records))
@@ -75,14 +76,14 @@ table(verdicts.verdict_table(further, caption="Further checks"))
 # `swap`. Each machine has a section; in it engines are compared at the same work only.
 
 # %%
-for machine, here in benches.by_machine(records).items():
+for machine, here in benches.by_machine(records, earlier).items():
     say(f"### {machine}")
     for bench in here:
         comparison = comparisons.compare_old_and_new(bench)
         say(comparison.answer)
         for picture, words in figures.side_by_side(bench.records if bench else ()):
             show(picture, alt=words)
-        for html in comparison.tables:
+        for html in [*comparison.tables, *(benches.runs_tables(bench) if bench else [])]:
             table(html)
     for html in benches.samples_held(here):
         table(html)

@@ -13,6 +13,7 @@ from wanreport.job import Job, job_hash, resolve_job
 from wanreport.record import (
     RecordError,
     best_record,
+    find_earlier,
     find_records,
     is_rehearsal,
     new_record,
@@ -185,6 +186,30 @@ def test_records_are_found_in_order_and_only_one_folder_deep(tmp_path):
     (a.parent / "notes.txt").write_text("no record")
     assert [path for path, _ in find_records(tmp_path)] == [a, b]
     assert [path for path, _ in find_records(tmp_path / "local")] == [local]
+
+
+def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_path):
+    def run(day, **known):
+        known = {"scale": "a14b", "device": "cuda"} | known
+        return put(tmp_path, record(started_at=f"2026-01-0{day}T12:30:00+00:00", **known))
+
+    path = run(1)
+    run(2, status="failed")
+    (kept,) = (file for file, _ in find_earlier(tmp_path))
+    assert kept == path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
+    run(3)  # a failure is no result
+    write_record(read_record(path) | {"wall_s": 2.5}, path)  # the same run
+    run(4)
+    days = [found["started_at"][:10] for _, found in find_earlier(tmp_path)]
+    assert days == ["2026-01-01", "2026-01-03"]
+    assert [found["started_at"][:10] for _, found in find_records(tmp_path)] == ["2026-01-04"]
+
+    for day in (1, 2):  # what a rehearsal gives is repeated at will
+        put(tmp_path / "local", record(started_at=f"2026-01-0{day}T12:30:00+00:00"))
+    assert find_earlier(tmp_path / "local") == []
+    kept.write_text("{}")
+    with pytest.raises(RecordError, match=kept.name):
+        find_earlier(tmp_path)
 
 
 def test_all_unusable_records_are_named_and_none_is_skipped(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
-from wanreport import local, report
+from wanreport import local, predictions, report
 from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import JobError
 from wanreport.record import read_record
@@ -238,7 +238,10 @@ def test_each_notebook_names_and_depends_on_what_it_reads() -> None:
     assert "README.md" in with_it["postbenchmark"].sources
     assert with_it["baseline"].inputs != without["baseline"].inputs
     files = list(without["baseline"].sources)
-    assert files == list(without["postbenchmark"].sources)
+    # What the project itself has of these lies in its own tree.
+    more = {path.relative_to(ROOT).as_posix() for path in predictions.files(ROOT)}
+    more |= {path.relative_to(ROOT).as_posix() for path, _ in local.all_earlier(ROOT)}
+    assert set(without["postbenchmark"].sources) == {*files, *more}
     wanted = {f"wanreport/baseline/document/{p.name}" for p in DOCUMENT.glob("*.yaml")}
     wanted |= {"wanreport/baseline/checks.yaml", "wanreport/baseline/derived/architecture.json"}
     assert wanted <= set(files)
@@ -317,6 +320,17 @@ def test_a_launcher_that_cannot_start_fails_every_job_soon(
     assert sorted(failed) == ["one", "three", "two"]
     for _, record in local.all_records(project):
         assert "nothing_of_this_name" in record["reason"]
+
+
+def test_what_has_a_record_is_measured_if_asked_for_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = list(report.load_jobs(report.params_files(project), project).values())
+    log = project / "results/local/logs/x.log"
+    assert report.measure(jobs, project, log) == []
+    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    assert report.measure(jobs, project, log) == [], "as there was nothing to measure"
+    assert report.measure(jobs, project, log, again=True) == ["one"]
 
 
 def test_a_failed_notebook_leaves_a_page_an_index_and_a_bad_status(

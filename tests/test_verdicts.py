@@ -96,6 +96,7 @@ def test_a_slower_engine_is_claimed_only_where_intervals_are_apart() -> None:
         (20.5, (1560, 1600), "not measured", "1,560 and 1,600 MHz"),
         (20.5, (None, 1600), "not measured", "not both say"),
         (20.7, (None, None), "not measured", "not both say"),
+        (20.7, (1650, 1600), "pass", ""),  # a faster clock makes no step longer
         (21.5, (None, None), "pass", ""),
         (18.5, (None, 1600), "fail", ""),
     ],
@@ -534,7 +535,7 @@ def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
     layerwise["machine"]["link"] = None
     assert benches.limit(layerwise, resident) is None
     row = next(r for r in cells(benches.steps_table(found)) if r[0].startswith("layerwise"))
-    assert row[2] == "1.100 ×" and "—" in row[3]
+    assert row[2] == "1.100 × same GPUs" and "—" in row[3]
 
 
 def test_a_cold_start_says_what_of_it_the_plan_took() -> None:
@@ -580,7 +581,7 @@ def test_a_step_that_is_longer_by_less_than_is_claimed_of_runs_is_as_the_old_one
         return {row[0]: row[1][-1] for row in cells(benches.signatures_table(found))}["swap"]
 
     assert mark(20.5, sm_mhz=None) == "✓", "2.5 per cent may be the clocks"
-    assert mark(21.0, sm_mhz=None) == "✗"
+    assert mark(21.5, sm_mhz=None) == "✗"
     assert mark(20.5, sm_mhz=1600) == "✗"
 
 
@@ -610,6 +611,35 @@ def test_engines_are_called_by_their_setting() -> None:
     stream["job"]["vram_budget_gb"] = 30.0
     assert answers.engine_label(stream) == "stream, room for 30 GB"
     assert answers.engine_label(synthetic.record("new-4gpu")) == "layerwise, prefetch 1"
+
+
+def test_runs_on_one_gpu_are_held_against_each_other() -> None:
+    def run(name: str, day: int, board: str, steady_s: float) -> dict[str, Any]:
+        made = synthetic.record(name, scale="a14b", steady_s=steady_s)
+        made["started_at"] = f"2026-01-0{day}T12:00:00+00:00"
+        for iteration in made["iterations"]:
+            for read in iteration["gpu"]:
+                read["board"] = board
+        return made
+
+    earlier, latest = run("pure-4gpu", 1, "a" * 8, 20.0), run("pure-4gpu", 2, "b" * 8, 25.0)
+    layerwise, swap = run("new-4gpu", 1, "a" * 8, 20.2), run("old-4gpu-swap", 1, "c" * 8, 26.0)
+    other = synthetic.record("pure-4gpu", scale="a14b", seed=1)  # other work
+    (found,) = benches.benches([latest, layerwise, swap], [earlier, other])
+    assert found.earlier == (earlier,)
+    assert found.resident_of(layerwise) is earlier
+    assert found.resident_of(swap) is latest and found.resident_of(latest) is latest
+    rows = {row[0]: row for row in cells(benches.steps_table(found))}
+    assert rows["layerwise, prefetch 1"][2] == "1.010 × same GPUs"
+    assert rows["swap"][2] == "1.040 ×" and rows["resident"][2] == "1.000 ×"
+    said = html.unescape(benches.in_short(found))
+    assert "layerwise, prefetch 1: +1.0 % (same GPUs)" in said.replace("\xa0", " ")
+
+    (table,) = benches.runs_tables(found)
+    assert [row[0] for row in cells(table)] == ["pure-4gpu"] * 2
+    assert [row[5] for row in cells(table)] == ["2026-01-01 12:00:00", "2026-01-02 12:00:00"]
+    assert "up to 25\xa0% apart" in table
+    assert benches.runs_tables(benches.benches([latest])[0]) == []
 
 
 def test_a_sample_of_a_schedule_is_held_against_the_whole() -> None:

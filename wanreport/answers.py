@@ -19,7 +19,7 @@ from typing import Any
 
 from .local import project_root
 from .notebook import Stop
-from .record import RecordError, find_records, is_rehearsal, record_path
+from .record import RecordError, find_earlier, find_records, is_rehearsal, record_path
 from .tables import Estimate, counted, estimate, markdown
 
 Record = Mapping[str, Any]
@@ -90,16 +90,29 @@ def load_records(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
         Naming every file that cannot be read.
     """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for directory in directories:
-        try:
-            here = find_records(project_root() / directory)
-        except RecordError as error:
-            raise Stop(str(error)) from None
-        for _, record in here:
-            key = sort_key(record)
-            if key not in found or str(record["started_at"]) >= str(found[key]["started_at"]):
-                found[key] = record
+    for record in _read(find_records, directories):
+        key = sort_key(record)
+        if key not in found or str(record["started_at"]) >= str(found[key]["started_at"]):
+            found[key] = record
     return [found[key] for key in sorted(found)]
+
+
+def load_earlier(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return the earlier runs of jobs below the folders, as :func:`load_records` does the latest.
+
+    All of them are there, by machine class, scale, job name and when they were started.
+    """
+    found = _read(find_earlier, directories)
+    return sorted(found, key=lambda record: (sort_key(record), str(record["started_at"])))
+
+
+def _read(
+    find: Callable[[Path], list[tuple[Path, dict[str, Any]]]], directories: Sequence[str | Path]
+) -> list[dict[str, Any]]:
+    try:
+        return [record for folder in directories for _, record in find(project_root() / folder)]
+    except RecordError as error:
+        raise Stop(str(error)) from None
 
 
 def sort_key(record: Record) -> tuple[str, str, str]:

@@ -33,6 +33,8 @@ from .answers import (
     steady_seconds,
     step_seconds,
 )
+from .local import commit
+from .record import EARLIER
 from .tables import (
     Cell,
     Column,
@@ -61,9 +63,18 @@ from .verdicts import (
 
 @dataclass(frozen=True)
 class Bench:
-    """Comparable full-scale records: of one machine class, ranks, software and workload."""
+    """Comparable full-scale records: of one machine class, ranks, software and workload.
+
+    Attributes
+    ----------
+    records
+        The latest run of each job.
+    earlier
+        Their earlier runs.
+    """
 
     records: tuple[Record, ...]
+    earlier: tuple[Record, ...] = ()
 
     @property
     def machine(self) -> str:
@@ -88,22 +99,37 @@ class Bench:
         fit = [r for r in self.records if engine_name(r) == engine and ahead in (None, prefetch(r))]
         return max(fit, key=lambda r: str(r.get("started_at")), default=None)
 
+    def resident_of(self, record: Record) -> Record | None:
+        """The run of `resident` to hold a record against: on the same boards, else the latest."""
+        latest = self.of("resident")
+        runs = [latest, *(r for r in reversed(self.earlier) if engine_name(r) == "resident")]
+        return next((run for run in runs if run and same_boards(run, record)), latest)
 
-def benches(records: Sequence[Record]) -> list[Bench]:
+
+def same_boards(one: Record, two: Record) -> bool:
+    """Say whether two runs are known to be of the same GPUs."""
+    mine, theirs = gpu_state(one), gpu_state(two)
+    return mine is not None and theirs is not None and set(mine.boards) == set(theirs.boards)
+
+
+def benches(records: Sequence[Record], earlier: Sequence[Record] = ()) -> list[Bench]:
     """Return the full-scale records with a clean iteration in comparable sets, by machine."""
     full = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
     found = []
     for group in comparable_groups(full):
         for size in sorted({ranks(r) for r in group}):
             here = sorted((r for r in group if ranks(r) == size), key=sort_key)
-            found.append(Bench(tuple(here)))
+            before = tuple(r for r in earlier if comparable(r, here[0]) and ranks(r) == size)
+            found.append(Bench(tuple(here), before))
     return sorted(found, key=lambda bench: (bench.machine, bench.work))
 
 
-def by_machine(records: Sequence[Record]) -> dict[str, list[Bench | None]]:
+def by_machine(
+    records: Sequence[Record], earlier: Sequence[Record] = ()
+) -> dict[str, list[Bench | None]]:
     """Return the benches of each machine; one without a machine and records where there is none."""
     found: dict[str, list[Bench | None]] = {}
-    for bench in benches(records):
+    for bench in benches(records, earlier):
         found.setdefault(markdown(bench.machine), []).append(bench)
     return found or {"No machine yet": [None]}
 
@@ -140,10 +166,10 @@ def limit(record: Record, resident: Record | None) -> float | None:
 
 def steps_table(bench: Bench) -> str:
     """Return each engine's steady step beside `resident` and the limit, and its bits, as HTML."""
-    resident = bench.of("resident")
-    reference = clean_budget(resident).steady.median if resident else None
     rows: list[dict[str, object]] = []
     for record in bench.records:
+        resident = bench.resident_of(record)
+        reference = clean_budget(resident).steady.median if resident else None
         steady, bound = clean_budget(record).steady, limit(record, resident)
         row: dict[str, object] = {
             "engine": engine_label(record),
@@ -153,7 +179,8 @@ def steps_table(bench: Bench) -> str:
         for key, other in (("resident", reference), ("over", bound)):
             if steady.median is not None and other:
                 ratio = steady.median / other
-                row[key] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived")
+                said = _same(record, resident)
+                row[key] = Cell(ratio, text=f"{significant(ratio, 4)} ×", kind="derived", note=said)
         if resident and record is not resident and latents(record):
             row["bits"] = tick(set(latents(record)) == set(latents(resident)))
         rows.append(row)
@@ -170,8 +197,16 @@ def steps_table(bench: Bench) -> str:
         caption=f"Steady steps: {bench.machine}; {bench.work}",
         note="A steady step is neither first nor switch. The limit is the larger of resident's "
         "step and the bytes per step over the link's pinned bandwidth as this record measured it. "
+        "Resident is its run on the same GPU, where the row says so, and else its latest run. "
         "Below 1: computing or the link was faster here than what the limit was taken from.",
     )
+
+
+def _same(record: Record, resident: Record | None) -> str:
+    """Say that `resident` ran on the GPUs of another record, where it is known to have."""
+    if resident is None or record is resident or not same_boards(record, resident):
+        return ""
+    return "same GPU" if ranks(record) == 1 else "same GPUs"
 
 
 def costs_table(bench: Bench) -> str:
@@ -216,43 +251,92 @@ def costs_table(bench: Bench) -> str:
     )
 
 
+def runs_tables(bench: Bench) -> list[str]:
+    """Return what a job gave each time that it was measured, as HTML; [] where once was all."""
+    again = {job_name(record) for record in bench.earlier}
+    runs = [r for r in (*bench.earlier, *bench.records) if job_name(r) in again]
+    rows: list[dict[str, object]] = []
+    for record in sorted(runs, key=lambda r: (job_name(r), str(r["started_at"]))):
+        steady, state = clean_budget(record).steady, gpu_state(record)
+        row: dict[str, object] = {
+            "job": job_name(record),
+            "engine": engine_label(record),
+            "step": Cell(steady.median, text=steady.text("s")),
+            "clock": None if state is None else Cell(state.sm_mhz, text=state.text),
+            "board": None if state is None else " ".join(state.boards),
+            "when": record["started_at"].partition("+")[0].replace("T", " "),
+            "commit": commit(record["software"]) or "unknown",
+        }
+        rows.append(row)
+    if not rows:
+        return []
+    columns = [
+        Column("job", "job", numeric=False),
+        Column("engine", "engine", numeric=False),
+        Column("step", "steady step, median [95 % interval]"),
+        Column("clock", "GPU under load: SM clock, power, temperature"),
+        Column("board", "GPU", numeric=False),
+        Column("when", "started, UTC", numeric=False),
+        Column("commit", "commit", numeric=False),
+    ]
+    medians = {
+        name: [clean_budget(r).steady.median or 0 for r in runs if job_name(r) == name]
+        for name in again
+    }
+    spread = max(max(those) / min(those) - 1 for those in medians.values() if min(those))
+    note = (
+        f"The medians of one job's runs lie up to {overhead(spread).lstrip('+')} apart. The last "
+        f"run of each job is the one that other tables show; of the earlier ones, which lie below "
+        f"{EARLIER}/, they use resident's, where it ran on the same GPU."
+    )
+    title = f"The same job, measured again: {bench.machine}; {bench.work}"
+    return [html_table(rows, columns, caption=title, note=note)]
+
+
 def in_short(bench: Bench) -> str:
     """Return the bench in a sentence, as Markdown: each engine's steady step against resident's."""
-    resident = bench.of("resident")
-    reference = clean_budget(resident).steady if resident else None
-    parts = [] if reference is None else [f"resident {reference.text('s')} per step"]
-    unlike: list[Record] = []
+    latest = bench.of("resident")
+    parts = [f"resident {clean_budget(latest).steady.text('s')} per step"] if latest else []
+    least: list[float] = []
     for record in bench.records:
-        steady = clean_budget(record).steady
-        if record is resident or steady.median is None:
+        steady, resident = clean_budget(record).steady, bench.resident_of(record)
+        reference = clean_budget(resident).steady if resident else None
+        if record is latest or steady.median is None:
             continue
-        if reference and reference.median:
-            ratio = steady.median / reference.median - 1
-            parts.append(f"{engine_label(record)}: {overhead(ratio)}")
-            unlike.append(record)
+        if resident and reference and reference.median:
+            ratio, same = steady.median / reference.median - 1, _same(record, resident)
+            parts.append(f"{engine_label(record)}: {overhead(ratio)}{same and f' ({same})'}")
+            least.append(between_runs(resident, record))
         else:
             parts.append(f"{engine_label(record)}: {steady.text('s')} per step")
     said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
-    if resident and unlike:
-        least = max(between_runs(resident, record) for record in unlike)
-        said.append(f"{claimed_from(least)} between runs.")
-    return " ".join([*said, *_fsdp_alone(bench), which_is_old(bench)])
+    if least:
+        said.append(f"{claimed_from(max(least))} between runs.")
+    old = [which_is_old(bench)] if len(bench.records) > 1 else []
+    return " ".join([*said, *_fsdp_alone(bench), *old])
 
 
 def _fsdp_alone(bench: Bench) -> list[str]:
     """Say why `fsdp` is slow at one rank, where the copies that it does not hide are known."""
-    fsdp, resident = bench.of("fsdp"), bench.of("resident")
+    fsdp = bench.of("fsdp")
+    resident = bench.resident_of(fsdp) if fsdp else None
     if fsdp is None or resident is None or ranks(fsdp) > 1:
         return []
     moved, rate = moved_per_step(fsdp), get(fsdp, "machine", "link", "h2d_pinned_together_gb_s")
     slow, quick = clean_budget(fsdp).steady.median, clean_budget(resident).steady.median
     if not (moved and rate and slow and quick):
         return []
+    mine, theirs, clocks = gpu_state(fsdp), gpu_state(resident), ""
+    if mine and theirs and mine.sm_mhz > theirs.sm_mhz:
+        clocks = (
+            f", less what the clock gains while nothing is computed ({mine.sm_mhz:,.0f} against "
+            f"{theirs.sm_mhz:,.0f} MHz)"
+        )
     return [
         "At one rank FSDP2 copies on the stream that computes, so nothing of it is hidden: "
         f"{gigabytes(moved)} at the link's {significant(rate, 3)} GB/s take "
         f"{seconds(moved / (rate * 1e9))}, and fsdp's step differs from resident's by "
-        f"{seconds(slow - quick)}."
+        f"{seconds(slow - quick)}{clocks}."
     ]
 
 

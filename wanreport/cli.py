@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, metavar="DIR",
         help="where records go (default: results/local; results/ is for those to commit)",
     )  # fmt: skip
+    command.add_argument(
+        "--again", action="store_true",
+        help="measure also what has a record here; of the full model the earlier run is kept",
+    )  # fmt: skip
     command.set_defaults(command=_measure)
 
     command = commands.add_parser("check", help="say what params files resolve to; run nothing")
@@ -144,7 +148,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     root = local.project_root()
     jobs = report.load_jobs(arguments.params, root)
     log = local.local_results(root) / "logs" / "measure.log"
-    failed = report.measure(list(jobs.values()), root, log, arguments.results, arguments.minutes)
+    failed = report.measure(
+        list(jobs.values()), root, log, arguments.results, arguments.minutes, again=arguments.again
+    )
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

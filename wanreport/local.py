@@ -76,6 +76,13 @@ def all_records(root: Path) -> list[Found]:
     ]
 
 
+def all_earlier(root: Path) -> list[Found]:
+    """Every earlier run of a job at hand. Raises RecordError as find_earlier does."""
+    return [
+        found for folder in records.RESULTS_DIRS for found in records.find_earlier(root / folder)
+    ]
+
+
 def all_campaigns(root: Path) -> list[Path]:
     """Every benchmark's file at hand, unread."""
     return [path for folder in records.RESULTS_DIRS for path in campaign_files(root / folder)]

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ RESULTS_DIRS = [Path("results"), Path("results/local")]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 
 STATUSES = ("ok", "failed", "oom", "timeout", "unsupported")
+EARLIER = "earlier"  # the folder beside records for runs that later ones took over from
 REUSABLE = frozenset({"ok", "oom", "unsupported"})
 """Statuses that measuring again would only repeat; any other job is measured again."""
 
@@ -78,7 +80,7 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
     """Write `record` to `path`, so that a reader sees the old record or the new, never a part.
 
     The bytes go to a temporary file in the same folder, reach the disk, and then take the
-    record's name.
+    record's name. A result of the full model that stood there is kept under ``earlier/``.
 
     Raises
     ------
@@ -97,10 +99,25 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
         where = _not_json(record, "") or str(error)
         raise RecordError(f"{path}: refusing to write this record: {where}") from error
     try:
+        _keep(path, record)
         replace_file(path, data)
     except OSError as error:
         kept = "nothing was lost: an earlier record stays as it was"
         raise RecordError(f"{path}: {_disk_trouble(error, path, len(data))}; {kept}") from error
+
+
+def _keep(path: Path, record: Mapping[str, Any]) -> None:
+    """Keep the result that stands at `path`, of another run than `record` and of the full model."""
+    try:
+        old = read_record(path)
+    except RecordError:  # nothing, or nothing usable
+        return
+    if old["status"] != "ok" or is_rehearsal(old) or old["started_at"] == record["started_at"]:
+        return
+    when = re.sub(r"\W", "", old["started_at"].partition("+")[0])
+    kept = path.parent / EARLIER / f"{path.stem}-{when}.json"
+    if not kept.exists():
+        replace_file(kept, path.read_bytes())
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -231,8 +248,20 @@ def find_records(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
         Naming every file that cannot be used: a record left out in silence would be a job
         missing from the report.
     """
+    return _read_all(Path(root).glob("*/*.json"))
+
+
+def find_earlier(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """All runs under ``root/<machine>/earlier/`` that later ones of the same jobs took over from.
+
+    Sorted and refused as by :func:`find_records`.
+    """
+    return _read_all(Path(root).glob(f"*/{EARLIER}/*.json"))
+
+
+def _read_all(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
     found, problems = [], []
-    for path in sorted(Path(root).glob("*/*.json")):
+    for path in sorted(paths):
         if path.name.startswith("."):  # what editors and file managers leave behind
             continue
         try:

@@ -96,11 +96,14 @@ def measure(
     log: Path,
     results: Path | None = None,
     minutes: float = math.inf,
+    *,
+    again: bool = False,
 ) -> list[str]:
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
     Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
     is begun whose `timeout_s` would not fit in; such jobs are named, and the next call goes on.
+    With `again` all of them are measured, whatever records there are.
     """
     failed: list[str] = []
     begun = [time.monotonic()]
@@ -119,7 +122,7 @@ def measure(
     results = results or local.local_results(root)
     machine = local.known_machine(results) or local.identify(results, log)
     found = local.all_records(root)
-    missing = local.missing(jobs, found, machine)
+    missing = local.missing(jobs, [] if again else found, machine)
     if missing:
         _say(f"Measuring {len(missing)} of {len(jobs)} jobs; log: {_within(log, root)}")
         done = local.measure_jobs(missing, results, log, tell, sys.stderr, minutes)
@@ -163,6 +166,7 @@ def plan(
         reads = re.search(r"^results_dirs\s*=", text, re.MULTILINE)
         quotes = reads or re.search(r"^facts_path\s*=", text, re.MULTILINE)
         files = [path for path, _ in found] if reads else []
+        files += [path for path, _ in local.all_earlier(root)] if "load_earlier(" in text else []
         files += campaigns if "load_campaigns(" in text else []
         files += predictions.files(root) if "curve.curves(" in text else []
         page = render.Page(
