@@ -108,8 +108,10 @@ class Campaign:
         try:
             self._run()
         except (KeyboardInterrupt, SystemExit):
+            known = {(row["label"], row["tokens"]) for row in self.report["rows"]}
             for label in self.order:
-                self._end(label, self._pending(label), "not run", "interrupted")
+                left = [tokens for tokens in self._pending(label) if (label, tokens) not in known]
+                self._end(label, left, "not run", "interrupted")
             raise
 
     def _run(self) -> None:

@@ -30,7 +30,7 @@ earlier = answers.load_earlier(results_dirs)
 asked = verdicts.baseline_checks(records)
 further = verdicts.further_checks(records)
 say(comparisons.title(records))
-say(comparisons.first_screen(records, asked, further))
+say(comparisons.first_screen(records, asked, further, earlier))
 
 # %%
 table(verdicts.verdict_table([*asked, *further], caption="All verdicts", evidence=False))

@@ -112,6 +112,17 @@ def test_what_a_signal_leaves_is_named_too(tmp_path: Path, monkeypatch: pytest.M
     left = dict.fromkeys(["swap", "layerwise", campaigns.LAST], ("not run", "interrupted"))
     assert found == {campaigns.FIRST: ("failed", "x"), **left}
 
+    def fail(self: Campaign, label: str, pending: list[int]) -> None:
+        self._end(label, pending, "failed", "y")
+
+    words = [*CPU, "--json", str(path), "--engines", "swap", "layerwise", "--resume"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Campaign, "_start", fail)
+        main(words)
+    before = rows(path)
+    main(words)
+    assert rows(path)["swap"] == before["swap"] and before["swap"]["reason"] == "y"
+
 
 def test_what_the_budget_leaves_is_named_and_run_by_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ from wanreport.record import (
     find_records,
     is_rehearsal,
     new_record,
+    put_back,
     read_record,
     record_path,
     write_record,
@@ -207,6 +208,9 @@ def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_p
     for day in (1, 2):  # what a rehearsal gives is repeated at will
         put(tmp_path / "local", record(started_at=f"2026-01-0{day}T12:30:00+00:00"))
     assert find_earlier(tmp_path / "local") == []
+    put_back(path, kept.read_bytes())  # the latest is kept by then, and would be there twice
+    assert not kept.exists()
+    assert [found["started_at"][:10] for _, found in find_records(tmp_path)] == ["2026-01-01"]
     kept.write_text("{}")
     with pytest.raises(RecordError, match=kept.name):
         find_earlier(tmp_path)

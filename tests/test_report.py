@@ -330,7 +330,9 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
     assert report.measure(jobs, project, log) == []
     monkeypatch.setattr(local, "LAUNCH", ["false"])
     assert report.measure(jobs, project, log) == [], "as there was nothing to measure"
+    (before,) = (path.read_bytes() for path, _ in local.all_records(project))
     assert report.measure(jobs, project, log, again=True) == ["one"]
+    assert [path.read_bytes() for path, _ in local.all_records(project)] == [before]
 
 
 def test_a_failed_notebook_leaves_a_page_an_index_and_a_bad_status(

@@ -128,6 +128,20 @@ def test_the_gap_must_grow_with_the_gpus(on_six: float, status: str) -> None:
     assert judge([*jobs[:3], moved])["scaling-swap"].records == ()
 
 
+def test_clocks_count_either_way_where_two_gaps_are_compared() -> None:
+    runs = {"new-4gpu": (21.0, 1700.0), "old-4gpu-swap": (20.0, 1600.0),
+            "new-6gpu": (16.0, 1600.0), "old-6gpu-swap": (14.5, 1600.0)}  # fmt: skip
+    jobs = [
+        synthetic.record(name, scale="a14b", steady_s=step, sm_mhz=mhz)
+        for name, (step, mhz) in runs.items()
+    ]
+    assert verdicts.between_runs(*jobs[:2]) == pytest.approx(0.01)
+    assert verdicts.between_runs(*jobs[:2], either_way=True) == pytest.approx(0.0725)
+    assert judge(jobs)["scaling-swap"].status == "not measured", "1.12 and 1.10 at equal clocks"
+    assert "the longer step at the faster clock" in verdicts.runs_differ(*jobs[:2])
+    assert "faster clock" not in verdicts.runs_differ(*jobs[2:])
+
+
 def test_prefetch_without_a_difference_is_not_measured() -> None:
     def status(steady_s: float) -> str:
         deep = synthetic.record("new-4gpu-prefetch3", scale="a14b", steady_s=steady_s)
@@ -488,6 +502,20 @@ def test_the_latest_record_of_a_job_counts(tmp_path: Any) -> None:
     assert found["started_at"] == new["started_at"]
 
 
+def test_a_failure_never_stands_for_a_job_that_has_a_result(tmp_path: Any) -> None:
+    first, second = synthetic.record(scale="a14b"), synthetic.record(scale="a14b")
+    failed = synthetic.record(scale="a14b", status="failed")
+    for day, one, folder in ((1, first, "a"), (2, second, "b"), (3, failed, "c")):
+        one["started_at"] = f"2026-01-0{day}T12:00:00+00:00"
+        synthetic.write([one], tmp_path / folder)
+    folders = [tmp_path / folder for folder in "abc"]
+    (found,) = answers.load_records(folders)
+    assert found["started_at"] == second["started_at"]
+    (earlier,) = answers.load_earlier(folders)
+    assert earlier["started_at"] == first["started_at"]
+    assert answers.load_earlier([tmp_path / "c"]) == []
+
+
 def test_a_sampled_schedule_is_extrapolated_and_says_so_wherever_it_is_shown() -> None:
     whole = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0)
     some = synthetic.record("old-4gpu-swap", scale="a14b", switch_s=50.0, sampled_steps=8)
@@ -572,6 +600,10 @@ def test_the_old_offload_is_told_by_its_signature() -> None:
     assert "(swap differs in switch step)" in benches.which_is_old(quick)
     for alone in (bench(layerwise={}), bench(layerwise={}, resident={})):
         assert "neither fsdp nor swap was measured" in benches.which_is_old(alone)
+        assert "old offload" not in benches.in_short(alone)
+    elsewhere = bench(layerwise={"height": 480, "width": 832})
+    assert len(comparisons.compare_old_and_new(elsewhere).tables) == 2, "nothing to compare with"
+    assert "swap** behaves here as the baseline's old offload did." in benches.in_short(engines)
 
 
 def test_a_step_that_is_longer_by_less_than_is_claimed_of_runs_is_as_the_old_one() -> None:
@@ -597,12 +629,11 @@ def test_at_one_rank_the_page_says_what_fsdp_does_not_hide() -> None:
 
     moved = benches.moved_per_step(both(1).records[0])
     assert moved and moved > 50e9, "a step brings the expert twice"
-    said = benches.in_short(both(1))
-    assert (
-        f"take {tables.seconds(moved / 50e9)}, and fsdp's step differs from resident's by 2.0"
-        in html.unescape(said)
-    )
-    assert "on the stream that computes" not in benches.in_short(both(2)), "gathered beside it"
+    (said,) = benches.fsdp_alone(both(1))
+    assert f"take {tables.seconds(moved / 50e9)}, and fsdp's step is 2.0" in said
+    assert "longer than resident's. No difference below 1.0\xa0% is claimed" in said
+    assert said in comparisons.compare_old_and_new(both(1)).answer
+    assert benches.fsdp_alone(both(2)) == [], "gathered beside it"
 
 
 def test_engines_are_called_by_their_setting() -> None:
@@ -627,19 +658,27 @@ def test_runs_on_one_gpu_are_held_against_each_other() -> None:
     other = synthetic.record("pure-4gpu", scale="a14b", seed=1)  # other work
     (found,) = benches.benches([latest, layerwise, swap], [earlier, other])
     assert found.earlier == (earlier,)
+    crashed = earlier | {"iterations": []}
+    assert benches.benches([latest], [crashed])[0].earlier == ()
     assert found.resident_of(layerwise) is earlier
     assert found.resident_of(swap) is latest and found.resident_of(latest) is latest
     rows = {row[0]: row for row in cells(benches.steps_table(found))}
     assert rows["layerwise, prefetch 1"][2] == "1.010 × same GPUs"
     assert rows["swap"][2] == "1.040 ×" and rows["resident"][2] == "1.000 ×"
     said = html.unescape(benches.in_short(found))
-    assert "layerwise, prefetch 1: +1.0 % (same GPUs)" in said.replace("\xa0", " ")
+    said = said.replace("\xa0", " ")
+    step = tables.seconds(answers.clean_budget(earlier).steady.median or 0).replace("\xa0", " ")
+    assert f"layerwise, prefetch 1: +1.0 % (of {step} on the same GPUs)" in said
+    assert said in html.unescape(
+        comparisons.first_screen([latest, layerwise, swap], [], [], [earlier])
+    ).replace("\xa0", " ")
 
     (table,) = benches.runs_tables(found)
     assert [row[0] for row in cells(table)] == ["pure-4gpu"] * 2
-    assert [row[5] for row in cells(table)] == ["2026-01-01 12:00:00", "2026-01-02 12:00:00"]
+    assert [row[4] for row in cells(table)] == ["2026-01-01 12:00:00", "2026-01-02 12:00:00"]
     assert "up to 25\xa0% apart" in table
     assert benches.runs_tables(benches.benches([latest])[0]) == []
+    assert benches.runs_tables(benches.benches([swap], [earlier])[0]) == [], "no run to hold it to"
 
 
 def test_a_sample_of_a_schedule_is_held_against_the_whole() -> None:
@@ -653,5 +692,7 @@ def test_a_sample_of_a_schedule_is_held_against_the_whole() -> None:
     assert (engine, n) == ("swap", "8")
     assert float(measured.split()[0]) > 600 and "(−" in same and "(−" in other
     assert benches.samples_held(benches.benches([whole])) == []
+    fewer = synthetic.record("old-4gpu-swap", scale="a14b", sampled_steps=8, num_gpus=2)
+    assert benches.samples_held(benches.benches([whole, fewer])) == [], "of other ranks"
     slower = synthetic.record("new-4gpu", scale="a14b", sampled_steps=8)
     assert benches.samples_held([*benches.benches([whole, slower]), None]) == []

@@ -19,7 +19,7 @@ from typing import Any
 
 from .local import project_root
 from .notebook import Stop
-from .record import RecordError, find_earlier, find_records, is_rehearsal, record_path
+from .record import REUSABLE, RecordError, find_earlier, find_records, is_rehearsal, record_path
 from .tables import Estimate, counted, estimate, markdown
 
 Record = Mapping[str, Any]
@@ -82,7 +82,8 @@ def load_records(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Return the records below the folders, in a fixed order.
 
     A relative folder is one of the project, wherever the notebook runs. A missing folder holds no
-    records. Of several records of one job on one machine class and scale the latest counts.
+    records. Of several records of one job on one machine class and scale the latest counts, of
+    those that failed only where no other is.
 
     Raises
     ------
@@ -92,18 +93,28 @@ def load_records(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for record in _read(find_records, directories):
         key = sort_key(record)
-        if key not in found or str(record["started_at"]) >= str(found[key]["started_at"]):
+        if key not in found or _counts(record) >= _counts(found[key]):
             found[key] = record
     return [found[key] for key in sorted(found)]
 
 
-def load_earlier(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Return the earlier runs of jobs below the folders, as :func:`load_records` does the latest.
+def _counts(record: Record) -> tuple[bool, str]:
+    return record["status"] in REUSABLE, str(record["started_at"])
 
-    All of them are there, by machine class, scale, job name and when they were started.
+
+def load_earlier(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Return the runs of the full model that later ones took over from in :func:`load_records`.
+
+    All that finished are there once, by machine class, scale, job name and when they were started.
     """
-    found = _read(find_earlier, directories)
-    return sorted(found, key=lambda record: (sort_key(record), str(record["started_at"])))
+
+    def key(record: Record) -> tuple[object, ...]:
+        return *sort_key(record), str(record["started_at"])
+
+    latest = {key(record) for record in load_records(directories)}
+    runs = [*_read(find_earlier, directories), *_read(find_records, directories)]
+    found = {key(r): r for r in runs if r["status"] == "ok" and not is_rehearsal(r)}
+    return [found[each] for each in sorted(found.keys() - latest)]
 
 
 def _read(

@@ -57,6 +57,7 @@ from .verdicts import (
     comparable_groups,
     fact,
     quoted,
+    runs_differ,
     steps_apart,
 )
 
@@ -115,12 +116,13 @@ def same_boards(one: Record, two: Record) -> bool:
 def benches(records: Sequence[Record], earlier: Sequence[Record] = ()) -> list[Bench]:
     """Return the full-scale records with a clean iteration in comparable sets, by machine."""
     full = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
+    before = [r for r in earlier if is_full_scale(r) and iterations(r, "clean")]
     found = []
     for group in comparable_groups(full):
         for size in sorted({ranks(r) for r in group}):
             here = sorted((r for r in group if ranks(r) == size), key=sort_key)
-            before = tuple(r for r in earlier if comparable(r, here[0]) and ranks(r) == size)
-            found.append(Bench(tuple(here), before))
+            past = [r for r in before if comparable(r, here[0]) and ranks(r) == size]
+            found.append(Bench(tuple(here), tuple(past)))
     return sorted(found, key=lambda bench: (bench.machine, bench.work))
 
 
@@ -253,14 +255,13 @@ def costs_table(bench: Bench) -> str:
 
 def runs_tables(bench: Bench) -> list[str]:
     """Return what a job gave each time that it was measured, as HTML; [] where once was all."""
-    again = {job_name(record) for record in bench.earlier}
+    again = set(map(job_name, bench.earlier)) & set(map(job_name, bench.records))
     runs = [r for r in (*bench.earlier, *bench.records) if job_name(r) in again]
     rows: list[dict[str, object]] = []
     for record in sorted(runs, key=lambda r: (job_name(r), str(r["started_at"]))):
         steady, state = clean_budget(record).steady, gpu_state(record)
         row: dict[str, object] = {
             "job": job_name(record),
-            "engine": engine_label(record),
             "step": Cell(steady.median, text=steady.text("s")),
             "clock": None if state is None else Cell(state.sm_mhz, text=state.text),
             "board": None if state is None else " ".join(state.boards),
@@ -272,9 +273,8 @@ def runs_tables(bench: Bench) -> list[str]:
         return []
     columns = [
         Column("job", "job", numeric=False),
-        Column("engine", "engine", numeric=False),
-        Column("step", "steady step, median [95 % interval]"),
-        Column("clock", "GPU under load: SM clock, power, temperature"),
+        Column("step", "steady step", "median [95 % interval]"),
+        Column("clock", "GPU under load", "SM clock, power, temperature"),
         Column("board", "GPU", numeric=False),
         Column("when", "started, UTC", numeric=False),
         Column("commit", "commit", numeric=False),
@@ -305,6 +305,8 @@ def in_short(bench: Bench) -> str:
             continue
         if resident and reference and reference.median:
             ratio, same = steady.median / reference.median - 1, _same(record, resident)
+            if same and resident is not latest:
+                same = f"of {seconds(reference.median)} on the {same}"
             parts.append(f"{engine_label(record)}: {overhead(ratio)}{same and f' ({same})'}")
             least.append(between_runs(resident, record))
         else:
@@ -312,12 +314,13 @@ def in_short(bench: Bench) -> str:
     said = [f"{markdown(bench.machine)}; {bench.work}: {'; '.join(parts)}."]
     if least:
         said.append(f"{claimed_from(max(least))} between runs.")
-    old = [which_is_old(bench)] if len(bench.records) > 1 else []
-    return " ".join([*said, *_fsdp_alone(bench), *old])
+    if any(map(bench.of, OLD)):
+        said.append(which_is_old(bench).partition(" (")[0].rstrip(".") + ".")
+    return " ".join(said)
 
 
-def _fsdp_alone(bench: Bench) -> list[str]:
-    """Say why `fsdp` is slow at one rank, where the copies that it does not hide are known."""
+def fsdp_alone(bench: Bench) -> list[str]:
+    """Say in a sentence what `fsdp` does not hide at one rank; [] where that is not known."""
     fsdp = bench.of("fsdp")
     resident = bench.resident_of(fsdp) if fsdp else None
     if fsdp is None or resident is None or ranks(fsdp) > 1:
@@ -326,17 +329,12 @@ def _fsdp_alone(bench: Bench) -> list[str]:
     slow, quick = clean_budget(fsdp).steady.median, clean_budget(resident).steady.median
     if not (moved and rate and slow and quick):
         return []
-    mine, theirs, clocks = gpu_state(fsdp), gpu_state(resident), ""
-    if mine and theirs and mine.sm_mhz > theirs.sm_mhz:
-        clocks = (
-            f", less what the clock gains while nothing is computed ({mine.sm_mhz:,.0f} against "
-            f"{theirs.sm_mhz:,.0f} MHz)"
-        )
+    longer = "longer" if slow > quick else "shorter"
     return [
-        "At one rank FSDP2 copies on the stream that computes, so nothing of it is hidden: "
+        "At one rank FSDP2 (torch 2.11 to 2.13) copies on the stream that computes: "
         f"{gigabytes(moved)} at the link's {significant(rate, 3)} GB/s take "
-        f"{seconds(moved / (rate * 1e9))}, and fsdp's step differs from resident's by "
-        f"{seconds(slow - quick)}{clocks}."
+        f"{seconds(moved / (rate * 1e9))}, and fsdp's step is {seconds(abs(slow - quick))} "
+        f"{longer} than resident's. {runs_differ(fsdp, resident)}"
     ]
 
 
@@ -356,6 +354,8 @@ def samples_held(here: Sequence[Bench | None]) -> list[str]:
     rows: list[dict[str, object]] = []
     for whole, some in itertools.product(records, records):
         if sampled(whole) or not sampled(some) or engine_label(whole) != engine_label(some):
+            continue
+        if ranks(whole) != ranks(some):
             continue
         unsampled = some["job"] | {"sampled_steps": whole["job"]["sampled_steps"]}
         if not comparable(whole, {**some, "job": unsampled}):
@@ -393,8 +393,7 @@ def samples_held(here: Sequence[Bench | None]) -> list[str]:
     note = (
         "Sums over the schedule of the first clean iteration, n = 1. The same run's sample is those"
         " of its steps that the sampled run has, extrapolated as everywhere. The sampled run's sum"
-        " differs also by its clocks, and by the first step where only one of the two had a"
-        " warm-up."
+        " may differ by its clocks too, and by the first step where only one had a warm-up."
     )
     return [html_table(rows, columns, caption=caption, note=note)]
 
@@ -524,9 +523,9 @@ def signatures_table(bench: Bench) -> str:
         ],
         caption=f"Who behaves as the old offload did: {bench.machine}; {bench.work}",
         note="✓ as the old one: not found slower than layerwise in the steady state; at the switch "
-        "and in memory nearer to the old one's figure than to the new one's. A difference that the "
-        "two runs' clocks may explain counts as none. The baseline's rows are computed from the "
-        "figures it states.",
+        "and in memory nearer to the old one's figure than to the new one's. A difference that is "
+        "less than is claimed between two runs counts as none. The baseline's rows are computed "
+        "from the figures it states.",
         kind=None,
     )
 

@@ -39,6 +39,7 @@ from .benches import (
     benches,
     costs_table,
     extrapolations,
+    fsdp_alone,
     in_short,
     signatures_table,
     steps_table,
@@ -130,8 +131,8 @@ class _Row:
 def compare_old_and_new(bench: Bench | None) -> Comparison:
     """Comparison A on one bench: the new engine against both readings of the old one.
 
-    On a bench the engines' own tables come first; without one the tables hold the baseline's
-    figures alone.
+    On a bench the engines' own tables come first, and are all where none of the old ones ran and
+    the work is not the baseline's; without a bench the tables hold the baseline's figures alone.
     """
     new = bench.of(NEW) if bench else None
     olds = {old: bench.of(old) if bench else None for old in OLD}
@@ -139,8 +140,11 @@ def compare_old_and_new(bench: Bench | None) -> Comparison:
     tables = [_old_new_table(f"{caption}: {where}", rows, new, olds) for caption, rows in _SECTIONS]
     answer = _gap_answer(new, olds)
     if bench:
-        answer = f"#### {bench.work}\n\n{answer} {which_is_old(bench)}"
-        tables = [steps_table(bench), costs_table(bench), signatures_table(bench), *tables]
+        own, beside = [steps_table(bench), costs_table(bench)], any(olds.values())
+        beside = beside or is_baseline_workload(bench.records[0])
+        tables = [*own, signatures_table(bench), *tables] if beside else own
+        said = [answer] * beside + [*fsdp_alone(bench), which_is_old(bench)]
+        answer = f"#### {bench.work}\n\n{' '.join(said)}"
     return Comparison(answer, tuple(tables))
 
 
@@ -283,7 +287,7 @@ def _gap_answer(new: Record | None, olds: dict[str, Record | None]) -> str:
             verdict = "it turned round"
         else:
             assert None not in (mine.low, mine.high, theirs.low, theirs.high)
-            allowed = between_runs(new, record)
+            allowed = between_runs(new, record, either_way=True)
             low = difference(mine.low or 0, theirs.high or 1) - allowed
             high = difference(mine.high or 0, theirs.low or 1) + allowed
             # The baseline's own gap has no interval, so only ours is set against it.
@@ -620,11 +624,15 @@ def title(records: Sequence[Record]) -> str:
 
 
 def first_screen(
-    records: Sequence[Record], asked: Sequence[Verdict], further: Sequence[Verdict]
+    records: Sequence[Record],
+    asked: Sequence[Verdict],
+    further: Sequence[Verdict],
+    earlier: Sequence[Record] = (),
 ) -> str:
     """Return what a reader must know first, as Markdown.
 
-    `asked` are the verdicts on the baseline's checks, `further` those on the engines' own.
+    `asked` are the verdicts on the baseline's checks, `further` those on the engines' own;
+    `earlier` are runs that the records took over from.
     """
     finished = sum(record.get("status") == "ok" for record in records)
     full = [record for record in records if is_full_scale(record)]
@@ -647,7 +655,7 @@ def first_screen(
         f"**Came out.** Of the baseline's checks: {tally(asked)}; of the engines' own checks: "
         f"{tally(further)}.",
     ]
-    if found := benches(records):
+    if found := benches(records, earlier):
         parts.append("\n".join(f"* {in_short(bench)}" for bench in found))
     return "\n\n".join(parts)
 

@@ -204,7 +204,7 @@ def _claim(curve: Curve, name: str, engine: str, wanted: int) -> str:
     if len(seen) > 1:
         pairs = [[curve.records[e, n] for e in (label, "resident")] for n in (min(seen), max(seen))]
         few, many = (ratio_of(*(clean_budget(r).steady for r in pair)) for pair in pairs)
-        order = apart(many, few, sum(between_runs(*pair) for pair in pairs))
+        order = apart(many, few, sum(between_runs(*pair, either_way=True) for pair in pairs))
         verdict = HELD[order == wanted] if order else UNTOLD
     told = {n: curve.jobs[label, n]["overhead"] for n in curve.counts if (label, n) in curve.jobs}
     found = [

@@ -80,7 +80,8 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
     """Write `record` to `path`, so that a reader sees the old record or the new, never a part.
 
     The bytes go to a temporary file in the same folder, reach the disk, and then take the
-    record's name. A result of the full model that stood there is kept under ``earlier/``.
+    record's name. A result of the full model that stood there is kept under ``earlier/``; the
+    traces beside records are the last run's.
 
     Raises
     ------
@@ -114,10 +115,20 @@ def _keep(path: Path, record: Mapping[str, Any]) -> None:
         return
     if old["status"] != "ok" or is_rehearsal(old) or old["started_at"] == record["started_at"]:
         return
-    when = re.sub(r"\W", "", old["started_at"].partition("+")[0])
-    kept = path.parent / EARLIER / f"{path.stem}-{when}.json"
+    kept = _kept(path, old)
     if not kept.exists():
         replace_file(kept, path.read_bytes())
+
+
+def _kept(path: Path, record: Mapping[str, Any]) -> Path:
+    when = re.sub(r"\W", "", record["started_at"].partition("+")[0])
+    return path.parent / EARLIER / f"{path.stem}-{when}.json"
+
+
+def put_back(path: Path, data: bytes) -> None:
+    """Let a record's bytes take the place of a later run that failed."""
+    replace_file(path, data)
+    _kept(path, read_record(path)).unlink(missing_ok=True)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -30,6 +30,7 @@ from wanreport import index, local, predictions, render
 from wanreport.answers import job_name, ranks
 from wanreport.baseline.facts import DOCUMENT
 from wanreport.job import Job, JobError, load_job
+from wanreport.record import REUSABLE, put_back
 
 WORKERS = 2
 REPORTED = Path("params/baseline")
@@ -103,7 +104,8 @@ def measure(
 
     Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
     is begun whose `timeout_s` would not fit in; such jobs are named, and the next call goes on.
-    With `again` all of them are measured, whatever records there are.
+    With `again` all of them are measured, whatever records there are; a run that fails leaves the
+    record that stood there.
     """
     failed: list[str] = []
     begun = [time.monotonic()]
@@ -118,16 +120,21 @@ def measure(
             failed.append(name)
             if record["hint"]:
                 _say(f"  {'':<24} {record['hint']}")
+            if path in stood:
+                put_back(path, stood[path])
+                _say(f"  {'':<24} The record of an earlier run stays.")
 
     results = results or local.local_results(root)
     machine = local.known_machine(results) or local.identify(results, log)
     found = local.all_records(root)
     missing = local.missing(jobs, [] if again else found, machine)
+    stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
     if missing:
         _say(f"Measuring {len(missing)} of {len(jobs)} jobs; log: {_within(log, root)}")
         done = local.measure_jobs(missing, results, log, tell, sys.stderr, minutes)
         if left := [job.name for job in missing[len(done) :]]:
-            _say(f"No time left for {', '.join(left)}: run it again")
+            rest = "name these alone the next time" if again else "run it again"
+            _say(f"No time left for {', '.join(left)}: {rest}")
     return failed
 
 

@@ -371,7 +371,7 @@ def gap_grows_with_gpus(old: str) -> Callable[[Sequence[Record]], Verdict]:
             return verdict
         steps = [clean_budget(record).steady for record in found]
         gaps = [ratio_of(new, other) for new, other in (steps[:2], steps[2:])]
-        allowed = sum(between_runs(*pair) for pair in (found[:2], found[2:]))
+        allowed = sum(between_runs(*pair, either_way=True) for pair in (found[:2], found[2:]))
         order = apart(gaps[1], gaps[0], allowed)
         return replace(
             verdict,
@@ -755,22 +755,29 @@ def apart(one: Estimate, two: Estimate, allowed: float = 0.0) -> int:
 SAME_CLOCKS = 0.01
 UNKNOWN_CLOCKS = SAME_CLOCKS + 0.04
 """Below these shares no difference between two runs' steady steps is claimed. They are allowances:
-`resident` drifts by up to one per cent within one campaign, and on boards of one class it was
-measured up to 3.8 per cent apart."""
+`resident` drifts by up to one per cent within one campaign, and two runs of it on one class of
+machine lay 3.8 per cent apart."""
 
 
-def between_runs(one: Record, two: Record) -> float:
+def between_runs(one: Record, two: Record, *, either_way: bool = False) -> float:
     """Return the share below which no difference between two runs' steps is claimed.
 
     A clock counts only where it may explain the difference: the run of the longer step has the
-    slower one.
+    slower one. With `either_way` it always does, as where two differences are compared.
     """
     mine, theirs = gpu_state(one), gpu_state(two)
     if mine is None or theirs is None:
         return UNKNOWN_CLOCKS
-    if (clean_budget(one).steady.median or 0) < (clean_budget(two).steady.median or 0):
-        mine, theirs = theirs, mine
-    return SAME_CLOCKS + max(0.0, theirs.sm_mhz / mine.sm_mhz - 1)
+    if either_way:
+        slow, fast = sorted((mine.sm_mhz, theirs.sm_mhz))
+        return SAME_CLOCKS + fast / slow - 1
+    return SAME_CLOCKS + max(0.0, _faster_by(one, two, theirs.sm_mhz / mine.sm_mhz))
+
+
+def _faster_by(one: Record, two: Record, clocks: float) -> float:
+    """By what share the shorter step's run had the faster clock; `clocks` are two's to one's."""
+    longer = (clean_budget(one).steady.median or 0) >= (clean_budget(two).steady.median or 0)
+    return clocks - 1 if longer else 1 / clocks - 1
 
 
 def steps_apart(one: Record, two: Record) -> int:
@@ -785,6 +792,8 @@ def runs_differ(one: Record, two: Record) -> str:
         clocks = f"{mine.sm_mhz:,.0f} and {theirs.sm_mhz:,.0f} MHz"
         boards = "on the same" if set(mine.boards) == set(theirs.boards) else "not on the same"
         why = f"their GPUs ran at {clocks}, {boards} boards"
+        if _faster_by(one, two, theirs.sm_mhz / mine.sm_mhz) < 0:
+            why += ", the longer step at the faster clock"
     else:
         why = "not both say at which clock their GPU ran"
     return f"{claimed_from(between_runs(one, two))} of the two runs: {why}."
