@@ -484,6 +484,12 @@ def test_a_prediction_holds_within_its_tolerance(made: Path, factor: float, held
         assert one.held(key) is None and key not in one.jobs
         assert "made after the run or for another job: 1 prediction." in curve.answer(one)
         assert "held" not in beside(curve.steps_table(one), key[0])[1]
+    quicker = campaign("720p-4gpu-resident", steady_s=0.95 * one.step(key))
+    (one,) = curve.curves([record, quicker])
+    assert " +4.9 %; predicted" in beside(curve.steps_table(one), key[0])[1]
+    near = campaign("720p-4gpu-resident", steady_s=0.995 * one.step(key))
+    (one,) = curve.curves([record, near])
+    assert " not told apart; predicted" in beside(curve.steps_table(one), key[0])[1]
     apart = campaign("720p-4gpu-layerwise", {"interconnect": "PCIe"})
     assert [c.held(key) for c in curve.curves([apart])] == [None, None]
     assert [len(c.records) for c in curve.curves([apart])] == [0, 1]

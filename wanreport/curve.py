@@ -42,7 +42,17 @@ from .tables import (
     seconds,
     significant,
 )
-from .verdicts import NEW, OLD, apart, baseline_facts, between_runs, fact, quoted, ratio_of
+from .verdicts import (
+    NEW,
+    OLD,
+    apart,
+    baseline_facts,
+    between_runs,
+    fact,
+    quoted,
+    ratio_of,
+    steps_apart,
+)
 
 TOLERANCE = 0.1
 HELD = {True: "✓ held", False: "✗ did not hold", None: "– not measured"}
@@ -255,6 +265,8 @@ def steps_table(curve: Curve) -> str:
         if job is None and not measured:
             return None
         note = "" if share is None else overhead(share)
+        if share and not steps_apart(curve.records[key], curve.records["resident", n]):
+            note = "not told apart"
         if job:
             told, extra = seconds(job["step_s"]), overhead(job["overhead"])
             if not measured:
@@ -269,9 +281,10 @@ def steps_table(curve: Curve) -> str:
         curve,
         {label: partial(cell, label) for label, _ in curve.keys},
         caption="Steady step",
-        note="Below each: what it takes over resident. A prediction's range is that of all-to-alls "
-        f"that take no time, and twice the time; it held if a step within {TOLERANCE * 100:.0f} % "
-        "was measured after it was made. A measured step has its 95 % interval.",
+        note="Below each: what it takes over resident, if measured where the two are told apart. A "
+        "prediction's range is that of all-to-alls that take no time, and twice the time; it held "
+        f"if a step within {TOLERANCE * 100:.0f} % was measured after it was made. A measured step "
+        "has its 95 % interval.",
     )
 
 
