@@ -83,7 +83,7 @@ for machine, here in benches.by_machine(records, earlier).items():
         say(comparison.answer)
         for picture, words in figures.side_by_side(bench.records if bench else ()):
             show(picture, alt=words)
-        for html in [*comparison.tables, *(benches.runs_tables(bench) if bench else [])]:
+        for html in comparison.tables:
             table(html)
     for html in benches.samples_held(here):
         table(html)

@@ -674,6 +674,7 @@ def test_runs_on_one_gpu_are_held_against_each_other() -> None:
     ).replace("\xa0", " ")
 
     (table,) = benches.runs_tables(found)
+    assert table == comparisons.compare_old_and_new(found).tables[-1]
     assert [row[0] for row in cells(table)] == ["pure-4gpu"] * 2
     assert [row[4] for row in cells(table)] == ["2026-01-01 12:00:00", "2026-01-02 12:00:00"]
     assert "up to 25\xa0% apart" in table

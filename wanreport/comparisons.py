@@ -41,6 +41,7 @@ from .benches import (
     extrapolations,
     fsdp_alone,
     in_short,
+    runs_tables,
     signatures_table,
     steps_table,
     which_is_old,
@@ -131,8 +132,9 @@ class _Row:
 def compare_old_and_new(bench: Bench | None) -> Comparison:
     """Comparison A on one bench: the new engine against both readings of the old one.
 
-    On a bench the engines' own tables come first, and are all where none of the old ones ran and
-    the work is not the baseline's; without a bench the tables hold the baseline's figures alone.
+    On a bench the engines' own tables come first, and those that compare are left out where none
+    of the old ones ran and the work is not the baseline's; jobs that were measured again come last.
+    Without a bench the tables hold the baseline's figures alone.
     """
     new = bench.of(NEW) if bench else None
     olds = {old: bench.of(old) if bench else None for old in OLD}
@@ -143,6 +145,7 @@ def compare_old_and_new(bench: Bench | None) -> Comparison:
         own, beside = [steps_table(bench), costs_table(bench)], any(olds.values())
         beside = beside or is_baseline_workload(bench.records[0])
         tables = [*own, signatures_table(bench), *tables] if beside else own
+        tables += runs_tables(bench)
         said = [answer] * beside + [*fsdp_alone(bench), which_is_old(bench)]
         answer = f"#### {bench.work}\n\n{' '.join(said)}"
     return Comparison(answer, tuple(tables))
