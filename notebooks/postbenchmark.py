@@ -85,8 +85,15 @@ for machine, here in benches.by_machine(records, earlier).items():
             show(picture, alt=words)
         for html in comparison.tables:
             table(html)
-    for html in benches.samples_held(here):
-        table(html)
+
+# %% [markdown]
+# ### What a sample of the steps tells of the whole
+#
+# Most jobs of the full model ran a sample of their schedule. Where one also ran whole, what the
+# sample extrapolates to can be held against it.
+
+# %%
+table(benches.samples_table(records))
 
 # %% [markdown]
 # ## B. More prefetch against less

@@ -343,16 +343,16 @@ def extrapolations(records: Sequence[Record | None]) -> str:
     return next((said for r in records if r and (said := extrapolation(r))), "")
 
 
-def samples_held(here: Sequence[Bench | None]) -> list[str]:
+def samples_table(records: Sequence[Record]) -> str:
     """Return what a sample of the steps tells of a schedule that ran whole, as HTML.
 
-    Of each record of a whole schedule that has a record of a sample beside it, alike in all else:
-    the sum over its steps, what those of them that the sample has extrapolate to, and what the
-    sampled record extrapolates to. An empty list where there is no such pair.
+    Of each full-size record of a whole schedule that has a record of a sample beside it, alike in
+    all else: the sum over its steps, what those of them that the sample has extrapolate to, and
+    what the sampled record extrapolates to.
     """
-    records = [record for bench in here if bench for record in bench.records]
+    clean = [r for r in records if is_full_scale(r) and iterations(r, "clean")]
     rows: list[dict[str, object]] = []
-    for whole, some in itertools.product(records, records):
+    for whole, some in itertools.product(clean, clean):
         if sampled(whole) or not sampled(some) or engine_label(whole) != engine_label(some):
             continue
         if ranks(whole) != ranks(some):
@@ -365,6 +365,7 @@ def samples_held(here: Sequence[Bench | None]) -> list[str]:
         steps = [step for step in all_of_it["steps"] if step["index"] in chosen]
         measured = budget(whole, all_of_it).denoise
         row: dict[str, object] = {
+            "machine": get(whole, "machine", "class"),
             "engine": engine_label(whole),
             "whole": Cell(measured, text=seconds(measured)),
             "n": len(chosen),
@@ -378,10 +379,8 @@ def samples_held(here: Sequence[Bench | None]) -> list[str]:
             said = f"{seconds(found.denoise)} ({overhead(share)})"
             row[key] = Cell(found.denoise, text=said, kind="derived")
         rows.append(row)
-    if not rows:
-        return []
-    machine = get(records[0], "machine", "class")
     columns = [
+        Column("machine", "machine", numeric=False),
         Column("engine", "engine", numeric=False),
         Column("whole", "all steps"),
         Column("n", "steps of the sample"),
@@ -389,13 +388,13 @@ def samples_held(here: Sequence[Bench | None]) -> list[str]:
         Column("other", "from the sampled run"),
         Column("jobs", "jobs", numeric=False),
     ]
-    caption = f"What a sample of the steps tells of all: {machine}"
+    caption = "What a sample of the steps tells of all"
     note = (
         "Sums over the schedule of the first clean iteration, n = 1. The same run's sample is those"
         " of its steps that the sampled run has, extrapolated as everywhere. The sampled run's sum"
         " may differ by its clocks too, and by the first step where only one had a warm-up."
     )
-    return [html_table(rows, columns, caption=caption, note=note)]
+    return html_table(rows, columns, caption=caption, note=note)
 
 
 # Which engine is the baseline's "old offload"? ---------------------------------------------------
