@@ -690,7 +690,7 @@ def test_a_sample_of_a_schedule_is_held_against_the_whole() -> None:
     step["seconds"] = [100.0] * 4
     table = benches.samples_table([whole, some])
     ((_machine, engine, measured, n, same, other, _jobs),) = cells(table)
-    assert (engine, n) == ("swap", "8")
+    assert (engine, n) == ("swap", "8 steps")
     assert float(measured.split()[0]) > 600 and "(−" in same and "(−" in other
     nothing = benches.samples_table([])
     assert benches.samples_table([whole]) == nothing

@@ -368,7 +368,7 @@ def samples_table(records: Sequence[Record]) -> str:
             "machine": get(whole, "machine", "class"),
             "engine": engine_label(whole),
             "whole": Cell(measured, text=seconds(measured)),
-            "n": len(chosen),
+            "n": Cell(len(chosen), text=counted(len(chosen), "step")),
             "jobs": f"{job_name(whole)}; {job_name(some)}",
         }
         for key, found in (
@@ -383,10 +383,10 @@ def samples_table(records: Sequence[Record]) -> str:
         Column("machine", "machine", numeric=False),
         Column("engine", "engine", numeric=False),
         Column("whole", "all steps"),
-        Column("n", "steps of the sample"),
-        Column("same", "from the same run's sample"),
-        Column("other", "from the sampled run"),
-        Column("jobs", "jobs", numeric=False),
+        Column("n", "sample"),
+        Column("same", "of the same run"),
+        Column("other", "of a sampled run"),
+        Column("jobs", "records", numeric=False),
     ]
     caption = "What a sample of the steps tells of all"
     note = (
