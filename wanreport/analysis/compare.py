@@ -1,0 +1,238 @@
+"""Compares runs: overhead over resident, the limit, same bits, repeated runs.
+
+Each function takes :class:`~wanreport.analysis.frames.Frames` or its `runs`, and returns a
+DataFrame with a row for each run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wanreport.analysis.frames import Frames
+from wanreport.analysis.stats import Median, Run, allowance, apart
+
+CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
+
+Row = Mapping[str, Any] | pd.Series
+
+
+def as_run(row: Row) -> Run:
+    """The part of a run's row that telling two runs apart needs."""
+    step = Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
+    clock = row["sm_mhz"]
+    return Run(step, math.nan if clock is None else float(clock))
+
+
+def timed(frames: Frames) -> pd.DataFrame:
+    """Runs with a steady step at full scale: the only ones that times are compared of."""
+    runs = frames.full_scale()
+    return runs[runs.step_s.notna()] if len(runs) else runs
+
+
+def references(frames: Frames) -> pd.Series:
+    """Find the run of `resident` that each timed run is held against, by run; None without one.
+
+    In a benchmark file it is the file's first one at the same number of tokens. Of jobs it is one
+    on the same boards, the latest; else the latest on that class of machine.
+    """
+    runs = timed(frames)
+    found: dict[str, str | None] = {}
+    for _, group in runs.groupby("group"):
+        residents = group[(group.engine == "resident") & ~group.again]
+        residents = residents.sort_values(["latest", "started"], ascending=False)
+        for run, row in group.iterrows():
+            same = [each for each, boards in residents.boards.items()
+                    if boards and boards == row.boards]  # fmt: skip
+            if run in residents.index and row.latest:
+                same = [run]
+            choice = [str(each) for each in same or residents.index]
+            found[str(run)] = str(choice[0]) if choice else None
+    return pd.Series(found, dtype=object, name="reference")
+
+
+def drift(frames: Frames) -> pd.Series:
+    """Compute by what share `resident` moved while each run was measured, by run; NaN if unknown.
+
+    In a benchmark file that is the closing run of `resident` over the first, less 1. Of jobs it is
+    the spread of `resident`'s runs on the same boards, where there are several.
+    """
+    runs = timed(frames)
+    found = pd.Series(math.nan, index=runs.index, name="drift")
+    for _, group in runs.groupby("group"):
+        residents = group[group.engine == "resident"]
+        if group.source.iloc[0] == "bench":
+            first, last = residents[~residents.again].step_s, residents[residents.again].step_s
+            if len(first) and len(last):
+                found[group.index] = last.iloc[0] / first.iloc[0] - 1
+            continue
+        for boards, here in residents.groupby("boards"):
+            if boards and len(here) > 1:
+                alike = group.boards == boards
+                found[group.index[alike]] = here.step_s.max() / here.step_s.min() - 1
+    return found
+
+
+def overhead(frames: Frames) -> pd.DataFrame:
+    """Compare each timed run's steady step with `resident`'s.
+
+    Returns
+    -------
+    The runs' rows, with
+
+    reference
+        The run of `resident` that it is held against (:func:`references`).
+    resident_s
+        Its steady step.
+    overhead, overhead_low, overhead_high
+        The step over resident's, less 1, and the least and the most that both intervals allow.
+    allowance
+        The share below which no difference is claimed (:func:`wanreport.analysis.stats.allowance`).
+    claim
+        "slower", "faster", "within noise", or "no interval" where a run has fewer than six steps.
+    same_boards, drift
+        Whether both ran on the same GPUs, and by how much resident moved meanwhile (:func:`drift`).
+    bracketed
+        Whether resident ran again on the same boards after the first time.
+    limit_s, over_limit
+        What no engine can beat with the same bytes: the larger of resident's step and of the bytes
+        of a step over the link's measured bandwidth; and the step over it.
+    same_bits
+        Whether its latents, or a benchmark's outputs, have resident's bits.
+    """
+    runs = timed(frames).copy()
+    runs["reference"] = references(frames)
+    runs["drift"] = drift(frames)
+    rows = [_against(row, runs) for _, row in runs.iterrows()]
+    return runs.join(pd.DataFrame(rows, index=runs.index)) if rows else runs
+
+
+def _against(row: Row, runs: pd.DataFrame) -> dict[str, Any]:
+    if row["reference"] is None:
+        return {}
+    resident = runs.loc[str(row["reference"])].squeeze()
+    mine, theirs = as_run(row), as_run(resident)
+    share = allowance(mine, theirs, drift=row["drift"])
+    known = not math.isnan(mine.step.low + theirs.step.low)
+    moved, link = row["h2d_step_bytes"], row["link_gb_s"]
+    limit = (
+        max(theirs.step.median, (moved or 0) / (link * 1e9))
+        if link and moved is not None
+        else math.nan
+    )
+    bits = None if not (row["latents"] and resident.latents) else row["latents"] == resident.latents
+    if row["repeats"] is False:
+        bits = False
+    return {
+        "resident_s": theirs.step.median,
+        "overhead": mine.step.median / theirs.step.median - 1,
+        "overhead_low": mine.step.low / theirs.step.high - 1,
+        "overhead_high": mine.step.high / theirs.step.low - 1,
+        "allowance": share,
+        "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
+        "same_boards": bool(row["boards"]) and row["boards"] == resident.boards,
+        "bracketed": not math.isnan(row["drift"]),
+        "limit_s": limit, "over_limit": mine.step.median / limit,
+        "same_bits": bits,
+    }  # fmt: skip
+
+
+def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
+    """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
+
+    `one` and `two` are rows of `runs`. ``steps_s`` is the difference in seconds.
+    """
+    mine, theirs = as_run(one), as_run(two)
+    share = allowance(mine, theirs, drift=drift)
+    known = not math.isnan(mine.step.low + theirs.step.low)
+    return {
+        "difference": mine.step.median / theirs.step.median - 1,
+        "difference_low": mine.step.low / theirs.step.high - 1,
+        "difference_high": mine.step.high / theirs.step.low - 1,
+        "step_difference_s": mine.step.median - theirs.step.median,
+        "low_s": mine.step.low - theirs.step.high,
+        "high_s": mine.step.high - theirs.step.low,
+        "allowance": share,
+        "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
+    }
+
+
+def headline(frames: Frames) -> pd.DataFrame:
+    """Pick the runs for the first screen: the full model, each engine's run that counts.
+
+    :func:`overhead` of the latest run of each full-model job (eager, both branches, prefetch 1),
+    `resident` left out, by machine and resolution. An overhead whose reference ran on the same
+    boards goes before one that did not.
+    """
+    cost = overhead(frames)
+    if "overhead" not in cost:
+        return cost
+    plain = cost[
+        (cost.source == "job") & cost.latest & cost.overhead.notna() & ~cost.compiled
+        & (cost.engine != "resident") & (cost.prefetch.fillna(1) == 1)
+        & cost.vram_budget_gb.isna() & (cost.branches == 2)
+    ]  # fmt: skip
+    order = plain.sort_values(["same_boards", "steps_run", "started"])
+    return order.groupby(["machine", "height", "engine"]).tail(1)
+
+
+def spread(frames: Frames) -> pd.DataFrame:
+    """Compute how far the medians of repeated runs lie apart: a row for each repeated job.
+
+    ``spread`` is the largest over the smallest median, less 1; ``interval`` the widest interval
+    within one run, as a share of its median.
+    """
+    runs = timed(frames)
+    jobs = runs[runs.source == "job"]
+    rows = []
+    for _, group in jobs.groupby(["group", "name"]):
+        if len(group) > 1:
+            width = ((group.step_high_s - group.step_low_s) / 2 / group.step_s).max()
+            rows.append({
+                "machine": group.machine.iloc[0], "name": group["name"].iloc[0],
+                "work": group.work.iloc[0], "runs": len(group),
+                "boards": len(set(group.boards) - {()}),
+                "least_s": group.step_s.min(), "most_s": group.step_s.max(),
+                "spread": group.step_s.max() / group.step_s.min() - 1, "interval": width,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def bits(frames: Frames) -> pd.DataFrame:
+    """Compare latents within each group of comparable jobs, rehearsals included.
+
+    A row for each group with two engines or more: ``engines`` by name, ``same`` whether all of
+    them have the same bits, ``differ`` the names of those that have others than most.
+    """
+    runs = frames.runs
+    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
+    rows = []
+    for _, group in jobs.groupby("group"):
+        if group.engine.nunique() < 2:
+            continue
+        usual = group.latents.mode().iloc[0]
+        odd = group[group.latents != usual]
+        rows.append({
+            "machine": group.machine.iloc[0], "work": group.work.iloc[0],
+            "gpus": group.gpus.iloc[0], "rehearsal": bool(group.rehearsal.iloc[0]),
+            "engines": ", ".join(sorted(set(group["name"]))), "runs": len(group),
+            "same": odd.empty, "differ": ", ".join(sorted(set(odd["name"]))),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def predicted(frames: Frames) -> pd.DataFrame:
+    """Compare each plan's predicted step with the measured one, full-model jobs included.
+
+    ``error`` is predicted over measured, less 1.
+    """
+    runs = timed(frames)
+    if "planned_step_s" not in runs:
+        return runs
+    planned = runs[runs.planned_step_s.notna()].copy()
+    planned["error"] = (planned.planned_step_s / planned.step_s - 1).astype(np.float64)
+    return planned
