@@ -36,7 +36,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
         rows["runs"].append({
             **about(run, path, bench.machine, bench.software), "source": "bench",
             "campaign": path.stem, "label": row.label, "job": "", "status": row.status,
-            "reason": row.reason, "hint": "", "profiled": False, "counters_derived": False, "traces": 0, "rehearsal": said.device != "cuda",
+            "reason": row.reason, "hint": "",
+            "profiled": False, "counters_derived": False, "traces": 0, "rehearsal": said.device != "cuda",
             "scale": "blocks", "engine": engine, "setting": setting,
             "name": bench_name(engine, setting) + (" again" if again else ""),
             "peer": name in PEERS, "again": again, "gpus": said.ranks, "tokens": row.tokens,

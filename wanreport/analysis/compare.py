@@ -114,7 +114,7 @@ def overhead(frames: Frames) -> pd.DataFrame:
 def _against(row: Row, runs: pd.DataFrame) -> dict[str, Any]:
     if row["reference"] is None:
         return {}
-    resident = runs.loc[str(row["reference"])].squeeze()
+    resident = runs.loc[row["reference"]]
     mine, theirs = as_run(row), as_run(resident)
     share = allowance(mine, theirs, drift=row["drift"])
     known = not math.isnan(mine.step.low + theirs.step.low)
