@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import wanreport
-from wanreport import local, planned, predictions, report
+from wanreport import local, planned, predictions
+from wanreport import oldreport as report
 from wanreport.answers import is_full_scale
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError

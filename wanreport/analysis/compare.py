@@ -7,7 +7,6 @@ DataFrame with a row for each run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from wanreport.analysis.stats import Median, Run, allowance, apart
 
 CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
 
-Row = Mapping[str, Any] | pd.Series
+Row = Any  # a row of `runs`
 
 
 def as_run(row: Row) -> Run:
