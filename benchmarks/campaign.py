@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from wanreport import launch
-from wanreport.campaigns import (
+from wanreport.files import (
+    BENCH_SCHEMA,
     FIRST,
     LAST,
-    SCHEMA_VERSION,
-    CampaignError,
-    identical,
+    FileError,
     name_of,
-    read_campaign,
-    step_ms,
+    read_bench,
     stream_settings,
 )
 from wanreport.local import git_state, write_atomically
@@ -31,6 +29,7 @@ from wanreport.weights import Layout, unit_parameters
 
 from .peers import PEERS, Missing
 from .rank import make_expert
+from .table import identical, step_ms
 
 SETTINGS = ("device", "ranks", "blocks", "branches", "compile", "warmup")
 VERSIONS = ("python", "torch", "diffusers", "cuda", "nccl")
@@ -54,7 +53,7 @@ class Campaign:
         self.arguments = arguments
         block = Layout.of(unit_parameters(make_expert(arguments.device, arguments.blocks), 0))
         self.report: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": BENCH_SCHEMA,
             "settings": {key: getattr(arguments, key) for key in SETTINGS},
             "bytes": block.nbytes * arguments.blocks,
             "machine": machine(arguments.device),
@@ -86,8 +85,8 @@ class Campaign:
             If its rows cannot be compared with this call's; says what differs.
         """
         try:
-            earlier = read_campaign(path)
-        except CampaignError as error:
+            earlier = read_bench(path)[1]
+        except FileError as error:
             raise ValueError(str(error)) from None
         theirs, mine = _conditions(earlier), _conditions(self.report)
         for key, value in mine.items():
@@ -183,7 +182,9 @@ class Campaign:
             rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
             self.report["rows"] = [*rows, row]
             self.done.add((label, tokens))
-            said = f"{step_ms(row).text('ms')} {status} {reason}".removeprefix("— ").strip()
+            median, low, high, n = step_ms(row)
+            took = f"{median:,.1f} ms [{low:,.1f}, {high:,.1f}], n = {n}, " if n else ""
+            said = f"{took}{status} {reason}".strip()
             print(f"{label}, {tokens:,} tokens: {said}", file=sys.stderr, flush=True)
         if self.arguments.json:
             text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
@@ -192,9 +193,10 @@ class Campaign:
     def wrong(self) -> bool:
         """Whether an engine failed, or on CPU gave other bits than resident."""
         cpu = self.arguments.device == "cpu"
+        first = {row["tokens"]: row for row in self.report["rows"] if row["label"] == FIRST}
         return any(
             row["status"] in ("failed", "oom", "timeout")
-            or (cpu and identical(self.report, row) is False)
+            or (cpu and identical(row, first.get(row["tokens"])) is False)
             for row in self.report["rows"]
         )
 

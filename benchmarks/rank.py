@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport import worker
-from wanreport.campaigns import parse_label
 from wanreport.engines import ENGINES, Counters, Engine, Stream
+from wanreport.files import parse_label
 from wanreport.link import measure_link
 from wanreport.measure import StepClock, hot_steps, peaks, reset_peaks, sha256
 from wanreport.pipeline import TEXT_TOKENS, Guidance, predict

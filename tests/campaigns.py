@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.synthetic import plan_inputs
-from wanreport.campaigns import parse_label, stream_settings
+from wanreport.files import parse_label, stream_settings
 from wanreport.plan import make_plan
 
 BLOCK = 702_986_240

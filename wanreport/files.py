@@ -35,7 +35,9 @@ class FileError(Exception):
 class _Open(BaseModel):
     """Keys that are read; others describe further, and are kept."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, validate_by_name=True
+    )
 
 
 class _Strict(BaseModel):
@@ -213,11 +215,15 @@ def _where(location: Sequence[str | int]) -> str:
 def read_json(path: Path, fix: str) -> Any:
     """Read one JSON file; raises FileError that names it."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: is not valid JSON ({error}); {fix}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 # Files of the benchmarks -------------------------------------------------------------------------

@@ -21,8 +21,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wanreport import flags
-from wanreport.record import BENCHMARK_VERSION
 from wanreport.schedule import MIN_SAMPLE
+
+BENCHMARK_VERSION = 1
+"""What is measured; part of a job's hash, so that a change of method asks for new records."""
 
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""

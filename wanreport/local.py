@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from wanreport import record as records
-from wanreport.campaigns import campaign_files
+from wanreport.files import bench_files
 from wanreport.job import Job, resolve_job
 
 LAUNCH = [sys.executable, "-m", "wanreport.launch"]
@@ -85,7 +85,7 @@ def all_earlier(root: Path) -> list[Found]:
 
 def all_campaigns(root: Path) -> list[Path]:
     """Every benchmark's file at hand, unread."""
-    return [path for folder in records.RESULTS_DIRS for path in campaign_files(root / folder)]
+    return [path for folder in records.RESULTS_DIRS for path in bench_files(root / folder)]
 
 
 # Which machine is this? --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .cost import Inputs, Prediction, StreamSettings, predict
-from .tables import counted
+from .words import counted
 
 DEFAULT_ROOM = 4  # blocks, where a job gives no budget: next to nothing, and enough to stream
 MIN_ROOM = 2

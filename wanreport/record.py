@@ -14,21 +14,17 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from wanreport.job import Job
+from wanreport.files import FileError, parse_record, read_json
+from wanreport.job import BENCHMARK_VERSION, Job
 
 SCHEMA_VERSION = 1
 """Shape of a record; a reader refuses any other."""
 
-BENCHMARK_VERSION = 1
-"""What is measured; part of a job's hash, so that a change of method asks for new records."""
-
 RESULTS_DIRS = [Path("results"), Path("results/local")]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 
-STATUSES = ("ok", "failed", "oom", "timeout", "unsupported")
 EARLIER = "earlier"  # the folder beside records for runs that later ones took over from
 REUSABLE = frozenset({"ok", "oom", "unsupported"})
 """Statuses that measuring again would only repeat; any other job is measured again."""
@@ -56,8 +52,8 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-class RecordError(Exception):
-    """A record that cannot be read or written; the message names the file and the mend."""
+RecordError = FileError
+"""A record that cannot be read or written; the message names the file and the fix."""
 
 
 def new_record(job: Job, **known: Any) -> dict[str, Any]:
@@ -90,15 +86,13 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
         disk refuses it. The temporary file is gone then, and an older record is untouched.
     """
     path = Path(path)
-    problem = _problem(record)
-    if problem:
-        raise RecordError(f"{path}: refusing to write this record: {problem}")
     try:
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         data = text.encode()
     except (TypeError, ValueError) as error:
         where = _not_json(record, "") or str(error)
         raise RecordError(f"{path}: refusing to write this record: {where}") from error
+    _check(path, json.loads(text))
     try:
         _keep(path, record)
         replace_file(path, data)
@@ -179,50 +173,17 @@ def read_record(path: str | Path) -> dict[str, Any]:
         If there is no such file, it is no JSON, or it is no record of this schema version.
     """
     path = Path(path)
-    again = "delete it and measure the job again, or restore it from git"
-    try:
-        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: is no valid JSON ({error}); {again}") from error
-    problem = _problem(record)
-    if problem:
-        raise RecordError(f"{path}: is no usable record: {problem}; {again}")
-    return record
+    record = read_json(path, "delete it and measure the job again, or restore it from git")
+    _check(path, record)
+    return dict(record)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _problem(record: object) -> str | None:
-    """The first thing that keeps `record` from being one, or None."""
-    if not isinstance(record, Mapping):
-        return f"it is a {type(record).__name__}, not an object"
-    version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        return (
-            f"its schema_version is {version!r}, and this version of wanreport"
-            f" reads {SCHEMA_VERSION}"
-        )
-    for key, empty in _EMPTY.items():
-        if key not in record:
-            return f"{key} is missing"
-        value = record[key]
-        if empty is None or isinstance(empty, float):
-            wanted: tuple[type, ...] = (int, float, type(empty))
-        else:
-            wanted = (type(empty),)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            return f"{key} is a {type(value).__name__}, not a {wanted[-1].__name__}"
-    if record["status"] not in STATUSES:
-        return f"its status is {record['status']!r}, not one of {', '.join(STATUSES)}"
-    if record["status"] != "ok" and not record["reason"]:
-        return f"its status is {record['status']!r}, and no reason is given"
-    if record["job"].get("scale") not in ("a14b", "tiny"):
-        return "its job has no resolved scale"
-    return None
+def _check(path: Path, record: Any) -> None:
+    parsed = parse_record(path, record)
+    if parsed.status != "ok" and not parsed.reason:
+        raise RecordError(f"{path}: its status is {parsed.status!r}, and no reason is given")
+    if parsed.job.get("scale") not in ("a14b", "tiny"):
+        raise RecordError(f"{path}: its job has no resolved scale")
 
 
 def _not_json(value: object, where: str) -> str | None:

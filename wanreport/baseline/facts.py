@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from wanreport.baseline.arithmetic import Quantity, names
-from wanreport.tables import MINUS, NBSP
+from wanreport.words import MINUS, NBSP
 
 Kind = Literal["specification", "measured", "derived", "cited", "hypothesis", "prediction"]
 CssKind = Literal["measured", "derived", "predicted", "quoted"]
