@@ -26,7 +26,8 @@ JOB = {
     "step_low_s": "step_low_s", "step_high_s": "step_high_s", "step_n": "step_n",
     "total_s": "end_to_end_s", "h2d_bytes_step": "h2d_step_bytes",
     "h2d_bytes_step_all_ranks": "h2d_step_bytes_all", "limit_ratio": "over_limit",
-    "counters_agree": "formula_ok", "predicted_step_s": "planned_step_s", "reference": "reference", "link_together_gb_s": "link_gb_s",
+    "counters_agree": "formula_ok", "predicted_step_s": "planned_step_s",
+    "reference": "reference", "link_together_gb_s": "link_gb_s",
 }  # fmt: skip
 BENCH = {
     "n": "step_n", "cost": "overhead", "h2d_bytes_step": "h2d_step_bytes", "drift": "drift",

@@ -106,14 +106,15 @@ def overhead(frames: Frames) -> pd.DataFrame:
     runs = timed(frames).copy()
     runs["reference"] = references(frames)
     runs["drift"] = drift(frames)
-    rows = [_against(row, runs) for _, row in runs.iterrows()]
+    known = runs.to_dict("index")
+    rows = [_against(row, known) for row in known.values()]
     return runs.join(pd.DataFrame(rows, index=runs.index)) if rows else runs
 
 
-def _against(row: Row, runs: pd.DataFrame) -> dict[str, Any]:
+def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
     if row["reference"] is None:
         return {}
-    resident = runs.loc[row["reference"]]
+    resident = runs[row["reference"]]
     mine, theirs = as_run(row), as_run(resident)
     share = allowance(mine, theirs, drift=row["drift"])
     known = not math.isnan(mine.step.low + theirs.step.low)
@@ -123,7 +124,11 @@ def _against(row: Row, runs: pd.DataFrame) -> dict[str, Any]:
         if link and moved is not None
         else math.nan
     )
-    bits = None if not (row["latents"] and resident.latents) else row["latents"] == resident.latents
+    bits = (
+        None
+        if not (row["latents"] and resident["latents"])
+        else row["latents"] == resident["latents"]
+    )
     if row["repeats"] is False:
         bits = False
     return {
@@ -133,7 +138,7 @@ def _against(row: Row, runs: pd.DataFrame) -> dict[str, Any]:
         "overhead_high": mine.step.high / theirs.step.low - 1,
         "allowance": share,
         "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
-        "same_boards": bool(row["boards"]) and row["boards"] == resident.boards,
+        "same_boards": bool(row["boards"]) and row["boards"] == resident["boards"],
         "bracketed": not math.isnan(row["drift"]),
         "limit_s": limit, "over_limit": mine.step.median / limit,
         "same_bits": bits,
