@@ -44,13 +44,12 @@ def references(frames: Frames) -> pd.Series:
     for _, group in runs.groupby("group"):
         residents = group[(group.engine == "resident") & ~group.again]
         residents = residents.sort_values(["latest", "started"], ascending=False)
-        for run, row in group.iterrows():
-            same = [each for each, boards in residents.boards.items()
-                    if boards and boards == row.boards]  # fmt: skip
-            if run in residents.index and row.latest:
+        on = dict(zip(residents.index, residents.boards, strict=True))
+        for run, boards, latest in zip(group.index, group.boards, group.latest, strict=True):
+            same = [each for each, theirs in on.items() if boards and boards == theirs]
+            if run in on and latest:
                 same = [run]
-            choice = [str(each) for each in same or residents.index]
-            found[str(run)] = str(choice[0]) if choice else None
+            found[run] = next(iter(same or on), None)
     return pd.Series(found, dtype=object, name="reference")
 
 
