@@ -16,7 +16,7 @@ SGLANG := 0.5.6 0.5.6.post1 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.9 0.5.10 0.5
 WHEELS := .cache/wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint notebooks citations clean
+.PHONY: help report test lint notebooks citations derive clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -47,7 +47,10 @@ citations: $(READY) ## check the baseline's citations of SGLang again; fetches i
 	    $(BIN)/python -m pip --quiet --disable-pip-version-check download --no-deps \
 	        --only-binary :all: --dest $(WHEELS) sglang==$$version || exit 1; \
 	done
-	@$(BIN)/python -m wanreport.baseline.citations $(WHEELS)
+	@$(BIN)/python -m tools.citations $(WHEELS)
+
+derive: $(READY) ## compute the model's sizes and schedules for the baseline again
+	@$(BIN)/python -m tools.derive
 
 clean: ## remove .venv, pages and caches; records in results/ stay
 	@rm -rf $(VENV) reports build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

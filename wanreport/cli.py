@@ -120,8 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     action.add_argument("--accept", action="store_true", help="write the verdicts as they are now")
     action.set_defaults(command=_baseline_check)
-    action = actions.add_parser("derive", help="compute the model's sizes and schedules again")
-    action.set_defaults(command=_baseline_derive)
     return parser
 
 
@@ -275,11 +273,3 @@ def _baseline_check(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if found else 0
-
-
-def _baseline_derive(_: argparse.Namespace) -> int:
-    from wanreport import derive  # the one command that needs torch in this process
-
-    for path in derive.write():
-        print(path)
-    return 0

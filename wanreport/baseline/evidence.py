@@ -1,4 +1,4 @@
-"""What facts are held against: files that ``wanreport baseline derive`` and ``make`` wrote.
+"""What facts are held against: files that ``make`` and ``baseline check`` wrote.
 
     architecture.json   sizes of the model and of what crosses the link, large tensors
     schedule.json       timesteps and noise levels of diffusers' scheduler
@@ -18,9 +18,9 @@ from typing import Any
 
 SCHEMA = 1
 DERIVED = Path(__file__).parent / "derived"
-MENDS = {
-    "architecture.json": "wanreport baseline derive",
-    "schedule.json": "wanreport baseline derive",
+WRITTEN_BY = {
+    "architecture.json": "make derive",
+    "schedule.json": "make derive",
     "source.json": "make citations",
     "verdicts.json": "wanreport baseline check --accept",
 }
@@ -75,15 +75,15 @@ def load_evidence(folder: Path = DERIVED) -> Evidence:
 
 def read(path: Path, *keys: str) -> dict[str, Any]:
     """Read one derived file that must have these keys."""
-    mend = f"run `{MENDS[path.name]}`"
+    fix = f"run `{WRITTEN_BY[path.name]}`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EvidenceError(f"{path}: {error.strerror or error}; {mend}") from None
+        raise EvidenceError(f"{path}: {error.strerror or error}; {fix}") from None
     except ValueError as error:
-        raise EvidenceError(f"{path}: no valid JSON ({error}); {mend}") from None
+        raise EvidenceError(f"{path}: no valid JSON ({error}); {fix}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise EvidenceError(f"{path}: not of schema {SCHEMA}; {mend}")
+        raise EvidenceError(f"{path}: not of schema {SCHEMA}; {fix}")
     if missing := [key for key in keys if key not in content]:
-        raise EvidenceError(f"{path}: lacks {', '.join(missing)}; {mend}")
+        raise EvidenceError(f"{path}: lacks {', '.join(missing)}; {fix}")
     return content

@@ -273,7 +273,7 @@ class Judge:
         if schedule is None or steps != self.evidence.steps:
             raise FormulaError(
                 f"no schedule of {steps} steps with flow shift {shift} was derived; add it to "
-                "wanreport/derive.py and run `wanreport baseline derive`"
+                "tools/derive.py and run `make derive`"
             )
         step = switch_step(schedule["timesteps"], float(ratio))
         if step is None:

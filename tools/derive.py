@@ -1,4 +1,4 @@
-"""What the baseline's ledger needs of torch, diffusers and transformers, computed once.
+"""Computes what the baseline's ledger needs of torch, diffusers and transformers: ``make derive``.
 
 Rendering imports none of them, so their answers are committed: ``baseline/derived/*.json``, each
 with the versions of the libraries that gave it. Everything is built on the meta device, without a
@@ -197,3 +197,7 @@ def schedule() -> dict[str, Any]:
         "steps": STEPS,
         "schedules": schedules,
     }
+
+
+if __name__ == "__main__":
+    print(*write(), sep="\n")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from wanreport.baseline import Fact, Facts, citations, load_facts
-from wanreport.baseline.citations import CITE, PACKAGE, CitationError, Entry
+from tools import citations
+from tools.citations import CITE, PACKAGE, CitationError, Entry
+from wanreport.baseline import Fact, Facts, load_facts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SEED = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.txt"))), None)
 WHEELS = ROOT / ".cache" / "wheels"
 COMMITTED: dict[str, Any] = json.loads(citations.SOURCE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The baseline's source citations, checked against the releases of SGLang.
+"""Checks the baseline's source citations against the releases of SGLang: ``make citations``.
 
 ``citations.yaml`` says what must stand in the cited lines. Each release is asked whether its lines
 say it, and where the code is if they do not. A citation that fits no release may still be right,
@@ -24,11 +24,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from wanreport.baseline.evidence import DERIVED
 from wanreport.baseline.facts import Fact, FactError, Facts, load_facts
 from wanreport.record import replace_file
 
 ENTRIES = Path(__file__).with_name("citations.yaml")
-SOURCE = Path(__file__).parent / "derived" / "source.json"
+SOURCE = DERIVED / "source.json"
 PACKAGE = "sglang/multimodal_gen/"
 REACH = 100
 """Most lines from one piece of evidence to the next."""
@@ -353,9 +354,9 @@ def derive_source(
 
 
 def main(arguments: Sequence[str], path: Path = SOURCE) -> None:
-    """``python -m wanreport.baseline.citations WHEELS`` writes the committed file again."""
+    """``python -m tools.citations WHEELS`` writes the committed file again."""
     if len(arguments) != 1:
-        sys.exit("usage: python -m wanreport.baseline.citations WHEELS")
+        sys.exit("usage: python -m tools.citations WHEELS")
     try:
         source = derive_source(Path(arguments[0]))
     except (CitationError, FactError) as error:

@@ -1,0 +1,1 @@
+"""Scripts whose committed output the package reads; it never imports them."""
