@@ -19,7 +19,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
     said = bench.settings
     residents = {row.tokens: row for row in bench.rows if row.label == FIRST and row.ranks}
     for row in bench.rows:
-        name, _ = parse_label(row.label)
+        name, given = parse_label(row.label)
         engine = "stream" if name == "planned" else name
         again = row.label == LAST
         version = bench.peers[name].version if name in bench.peers else ""
@@ -45,7 +45,9 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             "blocks": said.blocks, "branches": said.branches, "compiled": said.compile,
             "work": f"{row.tokens:,} tokens, {said.blocks} blocks, "
             + ("a CFG step" if said.branches == 2 else "one branch"),
-            "group": f"{file}#{row.tokens}", "started": row.ended_at,
+            "workload": f"{bench.software.torch} {row.tokens} {said.blocks} {said.branches}"
+            f" {said.compile}", "group": f"{file}#{row.tokens}", "started": row.ended_at,
+            "prefetch": given.get("prefetch"),
             "settings": row.settings.__dict__ if row.settings else {},
             "link_gb_s": min(links, default=None),
             "step_s": step.median, "step_low_s": step.low, "step_high_s": step.high,
@@ -65,6 +67,12 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             {"run": run, "iteration": 0, "kind": "clean", "step": number, "role": "steady",
              "seconds": seconds, "h2d_bytes": moved}
             for number, seconds in enumerate(samples)
+        ]  # fmt: skip
+        rows["counters"] += [
+            {"run": run, "iteration": 0, "kind": "clean", "rank": rank, "counter": counter,
+             "measured": value, "formula": None}
+            for rank, each in enumerate(row.ranks)
+            for counter, value in (each.counters or {}).items()
         ]  # fmt: skip
 
 

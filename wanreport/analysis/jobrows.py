@@ -44,15 +44,19 @@ def add_record(rows: Rows, run: str, path: Path, r: Record) -> None:
         "name": joined(engine, setting), "peer": False, "again": False,
         "gpus": int(job.get("num_gpus") or 0), "tokens": model.tokens, "blocks": model.num_layers,
         "branches": 1 + bool(job.get("cfg", True)), "compiled": bool(job.get("compile")),
-        "height": model.height, "width": model.width, "frames": model.num_frames,
+        # A job that ran out of memory may have no model yet: then what it asked for counts.
+        "height": model.height or job.get("height"), "width": model.width or job.get("width"),
+        "frames": model.num_frames or job.get("num_frames"),
         "steps_run": longest, "steps_whole": len(r.schedule.timesteps),
         "switch_step": r.schedule.switch_step, "flow_shift": model.flow_shift,
         "boundary_ratio": model.boundary_ratio,
-        "work": work, "group": _group(r), "started": r.started_at, "wall_s": r.wall_s,
+        "work": work, "workload": _workload(r), "group": _group(r),
+        "started": r.started_at, "wall_s": r.wall_s,
         "cold_start_s": r.cold_start_s, "prefetch": prefetch,
         "block_bytes": model.block_bytes, "expert_bytes": model.expert_bytes,
         "vram_budget_gb": job.get("vram_budget_gb"), "settings": settings,
         "link_gb_s": (r.machine.link or {}).get("h2d_pinned_together_gb_s"),
+        "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
         "planned_step_s": _planned(plan), "planning_s": (plan or {}).get("planning_s"),
         **_times(clean), **_memory(parts), **gpu_state([one["gpu"] for one in clean]),
         "latents": next(iter(digests)) if len(digests) == 1 else None,
@@ -81,12 +85,16 @@ def _work(r: Record, ran: int) -> str:
     )  # fmt: skip
 
 
+def _workload(r: Record) -> str:
+    """The work itself: what two runs share on any machine, however many GPUs it has."""
+    job, model = r.job, r.model.model_dump()
+    alike = [r.software.torch, *(job.get(key) for key in WORKLOAD), *(model[key] for key in MODEL)]
+    return json.dumps(alike, default=str)
+
+
 def _group(r: Record) -> str:
     """What two runs must share before their times are compared, all but the engine."""
-    job, model = r.job, r.model.model_dump()
-    alike = [r.machine.slug, r.software.torch, job.get("num_gpus"),
-             *(job.get(key) for key in WORKLOAD), *(model[key] for key in MODEL)]  # fmt: skip
-    return json.dumps(alike, default=str)
+    return f"{r.machine.slug} {r.job.get('num_gpus')} {_workload(r)}"
 
 
 def _planned(plan: Mapping[str, Any] | None) -> float | None:

@@ -1,0 +1,98 @@
+"""The setup that the baseline document asks for, and what it would take to measure the rest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+
+from wanreport.analysis.frames import Frames
+from wanreport.job import load_job
+from wanreport.local import project_root
+
+NEW, OLD = "layerwise", ("fsdp", "swap")
+"""The baseline's new offload, and the two engines that may be its old one."""
+
+Row = Any  # a row of `runs`, or any mapping of its columns
+
+
+class Facts(Protocol):
+    """The numbers of the baseline document, by the id of the fact."""
+
+    def number(self, name: str) -> float: ...
+
+
+class ToDo(NamedTuple):
+    """A command that would measure what is missing, and how many minutes it takes at most."""
+
+    command: str
+    minutes: float
+
+
+def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
+    """Say how runs differ from the setup asked for; "" where they do not.
+
+    Parameters
+    ----------
+    gpus
+        The fact that gives the number of GPUs asked for; any number will do without.
+
+    Returns
+    -------
+    Text such as "2 GPUs instead of 4, 480p instead of 720p".
+    """
+    found = []
+    if gpus and (there := _others(runs.gpus, facts.number(gpus))):
+        found.append(f"{there} {'GPU' if there == '1' else 'GPUs'} instead of {_one(facts, gpus)}")
+    if there := _others(runs.height, facts.number("s2.height"), "p"):
+        found.append(f"{there} instead of {_one(facts, 's2.height')}p")
+    if there := _others(runs.frames, facts.number("s2.frames")):
+        found.append(f"{there} frames instead of {_one(facts, 's2.frames')}")
+    return ", ".join(found)
+
+
+def _others(values: pd.Series, asked: float, unit: str = "") -> str:
+    return " and ".join(f"{int(value)}{unit}" for value in sorted(set(values.dropna()) - {asked}))
+
+
+def _one(facts: Facts, name: str) -> str:
+    return f"{facts.number(name):.0f}"
+
+
+def to_measure(frames: Frames, *params: str, root: Path | None = None) -> ToDo:
+    """Name the command that measures some jobs, and the minutes that it takes.
+
+    Parameters
+    ----------
+    params
+        Params files below ``params/`` without their ending: ``campaign/480p-2gpu-swap``.
+
+    Returns
+    -------
+    Minutes are those that the job took on some machine before, else its ``timeout_s``; NaN where
+    the folder has no such file.
+    """
+    root = root or project_root()
+    files = [f"params/{name}.yaml" for name in params]
+    if not all((root / file).is_file() for file in files):
+        return ToDo(f"wanreport measure {' '.join(files)}", math.nan)
+    runs = frames.full_scale()
+    known = dict(zip(runs.job, runs.wall_s, strict=True)) if len(runs) else {}
+    jobs = [load_job(root / file) for file in files]
+    took = sum(known.get(job.name) or job.timeout_s for job in jobs)
+    return ToDo(f"wanreport measure {' '.join(files)}", math.ceil(took / 60))
+
+
+def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Keep the runs of jobs that count and did what the baseline asks for, but for their size.
+
+    Both branches, eager, without a memory budget.
+    """
+    if runs.empty:
+        return runs
+    return runs[
+        (runs.source == "job") & runs.latest & ~runs.compiled & (runs.branches == 2)
+        & runs.vram_budget_gb.isna()
+    ]  # fmt: skip
