@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
