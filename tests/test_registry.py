@@ -79,10 +79,6 @@ def test_only_the_text_of_the_path_counts(path, how, config):
     [
         ("WanImageToVideoPipeline", "x", "WanI2V480PConfig"),
         ("Other", "my/ltx-video", "LTX2PipelineConfig"),
-        ("Other", "my/FLUX.2-klein-9B-x", "Flux2KleinPipelineConfig"),
-        ("Other", "my/FLUX.2-x", "Flux2PipelineConfig"),
-        ("Other", "my/z-image-turbo-x", "ZImagePipelineConfig"),
-        ("Other", "my/mova-720p-x", "MOVA720PConfig"),
     ],
 )
 def test_detectors_look_at_path_and_class_name(class_name, path, config):
@@ -99,7 +95,6 @@ def test_detectors_look_at_path_and_class_name(class_name, path, config):
         ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0, None, (5.0, 5.0)),
         ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", 5.0, 0.9, (3.5, 3.5)),
         ("IPostYellow/TurboWan2.2-I2V-A14B-Diffusers", 8.0, 0.9, (3.5, 3.5)),
-        ("Qwen/Qwen-Image", None, None, (None, None)),
     ],
 )
 def test_settings_of_other_registered_models(name, shift, boundary, guidance):
@@ -128,7 +123,7 @@ def test_a_path_that_leads_nowhere_says_what_to_give(path, index, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "cannot be read"), ("{", "no valid JSON"), ("[]", "no JSON object")],
+    [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "a JSON object")],
 )
 def test_a_folder_without_a_usable_index_is_refused(tmp_path, text, said):
     if text is not None:

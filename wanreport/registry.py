@@ -31,7 +31,7 @@ class ModelSettings:
     how : {"exact", "partial", "detector"}
         How the path led there.
     flow_shift, guidance_scale : float or None
-        None for models that are no Wan model.
+        None for models other than Wan.
     boundary_ratio : float or None
         Where the experts switch; None for a model with a single one.
     guidance_scale_2 : float or None
@@ -52,8 +52,7 @@ class ModelSettings:
 class _Entry(NamedTuple):
     """One registration: names on the hub, detectors, and for Wan models the settings.
 
-    A detector is a string of words. It fires where all of them occur, and none of those
-    written with a leading "!".
+    A detector is a string of words. It fires where all of them occur.
     """
 
     config: str
@@ -64,119 +63,38 @@ class _Entry(NamedTuple):
     guidance: tuple[float | None, float | None] = (None, None)
 
 
-# In SGLang's order: the first entry with a detector that fires wins.
+# In SGLang's order: the first entry with a detector that fires wins. Models other than Wan are left
+# out, but for those whose detectors are asked before Wan's own.
 # flow_shift and boundary_ratio: configs/pipeline_configs/wan.py; guidance: configs/sample/wan.py.
 _REGISTRY = (
     _Entry("LTX2PipelineConfig", (), ("ltx video", "ltx-2")),
     _Entry("HunyuanConfig", ("hunyuanvideo-community/HunyuanVideo",), ("hunyuan",)),
-    _Entry("FastHunyuanConfig", ("FastVideo/FastHunyuan-diffusers",)),
-    _Entry(
-        "WanT2V480PConfig",
-        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers",),
-        ("wanpipeline",),
-        flow_shift=3.0,
-        guidance=(3.0, None),
-    ),
-    _Entry(
-        "TurboWanT2V480PConfig",
-        ("IPostYellow/TurboWan2.1-T2V-1.3B-Diffusers",),
-        flow_shift=8.0,
-        guidance=(3.0, None),
-    ),
-    _Entry(
-        "WanT2V720PConfig",
-        ("Wan-AI/Wan2.1-T2V-14B-Diffusers",),
-        flow_shift=5.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "TurboWanT2V480PConfig",
-        (
-            "IPostYellow/TurboWan2.1-T2V-14B-Diffusers",
-            "IPostYellow/TurboWan2.1-T2V-14B-720P-Diffusers",
-        ),
-        flow_shift=8.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "WanI2V480PConfig",
-        ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",),
-        ("wanimagetovideo",),
-        flow_shift=3.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "WanI2V720PConfig",
-        ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",),
-        flow_shift=5.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "TurboWanI2V720Config",
-        ("IPostYellow/TurboWan2.2-I2V-A14B-Diffusers",),
-        flow_shift=8.0,
-        boundary_ratio=0.9,
-        guidance=(3.5, 3.5),
-    ),
-    _Entry(
-        "WanI2V480PConfig",
-        ("weizhou03/Wan2.1-Fun-1.3B-InP-Diffusers",),
-        flow_shift=3.0,
-        guidance=(6.0, None),
-    ),
-    _Entry(
-        "Wan2_2_TI2V_5B_Config",
-        ("Wan-AI/Wan2.2-TI2V-5B-Diffusers",),
-        flow_shift=5.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "FastWan2_2_TI2V_5B_Config",
-        (
-            "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",
-            "FastVideo/FastWan2.2-TI2V-5B-Diffusers",
-        ),
-        flow_shift=5.0,
-        guidance=(5.0, None),
-    ),
-    _Entry(
-        "Wan2_2_T2V_A14B_Config",
-        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers",),
-        flow_shift=12.0,
-        boundary_ratio=0.875,
-        guidance=(4.0, 3.0),
-    ),
-    _Entry(
-        "Wan2_2_I2V_A14B_Config",
-        ("Wan-AI/Wan2.2-I2V-A14B-Diffusers",),
-        flow_shift=5.0,
-        boundary_ratio=0.9,
-        guidance=(3.5, 3.5),
-    ),
-    _Entry(
-        "FastWan2_1_T2V_480P_Config",
-        ("FastVideo/FastWan2.1-T2V-1.3B-Diffusers",),
-        flow_shift=8.0,
-        guidance=(3.0, None),
-    ),
-    _Entry("MOVA360PConfig", (), ("mova 360p",)),
-    _Entry("MOVA720PConfig", (), ("mova 720p",)),
-    _Entry("FluxPipelineConfig", ("black-forest-labs/FLUX.1-dev",), ("flux.1",)),
-    _Entry(
-        "Flux2KleinPipelineConfig",
-        ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-9B"),
-        ("flux.2-klein", "flux2-klein"),
-    ),
-    _Entry("Flux2PipelineConfig", ("black-forest-labs/FLUX.2-dev",), ("flux.2 !klein",)),
-    _Entry("ZImagePipelineConfig", ("Tongyi-MAI/Z-Image-Turbo",), ("z-image-turbo",)),
-    _Entry("ZImagePipelineConfig", ("Tongyi-MAI/Z-Image",), ("z-image !turbo",)),
-    _Entry("QwenImagePipelineConfig", ("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512")),
-    _Entry("QwenImageEditPipelineConfig", ("Qwen/Qwen-Image-Edit",)),
-    _Entry("QwenImageEditPlusPipelineConfig", ("Qwen/Qwen-Image-Edit-2509",)),
-    _Entry("QwenImageEditPlus_2511_PipelineConfig", ("Qwen/Qwen-Image-Edit-2511",)),
-    _Entry("QwenImageLayeredPipelineConfig", ("Qwen/Qwen-Image-Layered",)),
-    _Entry("GlmImagePipelineConfig", (), ("glm-image",)),
-)
+    _Entry("WanT2V480PConfig", ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers",), ("wanpipeline",),
+           3.0, None, (3.0, None)),
+    _Entry("TurboWanT2V480PConfig", ("IPostYellow/TurboWan2.1-T2V-1.3B-Diffusers",), (),
+           8.0, None, (3.0, None)),
+    _Entry("WanT2V720PConfig", ("Wan-AI/Wan2.1-T2V-14B-Diffusers",), (), 5.0, None, (5.0, None)),
+    _Entry("TurboWanT2V480PConfig", ("IPostYellow/TurboWan2.1-T2V-14B-Diffusers",
+           "IPostYellow/TurboWan2.1-T2V-14B-720P-Diffusers"), (), 8.0, None, (5.0, None)),
+    _Entry("WanI2V480PConfig", ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",), ("wanimagetovideo",),
+           3.0, None, (5.0, None)),
+    _Entry("WanI2V720PConfig", ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",), (),
+           5.0, None, (5.0, None)),
+    _Entry("TurboWanI2V720Config", ("IPostYellow/TurboWan2.2-I2V-A14B-Diffusers",), (),
+           8.0, 0.9, (3.5, 3.5)),
+    _Entry("WanI2V480PConfig", ("weizhou03/Wan2.1-Fun-1.3B-InP-Diffusers",), (),
+           3.0, None, (6.0, None)),
+    _Entry("Wan2_2_TI2V_5B_Config", ("Wan-AI/Wan2.2-TI2V-5B-Diffusers",), (),
+           5.0, None, (5.0, None)),
+    _Entry("FastWan2_2_TI2V_5B_Config", ("FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",
+           "FastVideo/FastWan2.2-TI2V-5B-Diffusers"), (), 5.0, None, (5.0, None)),
+    _Entry("Wan2_2_T2V_A14B_Config", ("Wan-AI/Wan2.2-T2V-A14B-Diffusers",), (),
+           12.0, 0.875, (4.0, 3.0)),
+    _Entry("Wan2_2_I2V_A14B_Config", ("Wan-AI/Wan2.2-I2V-A14B-Diffusers",), (),
+           5.0, 0.9, (3.5, 3.5)),
+    _Entry("FastWan2_1_T2V_480P_Config", ("FastVideo/FastWan2.1-T2V-1.3B-Diffusers",), (),
+           8.0, None, (3.0, None)),
+)  # fmt: skip
 
 
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
@@ -227,7 +145,7 @@ def _find(
         entry = by_name[model_path]
         step = f"{model_path!r} is a registered name: {entry.config} (registry.py:249)"
         return entry, "exact", [step]
-    steps = [f"{model_path!r} is no registered name (registry.py:249)"]
+    steps = [f"{model_path!r} is not a registered name (registry.py:249)"]
 
     last = _last_component(model_path.lower())
     for name in sorted(by_name, key=len, reverse=True):
@@ -247,7 +165,7 @@ def _find(
     for entry in _REGISTRY:
         for detector in entry.detectors:
             for what, text in (("path", model_path.lower()), ("class name", class_name)):
-                if _fires(detector, text):
+                if all(word in text for word in detector.split()):
                     steps.append(
                         f"the {what} {text!r} matches the detector {detector!r}:"
                         f" {entry.config} (registry.py:277)"
@@ -264,13 +182,6 @@ def _last_component(path: str) -> str:
     return path.rstrip("/").split("/")[-1] if "/" in path else path
 
 
-def _fires(detector: str, text: str) -> bool:
-    return all(
-        (word[1:] not in text) if word.startswith("!") else (word in text)
-        for word in detector.split()
-    )
-
-
 def _read_index(folder: str) -> dict[str, Any]:
     path = Path(folder) / "model_index.json"
     try:
@@ -281,9 +192,9 @@ def _read_index(folder: str) -> dict[str, Any]:
             " diffusers' format, with model_index.json in it"
         ) from error
     except ValueError as error:
-        raise ModelPathError(f"{path}: is no valid JSON ({error}); copy it again") from error
+        raise ModelPathError(f"{path}: is not valid JSON ({error}); copy it again") from error
     if not isinstance(index, dict):
-        raise ModelPathError(f"{path}: holds no JSON object; copy it again")
+        raise ModelPathError(f"{path}: does not hold a JSON object; copy it again")
     return index
 
 
