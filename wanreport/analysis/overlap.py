@@ -1,0 +1,187 @@
+"""What runs beside what: blocks, copies and collectives on the timelines of profiled runs.
+
+A timeline has begin and end of each block, load and collective of rank 0 around the switch. On it
+
+    hidden     time of copies in which a block computes and no collective runs
+    a load     all parts of a block, copied one after the other; its rate is bytes over their time
+    alone      an all-to-all beside which nothing is copied or gathered
+    beside     one with a copy in flight for at least half of its time, and no gather
+
+A copy counts until its step's last block ends: between steps the profiler stops the device, and
+what comes after the noted steps is not noted. A visit to a block has two all-to-alls of different
+sizes, in turn, so each is held against the median of those of its own size that run alone. One GPU
+exchanges nothing: what it notes as collectives is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wanreport.analysis.frames import Frames
+from wanreport.analysis.stats import median_interval
+
+TIMES = ["start_ms", "end_ms"]
+VISIT = ["step", "expert", "block"]
+
+
+class Lanes:
+    """Events cut at every begin and end, and which lanes are busy in each piece between."""
+
+    def __init__(self, events: pd.DataFrame) -> None:
+        self.events = events
+        self.edges = np.unique(events[TIMES].to_numpy(float))
+        self.lengths = np.diff(self.edges)
+
+    def busy(self, lane: str) -> np.ndarray:
+        """Tell for each piece whether anything is on a lane."""
+        times = np.sort(self.events.loc[self.events.lane == lane, TIMES].to_numpy(float), axis=0)
+        begun, over = (np.searchsorted(each, self.edges[:-1], "right") for each in times.T)
+        return np.asarray(begun > over)
+
+    def within(self, events: pd.DataFrame, pieces: np.ndarray) -> np.ndarray:
+        """Compute how many milliseconds of each event some pieces cover."""
+        until = np.concatenate([[0.0], np.cumsum(self.lengths * pieces)])
+        start, end = (until[np.searchsorted(self.edges, events[name])] for name in TIMES)
+        return np.asarray(end - start)
+
+
+def shares(frames: Frames) -> pd.DataFrame:
+    """Measure the timeline of each profiled run at full scale.
+
+    Returns
+    -------
+    The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives)
+
+    steps, whole_ms, copies_ms, hidden_ms
+        Steps noted; their time from first block to last; time in which anything is copied; hidden.
+    hidden, exposed_s
+        The share of copy time that is hidden; the rest in seconds a step, not all of it waited for.
+    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n
+        Of a load, in 10^9 bytes a second: median, 95 % interval, number of loads.
+    rate_outside_gb_s, outside_n
+        Median rate of loads that meet no collective.
+    rate_inside_gb_s, inside_n
+        An estimate over loads that meet collectives: what is left of their bytes if they elsewhere
+        run as fast as the link alone, over their time beside collectives; the median.
+    collectives_s, collectives_share
+        All-to-alls a step, with packing and waiting for slower ranks; over the step.
+    beside, beside_low, beside_high, beside_n, alone_n
+        How long an all-to-all beside a copy takes over lone ones of its size; how many are lone.
+    """
+    runs = frames.full_scale()
+    events = dict(iter(frames.events.groupby("run"))) if len(frames.events) else {}
+    links = runs.groupby("slug").link_gb_s.max() if events else {}  # one measurement may be low
+    rows = {
+        run: _measure(row, _drawn(events[run], row.gpus), links[row.slug])
+        for run, row in runs.iterrows()
+        if run in events and (events[run].lane == "compute").any()
+    }
+    return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) -> pd.DataFrame:
+    """Cut a few consecutive blocks out of a step's timeline: of all such, those of median length.
+
+    `step` is by default the first noted, of the high-noise expert. `blocks` counts blocks of one
+    branch, a visit with both branches as two, so that excerpts of several engines hold equal work.
+    A pass's first block, at which ranks wait, is left out.
+
+    Returns
+    -------
+    Events in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine`.
+    Empty if the run has no timeline.
+    """
+    row = frames.runs.loc[run]
+    events = _drawn(frames.events[frames.events.run == run], row.gpus)
+    visits = events[events.lane == "compute"].sort_values("start_ms")
+    visits = visits[visits.step == (visits.step.min() if step is None else step)]
+    if visits.empty:
+        return visits
+    passes = max(1, round(len(visits) / row.blocks))
+    number = min(max(1, round(blocks * passes / row.branches)), len(visits))
+    last = visits.shift(1 - number)
+    whole = (visits.block > 0) & (last.block - visits.block == number - 1)
+    spans = visits.assign(end_ms=last.end_ms)[whole if whole.any() else last.end_ms.notna()]
+    lengths = (spans.end_ms - spans.start_ms).sort_values(kind="stable")
+    start, end = spans.loc[lengths.index[(len(spans) - 1) // 2], TIMES]
+    cut = events[(events.end_ms > start) & (events.start_ms < end)].sort_values("start_ms").copy()
+    cut[TIMES] = cut[TIMES].clip(start, end) - start
+    cut = cut.assign(ms=cut.end_ms - cut.start_ms, **row[["engine", "name", "machine"]])
+    return cut.reset_index(drop=True)
+
+
+def crossings(events: pd.DataFrame) -> np.ndarray:
+    """Find where a copy and a collective run at once: an array of begin and end, a row for each."""
+    lanes = Lanes(events)
+    both = np.r_[False, lanes.busy("copy") & lanes.busy("collective"), False]
+    return np.asarray(lanes.edges[np.flatnonzero(both[1:] != both[:-1])].reshape(-1, 2))
+
+
+def _drawn(events: pd.DataFrame, gpus: int) -> pd.DataFrame:
+    """Leave out releases, which are points in time, and a lone GPU's collectives."""
+    return events[(events.what != "release") & ((events.lane != "collective") | (gpus > 1))]
+
+
+def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
+    blocks = events[events.lane == "compute"].groupby("step")[TIMES].agg(["min", "max"])
+    last = events.step.map(blocks[("end_ms", "max")]).where(events.lane == "copy", math.inf)
+    counted = events.assign(end_ms=np.minimum(events.end_ms, last.astype(float)))
+    lanes = Lanes(counted[events.start_ms < last])
+    copy, meets = lanes.busy("copy"), lanes.busy("collective")
+    hidden = lanes.lengths[copy & lanes.busy("compute") & ~meets].sum()
+    copies, collectives = lanes.lengths[copy].sum(), lanes.lengths[meets].sum()
+    whole = (blocks[("end_ms", "max")] - blocks[("start_ms", "min")]).sum()
+    loads = _loads(row, events)
+    outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
+    left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
+    rate = median_interval(loads.gb_s)
+    alone, beside = _alone_and_beside(lanes)
+    ratio = median_interval(beside)
+    per_step, several = 1e3 * len(blocks), row.gpus > 1
+    return {
+        "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
+        "hidden": hidden / copies if copies else math.nan,
+        "exposed_s": (copies - hidden) / per_step,
+        "rate_gb_s": rate.median, "rate_low_gb_s": rate.low, "rate_high_gb_s": rate.high,
+        "rate_n": rate.n, "rate_outside_gb_s": outside.gb_s.median(), "outside_n": len(outside),
+        "rate_inside_gb_s": left.median(), "inside_n": len(inside),
+        "collectives_s": collectives / per_step if several else math.nan,
+        "collectives_share": collectives / whole if several else math.nan,
+        "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
+        "beside_n": ratio.n, "alone_n": len(alone),
+    }  # fmt: skip
+
+
+def _visits(events: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Number runs of events, in order, that are of one block."""
+    return (events[keys] != events[keys].shift()).any(axis=1).cumsum()
+
+
+def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
+    """Each load that a timeline holds whole: ``ms``, ``inside_ms`` beside collectives, ``gb_s``."""
+    settings, lanes = row.settings or {}, Lanes(events)
+    parts = events[events.what == "load"].sort_values("start_ms")
+    parts = parts.assign(inside_ms=lanes.within(parts, lanes.busy("collective")))
+    loads = parts.groupby(_visits(parts, VISIT[1:]))[["ms", "inside_ms"]].sum()
+    if settings.get("windows"):
+        loads = loads[1:-1]  # of these, other parts may lie in steps that were not noted
+    if settings.get("copy_streams", 1) > 1:
+        loads = loads[:0]  # loads share the link, so the time of one is not its own
+    loads = loads[loads.ms > 0]
+    nbytes = row.block_bytes / (row.gpus if settings.get("shard") else 1)
+    return loads.assign(gb_s=nbytes / 1e6 / loads.ms)
+
+
+def _alone_and_beside(lanes: Lanes) -> tuple[pd.Series, pd.Series]:
+    """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
+    found = lanes.events[lanes.events.lane == "collective"].sort_values("start_ms")
+    size = found.groupby(_visits(found, VISIT)).cumcount() % 2
+    copied = lanes.within(found, lanes.busy("copy"))
+    clear = lanes.within(found, lanes.busy("gather")) == 0
+    alone, beside = clear & (copied == 0), clear & (copied > 0) & (copied >= found.ms / 2)
+    ratio = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
+    return ratio[alone], ratio[beside].dropna()
