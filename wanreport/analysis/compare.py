@@ -147,7 +147,8 @@ def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
 def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
     """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
 
-    `one` and `two` are rows of `runs`. ``steps_s`` is the difference in seconds.
+    `one` and `two` are rows of `runs`. ``step_difference_s`` is the difference in seconds, from
+    ``low_s`` to ``high_s``.
     """
     mine, theirs = as_run(one), as_run(two)
     share = allowance(mine, theirs, drift=drift)
@@ -162,6 +163,37 @@ def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
         "allowance": share,
         "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
     }
+
+
+def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any]:
+    """Compare two gaps: by how much more of a step one pair of runs is apart than another.
+
+    Each pair is rows of `runs`, and its gap the first one's steady step over the second one's.
+    Clocks count either way, as they may have widened one gap or narrowed the other.
+
+    Returns
+    -------
+    ``gap`` and ``gap_before`` of both pairs, less 1; ``difference`` of the two with
+    ``difference_low`` and ``difference_high``, ``allowance``, and ``claim`` for the first gap:
+    "slower" where it is the wider one.
+    """
+    wide, narrow = _gap(*many), _gap(*few)
+    share = sum(allowance(as_run(one), as_run(two), either_way=True) for one, two in (many, few))
+    known = not math.isnan(wide.low + narrow.low)
+    return {
+        "gap": wide.median - 1, "gap_before": narrow.median - 1,
+        "difference": wide.median - narrow.median,
+        "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
+        "allowance": share,
+        "claim": CLAIMS[apart(wide, narrow, share)] if known else "no interval",
+    }  # fmt: skip
+
+
+def _gap(one: Row, two: Row) -> Median:
+    """The ratio of two medians, with what both intervals leave open."""
+    mine, theirs = as_run(one).step, as_run(two).step
+    return Median(mine.median / theirs.median, mine.low / theirs.high, mine.high / theirs.low,
+                  min(mine.n, theirs.n))  # fmt: skip
 
 
 def headline(frames: Frames) -> pd.DataFrame:
@@ -209,7 +241,8 @@ def bits(frames: Frames) -> pd.DataFrame:
     """Compare latents within each group of comparable jobs, rehearsals included.
 
     A row for each group with two engines or more: ``engines`` by name, ``same`` whether all of
-    them have the same bits, ``differ`` the names of those that have others than most.
+    them have the same bits, ``differ`` the names of those that have others than most. `fsdp` does
+    not decide what is usual: a GPU may choose other kernels for the buffers that it gathers into.
     """
     runs = frames.runs
     jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
@@ -217,7 +250,8 @@ def bits(frames: Frames) -> pd.DataFrame:
     for _, group in jobs.groupby("group"):
         if group.engine.nunique() < 2:
             continue
-        usual = group.latents.mode().iloc[0]
+        others = group[group.engine != "fsdp"]
+        usual = (others if len(others) else group).latents.mode().iloc[0]
         odd = group[group.latents != usual]
         rows.append({
             "machine": group.machine.iloc[0], "work": group.work.iloc[0],
