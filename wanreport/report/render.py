@@ -1,0 +1,206 @@
+"""Makes one self-contained HTML file of a notebook script.
+
+A page loads nothing and runs nothing; the same notebook and records give the same bytes. A notebook
+that fails still gives a page, whose first screen says what failed.
+
+``python -m wanreport.report.render NOTEBOOK OUT [-p NAME VALUE]...`` makes one page by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import wanreport
+from wanreport.local import write_atomically
+from wanreport.report.run import CELL_TIMEOUT_S, Failure, execute
+
+TEMPLATE = Path(__file__).parent / "template"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page to make: a plain value, so that it can go to another process.
+
+    Attributes
+    ----------
+    name
+        For messages, and the heading of a page whose notebook shows none.
+    script, parameters
+        The notebook (jupytext's percent format), and what is injected into it.
+    out, href
+        The file to write, and its path within the site, for links.
+    links
+        Text and path within the site, for the bar at the top.
+    facts, files
+        For the footer: names with values, and the files that the page was made from.
+    inputs
+        Hash over everything that the page was made from; pages of failed notebooks have none.
+    repair
+        The command that makes this page again.
+    """
+
+    name: str
+    script: Path
+    out: Path
+    href: str = "index.html"
+    parameters: Mapping[str, Any] | None = None
+    links: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    files: tuple[str, ...] = ()
+    inputs: str = ""
+    repair: str = "wanreport report"
+
+
+def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
+    """Run a page's notebook and write the page; return the problem, "" where all went well."""
+    notebook, failure = execute(page.script, page.parameters or {}, cwd, page.href, timeout_s)
+    write_atomically(page.out, to_html(notebook, page, failure))
+    at = f"cell {failure.cell}: " if failure and failure.cell else ""
+    return at + failure.what if failure else ""
+
+
+def to_html(notebook: Any, page: Page, failure: Failure | None = None) -> str:
+    """The page of an executed notebook; what stands after a failed cell is left out."""
+    cells = notebook.cells[: failure.shown] if failure else notebook.cells
+    folds = _folded(cells)
+    top = "../" * page.href.count("/")
+    context = {
+        "css": _css(),
+        "version": wanreport.__version__,
+        "inputs": "" if failure else page.inputs,
+        "links": [(text, top + to, to == page.href) for text, to in page.links],
+        "page": page,
+        "notebook": f"notebooks/{page.script.name}",
+        "failure": failure,
+        "folds": folds,
+        "parameters": _yaml(page.parameters or {}),
+    }
+    shown = notebook.copy()
+    shown.cells = cells
+    body, _ = _exporter().from_notebook_node(shown, resources={"wanreport": context})
+    title = "" if "<h1" in body else f"<h1>{html.escape(page.name)}</h1>"
+    body = body.replace("<!--title-->", title)
+    body, headings = _numbered(re.sub(r"<table( border=\"1\" class=\"dataframe\")?>.*?</table>",
+        r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>', body,
+        flags=re.DOTALL))  # fmt: skip
+    title = next((text for level, _, text in headings if level == 1), page.name)
+    for mark, text in (("<title></title>", f"<title>{html.escape(title)}</title>"),
+                       ("<!--contents-->", _contents(headings))):  # fmt: skip
+        body = body.replace(mark, text)
+    return body.strip() + "\n"
+
+
+@cache
+def _exporter() -> Any:
+    """nbconvert's, once a process: it compiles its templates for the first page."""
+    from nbconvert.exporters import HTMLExporter
+
+    return HTMLExporter(
+        template_name=TEMPLATE.name,
+        extra_template_basedirs=[str(TEMPLATE.parent)],
+        exclude_anchor_links=True,
+    )
+
+
+def _css() -> str:
+    return (TEMPLATE / "page.css").read_text(encoding="utf-8")
+
+
+def _yaml(parameters: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(dict(parameters)))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if parameters else ""
+
+
+def _folded(cells: Sequence[Any]) -> dict[str, list[str]]:
+    """Which code unfolds below which cell.
+
+    Code that shows nothing joins that of the next cell that does, or the last one before prose: a
+    page would else begin with a row of folded set-up cells.
+    """
+    folds: dict[str, list[str]] = {}
+    waiting: list[str] = []
+    for cell, following in zip(cells, [*cells, None][1:], strict=True):
+        if cell.cell_type == "code" and cell.source:
+            waiting.append(cell.source)
+            if cell.outputs or following is None or (folds and following.cell_type != "code"):
+                folds[cell.id], waiting = waiting, []
+    return folds
+
+
+def _numbered(body: str) -> tuple[str, list[tuple[int, str, str]]]:
+    """Give every heading an id of its own; return the page and (level, id, text) of each."""
+    headings: list[tuple[int, str, str]] = []
+    taken = set(re.findall(r'\sid="([^"]*)"', re.sub(r"<h[1-6][^>]*>", "", body)))
+
+    def number(match: re.Match[str]) -> str:
+        level, attributes, inner = int(match[1]), match[2], match[3]
+        text = html.unescape(re.sub(r"<[^>]+>", "", inner)).strip()
+        stem = re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "section"
+        name, count = stem, 1
+        while name in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        taken.add(name)
+        headings.append((level, name, text))
+        rest = re.sub(r'\sid="[^"]*"', "", attributes)
+        return f'<h{level} id="{name}"{rest}>{inner}</h{level}>'
+
+    return re.sub(r"<h([1-6])([^>]*)>(.*?)</h\1>", number, body, flags=re.DOTALL), headings
+
+
+def _contents(headings: Sequence[tuple[int, str, str]]) -> str:
+    """Links to the second and third level, as list items; "" for a page of one section."""
+    entries = [f'<li class="level-{level}"><a href="#{name}">{html.escape(text)}</a></li>'
+               for level, name, text in headings if level in (2, 3)]  # fmt: skip
+    return "\n".join(entries) if len(entries) > 2 else ""
+
+
+def warm(results: Sequence[str] = ()) -> None:
+    """Import what pages need, and read the records, so that forks have it."""
+    os.environ.setdefault("MPLBACKEND", "agg")
+    import IPython.core.interactiveshell  # noqa: F401
+    import jupytext  # noqa: F401
+    import papermill.parameterize  # noqa: F401
+
+    _exporter()
+    with suppress(Exception):  # an error in a module or a record is for the notebook to show
+        import matplotlib
+        import seaborn  # noqa: F401
+
+        from wanreport.analysis import frames
+
+        matplotlib.rcdefaults()  # nobody's own settings
+        if results:
+            frames.cached(tuple(results))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make one page by hand."""
+    parser = argparse.ArgumentParser(prog="python -m wanreport.report.render")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    arguments = parser.parse_args(argv)
+    given = {name: yaml.safe_load(value) for name, value in arguments.p}
+    warm()
+    page = Page(arguments.notebook.stem, arguments.notebook, arguments.out, parameters=given)
+    problem = make(page, Path.cwd())
+    print(problem or arguments.out, file=sys.stderr if problem else sys.stdout)
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
