@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -86,7 +87,7 @@ def to_measure(frames: Frames, *params: str, root: Path | None = None) -> ToDo:
 
 
 def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Keep the runs of jobs that count and did what the baseline asks for, but for their size.
+    """Keep jobs that count and did what the baseline asks for, but for their size.
 
     Both branches, eager, without a memory budget.
     """
@@ -96,3 +97,20 @@ def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
         (runs.source == "job") & runs.latest & ~runs.compiled & (runs.branches == 2)
         & runs.vram_budget_gb.isna()
     ]  # fmt: skip
+
+
+def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
+    """Pair comparable runs: of each machine, number of GPUs and height the pair to look at.
+
+    The one with the most steps; of these one on the same boards, then the latest.
+    """
+    found: dict[tuple[Any, ...], tuple[Any, Row, Row]] = {}
+    for (_, one), (_, two) in product(ones.iterrows(), others.iterrows()):
+        if one.group != two.group or one.run == two.run:
+            continue
+        same = bool(one.boards) and one.boards == two.boards
+        rank = one.steps_run, same, one.started, two.started
+        key = one.machine, one.gpus, one.height
+        if key not in found or rank > found[key][0]:
+            found[key] = rank, one, two
+    return [pair[1:] for _, pair in sorted(found.items(), key=lambda item: item[0])]

@@ -165,6 +165,11 @@ def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
     }
 
 
+def pair_drift(one: Row, two: Row) -> float:
+    """The larger drift known of two rows of :func:`overhead`; 0 where none is."""
+    return max((abs(row["drift"]) for row in (one, two) if row["drift"] == row["drift"]), default=0)
+
+
 def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any]:
     """Compare two gaps: by how much more of a step one pair of runs is apart than another.
 
@@ -240,9 +245,10 @@ def spread(frames: Frames) -> pd.DataFrame:
 def bits(frames: Frames) -> pd.DataFrame:
     """Compare latents within each group of comparable jobs, rehearsals included.
 
-    A row for each group with two engines or more: ``engines`` by name, ``same`` whether all of
-    them have the same bits, ``differ`` the names of those that have others than most. `fsdp` does
-    not decide what is usual: a GPU may choose other kernels for the buffers that it gathers into.
+    A row for each group with two engines or more: ``engines`` by name, ``each`` the runs, ``same``
+    whether all have the same bits, ``differ`` the names of those that have others than most. `fsdp`
+    does not decide what is usual: for the buffers that it gathers into, a GPU may choose other
+    kernels.
     """
     runs = frames.runs
     jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
@@ -257,6 +263,7 @@ def bits(frames: Frames) -> pd.DataFrame:
             "machine": group.machine.iloc[0], "work": group.work.iloc[0],
             "gpus": group.gpus.iloc[0], "rehearsal": bool(group.rehearsal.iloc[0]),
             "engines": ", ".join(sorted(set(group["name"]))), "runs": len(group),
+            "each": list(group.index),
             "same": odd.empty, "differ": ", ".join(sorted(set(odd["name"]))),
         })  # fmt: skip
     return pd.DataFrame(rows)

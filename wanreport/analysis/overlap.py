@@ -69,8 +69,9 @@ def shares(frames: Frames) -> pd.DataFrame:
         run as fast as the link alone, over their time beside collectives; the median.
     collectives_s, collectives_share
         All-to-alls a step, with packing and waiting for slower ranks; over the step.
-    beside, beside_low, beside_high, beside_n, alone_n
-        How long an all-to-all beside a copy takes over lone ones of its size; how many are lone.
+    beside, beside_low, beside_high, beside_n; alone_low, alone_high, alone_n
+        How long an all-to-all beside a copy takes over lone ones of its size; the interval of the
+        lone ones, whose median is 1, and how many they are.
     """
     runs = frames.full_scale()
     events = dict(iter(frames.events.groupby("run"))) if len(frames.events) else {}
@@ -140,7 +141,7 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
     rate = median_interval(loads.gb_s)
     alone, beside = _alone_and_beside(lanes)
-    ratio = median_interval(beside)
+    ratio, lone = median_interval(beside), median_interval(alone)
     per_step, several = 1e3 * len(blocks), row.gpus > 1
     return {
         "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
@@ -152,7 +153,7 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
         "collectives_s": collectives / per_step if several else math.nan,
         "collectives_share": collectives / whole if several else math.nan,
         "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
-        "beside_n": ratio.n, "alone_n": len(alone),
+        "beside_n": ratio.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
     }  # fmt: skip
 
 
