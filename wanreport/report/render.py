@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import io
 import json
 import os
 import re
@@ -91,24 +92,33 @@ def to_html(notebook: Any, page: Page, failure: Failure | None = None) -> str:
     shown = notebook.copy()
     shown.cells = cells
     body, _ = _exporter().from_notebook_node(shown, resources={"wanreport": context})
-    title = "" if "<h1" in body else f"<h1>{html.escape(page.name)}</h1>"
-    body = body.replace("<!--title-->", title)
+    heading = "" if "<h1" in body else f"<h1>{html.escape(page.name)}</h1>"
+    body = body.replace("<!--title-->", heading)
     body, headings = _numbered(re.sub(r"<table( border=\"1\" class=\"dataframe\")?>.*?</table>",
         r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>', body,
         flags=re.DOTALL))  # fmt: skip
     title = next((text for level, _, text in headings if level == 1), page.name)
-    for mark, text in (("<title></title>", f"<title>{html.escape(title)}</title>"),
-                       ("<!--contents-->", _contents(headings))):  # fmt: skip
-        body = body.replace(mark, text)
-    return body.strip() + "\n"
+    if contents := _contents(headings):
+        body = body.replace("<!--contents-->", contents)
+    else:  # the layout keeps its column
+        body = re.sub(r'<(nav|details) class="toc .*?</\1>', "<div></div>", body, flags=re.DOTALL)
+    return body.replace("<title></title>", f"<title>{html.escape(title)}</title>", 1).strip() + "\n"
 
 
 @cache
 def _exporter() -> Any:
     """nbconvert's, once a process: it compiles its templates for the first page."""
-    from nbconvert.exporters import HTMLExporter
+    from nbconvert.exporters import HTMLExporter, TemplateExporter
+    from nbconvert.filters import Highlight2HTML
 
-    return HTMLExporter(
+    class Exporter(HTMLExporter):
+        """Without a second parsing of the page, which takes longer than all the rest."""
+
+        def from_notebook_node(self, nb: Any, resources: Any = None, **_: Any) -> Any:
+            self.register_filter("highlight_code", Highlight2HTML("ipython3", parent=self))
+            return TemplateExporter.from_notebook_node(self, nb, resources)
+
+    return Exporter(
         template_name=TEMPLATE.name,
         extra_template_basedirs=[str(TEMPLATE.parent)],
         exclude_anchor_links=True,
@@ -179,10 +189,12 @@ def warm(results: Sequence[str] = ()) -> None:
     with suppress(Exception):  # an error in a module or a record is for the notebook to show
         import matplotlib
         import seaborn  # noqa: F401
+        from matplotlib.figure import Figure
 
         from wanreport.analysis import frames
 
         matplotlib.rcdefaults()  # nobody's own settings
+        Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
         if results:
             frames.cached(tuple(results))
 

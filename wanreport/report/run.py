@@ -153,15 +153,15 @@ def _run_cells(pipe: Connection, sources: Sequence[str], cwd: Path, href: str) -
     os.environ.update({NO_MEASURING: "1", PAGE: href})
     os.chdir(cwd)
     with tempfile.TemporaryDirectory(prefix="wanreport-") as home:
-        shell = _shell(home)
+        shell, outputs = _shell(home)
         for source in sources:
-            shell.outputs.clear()
+            outputs.clear()
             with (
-                redirect_stdout(_Stream("stdout", shell.outputs)),
-                redirect_stderr(_Stream("stderr", shell.outputs)),
+                redirect_stdout(_Stream("stdout", outputs)),
+                redirect_stderr(_Stream("stderr", outputs)),
             ):
                 ran = shell.run_cell(source, store_history=True)
-            pipe.send(list(shell.outputs))
+            pipe.send(list(outputs))
             if not ran.success:
                 return
 
@@ -173,8 +173,8 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _shell(home: str) -> Any:
-    """IPython as a kernel has it, but that outputs go to its list `outputs`."""
+def _shell(home: str) -> tuple[Any, list[Any]]:
+    """IPython as a kernel has it, and the list that its outputs go to."""
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
     from IPython.core.interactiveshell import InteractiveShell
@@ -199,7 +199,7 @@ def _shell(home: str) -> Any:
             pass
 
         def write_format_data(self, data: Any, metadata: Any = None) -> None:
-            said = {"metadata": metadata or {}, "execution_count": self.shell.execution_count}
+            said = {"metadata": metadata or {}, "execution_count": self.prompt_count}
             outputs.append(new_output("execute_result", anonymous(data), **said))
 
     class Shell(InteractiveShell):
@@ -213,8 +213,7 @@ def _shell(home: str) -> Any:
 
     config = Config({"HistoryManager": {"enabled": False}})
     shell = Shell.instance(config=config, ipython_dir=home, colors="nocolor")
-    shell.outputs = outputs
-    return shell
+    return shell, outputs
 
 
 class _Stream(io.TextIOBase):
