@@ -27,13 +27,13 @@ parameters(globals(), "facts_path", "results_dirs")
 
 from IPython.display import HTML
 
-from wanreport import answers
+from wanreport.analysis import frames
 from wanreport.baseline import figures, load_facts, overview, sections
 from wanreport.baseline.ledger import load_ledger
 
 # %%
 facts = load_facts(facts_path)
-ledger = load_ledger(facts, answers.load_records(results_dirs))
+ledger = load_ledger(facts, frames.load(results_dirs))
 HTML(overview.first_screen(ledger))
 
 # %%

@@ -11,6 +11,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from wanreport.analysis import frames
+from wanreport.analysis.frames import Frames
 from wanreport.cost import Inputs, Route, layerwise_held
 from wanreport.flags import ENGINE_FLAGS, prefetch_layers
 from wanreport.job import job_from_mapping, resolve_job
@@ -176,6 +178,12 @@ def write(records: list[dict[str, Any]], root: Path) -> Path:
         slug, job = one["machine"]["slug"], one["job"]["name"]
         write_record(one, record_path(root, slug, job, one["job_hash"]))
     return root
+
+
+def load(records: list[dict[str, Any]], root: Path) -> Frames:
+    """Frames of records, written below `root` and read."""
+    write(records, root / "results")
+    return frames.load(["results"], root)
 
 
 def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:

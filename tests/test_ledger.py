@@ -150,13 +150,13 @@ def test_a_citation_of_no_fact_is_refused(facts: Facts, evidence: Evidence) -> N
         Ledger(facts, found, load_judging(facts, found))
 
 
-def test_records_answer_what_they_can(facts: Facts, ledger: Ledger) -> None:
+def test_records_answer_what_they_can(facts: Facts, ledger: Ledger, tmp_path: Path) -> None:
     asked = ("s9.2.slower.expected", "s9.2.pure.expected", "s6.1.new_grows", "s9.1.flow_shift")
     for name in asked:
         assert verdict(ledger, name, "measured").outcome == "open"
     jobs = [job for job in synthetic.all_jobs("a14b") if job["job"]["name"] != "new-6gpu"]
     jobs.append(synthetic.record("new-6gpu", scale="a14b", steady_s=30.0))
-    measured = load_ledger(facts, jobs)
+    measured = load_ledger(facts, synthetic.load(jobs, tmp_path))
     assert verdict(measured, "s9.2.slower.expected", "measured").outcome == "holds"
     assert verdict(measured, "s9.2.pure.expected", "measured").outcome == "contradicts"
     assert verdict(measured, "s6.1.new_grows", "measured").outcome == "holds"
@@ -169,8 +169,8 @@ def test_records_answer_what_they_can(facts: Facts, ledger: Ledger) -> None:
             } == {"stands"}  # fmt: skip
 
 
-def test_a_rehearsal_answers_no_question_of_time(facts: Facts) -> None:
-    rehearsed = load_ledger(facts, synthetic.all_jobs())
+def test_a_rehearsal_answers_no_question_of_time(facts: Facts, tmp_path: Path) -> None:
+    rehearsed = load_ledger(facts, synthetic.load(synthetic.all_jobs(), tmp_path))
     assert rehearsed["s9.1.flow_shift"].outcome == "holds"
     assert rehearsed["s9.2.slower.expected"].outcome == "open"
 

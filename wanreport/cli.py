@@ -21,7 +21,7 @@ from wanreport.answers import is_full_scale
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
-from wanreport.record import RESULTS_DIRS, RecordError, find_records, is_rehearsal
+from wanreport.record import RESULTS_DIRS, RecordError, is_rehearsal
 from wanreport.scaling import INTERCONNECTS
 from wanreport.tables import counted
 
@@ -253,11 +253,11 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _baseline_check(arguments: argparse.Namespace) -> int:
+    from wanreport.analysis import frames
     from wanreport.baseline import ledger, overview
 
     # Committed records alone: what is committed must not depend on who looks.
-    committed = find_records(local.project_root() / RESULTS_DIRS[0])
-    judged = ledger.load_ledger(records=[record for _, record in committed])
+    judged = ledger.load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
     print(overview.plain_table(judged))
     path = DERIVED / "verdicts.json"
     if arguments.accept:

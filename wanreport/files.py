@@ -121,7 +121,7 @@ class Event(_Open):
     lane: str
     what: str
     expert: str
-    block: int
+    block: int | None  # None: the event is of a whole expert
     step: int
     start_ms: float
     end_ms: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -81,9 +82,13 @@ def to_measure(frames: Frames, *params: str, root: Path | None = None) -> ToDo:
         return ToDo(f"wanreport measure {' '.join(files)}", math.nan)
     runs = frames.full_scale()
     known = dict(zip(runs.job, runs.wall_s, strict=True)) if len(runs) else {}
-    jobs = [load_job(root / file) for file in files]
-    took = sum(known.get(job.name) or job.timeout_s for job in jobs)
+    took = sum(known.get(Path(file).stem) or _timeout_s(root / file) for file in files)
     return ToDo(f"wanreport measure {' '.join(files)}", math.ceil(took / 60))
+
+
+@lru_cache
+def _timeout_s(params: Path) -> int:
+    return load_job(params).timeout_s
 
 
 def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:

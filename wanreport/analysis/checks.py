@@ -79,10 +79,10 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
         for answer in answers or [{"status": "not measured"}]:
             settled = answer["status"] in ("pass", "fail") and not answer.get("setting")
             row = {"check": ask.check, "question": ask.question, "expected": ask.expected,
-                   "runs": []}  # fmt: skip
+                   "runs": [], **dict.fromkeys(TEXT, "")}  # fmt: skip
             rows.append(row | answer | ({} if settled else todo))
-    found = pd.DataFrame(rows, columns=COLUMNS).fillna(dict.fromkeys(TEXT, ""))
-    return found.astype(dict.fromkeys(["value", "low", "high", "minutes"], float))
+    numbers = ["value", "low", "high", "minutes"]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(numbers, float))
 
 
 def _asks(facts: Facts) -> list[_Ask]:

@@ -103,6 +103,8 @@ def overhead(frames: Frames) -> pd.DataFrame:
         Whether its latents, or a benchmark's outputs, have resident's bits.
     """
     runs = timed(frames).copy()
+    if runs.empty:
+        return runs
     runs["reference"] = references(frames)
     runs["drift"] = drift(frames)
     known = runs.to_dict("index")
@@ -227,6 +229,8 @@ def spread(frames: Frames) -> pd.DataFrame:
     within one run, as a share of its median.
     """
     runs = timed(frames)
+    if runs.empty:
+        return runs
     jobs = runs[runs.source == "job"]
     rows = []
     for _, group in jobs.groupby(["group", "name"]):
@@ -251,6 +255,8 @@ def bits(frames: Frames) -> pd.DataFrame:
     kernels.
     """
     runs = frames.runs
+    if runs.empty:
+        return runs
     jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
     rows = []
     for _, group in jobs.groupby("group"):

@@ -48,6 +48,10 @@ class Frames(NamedTuple):
         return runs[(runs.status == "ok") & ~runs.rehearsal] if len(runs) else runs
 
 
+EMPTY = Frames(*(pd.DataFrame({"run": pd.Series(dtype=object)}) for _ in Frames._fields))
+"""Frames of nothing measured."""
+
+
 def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     """Read all records and benchmark files below some folders.
 

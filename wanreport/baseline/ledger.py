@@ -14,7 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from wanreport import verdicts as answers
+import pandas as pd
+
+from wanreport.analysis.checks import checks
+from wanreport.analysis.frames import EMPTY, Frames
 from wanreport.baseline.arithmetic import Quantity, evaluate, names
 from wanreport.baseline.checks import CHECKS, Check, Conclusion, Judging, load_judging
 from wanreport.baseline.evidence import DERIVED, Evidence, load_evidence, read
@@ -31,11 +34,8 @@ UNKNOWN: dict[Kind, str] = {
 }
 """Why a fact without a check cannot be judged."""
 
-FROM_ANSWER: dict[answers.Status, Outcome] = {
-    "pass": "holds",
-    "fail": "contradicts",
-    "not measured": "open",
-}
+FROM_STATUS: dict[str, Outcome] = {"pass": "holds", "fail": "contradicts"}
+"""What a check's status says of a fact; of one that is too close to tell, nothing."""
 Status = Literal["falls", "stands", "open"]
 
 
@@ -86,8 +86,8 @@ class Ledger(Judge, Mapping[str, Entry]):
 
     Parameters
     ----------
-    records
-        What the *measured* checks may look at.
+    frames
+        Runs that the *measured* checks may look at.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Ledger(Judge, Mapping[str, Entry]):
         facts: Facts,
         evidence: Evidence,
         judging: Judging,
-        records: Sequence[answers.Record] = (),
+        frames: Frames = EMPTY,
     ) -> None:
         super().__init__(facts, evidence)
         self.judging = judging
-        asked = [*answers.baseline_checks(records), *answers.further_checks(records)]
+        asked = checks(frames, facts)
         self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
         for name, fact in facts.items():
             if fact.how:
@@ -220,21 +220,21 @@ def _cited(citation: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _measured(by: Sequence[str], needs: str, asked: Sequence[answers.Verdict]) -> Iterator[Verdict]:
-    """What records say: the answers of the post-benchmark report, or what it would take."""
+def _measured(by: Sequence[str], needs: str, asked: pd.DataFrame) -> Iterator[Verdict]:
+    """What runs say, or what it would take; runs of another setup than asked for decide nothing."""
     if needs:
         yield Verdict("measured", "open", needs)
-    for name in by:
-        for answer in (one for one in asked if one.check == name):
-            where = f" ({answer.machine})" if answer.machine else ""
-            records = f" Records: {', '.join(answer.records)}." if answer.records else ""
-            words = f"{answer.question} {answer.evidence}{where}{records}"
-            yield Verdict("measured", FROM_ANSWER[answer.status], words)
+    for _, answer in asked[asked.check.isin(by)].iterrows():
+        outcome: Outcome = "open" if answer.setting else FROM_STATUS.get(answer.status, "open")
+        seen = "; ".join(filter(None, [answer.measured, answer.machine, answer.setting]))
+        runs = f" Records: {', '.join(answer.runs)}." if answer.runs else ""
+        words = f"{answer.question} {answer.status.capitalize()}{seen and f': {seen}'}.{runs}"
+        yield Verdict("measured", outcome, words)
 
 
 def load_ledger(
     facts: Facts | None = None,
-    records: Sequence[answers.Record] = (),
+    frames: Frames = EMPTY,
     derived: Path = DERIVED,
 ) -> Ledger:
     """The ledger of the package's own data, of other facts where these are given.
@@ -246,7 +246,7 @@ def load_ledger(
     """
     facts = facts or load_facts()
     evidence = load_evidence(derived)
-    return Ledger(facts, evidence, load_judging(facts, evidence), records)
+    return Ledger(facts, evidence, load_judging(facts, evidence), frames)
 
 
 def differences(ledger: Ledger, derived: Path = DERIVED) -> list[str]:
