@@ -1,8 +1,9 @@
-"""Puts numbers into words: significant digits, units, signs. Standard library only."""
+"""Puts numbers into words, and text into Markdown. Standard library only."""
 
 from __future__ import annotations
 
 import math
+import re
 
 EM_DASH = "\u2014"
 NBSP = "\u00a0"
@@ -73,3 +74,33 @@ def ratio(share: float | None) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Write a number with its noun in the right form: "1 record", "2 records"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def share(part: float | None) -> str:
+    """Write a part of a whole in per cent, unsigned: "50.7 %"."""
+    if part is None or not math.isfinite(part):
+        return EM_DASH
+    return signed(f"{part:.1%}").replace(".0%", "%").replace("%", f"{NBSP}%")
+
+
+def interval(
+    value: float, low: float | None, high: float | None, n: int | None = None, unit: str = "s"
+) -> str:
+    """Write a value with its 95 % interval and n: "4.507 s [4.492, 4.521], n = 24"."""
+    said = f"{significant(value)}{NBSP}{unit}".rstrip(NBSP)
+    if None not in (low, high) and EM_DASH not in (bounds := (significant(low), significant(high))):
+        said += f" [{', '.join(bounds)}]"
+    return said if n is None or n != n else f"{said}, n{NBSP}={NBSP}{n}"
+
+
+def plain(text: object) -> str:
+    """Escape text for Markdown: no markup, no HTML, no link, one line.
+
+    Whatever a record or a params file says passes through here before it enters prose.
+    """
+    line = " ".join(str(text).split())
+    markup = re.compile(r"[^\w\s.,;/()=%+\-\u0080-\U0010ffff]|_", re.ASCII)
+    safe = markup.sub(lambda match: f"&#{ord(match[0])};", line)
+    if safe[:1] in {"-", "+", "="} or safe[:1].isdigit():
+        safe = f"&#{ord(safe[0])};{safe[1:]}"  # not a list or the underline of a heading
+    return safe

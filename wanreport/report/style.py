@@ -1,0 +1,63 @@
+"""Looks that mean the same everywhere: a colour, a marker and a hatch for each engine, one theme.
+
+The colours keep a contrast of 3:1 on white and on near-black, and stay apart for colour-blind
+readers, but they are never the only cue: a label, a marker or a hatch says the same. Text needs
+more contrast than a colour can have on both grounds, so it is always drawn in :data:`INK`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import matplotlib as mpl
+
+INK = "#5b6470"
+"""The colour of text and axes; on a page it becomes the text colour around the figure."""
+
+FALLBACK = "#77706b"
+"""The colour of an engine that is not listed."""
+
+ENGINES = {
+    "resident": "#8d929c",  # the reference, so no hue
+    "swap": "#7a620b",
+    "fsdp": "#3f845f",
+    "layerwise": "#ca8124",
+    "stream": "#4295e7",
+    "sglang": "#8739db",  # from here on peers
+    "diffusers": "#b23179",
+}
+
+MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v",
+           "sglang": "X", "diffusers": "P"}  # fmt: skip
+
+HATCHES = {"resident": "", "swap": "..", "fsdp": "xx", "layerwise": "//", "stream": "\\\\",
+           "sglang": "++", "diffusers": "oo"}  # fmt: skip
+
+WIDTH = 7.6
+"""Width of a figure in inches: on a page its text then has the size it was given here."""
+
+
+def colour(engine: str) -> str:
+    """Return an engine's colour; the fallback for one that is not listed."""
+    return ENGINES.get(engine, FALLBACK)
+
+
+def theme(values: Literal["x", "y", "both"] = "y") -> AbstractContextManager[None]:
+    """Draw what is inside in the look of all pages, with a light grid on the axis of `values`."""
+    look = {
+        "font.family": "DejaVu Sans",  # comes with matplotlib; the page puts its own font in place
+        "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10,
+        "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "legend.fontsize": 9.5,
+        "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.frameon": False,
+        "figure.figsize": (WIDTH, 3.2), "figure.constrained_layout.use": True,
+        "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+        "axes.grid": True, "axes.grid.axis": values, "grid.color": INK, "grid.alpha": 0.2,
+        "grid.linewidth": 0.6, "axes.linewidth": 0.8, "xtick.major.width": 0.8,
+        "ytick.major.width": 0.8, "lines.linewidth": 1.6, "hatch.linewidth": 0.7,
+        "hatch.color": INK, "svg.fonttype": "none", "svg.hashsalt": "wanreport",
+    } | dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )  # fmt: skip
+    return mpl.rc_context(look)
