@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from wanreport import local
@@ -26,7 +26,6 @@ from wanreport.analysis import frames
 from wanreport.files import FileError
 from wanreport.job import Job, JobError, field_defaults, job_from_mapping
 from wanreport.report import svg, tables
-from wanreport.report.run import PAGE
 from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
@@ -39,7 +38,17 @@ __all__ = [
     "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
+PAGE_DEPTH = "WANREPORT_PAGE_DEPTH"
+"""Set while a page is rendered: how many folders it is below the index, 2 for a job's page."""
+
 _READY = "_wanreport_ready"
+
+_LAB = """:root {
+  --paper: var(--jp-layout-color0, Canvas); --raised: var(--jp-layout-color1, Canvas);
+  --ink: var(--jp-content-font-color1, CanvasText); --line: var(--jp-border-color2, GrayText);
+  --muted: var(--jp-content-font-color2, GrayText); --accent: var(--jp-content-link-color, LinkText);
+}
+"""  # the page's colours, from JupyterLab's
 
 
 class Stop(Exception):
@@ -82,7 +91,7 @@ def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
     except JobError as error:
         problems = "\n".join(f"  {problem}" for problem in error.problems)
         raise Stop(f"These parameters do not make a job; nothing was run.\n{problems}") from None
-    namespace[_READY] = True
+    _begin(namespace)
     return job
 
 
@@ -99,7 +108,7 @@ def parameters(namespace: dict[str, Any], *allowed: str) -> None:
         takes = f"takes only {', '.join(allowed)}" if allowed else "takes no parameters"
         problem = "parameters: {}: unknown, remove it; this notebook " + takes
         raise Stop("\n".join(map(problem.format, unknown)))
-    namespace[_READY] = True
+    _begin(namespace)
 
 
 def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,6 +139,13 @@ def _assigned(cells: Iterable[str]) -> list[str]:
                 targets += node.targets if isinstance(node, ast.Assign) else []
                 targets += [node.target] if isinstance(node, ast.AnnAssign) else []
     return [each.id for each in targets if isinstance(each, ast.Name) and each.id != _READY]
+
+
+def _begin(namespace: dict[str, Any]) -> None:
+    """Note that the parameters are checked, and give JupyterLab the look that a page has."""
+    namespace[_READY] = True
+    if _ipython() is not None and PAGE_DEPTH not in os.environ:
+        _display({"text/html": f"<style>{_LAB}{tables.css()}</style>", "text/plain": ""})
 
 
 def _ipython() -> Any:
@@ -201,16 +217,20 @@ def page(run: Any) -> str | None:
         return None
     folder = path.parent.parent if path.parent.name == records.EARLIER else path.parent
     job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
-    up = "../" * os.environ.get(PAGE, "").count("/")
+    up = "../" * int(os.environ.get(PAGE_DEPTH, "0"))
     return up + quote(f"jobs/{folder.name}/{job}.html")
 
 
 # Showing -----------------------------------------------------------------------------------------
 
 
-def md(text: str) -> None:
-    """Show Markdown. What comes from records passes through :func:`plain` first."""
-    _display({"text/markdown": text, "text/plain": text})
+def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:
+    """Show Markdown: prose, a page's answer, or how far to trust it.
+
+    What comes from records passes through :func:`plain` first.
+    """
+    html = f'<div class="{look}">\n\n{text}\n\n</div>' if look else text
+    _display({"text/markdown": html, "text/plain": text})
 
 
 def table(*args: Any, **options: Any) -> None:

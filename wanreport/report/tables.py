@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.resources import files
 from numbers import Integral, Real
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -122,6 +123,12 @@ def rendered(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     room = PackageLoader("wanreport.report", "template")
     return Environment(loader=room, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def css() -> str:
+    """Return the part of the pages' style sheet that is about what cells show."""
+    sheet = files("wanreport.report").joinpath("template/page.css").read_text(encoding="utf-8")
+    return sheet.partition("/* What cells show. */")[2]
 
 
 def legend() -> str:
