@@ -22,7 +22,12 @@ from wanreport.job import BENCHMARK_VERSION, Job
 SCHEMA_VERSION = 1
 """Shape of a record; a reader refuses any other."""
 
-RESULTS_DIRS = [Path("results"), Path("results/local")]
+RESULTS = "WANREPORT_RESULTS"
+"""Set to look for records elsewhere, or, for published pages, among the committed ones alone."""
+
+RESULTS_DIRS = [
+    Path(folder) for folder in os.environ.get(RESULTS, "results:results/local").split(os.pathsep)
+]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 
 EARLIER = "earlier"  # the folder beside records for runs that later ones took over from

@@ -178,7 +178,7 @@ def _contents(headings: Sequence[tuple[int, str, str]]) -> str:
     return "\n".join(entries) if len(entries) > 2 else ""
 
 
-def warm(results: Sequence[str] = ()) -> None:
+def warm() -> None:
     """Import what pages need, and read the records, so that forks have it."""
     os.environ.setdefault("MPLBACKEND", "agg")
     import IPython.core.interactiveshell  # noqa: F401
@@ -191,12 +191,11 @@ def warm(results: Sequence[str] = ()) -> None:
         import seaborn  # noqa: F401
         from matplotlib.figure import Figure
 
-        from wanreport.analysis import frames
+        from wanreport.report import notebook
 
         matplotlib.rcdefaults()  # nobody's own settings
         Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
-        if results:
-            frames.cached(tuple(results))
+        notebook.frames_of()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
