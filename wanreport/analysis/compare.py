@@ -39,7 +39,7 @@ def references(frames: Frames) -> pd.Series:
     In a benchmark file it is the file's first one at the same number of tokens. Of jobs it is one
     on the same boards, the latest; else the latest on that class of machine.
     """
-    runs = timed(frames)
+    runs = timed(frames)[["group", "engine", "again", "latest", "started", "boards"]]
     found: dict[str, str | None] = {}
     for _, group in runs.groupby("group"):
         residents = group[(group.engine == "resident") & ~group.again]
@@ -59,7 +59,7 @@ def drift(frames: Frames) -> pd.Series:
     In a benchmark file that is the closing run of `resident` over the first, less 1. Of jobs it is
     the spread of `resident`'s runs on the same boards, where there are several.
     """
-    runs = timed(frames)
+    runs = timed(frames)[["group", "engine", "again", "source", "step_s", "boards"]]
     found = pd.Series(math.nan, index=runs.index, name="drift")
     for _, group in runs.groupby("group"):
         residents = group[group.engine == "resident"]
