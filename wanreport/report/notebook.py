@@ -26,6 +26,7 @@ from wanreport.analysis import frames
 from wanreport.files import FileError
 from wanreport.job import Job, JobError, field_defaults, job_from_mapping
 from wanreport.report import svg, tables
+from wanreport.report.run import PAGE
 from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
@@ -38,15 +39,13 @@ __all__ = [
     "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
-PAGE_DEPTH = "WANREPORT_PAGE_DEPTH"
-"""Set while a page is rendered: how many folders it is below the index, 2 for a job's page."""
-
 _READY = "_wanreport_ready"
 
 _LAB = """:root {
   --paper: var(--jp-layout-color0, Canvas); --raised: var(--jp-layout-color1, Canvas);
   --ink: var(--jp-content-font-color1, CanvasText); --line: var(--jp-border-color2, GrayText);
-  --muted: var(--jp-content-font-color2, GrayText); --accent: var(--jp-content-link-color, LinkText);
+  --muted: var(--jp-content-font-color2, GrayText);
+  --accent: var(--jp-content-link-color, LinkText);
 }
 """  # the page's colours, from JupyterLab's
 
@@ -144,7 +143,7 @@ def _assigned(cells: Iterable[str]) -> list[str]:
 def _begin(namespace: dict[str, Any]) -> None:
     """Note that the parameters are checked, and give JupyterLab the look that a page has."""
     namespace[_READY] = True
-    if _ipython() is not None and PAGE_DEPTH not in os.environ:
+    if _ipython() is not None and PAGE not in os.environ:
         _display({"text/html": f"<style>{_LAB}{tables.css()}</style>", "text/plain": ""})
 
 
@@ -217,7 +216,7 @@ def page(run: Any) -> str | None:
         return None
     folder = path.parent.parent if path.parent.name == records.EARLIER else path.parent
     job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
-    up = "../" * int(os.environ.get(PAGE_DEPTH, "0"))
+    up = "../" * os.environ.get(PAGE, "").count("/")
     return up + quote(f"jobs/{folder.name}/{job}.html")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from numbers import Integral, Real
+from numbers import Real
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -152,7 +152,7 @@ def _column(
         "unit": _unit(name) if numeric or all(map(_gone, values)) else "",
         "numeric": numeric, "kind": own if own in KINDS else "", "interval": interval,
     }  # fmt: skip
-    texts = _texts(name, values)
+    texts = _texts(name, values, exact=kind == "quoted" or own == "quoted")
     bounds = _bounds(name, data) if interval else [""] * len(values)
     targets = list(data[link]) if link else [None] * len(values)
     engines = list(data["engine"]) if name in ("engine", "name") and "engine" in data else []
@@ -189,14 +189,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not pd.api.types.is_bool(value) and not _gone(value)
 
 
-def _texts(name: str, values: Sequence[Any], like: Sequence[Any] = ()) -> list[str]:
-    """Each value as text; numbers of a column get the decimals that its middle one needs."""
-    unit, stem = _unit(name), _stem(name)
-    scale = 1e9 if name.endswith("_bytes") else 1
-    numbers = [abs(v) / scale for v in like or values if _is_number(v)]
-    middle = median(numbers) if numbers else 0
-    whole = scale == 1 and all(number == round(number) for number in numbers)
-    decimals = 0 if whole else len(significant(middle or 1.0).partition(".")[2])
+def _texts(
+    name: str, values: Sequence[Any], like: Sequence[Any] = (), *, exact: bool = False
+) -> list[str]:
+    """Each value as text; the numbers of a column get the decimals that the middle one needs.
+
+    `like` are numbers to take the decimals from; `exact` ones, such as quoted ones, keep their own.
+    """
+    stem, unit, scale = _stem(name), _unit(name), 1e9 if name.endswith("_bytes") else 1
+    numbers = [abs(float(value)) / scale for value in like or values if _is_number(value)]
+    whole = all(number.is_integer() for number in numbers)
+    decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
     signed = stem.startswith(DIFFERENCES)
 
     def text(value: Any) -> str:
@@ -206,18 +209,18 @@ def _texts(name: str, values: Sequence[Any], like: Sequence[Any] = ()) -> list[s
             return "✓" if value else "✗"
         if not _is_number(value):
             items = value if isinstance(value, list | tuple) else [value]
-            return ", ".join(str(item) for item in items) or EM_DASH
+            return ", ".join(map(str, items)) or EM_DASH
         if not unit and signed:
             return ratio(float(value))
         if not unit and stem.startswith(SHARES):
-            return share(float(value))
-        number = value / scale
-        said = f"{number:{'+' if signed else ''},.{decimals}f}"
-        if not unit and isinstance(value, Integral):
-            said = f"{value:,}" if not stem.endswith(("seed", "index")) else str(value)
-        elif number and len(re.sub(r"\D", "", said).lstrip("0")) < 2 and not whole:
-            said = ("+" if signed and number > 0 else "") + significant(float(number), 3)
-        return said.replace("-", MINUS)
+            return ("±" if stem.startswith("allowance") else "") + share(float(value))
+        number = float(value) / scale
+        said = f"{number:,.{0 if whole or not number else decimals}f}"
+        if exact:
+            said = f"{number:,.10g}"
+        elif number and not whole and len(re.sub(r"\D", "", said).lstrip("0")) < 2:
+            said = significant(number, 3)  # far below the others
+        return ("+" if signed and number > 0 else "") + said.replace("-", MINUS)
 
     return [text(value) for value in values]
 
