@@ -75,7 +75,7 @@ def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
 
 def to_html(notebook: Any, page: Page, failure: Failure | None = None) -> str:
     """The page of an executed notebook; what stands after a failed cell is left out."""
-    cells = notebook.cells[: failure.shown] if failure else notebook.cells
+    cells = _kept(notebook.cells[: failure.shown] if failure else notebook.cells)
     folds = _folded(cells)
     top = "../" * page.href.count("/")
     context = {
@@ -134,18 +134,34 @@ def _yaml(parameters: Mapping[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if parameters else ""
 
 
-def _folded(cells: Sequence[Any]) -> dict[str, list[str]]:
-    """Which code unfolds below which cell.
+def _kept(cells: Sequence[Any]) -> list[Any]:
+    """Leave out prose tagged "with-output" where no code up to the next prose shows anything."""
+    kept: list[Any] = []
+    shows = False
+    for cell in reversed(cells):
+        if cell.cell_type == "code":
+            shows = shows or bool(cell.outputs)
+        elif shows or "with-output" not in cell.metadata.get("tags", []):
+            shows = False
+        else:
+            continue
+        kept.append(cell)
+    return kept[::-1]
 
-    Code that shows nothing joins that of the next cell that does, or the last one before prose: a
-    page would else begin with a row of folded set-up cells.
+
+def _folded(cells: Sequence[Any]) -> dict[str, list[str]]:
+    """Which code unfolds below which cell: of cells in a row, all below the last.
+
+    Set-up cells, which show nothing, join the code of the first that does.
     """
     folds: dict[str, list[str]] = {}
     waiting: list[str] = []
+    shows = False
     for cell, following in zip(cells, [*cells, None][1:], strict=True):
         if cell.cell_type == "code" and cell.source:
             waiting.append(cell.source)
-            if cell.outputs or following is None or (folds and following.cell_type != "code"):
+            shows = shows or bool(cell.outputs)
+            if following is None or (following.cell_type != "code" and (shows or folds)):
                 folds[cell.id], waiting = waiting, []
     return folds
 
