@@ -31,8 +31,8 @@ def answer(frames: Frames) -> pd.DataFrame:
 
     least, most
         The overhead over resident of the machines there, smallest and largest.
-    slower
-        Whether it is claimed to be slower on any of them.
+    claim
+        "slower" where it is so on any of them, else what :func:`compare.overhead` claims of `most`.
     step_s, resident_s, step_n
         Of the machine where the overhead is largest.
     end_to_end
@@ -52,7 +52,7 @@ def answer(frames: Frames) -> pd.DataFrame:
         rows.append({
             **dict(zip(("place", "gpus", "height", "engine"), key, strict=True)),
             "least": group.overhead.iloc[0], "most": last.overhead,
-            "slower": bool((group.claim == "slower").any()),
+            "claim": "slower" if (group.claim == "slower").any() else last.claim,
             "step_s": last.step_s, "resident_s": last.resident_s, "step_n": last.step_n,
             "end_to_end": last.end_to_end, "run": last.run, "reference": last.reference,
             "machines": " and ".join(sorted(set(group.machine))),
@@ -62,17 +62,16 @@ def answer(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
-    """Write an engine's overhead at a place, by height: "+6.5 % at 480p and +2.1 % at 720p".
+    """Write an engine's overhead at a place: "+6.5 % at 480p and 0 % at 720p (within noise)".
 
-    "" where it was not measured. What is not claimed to differ says so.
+    "" where it was not measured.
     """
-    if found.empty:
-        return ""
     parts = []
     for row in found[(found.place == where) & (found.engine == engine)].itertuples():
-        both = dict.fromkeys((ratio(row.least), ratio(row.most)))
-        noise = "" if row.slower else ", within noise"
-        parts.append(f"{' to '.join(both)} at {row.height}p{noise}")
+        several = dict.fromkeys((ratio(row.least), ratio(row.most)))
+        doubt = {"within noise": " (within noise)",
+                 "no interval": f" ({row.step_n} steps, too few for an interval)"}  # fmt: skip
+        parts.append(f"{' to '.join(several)} at {row.height}p{doubt.get(row.claim, '')}")
     return " and ".join(parts)
 
 
