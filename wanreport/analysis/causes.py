@@ -80,7 +80,8 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
                 "cause": cause, "changed": changed, "change": _shown("", *changes[changed]),
                 "together_with": others, "single": not others, **_effect(a, b, changed, cost),
             }  # fmt: skip
-    table = pd.DataFrame([*found.values(), *_missing(frames)]).assign(
+    rows = [dict.fromkeys(("run_a", "run_b")) | row for row in (*found.values(), *_missing(frames))]
+    table = pd.DataFrame(rows).assign(
         number=lambda t: [list(CAUSES).index(cause) + 1 for cause in t.cause],
         estimate_low_s=lambda t: [facts.number(f"s7.{cause}.low") for cause in t.cause],
         estimate_high_s=lambda t: [facts.number(f"s7.{cause}.high") for cause in t.cause],

@@ -17,6 +17,8 @@ from wanreport.analysis.asked import NEW, OLD, Facts, Row, nearest, plain_jobs
 from wanreport.analysis.frames import Frames
 
 GIB = 2**30
+WHERE = ("machine", "gpus", "height", "work", "engine", "name", "run")
+TOLD = ("difference", "difference_low", "difference_high", "allowance", "claim")
 SHAPES = {
     "s3.2": {"denoise": "denoise_s", "step": "average_s", "decode": "decode_s",
              "total": "end_to_end_s"},
@@ -64,7 +66,7 @@ def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
                           (("new", "new"), ("old", "old"), ("minus", "delta"))}  # fmt: skip
                 rows.append({
                     "section": section, "quantity": quantity,
-                    **{key: new[key] for key in ("machine", "gpus", "height", "work")},
+                    **{key: new[key] for key in WHERE[:4]},
                     **{f"{side}_s": value for side, value in values.items()},
                     **{f"minus_{old}_s": values["new"] - values[old] for old in OLD},
                     **{f"difference_{old}": values["new"] / values[old] - 1 for old in OLD},
@@ -119,8 +121,7 @@ def memory(frames: Frames, facts: Facts) -> pd.DataFrame:
     runs = plain_jobs(frames.full_scale())
     if len(runs):
         last = runs.sort_values("started").groupby(["machine", "height", "name"]).tail(1)
-        keep = ["machine", "gpus", "height", "work", "engine", "name", "allocated_bytes",
-                "pinned_bytes", "run"]  # fmt: skip
+        keep = [*WHERE, "allocated_bytes", "pinned_bytes"]
         rows += last.sort_values(["machine", "height", "reserved_bytes"]).assign(
             reserved_gib=last.reserved_bytes / GIB,
             free_gib=(last.gpu_memory_bytes - last.reserved_bytes) / GIB,
@@ -167,20 +168,17 @@ def which_old(frames: Frames, facts: Facts) -> pd.DataFrame:
     for new, _ in _groups(frames):
         for _, row in every[(every.group == new.group) & (every.engine != NEW)].iterrows():
             told = compare.difference(row, new, compare.pair_drift(row, new))
-            spike = row.switch_s / row.step_s - 1
-            above = (row.reserved_bytes - new.reserved_bytes) / row.expert_bytes
-            likes = {
-                "like_steady": None if told["claim"] == "no interval" else told["claim"] != "slower",
-                "like_spike": like("spike", spike), "like_memory": like("memory_experts", above),
+            found = {
+                **{key: row[key] for key in WHERE}, **{key: told[key] for key in TOLD},
+                "spike": row.switch_s / row.step_s - 1,
+                "memory_experts": (row.reserved_bytes - new.reserved_bytes) / row.expert_bytes,
             }  # fmt: skip
-            rows.append({
-                **{key: row[key] for key in ("machine", "gpus", "height", "work", "engine", "name",
-                                             "run")},
-                **{key: told[key] for key in ("difference", "difference_low", "difference_high",
-                                              "allowance", "claim")},
-                "spike": spike, "memory_experts": above, **likes,
-                "old": False if False in likes.values() else None if None in likes.values() else True,
-            })  # fmt: skip
+            steady = None if told["claim"] == "no interval" else told["claim"] != "slower"
+            likes = [steady, *(like(name, found[name]) for name in ("spike", "memory_experts"))]
+            found |= dict(zip(("like_steady", "like_spike", "like_memory"), likes, strict=True))
+            rows.append(
+                found | {"old": None if None in likes and False not in likes else all(likes)}
+            )
     return pd.DataFrame(rows)
 
 
@@ -199,7 +197,7 @@ def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
                       for name in ("s6.2.three.size", "s9.2.prefetch.base"))  # fmt: skip
         for one, two in nearest(deep, base):
             rows.append({
-                **{key: one[key] for key in ("machine", "gpus", "height", "work")},
+                **{key: one[key] for key in WHERE[:4]},
                 "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
                 "base_s": two.step_s, **compare.difference(one, two, compare.pair_drift(one, two)),
                 "end_to_end_difference_s": one.end_to_end_s - two.end_to_end_s,
