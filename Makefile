@@ -16,7 +16,7 @@ SGLANG := 0.5.6 0.5.6.post1 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.9 0.5.10 0.5
 WHEELS := .cache/wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint notebooks citations derive clean
+.PHONY: help report publish test lint notebooks citations derive clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -29,6 +29,9 @@ help: ## list the targets
 
 report: $(READY) ## measure what is not measured yet, then render reports/index.html
 	@$(BIN)/wanreport report $(ARGS)
+
+publish: $(READY) ## render the committed records alone, to commit: reports/published/index.html
+	@$(BIN)/wanreport publish $(ARGS)
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
@@ -52,8 +55,9 @@ citations: $(READY) ## check the baseline's citations of SGLang again; fetches i
 derive: $(READY) ## compute the model's sizes and schedules for the baseline again
 	@$(BIN)/python -m tools.derive
 
-clean: ## remove .venv, pages and caches; records in results/ stay
-	@rm -rf $(VENV) reports build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, pages and caches; records and published pages stay
+	@rm -rf $(filter-out reports/published,$(wildcard reports/*))
+	@rm -rf $(VENV) build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # torch goes first and alone: asked for by its exact version, pip takes a local wheel of it where

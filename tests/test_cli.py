@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from wanreport import cli, local, report
+from wanreport import cli, local
+from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = """
@@ -76,7 +77,7 @@ def test_the_disk_and_the_keyboard_are_no_tracebacks(
         def fail(*_: object, **__: object) -> int:
             raise error
 
-        monkeypatch.setattr(report, "report", fail)
+        monkeypatch.setattr(site, "report", fail)
 
     raises(OSError(28, "No space left on device", "reports/x"))
     assert cli.main(["report"]) == 1
@@ -86,11 +87,12 @@ def test_the_disk_and_the_keyboard_are_no_tracebacks(
     assert "goes on from there" in capsys.readouterr().err
 
 
-def test_index_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_alone(project: Path) -> None:
     (project / "params/baseline/good.yaml").write_text(GOOD)
+    for name in ("index", "other"):
+        (project / f"notebooks/{name}.py").write_text(f"# %% [markdown]\n# # {name}\n")
     assert cli.main(["index"]) == 0
-    assert capsys.readouterr().out == "reports/index.html\n"
-    assert "not measured" in (project / "reports/index.html").read_text()
+    assert [path.name for path in (project / "reports").rglob("*.html")] == ["index.html"]
 
 
 def test_commands_start_without_what_they_may_not_need() -> None:

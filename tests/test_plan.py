@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ import pytest
 
 from tests import synthetic
 from tests.synthetic import plan_inputs
-from wanreport import cli, local, planned
-from wanreport.answers import NotAnswerable
+from wanreport import cli, local
 from wanreport.cost import Inputs, Route, StreamSettings
 from wanreport.job import Job
-from wanreport.plan import CHUNK, DEFAULT_ROOM, candidates, make_plan, room, scaled, window_quotas
+from wanreport.plan import (
+    CHUNK,
+    DEFAULT_ROOM,
+    candidates,
+    from_records,
+    lines,
+    make_plan,
+    room,
+    scaled,
+    window_quotas,
+)
 
 ALONE: dict[str, Any] = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9),
                          "sharded": None}  # fmt: skip
@@ -161,59 +171,26 @@ def _record(scale: str = "a14b", **changes: Any) -> dict[str, Any]:
     return synthetic.record("s", scale=scale, engine="stream", num_gpus=2, **changes)
 
 
-def test_a_page_says_what_was_chosen_and_how_the_prediction_came_out() -> None:
-    record = _record()
-    words = planned.plan_sentence(record)
-    assert "No budget was given, which makes room for 4 blocks" in words
-    assert "measured 19.68 s (prediction" in words
-    table = planned.plan_table(record)
-    assert table.count("→ ") == 1
-    assert "kind-predicted" in table and "kind-measured" in table, "only the trial is measured"
-
-
-def test_a_rehearsals_plan_shows_no_time() -> None:
-    record = _record("tiny")
-    assert "say nothing" in planned.plan_sentence(record)
-    table = planned.plan_table(record)
-    assert " s</td>" not in table and " ms</td>" not in table
-    assert not any(" s" in line or " ms" in line
-                   for line in planned.lines(record["engine"]["plan"], timed=False)[2:-1]
-                   if "slots" not in line)  # fmt: skip
-
-
-def test_engines_without_a_plan_say_so() -> None:
-    record = synthetic.record()
-    assert "no settings to choose" in planned.plan_sentence(record)
-    with pytest.raises(NotAnswerable):
-        planned.plan_table(record)
-
-
-def test_the_trial_that_overruled_is_named() -> None:
-    record = _record()
-    record["engine"]["plan"], _ = make_plan(plan_inputs(), 4, lambda s: 2.0 if s.windows else 1.0)
-    assert "a trial of the two best overruled the prediction, which was 1 resident, 3 slots" in (
-        planned.plan_sentence(record)
-    )
-
-
-def test_lines_mark_the_chosen_one_and_give_the_limit() -> None:
+@pytest.mark.parametrize("timed", [True, False])
+def test_lines_mark_the_chosen_one_and_show_times_where_they_count(timed: bool) -> None:
     plan, _ = make_plan(plan_inputs(), 4)
-    lines = planned.lines(plan, timed=True)
-    assert lines[1].split() == ["step", "limit", "first", "switch", "weights", "settings"]
-    assert [line[0] for line in lines[2:-1]] == [">", *" " * (len(lines) - 4)]
-    assert lines[-1] == "chosen by prediction"
+    _, heads, *rows, _ = lines(plan, timed=timed)
+    assert heads.split() == ["step", "first", "switch"] * timed + ["weights", "settings"]
+    assert len(rows) == len(plan["candidates"])
+    assert [row[0] for row in rows] == [">", *" " * (len(rows) - 1)]
+    assert all(bool(re.search("\xa0m?s ", row)) == timed for row in rows)
 
 
 def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
     job = Job(name="other", engine="stream", num_gpus=2, vram_budget_gb=60.0)
     old, new = _record(), _record()
     new["started_at"] = "9999"
-    wrong = [_record("tiny"), _record(height=480), synthetic.record(scale="a14b")]
+    wrong = [_record(height=480), synthetic.record(scale="a14b")]
     found = [(Path(str(i)), record) for i, record in enumerate([old, new, *wrong])]
-    path, plan = planned.from_records(job, found) or (None, {})
+    path, plan = from_records(job, found) or (None, {})
     assert path == Path("1")
     assert plan["candidates"][0]["settings"]["both"]
-    assert planned.from_records(job, found[2:]) is None
+    assert from_records(job, found[2:]) is None
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: ``wanreport report|run|measure|check|plan|predict|index|baseline``.
+"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|index|baseline``.
 
 Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
 """
@@ -13,17 +13,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import wanreport
-from wanreport import local, planned, predictions
-from wanreport import oldreport as report
+from wanreport import local, plan, predictions
 from wanreport.answers import is_full_scale
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
+from wanreport.missing import load_jobs, measure
 from wanreport.record import RESULTS_DIRS, RecordError, is_rehearsal
+from wanreport.report import site
 from wanreport.scaling import INTERCONNECTS
-from wanreport.tables import counted
+from wanreport.words import counted
 
 AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
 
@@ -55,17 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "report", help="measure what is missing, render what is stale, write reports/index.html"
+        "report", help="measure what is missing, render what is stale: reports/index.html"
     )
     command.add_argument(
         "--no-measure", action="store_true", help="render from the records at hand only"
     )
     command.add_argument("--force", action="store_true", help="render all pages, changed or not")
-    command.add_argument(
-        "--workers", type=_positive, default=report.WORKERS, metavar="N",
-        help="pages made at a time (default: %(default)s)",
-    )  # fmt: skip
+    _add_workers(command)
     command.set_defaults(command=_report)
+
+    command = commands.add_parser(
+        "publish", help="render the committed records alone, as pages to commit: reports/published"
+    )
+    _add_workers(command)
+    command.set_defaults(command=_publish)
 
     command = commands.add_parser("run", help="measure one job if needed and render its page")
     command.add_argument("params", type=Path, nargs="+", help="params file (YAML)")
@@ -110,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_predict)
 
-    command = commands.add_parser("index", help="write reports/index.html from what is at hand")
+    command = commands.add_parser("index", help="render reports/index.html from what is at hand")
     command.set_defaults(command=_index)
 
     command = commands.add_parser("baseline", help="the verdicts on the baseline's facts")
@@ -123,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", type=_positive, default=site.WORKERS, metavar="N",
+        help="pages made at a time (default: %(default)s)",
+    )  # fmt: skip
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -131,7 +143,7 @@ def _positive(text: str) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    return report.report(
+    return site.report(
         local.project_root(),
         measuring=not arguments.no_measure,
         force=arguments.force,
@@ -139,15 +151,19 @@ def _report(arguments: argparse.Namespace) -> int:
     )
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    return site.publish(local.project_root(), arguments.workers)
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    return report.report(local.project_root(), only=arguments.params, force=arguments.force)
+    return site.report(local.project_root(), only=arguments.params, force=arguments.force)
 
 
 def _measure(arguments: argparse.Namespace) -> int:
     root = local.project_root()
-    jobs = report.load_jobs(arguments.params, root)
+    jobs = load_jobs(arguments.params, root)
     log = local.local_results(root) / "logs" / "measure.log"
-    failed = report.measure(
+    failed = measure(
         list(jobs.values()), root, log, arguments.results, arguments.minutes, again=arguments.again
     )
     if failed:
@@ -157,7 +173,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     root = local.project_root()
-    jobs = report.load_jobs(arguments.params, root)
+    jobs = load_jobs(arguments.params, root)
     gpus = local.usable_gpus(local.known_machine(local.local_results(root)))
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
@@ -176,7 +192,7 @@ def _resolved(job: Job, gpus: int) -> str:
 
 def _plan(arguments: argparse.Namespace) -> int:
     root = local.project_root()
-    jobs = report.load_jobs(arguments.params, root)
+    jobs = load_jobs(arguments.params, root)
     others = [
         f"{file}: engine: {job.engine} has no settings to choose; `plan` is for stream"
         for file, job in jobs.items() if job.engine != "stream"
@@ -185,6 +201,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise JobError(others)
     results = local.local_results(root)
     gpus = local.usable_gpus(local.known_machine(results))
+    real = [item for item in local.all_records(root) if not is_rehearsal(item[1])]
     unknown = 0
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
@@ -193,14 +210,14 @@ def _plan(arguments: argparse.Namespace) -> int:
             with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
                 log = results / "logs" / f"{job.name}-plan.log"
                 (_, record), *_ = local.measure_jobs([here], Path(folder), log, plan_only=True)
-            plan, timed = record["engine"].get("plan"), not is_rehearsal(record)
-            if not plan:
+            made, timed = record["engine"].get("plan"), not is_rehearsal(record)
+            if not made:
                 print(f"{record['reason']}; {record['hint']}", file=sys.stderr)
                 unknown = 1
                 continue
             print("measured here" if timed else "a rehearsal, whose times say nothing")
-        elif found := planned.from_records(job, local.all_records(root)):
-            path, plan = found
+        elif found := plan.from_records(job, real):
+            path, made = found
             timed = True
             print(f"from what was measured for {path.relative_to(root)}")
         else:
@@ -211,14 +228,14 @@ def _plan(arguments: argparse.Namespace) -> int:
             )
             unknown = 1
             continue
-        print("\n".join(planned.lines(plan, timed=timed)))
+        print("\n".join(plan.lines(made, timed=timed)))
     return unknown
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     root = local.project_root()
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
-    jobs = [job for job in report.load_jobs(given, root).values() if job.scale != "tiny"]
+    jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
     sizes = sorted({job.num_gpus for job in jobs} - {1})
     found = local.all_records(root)
     models = {str(r["machine"].get("gpu_name")) for _, r in found if is_full_scale(r)}
@@ -242,23 +259,20 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _index(arguments: argparse.Namespace) -> int:
-    root = local.project_root()
-    jobs, found = report.load_jobs(report.params_files(root), root), local.all_records(root)
-    jobs = report.shown(jobs, root, found)
-    tasks = report.plan(jobs, root, found, local.all_campaigns(root))
-    out = report.write_index(jobs, root, found, tasks)
-    print(out.relative_to(root))
-    return 0
+def _index(_: argparse.Namespace) -> int:
+    return site.report(local.project_root(), pages=["index.html"], measuring=False)
 
 
 def _baseline_check(arguments: argparse.Namespace) -> int:
     from wanreport.analysis import frames
-    from wanreport.baseline import ledger, overview
+    from wanreport.baseline import ledger, page
 
     # Committed records alone: what is committed must not depend on who looks.
     judged = ledger.load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
-    print(overview.plain_table(judged))
+    rows = page.rows(judged)
+    for row in rows.itertuples():
+        print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
+    print(", ".join(f"{count} {outcome}" for outcome, count in rows.outcome.value_counts().items()))
     path = DERIVED / "verdicts.json"
     if arguments.accept:
         content = {"schema": SCHEMA, "verdicts": judged.summaries()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from .cost import Inputs, Prediction, StreamSettings, predict
-from .words import counted
+from .job import Job
+from .words import counted, gigabytes, seconds
 
 DEFAULT_ROOM = 4  # blocks, where a job gives no budget: next to nothing, and enough to stream
 MIN_ROOM = 2
@@ -17,6 +19,8 @@ MARGIN = 0.9  # of a window: what starts in it should also end in it
 ALIKE = 0.001  # relative difference below which two predictions are one
 CLOSE = 0.1  # … below which they are tried
 GAIN = 0.005  # … and by which a trial must be better to overrule them
+SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
+"""Fields that a job shares with another whose measured inputs hold for it too."""
 
 
 def room(budget_gb: float | None, block_bytes: int, outer_bytes: int) -> int:
@@ -164,3 +168,37 @@ def describe(settings: Mapping[str, Any]) -> str:
     words += ["in windows"] if settings["windows"] else []
     words += ["sharded"] if settings["shard"] else []
     return ", ".join(words)
+
+
+def from_records(
+    job: Job, found: Iterable[tuple[Path, Mapping[str, Any]]]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The plan for `job` from what a record of its shape was planned with, and that record's path.
+
+    `found` are records of real runs; of several that fit the latest counts. There is no trial.
+    """
+    fit = [
+        (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
+        for path, record in found
+        if (record["engine"].get("plan") or {}).get("inputs")
+        and all(record["job"].get(key) == getattr(job, key) for key in SHAPE)
+    ]
+    if not fit:
+        return None
+    *_, path, stored = max(fit, key=lambda entry: entry[:2])
+    inputs = Inputs.of({**stored, "steps": job.num_inference_steps})
+    blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes)
+    return path, make_plan(inputs, blocks)[0]
+
+
+def lines(plan: Mapping[str, Any], *, timed: bool) -> list[str]:
+    """A plan's candidates as lines of text, the chosen one marked; `timed` shows their seconds."""
+    rows = [(" ", *("step", "first", "switch") * timed, "weights", "settings")]
+    for index, candidate in enumerate(plan["candidates"]):
+        predicted = candidate["predicted"]
+        times = [seconds(predicted[f"{name}_s"]) for name in ("step", "first", "switch")]
+        mark = ">" if index == plan["chosen"] else " "
+        weights = gigabytes(predicted["weights_bytes"])
+        rows.append((mark, *times * timed, weights, describe(candidate["settings"])))
+    table = [f"{row[0]} {''.join(f'{word:<11}' for word in row[1:-1])}{row[-1]}" for row in rows]
+    return [f"room for {counted(plan['room'], 'block')}", *table, f"chosen by {plan['by']}"]
