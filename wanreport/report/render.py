@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import html
 import io
-import json
 import os
 import re
 import sys
@@ -130,8 +129,9 @@ def _css() -> str:
 
 
 def _yaml(parameters: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(dict(parameters)))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if parameters else ""
+    """A job's parameters as a params file, without those that choose among records."""
+    job = {k: v for k, v in parameters.items() if k not in ("machine", "results_dirs")}
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True) if job else ""
 
 
 def _kept(cells: Sequence[Any]) -> list[Any]:
