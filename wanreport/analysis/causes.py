@@ -151,18 +151,28 @@ def _shown(name: str, *values: Any) -> str:
     return f"{name} {' → '.join(map(word, values))}".strip()
 
 
-def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]]]:
-    """The runs that may be one of a pair, each with every setting in which two may differ."""
-    if "overhead" not in cost:
-        return []
+def _counts(frames: Frames) -> pd.DataFrame:
+    """Allocations and waits of a step, on rank 0, by run; NaN where they were not counted."""
+    columns = ["allocations", "event_waits", "stream_waits", "host_syncs"]
+    if frames.counters.empty:
+        return pd.DataFrame(columns=["allocations", "waits"], dtype=float)
     counters = frames.counters[(frames.counters.kind == "clean") & (frames.counters["rank"] == 0)]
     steps = frames.steps.groupby(["run", "iteration"]).size().rename("steps")
     counters = counters.join(steps, on=["run", "iteration"]).drop_duplicates(["run", "counter"])
     counts = counters.set_index(["run", "counter"]).eval("measured / steps").unstack()
-    counts["waits"] = counts[["event_waits", "stream_waits", "host_syncs"]].sum(axis=1)
+    counts = counts.reindex(columns=columns).astype(float)
+    waits = counts[columns[1:]].sum(axis=1, min_count=1)
+    return pd.DataFrame({"allocations": counts.allocations, "waits": waits})
+
+
+def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]]]:
+    """The runs that may be one of a pair, each with every setting in which two may differ."""
+    if "overhead" not in cost:
+        return []
+    counts = _counts(frames)
     runs = cost[cost.engine.isin(("layerwise", "sglang", "stream")) & cost.vram_budget_gb.isna()]
     found = []
-    for row in runs.join(counts[["allocations", "waits"]]).to_dict("records"):
+    for row in runs.join(counts).to_dict("records"):
         chosen = row["settings"] or {}
         known = {
             **{name: row[name] for name in ("engine", "gpus", "interconnect", "gpu_model", "torch",

@@ -173,8 +173,9 @@ def which_old(frames: Frames, facts: Facts) -> pd.DataFrame:
                 "spike": row.switch_s / row.step_s - 1,
                 "memory_experts": (row.reserved_bytes - new.reserved_bytes) / row.expert_bytes,
             }  # fmt: skip
-            steady = None if told["claim"] == "no interval" else told["claim"] != "slower"
-            likes = [steady, *(like(name, found[name]) for name in ("spike", "memory_experts"))]
+            slow = None if told["claim"] == "no interval" else told["claim"] == "slower"
+            near = [like(name, found[name]) for name in ("spike", "memory_experts")]
+            likes = [None if slow is None else not slow, *near]
             found |= dict(zip(("like_steady", "like_spike", "like_memory"), likes, strict=True))
             rows.append(
                 found | {"old": None if None in likes and False not in likes else all(likes)}
