@@ -146,14 +146,14 @@ def _column(
     """What the template needs of a column's heading, and of each of its cells."""
     values = list(data[name]) if name in data else []
     each = list(data[own]) if own is not None and own not in KINDS else [own or kind] * len(values)
+    said, bounds = _bounds(name, data) if interval else ("", [""] * len(values))
     numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
     head = {
         "title": title or _stem(name).replace("_", " "),
         "unit": _unit(name) if numeric or all(map(_gone, values)) else "",
-        "numeric": numeric, "kind": own if own in KINDS else "", "interval": interval,
+        "numeric": numeric, "kind": own if own in KINDS else "", "interval": said,
     }  # fmt: skip
     texts = _texts(name, values, exact=kind == "quoted" or own == "quoted")
-    bounds = _bounds(name, data) if interval else [""] * len(values)
     targets = list(data[link]) if link else [None] * len(values)
     engines = list(data["engine"]) if name in ("engine", "name") and "engine" in data else []
     return head, [
@@ -225,15 +225,19 @@ def _texts(
     return [text(value) for value in values]
 
 
-def _bounds(name: str, data: pd.DataFrame) -> list[str]:
+def _bounds(name: str, data: pd.DataFrame) -> tuple[str, list[str]]:
+    """What the heading says of a column's intervals, and each interval, with n where n varies."""
     stem, end = _stem(name), _suffix(name)
     low, high = (
         _texts(name, list(data[f"{stem}_{side}{end}"]), list(data[name]))
         for side in ("low", "high")
     )
     ns = list(data[f"{stem}_n"]) if f"{stem}_n" in data else [None] * len(data)
-    return [
-        (f"[{a}, {b}]" if EM_DASH not in (a, b) else "") + ("" if _gone(n) else f" n{NBSP}{n}")
+    known = {n for n in ns if not _gone(n)}
+    every = f", n{NBSP}={NBSP}{known.pop()}" if len(known) == 1 else ""
+    return f"[95{NBSP}%]{every}", [
+        (f"[{a}, {b}]" if EM_DASH not in (a, b) else "")
+        + ("" if _gone(n) or every else f" n{NBSP}={NBSP}{n}")
         for a, b, n in zip(low, high, ns, strict=True)
     ]
 

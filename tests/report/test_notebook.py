@@ -1,0 +1,294 @@
+"""What notebooks call: parameters, records, frames, figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+
+from wanreport import local
+from wanreport.analysis import frames
+from wanreport.job import field_defaults, job_from_mapping
+from wanreport.report import notebook, style, svg, tables
+from wanreport.report.run import PAGE
+
+ROOT = Path(__file__).resolve().parents[2]
+ASKED = {"name": "mine", "engine": "layerwise", "num_gpus": 4, "dit_layerwise_offload": True}
+
+
+def namespace(**changes: Any) -> dict[str, Any]:
+    return {"__name__": "__main__", "os": os, "Path": Path, **field_defaults(), **changes}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What the notebook displays."""
+    outputs: list[dict[str, str]] = []
+    monkeypatch.setattr(notebook, "_display", outputs.append)
+    return outputs
+
+
+# Parameters --------------------------------------------------------------------------------------
+
+
+def test_the_parameters_make_a_job() -> None:
+    assert notebook.setup(namespace(**ASKED)) == job_from_mapping(ASKED)
+
+
+def test_the_machine_is_not_a_part_of_the_job() -> None:
+    assert notebook.setup(namespace(machine="1x-h100", **ASKED)) == job_from_mapping(ASKED)
+
+
+def test_every_problem_is_told_without_a_traceback() -> None:
+    with pytest.raises(notebook.Stop) as caught:
+        notebook.setup(namespace(**{**ASKED, "heigth": 480, "num_gpus": "four", "seed": None}))
+    text = str(caught.value)
+    for name in ("heigth", "height", "num_gpus", "seed"):  # the key, and what it should have been
+        assert re.search(rf"\b{name}\b", text)
+    assert caught.value._render_traceback_() == text.splitlines()
+
+
+def test_a_required_parameter_that_nobody_gave_is_missing() -> None:
+    with pytest.raises(notebook.Stop, match="engine"):
+        notebook.setup(namespace(**{**ASKED, "engine": None}))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["setup = 5", "_hidden = 5", "x: int = 5", "Path = 5"],
+    ids=["replaced by an import", "underscore", "annotated", "name of a class"],
+)
+def test_an_injected_name_cannot_hide(cell: str) -> None:
+    # IPython keeps the source of every cell; the last one is the cell that calls setup.
+    cells = ["", "name = None", f"# Parameters\n{cell}", "job = setup(globals())"]
+    with pytest.raises(notebook.Stop, match=cell.split(":")[0].split(" ")[0]):
+        notebook.setup(namespace(In=cells, **ASKED))
+
+
+def test_the_cell_may_run_again_after_later_ones() -> None:
+    names = namespace(**ASKED)
+    job = notebook.setup(names)
+    names |= {"record": {"later": "cells"}, "job": job}
+    assert notebook.setup(names) == job
+
+
+def test_other_notebooks_take_only_what_they_name() -> None:
+    names: dict[str, Any] = {"results_dirs": []}
+    notebook.parameters(names, "results_dirs")
+    notebook.parameters(names | {"later": 1}, "results_dirs")
+    with pytest.raises(notebook.Stop, match=r"\bresults_dir\b.*\bresults_dirs\b"):
+        notebook.parameters({"results_dir": []}, "results_dirs")
+    with pytest.raises(notebook.Stop, match=r"\bx\b(.|\n)*\by\b"):
+        notebook.parameters({"x": 1, "y": 2})
+
+
+SCRIPT = """
+# %% tags=["parameters"]
+{parameters}
+# %%
+from wanreport.report.notebook import setup
+job = setup(globals())
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("papermill", path=str(Path(sys.executable).parent)) is None,
+    reason="needs papermill's command beside this Python",
+)
+def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
+    """The way of someone who has never heard of this package's commands."""
+    lines = "\n".join(f"{name} = {value!r}" for name, value in field_defaults().items())
+    (tmp_path / "job.py").write_text(SCRIPT.format(parameters=lines))
+    (tmp_path / "mine.yaml").write_text("name: mine\nengine: resident\nheigth: 480\n")
+    bin_ = Path(sys.executable).parent
+    done = subprocess.run(
+        f"{bin_}/jupytext --quiet --to ipynb -o - job.py |"
+        f" {bin_}/papermill - out.ipynb -f mine.yaml -k python3 -l python --no-progress-bar",
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{bin_}:{os.environ['PATH']}",
+             local.NO_MEASURING: "1", "PYTHONNOUSERSITE": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "heigth" in done.stderr
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    error = next(o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error")
+    assert error["ename"] == "Stop" and len(error["traceback"]) < 5
+
+
+# Records -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(local.NO_MEASURING, raising=False)
+    frames.cached.cache_clear()
+    return project
+
+
+def test_a_record_at_hand_is_not_measured_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = synthetic.record("new-4gpu")
+    synthetic.write([record], project / "results/local")
+    local.remember_machine(project / "results/local", record["machine"]["slug"], 0)
+    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    run = notebook.measure(job_from_mapping({**record["job"], "scale": "auto"}))
+    assert run is not None and run.startswith("results/local/")
+    assert notebook.frames_of().runs.loc[run].job == "new-4gpu"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_measurement_leaves_is_in_the_frames(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert notebook.frames_of().runs.empty
+    code = "import os; os.write(2, b'out of luck\\n'); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(local, "LAUNCH", [sys.executable, "-c", code])
+    run = notebook.measure(job_from_mapping(ASKED))
+    row = notebook.frames_of().runs.loc[run]
+    assert row.status == "failed"
+    assert "SIGKILL" in row.reason and "results/local/logs/mine.log" in row.hint
+    assert (project / "results/local/logs/mine.log").read_text() == "out of luck\n"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_rendering_never_measures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(local.NO_MEASURING, "1")
+    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    assert notebook.measure(job_from_mapping(ASKED)) is None
+    assert not (project / "results").exists()
+
+
+def test_a_machine_has_its_own_record_or_none(project: Path) -> None:
+    record = synthetic.record("new-4gpu")
+    path = synthetic.write([record], project / "results")
+    job = job_from_mapping({**record["job"], "scale": "auto"})
+    slug = record["machine"]["slug"]
+    run = notebook.measure(job, machine=slug)
+    assert run is not None and Path(run).parts[:2] == ("results", slug) and path.exists()
+    with pytest.raises(notebook.Stop, match=f"nowhere(.|\n)*{slug}"):
+        notebook.measure(job, machine="nowhere")
+
+
+def test_a_broken_record_stops_the_notebook_with_its_name(project: Path) -> None:
+    path = project / "results/some-machine/x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(notebook.Stop, match="x.json"):
+        notebook.frames_of()
+    with pytest.raises(notebook.Stop, match="x.json"):
+        notebook.measure(job_from_mapping(ASKED))
+
+
+@pytest.mark.parametrize(
+    ("run", "href"),
+    [
+        ("results/1x-h100/480p-1gpu-swap-605b621cbafb.json", "jobs/1x-h100/480p-1gpu-swap.html"),
+        ("results/local/cpu-2/a-b-605b621cbafb.json", "jobs/cpu-2/a-b.html"),
+        ("results/m/earlier/a-605b621cbafb-2026-11-25T01-02.json", "jobs/m/a.html"),
+        ("results/m/benchmarks/two.json#7800/planned", None),
+    ],
+)
+def test_a_run_has_its_jobs_page(
+    run: str, href: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PAGE, raising=False)
+    assert notebook.page(run) == notebook.page({"run": run}) == href
+    monkeypatch.setenv(PAGE, "jobs/m/other.html")
+    assert notebook.page(run) == (href and f"../../{href}")
+
+
+# Showing -----------------------------------------------------------------------------------------
+
+
+def figure(colour: str = style.INK) -> Figure:
+    with style.theme():
+        made = Figure(figsize=(4, 2))
+        axes = made.add_subplot()
+        axes.plot([1, 2, 3], [1, 3, 2], color=colour, clip_on=True)
+        axes.set_title("a <title> & more")
+    return made
+
+
+def ids(text: str) -> list[str]:
+    return re.findall(r'\bid="([^"]+)"', text)
+
+
+def test_a_figure_is_the_same_string_every_time() -> None:
+    assert svg.inline(figure()) == svg.inline(figure())
+
+
+def test_ids_never_meet_even_if_figures_are_equal() -> None:
+    texts = [svg.figure(figure(colour), "c") for colour in ("#0072b2", "#d55e00", "#d55e00")]
+    every = [each for text in texts for each in ids(text)]
+    assert every and len(every) == len(set(every))
+    for text in texts:
+        used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+        assert used and used <= set(ids(text))
+
+
+def test_the_ink_is_the_pages_own_and_colours_stay() -> None:
+    text = svg.inline(figure("#0072b2"))
+    assert not {style.INK, "#000000"} & set(re.findall("#[0-9a-f]{6}", text))
+    assert "currentColor" in text and "#0072b2" in text
+
+
+def test_a_figure_brings_no_style_sheet_no_metadata_and_no_ground() -> None:
+    text = svg.inline(figure())
+    assert text.startswith("<svg")
+    for unwanted in ("<style", "<metadata", "<!--", "DOCTYPE", "#ffffff"):
+        assert unwanted not in text
+    assert "a &lt;title&gt; &amp; more" in text  # text stays text
+
+
+def test_a_figure_has_a_caption_and_words(shown: list[dict[str, str]]) -> None:
+    notebook.show(figure(), "A <b>caption</b>.")
+    notebook.show(figure(), "A caption.", alt='What "it" shows')
+    one, other = (BeautifulSoup(output["text/html"], "html.parser") for output in shown)
+    assert one.figcaption and one.figcaption.get_text() == "A <b>caption</b>."
+    assert [each.select('[role="img"]')[0]["aria-label"] for each in (one, other)] == [
+        "A <b>caption</b>.", 'What "it" shows'
+    ]  # fmt: skip
+    assert one.figure and one.figure.svg
+    with pytest.raises(ValueError, match="caption"):
+        notebook.show(figure(), " ")
+
+
+def test_prose_and_tables_are_shown(shown: list[dict[str, str]]) -> None:
+    import pandas as pd
+
+    notebook.md("**x**")
+    notebook.md("**x**", look="answer")
+    notebook.table(pd.DataFrame({"a": [1]}), caption="c")
+    notebook.legend()
+    from nbconvert.filters import markdown2html
+
+    plain, answer = (
+        BeautifulSoup(markdown2html(each["text/markdown"]), "html.parser") for each in shown[:2]
+    )
+    assert plain.strong and not plain.div
+    assert answer.select("div.answer > p > strong")
+    assert "<table" in shown[2]["text/html"] and "badge" in shown[3]["text/html"]
+
+
+def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(
+    shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook, "_ipython", lambda: object())
+    monkeypatch.delenv(PAGE, raising=False)
+    notebook.parameters({})
+    assert tables.css() in shown[0]["text/html"]
+    assert ".table-box" in tables.css() and "body" not in re.findall(r"^\w+", tables.css(), re.M)
+    monkeypatch.setenv(PAGE, "index.html")
+    notebook.parameters({})
+    assert len(shown) == 1

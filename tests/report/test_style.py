@@ -1,0 +1,140 @@
+"""Colours that everyone can tell apart, on both grounds, and one look for all figures."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from wanreport.report import style
+
+# Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                   [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                     [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                   [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                [0.0193339, 0.1191920, 0.9503041]])  # fmt: skip
+APART = 12  # CIEDE2000; about 2 is just noticeable side by side
+
+
+def linear(colour: str) -> np.ndarray:
+    value = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    x, y, z = np.clip(rgb, 0, 1) @ XYZ.T / [0.95047, 1, 1.08883]
+    fx, fy, fz = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """CIEDE2000."""
+    (l1, a1, b1), (l2, a2, b2) = one, other
+    chroma = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    g = (1 - np.sqrt(chroma**7 / (chroma**7 + 25**7))) / 2
+    c1, c2 = np.hypot((1 + g) * a1, b1), np.hypot((1 + g) * a2, b2)
+    h1, h2 = (np.degrees(np.arctan2(b, (1 + g) * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
+    turn = (h2 - h1 + 180) % 360 - 180
+    hue = (h1 + h2 + (360 if abs(h1 - h2) > 180 else 0)) / 2
+    lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+    t = 1 + sum(w * np.cos(np.radians(n * hue + p)) for w, n, p in
+                ((-0.17, 1, -30), (0.24, 2, 0), (0.32, 3, 6), (-0.2, 4, -63)))  # fmt: skip
+    sl = 1 + 0.015 * (lightness - 50) ** 2 / np.sqrt(20 + (lightness - 50) ** 2)
+    dl = (l2 - l1) / sl
+    dc = (c2 - c1) / (1 + 0.045 * chroma)
+    dh = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
+    rt = -2 * np.sqrt(chroma**7 / (chroma**7 + 25**7)) * np.sin(
+        np.radians(60 * np.exp(-(((hue - 275) / 25) ** 2))))  # fmt: skip
+    return float(np.sqrt(dl**2 + dc**2 + dh**2 + rt * dc * dh))
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted(linear(colour) @ XYZ[1] for colour in (one, other))
+    return float((light + 0.05) / (dark + 0.05))
+
+
+def sheet() -> str:
+    return files("wanreport.report").joinpath("template/page.css").read_text()
+
+
+def grounds(name: str) -> list[str]:
+    """A colour of the style sheet on the light and on the dark page."""
+    found = re.findall(rf"--{name}: (#[0-9a-f]+)", sheet())[:2]
+    return [colour if len(colour) == 7 else "#" + "".join(2 * c for c in colour[1:])
+            for colour in found]  # fmt: skip
+
+
+def test_the_distance_is_ciede2000() -> None:
+    # Pairs 1, 7 and 25 of Sharma, Wu & Dalal (2005).
+    assert distance(np.array([50, 2.6772, -79.7751]), np.array([50, 0, -82.7485])) == pytest.approx(
+        2.0425, abs=1e-4
+    )
+    assert distance(np.array([50, 0, 0]), np.array([50, -1, 2])) == pytest.approx(2.3669, abs=1e-4)
+    assert distance(
+        np.array([60.2574, -34.0099, 36.2677]), np.array([60.4626, -34.1751, 39.4387])
+    ) == pytest.approx(1.2644, abs=1e-4)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_any_two_engines_are_told_apart_by_everyone(sight: str) -> None:
+    seen = {n: lab(np.array(SIGHT[sight]) @ linear(c)) for n, c in style.ENGINES.items()}
+    near = {
+        (a, b): round(distance(seen[a], seen[b]), 1)
+        for a, b in combinations(seen, 2)
+        if distance(seen[a], seen[b]) < APART
+    }
+    assert near == {}
+
+
+def test_engines_are_seen_on_both_grounds() -> None:
+    paper = grounds("paper")
+    assert len(paper) == 2
+    low = {
+        (engine, ground): round(contrast(colour, ground), 2)
+        for engine, colour in (style.ENGINES | {"other": style.FALLBACK}).items()
+        for ground in paper
+        if contrast(colour, ground) < 3
+    }
+    assert low == {}
+
+
+def test_text_is_read_on_both_pages() -> None:
+    for name in ("ink", "muted", "accent", "keyword", "string", "number"):
+        for ground in ("paper", "raised"):
+            for text, back in zip(grounds(name), grounds(ground), strict=True):
+                assert contrast(text, back) >= 4.5, (name, ground)
+
+
+def test_resident_has_no_hue() -> None:
+    assert np.hypot(*lab(linear(style.ENGINES["resident"]))[1:]) < 10
+
+
+def test_every_engine_has_a_second_cue_of_its_own() -> None:
+    assert list(style.MARKERS) == list(style.HATCHES) == list(style.ENGINES)
+    assert len(set(style.MARKERS.values())) == len(set(style.HATCHES.values())) == 7
+
+
+def test_an_unknown_engine_has_the_fallback() -> None:
+    assert style.colour("stream") == style.ENGINES["stream"]
+    assert style.colour("another") == style.FALLBACK
+
+
+def test_the_theme_ends_where_it_ends() -> None:
+    before = dict(mpl.rcParams)
+    with style.theme("x"):
+        assert mpl.rcParams["axes.grid.axis"] == "x"
+        assert mpl.rcParams["svg.fonttype"] == "none"
+        assert not mpl.rcParams["axes.spines.top"]
+        assert mpl.rcParams["text.color"] == style.INK
+    assert dict(mpl.rcParams) == before
