@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanreport.analysis import overlap
@@ -146,6 +146,7 @@ def test_rehearsals_and_runs_without_blocks_have_no_row() -> None:
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda s: (s[0], sum(s))))
 
 
+@settings(deadline=None, max_examples=50)
 @given(SPANS, SPANS)
 def test_what_two_lanes_share_is_counted_as_on_a_grid(ones: Any, others: Any) -> None:
     def grid(spans: Any) -> set[int]:

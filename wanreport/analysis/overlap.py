@@ -93,8 +93,8 @@ def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) 
 
     Returns
     -------
-    Events in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine`.
-    Empty if the run has no timeline.
+    Events in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine`,
+    and the `branches` of a visit. Empty if the run has no timeline.
     """
     row = frames.runs.loc[run]
     events = _drawn(frames.events[frames.events.run == run], row.gpus)
@@ -111,8 +111,8 @@ def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) 
     start, end = spans.loc[lengths.index[(len(spans) - 1) // 2], TIMES]
     cut = events[(events.end_ms > start) & (events.start_ms < end)].sort_values("start_ms").copy()
     cut[TIMES] = cut[TIMES].clip(start, end) - start
-    cut = cut.assign(ms=cut.end_ms - cut.start_ms, **row[["engine", "name", "machine"]])
-    return cut.reset_index(drop=True)
+    cut = cut.assign(ms=cut.end_ms - cut.start_ms, branches=max(1, row.branches // passes))
+    return cut.assign(**row[["engine", "name", "machine"]]).reset_index(drop=True)
 
 
 def crossings(events: pd.DataFrame) -> np.ndarray:

@@ -1,0 +1,214 @@
+"""Pictures: what is on them, that they hold for few and odd rows, and that they are repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+
+from wanreport.analysis import compare, overlap
+from wanreport.analysis.frames import Frames, load
+from wanreport.report import figures, svg
+from wanreport.report.style import ENGINES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def frames() -> Frames:
+    return load(["results"], ROOT)
+
+
+@pytest.fixture(scope="module")
+def two_gpus(frames: Frames) -> pd.DataFrame:
+    runs = frames.runs
+    return runs[runs.latest & (runs.gpus == 2) & (runs.source == "job") & (runs.height == 480)]
+
+
+def costs(*rows: tuple[str, str, float], **columns: Any) -> pd.DataFrame:
+    data = pd.DataFrame(rows, columns=["machine", "engine", "overhead"])
+    return data.assign(
+        **{"overhead_low": data.overhead - 0.01, "overhead_high": data.overhead + 0.01,
+           "claim": "slower", **columns}
+    )  # fmt: skip
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
+
+
+def said(figure: Figure, part: str) -> int:
+    return sum(part in text for text in texts(figure))
+
+
+def bars(axes: Any) -> dict[str, float]:
+    """Widths of filled bars by the row that they are on."""
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    return {
+        names[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width()
+        for bar in axes.patches if bar.get_facecolor()[3]
+    }  # fmt: skip
+
+
+def test_overhead_has_a_group_for_each_machine_and_a_bar_for_each_engine() -> None:
+    df = costs(("2× B", "layerwise", 0.065), ("2× B", "stream", 0.006), ("1× A", "fsdp", 0.137))
+    figure = figures.overhead(df, missing=["2× A"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1× A", "2× A", "2× B"]
+    assert bars(figure.axes[2]) == pytest.approx({"layerwise": 6.5, "stream": 0.6})
+    assert bars(figure.axes[1]) == {} and said(figure, "not measured") == 1
+    assert {"+6.5 %", "+0.6 %", "+13.7 %"} <= set(texts(figure))
+    for axes in figure.axes:
+        for bar in axes.patches:
+            assert any(same_color(bar.get_facecolor(), paint) for paint in ENGINES.values())
+
+
+def test_overhead_says_how_sure_it_is() -> None:
+    df = costs(("A", "stream", 0.006), ("A", "swap", -0.006), claim=["within noise", "no interval"])
+    df.loc[1, ["overhead_low", "overhead_high"]] = float("nan")
+    shown = figures.overhead(df)
+    assert said(shown, "within noise") == said(shown, "no interval") == 1
+    ends = [line.get_xdata() for line in shown.axes[0].lines[:1]]
+    assert list(ends[0]) == pytest.approx([-0.4, 1.6])
+
+
+def test_predictions_are_hollow_and_never_stand_for_a_measurement() -> None:
+    told = costs(("A", "fsdp", 0.08), ("A", "stream", 0.01))
+    figure = figures.overhead(costs(("A", "stream", 0.006)), predicted=told)
+    assert bars(figure.axes[0]) == pytest.approx({"stream": 0.6})
+    hollow = [bar for bar in figure.axes[0].patches if not bar.get_facecolor()[3]]
+    assert [bar.get_width() for bar in hollow] == pytest.approx([8, 1])
+    assert said(figure, "not measured") == 1
+
+
+def test_overhead_of_two_resolutions_and_of_nothing() -> None:
+    df = costs(("A", "stream", 0.006), ("A", "stream", 0.01)).assign(height=[480, 720])
+    titles = [axes.get_title(loc="left") for axes in figures.overhead(df).axes]
+    assert titles == ["A, 480p", "A, 720p"]
+    assert said(figures.overhead(pd.DataFrame({"run": []})), "not measured") == 1
+
+
+def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus: Any) -> None:
+    runs = [two_gpus.index[two_gpus.engine == name][0] for name in ("layerwise", "stream")]
+    cuts = [overlap.excerpt(frames, run) for run in runs]
+    figure = figures.timelines(*cuts)
+    shaded = [sum(same_color(patch.get_facecolor()[:3], figures.CLASH) for patch in axes.patches)
+              for axes in figure.axes]  # fmt: skip
+    assert shaded == [len(overlap.crossings(cuts[0])), 0] and shaded[0] > 0
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, max(c.end_ms.max() for c in cuts))}
+    for axes in figure.axes:
+        lanes = [label.get_text() for label in axes.get_yticklabels()]
+        assert lanes == list(figures.LANES[lane] for lane in ("compute", "copy", "collective"))
+
+
+def test_one_gpu_has_no_lane_of_collectives(frames: Frames) -> None:
+    shares = overlap.shares(frames)
+    run = shares.index[shares.gpus == 1][0]
+    axes = figures.timeline(overlap.excerpt(frames, run)).axes[0]
+    assert len(axes.get_yticklabels()) == 2
+
+
+def test_a_rehearsals_events_are_in_order_not_in_time(frames: Frames, two_gpus: Any) -> None:
+    events = overlap.excerpt(frames, two_gpus.index[two_gpus.engine == "stream"][0])
+    axes = figures.timeline(events, timed=False).axes[0]
+    assert axes.get_xlim()[1] == pytest.approx(len(events), abs=2)
+
+
+def test_steps_that_did_not_run_have_no_mark_and_no_line(frames: Frames, two_gpus: Any) -> None:
+    run = two_gpus.index[two_gpus.engine == "swap"][0]
+    some = frames.steps[frames.steps.run == run]
+    axes = figures.steps(some, engine="swap", whole=27).axes[0]
+    marks = [line for line in axes.lines if line.get_marker() != "None"]
+    assert sum(len(line.get_xdata()) for line in marks) == len(some)
+    assert {line.get_linestyle() for line in marks} == {"None"}
+    labels = {text.get_text().split(" ")[0] for text in axes.texts}
+    assert {"first", "switch", "steady"} <= labels
+
+
+def test_a_step_far_above_all_clean_ones_is_cut_off_and_labelled() -> None:
+    rows = [("warmup", "first", 100.0), ("clean", "first", 2.0), ("clean", "steady", 1.0)]
+    df = pd.DataFrame(rows, columns=["kind", "role", "seconds"])
+    figure = figures.steps(df.assign(step=[0, 0, 1], expert="high_noise"), engine="stream")
+    assert figure.axes[0].get_ylim()[1] < 3 and said(figure, "100") == 1
+
+
+def test_the_budget_adds_up_and_tells_what_did_not_run(two_gpus: pd.DataFrame) -> None:
+    figure = figures.budget(two_gpus)
+    axes = figure.axes[0]
+    ends: dict[int, float] = {}
+    hatched: dict[int, float] = {}
+    for bar in axes.patches:
+        row = round(bar.get_y() + bar.get_height() / 2)
+        ends[row] = max(ends.get(row, 0), bar.get_x() + bar.get_width())
+        if bar.get_hatch() == figures.PARTS["left"][1]:
+            hatched[row] = bar.get_width()
+    for row, (_, run) in enumerate(two_gpus.iterrows()):
+        assert ends[row] == pytest.approx(run.end_to_end_s)
+        steady = run.steps_whole - 2
+        assert hatched[row] == pytest.approx(run.steady_s * (1 - (run.steps_run - 2) / steady))
+
+
+def test_bytes_a_step_are_over_the_whole_schedule(two_gpus: pd.DataFrame) -> None:
+    widths = bars(figures.moved(two_gpus).axes[0])
+    swap = two_gpus[two_gpus.engine == "swap"].iloc[0]
+    assert widths["swap"] == pytest.approx(swap.h2d_schedule_bytes / 27e9)
+
+
+def test_memory_of_rows_that_lack_some() -> None:
+    df = pd.DataFrame([{"name": "a", "engine": "stream", "allocated_bytes": 7e9,
+                        "reserved_bytes": None, "pinned_bytes": None}])  # fmt: skip
+    figure = figures.memory(df)
+    assert said(figure, "?") == 2 and len(figure.axes) == 2
+
+
+def test_each_campaign_has_its_line(frames: Frames) -> None:
+    cost = compare.overhead(frames)
+    cost = cost[(cost.source == "bench") & (cost.engine != "resident")]
+    figure = figures.lines(cost)
+    keys = cost.groupby(["machine", "branches", "name", "campaign"])
+    assert sum(len(axes.lines) for axes in figure.axes) == len(keys)
+    marks = sum(len(line.get_xdata()) for axes in figure.axes for line in axes.lines)
+    assert marks == len(cost)
+    filled = [line.get_markerfacecolor() != "none" for axes in figure.axes for line in axes.lines]
+    assert sum(filled) == keys.bracketed.all().sum()
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(cost.name)
+
+
+def test_scaling_tells_measured_and_predicted_apart() -> None:
+    rows = [(gpus, kind, gpus / 100) for kind in ("measured", "predicted") for gpus in (2, 4, 8)]
+    df = pd.DataFrame(rows, columns=["gpus", "kind", "overhead"]).assign(engine="fsdp", name="fsdp")
+    (axes,) = figures.scaling(df).axes
+    measured, predicted = axes.lines
+    assert measured.get_linestyle() == "None" and predicted.get_linestyle() != "None"
+    assert predicted.get_markerfacecolor() == "none" != measured.get_markerfacecolor()
+    assert [text.get_text() for text in axes.texts] == ["fsdp +8.0 %"]
+
+
+def test_the_schedule_marks_the_switch() -> None:
+    df = pd.DataFrame({"step": range(4), "timestep": [999.0, 950, 800, 300],
+                       "expert": ["high_noise"] * 2 + ["low_noise"] * 2})  # fmt: skip
+    (axes,) = figures.schedule(df, boundary=875).axes
+    assert [1.5, 1.5] in [list(line.get_xdata()) for line in axes.lines]
+    assert len(axes.texts) == 3
+    (one,) = figures.schedule(df.assign(expert="high_noise")).axes
+    assert not one.texts
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.065, "+6.5 %"), (-0.006, "\N{MINUS SIGN}0.6 %"),
+                                             (0.0001, "0.0 %"), (-0.0001, "0.0 %")])  # fmt: skip
+def test_signed_shares(share: float, text: str) -> None:
+    assert figures.signed(share) == text
+
+
+def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:
+    run = two_gpus.index[two_gpus.engine == "layerwise"][0]
+    draws: list[Callable[[], Figure]] = [
+        lambda: figures.timelines(overlap.excerpt(frames, run)),
+        lambda: figures.memory(two_gpus),
+    ]
+    for draw in draws:  # dashes, hatches and clip paths have ids
+        assert svg.inline(draw()) == svg.inline(draw())

@@ -1,0 +1,399 @@
+"""Pictures of tidy frames: each function takes a DataFrame and returns a matplotlib Figure.
+
+An engine has its colour and marker in all of them (:mod:`wanreport.report.style`). What was
+measured is solid, what was predicted or extrapolated is hollow or hatched, and what is missing says
+so. Values stand beside their marks; captions are the notebook's. Shares are drawn in per cent,
+bytes in GB (10^9).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ContextDecorator
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from wanreport.analysis.overlap import crossings
+from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, WIDTH, colour, theme
+
+CLASH = "#d6455d"  # the colour of what gets into each other's way
+NOISE = 1.0  # per cent over resident, below which streaming counts as free
+
+DASHES = (0, (4, 3))
+LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "collective": "all-to-alls"}
+KINDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
+PARTS = {  # of an iteration's time: what they are called, hatch, whether they are not filled
+    "first": ("first step", "xxx", False), "switch": ("switch", "...", False),
+    "steady": ("steady steps", "", False), "left": ("steady steps, extrapolated", "///", True),
+    "decode": ("decoding", "---", True),
+}  # fmt: skip
+
+
+def themed(values: Literal["x", "y"]) -> ContextDecorator:
+    """Draw a figure in the look of all pages, with a grid on the axis of `values`."""
+    return cast(ContextDecorator, theme(values))  # which a context of matplotlib's is
+
+
+@themed("x")
+def overhead(
+    df: pd.DataFrame, predicted: pd.DataFrame | None = None, missing: Sequence[str] | None = None
+) -> Figure:
+    """Draw overhead over resident by engine, a group of bars for each machine.
+
+    Parameters
+    ----------
+    df
+        Columns machine, engine, claim, overhead, overhead_low, overhead_high; and height, where
+        there are several resolutions.
+    predicted
+        Columns machine, engine, overhead (and height): drawn hollow.
+    missing
+        Machines to show even if nothing was measured on them.
+    """
+    told = df[:0] if predicted is None else predicted
+    both = [each for each in (df.assign(told=False), told.assign(told=True)) if len(each)]
+    every = pd.concat(both) if both else pd.DataFrame({"machine": [], "engine": [], "told": []})
+    several = "height" in every and every.height.nunique() > 1
+    named = [
+        f"{row.machine}, {row.height}p" if several else row.machine for row in every.itertuples()
+    ]
+    every = every.assign(place=named, told=every.told.astype(bool))
+    places = sorted({*every.place, *(missing or ())}) or [""]
+    groups = [every[every.place == place] for place in places]
+    rows = [sorted(set(group.engine), key=_rank) or [""] for group in groups]
+    ratios = [len(row) + 1.0 for row in rows]
+    figure, panels = _figure(0.5 + 0.26 * sum(ratios), len(places), height_ratios=ratios)
+    for axes, place, group, order in zip(panels, places, groups, rows, strict=True):
+        _bars(axes, group[~group.told], group[group.told], order)
+        axes.set_title(place)
+        axes.tick_params(axis="x", length=0)
+        axes.spines["bottom"].set_visible(axes is panels[-1])
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1), max(1.25 * high, 5))  # a fraction of a per cent must look small
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("steady step over resident's, %")
+    return figure
+
+
+def _bars(axes: Axes, seen: pd.DataFrame, told: pd.DataFrame, order: list[str]) -> None:
+    if len(seen):
+        sns.barplot(seen.assign(percent=100 * seen.overhead), x="percent", y="engine", hue="engine",
+                    palette={engine: colour(engine) for engine in order}, order=order, width=0.6,
+                    saturation=1, errorbar=None, legend=False, ax=axes)  # fmt: skip
+    for row in seen.itertuples():
+        y, ends = order.index(row.engine), [100 * row.overhead_low, 100 * row.overhead_high]
+        axes.plot(ends, [y, y], color=INK, linewidth=1.8, solid_capstyle="butt")
+        sure = "" if row.claim in ("slower", "faster") else f", {row.claim}"
+        _beside(axes, np.nanmax([*ends, 100 * row.overhead, 0]), y, signed(row.overhead) + sure)
+    for row in told.itertuples():
+        y, alone, share = order.index(row.engine), row.engine not in set(seen.engine), row.overhead
+        axes.barh(y, 100 * share, 0.6 if alone else 0.86, facecolor="none", linestyle=DASHES,
+                  edgecolor=colour(row.engine), linewidth=1.5)  # fmt: skip
+        if alone:
+            _beside(axes, max(100 * share, 0), y, f"not measured, predicted {signed(share)}")
+    if order == [""]:
+        _beside(axes, 0, 0, "not measured")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_ylabel("")
+    _rows(axes, order)
+
+
+@themed("y")
+def lines(df: pd.DataFrame, *, x: str = "tokens") -> Figure:
+    """Draw the step over resident by tokens: a panel for each machine and number of branches.
+
+    Parameters
+    ----------
+    df
+        Columns machine, branches, engine, name, campaign, overhead, bracketed and `x`. Each
+        campaign has its own line, so that none hides another; its markers are hollow where resident
+        did not run again at the end.
+    """
+    every = sorted(df.groupby(["machine", "branches"]).groups)
+    across, down = min(2, len(every)), -(-len(every) // 2)
+    figure, panels = _figure(0.9 + 2.3 * down, down, across, sharey=True)
+    keys: dict[str, Line2D] = {}
+    for axes, (machine, branches) in zip(panels, every, strict=False):
+        some = df[(df.machine == machine) & (df.branches == branches)].sort_values(x)
+        for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
+            look: dict[str, Any] = {
+                "color": colour(engine), "marker": MARKERS.get(engine, "o"), "markersize": 6,
+                "linestyle": DASHES if "slots" in name else "-", "linewidth": 1.2,
+            }  # fmt: skip
+            fill = colour(engine) if line.bracketed.all() else "none"
+            axes.plot(line[x].astype(float), 100 * line.overhead, markerfacecolor=fill, **look)
+            keys[name] = Line2D([], [], label=name, **look)
+        axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
+        axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
+    ticks: list[int] = []
+    for value in sorted(set(df[x].astype(int))):
+        ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
+    for axes in panels:
+        axes.set(xscale="log", xlabel=x if axes in panels[-across:] else "")
+        axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+        axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
+        axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
+        axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
+        axes.minorticks_off()
+    for axes in panels[len(every) :]:
+        axes.set_visible(False)
+    figure.supylabel("over resident, %", fontsize=10)
+    figure.legend(handles=[keys[name] for name in sorted(keys)], loc="outside upper left", ncols=4)
+    return figure
+
+
+@themed("y")
+def scaling(df: pd.DataFrame) -> Figure:
+    """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed.
+
+    Columns gpus, engine, name, overhead, kind ("measured" or "predicted"); with `panel`, a panel
+    for each of its values.
+    """
+    df = df.assign(panel=df.get("panel", ""), percent=100 * df.overhead).sort_values("gpus")
+    names = sorted(set(df.panel))
+    figure, panels = _figure(0.4 + 2.6 * len(names), len(names), sharey=True)
+    for axes, panel in zip(panels, names, strict=True):
+        here = df[df.panel == panel]
+        for (_, engine, kind), line in here.groupby(["name", "engine", "kind"]):
+            told = kind == "predicted"
+            axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
+                      marker=MARKERS.get(engine, "o"), linestyle=DASHES if told else "",
+                      markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
+        axes.set(title=panel, ylabel="over resident, %", xticks=sorted(set(df.gpus)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -1), max(1.05 * high, 5))
+    for axes, panel in zip(panels, names, strict=True):
+        ends = df[df.panel == panel].groupby("name").tail(1).sort_values("percent")
+        above = -math.inf
+        for row in ends[ends.gpus == df.gpus.max()].itertuples():
+            above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
+            _beside(axes, row.gpus, above, f"{row.name} {signed(row.overhead)}", 8)
+        for row in ends[ends.gpus < df.gpus.max()].itertuples():
+            text = f"{row.name} {signed(row.overhead)}"
+            axes.annotate(text, (row.gpus, row.percent), xytext=(0, -8), ha="center", va="top",
+                          textcoords="offset points")  # fmt: skip
+    axes.set_xlabel("GPUs; hollow: predicted")
+    return figure
+
+
+@themed("x")
+def memory(df: pd.DataFrame) -> Figure:
+    """Draw peaks of the fullest rank: allocated solid, reserved as outline; pinned host memory.
+
+    Columns name, engine, allocated_bytes, reserved_bytes, pinned_bytes.
+    """
+    figure, (gpu, host) = _figure(0.9 + 0.34 * len(df), 1, 2, sharey=True, width_ratios=[3, 2])
+    sizes = df[["allocated_bytes", "reserved_bytes", "pinned_bytes"]].astype(float) / 1e9
+    for y, (engine, row) in enumerate(zip(df.engine, sizes.to_numpy(), strict=True)):
+        inside, around, pinned = row
+        gpu.barh(y, inside, 0.5, color=colour(engine))
+        gpu.barh(y, around, 0.74, facecolor="none", edgecolor=INK, linewidth=1)
+        host.barh(y, pinned, 0.5, color=colour(engine), hatch="///")
+        both = f"{inside:.1f} / {around:.1f}".replace("nan", "?")
+        _beside(gpu, np.nanmax([inside, around, 0]), y, both)
+        _beside(host, max(0, np.nan_to_num(pinned)), y, f"{pinned:.1f}".replace("nan", "?"))
+    for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
+        axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
+        _rows(axes, df.name)
+    return figure
+
+
+@themed("x")
+def moved(df: pd.DataFrame) -> Figure:
+    """Draw what the busiest rank copies to its device: GB a step, over the whole schedule.
+
+    Columns name, engine, h2d_schedule_bytes, steps_whole; rows with unknown bytes are left out.
+    """
+    df = df.dropna(subset="h2d_schedule_bytes")
+    size = df.h2d_schedule_bytes / df.steps_whole.fillna(1).astype(float) / 1e9
+    figure, (axes,) = _figure(0.8 + 0.32 * len(df))
+    axes.barh(range(len(df)), size, 0.6, color=[colour(engine) for engine in df.engine])
+    for y, value in enumerate(size):
+        _beside(axes, value, y, f"{value:.3g}")
+    axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*size, 1])))
+    _rows(axes, df.name)
+    return figure
+
+
+@themed("x")
+def budget(df: pd.DataFrame) -> Figure:
+    """Draw where a clean iteration's time goes, a bar for each run; what did not run is hatched.
+
+    Columns name, engine, first_s, switch_s, steady_s, decode_s, steps_run, steps_whole.
+    """
+    apart = 1 + df.switch_s.notna()
+    ran = ((df.steps_run - apart) / (df.steps_whole - apart)).astype(float)
+    spent = pd.DataFrame({
+        "first": df.first_s, "switch": df.switch_s, "steady": df.steady_s * ran,
+        "left": df.steady_s * (1 - ran), "decode": df.decode_s,
+    }).fillna(0)  # fmt: skip
+    usual = df.steady_s / (df.steps_whole - apart)
+    figure, (axes,) = _figure(1.2 + 0.42 * len(df))
+    for y, (engine, (run, parts)) in enumerate(zip(df.engine, spent.iterrows(), strict=True)):
+        for part, end in parts.cumsum().items():
+            _, hatch, hollow = PARTS[part]
+            face, edge = ("none", colour(engine)) if hollow else (colour(engine), INK)
+            axes.barh(y, parts[part], 0.62, left=end - parts[part], facecolor=face, edgecolor=edge,
+                      linewidth=0.8, hatch=hatch)  # fmt: skip
+        spikes = [f"{part} {parts[part]:.0f}" for part in ("first", "switch")
+                  if parts[part] > 2 * usual[run]]  # fmt: skip
+        text = f"{parts.sum():.0f} s" + (f" ({', '.join(spikes)})" if spikes else "")
+        _beside(axes, parts.sum(), y, text)
+    _rows(axes, df.name)
+    axes.set(xlabel="seconds", xlim=(0, 1.35 * spent.sum(axis=1).max()))
+    keys = [Patch(facecolor="none" if hollow else FALLBACK, edgecolor=INK, label=text, hatch=hatch)
+            for part, (text, hatch, hollow) in PARTS.items() if spent[part].any()]  # fmt: skip
+    axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure
+
+
+@themed("x")
+def timelines(*events: pd.DataFrame) -> Figure:
+    """Draw what blocks, copies and all-to-alls did, one excerpt above another on one time axis.
+
+    Each is what :func:`wanreport.analysis.overlap.excerpt` returns. Where a copy and an all-to-all
+    run at once, both are shaded.
+    """
+    figure, panels = _figure(0.5 + 1.65 * len(events), len(events))
+    for axes, some in zip(panels, events, strict=True):
+        _lanes(axes, some)
+        axes.set_title(some.name.iloc[0])
+        if "collective" in set(some.lane):
+            spans, copied = crossings(some), some.ms[some.lane == "copy"].sum()
+            for start, end in spans:
+                axes.axvspan(start, end, 0.02, 0.64, facecolor=CLASH, alpha=0.4, linewidth=0)
+            text = f"{np.diff(spans).sum():.0f} of {copied:.0f} ms of copies beside an all-to-all"
+            axes.set_title(text, loc="right", fontweight="normal")
+    axes.set(xlabel="milliseconds", xlim=(0, max(some.end_ms.max() for some in events)))
+    return figure
+
+
+@themed("x")
+def timeline(events: pd.DataFrame, *, timed: bool = True) -> Figure:
+    """Draw one run's events by lane: in time or, for a rehearsal, in the order they began."""
+    if not timed:
+        events = events.sort_values("start_ms", ignore_index=True)
+        events = events.assign(start_ms=events.index, end_ms=events.index + 0.85)
+    figure, (axes,) = _figure(0.6 + 0.45 * events.lane.nunique())
+    _lanes(axes, events)
+    begins = events[events.lane == "compute"].groupby("expert").start_ms.min()
+    if len(begins) > 1:
+        at = begins["low_noise"]
+        axes.axvline(at, color=INK, linestyle=DASHES)
+        axes.text(at, 1.02, "switch", transform=axes.get_xaxis_transform(), ha="center")
+    axes.set_xlabel("milliseconds" if timed else "order of events, which is not time")
+    return figure
+
+
+def _lanes(axes: Axes, events: pd.DataFrame) -> None:
+    shown = [lane for lane in LANES if lane in set(events.lane)]
+    for y, lane in enumerate(shown):
+        some, weights = events[events.lane == lane], lane in ("copy", "gather")
+        spans = list(zip(some.start_ms, some.end_ms - some.start_ms, strict=True))
+        paint = (INK, 0.25 if lane == "compute" else 0.65)
+        axes.broken_barh(spans, (y - 0.3, 0.6), edgecolor=INK, linewidth=0.6,
+                         facecolor=colour(some.engine.iloc[0]) if weights else paint,
+                         hatch="//" if weights else None)  # fmt: skip
+        for row in some.itertuples() if lane == "compute" and len(some) <= 20 else ():
+            room = (row.end_ms - row.start_ms) / events.end_ms.max()
+            text = f"block {row.block}" if room > 0.1 else f"{row.block}"
+            text += ", both branches" if room > 0.3 and getattr(row, "branches", 1) == 2 else ""
+            axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
+    _rows(axes, [LANES[lane] for lane in shown])
+
+
+@themed("y")
+def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Figure:
+    """Draw the seconds of each step that one run ran: clean iterations filled, others hollow.
+
+    Columns step, role, expert, kind, seconds. `whole` is the number of steps of the schedule.
+    """
+    clean = df[df.kind == "clean"] if (df.kind == "clean").any() else df
+    top = 1.15 * clean.seconds.max()
+    figure, (axes,) = _figure(3.4)
+    for kind, some in df.groupby("kind", sort=False):
+        axes.plot(some.step, some.seconds.clip(upper=top), linestyle="", markersize=6.5,
+                  marker="x" if kind == "profiled" else MARKERS.get(engine, "o"), clip_on=False,
+                  markerfacecolor=colour(engine) if kind == "clean" else "none",
+                  markeredgecolor=colour(engine), label=KINDS[kind])  # fmt: skip
+        for row in some[some.seconds > top].itertuples():
+            _beside(axes, row.step, top, f"{KINDS[kind]} {row.seconds:#.3g} s \N{UPWARDS ARROW}", 8)
+    for role, some in clean.groupby("role"):
+        at, value, steady = some.step.max(), some.seconds.median(), role == "steady"
+        away, align = ((8, 0), "center") if steady else ((-4, -9), "top")
+        axes.annotate(f"{role} {value:#.3g} s", (at, value), xytext=away, va=align,
+                      textcoords="offset points")  # fmt: skip
+    _switch(axes, df)
+    axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
+             xlim=(-0.6, max(df.step.max() + 2.5, whole or 0)))  # fmt: skip
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure
+
+
+@themed("y")
+def schedule(df: pd.DataFrame, *, boundary: float | None = None) -> Figure:
+    """Draw the timestep of each step (columns step, timestep, expert) and where experts switch."""
+    figure, (axes,) = _figure(2.8)
+    sns.lineplot(df, x="step", y="timestep", drawstyle="steps-mid", color=INK, linewidth=0.8,
+                 marker="o", markersize=5, markeredgewidth=0, ax=axes)  # fmt: skip
+    if boundary is not None:
+        axes.axhline(boundary, color=INK, linewidth=0.9, linestyle=DASHES)
+        axes.annotate(f"boundary {boundary:g}", (df.step.max(), boundary), ha="right",
+                      xytext=(0, 3), textcoords="offset points")  # fmt: skip
+    _switch(axes, df)
+    axes.set_ylim(0, 1.18 * df.timestep.max())
+    return figure
+
+
+def _switch(axes: Axes, df: pd.DataFrame) -> None:
+    """Mark where the second expert begins, and name both."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    at = df.step[df.expert == "low_noise"].min() - 0.5
+    if df.step.min() < at:
+        axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        for text, away, side in (
+            ("high-noise expert", -4, "right"),
+            ("low-noise expert", 4, "left"),
+        ):
+            axes.annotate(text, (at, 1), xytext=(away, -2), textcoords="offset points", ha=side,
+                          va="top", xycoords=("data", "axes fraction"))  # fmt: skip
+
+
+def signed(share: float) -> str:
+    """Write a share as signed per cent: "+6.5 %", with a minus that is one."""
+    text = f"{100 * share:+.1f} %"
+    return "0.0 %" if text[1:] == "0.0 %" else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _figure(
+    height: float, rows: int = 1, columns: int = 1, **look: Any
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height))
+    look["sharex"] = rows > 1
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **look).flat)
+
+
+def _rank(engine: str) -> int:
+    return list(ENGINES).index(engine) if engine in ENGINES else len(ENGINES)
+
+
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    """Name the rows of horizontal bars, the first on top."""
+    names = list(names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _beside(axes: Axes, x: float, y: float, text: str, away: float = 5) -> None:
+    axes.annotate(text, (x, y), xytext=(away, 0), textcoords="offset points", va="center")
