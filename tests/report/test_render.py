@@ -1,0 +1,305 @@
+"""Notebooks to pages: what a page must hold, and what a failure must look like."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from wanreport.report import render
+from wanreport.report.run import execute
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIL = "<script>alert(1)</script>"
+
+SCRIPT = """
+# %% [markdown]
+# # Small
+#
+# | wide | table |
+# |---|---|
+# | 1 | 2 |
+#
+# ## First
+# ## Second
+# ### Detail
+# ## First
+# %% tags=["parameters"]
+word = ""
+name = "x"
+machine = None
+# %%
+import pandas as pd
+from matplotlib.figure import Figure
+from wanreport.report.notebook import md, plain, show, table
+# %%
+figure = Figure()
+figure.add_subplot().plot([1, 3, 2])
+show(figure, word)
+table(pd.DataFrame({"a": [word], "b": [1.5]}), caption=word, note=word)
+md(plain(word))
+print(word, object())
+word
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    render.warm()
+
+
+def write(folder: Path, text: str) -> Path:
+    script = folder / "small.py"
+    script.write_text(text)
+    return script
+
+
+def made(folder: Path, text: str, timeout_s: float = 60, **given: Any) -> tuple[str, Any]:
+    """The problem and the parsed page of a notebook."""
+    out = folder / "out.html"
+    page = render.Page("small", write(folder, text), out, parameters=given, inputs="ab12",
+                       repair="wanreport run x")  # fmt: skip
+    return render.make(page, folder, timeout_s), BeautifulSoup(out.read_text(), "html.parser")
+
+
+def inputs(soup: Any) -> str:
+    return str(soup.find("meta", {"name": "wanreport-inputs"})["content"])
+
+
+# A good page -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    given = {"word": EVIL, "name": "y", "machine": "m"}
+    problem, soup = made(tmp_path_factory.mktemp("small"), SCRIPT, **given)
+    assert problem == ""
+    return soup
+
+
+def test_the_same_notebook_gives_the_same_bytes(tmp_path: Path) -> None:
+    pages = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        command = [sys.executable, "-m", "wanreport.report.render"]
+        command += [str(write(folder, SCRIPT)), "out.html", "-p", "word", EVIL]
+        subprocess.run(
+            command, cwd=folder, check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        assert {path.name for path in folder.iterdir()} == {"out.html", "small.py"}
+        pages.append((folder / "out.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert not re.search(rb"0x[0-9a-f]{6}|/tmp/", pages[0])
+
+
+def test_a_page_loads_nothing_and_runs_nothing(small: Any) -> None:
+    active = ["script", "iframe", "object", "embed", "base", "form"]
+    assert not small.find_all(active)
+    for tag in small.find_all(True):
+        for name, value in tag.attrs.items():
+            assert not name.startswith("on"), tag
+            if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+                assert tag.name == "a" or str(value).startswith(("#", "data:")), tag
+    styles = " ".join(tag.get_text() for tag in small.find_all("style"))
+    assert "@import" not in styles and "url(" not in styles.replace("url(#", "")
+    assert "default-src 'none'" in small.find("meta", {"http-equiv": True})["content"]
+
+
+def test_a_hostile_parameter_is_only_text(small: Any) -> None:
+    assert small.get_text().count(EVIL) >= 5
+
+
+def test_a_page_has_its_landmarks(small: Any) -> None:
+    assert small.html["lang"] == "en"
+    assert small.title.string == small.h1.get_text() == "Small"
+    assert small.find("a", class_="skip")["href"] == "#main"
+    assert small.find("main", id="main")
+    assert small.find("footer").h2
+    assert inputs(small) == "ab12"
+
+
+def test_contents_lead_to_headings_with_ids_of_their_own(small: Any) -> None:
+    ids = [tag["id"] for tag in small.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    for contents in small.select(".toc-side, .toc-top"):
+        links = contents.find_all("a")
+        assert [small.find(id=a["href"][1:]).get_text() for a in links] == [
+            a.get_text() for a in links
+        ]
+        assert [a.get_text() for a in links][:4] == ["First", "Second", "Detail", "First"]
+        assert len({a["href"] for a in links}) == 5
+
+
+def test_code_is_folded_below_what_it_shows(small: Any) -> None:
+    (fold,) = small.find_all("details", class_="code")
+    assert not fold.has_attr("open")
+    assert 'word = ""' in fold.get_text()  # the parameters and imports joined it
+    assert "show(figure" in fold.get_text()
+
+
+def test_every_table_is_in_a_box_that_scrolls_and_takes_the_focus(small: Any) -> None:
+    assert len(small.find_all("table")) == 2
+    for table in small.find_all("table"):
+        (box,) = table.find_parents(class_="table-box")
+        assert box["tabindex"] == "0" and box["aria-label"]
+
+
+def test_the_footer_gives_the_job_as_a_params_file(small: Any) -> None:
+    assert yaml.safe_load(small.find("pre", class_="copy").get_text()) == {
+        "word": EVIL, "name": "y",
+    }  # fmt: skip
+
+
+def test_a_page_without_a_heading_gets_one(tmp_path: Path) -> None:
+    _, soup = made(tmp_path, "# %%\n1 + 1\n")
+    assert soup.h1.get_text() == soup.title.string == "small"
+    assert not soup.select(".toc")
+
+
+# A bad page --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("import os; os._exit(3)", "exit status 3"),
+        ("import time; time.sleep(60)", "longer than 2 s"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("1 /", "SyntaxError"),
+        ("import sys; sys.exit('enough')", "SystemExit: enough"),
+        ("from wanreport.report.notebook import Stop\nraise Stop('<b>no</b>')", "<b>no</b>"),
+    ],
+    ids=["killed", "exit", "hung", "exception", "syntax", "sys.exit", "stop"],
+)
+def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
+    cell: str, what: str, tmp_path: Path
+) -> None:
+    cells = ("print('shown before')", cell, "print('never shown')")
+    text = "\n".join(f"# %%\n{each}" for each in cells) + "\n# %% [markdown]\n# # Late\n"
+    problem, soup = made(tmp_path, text, timeout_s=2, word="given")
+    assert problem.startswith("cell 2: ") and what in problem
+    main = soup.find("main")
+    assert what in main.find(class_="message").get_text()
+    assert cell.split("\n")[0] in main.find(class_="callout").get_text()
+    assert "wanreport run x" in main.find(class_="callout").get_text()
+    words = main.get_text()
+    assert words.index(what) < words.index("shown before")
+    assert "never shown" not in words and "Late" not in words
+    assert inputs(soup) == "", "so that it is made again"
+
+
+def test_what_is_no_notebook_has_a_page_too(tmp_path: Path) -> None:
+    page = render.Page("gone", tmp_path / "gone.py", tmp_path / "out.html")
+    assert "FileNotFoundError" in render.make(page, tmp_path)
+    assert "FileNotFoundError" in page.out.read_text()
+
+
+# The notebook's process --------------------------------------------------------------------------
+
+LEAVE = """
+# %%
+import os, sys, matplotlib, pandas
+left = os.environ["LEFT"] = sys.left = pandas.left = "here"
+matplotlib.rcParams["lines.linewidth"] = 77
+os.chdir("/")
+"""
+FIND = """
+# %%
+import matplotlib, os, sys, pandas
+assert matplotlib.rcParams["lines.linewidth"] != 77
+assert "left" not in globals() and "LEFT" not in os.environ
+assert not hasattr(sys, "left") and not hasattr(pandas, "left")
+assert os.getcwd() != "/"
+"""
+
+
+def test_a_notebook_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    for text in (LEAVE, FIND):
+        assert execute(write(tmp_path, text), {}, tmp_path)[1] is None
+
+
+SHOWS = """
+# %% [markdown]
+# # Title
+# %% tags=["parameters"]
+n = 1
+# %%
+from IPython.display import HTML, Markdown, SVG, display
+print("one")
+display(Markdown("**two**"))
+print("three")
+display(HTML("<b>four</b>"), SVG("<svg></svg>"))
+n;
+# %%
+import pandas as pd
+pd.DataFrame({"a": [n]})
+# %%
+[n, None]
+# %%
+None
+"""
+
+
+def test_papermill_by_hand_gives_the_same_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jupytext
+    import papermill
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    script = write(tmp_path, SHOWS)
+    by_hand = papermill.execute_notebook(
+        jupytext.read(script),
+        None,
+        {"n": 2},
+        language="python",
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    ours, failure = execute(script, {"n": 2}, tmp_path)
+    assert failure is None
+    assert [cell.source for cell in ours.cells] == [cell.source for cell in by_hand.cells]
+    for one, other in zip(ours.cells, by_hand.cells, strict=True):
+        assert one.get("outputs") == other.get("outputs")
+        assert one.get("execution_count") == other.get("execution_count")
+
+
+def test_what_a_notebook_began_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "# %%\nimport os, pathlib, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "pathlib.Path('part').write_text(f'{os.getpid()} {child.pid}')\n"
+        "os.rename('part', 'pids')\ntime.sleep(600)\n",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    while not (tmp_path / "pids").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    while running := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(done.stdout) and not done.stdout.startswith("Z")  # nobody may be left to collect it
