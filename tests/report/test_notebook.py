@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from wanreport import local
 from wanreport.analysis import frames
 from wanreport.job import field_defaults, job_from_mapping
-from wanreport.report import notebook, style, svg, tables
+from wanreport.report import given, notebook, style, svg
 from wanreport.report.run import PAGE
+from wanreport.report.tables import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"name": "mine", "engine": "layerwise", "num_gpus": 4, "dit_layerwise_offload": True}
@@ -278,17 +279,21 @@ def test_prose_and_tables_are_shown(shown: list[dict[str, str]]) -> None:
     )
     assert plain.strong and not plain.div
     assert answer.select("div.answer > p > strong")
-    assert "<table" in shown[2]["text/html"] and "badge" in shown[3]["text/html"]
+    assert "<table" in shown[2]["text/html"]
+    legend = BeautifulSoup(shown[3]["text/html"], "html.parser")
+    assert [badge.get_text() for badge in legend.select(".badge")] == list(KINDS)
 
 
 def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(
     shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notebook, "_ipython", lambda: object())
+    monkeypatch.setattr(given, "ipython", lambda: object())
     monkeypatch.delenv(PAGE, raising=False)
     notebook.parameters({})
-    assert tables.css() in shown[0]["text/html"]
-    assert ".table-box" in tables.css() and "body" not in re.findall(r"^\w+", tables.css(), re.M)
+    css = shown[0]["text/html"]
+    assert {".table-box", ".badge", ".figure"} <= set(re.findall(r"^\.[\w-]+", css, re.M))
+    assert not {"body", "html", "main", "a"} & set(re.findall(r"^\w+", css, re.M))
+    assert set(re.findall(r"var\((--(?!jp)\w+)", css)) <= set(re.findall(r"(--\w+):", css))
     monkeypatch.setenv(PAGE, "index.html")
     notebook.parameters({})
     assert len(shown) == 1

@@ -7,16 +7,13 @@ the same bytes.
 """
 
 from __future__ import annotations
-import __future__ as future
 
-import ast
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
@@ -24,8 +21,9 @@ from wanreport import local
 from wanreport import record as records
 from wanreport.analysis import frames
 from wanreport.files import FileError
-from wanreport.job import Job, JobError, field_defaults, job_from_mapping
-from wanreport.report import svg, tables
+from wanreport.job import Job
+from wanreport.report import given, svg, tables
+from wanreport.report.given import Stop
 from wanreport.report.run import PAGE
 from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
@@ -39,32 +37,9 @@ __all__ = [
     "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
-_READY = "_wanreport_ready"
-
-_LAB = """:root {
-  --paper: var(--jp-layout-color0, Canvas); --raised: var(--jp-layout-color1, Canvas);
-  --ink: var(--jp-content-font-color1, CanvasText); --line: var(--jp-border-color2, GrayText);
-  --muted: var(--jp-content-font-color2, GrayText);
-  --accent: var(--jp-content-link-color, LinkText);
-}
-"""  # the page's colours, from JupyterLab's
-
-
-class Stop(Exception):
-    """Ends a notebook with a message for its reader in place of a traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        return str(self).splitlines()
-
-
-# Parameters --------------------------------------------------------------------------------------
-
 
 def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
     """Check all that was injected into a job's notebook and return the job that it makes.
-
-    papermill accepts any name and any type, so a misspelt key would silently measure something
-    else. Here every name that the notebook defines up to this call must be a field of a job.
 
     Parameters
     ----------
@@ -78,19 +53,8 @@ def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
     Stop
         With every problem, one per line.
     """
-    given = _injected(namespace)
-    given.pop("machine", None)  # says which record to show, not what to measure
-    # In JupyterLab this cell runs again after later ones have defined names of their own.
-    if namespace.get(_READY):
-        given = {name: given[name] for name in given if name in field_defaults()}
-    # A required field that nobody set still has the None of the parameters cell.
-    unset = {n for n, field in Job.model_fields.items() if field.is_required() and not given.get(n)}
-    try:
-        job = job_from_mapping({n: v for n, v in given.items() if n not in unset}, source=source)
-    except JobError as error:
-        problems = "\n".join(f"  {problem}" for problem in error.problems)
-        raise Stop(f"These parameters do not make a job; nothing was run.\n{problems}") from None
-    _begin(namespace)
+    job = given.job_of(namespace, source)
+    _look()
     return job
 
 
@@ -102,54 +66,8 @@ def parameters(namespace: dict[str, Any], *allowed: str) -> None:
     Stop
         With every unknown name, one per line.
     """
-    unknown = sorted(set(_injected(namespace)) - set(allowed))
-    if unknown and not namespace.get(_READY):
-        takes = f"takes only {', '.join(allowed)}" if allowed else "takes no parameters"
-        problem = "parameters: {}: unknown, remove it; this notebook " + takes
-        raise Stop("\n".join(map(problem.format, unknown)))
-    _begin(namespace)
-
-
-def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The names that the notebook's cells have defined so far, with their values."""
-    hidden = set(getattr(_ipython(), "user_ns_hidden", ()))
-    found = {
-        name: value
-        for name, value in namespace.items()
-        if name not in hidden
-        and not name.startswith("_")
-        and not callable(value)
-        and not isinstance(value, ModuleType | type(future.annotations))
-    }
-    # An injected name that an import has since replaced, or that starts with an underscore, is not
-    # in the namespace any more; the cells' sources still tell.
-    if not namespace.get(_READY):
-        for name in _assigned(list(namespace.get("In", ()))[:-1]):  # not the cell that calls us
-            found.setdefault(name, namespace.get(name))
-    return found
-
-
-def _assigned(cells: Iterable[str]) -> list[str]:
-    """Names that the cells assign at their top level."""
-    targets: list[ast.expr] = []
-    for cell in cells:
-        with contextlib.suppress(SyntaxError, ValueError, TypeError):
-            for node in ast.parse(cell).body:
-                targets += node.targets if isinstance(node, ast.Assign) else []
-                targets += [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [each.id for each in targets if isinstance(each, ast.Name) and each.id != _READY]
-
-
-def _begin(namespace: dict[str, Any]) -> None:
-    """Note that the parameters are checked, and give JupyterLab the look that a page has."""
-    namespace[_READY] = True
-    if _ipython() is not None and PAGE not in os.environ:
-        _display({"text/html": f"<style>{_LAB}{tables.css()}</style>", "text/plain": ""})
-
-
-def _ipython() -> Any:
-    module = sys.modules.get("IPython")
-    return module.get_ipython() if module else None
+    given.none_but(namespace, allowed)
+    _look()
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -255,7 +173,21 @@ def show(fig: Figure, caption: str, alt: str | None = None) -> None:
 
 def legend() -> None:
     """Show how the four kinds of numbers are told apart."""
-    _display({"text/html": tables.legend(), "text/plain": ", ".join(tables.KINDS)})
+    _display(
+        {
+            "text/html": tables.rendered("legend.html.j2", meanings=tables.KINDS),
+            "text/plain": ", ".join(tables.KINDS),
+        }
+    )
+
+
+def _look() -> None:
+    """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
+    if given.ipython() is not None and PAGE not in os.environ:
+        template = files("wanreport.report") / "template"
+        cells = (template / "page.css").read_text("utf-8").partition("/* What cells show. */")[2]
+        colours = (template / "lab.css").read_text("utf-8")
+        _display({"text/html": f"<style>\n{colours}{cells}</style>", "text/plain": ""})
 
 
 def _display(data: dict[str, str]) -> None:
