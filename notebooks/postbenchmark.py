@@ -12,198 +12,581 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # What weight offloading costs, and where the time goes
+#
+# Wan2.2-T2V-A14B denoises with two transformers of 14 billion parameters each. *Layerwise offload*
+# leaves their weights in host memory and copies each layer to the GPU shortly before it runs. A
+# frozen analysis of SGLang, the [baseline](baseline.html), found it 9 % slower per step than the
+# offload that it replaced. **What makes it slower, and can that be avoided?**
+
 # %% tags=["parameters"]
 results_dirs = ["results", "results/local"]
 
 # %%
-import wanreport.notebook as wanreport_notebook
+from wanreport.report.notebook import frames_of, md, page, parameters, show, table
 
-wanreport_notebook.parameters(globals(), "results_dirs")
+parameters(globals(), "results_dirs")
+
+import pandas as pd
+
+from wanreport.analysis import causes, checks, compare, oldnew, overlap
+from wanreport.analysis.answer import answer, not_measured, quoted
+from wanreport.analysis.questions import questions
+from wanreport.baseline import load_facts
+from wanreport.report import figures
+from wanreport.words import gibibytes, gigabytes, ratio, seconds, significant
+
+f = frames_of(results_dirs)
+facts = load_facts()
 
 # %%
-from wanreport import answers, benches, comparisons, curve, figures, tables, verdicts
-from wanreport.answers import or_say_why, say
-from wanreport.notebook import show, table
-
-records = answers.load_records(results_dirs)
-earlier = answers.load_earlier(results_dirs)
-asked = verdicts.baseline_checks(records)
-further = verdicts.further_checks(records)
-say(comparisons.title(records))
-say(comparisons.first_screen(records, asked, further, earlier))
+found = answer(f)
+shared, windows = (
+    found[(found.place == "PCIe path") & (found.height == 480)].set_index("engine").loc[engine]
+    for engine in ("layerwise", "stream")
+)
+longer_steps = (
+    found[(found.place == "PCIe path") & (found.height == 720)].set_index("engine").loc["layerwise"]
+)
+md(
+    f"""
+**Weight copies that collide with collectives make it slower; copying between them avoids it.** On
+two H100 whose all-to-alls share the PCIe link with the weights, layerwise offload takes
+{seconds(shared.step_s)} a step at 480p, {ratio(shared.most)} over keeping all weights on the GPU.
+`stream`, which copies only while no all-to-all runs, takes {seconds(windows.step_s)},
+{ratio(windows.most)}. Without collectives on the link, or with longer steps, layerwise costs next to
+nothing: {quoted(found, "1 GPU", "layerwise")} on one GPU, and on the two GPUs at 720p
+{ratio(longer_steps.most)}.
+""",
+    look="answer",
+)
 
 # %%
-table(verdicts.verdict_table([*asked, *further], caption="All verdicts", evidence=False))
+head = compare.headline(f)
+show(
+    figures.overhead(head, missing=["2× H100, NVLink"]),
+    caption="Layerwise offload costs time only where collectives share its link and steps are short "
+    "enough for them to matter. Steady step over resident's; whiskers are 95 % intervals.",
+)
+
+# %%
+cost = compare.overhead(f)
+jobs = cost[(cost.source == "job") & cost.latest]
+spread = compare.spread(f)
+left = not_measured(f).set_index("what")
+md(
+    f"""
+**How far to trust it.** The full model, one run a bar, at least {int(jobs.step_n.min())} steady
+steps each; {int(jobs.same_bits.sum())} of {int(jobs.same_bits.notna().sum())} runs end in the very
+bits of `resident`. The same job on other boards of one kind moved by up to
+{ratio(spread.spread.max())}, so a smaller gap counts only between runs on the same boards.
+**Not run:** the baseline's own six jobs, 720p on {left.gpus["baseline"]} GPUs.
+""",
+    look="trust",
+)
 
 # %% [markdown]
-# Numbers of different kinds look different on this page:
-
-# %%
-table(tables.kind_legend())
-
-# %% [markdown]
-# ## The jobs at hand
+# ## Why: copies and collectives on one link
 #
-# Every job has a row, also one that failed, ran out of memory or cannot run here.
+# With sequence parallelism, each layer exchanges activations in *all-to-alls*. Where the GPUs have no
+# NVLink, these cross the PCIe link that the weights use too. Below is the same amount of work under
+# both engines, on one time axis. `layerwise` starts the next layer's copy at once, so it runs into
+# all-to-alls and both slow down. `stream` holds its copies back until an all-to-all has ended.
 
 # %%
-for html in comparisons.jobs_tables(records):
-    table(html)
+runs = [shared.run, windows.run]
+show(
+    figures.timelines(*(overlap.excerpt(f, run) for run in runs)),
+    caption="Layerwise copies cross all-to-alls; stream's fit between them. "
+    "Rank 0 of two H100 on the PCIe path, a few blocks of a profiled step at 480p.",
+)
+
+# %%
+shares = overlap.shares(f)
+shares = shares[shares.latest].sort_values(["machine", "engine"])
+shares["hidden_share"] = shares.hidden
+table(
+    shares,
+    {
+        "name": "engine",
+        "machine": "machine",
+        "hidden_share": "copies hidden",
+        "rate_outside_gb_s": "rate of a load, no all-to-all",
+        "rate_inside_gb_s": "beside all-to-alls",
+        "collectives_s": "all-to-alls a step",
+        "beside": "one beside a copy, to alone",
+    },
+    caption="Where copies meet all-to-alls, both take longer",
+    kind="derived",
+    note="Device events of rank 0 around the switch, profiled. Hidden: share of copy time in which a "
+    "block computes and no all-to-all runs. Beside all-to-alls: an estimate, over loads that meet "
+    "one. The last column holds all-to-alls against lone ones of their size.",
+)
+
+# %%
+both = shares.loc[runs].set_index("engine")
+longer = both.collectives_s["layerwise"] - both.collectives_s["stream"]
+md(f"""
+Under `layerwise` the all-to-alls take {seconds(longer, 2)} a step longer than under `stream`, and the
+whole step {seconds(shared.step_s - windows.step_s, 2)} longer: the collision is about the whole gap.
+`stream` also copies less, {gigabytes(both.h2d_step_bytes["stream"], 3)} against
+{gigabytes(both.h2d_step_bytes["layerwise"], 3)} a step, because both branches of guidance use a layer
+while it is there. Fewer bytes alone do not close the gap, as the pairs below show.
+
+At 720p the same two engines cost {quoted(found[found.height == 720], "PCIe path", "layerwise")} and
+{quoted(found[found.height == 720], "PCIe path", "stream")}: a layer computes for so long there that
+a copy delayed by an all-to-all still arrives in time. Five of 27 steps ran, which is too few for an
+interval.
+""")
 
 # %% [markdown]
-# ## What the baseline wanted checked
+# ## The baseline's five causes
 #
-# The checks of its section 9.2, and its prediction of how the gap grows with the GPUs. Those about
-# time, memory or overlap accept only records of the full model on GPUs; nothing that a rehearsal
-# shows can answer them.
+# The baseline guessed five causes for the slower step and ranked them by seconds. Each is held here
+# against pairs of runs that come close to removing it alone. Nearly all of them differ in other
+# settings too; then the effect is of all of these together. An effect above zero means that the step
+# is longer with the cause.
 
 # %%
-table(verdicts.verdict_table(asked, caption="The baseline's checks"))
+CAUSES = {
+    "sync": "1. sync stalls",
+    "compile": "2. eager/compiled transitions",
+    "alloc": "3. allocation churn",
+    "contention": "4. contention with all-to-alls",
+    "late": "5. prefetch too late",
+}
+pairs = causes.causes(f, facts)
+pairs["what"] = pairs.cause.map(CAUSES)
+measured = pairs[pairs.run_a.notna()].copy()
+measured["pair"] = measured.name_a + " → " + measured.name_b
+measured["where"] = measured.machine.where(
+    measured.machine == measured.machine_b, measured.machine + " → " + measured.machine_b
+)
+measured["others"] = measured.together_with.map(lambda names: "; ".join(names) or "nothing else")
+measured["guess"] = [
+    f"{low:.1f} to {high:.1f} s"
+    for low, high in zip(measured.estimate_low_s, measured.estimate_high_s, strict=True)
+]
+measured["effect"] = [
+    f"{value:+.2f} s".replace("-", "−")
+    + ("" if pd.isna(low) else f" [{low:+.2f}, {high:+.2f}]".replace("-", "−"))
+    for value, low, high in zip(
+        measured.step_effect_s, measured.step_effect_low_s, measured.step_effect_high_s, strict=True
+    )
+]
+closest = measured.assign(extra=measured.together_with.map(len)).sort_values("extra")
+closest = closest.groupby(["number", "machine"], sort=True).head(1).sort_values(["number", "extra"])
+table(
+    closest,
+    {
+        "what": "cause",
+        "pair": "pair",
+        "where": "machine",
+        "work": "work",
+        "effect": "effect on a step",
+        "claim": "with it, the step is",
+        "guess": "the baseline's guess",
+    },
+    caption="Only contention has an effect beyond noise",
+    kind="derived",
+    note="Of each cause and machine, the pair that differs in the fewest other settings. Cells of one "
+    "branch or fewer blocks are scaled to a step of 40 blocks and two branches.",
+)
+
+# %%
+table(
+    measured,
+    {
+        "what": "cause",
+        "pair": "pair",
+        "where": "machine",
+        "work": "work",
+        "change": "what changed",
+        "others": "together with",
+        "effect": "effect on a step",
+        "difference": "of the step",
+        "claim": "claim",
+    },
+    caption="Every pair, with all settings in which it differs",
+    kind="derived",
+    fold="All pairs",
+    note="Effect: the first run's step less the second's; where the number of GPUs or their "
+    "interconnect changed, the difference of both overheads times the first resident's step.",
+)
 
 # %% [markdown]
-# ## What else the records tell
+# What the pairs say, cause by cause:
 #
-# Schedule, counters, bytes and bits can be checked at every scale.
+# - **Sync stalls, ranked first, and allocation churn, ranked third.** `stream` with three slots and
+#   no windows allocates nothing in a step and moves about the same bytes as `layerwise`. It is not
+#   faster.
+# - **Contention, ranked fourth.** Windows are what differs between `stream` with three slots and
+#   `stream` as planned, but for one more slot. They shorten the step at 14,040 and 32,760 tokens.
+# - **Transitions between eager and compiled code.** Compiled `layerwise` is as close to compiled
+#   `resident` as the eager one is to the eager one.
+# - **Prefetch too late.** Three layers ahead are no faster than one on one GPU.
 
 # %%
-table(verdicts.verdict_table(further, caption="Further checks"))
+todo = pairs[pairs.run_a.isna()]
+table(
+    todo,
+    {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
+    caption="Pairs that are not measured yet, and what would measure them",
+    kind=None,
+    empty="All pairs were measured.",
+    note="Minutes: what the jobs took elsewhere, else their limit. Pairs of one setting alone are "
+    "wanted for causes 1, 3 and 4.",
+)
 
 # %% [markdown]
-# ## A. Old against new, with the right flow shift
+# ## Old against new, in the baseline's own tables
 #
-# Does the gap between the old and the new offload grow, shrink or turn round? What the baseline
-# calls old is two engines that exclude each other, so each is compared on its own: `fsdp` and
-# `swap`. Each machine has a section; in it engines are compared at the same work only.
+# The baseline's *new* offload is `layerwise`. Its *old* one can be read as `swap`, which moves a
+# whole expert at the switch, or as `fsdp`, which gathers shards as layers run. `swap` behaves as the
+# old one did: not slower in a steady step, a spike at the switch, and about an expert's memory beyond
+# layerwise's. `fsdp` has neither the spike nor the memory.
 
 # %%
-for machine, here in benches.by_machine(records, earlier).items():
-    say(f"### {machine}")
-    for bench in here:
-        comparison = comparisons.compare_old_and_new(bench)
-        say(comparison.answer)
-        for picture, words in figures.side_by_side(bench.records if bench else ()):
-            show(picture, alt=words)
-        for html in comparison.tables:
-            table(html)
+old = oldnew.which_old(f, facts)
+old["difference_spike"] = old.spike
+table(
+    old,
+    {
+        "name": "engine",
+        "machine": "machine",
+        "work": "work",
+        "difference": "steady step over layerwise's",
+        "difference_spike": "switch over a steady step",
+        "memory_experts": "memory above layerwise's, experts",
+        "old": "as the old one",
+    },
+    caption="swap is what the baseline calls old",
+    kind="derived",
+    note="Memory: peak reserved by the allocator, as SGLang reports it, in units of one expert.",
+)
 
 # %% [markdown]
-# ### What a sample of the steps tells of the whole
-#
-# Most jobs of the full model ran a sample of their schedule. Where one also ran whole, what the
-# sample extrapolates to can be held against it.
+# A *steady* step is neither the first nor the switch. *End to end* is the clean iteration, the one
+# after the warm-up, over all 27 steps with decoding. Where a run took a sample of the schedule, each
+# step left out counts as the mean of its steady ones.
 
 # %%
-table(benches.samples_table(records))
-
-# %% [markdown]
-# ## B. More prefetch against less
-#
-# By how much does a step get shorter, what does it cost in memory, and is it the synchronisation
-# that changes?
+QUANTITIES = {
+    "denoise": "denoising", "step": "average step", "decode": "decoding", "total": "end to end",
+    "first": "first step", "early": "median step before the switch", "switch": "switch step",
+    "late": "median step after it", "steady": "median steady step", "other": "other steps",
+}  # fmt: skip
+SECTIONS = {"s3.2": "End to end (§3.2)", "s3.3": "Per step (§3.3)", "s3.3.budget": "Time budget"}
+tables = oldnew.old_new(f, facts)
+tables["what"] = tables.quantity.map(QUANTITIES)
+for (machine, height), here in tables.groupby(["machine", "height"]):
+    md(f"### {machine}, {height}p")
+    for section, title in SECTIONS.items():
+        table(
+            here[here.section == section],
+            {
+                "what": "",
+                "resident_s": "resident",
+                "new_s": "layerwise",
+                "swap_s": "swap",
+                "fsdp_s": "fsdp",
+                "minus_swap_s": "layerwise − swap",
+                "minus_fsdp_s": "layerwise − fsdp",
+                "baseline_new_s": "baseline, new",
+                "baseline_old_s": "old",
+                "baseline_minus_s": "new − old",
+            },
+            caption=title,
+            kinds=dict.fromkeys(["baseline_new_s", "baseline_old_s", "baseline_minus_s"], "quoted"),
+            note=f"{here.work.iloc[0]}; medians of one clean iteration. The baseline ran 720p on four "
+            "GPUs, compiled, once, under a profiler.",
+            fold="" if section == "s3.3" else title,
+        )
 
 # %%
-comparison = comparisons.compare_prefetch(records)
-say(comparison.answer)
-for html in comparison.tables:
-    table(html)
-
-# %% [markdown]
-# ## C. What only the GPU's timeline can tell
-#
-# Jobs with a profiled iteration have one, of device events around the switch. Their traces lie
-# beside the records, for Perfetto.
-
-# %%
-comparison = comparisons.compare_lanes(records)
-say(comparison.answer)
-for html in comparison.tables:
-    table(html)
+pcie = tables[(tables.machine == "2× H100, PCIe path") & (tables.height == 480)]
+whole = pcie[pcie.quantity == "total"].iloc[0]
+md(f"""
+Which one is faster depends on what is timed. On the PCIe path at 480p `swap` has the shortest steady
+step, but over a whole iteration it takes {seconds(whole.swap_s)} against {seconds(whole.new_s)} for
+`layerwise` and {seconds(whole.resident_s)} for `resident`: each of its two moves of an expert costs
+about half a minute.
+""")
 
 # %% [markdown]
 # ## More GPUs
 #
-# Does offloading cost more or less on more GPUs? What was measured stands beside predictions made
-# before: the baseline's, which expects the new offload to lose and the old one to gain, and our own
-# where there are any, computed from what fewer GPUs were measured at. Whether an overhead grows is
-# judged between the fewest and the most GPUs, from two on, where the intervals are apart.
+# Layerwise offload moves all weights to every GPU, FSDP a share to each. From this the baseline
+# concludes that the new offload loses and the old one gains with more GPUs (§6.1). More than two GPUs
+# were not measured here; predictions for them were written down before any such run and are never
+# changed.
 
 # %%
-found = curve.curves(records)
-say(curve.at_hand(found))
-for one in found:
-    say(f"### {tables.markdown(one.title)}")
-    for picture, words in curve.pictures(one):
-        show(picture, alt=words)
-    say(curve.answer(one))
-    for html in curve.tables(one):
-        table(html)
+bytes_ = pd.DataFrame(
+    [
+        {"gpus": int(facts.number(f"s6.1.gpus.g{n}")),
+         **{key: facts.number(f"s6.1.{key}.g{n}") for key in
+            ("new_each", "new_all", "old_each", "old_all")}}
+        for n in (2, 4, 6)
+    ]
+)  # fmt: skip
+ours = jobs[(jobs.height == 480) & jobs.engine.isin(["layerwise", "fsdp", "stream"])]
+ours = ours[~ours.compiled & ours.vram_budget_gb.isna() & (ours.prefetch.fillna(1) == 1)]
+ours["all_bytes"] = ours.h2d_step_bytes_all
+shared_bytes = ours[ours.engine == "layerwise"].h2d_step_bytes.max()
+table(
+    ours.sort_values(["gpus", "machine", "engine"]),
+    {
+        "name": "engine",
+        "machine": "machine",
+        "gpus": "GPUs",
+        "h2d_step_bytes": "to each GPU a step",
+        "all_bytes": "to all GPUs",
+        "overhead": "over resident",
+        "claim": "claim",
+    },
+    caption=f"Layerwise moves {gigabytes(shared_bytes, 3)} a step to each GPU, whatever their number",
+    note="Counted by the engine in a steady step of both branches, 480p; the same at any resolution.",
+)
+
+# %%
+table(
+    bytes_,
+    {
+        "gpus": "GPUs",
+        "new_each": "new, each GPU (GB)",
+        "new_all": "new, all (GB)",
+        "old_each": "old, each GPU (GB)",
+        "old_all": "old, all (GB)",
+    },
+    caption="What the baseline computed (§6.1)",
+    kind="quoted",
+    note="Its 17.6 GB a step is contradicted by its own traces; see the baseline's page.",
+)
+
+# %% [markdown]
+# ## More prefetch
+#
+# Comparison B of the baseline: three layers ahead against one. It expected 0.5 to 1 s less a step,
+# and about 1.3 GB more memory.
+
+# %%
+deep = oldnew.prefetch(f, facts)
+table(
+    deep,
+    {
+        "machine": "machine",
+        "base_s": "one ahead",
+        "deep_s": "three ahead",
+        "difference": "difference",
+        "claim": "claim",
+        "same_boards": "same boards",
+        "allocated_difference_bytes": "more memory",
+    },
+    caption="Three layers ahead gain nothing on one GPU and cost "
+    f"{gigabytes(deep.allocated_difference_bytes.max(), 2)}",
+    note="480p, one GPU; steady steps, n = 6 each. As SGLang frees layers late, 12 of them are on the "
+    "GPU at once instead of 4.",
+)
 
 # %% [markdown]
 # ## Engines beside their peers
 #
-# From how many tokens on does moving weights cost nothing, and which engine does it best: ours, or
-# another project's on the same blocks, shapes and machine? `resident`, which has all weights on the
-# device, is what the others are held against.
+# One run on the same boards: the same blocks and shapes (20 blocks; 8 at 75,600 tokens), our engines,
+# SGLang's current layerwise offload and diffusers' group offload. Few tokens compute too little to
+# hide the copies; there the link is the limit for everyone. This is also the answer to why NVLink
+# wins in the baseline's §8: over NVLink collectives leave the PCIe link to the weights.
 
 # %%
-from wanreport import crossover, peers
+cells = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
+show(
+    figures.lines(cells),
+    caption="Streaming is free once a step computes for longer than it copies; on the PCIe path that "
+    "takes windows or long sequences. Step over resident's in the same campaign; each is drawn.",
+)
 
-campaigns = peers.load_campaigns(results_dirs)
-with or_say_why():
-    picture, words = crossover.draw(campaigns)
-    show(picture, alt=words)
-    say(crossover.answer(campaigns))
-for html in crossover.tables(campaigns):
-    table(html)
+# %%
+for machine, here in cells.groupby("machine"):
+    table(
+        here.sort_values(["branches", "tokens", "campaign", "step_s"]),
+        {
+            "name": "engine",
+            "work": "work",
+            "step_s": "step",
+            "overhead": "over resident",
+            "over_limit": "over the limit",
+            "claim": "claim",
+            "drift": "resident moved",
+            "allocated_bytes": "peak allocated",
+            "same_bits": "same bits",
+        },
+        interval=["step_s"],
+        caption=f"Every row measured on {machine}",
+        fold=f"Every row measured on {machine}",
+        note="Step: median [95 % interval]. The limit is the larger of resident's step and of the "
+        "bytes over the link's measured bandwidth. Resident moved: the closing run of resident over "
+        "the first; a dash where it did not run again.",
+    )
+
+# %%
+plans = compare.predicted(f)
+plans["of"] = plans.source.map({"job": "the full model", "bench": "cells of 8 or 20 blocks"})
+errors = (
+    plans.assign(size=plans.error.abs())
+    .groupby("of", as_index=False)
+    .agg(n=("size", "size"), error_median=("size", "median"), error_worst=("size", "max"))
+)
+table(
+    errors,
+    {"of": "plans for", "n": "n", "error_median": "median error", "error_worst": "worst"},
+    caption="Plans predict cells well, and steps of the full model too short",
+    kind="derived",
+    note="Predicted step over the measured one, less 1; sizes without sign. Earlier runs count too.",
+)
 
 # %% [markdown]
-# ### Predicted against measured
+# ## Memory
 #
-# `planned` is `stream` with settings that its planner chose for the shape, within a given room.
+# SGLang's peak GPU memory is what its allocator *reserved*, in GiB, so ours stands beside it in the
+# same way.
 
 # %%
-with or_say_why():
-    say(peers.foretold_sentence(campaigns))
-    table(tables.fold("Each plan", *peers.foretold_tables(campaigns)))
+memory = oldnew.memory(f, facts)
+memory["pinned_bytes"] = memory.pinned_bytes.where(~(memory.pinned_bytes < 1e6), 0)
+stream_bytes, resident_bytes = f.runs.loc[[windows.run, windows.reference]].reserved_bytes
+table(
+    memory,
+    {
+        "name": "engine",
+        "machine": "machine",
+        "work": "work",
+        "reserved_gib": "reserved at the peak",
+        "free_gib": "left of the GPU",
+        "allocated_bytes": "allocated",
+        "pinned_bytes": "pinned on the host",
+    },
+    caption=f"At 480p stream reserves {gibibytes(stream_bytes, 3)} where resident reserves "
+    f"{gibibytes(resident_bytes, 3)}",
+    note="Peaks over ranks and iterations; pinned memory is shared by all ranks of a host.",
+)
 
 # %% [markdown]
-# ### Each setting alone
+# ## Traces and bandwidth
 #
-# Rows of `stream` that differ in one setting only.
+# The baseline's trace summary (§3.4) and its bandwidth tables (§4) come from traces that end before
+# the GPU's own events. What device events of our own runs show of rates and overlap is
+# [above](#why-copies-and-collectives-on-one-link); a summary of our traces in the baseline's columns
+# is not made yet. The link itself, measured before each run: pinned copies to the device reach
+# the rate below, on all GPUs at once.
 
 # %%
-with or_say_why():
-    for html in peers.ablation_tables(campaigns):
-        table(html)
+links = jobs.groupby("machine", as_index=False).agg(
+    least_gb_s=("link_gb_s", "min"), most_gb_s=("link_gb_s", "max"), n=("link_gb_s", "size")
+)
+links["baseline_gb_s"] = facts.number("s4.3.peak.bandwidth")
+table(
+    links,
+    {"machine": "machine", "least_gb_s": "slowest run", "most_gb_s": "fastest run", "n": "runs",
+     "baseline_gb_s": "baseline's peak"},
+    kinds={"baseline_gb_s": "quoted"},
+    caption=f"Pinned copies reach up to {significant(links.most_gb_s.max(), 3)} of the "
+    f"{facts.text('s4.3.peak.bandwidth')} that the baseline takes as the peak",
+    note="Slowest rank, all ranks copying, 512 MiB, median of five.",
+)  # fmt: skip
 
 # %% [markdown]
-# ### Every row, and how it was measured
+# ## Open questions
 #
-# A campaign runs in one go: every engine in processes of its own, and `resident` first and last,
-# which shows how far the machine itself drifted.
+# The baseline ends with seven (§10). Each has its answer from runs, or the command that would give
+# one.
 
 # %%
-for path, campaign in campaigns:
-    both = [peers.engines_table(path, campaign), peers.conditions_table(path, campaign)]
-    table(tables.fold(f"{peers.words(campaign)} ({path.stem})", *both))
+QUESTIONS = {
+    1: "Is the new offload faster on two GPUs?",
+    2: "How do PCIe and NVLink compare at 10,000 tokens?",
+    3: "Does sharding help, so that each GPU brings only a part?",
+    4: "Would INT8 or FP8 transfers halve the traffic?",
+    5: "Does a copy stream of higher priority help?",
+    6: "Do several copy streams help?",
+    7: "Does prefetch that knows the schedule help?",
+}
+answers = questions(f)
+answers["what"] = answers.number.map(QUESTIONS)
+table(
+    answers[answers.run.notna()].sort_values(["number", "exact"], ascending=[True, False]),
+    {
+        "what": "question",
+        "name": "engine",
+        "machine": "machine",
+        "work": "work",
+        "overhead": "over resident",
+        "claim": "claim",
+        "exact": "as asked",
+    },
+    caption="What runs say of the open questions",
+    fold="Runs that tell of the open questions",
+)
+table(
+    answers[answers.run.isna()],
+    {"what": "question", "command": "what would answer it", "minutes": "minutes"},
+    caption="What is not measured",
+    kind=None,
+    note="No command: no engine does this yet.",
+)
 
 # %% [markdown]
-# ## What moved
+# ## The checks
 #
-# In units of one whole expert. A tiny model has fewer blocks, so its shares are not those of the
-# full model.
+# What the baseline wanted checked in new results (§9.2, §6.1), and three checks of the engines
+# themselves. Where the setup differs from what was asked, the answer says so. A rehearsal answers
+# nothing about time, memory or overlap.
 
 # %%
-with or_say_why():
-    picture, words = figures.compare_moved(records)
-    show(picture, alt=words)
-table(comparisons.counters_table(records))
+asked = checks.checks(f, facts)
+asked["expects"] = [facts.text(name) if name else "" for name in asked.expected]
+table(
+    asked,
+    {
+        "question": "check",
+        "status": "status",
+        "machine": "machine",
+        "measured": "measured",
+        "expects": "the baseline expects",
+        "setting": "differs from what was asked",
+    },
+    kinds={"expects": "quoted"},
+    kind="derived",
+    caption="The baseline's checks, answered where runs can tell",
+)
 
 # %% [markdown]
-# ## Bits
+# ## All runs
 #
-# Which engine it was must not show in the result. Each number of ranks is a column of its own.
+# One row for each record of a job; each leads to its page.
 
 # %%
-for html in comparisons.bits_tables(records):
-    table(html)
+every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal].copy()
+every["page"] = [page(row) for _, row in every.iterrows()]
+every["started_at"] = every.started.str.slice(0, 16).str.replace("T", " ")
+every["commit"] = every.commit.str.slice(0, 7)
+every["on"] = every.boards.map(" ".join)
+table(
+    every.sort_values(["machine", "height", "job", "started"]),
+    {
+        "job": "job",
+        "machine": "machine",
+        "status": "status",
+        "step_s": "steady step",
+        "step_n": "n",
+        "sm_mhz": "SM clock",
+        "on": "boards",
+        "started_at": "started, UTC",
+        "commit": "commit",
+    },
+    links={"job": "page"},
+    interval=["step_s"],
+    caption="Every run of the full model",
+    fold="Every run of the full model",
+    note="Runs of one job: the latest is the one that other tables show.",
+)
