@@ -32,6 +32,9 @@ WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "h
          "expert_bytes", "step_n", "traces", "baseline_job")  # fmt: skip
 """Columns of whole numbers; with gaps they would turn into fractions."""
 
+UNITS = ("_s", "_bytes", "_mhz", "_w", "_gb", "celsius")
+"""How columns of other numbers end; one without any value would hold None, and not NaN."""
+
 
 class Frames(NamedTuple):
     """All that was measured; see the module's docstring."""
@@ -109,7 +112,8 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame({"run": pd.Series(dtype=object)})
     frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in WHOLE if name in frame})
+    kinds = {name: "float64" for name in frame if name.endswith(UNITS)}
+    return frame.astype(kinds | {name: "Int64" for name in WHOLE if name in frame})
 
 
 def _distinct(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,302 @@
+"""Checks: each status of each check, and that a rehearsal never answers a question of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import synthetic
+
+from wanreport.analysis.checks import FURTHER, STATUSES, checks
+from wanreport.analysis.frames import EMPTY, load
+from wanreport.baseline.facts import Facts, load_facts
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp", "scaling-swap",
+         "scaling-resident", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
+ANY_SCALE = {"shift", "switch", "bits", "repeat", "formula"}
+
+Judge = Callable[[list[dict[str, Any]]], pd.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    return load_facts()
+
+
+@pytest.fixture
+def judge(tmp_path: Path, facts: Facts) -> Judge:
+    """Answers from made-up records, by check; the last of several machines'."""
+    calls = iter(range(99))
+
+    def answers(records: list[dict[str, Any]]) -> pd.DataFrame:
+        frames = synthetic.load(records, tmp_path / str(next(calls)))
+        return checks(frames, facts).set_index("check")
+
+    return answers
+
+
+def a14b(name: str, **how: Any) -> dict[str, Any]:
+    """A record at full scale, without its timeline."""
+    return synthetic.record(name, scale="a14b", **how) | {"timeline": []}
+
+
+def test_without_runs_nothing_is_measured_and_each_check_says_what_to_do(facts: Facts) -> None:
+    found = checks(EMPTY, facts)
+    assert set(found.check) == TIMED | ANY_SCALE and set(found.status) == {"not measured"}
+    assert set(found.runs.map(len)) == {0}
+    baseline = found[~found.check.isin(FURTHER)]
+    assert baseline.command.str.match("wanreport measure params/").all()
+    assert (baseline.minutes > 0).all() and set(baseline.expected) <= set(facts)
+
+
+def test_rehearsals_answer_for_schedule_counters_and_bits_only(judge: Judge) -> None:
+    status = judge(synthetic.all_jobs()).status
+    assert set(status[status == "pass"].index) == ANY_SCALE
+    assert set(status[status == "not measured"].index) == TIMED
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": "tiny"}, {"scale": "tiny", "device": "cuda"},
+                {"scale": "a14b", "device": "cpu"}], ids=str)  # fmt: skip
+def test_planted_times_of_a_rehearsal_change_nothing(judge: Judge, options: dict[str, str]) -> None:
+    """The very times that decide at full scale are ignored anywhere else."""
+    steady = {name: 30.0 if name == "new-4gpu" else 10.0 for name in synthetic.BASELINE}
+    planted = [synthetic.record(name, steady_s=seconds, switch_s=99.0, **options)  # type: ignore[arg-type]
+               for name, seconds in steady.items()]  # fmt: skip
+    planted.append(synthetic.record("pure-4gpu", status="oom", **options))  # type: ignore[arg-type]
+    assert set(judge(planted).status[sorted(TIMED)]) == {"not measured"}
+    status = judge([a14b(n, steady_s=s, switch_s=99.0) for n, s in steady.items()]).status
+    assert status["slower-fsdp"] == status["prefetch"] == "pass"
+
+
+def test_full_scale_runs_answer_almost_all(judge: Judge) -> None:
+    found = judge(synthetic.all_jobs("a14b"))
+    passed = {"slower-fsdp", "slower-swap", "spike-swap", "overlap", *ANY_SCALE}
+    assert set(found.index[found.status == "pass"]) == passed
+    # This fsdp has no spike, and resident ran.
+    assert set(found.index[found.status == "fail"]) == {"spike-fsdp", "pure"}
+    alike = {"prefetch", "scaling-fsdp", "scaling-swap"}
+    assert set(found.index[found.status == "within noise"]) == alike
+    never = {"contention", "scaling-resident"}
+    assert set(found.index[found.status == "not measured"]) == never
+    settled = found[found.status.isin(["pass", "fail"])]
+    assert set(settled.setting) == {""} and set(settled.command) == {""}
+
+
+@pytest.mark.parametrize(
+    ("new", "clocks", "status"),
+    [
+        (20.0, (1600, 1600), "within noise"),
+        (18.0, (1600, 1600), "fail"),
+        (20.5, (1600, 1600), "pass"),
+        (20.5, (1560, 1600), "within noise"),
+        (20.5, (None, 1600), "within noise"),
+        (20.7, (None, None), "within noise"),
+        (20.7, (1650, 1600), "pass"),  # a faster clock makes no step longer
+        (21.5, (None, None), "pass"),
+        (18.5, (None, 1600), "fail"),
+    ],
+)
+def test_a_slower_engine_is_claimed_only_beyond_what_clocks_explain(
+    judge: Judge, new: float, clocks: tuple[int | None, int | None], status: str
+) -> None:
+    runs = {"new-4gpu": new, "old-4gpu-fsdp": 20.0}
+    jobs = [a14b(n, steady_s=s, sm_mhz=mhz)
+            for (n, s), mhz in zip(runs.items(), clocks, strict=True)]  # fmt: skip
+    found = judge(jobs).loc["slower-fsdp"]
+    assert found.status == status and len(found.runs) == 2
+    assert found.value == pytest.approx(100 * (new / 20 - 1), abs=0.01) and found.unit == "%"
+    assert found.low < found.value < found.high
+
+
+def test_too_few_steps_have_no_interval_and_make_no_claim(judge: Judge) -> None:
+    few = [a14b(n) for n in ("new-4gpu", "old-4gpu-fsdp")]
+    for record in few:
+        for iteration in record["iterations"]:
+            iteration["steps"] = iteration["steps"][:5]
+    found = judge(few).loc["slower-fsdp"]
+    assert (found.status, found.claim) == ("not measured", "no interval")
+    assert found.command and len(found.runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("on_six", "status"), [(24.0, "pass"), (20.0, "fail"), (22.0, "within noise")]
+)
+def test_the_gap_must_grow_with_the_gpus(judge: Judge, on_six: float, status: str) -> None:
+    steady = {"new-4gpu": 22.0, "old-4gpu-swap": 20.0, "new-6gpu": on_six, "old-6gpu-swap": 20.0}
+    jobs = [a14b(n, steady_s=s) for n, s in steady.items()]
+    found = judge(jobs).loc["scaling-swap"]
+    assert found.status == status and len(found.runs) == 4 and found.setting == ""
+    assert judge(jobs[:3]).loc["scaling-swap"].runs == []
+    for record in jobs[2:]:
+        record["machine"] |= {"slug": "x", "class": "x", "gpu_name": "NVIDIA H200"}
+    assert judge(jobs).loc["scaling-swap"].runs == []
+
+
+def test_clocks_count_either_way_where_two_gaps_are_compared(judge: Judge) -> None:
+    runs = {"new-4gpu": (21.0, 1700.0), "old-4gpu-swap": (20.0, 1600.0),
+            "new-6gpu": (16.0, 1600.0), "old-6gpu-swap": (14.5, 1600.0)}  # fmt: skip
+    found = judge([a14b(n, steady_s=s, sm_mhz=mhz) for n, (s, mhz) in runs.items()])
+    assert found.loc["scaling-swap"].status == "within noise", "1.12 and 1.10 at equal clocks"
+
+
+def test_the_nearest_setup_answers_and_says_so(judge: Judge) -> None:
+    size = {"height": 480, "width": 832}
+    runs = [("layerwise", 1, 6.8), ("swap", 1, 6.7), ("layerwise", 2, 4.8), ("swap", 2, 4.4)]
+    jobs = []
+    for engine, gpus, steady in runs:
+        record = a14b(f"x-{engine}-{gpus}", engine=engine, num_gpus=gpus, steady_s=steady, **size)
+        record["machine"] |= {"slug": f"{gpus}x", "class": f"{gpus}x", "gpu_count": gpus}
+        jobs.append(record)
+    found = judge(jobs)
+    slower = found.loc["slower-swap"].set_index("machine")
+    assert set(slower.status) == {"pass"} and set(slower.command.str.len() > 0) == {True}
+    assert list(slower.setting) == ["1 GPU instead of 4, 480p instead of 720p",
+                                    "2 GPUs instead of 4, 480p instead of 720p"]  # fmt: skip
+    scaling = found.loc["scaling-swap"]
+    assert scaling.status == "pass" and len(scaling.runs) == 4
+    assert scaling.setting.startswith("1 and 2 GPUs instead of 4 and 6")
+    assert found.loc["shift"].status == "pass" and "480p" in found.loc["shift"].setting
+
+
+def test_a_rehearsal_of_another_job_stands_for_no_job_of_the_baseline(judge: Judge) -> None:
+    job = synthetic.record("x", engine="layerwise", num_gpus=2)
+    assert judge([job]).status[["shift", "switch"]].tolist() == ["not measured"] * 2
+
+
+def test_the_deeper_prefetch_must_make_steps_shorter(judge: Judge) -> None:
+    def status(steady_s: float) -> str:
+        jobs = [a14b("new-4gpu-prefetch3", steady_s=steady_s), a14b("new-4gpu", steady_s=20.0)]
+        return str(judge(jobs).status["prefetch"])
+
+    assert [status(s) for s in (19.0, 20.0, 21.0)] == ["pass", "within noise", "fail"]
+
+
+def test_engines_are_compared_only_at_the_same_work_and_machine(judge: Judge) -> None:
+    old_torch = a14b("old-4gpu-fsdp")
+    old_torch["software"]["torch"] = "2.12.0"
+    for changed in (
+        a14b("old-4gpu-fsdp", compile=True),
+        a14b("old-4gpu-fsdp", height=480, width=832),
+        a14b("old-4gpu-fsdp", machine={"slug": "other", "class": "x"}),
+        a14b("old-6gpu-fsdp"),
+        old_torch,
+    ):
+        assert judge([a14b("new-4gpu"), changed]).status["slower-fsdp"] == "not measured"
+
+
+def test_each_machine_has_its_own_answer(judge: Judge) -> None:
+    there = {"slug": "2x-h200", "class": "2x NVIDIA H200, NVLink", "gpu_name": "NVIDIA H200"}
+    found = judge([
+        a14b("new-4gpu"), a14b("old-4gpu-fsdp"),
+        a14b("new-4gpu", machine=there, steady_s=5.0),
+        a14b("old-4gpu-fsdp", machine=there, steady_s=6.0),
+    ]).loc["slower-fsdp"]  # fmt: skip
+    assert sorted(found.status) == ["fail", "pass"] and found.machine.nunique() == 2
+
+
+def test_of_several_runs_those_on_one_board_are_compared(judge: Judge) -> None:
+    def on(board: str, name: str, **how: Any) -> dict[str, Any]:
+        record = a14b(name, **how)
+        for iteration in record["iterations"]:
+            for rank, read in enumerate(iteration["gpu"]):
+                read["board"] = f"{board}{rank}"
+        return record
+
+    elsewhere = on("b", "again", engine="layerwise", num_gpus=4, steady_s=30.0, profile=False)
+    elsewhere["started_at"] = "2026-04-01T12:00:00Z"
+    jobs = [on("a", "new-4gpu", steady_s=20.0), on("a", "old-4gpu-swap", steady_s=20.0), elsewhere]
+    found = judge(jobs).loc["slower-swap"]
+    assert found.status == "within noise" and "new-4gpu" in found.runs[0]
+
+
+def test_out_of_memory_is_a_result_and_unsupported_is_none(judge: Judge) -> None:
+    def status(status: str, reason: str = "CUDA out of memory", **changes: Any) -> tuple[str, str]:
+        found = judge([a14b("pure-4gpu", status=status, reason=reason, **changes)]).loc["pure"]
+        return found.status, found.setting
+
+    assert status("oom") == status("oom", "OutOfMemoryError") == ("pass", "")
+    assert status("oom", "MemoryError: host") == ("not measured", "")
+    assert status("oom", height=480, width=832) == ("pass", "480p instead of 720p")
+    for other in ("unsupported", "failed", "timeout"):
+        assert status(other) == ("not measured", "")
+
+
+def test_a_wrong_flow_shift_fails_both_schedule_checks(judge: Judge) -> None:
+    record = synthetic.record()
+    record["model"]["flow_shift"] = 3.0
+    record["schedule"]["switch_step"] = 9
+    found = judge([record])
+    assert found.status["shift"] == found.status["switch"] == "fail"
+
+
+def test_an_expert_that_ran_at_another_step_than_scheduled_fails(judge: Judge) -> None:
+    record = synthetic.record()
+    record["iterations"][1]["steps"][17]["expert"] = "low_noise"
+    assert judge([record]).status["switch"] == "fail"
+    record = synthetic.record()
+    for step in record["iterations"][1]["steps"]:
+        step["expert"] = "high_noise"
+    assert judge([record]).status["switch"] == "fail"
+
+
+def test_one_changed_bit_fails_and_names_the_runs(judge: Judge) -> None:
+    records = [r for r in synthetic.all_jobs() if r["job"]["name"] != "old-6gpu-swap"]
+    found = judge([*records, synthetic.record("old-6gpu-swap", latents="other bits")]).loc["bits"]
+    assert found.status == "fail" and (found.value, found.unit) == (1, "of 2 groups")
+    assert len(found.runs) == 3 and all("6gpu" in run for run in found.runs)
+
+
+def test_fsdp_on_a_gpu_may_differ(judge: Judge) -> None:
+    same = [a14b(n) for n in ("new-4gpu", "old-4gpu-swap")]
+    assert judge([*same, a14b("old-4gpu-fsdp", latents="other kernels")]).status["bits"] == "pass"
+    pair = [same[0], a14b("old-4gpu-fsdp", latents="other kernels")]
+    assert judge(pair).status["bits"] == "pass", "of two it is fsdp that differs"
+    assert judge([same[0], a14b("old-4gpu-swap", latents="x")]).status["bits"] == "fail"
+
+
+def test_an_iteration_that_does_not_repeat_fails(judge: Judge) -> None:
+    record = synthetic.record()
+    record["iterations"][2]["latents_sha256"] = "0" * 64
+    assert judge([record]).status["repeat"] == "fail"
+
+
+@pytest.mark.parametrize("counter", ["event_waits", "d2h_copies", "h2d_bytes"])
+def test_one_wrong_counter_is_found(judge: Judge, counter: str) -> None:
+    record = synthetic.record()
+    for counters in record["iterations"][-1]["counters"]:
+        counters[counter] += 1
+    found = judge([record]).loc["formula"]
+    assert found.status == "fail" and len(found.runs) == 1
+
+
+def test_derived_counters_are_not_called_equal(judge: Judge) -> None:
+    assert judge([synthetic.record("old-4gpu-fsdp")]).status["formula"] == "not measured"
+
+
+def test_failed_runs_never_break_a_check(judge: Judge) -> None:
+    for status in ("failed", "oom", "timeout", "unsupported"):
+        records = [synthetic.record(name, scale=scale, status=status)
+                   for name in synthetic.BASELINE for scale in ("tiny", "a14b")]  # fmt: skip
+        for record in records[::3]:
+            record["machine"] = {"slug": f"unknown-{record['job']['name']}"}
+        assert set(judge(records).status) <= set(STATUSES)
+
+
+def test_the_committed_runs(facts: Facts) -> None:
+    """What they say of the checks; runs that come later may only add rows."""
+    found = checks(load(["results"], ROOT), facts).set_index(["check", "machine"])
+    told = {
+        ("slower-swap", "2× H100, PCIe path"): "pass", ("slower-fsdp", "1× H100"): "fail",
+        ("spike-swap", "2× H100, PCIe path"): "pass", ("spike-fsdp", "1× H200"): "fail",
+        ("scaling-resident", "2× H100, PCIe path"): "pass",
+        ("overlap", "2× H100, PCIe path"): "pass", ("contention", "2× H100, PCIe path"): "pass",
+        ("pure", "1× H100"): "fail", ("prefetch", "1× H100"): "within noise",
+        ("bits", ""): "pass", ("repeat", ""): "pass", ("formula", ""): "pass",
+    }  # fmt: skip
+    assert {key: set(found.loc[[key]].status) for key in told} == {k: {v} for k, v in told.items()}
+    assert (found.loc[~found.index.isin(FURTHER, level=0)].setting != "").any()
