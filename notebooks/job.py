@@ -47,156 +47,332 @@ dit_cpu_offload = None
 use_fsdp_inference = False
 dit_offload_prefetch_size = 0.0
 cache_dit = False
-machine = None  # a folder of results/, for its record; the best one otherwise
+machine = None  # a folder of results/: whose record to show; the best one by default
 
 # %%
-import wanreport.notebook as wanreport_notebook
+from wanreport.report.notebook import setup
 
-job = wanreport_notebook.setup(globals())
+job = setup(globals())
 
 # %%
-from wanreport import figures, jobpage, planned, tables
-from wanreport.answers import or_say_why, say
-from wanreport.notebook import show, table
+import json
 
-record = wanreport_notebook.measure(job, machine=machine)
-say(jobpage.title(record))
-say(jobpage.first_screen(record))
+import pandas as pd
+
+from wanreport.analysis import compare
+from wanreport.report import figures, job_tables
+from wanreport.report.notebook import (
+    frames_of,
+    gb,
+    gib,
+    interval,
+    md,
+    measure,
+    page,
+    plain,
+    ratio,
+    seconds,
+    share,
+    show,
+    table,
+)  # fmt: skip
+from wanreport.words import counted
+
+run = measure(job, machine=machine)  # measures only where there is no record yet
+committed = run is not None and not run.startswith("results/local/")
+frames = frames_of(["results"] if committed else ["results", "results/local"])
+record, me = job_tables.opened(job, run, frames)
+tried = bool(record.machine.class_)
+steps, ok = frames.steps[frames.steps.run == run], me.status == "ok"
+timed = len(steps) > 0 and not me.rehearsal  # the times of a rehearsal are no results
+
+cost = compare.overhead(frames)
+me = cost.loc[run] if run in cost.index else me
+resident = cost.loc[me.reference] if me.get("reference") else None
+held = resident is not None and resident.run != run
+alike = frames.runs[(frames.runs.group == me.group) & frames.runs.latest]
+alike = alike[(alike.status == "ok") | (alike.run == run)]
+
+# %%
+state = "rehearsal" if ok and me.rehearsal else me.status if tried else "not measured"
+state = {"ok": "", "oom": "out of memory"}.get(state, state)
+opening = f"{state.capitalize()}: " if state else ""
+md(f"# {opening}{me.job}" + f" on {plain(me.machine)}" * tried)
+
+# %%
+if not ok:
+    md(f"""
+**There is no result.** {plain(me.reason or "No reason was recorded.")}
+
+**What to do.** {plain(me.hint or "Read the log of the run, then run the job again.")}
+""")
+elif me.rehearsal:
+    md(f"""
+**This is a rehearsal.** The same code ran the same architecture at a small size:
+{counted(me.blocks, "block")} instead of a full expert, {counted(me.gpus, "rank")},
+{plain(me.machine)}. It answers for schedule, counters, bytes and bits. It says nothing about time,
+memory or overlap on GPUs.
+""")
+
+# %%
+asks = f"What does `{me['name']}` cost a step, over weights that never leave the GPU?"
+if me.engine == "resident":
+    asks = "How long is a step with all weights on the GPU? All other engines are held against it."
+md(f"{plain(job.purpose)} **{asks}**")
+
+# %%
+if ok and timed:
+    step = interval(me.step_s, me.step_low_s, me.step_high_s, me.step_n)
+    over = f": {ratio(me.overhead)} over `resident`, {me.claim}" if held else ""
+    bits = {True: "Its latents have the bits of `resident`'s.",
+            False: "**Its latents differ from `resident`'s.**"}.get(me.same_bits, "")  # fmt: skip
+    md(f"""
+**A steady step takes {step}{over}.** A clean run of the whole schedule with decoding takes
+{seconds(me.end_to_end_s)}; a GPU has at most {gb(me.allocated_bytes)} allocated
+({gib(me.reserved_bytes)} reserved). {bits if held else ""}
+""", "answer")  # fmt: skip
+elif ok:
+    formula = {True: "equal the", False: "**differ from the**"}.get(me.formula_ok, "have no")
+    same = {True: "All iterations end in the same bits.",
+            False: "**Its iterations end in different bits.**"}  # fmt: skip
+    md(f"**The engine's counters {formula} closed formula.** {same.get(me.repeats, '')}", "answer")
+
+# %%
+if timed:
+    caption = f"Each step of {me['name']}, as its slowest rank saw it."
+    if held:
+        gap = seconds(abs(me.step_s - me.resident_s), 2)
+        than = {"slower": f"{gap} longer than", "faster": f"{gap} shorter than",
+                "within noise": "within noise of"}.get(me.claim, "drawn beside")  # fmt: skip
+        caption = f"A steady step of {me['name']} is {than} resident's."
+    drawn = steps.assign(resident_s=me.resident_s) if held else steps
+    show(figures.steps(drawn, engine=me.engine, whole=me.steps_whole), caption)
+
+# %%
+if timed and ok:
+    ran = "All steps of the schedule ran, once"
+    if me.steps_run < me.steps_whole:
+        ran = (f"{me.steps_run} of the schedule's {me.steps_whole} steps ran, once; each of the "
+               "others counts as the mean steady one")  # fmt: skip
+    clock = f"ran at {me.sm_mhz:,.0f} MHz" if me.sm_mhz > 0 else "had clocks that nobody read"
+    whose = f"{'Board' if me.gpus == 1 else 'Boards'} {' and '.join(me.boards)} {clock}"
+    reference = ""
+    if held:
+        where = "the same" if me.same_boards else "other boards, or on unknown ones"
+        reference = f"""; `resident` ran on {where}, {seconds(me.resident_s)} a step. A difference
+below {share(me.allowance)} between two runs is not claimed"""
+    counted_ok = {True: "All counters equal the closed formula.",
+                  False: "**Counters differ from the closed formula.**"}  # fmt: skip
+    md(f"""
+**How far to trust it.** {ran}. {whose}{reference}. The weights are {plain(record.model.weights)}.
+{counted_ok.get(me.formula_ok, "")}
+""", "trust")  # fmt: skip
 
 # %% [markdown]
 # ## What was asked
 #
-# The job as its parameters describe it, and the sizes that really ran. The two differ where the
-# machine has too few GPUs for the real thing, and then this page is a rehearsal.
+# The job's parameters, and the sizes that really ran. The two differ where the machine had too few
+# GPUs for the real thing, or where the job ended early.
 
 # %%
-table(jobpage.request_table(record))
-table(tables.kind_legend())
+asked = {"what": "what", "asked": "asked for", **({"ran": "ran"} if len(steps) else {})}
+table(job_tables.asked(record), asked, kind=None,
+      caption="What was asked for, and what ran.")  # fmt: skip
 
 # %% [markdown]
-# ### What SGLang would have run
+# ### What SGLang makes of the same flags
 #
-# The offload flags are SGLang's own, and its rules decide what they amount to. They are applied
-# here as SGLang 0.5.9 applies them, in its order:
+# The offload flags are SGLang's own. Its version 0.5.9 resolves them by rules, in this order.
 
 # %%
-say(jobpage.sglang_sentence(record))
-
-# %% [markdown]
-# ### Model settings
-#
-# SGLang looks a model's settings up by its path. A path that matches nothing falls through to a
-# detector, and that one can bring the settings of another model without a warning.
+flags = record.sglang or vars(job.sglang())
+engine = flags.get("engine")
+runs_it = f"SGLang would run what is `{engine}` here." if engine else "No engine here matches them."
+md("\n".join([runs_it, "", *(f"1. {plain(step)}" for step in flags.get("steps") or [])]))
 
 # %%
-say(jobpage.settings_sentence(record))
+model = record.model.model_dump()
+how = {"exact": "as an exact match", "partial": "by the path's last part",
+       "detector": "by a detector, as no part of the path matched"}  # fmt: skip
+if model.get("config"):
+    boundary = "none" if pd.isna(me.boundary_ratio) else f"{me.boundary_ratio:g}"
+    md(f"""
+SGLang looks model settings up by path. {plain(job.model_path)} gives {plain(model["config"])}
+{how.get(model["how"], "")}: flow shift {me.flow_shift:g}, boundary ratio {boundary}, guidance
+{model["guidance_scale"]} (high noise) and {model["guidance_scale_2"]} (low noise).
+""")
 
-# %% [markdown]
-# ### What the engine chose
-#
-# The engine `stream` measures a few blocks on the machine first, predicts from that what each way
-# of moving weights would cost, and tries the two best where the prediction alone should not decide.
-
-# %%
-say(planned.plan_sentence(record))
-if record["engine"].get("plan"):
-    table(planned.plan_table(record))
-
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
 # ## What ran
 #
-# Each denoising step has a timestep. Steps at or above the boundary use the high-noise expert, the
-# others the low-noise one. The first low-noise step is the *switch*.
+# Steps at or above the boundary use the high-noise expert, the others the low-noise one. The first
+# low-noise step is the *switch*: from there on the GPU needs the other expert's weights.
 
 # %%
-say(jobpage.schedule_sentence(record))
-with or_say_why():
-    picture, words = figures.schedule(record)
-    show(picture, alt=words)
+schedule = job_tables.schedule(record)
+if len(schedule):
+    switch = "All steps use one expert."
+    if pd.notna(me.switch_step):
+        switch = f"The experts switch at step {me.switch_step} of {len(schedule)}, counted from 0."
+    show(figures.schedule(schedule, boundary=1000 * (me.boundary_ratio or 0)), switch)
 
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
 # ## Time
 #
-# Every step of every iteration, as its slowest rank saw it. A warm-up iteration comes first; the
-# clean ones count; the profiled one runs under the profiler and does not count.
+# A warm-up iteration comes first. The clean iteration gives the times. The profiled one gives the
+# timeline; its times do not count, as the profiler takes time too.
 
 # %%
-with or_say_why():
-    picture, words = figures.per_step(record)
-    show(picture, alt=words)
-
-# %% [markdown]
-# ### Time budget
-#
-# The same time, by where it went: the first step, the switch, all other steps, decoding.
+if timed and ok:
+    longest = alike.loc[alike.end_to_end_s.idxmax()]
+    show(figures.budget(alike.sort_values("end_to_end_s")),
+         f"From end to end {longest['name']} takes longest of all that ran this work on this class "
+         f"of machine: {longest.end_to_end_s:,.0f} s.")  # fmt: skip
 
 # %%
-with or_say_why():
-    picture, words = figures.time_budget(record)
-    show(picture, alt=words)
-    table(jobpage.budget_table(record))
+if timed:
+    table(job_tables.budget(frames, run),
+          {"kind": "iteration", "first_s": "first step", "switch_s": "switch",
+           "steady_s": "steady step", "decode_s": "decoding", "steps_ran": "steps that ran",
+           "total_s": "in all"},
+          caption=f"What each iteration of {me['name']} took.",
+          note="A step takes as long as its slowest rank. A steady step is the median of those "
+          "that are neither first nor switch.")  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
 # ## Memory
 #
-# Offloading trades GPU memory for host memory, so both belong here: what the GPU's allocator handed
-# out and held in reserve, what was pinned on the host, and the size of the process.
+# Offloading trades GPU memory for host memory, so both belong here. *Allocated* is what tensors
+# take, *reserved* what the allocator holds; SGLang reports the latter. Weights are pinned on the
+# host, so that copies can run beside everything else.
 
 # %%
-with or_say_why():
-    picture, words = figures.memory(record)
-    show(picture, alt=words)
-    table(jobpage.memory_table(record))
+if timed:
+    show(figures.memory(alike.sort_values("allocated_bytes")),
+         f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and "
+         f"{gb(me.pinned_bytes)} pinned.")  # fmt: skip
+    table(frames.iterations[frames.iterations.run == run],
+          {"kind": "iteration", "allocated_bytes": "allocated", "reserved_bytes": "reserved",
+           "pinned_bytes": "pinned on the host", "host_rss_bytes": "process"},
+          caption="Peaks of the fullest rank by iteration.",
+          fold="Peaks by iteration")  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
 # ## What moved
 #
-# The engine counts each copy, allocation and wait. What it must come to follows from the sizes, the
-# steps and the branches alone, by a closed formula; the two should be equal to the last byte.
+# The engine counts each copy, allocation and wait. What the counts must be follows from sizes,
+# steps and branches alone, by a closed formula. The two must agree to the last byte.
 
 # %%
-say(jobpage.counters_sentence(record))
-with or_say_why():
-    picture, words = figures.moved_bytes(record)
-    show(picture, alt=words)
-    table(jobpage.moved_table(record))
+moved = job_tables.moved(frames, run)
+if timed and ok and alike.h2d_schedule_bytes.max() > 0:
+    a_step = (me.h2d_schedule_bytes or 0) / me.steps_whole
+    show(figures.moved(alike.sort_values("h2d_schedule_bytes")),
+         f"{me['name']} copies {gb(a_step)} a step to each GPU, on average over the "
+         "whole schedule.")  # fmt: skip
 
-# %% [markdown]
-# ## The engine at the switch
+# %%
+if len(moved):
+    said = {True: "equals", False: "differs from"}.get(me.formula_ok, "was not held against")
+    sizes = moved.counter.str.endswith("_bytes")
+    columns = {"what": "", "measured": "counted", "formula": "by formula", "equal": "equal"}
+    table(moved[~sizes], columns, kinds={"formula": "derived"},
+          caption=f"What {me['name']} counted {said} the closed formula.",
+          note="The busiest rank's, in the last clean iteration; equal in all ranks and iterations."
+          + " Derived, as copies hide in the library." * bool(me.counters_derived))  # fmt: skip
+    units = {"measured": "measured_bytes", "formula": "formula_bytes"}
+    table(moved[sizes].rename(columns=units), {units.get(k, k): v for k, v in columns.items()},
+          kinds={"formula_bytes": "derived"},
+          caption=f"What {me['name']} copied {said} the closed formula.",
+          empty="Nothing was copied.")  # fmt: skip
+
+# %% [markdown] tags=["with-output"]
+# ## Around the switch
 #
-# What rank 0 did in the last visits to blocks before the switch and the first ones after it, by
-# lane: compute, copies of weights, collectives of sequence parallelism.
+# What the first rank did in the last blocks before the switch and the first ones after it.
 
 # %%
-with or_say_why():
-    picture, words = figures.timeline(record)
-    show(picture, alt=words)
+events = job_tables.around_switch(frames, run)
+if len(events):
+    show(figures.timeline(events, timed=not me.rehearsal),
+         f"Blocks, copies and collectives of {me['name']} around the switch.")  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
 # ## Bits
 #
-# An engine moves weights and never changes arithmetic. So every iteration ends in the same latents,
-# bit for bit, and so does every other engine with the same number of ranks.
+# An engine moves weights and never changes arithmetic. So each iteration must end in the same
+# latents, bit for bit, and so must each other engine at the same number of ranks.
 
 # %%
-say(jobpage.bits_sentence(record))
-with or_say_why():
-    table(jobpage.bits_table(record))
+if len(steps) and me.latents:
+    others = frames.runs[(frames.runs.group == me.group) & (frames.runs.run != run)]
+    others = others[others.latents.notna()].assign(same=others.latents == me.latents)
+    others = others.assign(page=[page(each) for each in others.run], day=others.started.str[:10])
+    table(others.sort_values(["name", "started"]),
+          {"name": "held against", "day": "measured", "same": "same bits"}, links={"name": "page"},
+          caption=f"Runs with the bits of {me['name']}: {others.same.sum()} of {len(others)}.",
+          note=f"Same job, machine class and torch. SHA-256 of the latents: {me.latents}",
+          empty="No other run of this work on this class of machine.")  # fmt: skip
 
-# %% [markdown]
-# ## Traces
+# %% [markdown] tags=["with-output"]
+# ## The plan
+#
+# `stream` times a few blocks and the link first, predicts what each way of moving weights would
+# cost, and tries the best two where they are close. A trial runs a part of the blocks, so trials
+# compare only with each other.
 
 # %%
-say(jobpage.traces_sentence(record))
+plan = job_tables.plan(record)
+if len(plan):
+    taken = plan[plan.chosen].iloc[0]
+    times = {"step_s": "step", "limit_s": "limit", "first_s": "first", "switch_s": "switch",
+             "trial_s": "trial"}  # fmt: skip
+    off = "" if me.rehearsal else f" A step was predicted at {seconds(taken.step_s)}"
+    if timed and ok:
+        off += f" and took {seconds(me.step_s)}: {ratio(taken.step_s / me.step_s - 1)}"
+    table(plan, {"settings": "settings", "chosen": "chosen", **(times if not me.rehearsal else {}),
+                 "weights_bytes": "weights on the GPU"},
+          kind="predicted", kinds={"trial_s": "measured"},
+          caption=f"The plan took {taken.settings}.{off}{'.' * bool(off)}",
+          note="Limit: the longer of a resident step and of moving its bytes.")  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["with-output"]
+# ## Runs of the same job
+#
+# An interval tells how steps of one run vary. How runs vary is more: boards of one model differ,
+# and so does one board from day to day.
+
+# %%
+runs = frames.runs[(frames.runs.job == me.job) & (frames.runs.slug == me.slug)]
+runs = runs[(runs.status == "ok") & ~runs.rehearsal]
+if len(runs) > 1:
+    apart = runs.step_s.max() / runs.step_s.min() - 1
+    table(runs.assign(day=runs.started.str[:16].str.replace("T", " "), here=runs.run == run)
+          .sort_values("started"),
+          {"day": "measured", "here": "this page", "step_s": "steady step", "boards": "boards",
+           "sm_mhz": "clock", "end_to_end_s": "end to end"}, interval=["step_s"],
+          caption=f"{len(runs)} runs of this job lie {share(apart)} apart.")  # fmt: skip
+
+# %% [markdown] tags=["with-output"]
 # ## Machine and software
 
 # %%
-table(jobpage.machine_table(record))
+if tried:
+    table(job_tables.machine(record), {"what": "", "value": ""}, kind=None,
+          caption=f"What {me.job} ran on.")  # fmt: skip
+    for trace in record.traces:
+        md(f"* Trace of rank {trace['rank']}: {plain(trace['path'])}, {gb(trace['bytes'])}")
 
 # %% [markdown]
 # ## Reproduce
 
 # %%
-say(jobpage.reproduce(record))
+given = job.model_dump(exclude_defaults=True)
+yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in given.items())
+md(f"""
+Save these lines as `{me.job}.yaml`, then run `wanreport run {me.job}.yaml`:
+
+```yaml
+{yaml}
+```
+""")

@@ -69,8 +69,7 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     parts = []
     for row in found[(found.place == where) & (found.engine == engine)].itertuples():
         several = dict.fromkeys((ratio(row.least), ratio(row.most)))
-        doubt = {"within noise": " (within noise)",
-                 "no interval": f" ({row.step_n} steps, too few for an interval)"}  # fmt: skip
+        doubt = {"within noise": " (within noise)", "no interval": f" ({row.step_n} steps only)"}
         parts.append(f"{' to '.join(several)} at {row.height}p{doubt.get(row.claim, '')}")
     return " and ".join(parts)
 
@@ -106,3 +105,19 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
         rows.append({"what": what, "jobs": count, "gpus": " and ".join(map(str, gpus)),
                      "command": todo.command, "minutes": todo.minutes})  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
+
+
+def without_record(frames: Frames, root: Path | None = None) -> pd.DataFrame:
+    """List the params files whose job no record answers, in any state.
+
+    `job`, `gpus`, `purpose`, `command`; `asked`, whether the baseline asks for it.
+    """
+    root = root or project_root()
+    files = sorted((root / "params").glob("*/*.yaml"))
+    known = set(frames.runs.job_hash.dropna()) if len(frames.runs) else set()
+    jobs = [(file.relative_to(root), load_job(file)) for file in files]
+    return pd.DataFrame([
+        {"job": job.name, "gpus": job.num_gpus, "purpose": job.purpose,
+         "command": f"wanreport run {file}", "asked": file.parent.name == "baseline"}
+        for file, job in jobs if not known & set(job.hashes())
+    ], columns=["job", "gpus", "purpose", "command", "asked"])  # fmt: skip

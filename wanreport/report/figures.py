@@ -9,7 +9,7 @@ bytes in GB (10^9).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any, Literal, cast
 
@@ -27,7 +27,6 @@ from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, WIDTH, colou
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
-
 DASHES = (0, (4, 3))
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "collective": "all-to-alls"}
 KINDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
@@ -315,7 +314,8 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
 def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Figure:
     """Draw the seconds of each step that one run ran: clean iterations filled, others hollow.
 
-    Columns step, role, expert, kind, seconds. `whole` is the number of steps of the schedule.
+    Columns step, role, expert, kind, seconds; resident_s, a steady step to hold them against, need
+    not be there. `whole` is the number of steps of the schedule.
     """
     clean = df[df.kind == "clean"] if (df.kind == "clean").any() else df
     top = 1.15 * clean.seconds.max()
@@ -329,9 +329,11 @@ def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Fi
             _beside(axes, row.step, top, f"{KINDS[kind]} {row.seconds:#.3g} s \N{UPWARDS ARROW}", 8)
     for role, some in clean.groupby("role"):
         at, value, steady = some.step.max(), some.seconds.median(), role == "steady"
-        away, align = ((8, 0), "center") if steady else ((-4, -9), "top")
+        away, align = ((8, 0), "center") if steady else ((-4, -18), "top")
         axes.annotate(f"{role} {value:#.3g} s", (at, value), xytext=away, va=align,
                       textcoords="offset points")  # fmt: skip
+    for level in df.get("resident_s", df.seconds[:0])[:1]:
+        _level(axes, 4, level, f"resident, steady {level:#.3g} s", va="top", xytext=(0, -10))
     _switch(axes, df)
     axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
              xlim=(-0.6, max(df.step.max() + 2.5, whole or 0)))  # fmt: skip
@@ -346,12 +348,15 @@ def schedule(df: pd.DataFrame, *, boundary: float | None = None) -> Figure:
     sns.lineplot(df, x="step", y="timestep", drawstyle="steps-mid", color=INK, linewidth=0.8,
                  marker="o", markersize=5, markeredgewidth=0, ax=axes)  # fmt: skip
     if boundary is not None:
-        axes.axhline(boundary, color=INK, linewidth=0.9, linestyle=DASHES)
-        axes.annotate(f"boundary {boundary:g}", (df.step.max(), boundary), ha="right",
-                      xytext=(0, 3), textcoords="offset points")  # fmt: skip
+        _level(axes, df.step.max(), boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
     _switch(axes, df)
     axes.set_ylim(0, 1.18 * df.timestep.max())
     return figure
+
+
+def _level(axes: Axes, x: float, y: float, text: str, **where: Any) -> None:
+    axes.axhline(y, color=INK, linewidth=0.9, linestyle=DASHES)
+    axes.annotate(text, (x, y), textcoords="offset points", **where)
 
 
 def _switch(axes: Axes, df: pd.DataFrame) -> None:
@@ -360,10 +365,8 @@ def _switch(axes: Axes, df: pd.DataFrame) -> None:
     at = df.step[df.expert == "low_noise"].min() - 0.5
     if df.step.min() < at:
         axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        for text, away, side in (
-            ("high-noise expert", -4, "right"),
-            ("low-noise expert", 4, "left"),
-        ):
+        sides = (("high-noise expert", -4, "right"), ("low-noise expert", 4, "left"))
+        for text, away, side in sides:
             axes.annotate(text, (at, 1), xytext=(away, -2), textcoords="offset points", ha=side,
                           va="top", xycoords=("data", "axes fraction"))  # fmt: skip
 
@@ -378,17 +381,15 @@ def _figure(
     height: float, rows: int = 1, columns: int = 1, **look: Any
 ) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height))
-    look["sharex"] = rows > 1
-    return figure, list(figure.subplots(rows, columns, squeeze=False, **look).flat)
+    return figure, list(figure.subplots(rows, columns, sharex=rows > 1, squeeze=False, **look).flat)
 
 
 def _rank(engine: str) -> int:
     return list(ENGINES).index(engine) if engine in ENGINES else len(ENGINES)
 
 
-def _rows(axes: Axes, names: Iterable[str]) -> None:
+def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows of horizontal bars, the first on top."""
-    names = list(names)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

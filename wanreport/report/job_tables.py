@@ -56,7 +56,7 @@ def asked(record: Record) -> pd.DataFrame:
         ("tokens", None, model["tokens"] and f"{model['tokens']:,}"),
         ("size of a block", None, model["block_bytes"] and gigabytes(model["block_bytes"])),
         ("size of an expert", None, model["expert_bytes"] and gigabytes(model["expert_bytes"])),
-    ], columns=["what", "asked", "ran"], dtype=object)  # fmt: skip
+    ], columns=["what", "asked", "ran"], dtype=object).dropna(thresh=2)  # fmt: skip
 
 
 def _video(source: dict[str, Any]) -> str | None:

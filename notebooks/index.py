@@ -1,0 +1,155 @@
+# ---
+# jupyter:
+#   jupytext:
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Streaming the weights of Wan2.2-T2V-A14B
+#
+# This video model denoises with two transformers of 14 billion parameters. **What does it cost to
+# keep their weights in host memory and copy each layer to the GPU just before it runs, and can that
+# cost be brought to zero?**
+
+# %% tags=["parameters"]
+results_dirs = ["results", "results/local"]
+
+# %%
+from wanreport.report.notebook import parameters
+
+parameters(globals(), "results_dirs")
+
+# %%
+from wanreport.analysis import compare
+from wanreport.analysis.answer import answer, not_measured, quoted, without_record
+from wanreport.report import figures
+from wanreport.report.notebook import frames_of, md, page, plain, share, show, table
+from wanreport.words import counted
+
+frames = frames_of(results_dirs)
+found, left = answer(frames), not_measured(frames)
+
+# %%
+shared = {engine: quoted(found, "PCIe path", engine) for engine in ("layerwise", "stream")}
+if all(shared.values()):
+    most = found[found.engine == "stream"].most.max()
+    md(f"""
+**Copies that keep clear of collectives cost {share(most)} of a step at most.** On two H100 whose
+collectives share the PCIe link with the copies, `stream`, which waits for a free link, costs
+{shared["stream"]}; `layerwise`, SGLang's way, costs {shared["layerwise"]}. On one GPU, without
+collectives, `layerwise` costs {quoted(found, "1 GPU", "layerwise")}.
+""", "answer")  # fmt: skip
+
+# %%
+head = compare.headline(frames)
+if len(head):
+    absent = ["2× H100, NVLink"] if "NVLink" in set(left.what) else []
+    pair = head[head.engine.isin(["layerwise", "stream"])]
+    show(figures.overhead(pair, missing=absent),
+         "Layerwise copies cost time where collectives share their link and steps are short.")
+
+# %%
+spread = compare.spread(frames).spread.max()
+names = {"baseline": "the {jobs} jobs that the baseline asks for, 720p on {gpus} GPUs",
+         "NVLink": "the full model on GPUs that talk over NVLink", "720p": "any job at 720p"}
+gaps = ", and ".join(names[row.what].format(**row._asdict()) for row in left.itertuples())
+if len(head):
+    md(f"""
+**How far to trust it.** Each bar is one run of the full model with random weights, a median of
+{head.step_n.min()} to {head.step_n.max()} steps, and {int(head.same_bits.sum())} of {len(head)}
+runs have the bits of `resident`, which keeps all weights on the GPU. The same job on other boards
+of one kind differed by up to {share(spread)}. **Not measured:** {gaps or "nothing that was asked"}.
+""", "trust")
+else:
+    md("**Nothing was measured at full scale yet.** `make report` measures what this machine can.")
+
+# %% [markdown]
+# Read on: [why copies and collectives collide, and every comparison](postbenchmark.html) · [what
+# survives of the baseline analysis, number by number](baseline.html)
+#
+# ## Runs
+#
+# A job is one engine at one size on one machine; its name leads to its page. *Overhead* is a
+# steady step over that of `resident`, taken on the same boards where there is such a run, also an
+# earlier one. *End to end* is a clean iteration over the whole schedule with decoding; steps that
+# did not run count as the mean steady one. *Peak* is what tensors take on the fullest GPU.
+
+# %%
+jobs = frames.runs[frames.runs.source == "job"] if len(frames.runs) else frames.runs
+cost = compare.overhead(frames)
+columns = ["resident_s", "overhead", "claim"]
+jobs = jobs.join(cost[columns]) if set(columns) <= set(cost) else jobs.reindex(
+    columns=[*jobs, *columns])
+resident = (jobs.engine == "resident") & (jobs.overhead == 0)
+jobs = jobs.assign(
+    page=[page(run) for run in jobs.run],
+    # The same size stands in most rows: its name in short leaves room for what differs.
+    size=jobs.height.astype(str) + "p" + jobs.work.str.replace(r"^[^,]*, [^,]*", "", regex=True),
+    overhead=jobs.overhead.mask(resident), resident_s=jobs.resident_s.mask(resident),
+    claim=jobs.claim.mask(resident, "the reference"),
+)
+full = jobs[(jobs.status == "ok") & ~jobs.rehearsal]
+
+# %%
+shown = {"name": "engine", "size": "size, steps", "step_s": "steady step",
+         "resident_s": "resident's", "overhead": "overhead", "claim": "that is",
+         "end_to_end_s": "end to end", "allocated_bytes": "peak"}
+for machine, runs in full.sort_values(["height", "work", "step_s"]).groupby("machine", sort=True):
+    md(f"### {plain(machine)}")
+    latest, earlier = runs[runs.latest], runs[~runs.latest]
+    table(latest, shown, links={"name": "page"}, interval=["step_s"],
+          caption=f"The {counted(len(latest), 'job')} measured on {machine}.")
+    if len(earlier):
+        table(earlier.assign(day=earlier.started.str[:10]),
+              {"name": "engine", "day": "measured", **{k: shown[k] for k in list(shown)[1:]}},
+              links={"name": "page"}, interval=["step_s"],
+              caption=f"Runs on {machine} that later ones of the same job took over from.",
+              fold=counted(len(earlier), "earlier run"))
+
+# %% [markdown] tags=["with-output"]
+# ## Jobs without a result
+#
+# A job that failed or that was never run keeps its row, with the reason and what to do.
+
+# %%
+failed = jobs[(jobs.status != "ok") & jobs.latest]
+if len(failed):
+    table(failed, {"job": "job", "machine": "machine", "status": "status", "reason": "reason",
+                   "hint": "what to do"}, links={"job": "page"}, kind=None,
+          caption=f"{len(failed)} jobs ended without a result.")
+
+# %%
+missing = without_record(frames)
+if "results/local" in results_dirs:  # only there do jobs without a record have a page
+    missing["page"] = ("jobs/none/" + missing.job + ".html").where(missing.asked)
+else:
+    missing["page"] = None
+shown = {"job": "job", "gpus": "GPUs", "purpose": "asks for", "command": "to measure it"}
+for asked, rows in missing.groupby("asked", sort=False):
+    whose = "that the baseline asks for" if asked else "of this project's own"
+    table(rows, shown, links={"job": "page"}, kind=None,
+          caption=f"{len(rows)} jobs {whose} have no record.",
+          fold="" if asked else f"{len(rows)} more jobs without a record")
+
+# %% [markdown] tags=["with-output"]
+# ## Rehearsals
+#
+# Small models on whatever machine there is, to try the code. They answer for counters, bytes and
+# bits, and say nothing about time or memory on GPUs.
+
+# %%
+small = jobs[(jobs.status == "ok") & jobs.rehearsal & jobs.latest]
+if len(small):
+    bits = small.groupby("group").latents.transform("nunique") == 1
+    table(small.assign(same=bits), {"job": "job", "machine": "machine", "engine": "engine",
+                                    "formula_ok": "counters equal the formula",
+                                    "same": "same bits as its peers"},
+          links={"job": "page"}, kind=None, caption=f"{len(small)} rehearsals.")
