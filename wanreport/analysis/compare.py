@@ -119,17 +119,10 @@ def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
     mine, theirs = as_run(row), as_run(resident)
     share = allowance(mine, theirs, drift=row["drift"])
     known = not math.isnan(mine.step.low + theirs.step.low)
-    moved, link = row["h2d_step_bytes"], row["link_gb_s"]
-    limit = (
-        max(theirs.step.median, (moved or 0) / (link * 1e9))
-        if link and moved is not None
-        else math.nan
-    )
-    bits = (
-        None
-        if not (row["latents"] and resident["latents"])
-        else row["latents"] == resident["latents"]
-    )
+    copying = row["h2d_step_bytes"] / (row["link_gb_s"] * 1e9)
+    limit = max(theirs.step.median, copying) if pd.notna(copying) else math.nan
+    known_bits = pd.notna(row["latents"]) and pd.notna(resident["latents"])
+    bits = bool(row["latents"] == resident["latents"]) if known_bits else None
     if row["repeats"] is False:
         bits = False
     return {

@@ -1,0 +1,54 @@
+"""Made-up rows of the frames, for tests of what is computed from them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pandas as pd
+
+from wanreport.analysis.frames import EMPTY, WHOLE, Frames
+
+NAN = float("nan")
+_NUMBERS = count()
+
+
+def run(engine: str, step: float = 20.0, *, off: float = 0.001, n: int = 6, **changes: Any) -> Any:
+    """A run: a job of the full model on one GPU. Its interval is `off` of the step either way."""
+    few = n < 6
+    row = {
+        "run": f"results/m/{engine}-{next(_NUMBERS)}.json", "engine": engine, "name": engine,
+        "status": "ok", "reason": "", "rehearsal": False, "source": "job", "campaign": "",
+        "job": engine, "group": "g", "workload": "w", "work": "some work", "again": False,
+        "latest": True, "started": "2026-01-01", "machine": "1× H100", "slug": "m",
+        "gpu_model": "H100", "interconnect": "", "torch": "2.11", "gpus": 1, "boards": ("a",),
+        "sm_mhz": 1600.0, "height": 480, "frames": 81, "tokens": 32_760, "blocks": 40,
+        "branches": 2, "compiled": False, "steps_run": 8, "steps_whole": 27, "switch_step": 18,
+        "prefetch": 1 if engine == "layerwise" else None, "vram_budget_gb": NAN, "settings": {},
+        "step_s": step, "step_low_s": NAN if few else step * (1 - off),
+        "step_high_s": NAN if few else step * (1 + off), "step_n": n,
+        "first_s": step, "switch_s": step, "steady_s": 25 * step, "denoise_s": 27 * step,
+        "decode_s": 3.0, "end_to_end_s": 27 * step + 3, "wall_s": 100.0,
+        "h2d_step_bytes": 0.0, "link_gb_s": 50.0, "latents": "bits", "repeats": True,
+        "allocated_bytes": 9e9, "reserved_bytes": 10e9, "pinned_bytes": 57e9,
+        "gpu_memory_bytes": 80e9, "expert_bytes": 28_000_000_000, "planned_step_s": NAN,
+    }  # fmt: skip
+    return row | changes
+
+
+def frames(*rows: Any, counters: dict[str, dict[str, float]] | None = None) -> Frames:
+    """Frames of these runs; `counters` by run, of one step."""
+    runs = pd.DataFrame(rows).set_index("run", drop=False)
+    runs = runs.astype({name: "Int64" for name in WHOLE if name in runs})
+    steps = [
+        {"run": row["run"], "iteration": 0, "kind": "clean", "step": 1, "role": "steady",
+         "expert": "high_noise", "seconds": row["step_s"]} for row in rows
+    ]  # fmt: skip
+    counted = [
+        {"run": name, "iteration": 0, "kind": "clean", "rank": 0, "counter": key, "measured": value}
+        for name, found in (counters or {}).items() for key, value in found.items()
+    ]  # fmt: skip
+    return EMPTY._replace(
+        runs=runs, steps=pd.DataFrame(steps),
+        counters=pd.DataFrame(counted) if counted else EMPTY.counters,
+    )  # fmt: skip
