@@ -76,6 +76,8 @@ def test_columns_pick_order_and_title() -> None:
         ("drift_run", "", -0.0061, f"{MINUS}0.6{NBSP}%"),
         ("error", "", 0.47, f"+47{NBSP}%"),
         ("spread", "", 0.038, f"3.8{NBSP}%"),
+        ("hidden_share", "", 0.507, f"50.7{NBSP}%"),
+        ("beside_x", "×", 1.297, "1.297"),
         ("allowance", "", 0.029, f"±2.9{NBSP}%"),
         ("tokens", "", 32760, "32,760"),
         ("step_s", "s", 0.0, "0"),

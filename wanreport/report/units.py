@@ -13,9 +13,9 @@ import pandas as pd
 from wanreport.words import EM_DASH, MINUS, NBSP, ratio, share, significant
 
 UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
-         "celsius": "°C", "_gb": "GB", "_ms": "ms", "_s": "s", "_w": "W"}  # fmt: skip
-DIFFERENCES = ("overhead", "difference", "drift", "error")  # in s with a unit, else signed per cent
-SHARES = ("spread", "allowance", "share")
+         "celsius": "°C", "_gb": "GB", "_ms": "ms", "_s": "s", "_w": "W", "_x": "×"}  # fmt: skip
+DIFFERENCES = {"overhead", "difference", "drift", "error"}  # words in names: signed numbers
+SHARES = {"spread", "allowance", "share"}  # both are per cent where the name has no unit
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -47,7 +47,8 @@ def texts(
     whole = all(float(v) % scale == 0 for v in [*like, *values] if is_number(v))
     decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
     mixed = not all(is_number(value) or gone(value) for value in values)
-    signed = stem.startswith(DIFFERENCES)
+    words = set(stem.split("_"))
+    signed = bool(words & DIFFERENCES)
 
     def text(value: Any) -> str:
         if gone(value):
@@ -59,8 +60,8 @@ def texts(
             return ", ".join(map(str, items)) or EM_DASH
         if not unit and signed:
             return ratio(float(value))
-        if not unit and stem.startswith(SHARES):
-            return ("±" if stem.startswith("allowance") else "") + share(float(value))
+        if not unit and words & SHARES:
+            return ("±" if "allowance" in words else "") + share(float(value))
         number = float(value) / scale
         said = f"{number:,.{decimals if number and not whole else 0}f}"
         if exact:
