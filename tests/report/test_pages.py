@@ -1,0 +1,207 @@
+"""The rendered pages in a real browser: what is looked for, and a planted fault of each kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
+PAGES = sorted(path for path in REPORTS.rglob("*.html") if "published" not in path.parts)
+REQUIRED = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
+SHOWN = 6  # problems of one kind listed a page
+
+DESK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
+PHONE = {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark"}
+
+
+@contextmanager
+def opened(browser: Any, path: Path, options: dict[str, Any]) -> Iterator[tuple[Any, list[str]]]:
+    """A loaded page in a context of its own, and what it asked for or complained about."""
+    context = browser.new_context(**options)
+    noise: list[str] = []
+    try:
+        page = context.new_page()
+        page.on("console", lambda m: m.type == "error" and noise.append(f"console: {m.text}"))
+        page.on("pageerror", lambda error: noise.append(f"script error: {error}"))
+        page.on("request", lambda request: noise.append(f"asks for {request.url[:120]}")
+                if request.url != path.as_uri() and not request.url.startswith("data:") else None
+                )  # fmt: skip
+        page.goto(path.as_uri())
+        yield page, noise
+    finally:
+        context.close()
+
+
+UNFOLD = "document.querySelectorAll('details').forEach(details => { details.open = true })"
+
+# What reaches past the window, unless a box around it scrolls, and boxes of tables that scroll.
+TOO_WIDE = """() => {
+  const limit = document.documentElement.clientWidth;
+  const inside = e => { for (let up = e.parentElement; up && up !== document.body;
+    up = up.parentElement) if (getComputedStyle(up).overflowX !== 'visible') return true; };
+  if (document.documentElement.scrollWidth <= limit) return [];
+  const wide = [...document.body.querySelectorAll('*')].filter(e =>
+    e.getBoundingClientRect().right > limit + 0.5 && !inside(e));
+  return wide.length ? wide.map(e => e.outerHTML.slice(0, 120)) : ['some text'];
+}"""
+CLIPPED = """() => [...document.querySelectorAll('table')].filter(table => {
+    const box = table.parentElement;
+    return table.getBoundingClientRect().right > box.getBoundingClientRect().right + 1
+      || box.scrollWidth > box.clientWidth + 1; })
+  .map(table => (table.caption?.innerText || table.innerText).slice(0, 80))"""
+PRINTED = """() => [...document.querySelectorAll('details')].filter(details =>
+    details.checkVisibility() && !details.lastElementChild.checkVisibility())
+  .map(details => details.innerText.slice(0, 60))"""
+OUTLINE = """() => {
+  const levels = [...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(h => Number(h.tagName[1]));
+  const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+  return {
+    headings: levels[0] === 1 && levels.filter(level => level === 1).length === 1
+      && levels.every((level, n) => n === 0 || level <= levels[n - 1] + 1),
+    twice: ids.filter((id, n) => ids.indexOf(id) !== n),
+    links: [...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')),
+    active: document.querySelectorAll('script, iframe, object, embed, form, base').length,
+  };
+}"""
+
+
+def axe(page: Any) -> list[str]:
+    """Serious and critical violations of accessibility rules."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:160]} {' '.join(node['failureSummary'].split())[:200]}"
+        for rule in found if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"][:SHOWN]
+    ]  # fmt: skip
+
+
+def structure(page: Any, path: Path) -> list[str]:
+    """One outline of headings, ids of their own, links that lead somewhere, nothing that runs."""
+    found = page.evaluate(OUTLINE)
+    problems = [] if found["headings"] else ["headings are no outline"]
+    problems += [] if page.title().strip() else ["no title"]
+    problems += [f"id twice: {name}" for name in found["twice"]]
+    problems += ["something that runs"] * bool(found["active"])
+    for href in dict.fromkeys(found["links"]):
+        url = urlsplit(href)
+        if url.scheme in ("http", "https", "mailto"):
+            continue
+        target = (path.parent / unquote(url.path)).resolve() if url.path else path
+        if url.scheme or not target.is_file():
+            problems.append(f"leads nowhere: {href}")
+        elif url.fragment and f'id="{unquote(url.fragment)}"' not in target.read_text("utf-8"):
+            problems.append(f"no such anchor: {href}")
+    return problems
+
+
+def problems_of(browser: Any, path: Path) -> list[str]:
+    """All that is wrong with a page, on a desk and, in the dark, on a phone."""
+    problems = []
+    with opened(browser, path, DESK) as (page, noise):
+        page.emulate_media(media="print")
+        problems += [f"not printed: {e}" for e in page.evaluate(PRINTED)[:SHOWN]]
+        page.emulate_media(media="screen")
+        page.evaluate(UNFOLD)
+        problems += [f"clipped: {e}" for e in page.evaluate(CLIPPED)[:SHOWN]]
+        problems += [f"too wide: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
+        problems += structure(page, path)
+        problems += axe(page) + noise
+    with opened(browser, path, PHONE) as (page, _):
+        for state in ("folded", "unfolded"):
+            problems += [f"phone, {state}: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
+            page.evaluate(UNFOLD)
+        problems += [f"phone: {e}" for e in axe(page)]
+        ground = page.evaluate(
+            "getComputedStyle(document.body).backgroundColor"
+            " + getComputedStyle(document.documentElement).backgroundColor"
+        )
+        problems += ["phone: white in the dark"] * ("rgb(255" in ground)
+    return problems
+
+
+def test_there_are_pages() -> None:
+    if not PAGES and not REQUIRED:
+        pytest.skip("no reports/*.html yet: make report")
+    assert REPORTS / "index.html" in PAGES
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_page(path: Path, browser: Any) -> None:
+    assert not problems_of(browser, path)
+
+
+def test_no_two_pages_have_one_title() -> None:
+    titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
+    assert sorted(set(titles)) == sorted(titles)
+
+
+# A page without a fault, and faults that must be found.
+GOOD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Good</title>
+<meta name="viewport" content="width=device-width">
+<style>
+  :root {{ color-scheme: light dark; }}
+  @media (prefers-color-scheme: dark) {{
+    body {{ background: #111; color: #eee; }} a {{ color: #9cf; }}
+  }}
+  .wide {{ overflow-x: auto; }}
+</style></head>
+<body><main><h1>A page</h1><p>Some words, and a <a href="#end">link</a>.</p>
+<div class="wide" tabindex="0"><pre>{long}</pre></div>
+<h2 id="end">The end</h2>
+<img alt="a dot"
+  src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7">
+<!-- fault -->
+</main></body></html>
+""".format(long="x" * 300)
+
+LONG = "y" * 300
+FAULTS = [  # those of one page do not hide one another
+    {
+        "<img alt='x' src='https://example.invalid/x.png'>": "asks for https",
+        "<link rel='stylesheet' href='other.css'>": "other.css",
+        "<script>console.error('ouch')</script>": "ouch",
+        "<div style='width: 500px'>wide</div>": "phone, folded: <div style",
+        f"<div class='wide' tabindex='0'><table><tr><td>{LONG}</td></tr></table></div>": "clipped",
+        "<details><summary>s</summary><p>words</p></details>": "not printed",
+        f"<div class='wide'><pre>{LONG}</pre></div>": "scrollable-region-focusable",
+        "<h1>Another</h1>": "no outline",
+        "<p id='end'>x</p>": "id twice: end",
+        "<img src='data:,'>": "image-alt",
+        "<svg role='img'></svg>": "svg-img-alt",
+        "<a href='#nowhere'>x</a>": "no such anchor: #nowhere",
+        "<a href='missing.html'>x</a>": "leads nowhere: missing.html",
+        "<a href='file:///etc/hostname'>x</a>": "leads nowhere: file:",
+        "<p style='color: #999'>pale</p>": ">pale<",
+        "<p style='color: #333'>dim</p>": ">dim<",
+    },
+    {
+        f"<details><summary>s</summary><p>{LONG}</p></details>": "phone, unfolded",
+        "<h4>Deep</h4>": "no outline",
+    },
+    {"<style>body { background: white !important; color: black !important }</style>": "white"},
+]
+
+
+def test_a_good_page_passes(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "good.html"
+    page.write_text(GOOD)
+    assert problems_of(browser, page) == []
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+def test_planted_faults_are_found(faults: dict[str, str], browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text(GOOD.replace("<!-- fault -->", "".join(faults)))
+    found = "\n".join(problems_of(browser, page))
+    assert {message for message in faults.values() if message not in found} == set()
