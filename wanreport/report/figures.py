@@ -46,7 +46,7 @@ def themed(values: Literal["x", "y"]) -> ContextDecorator:
 def overhead(
     df: pd.DataFrame, predicted: pd.DataFrame | None = None, missing: Sequence[str] | None = None
 ) -> Figure:
-    """Draw overhead over resident by engine, a group of bars for each machine.
+    """Draw overhead over resident by engine and machine, those with a shared link first.
 
     Parameters
     ----------
@@ -66,7 +66,8 @@ def overhead(
         f"{row.machine}, {row.height}p" if several else row.machine for row in every.itertuples()
     ]
     every = every.assign(place=named, told=every.told.astype(bool))
-    places = sorted({*every.place, *(missing or ())}) or [""]
+    groups_of = {*every.place, *(missing or ())} or {""}
+    places = sorted(groups_of, key=lambda at: ("PCIe path" not in at, at))
     groups = [every[every.place == place] for place in places]
     rows = [sorted(set(group.engine), key=_rank) or [""] for group in groups]
     ratios = [len(row) + 1.0 for row in rows]
