@@ -107,14 +107,16 @@ def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
 def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
     """Pair comparable runs: of each machine, number of GPUs and height the pair to look at.
 
-    The one with the most steps; of these one on the same boards, then the latest.
+    The one with the most steps; of these one on the same boards, then the one whose runs have
+    their `resident` on the same boards, then the latest.
     """
     found: dict[tuple[Any, ...], tuple[Any, Row, Row]] = {}
     for (_, one), (_, two) in product(ones.iterrows(), others.iterrows()):
         if one.group != two.group or one.run == two.run:
             continue
         same = bool(one.boards) and one.boards == two.boards
-        rank = one.steps_run, same, one.started, two.started
+        beside = sum(row.get("same_boards") == True for row in (one, two))  # noqa: E712
+        rank = one.steps_run, same, beside, one.started, two.started
         key = one.machine, one.gpus, one.height
         if key not in found or rank > found[key][0]:
             found[key] = rank, one, two
