@@ -25,6 +25,7 @@ import yaml
 
 import wanreport
 from wanreport.local import write_atomically
+from wanreport.record import RESULTS_DIRS
 from wanreport.report.run import CELL_TIMEOUT_S, Failure, execute
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -211,7 +212,8 @@ def warm() -> None:
 
         matplotlib.rcdefaults()  # nobody's own settings
         Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
-        notebook.frames_of()
+        for count in (1, len(RESULTS_DIRS)):  # the committed records, and all
+            notebook.frames_of(RESULTS_DIRS[:count])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
