@@ -189,7 +189,8 @@ def test_rendering_needs_no_torch() -> None:
 
 
 def test_measuring_needs_no_pandas() -> None:
-    measuring = ["wanreport.launch", "wanreport.worker", "benchmarks.__main__", "benchmarks.rank"]
+    measuring = ["wanreport.cli", "wanreport.missing", "wanreport.launch", "wanreport.worker",
+                 "benchmarks.__main__", "benchmarks.rank"]  # fmt: skip
     assert not loaded_with(*measuring) & {"pandas", "seaborn", "matplotlib", "papermill"}
 
 

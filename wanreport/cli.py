@@ -1,6 +1,7 @@
 """The command line: ``wanreport report|publish|run|measure|check|plan|predict|index|baseline``.
 
-Only measuring needs torch, and it runs in a process of its own, so every command starts at once.
+Only measuring needs torch, and it runs in a process of its own. Only rendering and predicting need
+pandas, and import it when they run. So every command starts at once.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from pathlib import Path
 from textwrap import shorten
 
 import wanreport
-from wanreport import local, plan, predictions
-from wanreport.answers import is_full_scale
+from wanreport import local, plan
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.job import Job, JobError, resolve_job
 from wanreport.missing import load_jobs, measure
 from wanreport.record import RESULTS_DIRS, RecordError, is_rehearsal
-from wanreport.report import site
-from wanreport.scaling import INTERCONNECTS
 from wanreport.words import counted
+
+INTERCONNECTS = ("nvlink", "host-memory")
+WORKERS = 2
 
 AGAIN = "interrupted; finished records and pages are kept, and running it again goes on from there"
 
@@ -130,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--workers", type=_positive, default=site.WORKERS, metavar="N",
+        "--workers", type=_positive, default=WORKERS, metavar="N",
         help="pages made at a time (default: %(default)s)",
     )  # fmt: skip
 
@@ -143,6 +144,8 @@ def _positive(text: str) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from wanreport.report import site
+
     return site.report(
         local.project_root(),
         measuring=not arguments.no_measure,
@@ -152,10 +155,14 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
+    from wanreport.report import site
+
     return site.publish(local.project_root(), arguments.workers)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from wanreport.report import site
+
     return site.report(local.project_root(), only=arguments.params, force=arguments.force)
 
 
@@ -233,13 +240,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from wanreport.analysis import frames, predictions
+
     root = local.project_root()
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
     jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
     sizes = sorted({job.num_gpus for job in jobs} - {1})
-    found = local.all_records(root)
-    models = {str(r["machine"].get("gpu_name")) for _, r in found if is_full_scale(r)}
-    models = {arguments.gpu} if arguments.gpu else models
+    found = frames.load([RESULTS_DIRS[0]], root)
+    models = {arguments.gpu} if arguments.gpu else set(found.full_scale().gpu_model)
     wires = [arguments.interconnect] if arguments.interconnect else list(INTERCONNECTS)
     problems = (
         []
@@ -249,7 +257,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     for model, size, wire in itertools.product(sorted(models), sizes, wires):
         asked = [job for job in jobs if job.num_gpus == size]
         try:
-            content = predictions.predict(root, asked, model, wire, found)
+            content = predictions.predict(root, found, asked, model, wire)
             print("\n".join(predictions.lines(content)))
             if arguments.write:
                 print(f"  written: {predictions.write(root, content).relative_to(root)}")
@@ -260,6 +268,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _index(_: argparse.Namespace) -> int:
+    from wanreport.report import site
+
     return site.report(local.project_root(), pages=["index.html"], measuring=False)
 
 

@@ -52,6 +52,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             "link_gb_s": min(links, default=None),
             "step_s": step.median, "step_low_s": step.low, "step_high_s": step.high,
             "step_n": step.n, "h2d_step_bytes": moved, "h2d_schedule_bytes": moved,
+            "plan_inputs": plan.inputs if plan else None, "pageable_rates": None,
             "planned_step_s": plan.candidates[plan.chosen].predicted.step_s if plan else None,
             "block_bytes": bench.bytes // said.blocks,
             **{key: max((value for rank in row.ranks

@@ -17,6 +17,10 @@ from wanreport.analysis.stats import Median, Run, allowance, apart
 
 CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
 
+COMPARED = ("resident_s", "overhead", "overhead_low", "overhead_high", "allowance", "claim",
+            "same_boards", "bracketed", "limit_s", "over_limit", "same_bits")  # fmt: skip
+"""Columns that :func:`overhead` adds, all missing where a run has no reference."""
+
 Row = Any  # a row of `runs`
 
 
@@ -109,7 +113,7 @@ def overhead(frames: Frames) -> pd.DataFrame:
     runs["drift"] = drift(frames)
     known = runs.to_dict("index")
     rows = [_against(row, known) for row in known.values()]
-    return runs.join(pd.DataFrame(rows, index=runs.index)) if rows else runs
+    return runs.join(pd.DataFrame(rows, index=runs.index, columns=[*COMPARED]))
 
 
 def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
@@ -204,8 +208,8 @@ def headline(frames: Frames) -> pd.DataFrame:
     boards goes before one that did not.
     """
     cost = overhead(frames)
-    if "overhead" not in cost:
-        return cost
+    if cost.empty or cost.overhead.isna().all():
+        return cost[:0]
     plain = cost[
         (cost.source == "job") & cost.latest & cost.overhead.notna() & ~cost.compiled
         & (cost.engine != "resident") & (cost.prefetch.fillna(1) == 1)
@@ -222,11 +226,8 @@ def spread(frames: Frames) -> pd.DataFrame:
     within one run, as a share of its median.
     """
     runs = timed(frames)
-    if runs.empty:
-        return runs
-    jobs = runs[runs.source == "job"]
     rows = []
-    for _, group in jobs.groupby(["group", "name"]):
+    for _, group in runs[runs.source == "job"].groupby(["group", "name"]) if len(runs) else ():
         if len(group) > 1:
             width = ((group.step_high_s - group.step_low_s) / 2 / group.step_s).max()
             rows.append({
@@ -236,7 +237,8 @@ def spread(frames: Frames) -> pd.DataFrame:
                 "least_s": group.step_s.min(), "most_s": group.step_s.max(),
                 "spread": group.step_s.max() / group.step_s.min() - 1, "interval": width,
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["machine", "name", "work", "runs", "boards", "least_s",
+                                       "most_s", "spread", "interval"])  # fmt: skip
 
 
 def bits(frames: Frames) -> pd.DataFrame:

@@ -57,6 +57,7 @@ def add_record(rows: Rows, run: str, path: Path, r: Record) -> None:
         "vram_budget_gb": job.get("vram_budget_gb"), "settings": settings,
         "link_gb_s": (r.machine.link or {}).get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
+        "pageable_rates": _pageable(r.machine.link), "plan_inputs": (plan or {}).get("inputs"),
         "planned_step_s": _planned(plan), "planning_s": (plan or {}).get("planning_s"),
         **_times(clean), **_memory(parts), **gpu_state([one["gpu"] for one in clean]),
         "latents": next(iter(digests)) if len(digests) == 1 else None,
@@ -95,6 +96,12 @@ def _workload(r: Record) -> str:
 def _group(r: Record) -> str:
     """What two runs must share before their times are compared, all but the engine."""
     return f"{r.machine.slug} {r.job.get('num_gpus')} {_workload(r)}"
+
+
+def _pageable(link: dict[str, Any] | None) -> list[float] | None:
+    """Bandwidth to the device and back, pageable memory, all ranks copying."""
+    ways = ("h2d_pageable_together_gb_s", "d2h_pageable_together_gb_s")
+    return [link[way] for way in ways] if link and all(way in link for way in ways) else None
 
 
 def _planned(plan: Mapping[str, Any] | None) -> float | None:

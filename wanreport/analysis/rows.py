@@ -31,7 +31,12 @@ def path_name(machine: Machine) -> str:
     """Name how a machine's GPUs exchange data: "NVLink", "PCIe path"; "" for one GPU or none."""
     if machine.gpu_count < 2 or not machine.interconnect:
         return ""
-    return "PCIe path" if "PCIe" in machine.interconnect else machine.interconnect
+    return path_of(machine.interconnect)
+
+
+def path_of(interconnect: str) -> str:
+    """Name an interconnect, as records have it, in short."""
+    return "PCIe path" if "PCIe" in interconnect else interconnect
 
 
 def engine_setting(engine: str, prefetch: int | None, room_gb: float | None) -> str:

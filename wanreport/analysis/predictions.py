@@ -1,0 +1,189 @@
+"""Predictions as files: made before a run, never changed, judged by what was measured later.
+
+``predictions/<GPU model>-<n>gpu-<interconnect>.json`` holds what :mod:`wanreport.analysis.scaling`
+predicts for jobs on so many GPUs, all that it was computed from, and when.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wanreport.analysis import compare
+from wanreport.analysis.frames import Frames
+from wanreport.analysis.rows import path_of
+from wanreport.analysis.scaling import INTERCONNECTS, PredictionError, gather, predict_job
+from wanreport.job import Job, resolve_job
+from wanreport.local import git_state, write_atomically
+from wanreport.words import counted, gigabytes, ratio, seconds
+
+FOLDER = "predictions"
+SCHEMA = 1
+
+
+def predict(
+    root: Path, frames: Frames, jobs: Sequence[Job], gpu: str, interconnect: str
+) -> dict[str, Any]:
+    """Predict jobs on one number of GPUs; return the file's content.
+
+    Raises
+    ------
+    PredictionError
+        If a job was measured already on such a machine, or if measurements are missing.
+    """
+    full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
+    (number,) = {job.num_gpus for job in full}
+    runs = frames.full_scale()
+    here = runs[
+        (runs.gpu_model == gpu) & (runs.interconnect == path_of(INTERCONNECTS[interconnect]))
+    ]
+    for job in full:
+        if past := list(here.file[here.job_hash == job.hashes()[0]]):
+            raise PredictionError(
+                f"{job.name}: was measured on {gpu} over {INTERCONNECTS[interconnect]} already"
+                f" ({past[0]}); a prediction is made before the run, so leave this job out"
+            )
+    known = gather(root, frames, gpu, number, interconnect)
+    return {
+        "schema": SCHEMA,
+        "gpu": gpu,
+        "gpus": number,
+        "interconnect": interconnect,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **git_state(),
+        "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
+        "measured": [asdict(source) for source in known.sources],
+    }
+
+
+def write(root: Path, content: Mapping[str, Any]) -> Path:
+    """Write a prediction's file.
+
+    Raises
+    ------
+    PredictionError
+        If there is one already: it stays as it is.
+    """
+    path = root / FOLDER / f"{_slug(content)}.json"
+    if path.exists():
+        raise PredictionError(
+            f"{path.relative_to(root)}: was made at {_load(path)['made_at']} and is never changed,"
+            " as it must stand beside what is measured later"
+        )
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _slug(content: Mapping[str, Any]) -> str:
+    model = re.sub(r"[^a-z0-9]+", "-", content["gpu"].lower()).strip("-")
+    return f"{model}-{content['gpus']}gpu-{content['interconnect']}"
+
+
+def files(root: Path) -> list[Path]:
+    """The predictions that there are."""
+    return sorted((root / FOLDER).glob("*.json"))
+
+
+def load(root: Path) -> list[dict[str, Any]]:
+    """Read all predictions; raises PredictionError naming a file that is none."""
+    return [_load(path) for path in files(root)]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if (content["schema"], _slug(content)) != (SCHEMA, path.stem):
+            raise ValueError("it is of another schema or machine")
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise PredictionError(
+            f"{path}: is no readable prediction ({error!r}); restore it from git"
+        ) from None
+    return content
+
+
+def lines(content: Mapping[str, Any]) -> list[str]:
+    """Write a prediction as lines of text."""
+    rows = [
+        {"job": name, "steady step": seconds(job["step_s"]),
+         "range": f"[{seconds(job['low_s'])}, {seconds(job['high_s'])}]",
+         "to resident": ratio(job["overhead"]), "first": seconds(job["first_s"]),
+         "switch": seconds(job["switch_s"]), "all steps": seconds(job["total_s"]),
+         "H2D/GPU": gigabytes(job["h2d_bytes"]),
+         "all-to-all/GPU": gigabytes(job["all_to_all_bytes"])}
+        for name, job in content["jobs"].items()
+    ]  # fmt: skip
+    said = dict.fromkeys(word for job in content["jobs"].values() for word in job["from"])
+    where = f"{content['gpu']}, {counted(content['gpus'], 'GPU')}"
+    return [
+        f"{where}, {INTERCONNECTS[content['interconnect']]}",
+        pd.DataFrame(rows).to_string(index=False),
+        *(f"  {word}" for word in said),
+    ]
+
+
+def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Hold every prediction against the runs that were made after it.
+
+    Returns
+    -------
+    A row for each job predicted: gpu, gpus, interconnect, job, engine, height, made_at;
+    predicted_s with low_s and high_s, predicted_overhead, h2d_bytes and all_to_all_bytes a step and
+    GPU; and, where its job ran later on such a machine, run, measured_s, overhead, and ``error``,
+    the predicted step over the measured one less 1. ``inside`` says whether it lies in the range.
+    """
+    cost = compare.overhead(frames)
+    if "overhead" not in cost:
+        cost = cost.assign(
+            overhead=pd.Series(dtype=float), gpu_model="", interconnect="", job_hash=""
+        )
+    cost = cost[cost.get("source", pd.Series(dtype=object)) == "job"]
+    rows = []
+    for content in predictions:
+        wire = path_of(INTERCONNECTS[content["interconnect"]])
+        here = cost[(cost.gpu_model == content["gpu"]) & (cost.interconnect == wire)]
+        for name, job in content["jobs"].items():
+            later = here[(here.job_hash == job["job_hash"]) & (here.started > content["made_at"])]
+            row = {
+                "gpu": content["gpu"], "gpus": content["gpus"], "interconnect": wire, "job": name,
+                "engine": job["engine"], "height": job["height"], "made_at": content["made_at"],
+                "predicted_s": job["step_s"], "low_s": job["low_s"], "high_s": job["high_s"],
+                "predicted_overhead": job["overhead"], "h2d_bytes": job["h2d_bytes"],
+                "all_to_all_bytes": job["all_to_all_bytes"], "prefetch": job["prefetch"],
+            }  # fmt: skip
+            for run in later.sort_values("started").tail(1).itertuples():
+                row |= {"run": run.run, "measured_s": run.step_s, "overhead": run.overhead,
+                        "error": job["step_s"] / run.step_s - 1,
+                        "inside": job["low_s"] <= run.step_s <= job["high_s"]}  # fmt: skip
+            rows.append(row)
+    measured = ["run", "measured_s", "overhead", "error", "inside"]
+    return (
+        pd.DataFrame(rows)
+        .reindex(columns=[*(rows[0] if rows else []), *measured])
+        .loc[:, lambda df: ~df.columns.duplicated()]
+    )
+
+
+def curve(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """List overhead over resident by number of GPUs, measured and predicted.
+
+    Columns gpus, engine, name, overhead, kind ("measured" or "predicted"), gpu_model, interconnect,
+    height. Measured are the runs of :func:`compare.headline`; of predictions the latest counts.
+    """
+    found = compare.headline(frames)
+    keep = ["gpus", "engine", "name", "overhead", "gpu_model", "interconnect", "height"]
+    parts = [found[keep].assign(kind="measured")] if "overhead" in found else []
+    told = judged(frames, predictions)
+    if len(told):
+        told = told[(told.engine != "resident") & (told.prefetch.fillna(1) == 1)]
+        told = told.rename(columns={"gpu": "gpu_model"}).assign(name=told.engine, kind="predicted")
+        told["overhead"] = told.predicted_overhead
+        told = told.sort_values("made_at").drop_duplicates([*keep[:2], *keep[4:]], keep="last")
+        parts.append(told[[*keep, "kind"]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*keep, "kind"])
