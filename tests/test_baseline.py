@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.baseline import FactError, Facts, load_facts, overview, sections
+from wanreport.baseline import FactError, Facts, load_facts
 from wanreport.baseline.arithmetic import FormulaError, Quantity, evaluate, names
-from wanreport.baseline.facts import DOCUMENT, MARKS, SLOT
+from wanreport.baseline.facts import DOCUMENT, SLOT
 from wanreport.baseline.ledger import Ledger, load_ledger
 from wanreport.flags import resolve_text
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "baseline.py"
 SEED = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.txt"))), None)
 
 needs_seed = pytest.mark.skipif(SEED is None, reason="the seed document is not at hand")
@@ -302,28 +297,7 @@ def test_an_interval_holds_what_its_inputs_may_be(
     assert held.low - tiny <= value <= held.high + tiny
 
 
-# What a page shows -------------------------------------------------------------------------------
-
-
-def test_kinds_look_different(ledger: Ledger) -> None:
-    assert len(set(MARKS.values())) == 4
-    words = sections.say(
-        ledger, "{s3.2.denoise.new} {s3.2.denoise.delta} {s8.total.new} {s7.sync.low}"
-    )
-    looks = re.findall(r'class="kind-(\w+)"', words)
-    assert looks == ["measured", "derived", "quoted", "predicted"]
-
-
-def test_text_is_escaped(facts: Facts) -> None:
-    bad = "<script>alert(1)</script> | **x** [y](z)"
-    planted = load_ledger(facts.replace("s1.cluster", bad))
-    for shown in (
-        sections.say(planted, "{s1.cluster}"),
-        sections.numbers(planted, "1"),
-        overview.ledger_table(planted),
-    ):
-        assert "&lt;script" in shown and "<script" not in shown
-    assert sections.say(planted, "a < b **c**") == "<p>a &lt; b <strong>c</strong></p>"
+# Flags and imports -------------------------------------------------------------------------------
 
 
 def test_the_flags_lead_where_sglang_leads_them() -> None:
@@ -341,83 +315,7 @@ def test_the_flags_lead_where_sglang_leads_them() -> None:
 
 def test_nothing_here_needs_torch() -> None:
     code = (
-        "import sys, wanreport.baseline.overview, wanreport.baseline.figures;"
+        "import sys, wanreport.baseline.page;"
         "sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# The notebook ------------------------------------------------------------------------------------
-
-
-def test_no_number_is_typed_into_the_notebooks_prose() -> None:
-    import jupytext
-
-    for cell in jupytext.read(NOTEBOOK).cells:
-        if cell.cell_type == "markdown":
-            lines = [line for line in cell.source.splitlines() if not line.startswith("#")]
-            prose = "\n".join(lines)
-        else:
-            prose = "\n".join(re.findall(r'say\(\s*ledger,\s*"+(.*?)"', cell.source, re.DOTALL))
-            prose = re.sub(r"\{[^{}]*\}", "", prose)
-        prose = re.sub(r"§\d+(\.\d+)?|Wan2\.2-T2V-A14B|H2D", "", prose)
-        assert not re.search(r"\d", prose), prose
-
-
-def executed(execute: Callable[..., Any], out: Path, **parameters: str) -> str:
-    """Run the notebook through papermill; return everything that its cells show."""
-    notebook, failure = execute(NOTEBOOK, parameters, out / "out.ipynb", cwd=ROOT)
-    assert failure is None
-    shown = []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            shown.append(cell.source)
-        for output in cell.get("outputs", []):
-            data = output["data"]
-            if "image/svg+xml" in data:
-                assert output.metadata["image/svg+xml"]["alt"].strip()
-            kinds = ("text/html", "text/markdown", "image/svg+xml")
-            shown += [data[kind] for kind in kinds if kind in data]
-    return html.unescape("\n".join(shown))
-
-
-@pytest.fixture(scope="module")
-def page(execute: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    return executed(execute, tmp_path_factory.mktemp("page"))
-
-
-def test_the_notebook_has_all_sections(facts: Facts, page: str) -> None:
-    headings = re.findall(r"^##+ (\d+(?:\.\d+)?)\.? (.*)$", page, re.MULTILINE)
-    assert [number for number, _ in headings if "." not in number] == [str(n) for n in range(1, 12)]
-    titles = {number: title for number, title in headings}
-    for number, part in facts.parts.items():
-        assert number == "0" or titles[number] == part.title
-
-
-def test_the_notebook_shows_every_fact(facts: Facts, page: str) -> None:
-    seen = re.sub(r"</?[a-z][^>]*>", "", page)
-    for fact in facts.values():
-        assert facts.text(fact.id) in seen, fact.id
-        if fact.value is None:
-            assert facts.statement(fact.id) in seen, fact.id
-        assert fact.cite in page, fact.id
-
-
-def test_the_notebook_has_its_figures(page: str) -> None:
-    assert page.count("<svg") == 3
-
-
-@pytest.mark.slow
-def test_a_changed_fact_changes_the_page(
-    execute: Callable[..., Any], page: str, tmp_path: Path
-) -> None:
-    folder = tmp_path / "facts"
-    shutil.copytree(DOCUMENT, folder)
-    path = folder / "03-benchmarks.yaml"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(
-        text.replace("s3.2.denoise.old, value: 714.1", "s3.2.denoise.old, value: 700.0")
-    )
-    changed = executed(execute, tmp_path, facts_path=str(folder))
-    for shown in ("+88.2\u00a0s", "700.0\u00a0s"):
-        assert shown in changed and shown not in page

@@ -20,18 +20,6 @@ from wanreport.baseline.arithmetic import Quantity, names
 from wanreport.words import MINUS, NBSP
 
 Kind = Literal["specification", "measured", "derived", "cited", "hypothesis", "prediction"]
-CssKind = Literal["measured", "derived", "predicted", "quoted"]
-
-MARKS: dict[Kind, CssKind] = {
-    "specification": "quoted",
-    "cited": "quoted",
-    "measured": "measured",
-    "derived": "derived",
-    "hypothesis": "predicted",
-    "prediction": "predicted",
-}
-"""How a kind of fact looks: one of the four looks that all reports share."""
-
 DOCUMENT = Path(__file__).parent / "document"
 
 
