@@ -30,10 +30,11 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, oldnew, overlap
+from wanreport.analysis import causes, checks, compare, oldnew, overlap, predictions
 from wanreport.analysis.answer import answer, not_measured, quoted
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
+from wanreport.local import project_root
 from wanreport.report import figures
 from wanreport.words import gibibytes, gigabytes, ratio, seconds, significant
 
@@ -102,6 +103,7 @@ show(
 shares = overlap.shares(f)
 shares = shares[shares.latest].sort_values(["machine", "engine"])
 shares["hidden_share"] = shares.hidden
+shares["beside_x"] = shares.beside
 table(
     shares,
     {
@@ -111,7 +113,7 @@ table(
         "rate_outside_gb_s": "rate of a load, no all-to-all",
         "rate_inside_gb_s": "beside all-to-alls",
         "collectives_s": "all-to-alls a step",
-        "beside": "one beside a copy, to alone",
+        "beside_x": "one beside a copy, to alone",
     },
     caption="Where copies meet all-to-alls, both take longer",
     kind="derived",
@@ -214,11 +216,13 @@ table(
 # %% [markdown]
 # What the pairs say, cause by cause:
 #
-# - **Sync stalls, ranked first, and allocation churn, ranked third.** `stream` with three slots and
-#   no windows allocates nothing in a step and moves about the same bytes as `layerwise`. It is not
-#   faster.
+# - **Sync stalls, ranked first.** On one GPU `stream` waits half as often as `layerwise`, and its step
+#   is not shorter. On the PCIe path timed windows wait more often, and the step is shorter.
+# - **Allocation churn, ranked third.** `stream` with three slots and no windows allocates nothing in a
+#   step and moves about the same bytes as `layerwise`. It is not faster.
 # - **Contention, ranked fourth.** Windows are what differs between `stream` with three slots and
-#   `stream` as planned, but for one more slot. They shorten the step at 14,040 and 32,760 tokens.
+#   `stream` as planned, but for one more slot. They shorten the step at 14,040 and 32,760 tokens. On
+#   one GPU, which has no all-to-alls, `layerwise` loses its overhead.
 # - **Transitions between eager and compiled code.** Compiled `layerwise` is as close to compiled
 #   `resident` as the eager one is to the eager one.
 # - **Prefetch too late.** Three layers ahead are no faster than one on one GPU.
@@ -293,7 +297,7 @@ for (machine, height), here in tables.groupby(["machine", "height"]):
                 "baseline_old_s": "old",
                 "baseline_minus_s": "new − old",
             },
-            caption=title,
+            caption=f"{title}: {machine}, {height}p",
             kinds=dict.fromkeys(["baseline_new_s", "baseline_old_s", "baseline_minus_s"], "quoted"),
             note=f"{here.work.iloc[0]}; medians of one clean iteration. The baseline ran 720p on four "
             "GPUs, compiled, once, under a profiler.",
@@ -317,6 +321,41 @@ about half a minute.
 # concludes that the new offload loses and the old one gains with more GPUs (§6.1). More than two GPUs
 # were not measured here; predictions for them were written down before any such run and are never
 # changed.
+
+# %%
+told = predictions.load(project_root())
+curve = predictions.curve(f, told)
+curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"]) & (curve.height == 720)]
+curve = curve[curve.gpu_model.str.contains("H100") & (curve.interconnect == "PCIe path")]
+show(
+    figures.scaling(curve),
+    caption="On the PCIe path fsdp is predicted to lose with more GPUs, and layerwise where steps get "
+    "short. H100, 720p; predictions hollow.",
+)
+
+# %%
+judged = predictions.judged(f, told)
+met = judged[judged.run.notna()].copy()
+met["page"] = met.run.map(page)
+met["range"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(met.low_s, met.high_s, strict=True)]
+met["machine"] = f.runs.machine[list(met.run)].to_numpy()
+table(
+    met,
+    {
+        "job": "job",
+        "machine": "machine",
+        "predicted_s": "predicted step",
+        "range": "range, s",
+        "measured_s": "measured step",
+        "error": "error",
+        "inside": "in the range",
+    },
+    links={"job": "page"},
+    kinds={"predicted_s": "predicted", "range": "predicted"},
+    caption=f"{int(met.inside.sum())} of {len(met)} predictions that were tested hold",
+    note=f"{len(judged) - len(met)} more wait for their machines. The range: all-to-alls that take no "
+    "time, and twice the time. Error: predicted over measured, less 1.",
+)
 
 # %%
 bytes_ = pd.DataFrame(
