@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +78,3 @@ def browser() -> Iterator[Any]:
         )
         yield chromium
         chromium.close()
-
-
-@pytest.fixture(scope="session")
-def execute() -> Iterator[Callable[..., Any]]:
-    """`render.execute` in a process of its own, as in `make report`.
-
-    A process has one fork server, and this one's is for ranks, which need other imports.
-    """
-    from wanreport import render
-
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        run = render.execute
-        yield lambda *args, **options: pool.submit(run, *args, **options).result()
