@@ -53,28 +53,37 @@ head = compare.headline(frames)
 if len(head):
     absent = ["2× H100, NVLink"] if "NVLink" in set(left.what) else []
     pair = head[head.engine.isin(["layerwise", "stream"])]
-    show(figures.overhead(pair, missing=absent),
-         "Layerwise copies cost time where collectives share their link and steps are short.")
+    show(
+        figures.overhead(pair, missing=absent),
+        "Layerwise copies cost time where collectives share their link and steps are short.",
+    )
 
 # %%
-spread = compare.spread(frames).spread.max()
-names = {"baseline": "the {jobs} jobs that the baseline asks for, 720p on {gpus} GPUs",
-         "NVLink": "the full model on GPUs that talk over NVLink", "720p": "any job at 720p"}
+spread = compare.spread(frames)["spread"].max()
+names = {
+    "baseline": "the {jobs} jobs that the baseline asks for, 720p on {gpus} GPUs",
+    "NVLink": "the full model on GPUs that talk over NVLink",
+    "720p": "any job at 720p",
+}
 gaps = ", and ".join(names[row.what].format(**row._asdict()) for row in left.itertuples())
 if len(head):
-    md(f"""
+    md(
+        f"""
 **How far to trust it.** Each bar is one run of the full model with random weights, a median of
 {head.step_n.min()} to {head.step_n.max()} steps, and {int(head.same_bits.sum())} of {len(head)}
 runs have the bits of `resident`, which keeps all weights on the GPU. The same job on other boards
 of one kind differed by up to {share(spread)}. **Not measured:** {gaps or "nothing that was asked"}.
-""", "trust")
+""",
+        "trust",
+    )
 else:
     md("**Nothing was measured at full scale yet.** `make report` measures what this machine can.")
 
 # %% [markdown]
 # Read on: [why copies and collectives collide, and every comparison](postbenchmark.html) · [what
 # survives of the baseline analysis, number by number](baseline.html)
-#
+
+# %% [markdown] tags=["with-output"]
 # ## Runs
 #
 # A job is one engine at one size on one machine; its name leads to its page. *Overhead* is a
@@ -84,35 +93,54 @@ else:
 
 # %%
 jobs = frames.runs[frames.runs.source == "job"] if len(frames.runs) else frames.runs
-cost = compare.overhead(frames)
-columns = ["resident_s", "overhead", "claim"]
-jobs = jobs.join(cost[columns]) if set(columns) <= set(cost) else jobs.reindex(
-    columns=[*jobs, *columns])
-resident = (jobs.engine == "resident") & (jobs.overhead == 0)
-jobs = jobs.assign(
-    page=[page(run) for run in jobs.run],
+full = failed = small = jobs[:0]
+if len(jobs):
+    jobs = jobs.join(compare.overhead(frames).reindex(columns=["resident_s", "overhead", "claim"]))
+    itself = (jobs.engine == "resident") & (jobs.overhead == 0)
     # The same size stands in most rows: its name in short leaves room for what differs.
-    size=jobs.height.astype(str) + "p" + jobs.work.str.replace(r"^[^,]*, [^,]*", "", regex=True),
-    overhead=jobs.overhead.mask(resident), resident_s=jobs.resident_s.mask(resident),
-    claim=jobs.claim.mask(resident, "the reference"),
-)
-full = jobs[(jobs.status == "ok") & ~jobs.rehearsal]
+    steps = jobs.work.str.replace(r"^[^,]*, [^,]*", "", regex=True)
+    jobs = jobs.assign(
+        page=[page(run) for run in jobs.run],
+        size=jobs.height.astype(str) + "p" + steps,
+        overhead=jobs.overhead.mask(itself),
+        resident_s=jobs.resident_s.mask(itself),
+        claim=jobs.claim.mask(itself, "the reference"),
+    )
+    ok = jobs.status == "ok"
+    full, failed = jobs[ok & ~jobs.rehearsal], jobs[~ok & jobs.latest]
+    small = jobs[ok & jobs.rehearsal & jobs.latest]
 
 # %%
-shown = {"name": "engine", "size": "size, steps", "step_s": "steady step",
-         "resident_s": "resident's", "overhead": "overhead", "claim": "that is",
-         "end_to_end_s": "end to end", "allocated_bytes": "peak"}
-for machine, runs in full.sort_values(["height", "work", "step_s"]).groupby("machine", sort=True):
+shown = {
+    "name": "engine",
+    "size": "size, steps",
+    "step_s": "steady step",
+    "resident_s": "resident's",
+    "overhead": "overhead",
+    "claim": "that is",
+    "end_to_end_s": "end to end",
+    "allocated_bytes": "peak",
+}
+for machine in sorted(set(full.get("machine", ()))):
+    runs = full[full.machine == machine].sort_values(["height", "work", "step_s"])
     md(f"### {plain(machine)}")
     latest, earlier = runs[runs.latest], runs[~runs.latest]
-    table(latest, shown, links={"name": "page"}, interval=["step_s"],
-          caption=f"The {counted(len(latest), 'job')} measured on {machine}.")
+    table(
+        latest,
+        shown,
+        links={"name": "page"},
+        interval=["step_s"],
+        caption=f"The {counted(len(latest), 'job')} measured on {machine}.",
+    )
     if len(earlier):
-        table(earlier.assign(day=earlier.started.str[:10]),
-              {"name": "engine", "day": "measured", **{k: shown[k] for k in list(shown)[1:]}},
-              links={"name": "page"}, interval=["step_s"],
-              caption=f"Runs on {machine} that later ones of the same job took over from.",
-              fold=counted(len(earlier), "earlier run"))
+        table(
+            earlier.assign(day=earlier.started.str[:10]),
+            {"name": "engine", "day": "measured", **{k: shown[k] for k in list(shown)[1:]}},
+            links={"name": "page"},
+            interval=["step_s"],
+            caption=f"Runs on {machine} that later ones of the same job took over from.",
+            fold=counted(len(earlier), "earlier run"),
+        )
 
 # %% [markdown] tags=["with-output"]
 # ## Jobs without a result
@@ -120,11 +148,20 @@ for machine, runs in full.sort_values(["height", "work", "step_s"]).groupby("mac
 # A job that failed or that was never run keeps its row, with the reason and what to do.
 
 # %%
-failed = jobs[(jobs.status != "ok") & jobs.latest]
 if len(failed):
-    table(failed, {"job": "job", "machine": "machine", "status": "status", "reason": "reason",
-                   "hint": "what to do"}, links={"job": "page"}, kind=None,
-          caption=f"{len(failed)} jobs ended without a result.")
+    table(
+        failed,
+        {
+            "job": "job",
+            "machine": "machine",
+            "status": "status",
+            "reason": "reason",
+            "hint": "what to do",
+        },
+        links={"job": "page"},
+        kind=None,
+        caption=f"{len(failed)} jobs ended without a result.",
+    )
 
 # %%
 missing = without_record(frames)
@@ -135,9 +172,14 @@ else:
 shown = {"job": "job", "gpus": "GPUs", "purpose": "asks for", "command": "to measure it"}
 for asked, rows in missing.groupby("asked", sort=False):
     whose = "that the baseline asks for" if asked else "of this project's own"
-    table(rows, shown, links={"job": "page"}, kind=None,
-          caption=f"{len(rows)} jobs {whose} have no record.",
-          fold="" if asked else f"{len(rows)} more jobs without a record")
+    table(
+        rows,
+        shown,
+        links={"job": "page"},
+        kind=None,
+        caption=f"{len(rows)} jobs {whose} have no record.",
+        fold="" if asked else f"{len(rows)} more jobs without a record",
+    )
 
 # %% [markdown] tags=["with-output"]
 # ## Rehearsals
@@ -146,10 +188,18 @@ for asked, rows in missing.groupby("asked", sort=False):
 # bits, and say nothing about time or memory on GPUs.
 
 # %%
-small = jobs[(jobs.status == "ok") & jobs.rehearsal & jobs.latest]
 if len(small):
     bits = small.groupby("group").latents.transform("nunique") == 1
-    table(small.assign(same=bits), {"job": "job", "machine": "machine", "engine": "engine",
-                                    "formula_ok": "counters equal the formula",
-                                    "same": "same bits as its peers"},
-          links={"job": "page"}, kind=None, caption=f"{len(small)} rehearsals.")
+    table(
+        small.assign(same=bits),
+        {
+            "job": "job",
+            "machine": "machine",
+            "engine": "engine",
+            "formula_ok": "counters equal the formula",
+            "same": "same bits as its peers",
+        },
+        links={"job": "page"},
+        kind=None,
+        caption=f"{len(small)} rehearsals.",
+    )

@@ -90,8 +90,8 @@ cost = compare.overhead(frames)
 me = cost.loc[run] if run in cost.index else me
 resident = cost.loc[me.reference] if me.get("reference") else None
 held = resident is not None and resident.run != run
-alike = frames.runs[(frames.runs.group == me.group) & frames.runs.latest]
-alike = alike[(alike.status == "ok") | (alike.run == run)]
+runs = frames.runs[frames.runs.group == me.group] if run else frames.runs[:0]
+alike = runs[runs.latest & ((runs.status == "ok") | (runs.run == run))] if run else runs
 
 # %%
 state = "rehearsal" if ok and me.rehearsal else me.status if tried else "not measured"
@@ -125,7 +125,7 @@ if ok and timed:
     step = interval(me.step_s, me.step_low_s, me.step_high_s, me.step_n)
     over = f": {ratio(me.overhead)} over `resident`, {me.claim}" if held else ""
     bits = {True: "Its latents have the bits of `resident`'s.",
-            False: "**Its latents differ from `resident`'s.**"}.get(me.same_bits, "")  # fmt: skip
+            False: "**Its latents differ from `resident`'s.**"}.get(me.get("same_bits"), "")  # fmt: skip
     md(f"""
 **A steady step takes {step}{over}.** A clean run of the whole schedule with decoding takes
 {seconds(me.end_to_end_s)}; a GPU has at most {gb(me.allocated_bytes)} allocated
@@ -305,8 +305,8 @@ if len(events):
 
 # %%
 if len(steps) and me.latents:
-    others = frames.runs[(frames.runs.group == me.group) & (frames.runs.run != run)]
-    others = others[others.latents.notna()].assign(same=others.latents == me.latents)
+    others = runs[(runs.run != run) & runs.latents.notna()]
+    others = others.assign(same=others.latents == me.latents)
     others = others.assign(page=[page(each) for each in others.run], day=others.started.str[:10])
     table(others.sort_values(["name", "started"]),
           {"name": "held against", "day": "measured", "same": "same bits"}, links={"name": "page"},
@@ -343,15 +343,14 @@ if len(plan):
 # and so does one board from day to day.
 
 # %%
-runs = frames.runs[(frames.runs.job == me.job) & (frames.runs.slug == me.slug)]
-runs = runs[(runs.status == "ok") & ~runs.rehearsal]
-if len(runs) > 1:
-    apart = runs.step_s.max() / runs.step_s.min() - 1
-    table(runs.assign(day=runs.started.str[:16].str.replace("T", " "), here=runs.run == run)
-          .sort_values("started"),
+again = runs[(runs.job == me.job) & (runs.status == "ok") & ~runs.rehearsal] if run else runs
+if len(again) > 1:
+    apart = again.step_s.max() / again.step_s.min() - 1
+    again = again.assign(day=again.started.str[:16].str.replace("T", " "), here=again.run == run)
+    table(again.sort_values("started"),
           {"day": "measured", "here": "this page", "step_s": "steady step", "boards": "boards",
            "sm_mhz": "clock", "end_to_end_s": "end to end"}, interval=["step_s"],
-          caption=f"{len(runs)} runs of this job lie {share(apart)} apart.")  # fmt: skip
+          caption=f"{len(again)} runs of this job lie {share(apart)} apart.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
 # ## Machine and software

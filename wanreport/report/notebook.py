@@ -119,7 +119,7 @@ def frames_of(results_dirs: Sequence[str | Path] = records.RESULTS_DIRS) -> fram
         Naming every file that cannot be read.
     """
     try:
-        return frames.cached(tuple(map(str, results_dirs)))
+        return frames.cached(tuple(map(str, results_dirs)), local.project_root())
     except FileError as error:
         raise Stop(str(error)) from None
 

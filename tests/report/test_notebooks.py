@@ -1,0 +1,228 @@
+"""The notebooks, run whole and rendered: over the committed records, and over made-up ones."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import pytest
+from bs4 import BeautifulSoup
+
+from tests import synthetic
+from wanreport.analysis import frames
+from wanreport.analysis.answer import answer, not_measured, quoted
+from wanreport.job import field_defaults
+from wanreport.report import render
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
+EVIL = "<script>alert(1)</script> **bold** [x](javascript:1)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    render.warm()
+
+
+def page(cwd: Path, notebook: str, **given: Any) -> BeautifulSoup:
+    """The page that a notebook makes of the records below a folder."""
+    out = cwd / "page.html" if cwd != ROOT else ROOT / ".cache" / f"test-{notebook}.html"
+    out.parent.mkdir(exist_ok=True)
+    href = "jobs/slug/job.html" if notebook == "job" else f"{notebook}.html"
+    made = render.Page(notebook, ROOT / f"notebooks/{notebook}.py", out, href, given)
+    assert render.make(made, cwd) == ""
+    return BeautifulSoup(out.read_text("utf-8"), "html.parser")
+
+
+def project(folder: Path, records: list[dict[str, Any]], where: str = "results") -> Path:
+    """A project with some records, and the params files of this one."""
+    (folder / "notebooks").mkdir()
+    (folder / "params").symlink_to(ROOT / "params")
+    synthetic.write(records, folder / where)
+    return folder
+
+
+def asked(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record["job"].items() if v is not None}
+
+
+def sections(soup: BeautifulSoup) -> set[str]:
+    return {str(heading["id"]) for heading in soup.main.find_all("h2")}  # type: ignore[union-attr]
+
+
+def units(soup: BeautifulSoup) -> set[str]:
+    return {unit.text.strip() for unit in soup.select("th .unit")}
+
+
+def first_screen(soup: BeautifulSoup) -> str:
+    """All text before the first section."""
+    heading = soup.find("h2")
+    assert heading is not None
+    return " ".join(text for text in reversed(list(heading.find_all_previous(string=True))))
+
+
+MEASURED = {"time", "memory", "what-moved", "bits", "what-ran"}
+
+
+# The scripts -------------------------------------------------------------------------------------
+
+
+def parameters_cell(script: Path) -> dict[str, Any]:
+    cells = [c for c in jupytext.read(script).cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    body = ast.parse(cells[0].source).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in body}
+
+
+def test_the_parameters_of_a_jobs_page_are_the_fields_of_a_job_and_whose_record() -> None:
+    found = parameters_cell(ROOT / "notebooks/job.py")
+    assert found.pop("machine", "") is None
+    assert list(found.items()) == list(field_defaults().items())
+    assert [type(v) for v in found.values()] == [type(v) for v in field_defaults().values()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_names_its_kernel_and_no_versions_of_tools(script: Path) -> None:
+    header = script.read_text("utf-8").split("# ---")[1]
+    assert "name: python3" in header and "  jupytext_version" not in header
+
+
+# The committed records ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def index() -> BeautifulSoup:
+    return page(ROOT, "index", results_dirs=["results"])
+
+
+@pytest.mark.parametrize("notebook", ["postbenchmark", "baseline"])
+def test_a_notebook_runs_whole_on_the_committed_records(notebook: str) -> None:
+    given = {} if notebook == "baseline" else {"results_dirs": ["results"]}
+    soup = page(ROOT, notebook, **given)
+    assert len(soup.find_all("h1")) == 1
+
+
+def test_the_index_opens_with_answer_picture_and_what_was_not_measured(
+    index: BeautifulSoup,
+) -> None:
+    names = [child["class"][-1] for child in index.select(".answer, figure.figure, .trust")]
+    assert names[:3] == ["answer", "figure", "trust"]
+    found = answer(frames.cached(("results",), ROOT))
+    told = first_screen(index)
+    for place in ("PCIe path", "1 GPU"):
+        assert quoted(found, place, "layerwise") in told
+    assert not_measured(frames.cached(("results",), ROOT), ROOT).gpus.iloc[0] in told
+
+
+def test_the_index_has_a_row_for_each_committed_job_and_leads_to_its_page(
+    index: BeautifulSoup,
+) -> None:
+    runs = frames.cached(("results",), ROOT).runs
+    jobs = runs[(runs.source == "job") & runs.latest]
+    links = {str(link["href"]) for link in index.select("td a, th a")}
+    assert {f"jobs/{row.slug}/{row.job}.html" for row in jobs.itertuples()} <= links
+
+
+KINDS = {
+    "two GPUs": "engine == 'layerwise' and gpus == 2 and height == 480",
+    "with a plan": "engine == 'stream' and gpus == 1",
+    "counts derived": "engine == 'fsdp'",
+    "the reference": "engine == 'resident' and gpus == 2",
+    "too few steps for an interval": "step_n < 6",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_committed_jobs_page_answers_first(kind: str) -> None:
+    runs = frames.cached(("results",), ROOT).runs
+    row = (
+        runs[(runs.source == "job") & runs.latest & (runs.status == "ok")]
+        .query(KINDS[kind])
+        .iloc[0]
+    )
+    record = json.loads((ROOT / row.run).read_text("utf-8"))
+    soup = page(ROOT, "job", **asked(record), machine=row.slug)
+    assert soup.h1 is not None and row.job in soup.h1.text and row.machine in soup.h1.text
+    assert soup.select(".answer") and soup.select(".trust")
+    assert f"{row.step_s:.3f}"[:4] in first_screen(soup)
+    assert sections(soup) >= MEASURED
+    assert ("the-plan" in sections(soup)) == (row.engine == "stream")
+    assert ("around-the-switch" in sections(soup)) == bool(row.traces)
+
+
+# Made-up records ---------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_says_so_first_and_shows_no_times(tmp_path: Path) -> None:
+    record = synthetic.record()
+    soup = page(project(tmp_path, [record]), "job", **asked(record), machine=synthetic.CPU["slug"])
+    assert soup.h1 is not None and soup.h1.text.startswith("Rehearsal")
+    assert not units(soup) & {"s", "ms", "GB", "MHz"} - {"GB"}
+    assert {"what-ran", "what-moved", "bits"} <= sections(soup)
+    assert not {"time", "memory", "runs-of-the-same-job"} & sections(soup)
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "timeout", "unsupported"])
+def test_a_job_without_a_result_says_why_and_what_to_do(tmp_path: Path, status: str) -> None:
+    record = synthetic.record("pure-4gpu", scale="a14b", status=status, reason="too big",
+                              hint="a bigger one")  # fmt: skip
+    soup = page(project(tmp_path, [record]), "job", **asked(record), machine=synthetic.GPUS["slug"])
+    assert {"too big", "a bigger one"} <= {s for s in ("too big", "a bigger one")
+                                           if s in first_screen(soup)}  # fmt: skip
+    assert not sections(soup) & MEASURED
+    assert any("pure-4gpu" in block.text for block in soup.select("main .prose pre"))
+
+
+def test_a_job_without_a_record_names_the_command(tmp_path: Path) -> None:
+    soup = page(project(tmp_path, []), "job", name="new-4gpu", engine="layerwise", num_gpus=4)
+    assert "params/baseline/new-4gpu.yaml" in first_screen(soup)
+    assert not sections(soup) & MEASURED
+
+
+def test_the_index_keeps_failures_and_rehearsals_apart(tmp_path: Path) -> None:
+    records = [
+        synthetic.record("pure-4gpu", scale="a14b"),
+        synthetic.record("new-4gpu", scale="a14b"),
+        synthetic.record("new-6gpu", scale="a14b", status="oom", reason="too big", hint="smaller"),
+        synthetic.record("old-4gpu-swap"),
+    ]
+    soup = page(project(tmp_path, records), "index", results_dirs=["results"])
+    assert {"runs", "jobs-without-a-result", "rehearsals"} <= sections(soup)
+    tables = {
+        heading: [row.text for table in _tables_below(soup, heading) for row in table.select("tr")]
+        for heading in ("runs", "jobs-without-a-result", "rehearsals")
+    }
+    assert len(tables["runs"]) == 3
+    assert any("new-6gpu" in row and "smaller" in row for row in tables["jobs-without-a-result"])
+    assert any("old-4gpu-swap" in row for row in tables["rehearsals"])
+    assert not any("old-4gpu-swap" in row for row in tables["runs"])
+
+
+def _tables_below(soup: BeautifulSoup, heading: str) -> list[Any]:
+    found = soup.select_one(f"h2#{heading}")
+    assert found is not None
+    return [table for table in soup.select("table.data") if table.find_previous("h2") is found]
+
+
+@pytest.mark.parametrize("names", [[], ["new-4gpu"]], ids=["none", "a rehearsal"])
+def test_the_index_says_that_nothing_was_measured(tmp_path: Path, names: list[str]) -> None:
+    records = [synthetic.record(name) for name in names]
+    soup = page(project(tmp_path, records), "index", results_dirs=["results"])
+    assert not soup.select("figure") and not soup.select(".answer")
+    assert len(_tables_below(soup, "jobs-without-a-result")) == 2
+
+
+def test_what_a_record_says_is_text_and_no_markup(tmp_path: Path) -> None:
+    records = [
+        synthetic.record("new-4gpu", scale="a14b", purpose=EVIL, machine={"cpu_model": EVIL}),
+        synthetic.record("pure-4gpu", scale="a14b", status="failed", reason=EVIL, hint=EVIL),
+    ]
+    root = project(tmp_path, records)
+    slug = synthetic.GPUS["slug"]
+    pages = [page(root, "job", **asked(record), machine=slug) for record in records]
+    for made in [page(root, "index", results_dirs=["results"]), *pages]:
+        assert not made.select("script") and not made.select('a[href^="javascript"]')
+        assert "alert(1)" in made.text
