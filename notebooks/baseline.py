@@ -521,7 +521,8 @@ section("11", 0)
 #
 # Every fact of the document, in its order, with the verdict and how it comes about. "or" stands
 # before a number where two places of the document differ and either may be wrong. Formulas name
-# facts by their ids and sizes of the model by wan.*. GB is 10⁹ bytes and GiB is 2³⁰.
+# facts by their ids and sizes of the model by wan.*. Verdicts that rest on a run lead to its page. GB
+# is 10⁹ bytes and GiB is 2³⁰.
 
 # %%
 kinds = rows.assign(check=rows.checks.replace("", "none").str.split(", ")).explode("check")
@@ -533,8 +534,9 @@ table(tallies, {"check": "Held against", **{name: name for name in page.OUTCOMES
 
 # %%
 texts = rows[["claim", "working"]].replace(r"(?<=[/_(])(?=\w{3})", "\u200b", regex=True)
+texts["run"] = rows.working.str.extract(r"(results/\S+\.json)")[0].map(page_of, na_action="ignore")
 for number, some in rows.assign(**texts).groupby("section"):  # where long words may break
     name = f"§{number} {SECTIONS[number]}"
     table(some, {"fact": "Id", "claim": "What the document says", "judged": "Verdict",
                  "working": "How it comes about"}, kind=None, caption=f"Ledger of {name}",
-          anchor="fact", fold=f"{name}: {tally(some)}")  # fmt: skip
+          anchor="fact", links={"judged": "run"}, fold=f"{name}: {tally(some)}")  # fmt: skip
