@@ -286,10 +286,11 @@ section("3.4", 0)
 
 # %%
 md(f"""
-The analysis counts four bytes a parameter where §5.1 says {fact("s5.1.param_bytes")}, so its bytes
-and bandwidths are about twice what they should be. And it has {fact("s4.3.peak.bytes")} moved in a
-step, where the new offload moves {rows.instead["s4.3.peak.bytes"]} by the model's sizes and our
-`layerwise` {moved}. So its conclusion, that PCIe has bandwidth enough, does not follow.
+The bytes fit four bytes a parameter, where §5.1 says {fact("s5.1.param_bytes")}: either the weights
+moved as fp32, or bytes and bandwidths are about twice what they should be. And the analysis has
+{fact("s4.3.peak.bytes")} moved in a step, where the new offload moves
+{rows.instead["s4.3.peak.bytes"]} by the model's sizes and our `layerwise` {moved}. So its
+conclusion, that PCIe has bandwidth enough, does not follow.
 """)
 
 # %% [markdown]
