@@ -34,6 +34,7 @@ from wanreport.analysis import causes, checks, compare, oldnew, overlap, predict
 from wanreport.analysis.answer import answer, not_measured, quoted
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
+from wanreport.cost import layerwise_held
 from wanreport.local import project_root
 from wanreport.report import figures
 from wanreport.words import gibibytes, gigabytes, ratio, seconds, significant
@@ -421,8 +422,9 @@ table(
     },
     caption="Three layers ahead gain nothing on one GPU and cost "
     f"{gigabytes(deep.allocated_difference_bytes.max(), 2)}",
-    note="480p, one GPU; steady steps, n = 6 each. As SGLang frees layers late, 12 of them are on the "
-    "GPU at once instead of 4.",
+    note=f"480p, one GPU; steady steps, n = {int(jobs.step_n.median())} each. As SGLang frees layers late, "
+    f"{layerwise_held(40, 3, switch=True)} of them are on the GPU at once instead of "
+    f"{layerwise_held(40, 1, switch=True)}.",
 )
 
 # %% [markdown]

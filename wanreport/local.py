@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from wanreport import record as records
-from wanreport.files import bench_files
 from wanreport.job import Job, resolve_job
 
 LAUNCH = [sys.executable, "-m", "wanreport.launch"]
@@ -74,18 +73,6 @@ def all_records(root: Path) -> list[Found]:
     return [
         found for folder in records.RESULTS_DIRS for found in records.find_records(root / folder)
     ]
-
-
-def all_earlier(root: Path) -> list[Found]:
-    """Every earlier run of a job at hand. Raises RecordError as find_earlier does."""
-    return [
-        found for folder in records.RESULTS_DIRS for found in records.find_earlier(root / folder)
-    ]
-
-
-def all_campaigns(root: Path) -> list[Path]:
-    """Every benchmark's file at hand, unread."""
-    return [path for folder in records.RESULTS_DIRS for path in bench_files(root / folder)]
 
 
 # Which machine is this? --------------------------------------------------------------------------
