@@ -109,8 +109,8 @@ def test_prefetch_grows_with_its_size_within_ratios_and_within_counts(a, b, laye
 
 
 @pytest.mark.parametrize("size", [-1, -0.1, float("nan"), float("inf")])
-def test_a_prefetch_size_that_is_none_is_refused(size):
-    with pytest.raises(ValueError, match="neither a ratio nor a count"):
+def test_what_is_not_a_prefetch_size_is_refused(size):
+    with pytest.raises(ValueError, match=str(size)):
         prefetch_layers(size, 40)
-    with pytest.raises(ValueError, match="0 layers"):
+    with pytest.raises(ValueError, match="0"):
         prefetch_layers(1, 0)

@@ -88,7 +88,7 @@ def resolve(
     if prefetch > 1 and not float(prefetch).is_integer():
         floored = float(math.floor(prefetch))
         steps.append(
-            f"dit_offload_prefetch_size {prefetch:g} is no whole number of layers:"
+            f"dit_offload_prefetch_size {prefetch:g} is not a whole number of layers:"
             f" cut to {floored:g} (server_args.py:1078)"
         )
         prefetch = floored

@@ -1,24 +1,26 @@
 """A job: what to run, checked before anything runs.
 
 A job is a flat YAML file, the format of papermill's ``-f``, and is read with the same rules
-(YAML 1.1), so that the notebook and the command line see the same values. Every problem of a
-file is reported at once; each says where it is, what is wrong and what to write instead.
+(YAML 1.1), so that the notebook and the command line see the same values. All problems of a file
+are reported at once; each names the file and the key, what is wrong and what to write instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import keyword
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from wanreport import flags
 from wanreport.schedule import MIN_SAMPLE
@@ -32,20 +34,23 @@ NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 HASHED_IF_GIVEN = ("vram_budget_gb",)
 """Fields younger than the first records, whose None means what a job without them meant."""
 
-Size = Annotated[int, Field(ge=16)]
+_SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
+_SGLANG = (*_SWITCHES, "dit_offload_prefetch_size", "cache_dit")  # in the order of flags.resolve
+_TYPES = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+_LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
+_HINTS: dict[type, str] = {
+    bool: " (YAML 1.1 reads yes, no, on and off as true or false)",
+    str: " (YAML 1.1 reads 1e-3, and what is in quotes, as text)",
+}
 
 _REPR = reprlib.Repr()  # escapes control characters and bounds the length
 _REPR.maxstring = _REPR.maxother = 80
 
+Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
+
 
 class JobError(ValueError):
-    """Everything that is wrong with a job.
-
-    Attributes
-    ----------
-    problems : list of str
-        One line each: ``FILE:LINE: KEY: what is wrong; what to do``.
-    """
+    """All `problems` of a job, each as one line: ``FILE: KEY: what is wrong; what to do``."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -83,7 +88,7 @@ class Job(BaseModel):
     decode: bool = True
     prompt: str = "A red panda rides a bicycle along a canal in the rain."
     negative_prompt: str = ""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = False
     vram_budget_gb: float | None = Field(default=None, gt=0)
@@ -97,16 +102,28 @@ class Job(BaseModel):
     dit_offload_prefetch_size: float = Field(default=0.0, ge=0)
     cache_dit: bool = False
 
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Job:
-        found = [problem.text() for problem in _cross_field(self.model_dump())]
-        if found:
-            raise ValueError("\n".join(found))
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _agrees_with_itself(cls, data: Any, handler: Callable[[Any], Job]) -> Job:
+        """Tell at once which fields are wrong, and which of the others contradict each other."""
+        errors: list[Any] = []
+        try:
+            job = handler(data)
+            values = job.model_dump()
+        except ValidationError as failed:
+            errors = failed.errors()
+            wrong = {error["loc"][0] for error in errors}
+            values = {k: v for k, v in {**field_defaults(), **data}.items() if k not in wrong}
+        for key, what, fix in _contradictions(values):
+            problem = PydanticCustomError("contradiction", f"{what}; {fix}")
+            errors.append(InitErrorDetails(type=problem, loc=(key,), input=values[key]))
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return job
 
     def sglang(self) -> flags.SglangResolution:
         """What SGLang 0.5.9 makes of this job's flags."""
-        return _resolve_flags(self.model_dump())
+        return flags.resolve(*(getattr(self, key) for key in _SGLANG))
 
     def prefetch(self, num_layers: int) -> int:
         """Layers held ahead by the layerwise engine for an expert of `num_layers`."""
@@ -120,10 +137,8 @@ class Job(BaseModel):
 
 def field_defaults() -> dict[str, Any]:
     """The fields of a job in order, each with its default; None where one must be given."""
-    return {
-        name: None if field.is_required() else field.default
-        for name, field in Job.model_fields.items()
-    }
+    fields = Job.model_fields.items()
+    return {name: None if field.is_required() else field.default for name, field in fields}
 
 
 def resolve_job(job: Job, *, gpus: int) -> Job:
@@ -138,383 +153,158 @@ def resolve_job(job: Job, *, gpus: int) -> Job:
 
 
 def job_hash(job: Job) -> str:
-    """12 hex digits that identify what a resolved job measures.
-
-    Raises
-    ------
-    ValueError
-        If the job's scale is still "auto".
-    """
+    """12 hex digits that identify what a job measures; ValueError if its scale is still "auto"."""
     if job.scale == "auto":
         raise ValueError(f"job {job.name} has no scale yet: resolve_job() it before job_hash()")
-    content = {
-        "benchmark_version": BENCHMARK_VERSION,
-        **job.model_dump(mode="json", exclude=set(NOT_HASHED)),
-    }
-    for key in HASHED_IF_GIVEN:
-        if content[key] is None:
-            del content[key]
+    left_out = {*NOT_HASHED, *(key for key in HASHED_IF_GIVEN if getattr(job, key) is None)}
+    content = job.model_dump(mode="json", exclude=left_out)
+    content["benchmark_version"] = BENCHMARK_VERSION
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_job(path: str | Path) -> Job:
-    """Read and check the job in the YAML file at `path`.
-
-    Raises
-    ------
-    JobError
-        With every problem of the file.
-    """
-    source = str(path)
+    """Read and check the job in the YAML file at `path`; raises JobError with all its problems."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        entries = _read(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise JobError([f"{source}: cannot be read ({error.strerror or error})"]) from error
-    except UnicodeDecodeError as error:
-        raise JobError([f"{source}: is not UTF-8 text; save it as UTF-8"]) from error
-    try:
-        entries = _read_entries(text)
-    except yaml.YAMLError as error:
-        raise JobError([_yaml_problem(source, error)]) from error
-    return _check(entries, source, stem=Path(path).stem)
+        problem = f"cannot be read ({error.strerror or error})"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text; save it as UTF-8"
+    # A value that does not suit its tag, as in `!!int x`, raises what PyYAML stumbles over.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f" on line {mark.line + 1}" if mark else ""
+        problem = f"cannot be read as YAML{where}: {what}; write one `key: value` on each line"
+    else:
+        return _check(entries, str(path), stem=Path(path).stem)
+    raise JobError([f"{path}: {problem}"])
 
 
 def job_from_mapping(mapping: Mapping[str, Any], source: str = "injected parameters") -> Job:
-    """Check the job in `mapping`, such as the parameters injected into a notebook.
-
-    Raises
-    ------
-    JobError
-        With every problem of the mapping.
-    """
-    return _check([_Entry(key, value) for key, value in mapping.items()], source)
-
-
-class _Entry(NamedTuple):
-    """One ``key: value``, with the line and the plain text it came from where it had any."""
-
-    key: Any
-    value: Any
-    line: int | None = None
-    raw: str | None = None
-
-
-class _Problem(NamedTuple):
-    key: str
-    what: str
-    mend: str
-    line: int | None = None
-
-    def text(self, source: str = "job") -> str:
-        where = source if self.line is None else f"{source}:{self.line}"
-        return f"{where}: {self.key}: {self.what}; {self.mend}"
-
-
-# --- reading YAML as papermill does ---
+    """Check the job in `mapping`, such as a notebook's parameters; raises JobError as load_job."""
+    return _check(mapping.items(), source)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without dates, which is how papermill reads parameters."""
+    """PyYAML's safe loader without dates, as papermill reads parameters, and without merging."""
 
     yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":merge"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-def _read_entries(text: str) -> list[_Entry]:
+def _read(text: str) -> list[tuple[Any, Any]]:
+    """The keys of a flat YAML file, some perhaps given twice, and their values."""
     loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return []
-        if not isinstance(root, yaml.MappingNode):
-            raise yaml.MarkedYAMLError(
-                problem="this is no list of `key: value` lines (mind the space after the colon)",
-                problem_mark=root.start_mark,
-            )
-        return [_entry(loader, key, value) for key, value in root.value]
-    except RecursionError:
-        raise yaml.YAMLError("the values are nested too deeply") from None
-    finally:
-        loader.dispose()
+    root = loader.get_single_node()
+    if root and not isinstance(root, yaml.MappingNode):
+        raise yaml.YAMLError("there are no `key: value` lines (mind the space after the colon)")
+    build = loader.construct_document
+    return [(build(key), build(value)) for key, value in (root.value if root else [])]
 
 
-def _entry(loader: _Loader, key_node: yaml.Node, value_node: yaml.Node) -> _Entry:
-    plain = isinstance(value_node, yaml.ScalarNode) and value_node.style is None
-    try:
-        # `<<` would merge another mapping, which a flat job has no use for
-        merge = key_node.tag == "tag:yaml.org,2002:merge"
-        key = "<<" if merge else loader.construct_object(key_node, deep=True)
-        value = loader.construct_object(value_node, deep=True)
-    except ValueError as error:  # such as `!!int x`
-        raise yaml.MarkedYAMLError(
-            problem=f"a value cannot be read ({error})", problem_mark=value_node.start_mark
-        ) from error
-    return _Entry(key, value, key_node.start_mark.line + 1, value_node.value if plain else None)
-
-
-def _yaml_problem(source: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error)
-    where = source if mark is None else f"{source}:{mark.line + 1}"
-    return f"{where}: cannot be read as YAML: {what}; write one `key: value` a line"
-
-
-# --- checks ---
-
-
-def _check(entries: list[_Entry], source: str, stem: str | None = None) -> Job:
-    by_key: dict[str, _Entry] = {}
-    problems: list[_Problem] = []
-    for entry in entries:
-        problem = _key_problem(entry, by_key)
-        if problem:
-            problems.append(problem)
+def _check(entries: Iterable[tuple[Any, Any]], source: str, stem: str | None = None) -> Job:
+    values: dict[str, Any] = {}
+    problems = []
+    for key, value in entries:
+        # papermill writes `KEY = value` into a notebook, so any other key would be run as code
+        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
+            hint = _HINTS[bool] if isinstance(key, bool) else ""
+            problems.append(f"{_REPR.repr(key)}: is not an identifier{hint}; {_other_key(key)}")
+        elif key in values:
+            problems.append(f"{key}: is given twice; keep one of the two")
         else:
-            by_key[entry.key] = entry
-    missing = [
-        _Problem(name, "is missing", f"add a line `{name}: ...`", _line(by_key, name))
-        for name, field in Job.model_fields.items()
-        if field.is_required() and (name not in by_key or by_key[name].value is None)
-    ]
-    problems += missing
-    bad = {problem.key for problem in missing}
-    values = {key: entry.value for key, entry in by_key.items()}
-    job = None
+            values[key] = value
     try:
         job = Job.model_validate(values)
+        wrong = set()
     except ValidationError as failed:
-        for error in failed.errors():
-            # An error without a place is _agrees_with_itself's, and found again below. It runs
-            # only on a job whose fields are all well, and all problems are to be told at once.
-            key = str(error["loc"][0]) if error["loc"] else ""
-            if key and key not in bad:
-                problems.append(_field_problem(by_key[key], error))
-                bad.add(key)
-    for found in _cross_field({**field_defaults(), **values}, bad):
-        problems.append(found._replace(line=_line(by_key, found.key)))
-    if stem is not None and "name" not in bad and values["name"] != stem:
-        what = f"is {values['name']!r}, but the file's name says {stem!r}"
-        mend = f"write `name: {stem}` or rename the file"
-        problems.append(_Problem("name", what, mend, _line(by_key, "name")))
-    if problems or job is None:
-        problems.sort(key=lambda problem: (problem.line is None, problem.line or 0))
-        raise JobError(problem.text(source) for problem in problems)
+        problems += map(_problem, failed.errors())
+        wrong = {error["loc"][0] for error in failed.errors()}
+    if stem is not None and "name" not in wrong and values["name"] != stem:
+        problems.append(f"name: is not the file's name; write `name: {stem}` or rename the file")
+    if problems:
+        raise JobError(f"{source}: {problem}" for problem in problems)
     return job
 
 
-def _line(by_key: Mapping[str, _Entry], key: str) -> int | None:
-    return by_key[key].line if key in by_key else None
-
-
-def _key_problem(entry: _Entry, seen: Mapping[str, _Entry]) -> _Problem | None:
-    key, names = entry.key, list(Job.model_fields)
-    if not isinstance(key, str):
-        what = f"is no name but of type {type(key).__name__}"
-        if isinstance(key, bool):
-            what += " (YAML 1.1 reads on, off, yes and no as booleans)"
-        return _Problem(_show(key), what, "write the name of a job's field", entry.line)
-    close = difflib.get_close_matches(key.lstrip("-").replace("-", "_").lower(), names, n=1)
-    did_you_mean = f"did you mean {close[0]}?" if close else ""
-    if not key.isidentifier() or keyword.iskeyword(key):
-        # papermill writes `KEY = value` into a notebook, so such a key would be run as code
-        mend = did_you_mean or "remove it"
-        return _Problem(_show(key), "is no identifier", mend, entry.line)
-    if key in seen:
-        first = seen[key].line
-        what = "is given twice" + (f", first on line {first}" if first else "")
-        return _Problem(key, what, "keep one of the two", entry.line)
-    if key not in names:
-        mend = did_you_mean or f"remove it (a job's fields: {', '.join(names)})"
-        return _Problem(key, "is no field of a job", mend, entry.line)
-    return None
-
-
-def _cross_field(values: Mapping[str, Any], bad: Iterable[str] = ()) -> Iterator[_Problem]:
-    """What single fields cannot show; rules about a field in `bad` are left out."""
-    broken = set(bad)
-
-    def fine(*keys: str) -> bool:
-        return broken.isdisjoint(keys)
-
-    for key in ("height", "width"):
-        if fine(key) and values[key] % 16:
-            below = values[key] // 16 * 16
-            what = f"{values[key]} is no multiple of 16 (VAE stride 8, patch size 2)"
-            yield _Problem(key, what, f"write {below} or {below + 16}")
-    if fine("num_frames") and (values["num_frames"] - 1) % 4:
-        below = (values["num_frames"] - 1) // 4 * 4 + 1
-        what = f"{values['num_frames']} is not 1 more than a multiple of 4 (VAE stride in time)"
-        yield _Problem("num_frames", what, f"write {below} or {below + 4}")
-    if fine("sampled_steps", "num_inference_steps") and values["sampled_steps"] is not None:
-        sampled, steps = values["sampled_steps"], values["num_inference_steps"]
-        if sampled > steps:
-            mend = f"write at most {steps}, or remove it to run them all"
-            yield _Problem("sampled_steps", f"{sampled} of {steps} steps are no sample", mend)
-    if fine("cfg") and values["cfg"] is False:
+def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Key, problem and fix of what single fields do not show; a wrong field is not in `given`."""
+    frames, steps, engine = map(given.get, ("num_frames", "num_inference_steps", "engine"))
+    if frames and frames % 4 != 1:
+        below = (frames - 1) // 4 * 4 + 1
+        what = f"is {frames}, not 1 more than a multiple of 4 (VAE stride in time)"
+        yield "num_frames", what, f"write {below} or {below + 4}"
+    if steps and (given.get("sampled_steps") or 0) > steps:
+        yield "sampled_steps", "is more than all steps", f"write at most {steps}, or remove it"
+    if given.get("cfg") is False:
         for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
-            if fine(key) and values[key] not in (None, ""):
-                mend = "remove it, or write `cfg: true`"
-                yield _Problem(key, "has no effect without guidance", mend)
-    if fine("engine", "dit_offload_prefetch_size") and values["engine"] != "layerwise":
-        size = values["dit_offload_prefetch_size"]
-        if size:
-            what = f"{size} is for the layerwise engine, and this job's is {values['engine']}"
-            yield _Problem("dit_offload_prefetch_size", what, "remove it")
-    if fine("engine", "vram_budget_gb") and values["engine"] != "stream":
-        budget = values["vram_budget_gb"]
-        if budget is not None:
-            what = f"{budget} is for the stream engine, and this job's is {values['engine']}"
-            yield _Problem("vram_budget_gb", what, "remove it")
-    if fine(
-        "engine",
-        "dit_layerwise_offload",
-        "dit_cpu_offload",
-        "use_fsdp_inference",
-        "dit_offload_prefetch_size",
-        "cache_dit",
-    ):
-        yield from _flag_problems(values)
+            if given.get(key) not in (None, ""):
+                yield key, "has no effect without guidance", "remove it, or write `cfg: true`"
+    if given.get("cache_dit"):
+        yield "cache_dit", "changes what is computed, so it is not measured", "remove it"
+    given = {**given, "cache_dit": False}  # what SGLang makes of the other flags
+    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
+    for key, engines in {**takers, **dict.fromkeys(_SWITCHES, list(flags.ENGINE_FLAGS))}.items():
+        unset = given.get(key) in (None, Job.model_fields[key].default)
+        if engine and engine not in engines and not unset:
+            yield key, f"is for {', '.join(engines)}; this job's engine is {engine}", "remove it"
+    if engine in flags.ENGINE_FLAGS and given.keys() >= {*_SGLANG}:
+        found = flags.resolve(*(given[key] for key in _SGLANG))
+        if found.engine != engine:
+            other = found.engine or "FSDP without CPU offload, which is not an engine here"
+            wanted = {"use_fsdp_inference": False, **flags.ENGINE_FLAGS[engine]}
+            lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
+            what = f"is {engine}, but SGLang 0.5.9 resolves this job's flags to {other}"
+            yield "engine", what, f"for this engine write {', '.join(lines)}"
 
 
-def _flag_problems(values: Mapping[str, Any]) -> Iterator[_Problem]:
-    if values["cache_dit"]:
-        what = "wanreport measures without cache-dit, which changes what is computed"
-        try:
-            _resolve_flags(values)
-        except flags.FlagsError as error:
-            what = str(error)
-        yield _Problem("cache_dit", what, "remove it")
-    engine = values["engine"]
-    if engine not in flags.ENGINE_FLAGS:
-        for key in ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference"):
-            if values[key] not in (None, Job.model_fields[key].default):
-                what = f"{_yaml(values[key])} is SGLang's, which has no engine {engine}"
-                yield _Problem(key, what, "remove it")
-        return
-    found = _resolve_flags({**values, "cache_dit": False})
-    if found.engine == engine:
-        return
-    unknown = "FSDP without CPU offload, for which there is no engine"
-    what = (
-        f"is {engine}, but SGLang 0.5.9 resolves this job's flags to {found.engine or unknown}"
-        f" (dit_layerwise_offload {_yaml(found.layerwise)}, dit_cpu_offload"
-        f" {_yaml(found.cpu_offload)}, use_fsdp_inference {_yaml(found.fsdp)})"
-    )
-    wanted = {"use_fsdp_inference": False, **flags.ENGINE_FLAGS[engine]}
-    needed = ", ".join(
-        f"`{key}: {_yaml(flag)}`" for key, flag in wanted.items() if values[key] is not flag
-    )
-    yield _Problem("engine", what, f"for this engine write {needed}")
+def _problem(error: ErrorDetails) -> str:
+    """The line for one of pydantic's errors: its own words, and a fix that suits the field."""
+    key, kind, what, value = str(error["loc"][0]), error["type"], error["msg"], error["input"]
+    if kind == "contradiction":
+        return f"{key}: {what}"
+    if kind == "missing" or (value is None and field_defaults().get(key, "") is None):
+        return f"{key}: is missing; add a line `{key}: ...`"
+    if kind == "extra_forbidden":
+        return f"{key}: is not a field of a job; {_other_key(key)}"
+    shown = "empty" if isinstance(value, str | None) and not value else _REPR.repr(value)
+    return f"{key}: is {shown}: {what[0].lower()}{what[1:]}; {_fix(key, value)}"
 
 
-def _resolve_flags(values: Mapping[str, Any]) -> flags.SglangResolution:
-    return flags.resolve(
-        layerwise=values["dit_layerwise_offload"],
-        cpu_offload=values["dit_cpu_offload"],
-        fsdp=values["use_fsdp_inference"],
-        prefetch=values["dit_offload_prefetch_size"],
-        cache_dit=values["cache_dit"],
-    )
+def _other_key(key: object) -> str:
+    fields = list(Job.model_fields)
+    close = difflib.get_close_matches(str(key).strip("-").replace("-", "_").lower(), fields, n=1)
+    return f"did you mean {close[0]}?" if close else f"remove it (a job has {', '.join(fields)})"
 
 
-# --- words for what pydantic finds in a field ---
-
-_LOOKS_LIKE_A_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-
-
-def _field_problem(entry: _Entry, error: Any) -> _Problem:
-    what, mend = _words(entry, error)
-    return _Problem(entry.key, what, mend, entry.line)
-
-
-def _words(entry: _Entry, error: Any) -> tuple[str, str]:
-    value, kind, context = entry.value, error["type"], error.get("ctx", {})
-    shown = _show(value)
-    wanted = {
-        "bool_type": "true or false",
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "string_type": "text",
-        "literal_error": f"one of {context.get('expected')}",
-    }.get(kind)
-    if wanted:
-        return _wrong_type(entry, kind, wanted, str(context.get("expected", "")))
-    bounds = {
-        "greater_than_equal": ("ge", "at least"),
-        "greater_than": ("gt", "more than"),
-        "less_than_equal": ("le", "at most"),
-        "less_than": ("lt", "less than"),
-    }
-    if kind in bounds:
-        name, word = bounds[kind]
-        return f"is {shown}, out of range", f"write {word} {context[name]}"
-    if kind == "finite_number":
-        return f"is {shown}, not a finite number", "write a finite number"
-    if kind == "string_pattern_mismatch":
-        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")
-        mend = "use lower-case letters, digits and hyphens" + (f": {slug}" if slug else "")
-        return f"is {shown}, which is no slug", mend
-    if kind == "string_too_short":
-        return "is empty", "write a value, or remove the line for the default"
-    return f"is {shown}: {error['msg']}", "correct it"
-
-
-def _wrong_type(entry: _Entry, kind: str, wanted: str, expected: str) -> tuple[str, str]:
-    value, raw = entry.value, entry.raw
-    text_wanted = kind in ("string_type", "literal_error")
-    if value is None:
-        default = field_defaults()[entry.key]
-        return "is empty", f"write {wanted}, or remove the line for the default ({_yaml(default)})"
-    if isinstance(value, bool):
-        what = f"is the boolean {_yaml(value)}, not {wanted}"
-        if raw is not None and raw.lower() != _yaml(value):
-            what = f"{raw} is the boolean {_yaml(value)} in YAML 1.1, not {wanted}"
-        if kind == "string_type":
-            return what, f'quote it: "{raw or _yaml(value)}"'
-        return what, f"write {wanted}"
-    if isinstance(value, str) and kind in ("int_type", "float_type", "int_from_float"):
-        mend = _as_yaml_number(value, whole=kind != "float_type")
-        if mend:
-            quoted = ", without quotes" if mend == value else ""
-            return f"{_show(value)} is text in YAML 1.1, not {wanted}", f"write {mend}{quoted}"
-    if isinstance(value, str) and kind == "bool_type" and value.lower() in ("true", "false"):
-        return f"{_show(value)} is text, not {wanted}", f"write {value.lower()}, without quotes"
-    if isinstance(value, float) and kind in ("int_type", "int_from_float") and value.is_integer():
-        return f"{value} is not {wanted}", f"write {value:.0f}"
-    if isinstance(value, int | float) and kind == "string_type":
-        return f"{raw or value} is a number, not {wanted}", f'quote it: "{raw or value}"'
-    what = f"{_show(value)} is not {wanted}"
-    if text_wanted and isinstance(value, str):
-        close = difflib.get_close_matches(value.lower(), re.findall(r"'([^']*)'", expected), n=1)
-        if close:
-            return what, f"did you mean {close[0]}?"
-    return what, f"write {wanted}"
-
-
-def _as_yaml_number(text: str, *, whole: bool) -> str | None:
-    """`text` as YAML 1.1 would read it as a number, which wants a point and a signed exponent."""
-    text = text.strip()
-    if not _LOOKS_LIKE_A_NUMBER.fullmatch(text):
-        return None
-    if whole:
-        return f"{float(text):.0f}" if float(text).is_integer() else None
-    mantissa, letter, exponent = text.lower().partition("e")
-    if "." not in mantissa and letter:
-        mantissa += ".0"
-    if exponent and exponent[0] not in "+-":
-        exponent = "+" + exponent
-    return mantissa + letter + exponent
-
-
-def _yaml(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)
-
-
-def _show(value: object) -> str:
-    return _REPR.repr(value)
+def _fix(name: str, value: Any) -> str:
+    """What to write for a field instead of `value`: something near it, or what the field takes."""
+    schema = Job.model_json_schema()["properties"][name]
+    schema |= schema.get("anyOf", [{}])[0]  # of an optional field, whose other type is null
+    kind, choices, step = schema["type"], schema.get("enum"), schema.get("multipleOf")
+    limits = [f"{word} {schema[limit]}" for limit, word in _LIMITS.items() if limit in schema]
+    wanted = f"one of {', '.join(choices)}" if choices else _TYPES.get(kind, "text")
+    wanted = ", ".join([f"write {wanted}", *limits])
+    if isinstance(value, str | None) and not value and "default" in schema:
+        return f"{wanted}, or remove it for the default ({json.dumps(schema['default'])})"
+    if choices:
+        close = difflib.get_close_matches(str(value).lower(), choices, n=1)
+        return f"did you mean {close[0]}?" if close else wanted
+    if isinstance(value, str) and "pattern" in schema:
+        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[: schema["maxLength"]]
+        return f"write lower-case letters, digits and hyphens: {slug or 'my-job'}"
+    if step and type(value) is int:
+        below = max(value // step * step, schema["minimum"])
+        return f"write {below} or {below + step}"
+    if kind == "string":
+        wanted = "put it in quotes"
+    elif (kind, type(value)) in (("integer", str), ("integer", float), ("number", str)):
+        with contextlib.suppress(ValueError):  # YAML 1.1 wants a point, and a signed exponent
+            number = yaml.safe_dump(float(value)).split()[0].removesuffix(".0")
+            if number.isdigit() or (kind == "number" and number[-1].isdigit()):
+                wanted = f"write {number}"
+    return wanted + _HINTS.get(type(value), "")

@@ -16,11 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wanreport.files import FileError, parse_record, read_json
-from wanreport.job import BENCHMARK_VERSION, Job
-
-SCHEMA_VERSION = 1
-"""Shape of a record; a reader refuses any other."""
+from wanreport.files import FileError, Record, parse_record, read_json
+from wanreport.job import BENCHMARK_VERSION, Job, job_hash
 
 RESULTS = "WANREPORT_RESULTS"
 """Set to look for records elsewhere, or, for published pages, among the committed ones alone."""
@@ -34,29 +31,6 @@ EARLIER = "earlier"  # the folder beside records for runs that later ones took o
 REUSABLE = frozenset({"ok", "oom", "unsupported"})
 """Statuses that measuring again would only repeat; any other job is measured again."""
 
-_EMPTY: dict[str, Any] = {
-    "schema_version": SCHEMA_VERSION,
-    "benchmark_version": BENCHMARK_VERSION,
-    "job": {},
-    "job_hash": "",
-    "status": "failed",
-    "reason": "",
-    "hint": "",
-    "model": {},
-    "schedule": {},
-    "sglang": {},
-    "machine": {},
-    "software": {},
-    "engine": {},
-    "started_at": "",
-    "wall_s": 0.0,
-    "cold_start_s": None,
-    "iterations": [],
-    "timeline": [],
-    "traces": [],
-}
-
-
 RecordError = FileError
 """A record that cannot be read or written; the message names the file and the fix."""
 
@@ -67,14 +41,21 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
     `job` must be resolved: its scale is a part of what was measured. Without a status among
     `known` the record stands for a failed job.
     """
-    unknown = sorted(set(known) - set(_EMPTY))
-    if unknown:
+    if unknown := sorted(known.keys() - Record.model_fields):
         raise ValueError(f"a record has no {', '.join(unknown)}")
-    hashes = job.hashes()
-    if len(hashes) != 1:
-        raise ValueError(f"job {job.name} has no scale yet: resolve_job() it first")
-    empty = json.loads(json.dumps(_EMPTY))
-    return {**empty, "job": job.model_dump(mode="json"), "job_hash": hashes[0], **known}
+    empty: dict[str, Any] = {key: {} for key in Record.model_fields}  # the order of the file
+    return empty | {
+        "schema_version": 1,
+        "benchmark_version": BENCHMARK_VERSION,
+        "job": job.model_dump(mode="json"),
+        "job_hash": job_hash(job),
+        "status": "failed",
+        **dict.fromkeys(("reason", "hint", "started_at"), ""),
+        "wall_s": 0.0,
+        "cold_start_s": None,
+        **{key: [] for key in ("iterations", "timeline", "traces")},
+        **known,
+    }
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> None:
@@ -92,12 +73,11 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        data = text.encode()
+        data = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
-        where = _not_json(record, "") or str(error)
+        where = _not_json(record) or str(error)
         raise RecordError(f"{path}: refusing to write this record: {where}") from error
-    _check(path, json.loads(text))
+    _check(path, json.loads(data))
     try:
         _keep(path, record)
         replace_file(path, data)
@@ -158,8 +138,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _disk_trouble(error: OSError, path: Path, size: int) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
+    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    if what := full.get(error.errno or 0):
         return (
             f"{what}; free at least {size / 1e6:.1f} MB on the file system of {path.parent}"
             " (old traces there are the largest files) and run the job again"
@@ -170,13 +150,7 @@ def _disk_trouble(error: OSError, path: Path, size: int) -> str:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read and check one record.
-
-    Raises
-    ------
-    RecordError
-        If there is no such file, it is no JSON, or it is no record of this schema version.
-    """
+    """Read and check one record; raises RecordError for a file that is not one."""
     path = Path(path)
     record = read_json(path, "delete it and measure the job again, or restore it from git")
     _check(path, record)
@@ -191,24 +165,19 @@ def _check(path: Path, record: Any) -> None:
         raise RecordError(f"{path}: its job has no resolved scale")
 
 
-def _not_json(value: object, where: str) -> str | None:
-    """Where in `value` something has no place in JSON, and what it is; None if all is well."""
+def _not_json(value: object, where: str = "") -> str:
+    """Where in `value` something has no place in JSON, and what it is; empty if all is well."""
+    parts: Iterable[tuple[str, object]] = []
     if isinstance(value, Mapping):
-        parts = {f"{where}.{key}" if where else str(key): item for key, item in value.items()}
+        parts = [(f"{where}.{key}", item) for key, item in value.items()]
     elif isinstance(value, list | tuple):
-        parts = {f"{where}[{i}]": item for i, item in enumerate(value)}
+        parts = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
     else:
-        parts = {}
-    for place, item in parts.items():
-        if found := _not_json(item, place):
-            return found
-    if parts:
-        return None
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return f"{where} is {value!r}, which JSON cannot hold"
-    return None
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            return f"{where.removeprefix('.')} is {value!r}, which JSON cannot hold"
+    return next(filter(None, (_not_json(item, place) for place, item in parts)), "")
 
 
 def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: str) -> Path:
@@ -219,20 +188,14 @@ def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: st
 def find_records(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """All records under ``root/<machine>/``, sorted by path; none if there is no such folder.
 
-    Raises
-    ------
-    RecordError
-        Naming every file that cannot be used: a record left out in silence would be a job
-        missing from the report.
+    Raises RecordError with every file that cannot be used: a record left out in silence would be a
+    job missing from the report.
     """
     return _read_all(Path(root).glob("*/*.json"))
 
 
 def find_earlier(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
-    """All runs under ``root/<machine>/earlier/`` that later ones of the same jobs took over from.
-
-    Sorted and refused as by :func:`find_records`.
-    """
+    """As :func:`find_records`, all runs in ``earlier/`` that later ones took over from."""
     return _read_all(Path(root).glob(f"*/{EARLIER}/*.json"))
 
 
