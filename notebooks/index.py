@@ -77,7 +77,7 @@ of one kind differed by up to {share(spread)}. **Not measured:** {gaps or "nothi
         "trust",
     )
 else:
-    md("**Nothing was measured at full scale yet.** `make report` measures what this machine can.")
+    md("**No engine was held against `resident` at full scale yet.** See the jobs below.")
 
 # %% [markdown]
 # Read on: [why copies and collectives collide, and every comparison](postbenchmark.html) · [what
@@ -86,7 +86,7 @@ else:
 # %% [markdown] tags=["with-output"]
 # ## Runs
 #
-# A job is one engine at one size on one machine; its name leads to its page. *Overhead* is a
+# A job is one engine at one size on one machine, and leads to its page. *Overhead* is a
 # steady step over that of `resident`, taken on the same boards where there is such a run, also an
 # earlier one. *End to end* is a clean iteration over the whole schedule with decoding; steps that
 # did not run count as the mean steady one. *Peak* is what tensors take on the fullest GPU.
@@ -97,14 +97,12 @@ full = failed = small = jobs[:0]
 if len(jobs):
     jobs = jobs.join(compare.overhead(frames).reindex(columns=["resident_s", "overhead", "claim"]))
     itself = (jobs.engine == "resident") & (jobs.overhead == 0)
-    # The same size stands in most rows: its name in short leaves room for what differs.
-    steps = jobs.work.str.replace(r"^[^,]*, [^,]*", "", regex=True)
     jobs = jobs.assign(
+        name=jobs.job,  # it holds the engine's
         page=[page(run) for run in jobs.run],
-        size=jobs.height.astype(str) + "p" + steps,
         overhead=jobs.overhead.mask(itself),
         resident_s=jobs.resident_s.mask(itself),
-        claim=jobs.claim.mask(itself, "the reference"),
+        claim=jobs.claim.mask(itself, "reference"),
     )
     ok = jobs.status == "ok"
     full, failed = jobs[ok & ~jobs.rehearsal], jobs[~ok & jobs.latest]
@@ -112,8 +110,7 @@ if len(jobs):
 
 # %%
 shown = {
-    "name": "engine",
-    "size": "size, steps",
+    "name": "job",
     "step_s": "steady step",
     "resident_s": "resident's",
     "overhead": "overhead",
@@ -130,12 +127,12 @@ for machine in sorted(set(full.get("machine", ()))):
         shown,
         links={"name": "page"},
         interval=["step_s"],
-        caption=f"The {counted(len(latest), 'job')} measured on {machine}.",
+        caption=f"{counted(len(latest), 'job')} on {machine}.",
     )
     if len(earlier):
         table(
             earlier.assign(day=earlier.started.str[:10]),
-            {"name": "engine", "day": "measured", **{k: shown[k] for k in list(shown)[1:]}},
+            {"name": "job", "day": "measured", **shown},
             links={"name": "page"},
             interval=["step_s"],
             caption=f"Runs on {machine} that later ones of the same job took over from.",
@@ -160,7 +157,7 @@ if len(failed):
         },
         links={"job": "page"},
         kind=None,
-        caption=f"{len(failed)} jobs ended without a result.",
+        caption=f"{counted(len(failed), 'job')} ended without a result.",
     )
 
 # %%
@@ -177,8 +174,8 @@ for asked, rows in missing.groupby("asked", sort=False):
         shown,
         links={"job": "page"},
         kind=None,
-        caption=f"{len(rows)} jobs {whose} have no record.",
-        fold="" if asked else f"{len(rows)} more jobs without a record",
+        caption=f"No record: {counted(len(rows), 'job')} {whose}.",
+        fold="" if asked else f"{counted(len(rows), 'more job', 'more jobs')} without a record",
     )
 
 # %% [markdown] tags=["with-output"]
@@ -201,5 +198,5 @@ if len(small):
         },
         links={"job": "page"},
         kind=None,
-        caption=f"{len(small)} rehearsals.",
+        caption=f"{counted(len(small), 'rehearsal')}.",
     )

@@ -123,13 +123,17 @@ md(f"{plain(job.purpose)} **{asks}**")
 # %%
 if ok and timed:
     step = interval(me.step_s, me.step_low_s, me.step_high_s, me.step_n)
-    over = f": {ratio(me.overhead)} over `resident`, {me.claim}" if held else ""
-    bits = {True: "Its latents have the bits of `resident`'s.",
-            False: "**Its latents differ from `resident`'s.**"}.get(me.get("same_bits"), "")  # fmt: skip
+    over = whole = bits = ""
+    if held:
+        claim = "too few steps for an interval" if me.claim == "no interval" else me.claim
+        over = f": {ratio(me.overhead)} over `resident`, {claim}"
+        whole = f" ({ratio(me.end_to_end_s / resident.end_to_end_s - 1)})"
+        bits = {True: "Its latents have the bits of `resident`'s.",
+                False: "**Its latents differ from `resident`'s.**"}.get(me.same_bits, "")  # fmt: skip
     md(f"""
 **A steady step takes {step}{over}.** A clean run of the whole schedule with decoding takes
-{seconds(me.end_to_end_s)}; a GPU has at most {gb(me.allocated_bytes)} allocated
-({gib(me.reserved_bytes)} reserved). {bits if held else ""}
+{seconds(me.end_to_end_s)}{whole}; a GPU has at most {gb(me.allocated_bytes)} allocated
+({gib(me.reserved_bytes)} reserved). {bits}
 """, "answer")  # fmt: skip
 elif ok:
     formula = {True: "equal the", False: "**differ from the**"}.get(me.formula_ok, "have no")
@@ -142,9 +146,11 @@ if timed:
     caption = f"Each step of {me['name']}, as its slowest rank saw it."
     if held:
         gap = seconds(abs(me.step_s - me.resident_s), 2)
-        than = {"slower": f"{gap} longer than", "faster": f"{gap} shorter than",
-                "within noise": "within noise of"}.get(me.claim, "drawn beside")  # fmt: skip
-        caption = f"A steady step of {me['name']} is {than} resident's."
+        caption = {
+            "slower": f"A steady step of {me['name']} is {gap} longer than resident's.",
+            "faster": f"A steady step of {me['name']} is {gap} shorter than resident's.",
+            "within noise": f"A steady step of {me['name']} is within noise of resident's.",
+        }.get(me.claim, f"{me.step_n} steady steps are too few to tell {me['name']} from resident.")
     drawn = steps.assign(resident_s=me.resident_s) if held else steps
     show(figures.steps(drawn, engine=me.engine, whole=me.steps_whole), caption)
 
@@ -308,11 +314,12 @@ if len(steps) and me.latents:
     others = runs[(runs.run != run) & runs.latents.notna()]
     others = others.assign(same=others.latents == me.latents)
     others = others.assign(page=[page(each) for each in others.run], day=others.started.str[:10])
-    table(others.sort_values(["name", "started"]),
-          {"name": "held against", "day": "measured", "same": "same bits"}, links={"name": "page"},
-          caption=f"Runs with the bits of {me['name']}: {others.same.sum()} of {len(others)}.",
-          note=f"Same job, machine class and torch. SHA-256 of the latents: {me.latents}",
-          empty="No other run of this work on this class of machine.")  # fmt: skip
+    if len(others):
+        table(others.sort_values(["name", "started"]),
+              {"name": "held against", "day": "measured", "same": "same bits"},
+              links={"name": "page"}, note="Same job, machine class and torch.",
+              caption=f"{others.same.sum()} of {len(others)} other runs have the same bits.")  # fmt: skip
+    md(f"SHA-256 of the latents: `{me.latents}`")
 
 # %% [markdown] tags=["with-output"]
 # ## The plan

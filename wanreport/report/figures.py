@@ -31,7 +31,7 @@ DASHES = (0, (4, 3))
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "collective": "all-to-alls"}
 KINDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
 PARTS = {  # of an iteration's time: what they are called, hatch, whether they are not filled
-    "first": ("first step", "xxx", False), "switch": ("switch", "...", False),
+    "first": ("first step", "xxx", False), "switch": ("switch", "+++", False),
     "steady": ("steady steps", "", False), "left": ("steady steps, extrapolated", "///", True),
     "decode": ("decoding", "---", True),
 }  # fmt: skip
@@ -315,8 +315,7 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
 def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Figure:
     """Draw the seconds of each step that one run ran: clean iterations filled, others hollow.
 
-    Columns step, role, expert, kind, seconds; resident_s, a steady step to hold them against, need
-    not be there. `whole` is the number of steps of the schedule.
+    Columns step, role, expert, kind, seconds, maybe resident_s. `whole`: steps of the schedule.
     """
     clean = df[df.kind == "clean"] if (df.kind == "clean").any() else df
     top = 1.15 * clean.seconds.max()
@@ -330,11 +329,11 @@ def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Fi
             _beside(axes, row.step, top, f"{KINDS[kind]} {row.seconds:#.3g} s \N{UPWARDS ARROW}", 8)
     for role, some in clean.groupby("role"):
         at, value, steady = some.step.max(), some.seconds.median(), role == "steady"
-        away, align = ((8, 0), "center") if steady else ((-4, -18), "top")
+        away, align = ((8, 2), "bottom") if steady else ((-4, -18), "top")
         axes.annotate(f"{role} {value:#.3g} s", (at, value), xytext=away, va=align,
                       textcoords="offset points")  # fmt: skip
-    for level in df.get("resident_s", df.seconds[:0])[:1]:
-        _level(axes, 4, level, f"resident, steady {level:#.3g} s", va="top", xytext=(0, -10))
+    for at in df.get("resident_s", df.seconds[:0])[:1]:
+        _level(axes, 4, at, f"resident {at:#.3g} s", xytext=(0, -14 if 4 * at > top else 4))
     _switch(axes, df)
     axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
              xlim=(-0.6, max(df.step.max() + 2.5, whole or 0)))  # fmt: skip

@@ -118,7 +118,7 @@ def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFr
     shown = (events.end_ms > start) & (events.start_ms < end) & (events.what != "release")
     cut = events[shown & ((events.lane != "collective") | (row.gpus > 1))]
     times = cut[["start_ms", "end_ms"]].clip(start, end) - start
-    return cut.assign(**times, ms=times.end_ms - times.start_ms, engine=row.engine)
+    return cut.assign(**times, block=cut.block.astype("Int64"), engine=row.engine)
 
 
 def plan(record: Record) -> pd.DataFrame:
