@@ -143,6 +143,11 @@ def test_page(path: Path, browser: Any) -> None:
     assert not problems_of(browser, path)
 
 
+def test_no_page_is_too_large_to_send_or_to_commit() -> None:
+    sizes = {path.relative_to(REPORTS).as_posix(): path.stat().st_size for path in PAGES}
+    assert {name: size for name, size in sizes.items() if size > 800_000} == {}
+
+
 def test_no_two_pages_have_one_title() -> None:
     titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
     assert sorted(set(titles)) == sorted(titles)

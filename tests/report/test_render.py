@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -183,11 +184,15 @@ def test_a_page_without_a_heading_gets_one(tmp_path: Path) -> None:
     ids=["killed", "exit", "hung", "exception", "syntax", "sys.exit", "stop"],
 )
 def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
-    cell: str, what: str, tmp_path: Path
+    cell: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = ("print('shown before')", cell, "print('never shown')")
     text = "\n".join(f"# %%\n{each}" for each in cells) + "\n# %% [markdown]\n# # Late\n"
-    problem, soup = made(tmp_path, text, timeout_s=2, word="given")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+        (tmp_path / "t").mkdir()
+        problem, soup = made(tmp_path, text, timeout_s=2, word="given")
+    assert not list((tmp_path / "t").iterdir())
     assert problem.startswith("cell 2: ") and what in problem
     main = soup.find("main")
     assert what in main.find(class_="message").get_text()

@@ -64,31 +64,33 @@ def execute(
         return _empty(), Failure(f"{type(error).__name__}: {error}", f"Fix {script.name}.")
     code = [n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source]
     sources = [notebook.cells[n].source for n in code]
-    here, there = _FORK.Pipe(duplex=False)
-    child = _FORK.Process(target=_run_cells, args=(there, sources, cwd, href))
-    child.start()
-    there.close()
     done, problem = 0, None
-    try:
-        while done < len(code) and problem is None:
-            ready = wait([here, child.sentinel], timeout_s)
-            if here in ready and (outputs := _received(here)) is not None:
-                cell = notebook.cells[code[done]]
-                cell.outputs, cell.execution_count = outputs, done + 1
-                problem = _raised(outputs)
-                done += problem is None
-            elif ready:
-                child.join()
-                problem = _died(child.exitcode or 0)
-            else:
-                problem = Failure(f"This cell took longer than {timeout_s:g} s and was stopped.",
-                                  "See what it waits for.")  # fmt: skip
-    finally:
-        with suppress(ProcessLookupError, PermissionError, TypeError):
-            os.killpg(child.pid or 0, signal.SIGKILL)
-        child.kill()
-        child.join()
-        here.close()
+    with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as home:
+        here, there = _FORK.Pipe(duplex=False)
+        child = _FORK.Process(target=_run_cells, args=(there, sources, cwd, href, home))
+        child.start()
+        there.close()
+        try:
+            while done < len(code) and problem is None:
+                ready = wait([here, child.sentinel], timeout_s)
+                if here in ready and (outputs := _received(here)) is not None:
+                    cell = notebook.cells[code[done]]
+                    cell.outputs, cell.execution_count = outputs, done + 1
+                    problem = _raised(outputs)
+                    done += problem is None
+                elif ready:
+                    child.join(10)
+                    problem = _died(child.exitcode or 0)
+                else:
+                    problem = Failure(f"This cell took longer than {timeout_s:g} s.",
+                                      "See what it waits for.")  # fmt: skip
+        finally:
+            assert child.pid is not None
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
+            child.join()
+            here.close()
     if problem is None:
         return notebook, None
     at = code[done]
@@ -146,24 +148,23 @@ def _died(status: int) -> Failure:
 # In the fork -------------------------------------------------------------------------------------
 
 
-def _run_cells(pipe: Connection, sources: Sequence[str], cwd: Path, href: str) -> None:
+def _run_cells(pipe: Connection, sources: Sequence[str], cwd: Path, href: str, home: str) -> None:
     """Run cells until one fails; send the outputs of each."""
     os.setsid()  # Ctrl-C is for the parent, and a kill reaches whatever a cell has started
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update({NO_MEASURING: "1", PAGE: href})
     os.chdir(cwd)
-    with tempfile.TemporaryDirectory(prefix="wanreport-") as home:
-        shell, outputs = _shell(home)
-        for source in sources:
-            outputs.clear()
-            with (
-                redirect_stdout(_Stream("stdout", outputs)),
-                redirect_stderr(_Stream("stderr", outputs)),
-            ):
-                ran = shell.run_cell(source, store_history=True)
-            pipe.send(list(outputs))
-            if not ran.success:
-                return
+    shell, outputs = _shell(home)
+    for source in sources:
+        outputs.clear()
+        with (
+            redirect_stdout(_Stream("stdout", outputs)),
+            redirect_stderr(_Stream("stderr", outputs)),
+        ):
+            ran = shell.run_cell(source, store_history=True)
+        pipe.send(list(outputs))
+        if not ran.success:
+            return
 
 
 def _end_with_parent() -> None:

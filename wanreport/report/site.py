@@ -85,6 +85,7 @@ def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> lis
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
     runs = frames.load(site.results, site.root).runs
     data = _digests(site)
+    make = "wanreport publish" if site.published else "wanreport report"
     code = {"Commits measured": _listed(runs.commit)} if len(runs) else {}
 
     def page(name: str, script: Path, href: str, given: Mapping[str, Any], files: Sequence[str],
@@ -97,7 +98,7 @@ def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> lis
         known += [] if site.published else [_package(), _libraries()]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
         return render.Page(name, script, site.out / href, href, given, links, tuple(facts.items()),
-                           tuple(files), digest, repair or _repair(site))  # fmt: skip
+                           tuple(files), digest, repair or make)  # fmt: skip
 
     pages = [page(stem, scripts[stem], f"{stem}.html", {}, data, code) for stem in stems]
     if job_script is None:
@@ -139,10 +140,6 @@ def _measured_with(row: Any) -> str:
 
 def _listed(commits: Any) -> str:
     return ", ".join(sorted({str(commit)[:12] for commit in commits.dropna()}))
-
-
-def _repair(site: Site) -> str:
-    return "wanreport publish" if site.published else "wanreport report"
 
 
 def _digests(site: Site) -> list[str]:
