@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from wanreport.analysis.checks import checks
 from wanreport.analysis.frames import EMPTY, Frames
 from wanreport.baseline.arithmetic import Quantity, evaluate, names
@@ -99,7 +97,7 @@ class Ledger(Judge, Mapping[str, Entry]):
     ) -> None:
         super().__init__(facts, evidence)
         self.judging = judging
-        asked = checks(frames, facts)
+        asked = list(checks(frames, facts).itertuples())
         self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
         for name, fact in facts.items():
             if fact.how:
@@ -220,11 +218,11 @@ def _cited(citation: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _measured(by: Sequence[str], needs: str, asked: pd.DataFrame) -> Iterator[Verdict]:
+def _measured(by: Sequence[str], needs: str, asked: Sequence[Any]) -> Iterator[Verdict]:
     """What runs say, or what it would take; runs of another setup than asked for decide nothing."""
     if needs:
         yield Verdict("measured", "open", needs)
-    for _, answer in asked[asked.check.isin(by)].iterrows():
+    for answer in (answer for answer in asked if answer.check in by):
         outcome: Outcome = "open" if answer.setting else FROM_STATUS.get(answer.status, "open")
         seen = "; ".join(filter(None, [answer.measured, answer.machine, answer.setting]))
         runs = f" Records: {', '.join(answer.runs)}." if answer.runs else ""
