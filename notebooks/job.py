@@ -215,12 +215,13 @@ SGLang looks model settings up by path. {plain(job.model_path)} gives {plain(mod
 # low-noise step is the *switch*: from there on the GPU needs the other expert's weights.
 
 # %%
-schedule = job_tables.schedule(record)
+schedule = pd.DataFrame(enumerate(record.schedule.timesteps), columns=["step", "timestep"])
 if len(schedule):
-    switch = "All steps use one expert."
-    if pd.notna(me.switch_step):
-        switch = f"The experts switch at step {me.switch_step} of {len(schedule)}, counted from 0."
-    show(figures.schedule(schedule, boundary=1000 * (me.boundary_ratio or 0)), switch)
+    at = len(schedule) if pd.isna(me.switch_step) else me.switch_step
+    schedule["expert"] = (schedule.step >= at).map({True: "low_noise", False: "high_noise"})
+    show(figures.schedule(schedule, boundary=1000 * (me.boundary_ratio or 0)),
+         "All steps use one expert." if pd.isna(me.switch_step) else
+         f"The experts switch at step {at} of {len(schedule)}, counted from 0.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
 # ## Time
@@ -237,7 +238,11 @@ if timed and ok:
 
 # %%
 if timed:
-    table(job_tables.budget(frames, run),
+    parts = steps.pivot_table(index="iteration", columns="role", values="seconds", aggfunc="median")
+    parts = parts.reindex(columns=["first", "switch", "steady"]).add_suffix("_s")
+    whole = frames.iterations[frames.iterations.run == run].set_index("iteration")
+    table(parts.join(whole[["kind", "decode_s", "total_s"]])
+          .assign(steps_ran=steps.groupby("iteration").size()),
           {"kind": "iteration", "first_s": "first step", "switch_s": "switch",
            "steady_s": "steady step", "decode_s": "decoding", "steps_ran": "steps that ran",
            "total_s": "in all"},

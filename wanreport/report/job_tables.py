@@ -23,6 +23,8 @@ COUNTERS = {
     "host_syncs": "waits of the host", "unshards": "gathers of shards",
 }  # fmt: skip
 
+LINKS = ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")
+
 
 def opened(job: Job, run: str | None, frames: Frames) -> tuple[Record, pd.Series]:
     """Read the record of a run, and its row of ``frames.runs``.
@@ -45,11 +47,15 @@ def opened(job: Job, run: str | None, frames: Frames) -> tuple[Record, pd.Series
 def asked(record: Record) -> pd.DataFrame:
     """Put what the job asks for beside what ran: `what`, `asked` and `ran`, as text."""
     job, model = record.job, record.model.model_dump()
+    videos = [
+        f"{of['width']}×{of['height']}, {of['num_frames']} frames" if of.get("width") else None
+        for of in (job, model)
+    ]
     ranks = [len(step.seconds) for it in record.iterations for step in it.steps]
     return pd.DataFrame([
         ("engine", job.get("engine"), record.engine.name),
         ("GPUs or ranks", job.get("num_gpus"), max(ranks, default=None)),
-        ("video", _video(job), _video(model)),
+        ("video", *videos),
         ("denoising steps", job.get("num_inference_steps"), len(record.schedule.timesteps) or None),
         ("weights", job.get("checkpoint") or "random, exact shapes", model["weights"]),
         ("blocks of an expert", None, model["num_layers"]),
@@ -57,30 +63,6 @@ def asked(record: Record) -> pd.DataFrame:
         ("size of a block", None, model["block_bytes"] and gigabytes(model["block_bytes"])),
         ("size of an expert", None, model["expert_bytes"] and gigabytes(model["expert_bytes"])),
     ], columns=["what", "asked", "ran"], dtype=object).dropna(thresh=2)  # fmt: skip
-
-
-def _video(source: dict[str, Any]) -> str | None:
-    size = [source.get(key) for key in ("width", "height", "num_frames")]
-    return "{}×{}, {} frames".format(*size) if all(size) else None
-
-
-def schedule(record: Record) -> pd.DataFrame:
-    """List the whole schedule: `step`, `timestep`, `expert`, and whether it `ran`."""
-    steps = pd.DataFrame(enumerate(record.schedule.timesteps), columns=["step", "timestep"])
-    low = steps.step >= (record.schedule.switch_step or len(steps))
-    ran = {step.index for it in record.iterations for step in it.steps}
-    return steps.assign(expert=low.map({True: "low_noise", False: "high_noise"}),
-                        ran=steps.step.isin(ran))  # fmt: skip
-
-
-def budget(frames: Frames, run: str) -> pd.DataFrame:
-    """Split each iteration's time: ``first_s``, ``switch_s``, a ``steady_s``, ``decode_s``."""
-    steps = frames.steps[frames.steps.run == run]
-    parts = steps.pivot_table(index="iteration", columns="role", values="seconds", aggfunc="median")
-    parts = parts.reindex(columns=["first", "switch", "steady"]).add_suffix("_s")
-    parts["steps_ran"] = steps.groupby("iteration").size()
-    times = frames.iterations[frames.iterations.run == run].set_index("iteration")
-    return parts.join(times[["kind", "decode_s", "total_s"]])
 
 
 def moved(frames: Frames, run: str | None) -> pd.DataFrame:
@@ -140,19 +122,18 @@ def machine(record: Record) -> pd.DataFrame:
     """Describe the machine and the software that made a record: `what` and `value`, as text."""
     kept, software = record.machine.model_dump(), record.software.model_dump()
     link, pcie = kept.get("link") or {}, kept.get("pcie") or {}
-    rates = {way: (link.get(f"{way}_gb_s"), link.get(f"{way}_together_gb_s"))
-             for way in ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")}  # fmt: skip
+    sizes = {"GPU memory": "gpu_memory_bytes", "host memory": "host_memory_bytes"}
     values = {
         "machine class": kept["class_"], "GPU": kept["gpu_name"],
-        "GPU memory": kept.get("gpu_memory_bytes") and gibibytes(kept["gpu_memory_bytes"]),
+        **{what: kept.get(key) and gibibytes(kept[key]) for what, key in sizes.items()},
         "interconnect": kept["interconnect"],
         "PCIe": pcie.get("width") and f"generation {pcie['generation']}, {pcie['width']} lanes",
-        **{f"link, {way.replace('_', ' ')}": one and f"{significant(one)} GB/s; each GPU with all"
-           f" at once {significant(each)} GB/s" for way, (one, each) in rates.items()},
+        **{f"link, {way.replace('_', ' ')}": f"{significant(link.get(f'{way}_gb_s'))} GB/s; each"
+           f" GPU, all at once, {significant(link.get(f'{way}_together_gb_s'))} GB/s"
+           for way in LINKS if link},
         "NCCL settings": ", ".join(f"{k}={v}" for k, v in (kept.get("nccl") or {}).items()),
         "NCCL transport": ", ".join(kept.get("transport") or []),
         "driver": kept.get("driver"), "processor": kept.get("cpu_model"),
-        "host memory": kept.get("host_memory_bytes") and gibibytes(kept["host_memory_bytes"]),
         **{key: software.get(key) for key in ("python", "torch", "diffusers", "cuda", "nccl")},
         "commit": (software["git_sha"] or "") + ", changed" * bool(software["git_dirty"]),
         "started": record.started_at,
