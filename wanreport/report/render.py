@@ -175,7 +175,7 @@ def _numbered(body: str) -> tuple[str, list[tuple[int, str, str]]]:
     def number(match: re.Match[str]) -> str:
         level, attributes, inner = int(match[1]), match[2], match[3]
         text = html.unescape(re.sub(r"<[^>]+>", "", inner)).strip()
-        stem = re.sub(r"[^\w.-]+", "-", text).strip("-") or "section"
+        stem = re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "section"
         name, count = stem, 1
         while name in taken:
             count += 1
