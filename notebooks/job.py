@@ -92,6 +92,8 @@ resident = cost.loc[me.reference] if me.get("reference") else None
 held = resident is not None and resident.run != run
 runs = frames.runs[frames.runs.group == me.group] if run else frames.runs[:0]
 alike = runs[runs.latest & ((runs.status == "ok") | (runs.run == run))] if run else runs
+again = runs[(runs.job == me.job) & (runs.status == "ok") & ~runs.rehearsal] if run else runs
+apart = share(again.step_s.max() / again.step_s.min() - 1) if len(again) > 1 else ""
 
 # %%
 state = "rehearsal" if ok and me.rehearsal else me.status if tried else "not measured"
@@ -156,21 +158,24 @@ if timed:
 
 # %%
 if timed and ok:
-    ran = "All steps of the schedule ran, once"
+    ran = "All steps of the schedule ran."
     if me.steps_run < me.steps_whole:
-        ran = (f"{me.steps_run} of the schedule's {me.steps_whole} steps ran, once; each of the "
-               "others counts as the mean steady one")  # fmt: skip
+        ran = (f"{me.steps_run} of the schedule's {me.steps_whole} steps ran; each of the others "
+               "counts as the mean steady one.")  # fmt: skip
+    if apart:
+        ran += f" The job ran {len(again)} times, with steps up to {apart} apart."
     clock = f"ran at {me.sm_mhz:,.0f} MHz" if me.sm_mhz > 0 else "had clocks that nobody read"
     whose = f"{'Board' if me.gpus == 1 else 'Boards'} {' and '.join(me.boards)} {clock}"
     reference = ""
     if held:
         where = "the same" if me.same_boards else "other boards, or on unknown ones"
-        reference = f"""; `resident` ran on {where}, {seconds(me.resident_s)} a step. A difference
-below {share(me.allowance)} between two runs is not claimed"""
+        reference = f"; `resident` ran on {where}, {seconds(me.resident_s)} a step"
+        if me.claim != "no interval":
+            reference += f". A difference below {share(me.allowance)} is not claimed"
     counted_ok = {True: "All counters equal the closed formula.",
                   False: "**Counters differ from the closed formula.**"}  # fmt: skip
     md(f"""
-**How far to trust it.** {ran}. {whose}{reference}. The weights are {plain(record.model.weights)}.
+**How far to trust it.** {ran} {whose}{reference}. The weights are {plain(record.model.weights)}.
 {counted_ok.get(me.formula_ok, "")}
 """, "trust")  # fmt: skip
 
@@ -232,9 +237,9 @@ if len(schedule):
 # %%
 if timed and ok:
     longest = alike.loc[alike.end_to_end_s.idxmax()]
-    show(figures.budget(alike.sort_values("end_to_end_s")),
-         f"From end to end {longest['name']} takes longest of all that ran this work on this class "
-         f"of machine: {longest.end_to_end_s:,.0f} s.")  # fmt: skip
+    caption = f"From end to end {longest['name']} takes {longest.end_to_end_s:,.0f} s"
+    caption += f", the longest of {len(alike)} that did this work here." if len(alike) > 1 else "."
+    show(figures.budget(alike.sort_values("end_to_end_s")), caption)
 
 # %%
 if timed:
@@ -259,9 +264,10 @@ if timed:
 
 # %%
 if timed:
+    pinned = gb(me.pinned_bytes) if me.pinned_bytes > 1e6 else "nothing"
     show(figures.memory(alike.sort_values("allocated_bytes")),
-         f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and "
-         f"{gb(me.pinned_bytes)} pinned.")  # fmt: skip
+         f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and {pinned} "
+         "pinned on the host.")  # fmt: skip
     table(frames.iterations[frames.iterations.run == run],
           {"kind": "iteration", "allocated_bytes": "allocated", "reserved_bytes": "reserved",
            "pinned_bytes": "pinned on the host", "host_rss_bytes": "process"},
@@ -284,18 +290,20 @@ if timed and ok and alike.h2d_schedule_bytes.max() > 0:
 
 # %%
 if len(moved):
-    said = {True: "equals", False: "differs from"}.get(me.formula_ok, "was not held against")
+    said = {True: "as the closed formula says", False: "not what the closed formula says",
+            None: "without a formula to hold it against"}[me.formula_ok]  # fmt: skip
+    said = "derived, as its copies hide in the library" if me.counters_derived else said
+    kind = "derived" if me.counters_derived else "measured"
     sizes = moved.counter.str.endswith("_bytes")
     columns = {"what": "", "measured": "counted", "formula": "by formula", "equal": "equal"}
-    table(moved[~sizes], columns, kinds={"formula": "derived"},
-          caption=f"What {me['name']} counted {said} the closed formula.",
-          note="The busiest rank's, in the last clean iteration; equal in all ranks and iterations."
-          + " Derived, as copies hide in the library." * bool(me.counters_derived))  # fmt: skip
+    table(moved[~sizes], columns, kind=kind, kinds={"formula": "derived"},
+          caption=f"What {me['name']} did, {said}.",
+          note="The busiest rank's, in the last clean iteration; equal in all ranks and "
+          "iterations.")  # fmt: skip
     units = {"measured": "measured_bytes", "formula": "formula_bytes"}
     table(moved[sizes].rename(columns=units), {units.get(k, k): v for k, v in columns.items()},
-          kinds={"formula_bytes": "derived"},
-          caption=f"What {me['name']} copied {said} the closed formula.",
-          empty="Nothing was copied.")  # fmt: skip
+          kind=kind, kinds={"formula_bytes": "derived"},
+          caption=f"What {me['name']} copied, {said}.", empty="Nothing was copied.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
 # ## Around the switch
@@ -355,14 +363,12 @@ if len(plan):
 # and so does one board from day to day.
 
 # %%
-again = runs[(runs.job == me.job) & (runs.status == "ok") & ~runs.rehearsal] if run else runs
-if len(again) > 1:
-    apart = again.step_s.max() / again.step_s.min() - 1
+if apart:
     again = again.assign(day=again.started.str[:16].str.replace("T", " "), here=again.run == run)
     table(again.sort_values("started"),
           {"day": "measured", "here": "this page", "step_s": "steady step", "boards": "boards",
            "sm_mhz": "clock", "end_to_end_s": "end to end"}, interval=["step_s"],
-          caption=f"{len(again)} runs of this job lie {share(apart)} apart.")  # fmt: skip
+          caption=f"{len(again)} runs of this job lie {apart} apart.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
 # ## Machine and software
