@@ -164,8 +164,10 @@ if timed and ok:
                "counts as the mean steady one.")  # fmt: skip
     if apart:
         ran += f" The job ran {len(again)} times, with steps up to {apart} apart."
-    clock = f"ran at {me.sm_mhz:,.0f} MHz" if me.sm_mhz > 0 else "had clocks that nobody read"
-    whose = f"{'Board' if me.gpus == 1 else 'Boards'} {' and '.join(me.boards)} {clock}"
+    whose = "Boards and clocks were not recorded"
+    if me.boards:
+        whose = f"{'Board' if me.gpus == 1 else 'Boards'} {' and '.join(me.boards)} ran at "
+        whose += f"{me.sm_mhz:,.0f} MHz"
     reference = ""
     if held:
         where = "the same" if me.same_boards else "other boards, or on unknown ones"
