@@ -246,8 +246,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
     jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
     sizes = sorted({job.num_gpus for job in jobs} - {1})
-    found = frames.load([RESULTS_DIRS[0]], root)
-    models = {arguments.gpu} if arguments.gpu else set(found.full_scale().gpu_model)
+    found = frames.load(RESULTS_DIRS, root)
+    models = {row.gpu_model for row in found.full_scale().itertuples()}
+    models = {arguments.gpu} if arguments.gpu else models
     wires = [arguments.interconnect] if arguments.interconnect else list(INTERCONNECTS)
     problems = (
         []

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import campaigns
+from wanreport import cli
 from wanreport.analysis import predictions, scaling
-from wanreport.analysis.frames import Frames, load
-from wanreport.job import load_job
+from wanreport.analysis.frames import EMPTY, Frames, load
+from wanreport.cost import Route
+from wanreport.job import Job, load_job, resolve_job
+from wanreport.ulysses import SequenceParallel, split_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)
@@ -47,12 +57,9 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
         assert {key: found[key] for key in TIMES} == pytest.approx(
             {key: told[key] for key in TIMES}
         )
-
-
-def test_all_to_all_bytes_of_two_ranks() -> None:
-    # 4 tensors (q, k, v, out), half of the heads for half of the tokens, 256 bytes a head.
-    assert scaling.all_to_all_bytes(32760, 40, 256, 2) == 4 * 256 * 16380 * 20
-    assert scaling.all_to_all_bytes(32760, 40, 256, 1) == 0
+        alike = ("engine", "prefetch", "tokens", "from")
+        assert [found[key] for key in alike] == [told[key] for key in alike]
+        assert json.loads(json.dumps(found["settings"])) == told["settings"]
 
 
 def test_what_is_measured_already_is_not_predicted(frames: Frames) -> None:
@@ -86,6 +93,7 @@ def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
     assert (met.error == met.predicted_s / met.measured_s - 1).all()
     started = frames.runs.started[list(met.run)]
     assert (started.to_numpy() > met.made_at.to_numpy()).all()
+    assert (met.held == ((met.measured_s / met.predicted_s - 1).abs() <= 0.1)).all()
     late = [{**content, "made_at": "2100-01-01T00:00:00+00:00"} for content in FILES]
     assert predictions.judged(frames, late).run.isna().all()
 
@@ -96,3 +104,313 @@ def test_the_curve_has_measured_and_predicted_points(frames: Frames) -> None:
     assert found[found.kind == "predicted"].gpus.max() == 8
     assert not found.duplicated(["gpus", "engine", "name", "gpu_model", "interconnect", "height",
                                  "kind"]).any()  # fmt: skip
+    assert set(predictions.curve(EMPTY, FILES).kind) == {"predicted"}
+
+
+# The formulas, over made-up records --------------------------------------------------------------
+
+GPU, LINK, ROW = "NVIDIA H200", 50e9, 128 * 2  # bytes of a token's head
+T480, T720 = 32_760, 75_600
+WINDOWS, OTHER = (0.016, 0.032, 0.024), 0.01
+ONE = {"gpu_name": GPU, "gpu_count": 1, "interconnect": None, "class": "1x NVIDIA H200",
+       "slug": "1x-nvidia-h200"}  # fmt: skip
+NVLINK = {"gpu_name": GPU, "gpu_count": 8, "interconnect": "NVLink",
+          "class": "8x NVIDIA H200, NVLink", "slug": "8x-nvidia-h200-nvlink"}  # fmt: skip
+
+
+def asked(name: str, **changes: Any) -> Job:
+    job = load_job(ROOT / f"params/campaign/{name}.yaml").model_copy(update=changes)
+    return resolve_job(job, gpus=64)
+
+
+def measured(
+    engine: str, tokens: int = T480, machine: dict[str, Any] = ONE, **options: Any
+) -> dict[str, Any]:
+    options = {"num_gpus": 1, "scale": "a14b", "profile": False} | options
+    size = {"height": 480, "width": 832} if tokens == T480 else {}
+    name = f"{'480p' if size else '720p'}-{options['num_gpus']}gpu-{engine}"
+    made = synthetic.record(name, engine=engine, machine=machine, **size, **options)
+    made["model"]["tokens"] = tokens
+    return made
+
+
+def streamed(tokens: int = T480, windows: Any = WINDOWS, **inputs: Any) -> dict[str, Any]:
+    """A record of stream: a plan's inputs are what predictions start from."""
+    given = {"ranks": 1, "collectives_s": 0.0, "other_s": OTHER, "link": LINK,
+             "local": Route(LINK, LINK), "sharded": None} | inputs  # fmt: skip
+    number = given["ranks"]
+    made = measured("stream", tokens, ONE if number == 1 else NVLINK, num_gpus=number)
+    made["engine"]["plan"]["inputs"] = asdict(synthetic.plan_inputs(windows_s=windows, **given))
+    return made
+
+
+def resident(tokens: int, step: float) -> dict[str, Any]:
+    """A record whose every step is of just this length."""
+    made = measured("resident", tokens, seed=tokens)
+    made["job"]["name"] = f"resident-{tokens}"
+    for iteration in made["iterations"]:
+        for one in iteration["steps"]:
+            one["seconds"] = [step]
+    return made
+
+
+def write(root: Path, *records: dict[str, Any]) -> Path:
+    synthetic.write(list(records), root / "results")
+    return root
+
+
+def predicted(root: Path, name: str, wire: str = "nvlink", **changes: Any) -> dict[str, Any]:
+    job = asked(name, **changes)
+    known = scaling.gather(root, load(["results"], root), GPU, max(job.num_gpus, 2), wire)
+    return scaling.predict_job(known, job, wire)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize("tokens", [T720, 32_761])
+def test_all_to_alls_move_what_the_busiest_rank_gives_or_gets(tokens: int, ranks: int) -> None:
+    fullest = 0
+    for h, t in zip(split_sizes(40, ranks), split_sizes(tokens, ranks), strict=True):
+        out, home = t * (40 - h) * ROW, (tokens - t) * h * ROW
+        fullest = max(fullest, max(3 * out, 3 * home) + max(home, out))
+    assert scaling.all_to_all_bytes(tokens, 40, ROW, ranks) == fullest
+
+
+def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    aten = torch.ops.aten
+
+    class Counting(TorchDispatchMode):
+        copied = 0
+
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **kwargs or {})
+            copies = func._overloadpacket in (aten.stack, aten.cat, aten.clone)
+            self.copied += out.numel() if copies else 0
+            return out
+
+    monkeypatch.setattr(torch.distributed, "all_to_all_single", lambda *_, **__: None)
+    ranks = SequenceParallel()
+    ranks.size, ranks.rank = 4, 0
+    q = torch.zeros(1, 100, 8, 16)
+    with Counting() as seen:
+        ranks.to_heads(q, q, q, 400)
+        ranks.to_tokens(torch.zeros(1, 2, 400, 16).transpose(1, 2), 8)  # as attention returns it
+    assert seen.copied == scaling.COPIES * q.numel()
+
+
+@pytest.mark.parametrize("gpus, heads", [(4, 10), (6, 7)])  # 40 heads do not divide by 6
+def test_a_step_is_what_arithmetic_says(tmp_path: Path, gpus: int, heads: int) -> None:
+    found = predicted(write(tmp_path, streamed()), f"720p-{gpus}gpu-resident")
+    t, scale = T720 // gpus, T720 / T480
+    linear, attention = (0.016 + 0.024) * t / T480, 0.032 * scale**2 * heads / 40
+    moved = scaling.all_to_all_bytes(T720, 40, ROW, gpus)
+    wire = moved / 450e9 + 2 * 11 / 4.8e12 * t * 40 * ROW
+    step = 2 * 40 * (linear + attention + wire) + OTHER * scale
+    assert found["step_s"] == pytest.approx(step)
+    assert (found["low_s"], found["high_s"]) == pytest.approx((step - 80 * wire, step + 80 * wire))
+    assert found["total_s"] == pytest.approx(27 * step)
+    assert found["h2d_bytes"] == found["overhead"] == 0
+    assert found["all_to_all_bytes"] == 80 * moved
+
+
+def test_one_gpu_is_predicted_as_it_was_measured(tmp_path: Path) -> None:
+    long = (0.04, 0.2, 0.06)
+    write(tmp_path, streamed(), streamed(T720, long, other_s=0.03))
+    for name, windows in (("480p-1gpu-resident", WINDOWS), ("720p-2gpu-resident", long)):
+        assert predicted(tmp_path, name, num_gpus=1)["inputs"]["windows_s"] == pytest.approx(
+            windows
+        )
+    pre, attend, _ = predicted(tmp_path, "720p-2gpu-resident")["inputs"]["windows_s"]
+    assert attend == pytest.approx(0.1)
+    assert min(0.016 / T480, 0.04 / T720) < pre / 37_800 < max(0.016 / T480, 0.04 / T720)
+
+
+def test_windows_are_scaled_to_a_step_of_their_length(tmp_path: Path) -> None:
+    """A probe is short, and the GPU's clocks are then higher than in a job."""
+    write(tmp_path, streamed(), resident(T480, 1.1 * 80 * sum(WINDOWS) + OTHER))
+    hot = predicted(tmp_path, "720p-4gpu-resident")["inputs"]["windows_s"]
+    cold = predicted(write(tmp_path / "cold", streamed()), "720p-4gpu-resident")["inputs"]
+    assert hot == pytest.approx([1.1 * each for each in cold["windows_s"]])
+    with pytest.raises(scaling.PredictionError, match="resident-75600"):
+        predicted(write(tmp_path / "short", streamed(), resident(T720, 1.0)), "720p-4gpu-resident")
+
+
+def test_rows_of_benchmarks_are_measurements_too(tmp_path: Path) -> None:
+    write(tmp_path, streamed())
+    step = 20 * 0.25 + OTHER / 2 * T720 / T480  # 20 blocks, one branch
+    bench = campaigns.campaign(machine="1x NVIDIA H200", ranks=1, resident_ms={T720: 1e3 * step},
+                               factors={"resident": 1.0, "resident again": 0.1})  # fmt: skip
+    bench["rows"][0]["ranks"][0]["samples_ms"] = [1e3 * step] * 7
+    campaigns.write(bench, tmp_path / "results")
+    attend = predicted(tmp_path, "720p-4gpu-resident")["inputs"]["windows_s"][1]
+    assert attend == pytest.approx((0.25 - 0.04 * T720 / T480) / 4)
+    planned = campaigns.campaign(machine="1x NVIDIA H200", ranks=1, resident_ms={T720: 1.0},
+                                 factors={"planned": 1.0})  # fmt: skip
+    campaigns.write(planned, tmp_path / "results")
+    attended = synthetic.plan_inputs().windows_s[1] / 4
+    for when, expected in (("2001", attended), ("2222", 0.2 / 4)):  # of several the latest counts
+        late = streamed(T720, (0.04, 0.2, 0.06)) | {"started_at": f"{when}-01-01T00:00:00+00:00"}
+        write(tmp_path, late)
+        windows = predicted(tmp_path, "720p-4gpu-resident")["inputs"]["windows_s"]
+        assert windows[1] == pytest.approx(expected)
+
+
+def test_host_memory_is_shared_by_collectives_and_copies(tmp_path: Path) -> None:
+    write(tmp_path, streamed())
+    fast, slow = (predicted(tmp_path, "720p-4gpu-layerwise", w) for w in scaling.INTERCONNECTS)
+    assert fast["overhead"] == 0  # copies hide behind computation, and touch nothing else
+    inputs = slow["inputs"]
+    assert inputs["local"] == asdict(Route(LINK, LINK / 2, 1.0, 2.0))
+    wire = 4 * ROW * 18_900 * 30 / (LINK / 2) + 2 * 11 / 4.8e12 * 18_900 * 40 * ROW
+    assert inputs["collectives_s"] == pytest.approx(wire)
+    # While loads are in flight, which is for D / M of a pass, collectives take twice as long.
+    share = 39 * synthetic.BLOCK["a14b"] / (40 * LINK * (sum(inputs["windows_s"]) + wire))
+    base = predicted(tmp_path, "720p-4gpu-resident", "host-memory")
+    assert slow["step_s"] - base["step_s"] == pytest.approx(80 * wire * share) and share < 1
+    stream = predicted(tmp_path, "720p-4gpu-stream", "host-memory")
+    assert stream["settings"]["windows"] is not None  # its plan keeps out of the collectives
+    assert stream["overhead"] < slow["overhead"]
+    sharded = predicted(tmp_path, "720p-4gpu-fsdp", "host-memory")["inputs"]["sharded"]
+    assert sharded["rate"] == pytest.approx(1 / (1 / 4 / LINK + 3 / 4 / (LINK / 2)))
+
+
+def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(tmp_path: Path) -> None:
+    write(tmp_path, streamed(local=Route(5e9, 5e9), link=5e9))
+    found = predicted(tmp_path, "720p-8gpu-layerwise")
+    assert found["h2d_bytes"] == 2 * 39 * synthetic.BLOCK["a14b"]
+    assert found["step_s"] == pytest.approx(found["h2d_bytes"] / 5e9 + found["inputs"]["other_s"])
+    assert found["overhead"] > 0
+    expert = 40 * synthetic.BLOCK["a14b"] + synthetic.OUTER["a14b"]
+    for gpus in (2, 4):
+        assert predicted(tmp_path, f"720p-{gpus}gpu-fsdp")["h2d_bytes"] == 2 * -(-expert // gpus)
+
+
+def test_swap_pays_at_the_first_step_and_the_switch(tmp_path: Path) -> None:
+    write(tmp_path, streamed())
+    found = predicted(tmp_path, "720p-4gpu-swap")
+    expert = 40 * synthetic.BLOCK["a14b"] + synthetic.OUTER["a14b"]
+    link = synthetic.record(scale="a14b")["machine"]["link"]
+    spike = sum(expert / link[f"{way}_pageable_together_gb_s"] / 1e9 for way in ("h2d", "d2h"))
+    assert found["switch_s"] - found["step_s"] == pytest.approx(spike)
+    assert found["first_s"] == found["switch_s"] and found["overhead"] == 0
+    write(tmp_path, measured("swap", steady_s=7.0, switch_s=17.0))
+    found = predicted(tmp_path, "720p-4gpu-swap")
+    assert found["switch_s"] - found["step_s"] == pytest.approx(10, abs=0.1)
+
+
+def test_an_interconnect_measured_with_two_gpus_replaces_what_was_assumed(tmp_path: Path) -> None:
+    shared = Route(LINK, LINK / 4, 1.0, 1.5)
+    two = streamed(ranks=2, windows=(0.008, 0.01, 0.012), collectives_s=0.01, local=shared,
+                   sharded=shared)  # fmt: skip
+    write(tmp_path, streamed(), two)
+    inputs = predicted(tmp_path, "720p-4gpu-resident")["inputs"]
+    few, many = (scaling.all_to_all_bytes(t, 40, ROW, n) for t, n in ((T480, 2), (T720, 4)))
+    assert inputs["collectives_s"] == pytest.approx(many / few * 0.01)
+    assert inputs["local"]["collective_factor"] == 1.5
+    # Windows are one GPU's, which resident's steps correct: those of a probe on several are not.
+    assert inputs["windows_s"][1] == pytest.approx(0.032 * (T720 / T480) ** 2 / 4)
+    # Over another interconnect, and for no more GPUs than it had, it says nothing.
+    for name, wire in (("720p-4gpu-resident", "host-memory"), ("720p-2gpu-resident", "nvlink")):
+        found = predicted(tmp_path, name, wire)["inputs"]["local"]
+        assert found["collective_factor"] == {"nvlink": 1.0, "host-memory": 2.0}[wire]
+
+
+def test_pcie_between_gpus_is_not_host_memory(tmp_path: Path) -> None:
+    two = streamed(ranks=2)
+    two["machine"] |= {"interconnect": "PCIe", "class": "2x NVIDIA H200, PCIe", "slug": "2x-pcie"}
+    write(tmp_path, streamed(), two)
+    found = load(["results"], tmp_path)
+    known = scaling.gather(tmp_path, found, GPU, 4, "host-memory")
+    assert {source.ranks for source in known.sources} == {1}
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11),
+    gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(scaling.INTERCONNECTS)),
+)  # fmt: skip
+def test_no_engine_is_predicted_below_resident(
+    windows: Any, rate: float, gpus: int, wire: str
+) -> None:
+    inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
+    where: dict[str, Any] = {"tokens": T480, "ranks": 1, "at": "", "path": "", "sha256": ""}
+    values = {"windows": inputs, "pageable": (1e9, 1e9)}
+    known = scaling.Known(GPU, A14B, [scaling.Source(k, v, **where) for k, v in values.items()])
+    for engine in ("layerwise", "fsdp", "stream", "swap"):
+        found = scaling.predict_job(known, asked(f"720p-{gpus}gpu-{engine}"), wire)
+        assert found["overhead"] >= -1e-9
+        assert found["low_s"] * (1 - 1e-9) <= found["step_s"] <= found["high_s"] * (1 + 1e-9)
+        assert found["first_s"] >= found["step_s"] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    "where, change",
+    [
+        ("machine", {"device": "cpu"}),
+        ("machine", {"gpu_name": "NVIDIA H100 80GB HBM3"}),
+        ("job", {"scale": "tiny"}),
+        ("job", {"compile": True}),
+        ("job", {"dtype": "float32"}),
+        ("", {"status": "failed", "reason": "made up"}),
+    ],
+)
+def test_rehearsals_and_other_machines_are_not_measurements(
+    tmp_path: Path, where: str, change: dict[str, Any]
+) -> None:
+    record = streamed()
+    (record[where] if where else record).update(change)
+    with pytest.raises(scaling.PredictionError, match=GPU):
+        predicted(write(tmp_path, record), "720p-4gpu-resident")
+
+
+@pytest.mark.parametrize(
+    "change", [{"compile": True}, {"dtype": "float32"}, {"cfg": False}, {"vram_budget_gb": 20.0}]
+)
+def test_jobs_of_another_kind_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(scaling.PredictionError, match="720p-4gpu-stream"):
+        predicted(write(tmp_path, streamed()), "720p-4gpu-stream", **change)
+
+
+def test_a_gpu_without_a_data_sheet_needs_two_of_them(tmp_path: Path) -> None:
+    unknown = streamed()
+    unknown["machine"]["gpu_name"] = "GPU X"
+    write(tmp_path, unknown)
+    known = scaling.gather(tmp_path, load(["results"], tmp_path), "GPU X", 4, "nvlink")
+    with pytest.raises(scaling.PredictionError, match="GPU X"):
+        scaling.predict_job(known, asked("720p-4gpu-resident"), "nvlink")
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_once_and_leaves_out_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "params/campaign").mkdir(parents=True)
+    for name in ("720p-4gpu-resident", "720p-4gpu-layerwise"):
+        text = (ROOT / f"params/campaign/{name}.yaml").read_text()
+        (tmp_path / f"params/campaign/{name}.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict"]) == 1  # nothing is measured
+    write(tmp_path, streamed())
+    assert cli.main(["predict"]) == 0 and not predictions.files(tmp_path)
+    assert "720p-4gpu-layerwise" in capsys.readouterr().out
+    assert cli.main(["predict", "--write", "--interconnect", "nvlink"]) == 0
+    (content,) = predictions.load(tmp_path)
+    assert list(content["jobs"]) == ["720p-4gpu-layerwise", "720p-4gpu-resident"]
+    assert content["measured"][-1]["path"].startswith("results/1x-nvidia-h200/480p-1gpu-stream-")
+    assert cli.main(["predict", "--write", "--interconnect", "nvlink"]) == 1
+    # What was measured since, here and not committed, is judged, and not predicted again.
+    job = asked("720p-4gpu-layerwise")
+    late = measured("layerwise", T720, NVLINK, num_gpus=4, steady_s=6.0)
+    late |= {"job": job.model_dump(mode="json"), "job_hash": job.hashes()[0],
+             "started_at": "2222-01-01T00:00:00+00:00"}  # fmt: skip
+    synthetic.write([late], tmp_path / "results/local")
+    found = predictions.judged(load(["results", "results/local"]), [content]).set_index("job")
+    assert list(found.run.notna()) == [True, False]
+    told = content["jobs"]["720p-4gpu-layerwise"]["step_s"]
+    error = told / found.measured_s["720p-4gpu-layerwise"] - 1
+    assert found.error["720p-4gpu-layerwise"] == pytest.approx(error)
+    predictions.files(tmp_path)[0].unlink()
+    assert cli.main(["predict", "--write", "--interconnect", "nvlink"]) == 1
+    assert "720p-4gpu-layerwise" in capsys.readouterr().err and not predictions.files(tmp_path)

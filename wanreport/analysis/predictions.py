@@ -19,13 +19,25 @@ import pandas as pd
 from wanreport.analysis import compare
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import INTERCONNECTS, PredictionError, gather, predict_job
+from wanreport.analysis.scaling import (
+    INTERCONNECTS,
+    PredictionError,
+    gather,
+    predict_job,
+    runs_on,
+)
 from wanreport.job import Job, resolve_job
 from wanreport.local import git_state, write_atomically
 from wanreport.words import counted, gigabytes, ratio, seconds
 
 FOLDER = "predictions"
 SCHEMA = 1
+TOLERANCE = 0.1
+"""A prediction holds if the measured step is within this share of it: the rule since the first."""
+
+SAME = ("engine", "prefetch", "height", "tokens", "low_s", "high_s", "first_s", "switch_s",
+        "total_s", "h2d_bytes", "all_to_all_bytes")  # fmt: skip
+"""What :func:`judged` takes from a prediction as it is."""
 
 
 def predict(
@@ -40,15 +52,14 @@ def predict(
     """
     full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
     (number,) = {job.num_gpus for job in full}
-    runs = frames.full_scale()
-    here = runs[
-        (runs.gpu_model == gpu) & (runs.interconnect == path_of(INTERCONNECTS[interconnect]))
-    ]
+    here = runs_on(frames.full_scale(), gpu, interconnect)
+    past = {row.job_hash: row.file for row in here if row.source == "job"}
     for job in full:
-        if past := list(here.file[here.job_hash == job.hashes()[0]]):
+        if job.hashes()[0] in past:
             raise PredictionError(
                 f"{job.name}: was measured on {gpu} over {INTERCONNECTS[interconnect]} already"
-                f" ({past[0]}); a prediction is made before the run, so leave this job out"
+                f" ({past[job.hashes()[0]]}); a prediction is made before the run, so leave this"
+                " job out"
             )
     known = gather(root, frames, gpu, number, interconnect)
     return {
@@ -133,41 +144,39 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
 
     Returns
     -------
-    A row for each job predicted: gpu, gpus, interconnect, job, engine, height, made_at;
-    predicted_s with low_s and high_s, predicted_overhead, h2d_bytes and all_to_all_bytes a step and
-    GPU; and, where its job ran later on such a machine, run, measured_s, overhead, and ``error``,
-    the predicted step over the measured one less 1. ``inside`` says whether it lies in the range.
+    A row for each job predicted: gpu, gpus, interconnect, job, engine, prefetch, height, tokens,
+    made_at; predicted_s with low_s and high_s, first_s, switch_s, total_s, predicted_overhead,
+    h2d_bytes and all_to_all_bytes a step and GPU. Where its job ran later on such a machine also
+    run, measured_s, overhead, ``error``, the predicted step over the measured one less 1,
+    ``inside``, whether what was measured lies in the range, and ``held``, whether it is within
+    :data:`TOLERANCE` of the prediction. Of several such runs the latest counts.
     """
-    cost = compare.overhead(frames)
-    if "overhead" not in cost:
-        cost = cost.assign(
-            overhead=pd.Series(dtype=float), gpu_model="", interconnect="", job_hash=""
-        )
-    cost = cost[cost.get("source", pd.Series(dtype=object)) == "job"]
+    runs = compare.overhead(frames)
     rows = []
     for content in predictions:
-        wire = path_of(INTERCONNECTS[content["interconnect"]])
-        here = cost[(cost.gpu_model == content["gpu"]) & (cost.interconnect == wire)]
+        machine = {"gpu": content["gpu"], "gpus": content["gpus"], "made_at": content["made_at"],
+                   "interconnect": path_of(INTERCONNECTS[content["interconnect"]])}  # fmt: skip
+        here = runs_on(runs, content["gpu"], content["interconnect"])
         for name, job in content["jobs"].items():
-            later = here[(here.job_hash == job["job_hash"]) & (here.started > content["made_at"])]
-            row = {
-                "gpu": content["gpu"], "gpus": content["gpus"], "interconnect": wire, "job": name,
-                "engine": job["engine"], "height": job["height"], "made_at": content["made_at"],
-                "predicted_s": job["step_s"], "low_s": job["low_s"], "high_s": job["high_s"],
-                "predicted_overhead": job["overhead"], "h2d_bytes": job["h2d_bytes"],
-                "all_to_all_bytes": job["all_to_all_bytes"], "prefetch": job["prefetch"],
-            }  # fmt: skip
-            for run in later.sort_values("started").tail(1).itertuples():
-                row |= {"run": run.run, "measured_s": run.step_s, "overhead": run.overhead,
-                        "error": job["step_s"] / run.step_s - 1,
-                        "inside": job["low_s"] <= run.step_s <= job["high_s"]}  # fmt: skip
+            row = machine | {"job": name} | {key: job[key] for key in SAME}
+            row |= {"predicted_s": job["step_s"], "predicted_overhead": job["overhead"]}
+            later = [run for run in here if run.job_hash == job["job_hash"]
+                     and _when(run.started) > _when(content["made_at"])]  # fmt: skip
+            for run in sorted(later, key=lambda run: _when(run.started))[-1:]:
+                step = run.step_s
+                row |= {"run": run.run, "measured_s": step, "overhead": run.overhead,
+                        "error": job["step_s"] / step - 1,
+                        "inside": job["low_s"] <= step <= job["high_s"],
+                        "held": abs(step / job["step_s"] - 1) <= TOLERANCE}  # fmt: skip
             rows.append(row)
-    measured = ["run", "measured_s", "overhead", "error", "inside"]
-    return (
-        pd.DataFrame(rows)
-        .reindex(columns=[*(rows[0] if rows else []), *measured])
-        .loc[:, lambda df: ~df.columns.duplicated()]
-    )
+    columns = ["gpu", "gpus", "interconnect", "job", *SAME, "made_at", "predicted_s",
+               "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
+               "held"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _when(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def curve(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ The engines' loads lie on top by :mod:`wanreport.cost`'s formulas.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,9 +32,10 @@ import pandas as pd
 
 from wanreport.analysis.frames import Frames
 from wanreport.cost import Inputs, StreamSettings, pass_seconds, predict
-from wanreport.files import FileError, read_json
+from wanreport.files import FileError
 from wanreport.job import Job
 from wanreport.plan import DEFAULT_ROOM, make_plan
+from wanreport.record import EARLIER, RESULTS_DIRS
 from wanreport.words import counted
 
 INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
@@ -113,13 +115,12 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     `to_tokens`). Of each all-to-all the fuller direction counts.
     """
     sizes = [[-(-(total - rank) // ranks) for rank in range(ranks)] for total in (tokens, heads)]
-    return (
-        4 * row * max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
-    )
+    most = max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
+    return 4 * row * most
 
 
 def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
-    """Collect what runs tell of a GPU model with fewer GPUs than ``below``.
+    """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Rehearsals tell nothing, nor do compiled jobs or earlier runs; several GPUs only on the
     ``interconnect``.
@@ -131,46 +132,47 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     """
     sources: list[Source] = []
     model: Mapping[str, Any] = {}
-    for row in _telling(frames, gpu, below, interconnect).itertuples():
-        path = root / row.file
+    aside = (f"{RESULTS_DIRS[1]}/", f"/{EARLIER}/")
+    here = runs_on(frames.full_scale(), gpu, interconnect)
+    for row in sorted(here, key=lambda row: (row.source, row.file)):
+        if row.gpus >= below or row.compiled or any(each in row.file for each in aside):
+            continue
+        data = (root / row.file).read_bytes()
         note = partial(
-            _source, sources, tokens=int(row.tokens), ranks=int(row.gpus), at=row.started,
-            path=row.file, sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            Source, tokens=int(row.tokens), ranks=int(row.gpus), at=row.started, path=row.file,
+            sha256=hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
-        if row.plan_inputs:
-            note("windows", Inputs.of(row.plan_inputs))
         if row.source == "job":
-            model = read_json(path, "restore it from git")["model"]
-            if row.pageable_rates:
-                note("pageable", [rate * 1e9 for rate in row.pageable_rates])
+            record = json.loads(data)
+            if record["job"]["dtype"] != DTYPE:
+                continue
+            model = record["model"]
+        if row.plan_inputs:
+            sources.append(note("windows", Inputs.of(row.plan_inputs)))
+        if row.pageable_rates:
+            sources.append(note("pageable", [rate * 1e9 for rate in row.pageable_rates]))
         if row.engine == "resident" and row.gpus == 1 and not row.again and row.step_s > 0:
-            note("resident", (row.step_s, int(row.blocks), int(row.branches)))
+            sources.append(note("resident", (row.step_s, int(row.blocks), int(row.branches))))
         if row.engine == "swap" and row.source == "job" and row.switch_s > 0:
-            note("swap", [max(s - row.step_s, 0.0) for s in (row.first_s, row.switch_s)])
+            spikes = [max(s - row.step_s, 0.0) for s in (row.first_s, row.switch_s)]
+            sources.append(note("swap", spikes))
     known = Known(gpu, model, sorted(sources, key=lambda source: source.at))
     if not model or not known.alone:
         raise PredictionError(
             f"{gpu}: no committed record of stream on one GPU says how long windows take;"
-            f" on it run `wanreport measure --results results {STREAM_JOB}`"
+            f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
         )
     return known
 
 
-def _telling(frames: Frames, gpu: str, below: int, interconnect: str) -> pd.DataFrame:
-    """Runs of a GPU model that count, benchmarks first, in the order of their files."""
-    runs = frames.full_scale()
-    if runs.empty:
-        return runs
-    wire = {"nvlink": "NVLink", "host-memory": "PCIe path"}[interconnect]
-    return runs[
-        (runs.gpu_model == gpu) & (runs.gpus < below) & ~runs.compiled & runs.latest
-        & ((runs.gpus == 1) | (runs.interconnect == wire))
-        & ~runs.file.str.startswith("results/local/")
-    ].sort_values(["source", "file"], kind="stable")  # fmt: skip
+def runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> list[Any]:
+    """Pick the rows of `runs` that are of a GPU model, on one GPU or over the interconnect.
 
-
-def _source(sources: list[Source], kind: str, value: object, **more: Any) -> None:
-    sources.append(Source(kind=kind, value=value, **more))
+    PCIe between GPUs is another interconnect than host memory.
+    """
+    wire = INTERCONNECTS[interconnect]
+    here = [row for row in runs.itertuples() if row.gpu_model == gpu]
+    return [row for row in here if row.gpus == 1 or wire in row.machine_class]
 
 
 # From fewer GPUs to more -------------------------------------------------------------------------
@@ -366,9 +368,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         "engine": job.engine,
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
         "job_hash": job.hashes()[0],
-        "width": job.width,
-        "height": job.height,
-        "num_frames": job.num_frames,
+        **{key: getattr(job, key) for key in ("width", "height", "num_frames")},
         "tokens": tokens_of(job),
         "step_s": step(),
         "low_s": step(0.0),
