@@ -349,11 +349,11 @@ table(
         "range": "range, s",
         "measured_s": "measured step",
         "error": "error",
-        "inside": "in the range",
+        "held": "within 10 %",
     },
     links={"job": "page"},
     kinds={"predicted_s": "predicted", "range": "predicted"},
-    caption=f"{int(met.inside.sum())} of {len(met)} predictions that were tested hold",
+    caption=f"{int(met.held.sum())} of {len(met)} predictions that were tested hold",
     note=f"{len(judged) - len(met)} more wait for their machines. The range: all-to-alls that take no "
     "time, and twice the time. Error: predicted over measured, less 1.",
 )

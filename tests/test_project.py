@@ -24,7 +24,7 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = ("report", "test", "lint", "notebooks", "citations", "derive", "clean")
+TARGETS = ("report", "publish", "test", "lint", "notebooks", "citations", "derive", "clean")
 
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {
@@ -39,6 +39,7 @@ PACKAGES = {"yaml": "pyyaml", "bs4": "beautifulsoup4", "pynvml": "nvidia-ml-py"}
 # Imported without being asked for: each is part of what it stands beside.
 COMES_WITH = {
     "IPython": "ipykernel",
+    "pydantic_core": "pydantic",
     "jupyter_client": "ipykernel",
     "nbclient": "papermill",
     "traitlets": "nbconvert",
@@ -49,7 +50,7 @@ MEASURES = {"wan", "weights", "ulysses", "pipeline", "engines", "launch", "link"
             "worker", "measure", "sensors"}  # fmt: skip
 ROOMS = {"cli": 4, "report": 3, "baseline": 2, "analysis": 1}
 """The rooms from the top down; whatever is not named lies below all of them."""
-MOST_LINES = 11_500
+MOST_LINES = 13_800
 """Of Python in the package and the benchmarks together; raise it only for what it buys."""
 
 
