@@ -87,9 +87,7 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(
     assert "Traceback" in found[bad]["log"]
     assert found[bad]["reason"] in capsys.readouterr().out
     assert found["swap"]["status"] == found[files.LAST]["status"] == "ok"
-    assert _identical(
-        json.loads(path.read_text()), found["diffusers"]
-    )  # one rank, one branch
+    assert _identical(json.loads(path.read_text()), found["diffusers"])  # one rank, one branch
 
 
 def test_torchrun_starts_the_ranks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
