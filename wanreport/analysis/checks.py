@@ -18,7 +18,7 @@ from wanreport.analysis import compare, overlap
 from wanreport.analysis.asked import NEW, OLD, Facts, Row, differs, nearest, plain_jobs, to_measure
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
-from wanreport.words import counted, gigabytes, ratio, seconds, significant
+from wanreport.words import counted, gibibytes, ratio, seconds, significant
 
 STATUSES = ("pass", "fail", "within noise", "not measured")
 FURTHER = ("bits", "repeat", "formula")
@@ -258,9 +258,9 @@ def _pure(data: _Data) -> Iterator[Answer]:
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
     runs = runs[runs.engine == "resident"].sort_values("started")
     for _, row in runs.groupby(["machine", "gpus", "height"]).tail(1).iterrows():
-        shown = "out of memory" if row.oom else f"{gigabytes(row.reserved_bytes)} reserved"
-        yield _of(data, "pass" if row.oom else "fail", [row], "s9.2.pure.gpus", unit="GB",
-                  value=row.reserved_bytes / 1e9, measured=shown)  # fmt: skip
+        shown = "out of memory" if row.oom else f"{gibibytes(row.reserved_bytes)} reserved"
+        yield _of(data, "pass" if row.oom else "fail", [row], "s9.2.pure.gpus", unit="GiB",
+                  value=row.reserved_bytes / 2**30, measured=shown)  # fmt: skip
 
 
 def _overlap(data: _Data) -> Iterator[Answer]:
