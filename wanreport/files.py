@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .cost import Prediction, StreamSettings
 from .job import Job
@@ -174,6 +174,14 @@ class Record(_Open):
     iterations: list[Iteration]
     timeline: list[Event]
     traces: list[dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _says_why_and_at_which_scale(self) -> Self:
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"its status is {self.status!r}, and no reason is given")
+        if self.job.get("scale") not in ("a14b", "tiny"):
+            raise ValueError("its job has no resolved scale")
+        return self
 
     @property
     def is_rehearsal(self) -> bool:

@@ -180,14 +180,6 @@ def spoken_for(job: Job, found: Sequence[Found], machine: Machine | None) -> Fou
     return records.best_record(job, [*real, *here]) or records.best_record(job, found)
 
 
-def elsewhere(job: Job, found: Sequence[Found], shown: Found | None) -> dict[str, Found]:
-    """The records of `job` at real scale on other machines than the one `shown`, by machine."""
-    full = [item for item in found if not records.is_rehearsal(item[1])]
-    slugs = {path.parent.name for path, _ in full} - ({shown[0].parent.name} if shown else set())
-    each = {slug: records.best_record(job, _of_machine(full, slug)) for slug in sorted(slugs)}
-    return {slug: item for slug, item in each.items() if item}
-
-
 def _of_machine(found: Sequence[Found], slug: str) -> list[Found]:
     return [item for item in found if item[0].parent.name == slug]
 

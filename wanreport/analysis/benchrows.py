@@ -34,7 +34,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
         links = [rank.link.h2d_pinned_together_gb_s for r in (first,) if r for rank in r.ranks
                  if rank.link]  # fmt: skip
         rows["runs"].append({
-            **about(run, path, bench.machine, bench.software), "source": "bench",
+            **about(run, bench.machine, bench.software), "source": "bench",
             "campaign": path.stem, "label": row.label, "job": "", "status": row.status,
             "reason": row.reason, "hint": "",
             "profiled": False, "counters_derived": False, "traces": 0,

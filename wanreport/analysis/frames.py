@@ -78,7 +78,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
         for path in record_files(folder):
             try:
                 record = parse_record(path, read_json(path, "delete it and measure again"))
-                add_record(rows, _relative(path, root), path, record)
+                add_record(rows, _relative(path, root), record)
             except FileError as error:
                 problems.append(str(error))
         for path in bench_files(folder):

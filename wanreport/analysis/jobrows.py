@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from wanreport.analysis.rows import MEMORY, Rows, about, engine_setting, gpu_state, joined
@@ -19,7 +18,7 @@ MODEL = ("height", "width", "num_frames", "num_layers", "flow_shift", "boundary_
 """What must be equal, beside machine and torch, before two jobs' times are compared."""
 
 
-def add_record(rows: Rows, run: str, path: Path, r: Record) -> None:
+def add_record(rows: Rows, run: str, r: Record) -> None:
     job, model, plan = r.job, r.model, r.engine.plan
     engine = str(r.engine.name or job.get("engine") or "unknown")
     prefetch = (
@@ -36,7 +35,7 @@ def add_record(rows: Rows, run: str, path: Path, r: Record) -> None:
     checks = {one["formula_ok"] for one in parts if one["steps"]}
     work = _work(r, longest)
     rows["runs"].append({
-        **about(run, path, r.machine, r.software), "source": "job", "campaign": "", "label": "",
+        **about(run, r.machine, r.software), "source": "job", "campaign": "", "label": "",
         "job": str(job.get("name", "unnamed job")), "job_hash": r.job_hash,
         "baseline_job": job.get("baseline_job"),
         "status": r.status, "reason": r.reason, "hint": r.hint, "rehearsal": r.is_rehearsal,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from wanreport.files import PEERS, Gpu, Machine
@@ -49,9 +48,9 @@ def joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def about(run: str, path: Path, machine: Machine, software: Any) -> dict[str, Any]:
+def about(run: str, machine: Machine, software: Any) -> dict[str, Any]:
     return {
-        "run": run, "file": run.partition("#")[0], "path_on_disk": str(path),
+        "run": run, "file": run.partition("#")[0],
         "machine": machine_name(machine), "machine_class": machine.class_, "slug": machine.slug,
         "interconnect": path_name(machine), "gpu_model": machine.gpu_name,
         "torch": software.torch, "commit": software.git_sha, "dirty": software.git_dirty,

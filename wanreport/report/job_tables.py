@@ -40,7 +40,7 @@ def opened(job: Job, run: str | None, frames: Frames) -> tuple[Record, pd.Series
         resolve_job(job, gpus=job.num_gpus), reason="This job has no record.",
         hint=f"On a machine with {gpus}, run: wanreport run {file}"))  # fmt: skip
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in Frames._fields}
-    add_record(rows, "", file, record)
+    add_record(rows, "", record)
     return record, pd.Series(rows["runs"][0])
 
 
