@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wanreport import launch
-from wanreport.files import (
+from wanreport.measure import launch
+from wanreport.measure.machine import machine, software
+from wanreport.model.weights import Layout, unit_parameters
+from wanreport.records.files import (
     BENCH_SCHEMA,
     FIRST,
     LAST,
@@ -23,9 +25,7 @@ from wanreport.files import (
     read_bench,
     stream_settings,
 )
-from wanreport.local import git_state, write_atomically
-from wanreport.measure import machine, software
-from wanreport.weights import Layout, unit_parameters
+from wanreport.records.project import git_state, write_atomically
 
 from .peers import PEERS, Missing
 from .rank import make_expert

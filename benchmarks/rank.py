@@ -20,19 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wanreport import worker
 from wanreport.engines import ENGINES, Counters, Engine, Stream
-from wanreport.files import parse_label
-from wanreport.link import measure_link
-from wanreport.measure import StepClock, hot_steps, peaks, reset_peaks, sha256
-from wanreport.pipeline import TEXT_TOKENS, Guidance, predict
-from wanreport.plan import DEFAULT_ROOM, make_plan
-from wanreport.probe import Probe
-from wanreport.record import replace_file
-from wanreport.sensors import Sensors
-from wanreport.ulysses import SequenceParallel
-from wanreport.wan import A14B, EXPERTS, TINY, Expert, Segments
-from wanreport.weights import HostStore, RandomWeights
+from wanreport.measure import worker
+from wanreport.measure.link import measure_link
+from wanreport.measure.sensors import Sensors
+from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
+from wanreport.model.denoise import TEXT_TOKENS, Guidance, predict
+from wanreport.model.expert import A14B, EXPERTS, TINY, Expert, Segments
+from wanreport.model.ulysses import SequenceParallel
+from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.planner.plan import DEFAULT_ROOM, make_plan
+from wanreport.planner.probe import Probe
+from wanreport.records.files import parse_label
+from wanreport.records.record import replace_file
 
 from .peers import PEERS, Peer
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wanreport.analysis.stats import median_interval
-from wanreport.files import FIRST
+from wanreport.records.files import FIRST
 from wanreport.words import EM_DASH, significant
 
 HEADER = ("engine", "ms per step", "95 % interval", "n", "/ resident", "allocated GB", "bits",

@@ -37,8 +37,8 @@ from wanreport.analysis.answer import answer, quoted
 from wanreport.analysis.checks import checks
 from wanreport.baseline import load_facts, page
 from wanreport.baseline.ledger import load_ledger
+from wanreport.jobs.schedule import flow_schedule
 from wanreport.report import style
-from wanreport.schedule import flow_schedule
 from wanreport.words import significant
 
 # %%

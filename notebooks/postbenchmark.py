@@ -34,8 +34,8 @@ from wanreport.analysis import causes, checks, compare, oldnew, overlap, predict
 from wanreport.analysis.answer import answer, not_measured, quoted, without_record
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
-from wanreport.cost import layerwise_held
-from wanreport.local import project_root
+from wanreport.jobs.settings import layerwise_held
+from wanreport.records.project import project_root
 from wanreport.report import figures
 from wanreport.words import gibibytes, gigabytes, ratio, seconds, share, significant
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.synthetic import plan_inputs
-from wanreport.files import parse_label, stream_settings
-from wanreport.plan import make_plan
+from wanreport.planner.plan import make_plan
+from wanreport.records.files import parse_label, stream_settings
 
 BLOCK = 702_986_240
 PCIE = "2x NVIDIA H200, host memory over PCIe (NCCL_P2P_DISABLE=1)"

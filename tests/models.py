@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from wanreport.engines import ENGINES, Counters, Engine, Shape
-from wanreport.pipeline import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
-from wanreport.ulysses import SequenceParallel
-from wanreport.wan import EXPERTS, TINY, Expert, Segments
-from wanreport.weights import HostStore, RandomWeights
+from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
+from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
+from wanreport.model.ulysses import SequenceParallel
+from wanreport.model.weights import HostStore, RandomWeights
 
 SCALES = {"high_noise": 4.0, "low_noise": 3.0}
 

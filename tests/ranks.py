@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["wanreport.worker"])
+CONTEXT.set_forkserver_preload(["wanreport.measure.worker"])
 
 
 def run_ranks(

@@ -2,7 +2,7 @@
 
 Their numbers are invented, but they hang together as real ones do: jobs pass the checks, schedules
 and flags are resolved by the package, counters follow the engines' formulas (simplified), and a
-record passes :func:`wanreport.record.write_record`.
+record passes :func:`wanreport.records.record.write_record`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 from wanreport.analysis import frames
 from wanreport.analysis.frames import Frames
-from wanreport.cost import Inputs, Route, layerwise_held
-from wanreport.flags import ENGINE_FLAGS, prefetch_layers
-from wanreport.job import job_from_mapping, resolve_job
-from wanreport.plan import make_plan, room
-from wanreport.record import new_record, record_path, write_record
-from wanreport.registry import resolve_model
-from wanreport.schedule import flow_schedule, sampled_steps, switch_step
+from wanreport.jobs.flags import ENGINE_FLAGS, prefetch_layers
+from wanreport.jobs.job import job_from_mapping, resolve_job
+from wanreport.jobs.registry import resolve_model
+from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
+from wanreport.jobs.settings import layerwise_held
+from wanreport.planner.cost import Inputs, Route
+from wanreport.planner.plan import make_plan, room
+from wanreport.records.record import new_record, record_path, write_record
 
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
@@ -173,7 +174,7 @@ def all_jobs(scale: str = "tiny", **options: Any) -> list[dict[str, Any]]:
 
 
 def write(records: list[dict[str, Any]], root: Path) -> Path:
-    """Write records where :func:`wanreport.record.find_records` finds them; return `root`."""
+    """Write records where `find_records` finds them; return `root`."""
     for one in records:
         slug, job = one["machine"]["slug"], one["job"]["name"]
         write_record(one, record_path(root, slug, job, one["job_hash"]))

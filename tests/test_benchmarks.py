@@ -15,9 +15,10 @@ from benchmarks import peers, rank, table
 from benchmarks.__main__ import ENGINES_AND_PEERS, main, parse
 from benchmarks.campaign import Campaign, grid
 from tests.ranks import run_ranks
-from wanreport import files, launch
 from wanreport.engines import ENGINES, Layerwise
-from wanreport.weights import HostStore, RandomWeights
+from wanreport.measure import launch
+from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.records import files
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = ["--device", "cpu", "--tokens", "27", "--blocks", "4"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from wanreport import cli, local
+from wanreport import cli
+from wanreport.measure import local
 from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[1]

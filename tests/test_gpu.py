@@ -14,15 +14,15 @@ import torch.distributed as dist
 from tests.models import interrupted, make_experts, run_engine
 from tests.races import LateMover
 from tests.ranks import run_ranks
-from wanreport import weights
-from wanreport.cost import StreamSettings
 from wanreport.engines import ENGINES, base
-from wanreport.measure import compiled, hot_steps
-from wanreport.pipeline import Guidance, latent_shape
-from wanreport.plan import make_plan
-from wanreport.probe import Probe
-from wanreport.wan import A14B, Expert, Segments, post
-from wanreport.weights import HostStore, RandomWeights
+from wanreport.jobs.settings import StreamSettings
+from wanreport.model import weights
+from wanreport.model.clock import compiled, hot_steps
+from wanreport.model.denoise import Guidance, latent_shape
+from wanreport.model.expert import A14B, Expert, Segments, post
+from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.planner.plan import make_plan
+from wanreport.planner.probe import Probe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wanreport.job import load_job
+from wanreport.jobs.job import load_job
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from wanreport.baseline.evidence import DERIVED
 from wanreport.baseline.facts import Fact, FactError, Facts, load_facts
-from wanreport.record import replace_file
+from wanreport.records.record import replace_file
 
 ENTRIES = Path(__file__).with_name("citations.yaml")
 SOURCE = DERIVED / "source.json"

@@ -22,10 +22,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.engines import ENGINES, Counters, Shape
-from wanreport.local import write_atomically
-from wanreport.pipeline import VAE, latent_shape
-from wanreport.wan import A14B, EXPERTS, Expert
-from wanreport.weights import HostStore
+from wanreport.model.denoise import VAE, latent_shape
+from wanreport.model.expert import A14B, EXPERTS, Expert
+from wanreport.model.weights import HostStore
+from wanreport.records.project import write_atomically
 
 UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,

@@ -17,12 +17,14 @@ from pathlib import Path
 from textwrap import shorten
 
 import wanreport
-from wanreport import local, plan
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
-from wanreport.job import Job, JobError, resolve_job
-from wanreport.missing import load_jobs, measure
-from wanreport.record import RESULTS_DIRS, RecordError, is_rehearsal
+from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.measure import local
+from wanreport.measure.missing import load_jobs, measure
+from wanreport.planner import plan
+from wanreport.records import project
+from wanreport.records.record import RESULTS_DIRS, RecordError, is_rehearsal
 from wanreport.words import counted
 
 INTERCONNECTS = ("nvlink", "host-memory")
@@ -147,7 +149,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from wanreport.report import site
 
     return site.report(
-        local.project_root(),
+        project.project_root(),
         measuring=not arguments.no_measure,
         force=arguments.force,
         workers=arguments.workers,
@@ -157,19 +159,19 @@ def _report(arguments: argparse.Namespace) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     from wanreport.report import site
 
-    return site.publish(local.project_root(), arguments.workers)
+    return site.publish(project.project_root(), arguments.workers)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from wanreport.report import site
 
-    return site.report(local.project_root(), only=arguments.params, force=arguments.force)
+    return site.report(project.project_root(), only=arguments.params, force=arguments.force)
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    root = local.project_root()
+    root = project.project_root()
     jobs = load_jobs(arguments.params, root)
-    log = local.local_results(root) / "logs" / "measure.log"
+    log = project.local_results(root) / "logs" / "measure.log"
     failed = measure(
         list(jobs.values()), root, log, arguments.results, arguments.minutes, again=arguments.again
     )
@@ -179,9 +181,9 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    root = local.project_root()
+    root = project.project_root()
     jobs = load_jobs(arguments.params, root)
-    gpus = local.usable_gpus(local.known_machine(local.local_results(root)))
+    gpus = local.usable_gpus(local.known_machine(project.local_results(root)))
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
     return 0
@@ -198,7 +200,7 @@ def _resolved(job: Job, gpus: int) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    root = local.project_root()
+    root = project.project_root()
     jobs = load_jobs(arguments.params, root)
     others = [
         f"{file}: engine: {job.engine} has no settings to choose; `plan` is for stream"
@@ -206,9 +208,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     ]  # fmt: skip
     if others:
         raise JobError(others)
-    results = local.local_results(root)
+    results = project.local_results(root)
     gpus = local.usable_gpus(local.known_machine(results))
-    real = [item for item in local.all_records(root) if not is_rehearsal(item[1])]
+    real = [item for item in project.all_records(root) if not is_rehearsal(item[1])]
     unknown = 0
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
@@ -242,7 +244,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from wanreport.analysis import frames, predictions
 
-    root = local.project_root()
+    root = project.project_root()
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
     jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
     sizes = sorted({job.num_gpus for job in jobs} - {1})
@@ -271,7 +273,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _index(_: argparse.Namespace) -> int:
     from wanreport.report import site
 
-    return site.report(local.project_root(), pages=["index.html"], measuring=False)
+    return site.report(project.project_root(), pages=["index.html"], measuring=False)
 
 
 def _baseline_check(arguments: argparse.Namespace) -> int:
@@ -287,7 +289,7 @@ def _baseline_check(arguments: argparse.Namespace) -> int:
     path = DERIVED / "verdicts.json"
     if arguments.accept:
         content = {"schema": SCHEMA, "verdicts": judged.summaries()}
-        local.write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        project.write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return 0
     if found := ledger.differences(judged, DERIVED):
         print("\n".join(["", *found]), file=sys.stderr)

@@ -18,9 +18,9 @@ from tests import campaigns
 from wanreport import cli
 from wanreport.analysis import predictions, scaling
 from wanreport.analysis.frames import EMPTY, Frames, load
-from wanreport.cost import Route
-from wanreport.job import Job, load_job, resolve_job
-from wanreport.ulysses import SequenceParallel, split_sizes
+from wanreport.jobs.job import Job, load_job, resolve_job
+from wanreport.model.ulysses import SequenceParallel, split_sizes
+from wanreport.planner.cost import Route
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)

@@ -16,9 +16,9 @@ import synthetic
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from wanreport import local
 from wanreport.analysis import frames
-from wanreport.job import field_defaults, job_from_mapping
+from wanreport.jobs.job import field_defaults, job_from_mapping
+from wanreport.measure import local
 from wanreport.report import given, notebook, style, svg
 from wanreport.report.run import PAGE
 from wanreport.report.tables import KINDS

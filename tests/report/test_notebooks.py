@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup
 from tests import synthetic
 from wanreport.analysis import frames
 from wanreport.analysis.answer import answer, not_measured, quoted
-from wanreport.job import field_defaults
+from wanreport.jobs.job import field_defaults
 from wanreport.report import render
 
 ROOT = Path(__file__).resolve().parents[2]

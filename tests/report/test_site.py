@@ -18,10 +18,11 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tests import synthetic
-from wanreport import local
-from wanreport.job import JobError
-from wanreport.missing import load_jobs, measure
-from wanreport.record import read_record
+from wanreport.jobs.job import JobError
+from wanreport.measure import local
+from wanreport.measure.missing import load_jobs, measure
+from wanreport.records.project import all_records
+from wanreport.records.record import read_record
 from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +61,9 @@ import json, os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests import synthetic
-from wanreport import local
-from wanreport.job import job_from_mapping, job_hash
-from wanreport.record import record_path, write_record
+from wanreport.measure import local
+from wanreport.jobs.job import job_from_mapping, job_hash
+from wanreport.records.record import record_path, write_record
 root = Path(sys.argv[sys.argv.index("--root") + 1])
 local.remember_machine(root, {slug!r}, 0)
 for file in [b for a, b in zip(sys.argv, sys.argv[1:]) if a == "--json-job"]:
@@ -283,7 +284,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     add_job(project, "killed", purpose="dies")
     add_job(project, "two", purpose="unsupported")
     assert site.report(project) == 1
-    found = {record["job"]["name"]: record for _, record in local.all_records(project)}
+    found = {record["job"]["name"]: record for _, record in all_records(project)}
     assert {name: record["status"] for name, record in found.items()} == {
         "one": "ok", "killed": "failed", "two": "unsupported",
     }  # fmt: skip
@@ -292,7 +293,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     # A failed job is measured again, one that cannot run here is not.
     jobs = list(load_jobs(sorted((project / "params").rglob("*.yaml")), project).values())
     machine = local.known_machine(project / "results/local")
-    again = local.missing(jobs, local.all_records(project), machine)
+    again = local.missing(jobs, all_records(project), machine)
     assert [job.name for job in again] == ["killed"]
 
 
@@ -303,7 +304,7 @@ def test_a_launcher_that_cannot_start_fails_every_job_soon(
     jobs = load_jobs([add_job(project, name) for name in ("two", "three")], project)
     failed = measure(list(jobs.values()), project, project / "results/local/logs/x.log")
     assert sorted(failed) == ["three", "two"]
-    for _, record in local.all_records(project):
+    for _, record in all_records(project):
         assert "nothing_of_this_name" in record["reason"]
 
 
@@ -315,16 +316,16 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
     assert measure(jobs, project, log) == []
     monkeypatch.setattr(local, "LAUNCH", ["false"])
     assert measure(jobs, project, log) == [], "as there was nothing to measure"
-    (before,) = (path.read_bytes() for path, _ in local.all_records(project))
+    (before,) = (path.read_bytes() for path, _ in all_records(project))
     assert measure(jobs, project, log, again=True) == ["one"]
-    assert [path.read_bytes() for path, _ in local.all_records(project)] == [before]
+    assert [path.read_bytes() for path, _ in all_records(project)] == [before]
 
 
 def driven(project: Path) -> subprocess.Popen[str]:
     """`wanreport report` in a process of its own."""
     driver = project / "driver.py"
     driver.write_text(
-        "import signal, sys\nfrom wanreport import cli, local\n"
+        "import signal, sys\nfrom wanreport import cli\nfrom wanreport.measure import local\n"
         # A shell's background job starts with Ctrl-C ignored, and so may these tests.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"local.LAUNCH = [sys.executable, {str(project / 'stand_in.py')!r}]\n"

@@ -9,8 +9,8 @@ import pandas as pd
 from wanreport.analysis import compare
 from wanreport.analysis.asked import to_measure
 from wanreport.analysis.frames import Frames
-from wanreport.job import load_job
-from wanreport.local import project_root
+from wanreport.jobs.job import load_job
+from wanreport.records.project import project_root
 from wanreport.words import ratio
 
 PLACES = ("1 GPU", "NVLink", "PCIe path")

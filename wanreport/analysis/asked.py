@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.job import load_job
-from wanreport.local import project_root
+from wanreport.jobs.job import load_job
+from wanreport.records.project import project_root
 
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""

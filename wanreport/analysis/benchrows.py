@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wanreport.analysis.rows import MEMORY, Rows, about, bench_name, gpu_state
 from wanreport.analysis.stats import median_interval
-from wanreport.files import FIRST, LAST, PEERS, Bench, BenchRow, FileError, parse_label
+from wanreport.records.files import FIRST, LAST, PEERS, Bench, BenchRow, FileError, parse_label
 
 
 def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:

@@ -23,9 +23,9 @@ import pandas as pd
 from wanreport.analysis.benchrows import add_bench
 from wanreport.analysis.jobrows import add_record
 from wanreport.analysis.rows import Rows
-from wanreport.files import FileError, bench_files, parse_record, read_bench, read_json
-from wanreport.local import project_root
-from wanreport.record import EARLIER, REUSABLE
+from wanreport.records.files import FileError, bench_files, parse_record, read_bench, read_json
+from wanreport.records.project import project_root
+from wanreport.records.record import EARLIER, REUSABLE
 
 WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "height", "width",
          "frames", "steps_run", "steps_whole", "switch_step", "prefetch", "block_bytes",

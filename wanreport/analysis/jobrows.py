@@ -9,7 +9,7 @@ from typing import Any
 
 from wanreport.analysis.rows import MEMORY, Rows, about, engine_setting, gpu_state, joined
 from wanreport.analysis.stats import median_interval
-from wanreport.files import Iteration, Record, Step
+from wanreport.records.files import Iteration, Record, Step
 
 WORKLOAD = ("scale", "num_inference_steps", "sampled_steps", "cfg", "dtype", "compile", "seed",
             "checkpoint", "prompt", "negative_prompt", "guidance_scale",

@@ -26,8 +26,8 @@ from wanreport.analysis.scaling import (
     predict_job,
     runs_on,
 )
-from wanreport.job import Job, resolve_job
-from wanreport.local import git_state, write_atomically
+from wanreport.jobs.job import Job, resolve_job
+from wanreport.records.project import git_state, write_atomically
 from wanreport.words import counted, gigabytes, ratio, seconds
 
 FOLDER = "predictions"

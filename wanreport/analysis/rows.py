@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wanreport.files import PEERS, Gpu, Machine
+from wanreport.records.files import PEERS, Gpu, Machine
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows of each frame, by its name."""

@@ -8,13 +8,13 @@ With T tokens and H heads over N ranks the busiest rank has t = ⌈T/N⌉ tokens
 
 with α at t and β at T interpolated between the token counts that one GPU was measured at, and
 constant beyond them. Both come from windows that a plan of `stream` was made from
-(:class:`wanreport.cost.Inputs`), scaled to steps of `resident` of the same length where there are
-some, as a probe is too short to slow a GPU's clocks as a job does. Of a longer step of `resident`
-all that is not linear is attention. What lies outside the blocks is linear in T and not shared out.
+(:class:`~wanreport.planner.cost.Inputs`), scaled to steps of `resident` of the same length where
+there are some: a probe is too short to slow a GPU's clocks as a job does. Of a longer step all that
+is not linear is attention. What lies outside the blocks is linear in T and not shared out.
 
 Between the windows of each visit lie two all-to-alls; :func:`all_to_all_bytes` follows from the
 shape. Their speed is that of the same interconnect with fewer GPUs, or assumed, and then named so.
-The engines' loads lie on top by :mod:`wanreport.cost`'s formulas.
+The engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.cost import Inputs, StreamSettings, pass_seconds, predict
-from wanreport.files import FileError
-from wanreport.job import Job
-from wanreport.plan import DEFAULT_ROOM, make_plan
-from wanreport.record import EARLIER, RESULTS_DIRS
+from wanreport.jobs.job import Job
+from wanreport.jobs.settings import StreamSettings
+from wanreport.planner.cost import Inputs, pass_seconds, predict
+from wanreport.planner.plan import DEFAULT_ROOM, make_plan
+from wanreport.records.files import FileError
+from wanreport.records.record import EARLIER, RESULTS_DIRS
 from wanreport.words import counted
 
 INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
@@ -65,7 +66,7 @@ class Source:
     ``value`` is by ``kind``
 
     windows
-        :class:`wanreport.cost.Inputs` of a plan
+        :class:`wanreport.planner.cost.Inputs` of a plan
     resident
         seconds of a steady step, its blocks, its branches
     pageable

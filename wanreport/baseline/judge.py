@@ -18,9 +18,9 @@ from wanreport.baseline.checks import Check
 from wanreport.baseline.evidence import Evidence
 from wanreport.baseline.facts import NBSP, Fact, FactError, Facts, decimals_of, quantity_text
 from wanreport.baseline.identify import UNITS, Match, matches
-from wanreport.flags import prefetch_layers, resolve_text
-from wanreport.registry import resolve_model
-from wanreport.schedule import switch_step
+from wanreport.jobs.flags import prefetch_layers, resolve_text
+from wanreport.jobs.registry import resolve_model
+from wanreport.jobs.schedule import switch_step
 
 Outcome = Literal["contradicts", "open", "unknown", "rounding", "holds"]
 

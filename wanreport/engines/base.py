@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..wan import Expert
-from ..weights import HostStore, Layout, set_parameter
+from wanreport.model.expert import Expert
+from wanreport.model.weights import HostStore, Layout, set_parameter
 
 
 @dataclass

@@ -31,8 +31,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..weights import Layout
-from .base import Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape
+from wanreport.model.weights import Layout
 
 
 def _fill(shard: Tensor, full: Tensor, mesh: DeviceMesh) -> None:

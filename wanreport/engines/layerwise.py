@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cost import layerwise_left
-from .base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.jobs.settings import layerwise_left
 
 
 @dataclass

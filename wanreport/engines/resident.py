@@ -8,7 +8,7 @@ The reference of every comparison, and what a GPU with room for 2 × 28.6 GB wou
 
 from __future__ import annotations
 
-from .base import Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape
 
 
 class Resident(Engine):

@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from ..cost import SEGMENTS, StreamSettings
-from ..weights import ALIGN
-from .base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.jobs.settings import SEGMENTS, StreamSettings
+from wanreport.model.weights import ALIGN
 
 
 class Load(NamedTuple):

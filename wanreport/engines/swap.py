@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Bound, Counters, Engine, Shape
 
 
 class Swap(Engine):

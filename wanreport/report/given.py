@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from wanreport.job import Job, JobError, field_defaults, job_from_mapping
+from wanreport.jobs.job import Job, JobError, field_defaults, job_from_mapping
 
 _READY = "_wanreport_ready"
 

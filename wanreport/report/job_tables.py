@@ -9,11 +9,11 @@ import pandas as pd
 
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.jobrows import add_record
-from wanreport.files import Record, parse_record, read_json
-from wanreport.job import Job, resolve_job
-from wanreport.local import project_root
-from wanreport.plan import describe
-from wanreport.record import new_record
+from wanreport.jobs.job import Job, resolve_job
+from wanreport.planner.plan import describe
+from wanreport.records.files import Record, parse_record, read_json
+from wanreport.records.project import project_root
+from wanreport.records.record import new_record
 from wanreport.words import gibibytes, gigabytes, significant
 
 COUNTERS = {

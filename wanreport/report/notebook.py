@@ -17,11 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from wanreport import local
-from wanreport import record as records
 from wanreport.analysis import frames
-from wanreport.files import FileError
-from wanreport.job import Job
+from wanreport.jobs.job import Job
+from wanreport.measure import local
+from wanreport.records import project
+from wanreport.records import record as records
+from wanreport.records.files import FileError
 from wanreport.report import given, svg, tables
 from wanreport.report.given import Stop
 from wanreport.report.run import PAGE
@@ -86,15 +87,15 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     Stop
         If a record cannot be read, or `machine` has none of this job.
     """
-    root = local.project_root()
-    results = local.local_results(root)
+    root = project.project_root()
+    results = project.local_results(root)
     try:
-        here, known = local.all_records(root), local.known_machine(results)
+        here, known = project.all_records(root), local.known_machine(results)
         may_measure = machine is None and not os.environ.get(local.NO_MEASURING)
         if may_measure and (missing := local.missing([job], here, known)):
             local.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
             frames.cached.cache_clear()
-            here, known = local.all_records(root), local.known_machine(results)
+            here, known = project.all_records(root), local.known_machine(results)
     except records.RecordError as error:
         raise Stop(str(error)) from None
     if machine is None:
@@ -119,7 +120,7 @@ def frames_of(results_dirs: Sequence[str | Path] = records.RESULTS_DIRS) -> fram
         Naming every file that cannot be read.
     """
     try:
-        return frames.cached(tuple(map(str, results_dirs)), local.project_root())
+        return frames.cached(tuple(map(str, results_dirs)), project.project_root())
     except FileError as error:
         raise Stop(str(error)) from None
 

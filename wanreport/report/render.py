@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 import wanreport
-from wanreport.local import write_atomically
-from wanreport.record import RESULTS_DIRS
+from wanreport.records.project import write_atomically
+from wanreport.records.record import RESULTS_DIRS
 from wanreport.report.run import CELL_TIMEOUT_S, Failure, execute
 
 TEMPLATE = Path(__file__).parent / "template"

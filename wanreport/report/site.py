@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import wanreport
-from wanreport import local
-from wanreport.job import Job
-from wanreport.missing import load_jobs, measure, say, within
-from wanreport.record import RESULTS
+from wanreport.jobs.job import Job
+from wanreport.measure.missing import load_jobs, measure, say, within
+from wanreport.records import project
+from wanreport.records.record import RESULTS
 from wanreport.report import render
 from wanreport.report.workers import make_pages
 
@@ -173,7 +173,7 @@ def _libraries() -> list[str]:
 def _software() -> str:
     names = ("papermill", "nbconvert", "pandas", "seaborn", "matplotlib")
     own = f"wanreport {wanreport.__version__}"
-    if commit := local.commit(local.git_state()):
+    if commit := project.commit(project.git_state()):
         own += f" (commit {commit})"
     known = [own, f"python {platform.python_version()}"]
     return ", ".join([*known, *(f"{name} {metadata.version(name)}" for name in names)])
@@ -227,7 +227,7 @@ def report(
     ------
     JobError
         Before anything runs, with the problems of all params files.
-    wanreport.record.RecordError
+    wanreport.records.record.RecordError
         If a record cannot be read or written.
     """
     files = sorted((root / "params").rglob("*.yaml"))
@@ -239,7 +239,7 @@ def report(
         failed: list[str] = []
         if measuring:
             name = only[0].stem if len(only) == 1 else "report"
-            log = local.local_results(root) / "logs" / f"{name}.log"
+            log = project.local_results(root) / "logs" / f"{name}.log"
             failed = measure(list(wanted.values()), root, log)
         names = [job.name for job in asked.values()]
         return _render(local_site(root), jobs, names, pages, force, workers, failed)

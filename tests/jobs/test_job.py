@@ -1,0 +1,290 @@
+"""A job file is either a job, or a list of everything that is wrong with it."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import get_args
+
+import papermill.iorw
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from wanreport.jobs.job import (
+    NOT_HASHED,
+    Job,
+    JobError,
+    field_defaults,
+    job_from_mapping,
+    job_hash,
+    load_job,
+    resolve_job,
+)
+
+PARAMS = Path(__file__).resolve().parents[2] / "params"
+BASELINE = PARAMS / "baseline"
+GOOD = {"name": "good", "engine": "layerwise", "num_gpus": 2}
+FILE = "name: job\nengine: layerwise\nnum_gpus: 2\n"
+
+
+def make(**changes):
+    return job_from_mapping({**GOOD, **changes})
+
+
+def problems(error):
+    """The key and the fix of each problem; each line is ``FILE: KEY: problem; fix``."""
+    found = [line.split(": ", 2)[1:] for line in error.problems]
+    assert len(dict(found)) == len(found)
+    return {key: text.rpartition("; ")[2] for key, text in found}
+
+
+def problems_of(path, text):
+    path.write_text(text)
+    with pytest.raises(JobError) as caught:
+        load_job(path)
+    assert all(line.startswith(f"{path}: ") for line in caught.value.problems)
+    return problems(caught.value)
+
+
+def problems_with(**changes):
+    with pytest.raises(JobError) as caught:
+        make(**changes)
+    return problems(caught.value)
+
+
+# --- the jobs that there are ---
+
+
+OF_THE_BASELINE = [
+    ("new-4gpu", "layerwise", 4, 1454665, 1), ("new-6gpu", "layerwise", 6, 1454668, 1),
+    ("old-4gpu-fsdp", "fsdp", 4, 1454666, 1), ("old-6gpu-fsdp", "fsdp", 6, 1454669, 1),
+    ("old-4gpu-swap", "swap", 4, 1454666, 1), ("old-6gpu-swap", "swap", 6, 1454669, 1),
+    ("pure-4gpu", "resident", 4, 1454667, 1), ("new-4gpu-prefetch3", "layerwise", 4, 1454670, 3),
+]  # fmt: skip
+
+
+def test_each_baseline_job_is_the_job_it_stands_for():
+    assert {row[0] for row in OF_THE_BASELINE} == {path.stem for path in BASELINE.glob("*.yaml")}
+    for name, engine, gpus, cluster_job, prefetch in OF_THE_BASELINE:
+        job = load_job(BASELINE / f"{name}.yaml")
+        assert (job.engine, job.num_gpus, job.baseline_job) == (engine, gpus, cluster_job)
+        assert (job.height, job.width, job.num_frames) == (720, 1280, 81)
+        assert job.cfg and job.decode and job.profile and job.purpose
+        runs = job.num_inference_steps, job.warmup_iterations, job.clean_iterations
+        assert runs == (27, 1, 1)
+        assert (job.sglang().engine, job.prefetch(40)) == (engine, prefetch)
+
+
+def test_all_jobs_are_told_apart_by_name_and_by_hash():
+    jobs = [load_job(path) for path in PARAMS.rglob("*.yaml")]
+    assert len({job.name for job in jobs}) == len({job.hashes() for job in jobs}) == len(jobs)
+
+
+def test_papermill_reads_from_a_file_what_we_read(tmp_path):
+    dated = tmp_path / "job.yaml"
+    dated.write_text(FILE + "purpose: 2026-02-13\n")  # a date is text for papermill
+    for path in (dated, *BASELINE.glob("*.yaml")):
+        assert job_from_mapping(papermill.iorw.read_yaml_file(str(path))) == load_job(path)
+
+
+# --- problems ---
+
+
+def test_all_problems_of_a_file_are_told_at_once(tmp_path):
+    text = (
+        "name: job\nengine: Swap\nnum_gpus: 4.0\n"
+        '"x\\nimport os": 1\nflow_shift: 1e-3\nheigth: 720\nwidth: 700\nnum_frames: 80\n'
+        "cfg: false\nguidance_scale: 3.0\nname: other\n"
+    )
+    found = problems_of(tmp_path / "job.yaml", text)
+    fixes = {
+        "engine": "swap",
+        "num_gpus": "4",
+        r"'x\nimport os'": "remove it",
+        "flow_shift": "0.001",
+        "heigth": "height",
+        "width": "688 or 704",
+        "num_frames": "77 or 81",
+        "guidance_scale": "cfg: true",
+        "name": "keep one",
+    }
+    assert found.keys() == fixes.keys()
+    assert all(fix in found[key] for key, fix in fixes.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "fix"),
+    [
+        ("flow_shift", ["1e-3", "1E-3", '"0.001"'], "write 0.001"),
+        ("flow_shift", ["1e-7"], "write 1.0e-07"),
+        ("flow_shift", ["0", ".inf", ".nan", "nan", "true", "[1]"], "a number, more than 0"),
+        ("boundary_ratio", ["1.5", "-1"], "at least 0, at most 1"),
+        ("seed", ["1e3", "1000.0"], "write 1000"),
+        ("seed", ["4.5", "'4.5'", "yes", "-1", str(2**64)], f"at least 0, at most {2**63 - 1}"),
+        ("seed", [""], "default (0)"),
+        ("prompt", ["no", "12", "{a: 1}"], "quotes"),
+        ("prompt", [""], "bicycle"),
+        ("checkpoint", ["''"], "default (null)"),
+        ("decode", ["1", '"true"'], "true or false"),
+        ("dtype", ["bf16"], "bfloat16?"),
+        ("scale", ["on", "large"], "auto, a14b, tiny"),
+        ("quantum", ["1"], "name, engine, num_gpus"),
+        ("height", ["712"], "704 or 720"),
+        ("height", ["8", "-8"], "16 or 32"),
+        ("num_frames", ["80", "78"], "77 or 81"),
+        ("sampled_steps", ["4"], "at least 5"),
+        ("sampled_steps", ["28"], "at most 27"),
+        ("vram_budget_gb", ["24.0"], "remove it"),
+        ("vram_budget_gb", ["0.0"], "more than 0"),
+        ("cache_dit", ["true"], "remove it"),
+        ("dit_offload_prefetch_size", ["-1"], "at least 0"),
+        ("guidance_scale_2", ["3.0\ncfg: false"], "cfg: true"),
+        ("negative_prompt", ["blurred\ncfg: false"], "cfg: true"),
+        ("seed", ["1\nseed: 2"], "keep one"),
+    ],
+)
+def test_each_mistake_is_told_with_its_key_and_fix(tmp_path, key, values, fix):
+    for value in values:
+        found = problems_of(tmp_path / "job.yaml", f"{FILE}{key}: {value}\n")
+        assert found.keys() == {key} and fix in found[key], value
+
+
+KEYS = {
+    "dit-layerwise-offload": ("'dit-layerwise-offload'", "dit_layerwise_offload?"),
+    r'"x\e[2J\nimport os"': (r"'x\x1b[2J\nimport os'", "remove it"),  # not to the terminal as it is
+    "class": ("'class'", "remove it"),
+    "1": ("1", "remove it"),
+    "on": ("True", "remove it"),
+    "? [a]\n": ("['a']", "remove it"),
+    "<<": ("'<<'", "remove it"),
+}
+
+
+def test_a_key_must_be_an_identifier(tmp_path):
+    for key, (shown, fix) in KEYS.items():
+        found = problems_of(tmp_path / "job.yaml", f"{FILE}{key}: {{seed: 1}}\n")
+        assert found.keys() == {shown} and fix in found[shown]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("Job 1", "job-1"), ("../etc", "etc"), ("-f", "f"), ("other", "`name: job`")]
+)
+def test_the_name_is_lower_case_and_the_files(tmp_path, name, fix):
+    found = problems_of(tmp_path / "job.yaml", FILE.replace("job", name))
+    assert found.keys() == {"name"} and re.search(rf"{fix}( |$)", found["name"])
+
+
+@pytest.mark.parametrize("key", list(GOOD))
+def test_a_required_field_is_missing_whether_absent_or_empty(key):
+    for mapping in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
+        with pytest.raises(JobError, match="^here: ") as caught:
+            job_from_mapping(mapping, source="here")
+        assert problems(caught.value) == {key: f"add a line `{key}: ...`"}
+
+
+@pytest.mark.parametrize("text", [
+    "- a\n- b\n", "num_gpus:4\n", "name: 'x", "---\n---\nb: 2\n", "a: " + "[" * 5000, "\0",
+    "a: !!python/object/apply:os.system [ls]", "a: !!int x", "a: !!bool x", "a: !!timestamp x",
+], ids=lambda text: text[:12])  # fmt: skip
+def test_what_is_not_flat_yaml_is_refused(tmp_path, text):
+    ((what, fix),) = problems_of(tmp_path / "job.yaml", text).items()
+    assert "YAML" in what and "`key: value`" in fix
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"prompt: caf\xe9\n")
+    for name, what in (("gone", "No such file"), ("latin", "UTF-8")):
+        with pytest.raises(JobError, match=rf"{name}\.yaml: .*{what}"):
+            load_job(tmp_path / f"{name}.yaml")
+
+
+@given(st.dictionaries(st.text() | st.integers(), st.none() | st.text() | st.integers()))
+def test_any_mapping_gives_a_job_or_problems_of_one_line_each(mapping):
+    try:
+        assert isinstance(job_from_mapping(mapping), Job)
+    except JobError as error:
+        assert error.problems
+        assert all(len(problem.splitlines()) == 1 for problem in error.problems)
+        assert str(error) == "\n".join(error.problems)
+        assert pickle.loads(pickle.dumps(error)).problems == error.problems
+
+
+# --- engines and flags ---
+
+
+FSDP_ALONE = {"dit_layerwise_offload": False, "use_fsdp_inference": True, "dit_cpu_offload": False}
+
+
+@pytest.mark.parametrize("given", [{}, FSDP_ALONE])
+@pytest.mark.parametrize("engine", ["resident", "swap", "fsdp"])
+def test_the_fix_for_an_engine_that_sglang_would_not_choose_works(engine, given):
+    fixes = problems_with(engine=engine, **given)
+    lines = "\n".join(re.findall("`(.*?)`", fixes.pop("engine")))
+    assert not fixes
+    assert make(engine=engine, **{**given, **yaml.safe_load(lines)}).sglang().engine == engine
+
+
+def test_a_setting_of_another_engine_is_refused():
+    assert make(engine="stream", vram_budget_gb=24).sglang().engine == "layerwise"
+    found = problems_with(engine="stream", dit_layerwise_offload=True, use_fsdp_inference=True)
+    assert found == dict.fromkeys(["dit_layerwise_offload", "use_fsdp_inference"], "remove it")
+    swap = {"engine": "swap", "dit_layerwise_offload": False}
+    for other in ({"cache_dit": True}, {"dit_offload_prefetch_size": 3}, {"vram_budget_gb": 24}):
+        assert problems_with(**swap, **other) == dict.fromkeys(other, "remove it")
+
+
+# --- the model ---
+
+
+def test_a_job_made_in_python_is_held_to_the_same_rules():
+    with pytest.raises(ValidationError) as caught:
+        Job(**GOOD, height=100, num_frames=80, vram_budget_gb=24)
+    keys = {error["loc"] for error in caught.value.errors()}
+    assert keys == {("height",), ("num_frames",), ("vram_budget_gb",)}
+    with pytest.raises(ValidationError):
+        Job(**GOOD).height = 480  # frozen
+
+
+def test_a_whole_number_is_welcome_where_a_number_is_wanted():
+    job = make(scale="tiny", dit_offload_prefetch_size=3, flow_shift=12)
+    assert isinstance(job.dit_offload_prefetch_size, float)
+    same = make(scale="tiny", dit_offload_prefetch_size=3.0, flow_shift=12.0)
+    assert job_hash(job) == job_hash(same)
+
+
+def test_defaults_are_the_fields_in_order_and_none_where_required():
+    defaults = field_defaults()
+    assert list(defaults) == list(Job.model_fields)
+    assert [key for key in GOOD if defaults[key] is None] == list(GOOD)
+    assert job_from_mapping({**defaults, **GOOD}) == job_from_mapping(GOOD)
+
+
+def test_scale_is_decided_by_the_gpus_unless_given():
+    assert [resolve_job(make(), gpus=gpus).scale for gpus in (1, 2)] == ["tiny", "a14b"]
+    assert resolve_job(make(scale="tiny"), gpus=8).scale == "tiny"
+    assert resolve_job(make(scale="a14b"), gpus=0).scale == "a14b"
+    with pytest.raises(ValueError, match="resolve_job"):
+        job_hash(make())
+
+
+@pytest.mark.parametrize("field", list(Job.model_fields))
+def test_hash_changes_with_what_is_measured_and_with_nothing_else(field):
+    job = make(scale="tiny")
+    old, annotation = getattr(job, field), Job.model_fields[field].annotation
+    kind, *others = get_args(annotation) or [annotation]
+    new = "x" if kind is str else others[0] if isinstance(kind, str) else not old
+    if kind in (int, float):
+        new = (old or 0) + kind(1)
+    other = job.model_copy(update={field: new})
+    assert other != job
+    assert (job_hash(other) == job_hash(job)) == (field in NOT_HASHED)
+
+
+def test_hashes_of_committed_records_stay():
+    """Records of before must still be found, at either scale while the scale is open."""
+    job = load_job(PARAMS / "campaign/480p-1gpu-layerwise.yaml")
+    assert job.hashes() == ("ccf44b2e1300",)
+    tiny = tuple(job_hash(make(scale=scale)) for scale in ("a14b", "tiny"))
+    assert make().hashes() == tiny and make(scale="tiny").hashes() == tiny[1:]

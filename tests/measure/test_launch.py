@@ -1,0 +1,347 @@
+"""Whatever happens to a rank, a job ends in a record that says so."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wanreport.engines import ENGINES
+from wanreport.jobs.flags import ENGINE_FLAGS
+from wanreport.jobs.job import Job
+from wanreport.jobs.settings import StreamSettings
+from wanreport.measure import launch, local
+from wanreport.records.record import is_rehearsal, read_record
+
+QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
+
+
+def _job(engine: str = "layerwise", **changes: Any) -> Job:
+    flags = ENGINE_FLAGS.get(engine, {})
+    return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **flags, **QUICK, **changes})
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
+    engine: str, tmp_path: Path
+) -> None:
+    path = launch.run_job(_job(engine, decode=True), tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok", record["reason"]
+    assert is_rehearsal(record)
+    assert [i["kind"] for i in record["iterations"]] == ["warmup", "clean", "profiled"]
+    for iteration in record["iterations"]:
+        assert [step["index"] for step in iteration["steps"]] == [0, 1, 2, 3]
+        assert all(len(step["seconds"]) == 2 for step in iteration["steps"])
+        assert len(iteration["counters"]) == 2
+        assert iteration["counters"] == iteration["expected_counters"]
+        assert iteration["memory"][0]["allocated_bytes"] is None  # a CPU has no device memory
+    assert len({i["latents_sha256"] for i in record["iterations"]}) == 1
+    assert len({i["video_sha256"] for i in record["iterations"]}) == 1
+    assert record["cold_start_s"] > 0
+    assert record["schedule"]["experts"][-1] == "low_noise"
+    for trace in record["traces"]:
+        file = path.parent / trace["path"]
+        assert file.stat().st_size == trace["bytes"]
+        kineto = json.loads(gzip.decompress(file.read_bytes()))
+        assert any("ProfilerStep" in event.get("name", "") for event in kineto["traceEvents"])
+        assert "/" not in kineto["traceName"]
+    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
+    lanes = {event["lane"] for event in record["timeline"]}
+    assert {"compute", "collective"} <= lanes
+    steps = {event["step"] for event in record["timeline"]}
+    switch = record["schedule"]["switch_step"]
+    assert steps == {switch - 1, switch}
+    if engine in ("layerwise", "swap", "stream"):
+        assert "copy" in lanes
+    assert bool(record["engine"]["plan"]) == (engine == "stream")
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "stream"])
+def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(
+    engine: str, tmp_path: Path
+) -> None:
+    job = _job(engine, num_inference_steps=16, sampled_steps=5)
+    path = launch.run_job(job, tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok", record["reason"]
+    switch = record["schedule"]["switch_step"]
+    assert switch > 3  # so that steps before it are left out
+    ran = {it["kind"]: [step["index"] for step in it["steps"]] for it in record["iterations"]}
+    assert ran["warmup"] == [0, switch]
+    assert ran["clean"] == ran["profiled"] == [0, 1, switch - 1, switch, switch + 1]
+    assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
+    for iteration in record["iterations"]:
+        assert iteration["counters"] == iteration["expected_counters"]
+        moved = [sum(step["h2d_bytes"][rank] for step in iteration["steps"]) for rank in (0, 1)]
+        assert moved == [counters["h2d_bytes"] for counters in iteration["counters"]]
+        steps = {step["index"]: step["timestep"] for step in iteration["steps"]}
+        assert all(record["schedule"]["timesteps"][i] == t for i, t in steps.items())
+    resident = read_record(
+        launch.run_job(_job("resident", num_inference_steps=16, sampled_steps=5), tmp_path)
+    )
+    digests = {it["latents_sha256"] for r in (record, resident) for it in r["iterations"][1:]}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "rooms", "buffers"), [(None, 2, 2), (24.0, 4, 4), (31.0, 6, 6), (60.0, 12, 12)]
+)
+def test_a_budget_makes_room_in_proportion(
+    budget: float | None, rooms: int, buffers: int, tmp_path: Path
+) -> None:
+    job = _job("stream", vram_budget_gb=budget, num_gpus=1)
+    record = read_record(launch.run_job(job, tmp_path, plan_only=True))
+    assert record["status"] == "ok", record["reason"]
+    assert record["iterations"] == []
+    plan = record["engine"]["plan"]
+    assert plan["room"] == rooms and plan["planning_s"] > 0
+    for candidate in plan["candidates"]:
+        assert StreamSettings(**candidate["settings"]).buffers(6) <= buffers
+    inputs = plan["inputs"]
+    assert inputs["ranks"] == 1 and inputs["sharded"] is None and inputs["collectives_s"] == 0
+    assert inputs["local"]["rate"] > 0 and min(inputs["windows_s"]) > 0
+    assert inputs["block_bytes"] == record["model"]["block_bytes"]
+
+
+def test_a_budget_below_two_blocks_cannot_run_and_says_what_would(tmp_path: Path) -> None:
+    record = read_record(launch.run_job(_job("stream", vram_budget_gb=2.0), tmp_path))
+    assert record["status"] == "unsupported"
+    assert "2.0 holds 1 blocks" in record["reason"] and "at least 2.5 GB" in record["hint"]
+
+
+def test_host_memory_is_asked_for_before_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 4)
+
+    def free(nbytes: int) -> None:
+        memory = {"total": 2 * nbytes, "available": nbytes}
+        monkeypatch.setattr(launch, "host_memory", lambda: memory)
+
+    store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
+    rank = launch.HOST_OVERHEAD
+    jobs = {
+        "layerwise": store + 4 * rank,  # one copy for all ranks
+        "swap": 4 * (store + rank),  # one each
+        "fsdp": 87_598_661_888 + 4 * rank,  # shards, rounded up to powers of two
+    }
+    for engine, needed in jobs.items():
+        job = _job(engine, scale="a14b", num_gpus=4)
+        free(needed)
+        launch._require_host_memory(job)
+        free(needed - 100_000_000)
+        with pytest.raises(launch.Unsupported, match=r"0\.1 GB are missing") as refused:
+            launch._require_host_memory(job)
+        assert "--mem" in refused.value.hint
+
+
+def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
+    (tmp_path / "nccl.17.log").write_text(
+        "host:17:42 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct\n"
+        "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
+        "host:17:42 [0] NCCL INFO Connected all rings\n"
+    )
+    assert launch.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
+    assert launch.transport(tmp_path / "nothing") == []
+
+
+def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:
+    record = read_record(launch.run_job(_job(scale="a14b", num_gpus=64), tmp_path))
+    assert record["status"] == "unsupported"
+    assert "64 GPUs" in record["reason"]
+    assert record["hint"]
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for what jobs leave behind while they run."""
+    multiprocessing.util.get_temp_dir()  # of the fork server: it outlives the test, at a short path
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
+    return folder
+
+
+def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> None:
+    """Send rank 1 of the next job a signal as soon as it has begun its steps."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for out in folder_of.glob("wanreport-job-*"):
+            pid = out / "rank1.pid"
+            progress = out / "progress"
+            if progress.is_file() and "warmup" in progress.read_text():
+                seen.append(int(pid.read_text()))
+                os.kill(seen[0], kind)
+                return
+        time.sleep(0.01)
+
+
+def test_a_killed_rank_is_a_failed_record_that_names_it(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE", 2.0)
+    seen: list[int] = []
+    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
+    killer.start()
+    path = launch.run_job(_job(num_inference_steps=27), tmp_path / "results")
+    killer.join()
+    record = read_record(path)
+    assert seen
+    assert record["status"] == "failed"
+    assert "rank 1 was killed by SIGKILL" in record["reason"]
+    assert "step" in record["reason"]
+    assert "logs" in record["hint"]
+    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
+    assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
+
+
+def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
+    record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
+    assert record["status"] == "ok", record["reason"]
+    assert len(record["iterations"][0]["counters"]) == 2
+    seen: list[int] = []
+    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
+    killer.start()
+    record = read_record(launch.run_job(_job(num_inference_steps=60), tmp_path / "results"))
+    killer.join()
+    assert seen
+    assert record["status"] == "failed"
+    assert "rank 1 was killed by SIGKILL" in record["reason"]
+
+
+def test_a_rank_that_hangs_is_a_timeout(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE", 2.0)
+    seen: list[int] = []
+    # A stopped rank is alive and silent, as one that hangs in a collective.
+    arguments = (scratch, seen, signal.SIGSTOP)
+    stopper = threading.Thread(target=_signal_rank_1, args=arguments)
+    stopper.start()
+    job = _job(num_inference_steps=200, timeout_s=15)
+    record = read_record(launch.run_job(job, tmp_path / "results"))
+    stopper.join()
+    assert seen
+    assert record["status"] == "timeout"
+    assert record["hint"]
+
+
+def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
+    log, told = tmp_path / "log", []
+    jobs = [_job(name="long", timeout_s=3600), _job(name="short", timeout_s=60, profile=False)]
+    done = local.measure_jobs(
+        jobs, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
+    )
+    assert [record["job"]["name"] for _, record in done] == told == ["short"]
+    assert "long: no time left" in log.read_text()
+    assert local.measure_jobs(jobs, tmp_path, log, minutes=0) == []
+    assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
+
+
+def _told(status: str, reason: str, at: float) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "at": at}
+
+
+ECHO = "RuntimeError: Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    ("results", "codes", "status", "words"),
+    [
+        ([None, _told("oom", "CUDA out of memory", 1)], [None, 1], "oom", "rank 1: CUDA"),
+        ([_told("failed", ECHO, 2), None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
+        ([_told("failed", ECHO, 2), _told("failed", "CheckpointError: x", 1)], [1, 1], "failed",
+         "rank 1: CheckpointError"),
+        ([None, _told("failed", "ValueError: x", 1)], [0, 1], "failed", "rank 1: ValueError"),
+        ([None, _told("failed", "ValueError: x", 1)], [None, 1], "failed", "rank 1: ValueError"),
+        ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
+        ([None, None], [-15, -9], "failed", "rank 1 was killed by SIGKILL"),
+        ([None, None], [-15, 1], "failed", "rank 1 exited with 1"),
+        ([None, _told("failed", "ValueError: x", 1)], [-15, 1], "failed", "rank 1: ValueError"),
+        ([None, None], [-15, None], "failed", "rank 0 was killed by SIGTERM"),
+        ([_told("timeout", "Timed out waiting", 2), None], [1, -9], "failed", "rank 1 was killed"),
+        ([None, None], [None, None], "timeout", "timeout_s"),
+        ([None, None], [0, 0], "failed", "without a result"),
+    ],
+)  # fmt: skip
+def test_the_first_cause_is_named_and_not_its_echo(
+    results: list[Any], codes: list[int | None], status: str, words: str
+) -> None:
+    found = launch.failure(60, results, codes, "step 3")
+    assert found["status"] == status
+    assert words in found["reason"]
+    assert "step 3" in found["reason"]
+
+
+def test_traces_that_find_no_room_do_not_cost_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launch.shutil, "copyfile", full)
+    path = launch.run_job(_job(num_gpus=1), tmp_path)
+    record = read_record(path)
+    assert record["status"] == "ok"
+    assert record["traces"] == []
+    assert "No space left" in record["hint"]
+    assert not list(path.parent.rglob("*.part"))
+
+
+def test_no_rank_outlives_an_interrupted_launcher(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(_job(num_inference_steps=500, profile=False).model_dump_json())
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    code = (
+        "import signal, sys; from wanreport.measure import launch;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(launch.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--root", str(tmp_path / "r"), "--json-job", str(file)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) or len(pids) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = [int(pid.read_text()) for pid in pids]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    for rank in ranks:
+        with pytest.raises(ProcessLookupError):
+            os.kill(rank, 0)
+    assert not list((tmp_path / "r").glob("*/j-*.json")), "no record of half a job"
+
+
+def test_the_command_prints_each_record_and_remembers_the_machine(tmp_path: Path) -> None:
+    args = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.json"
+        file.write_text(_job(name=name, num_gpus=1, profile=False).model_dump_json())
+        args += ["--json-job", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "wanreport.measure.launch",
+         "--root", str(tmp_path / "results"), *args],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert [read_record(path)["job"]["name"] for path in paths] == ["one", "two"]
+    known = local.known_machine(tmp_path / "results")
+    assert known is not None
+    assert paths[0].parent.name == known.slug
+    assert "one: warmup iteration" in done.stderr

@@ -1,0 +1,127 @@
+"""What a GPU's sensors say, read by a NVML that a test plays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+import torch
+
+from wanreport.measure import sensors
+from wanreport.measure.sensors import Sensors
+
+# Idle at a high clock, then under load; (per cent busy, MHz, mW, °C).
+SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 61),
+          (100, 1610, 698_000, 62)]  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Plays a GPU that goes through SCRIPT, and lists what was asked for."""
+    asked: list[str] = []
+    turn = iter(SCRIPT * 1000)
+    now: list[Any] = []
+
+    def busy(handle: str) -> Any:
+        now[:] = next(turn)
+        return SimpleNamespace(gpu=now[0])
+
+    def by_uuid(uuid: str) -> str:
+        asked.append(uuid)
+        return "handle"
+
+    plays = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetUtilizationRates": busy,
+        "nvmlDeviceGetClockInfo": lambda handle, kind: now[1],
+        "nvmlDeviceGetPowerUsage": lambda handle: now[2],
+        "nvmlDeviceGetTemperature": lambda handle, kind: now[3],
+    }
+    for name, play in plays.items():
+        monkeypatch.setattr(pynvml, name, play)
+    properties = SimpleNamespace(uuid="0123-4567")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(sensors, "PERIOD_S", 0.001)
+    sensors._init.cache_clear()
+    yield asked
+    sensors._init.cache_clear()
+
+
+def _watch(device: str, readings: int) -> Sensors:
+    with Sensors(torch.device(device)) as watched:
+        until = time.monotonic() + 30
+        while len(watched.readings) < readings and time.monotonic() < until:
+            time.sleep(0.001)
+    return watched
+
+
+def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
+    watched = _watch("cuda", 4)
+    watched.readings = watched.readings[:4]
+    summary = watched.summary()
+    assert summary is not None
+    assert gpu == ["GPU-0123-4567"]
+    assert (summary["sm_mhz"], summary["power_w"], summary["celsius"]) == (1600, 698.0, 61)
+    assert summary["readings"] == 3
+    assert len(summary["board"]) == 8 and "0123" not in summary["board"]
+
+
+def test_nothing_is_read_after_the_end(gpu: list[str]) -> None:
+    watched = _watch("cuda", 2)
+    assert not watched._thread.is_alive()
+
+
+def test_a_gpu_that_was_never_busy_has_no_summary(gpu: list[str]) -> None:
+    watched = _watch("cuda", 1)
+    watched.readings = watched.readings[:1]
+    assert watched.summary() is None
+
+
+def test_a_machine_without_nvml_goes_on_without_it(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    with Sensors(torch.device("cuda")) as watched:
+        pass
+    assert watched.summary() is None and gpu == []
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [("NVML_ERROR_NOT_SUPPORTED", 1), ("NVML_ERROR_TIMEOUT", 5)]
+)
+def test_a_sensor_that_fails_once_is_read_again_and_one_that_is_not_there_is_not(
+    error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+    escaped: list[Any] = []
+
+    def fail(handle: str) -> None:
+        failed.append(1)
+        raise pynvml.NVMLError(getattr(pynvml, error))
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", fail)
+    monkeypatch.setattr(threading, "excepthook", escaped.append)
+    with Sensors(torch.device("cuda")) as watched:
+        until = time.monotonic() + 30
+        while len(failed) < times and time.monotonic() < until:
+            time.sleep(0.001)
+        if times == 1:
+            watched._thread.join(30)
+            assert not watched._thread.is_alive()
+    assert len(failed) >= times and not escaped
+    assert watched.summary() is None
+
+
+def test_a_cpu_has_no_sensors() -> None:
+    with Sensors(torch.device("cpu")) as watched:
+        pass
+    assert watched.summary() is None and watched.board == ""

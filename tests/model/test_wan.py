@@ -1,0 +1,156 @@
+"""Our forward and our loop, against `diffusers.WanPipeline` as the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import make_experts, save_checkpoint
+from wanreport.jobs.job import Job
+from wanreport.measure.launch import run_job
+from wanreport.measure.worker import TINY_VIDEO
+from wanreport.model.clock import sha256
+from wanreport.model.denoise import decode, latent_shape, make_scheduler
+from wanreport.model.expert import A14B, Expert
+from wanreport.model.weights import (
+    CheckpointError,
+    CheckpointWeights,
+    HostStore,
+    Layout,
+    RandomWeights,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "Wan-AI" / "Wan2.2-T2V-A14B-Diffusers"
+    save_checkpoint(folder)
+    return folder
+
+
+def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(
+        checkpoint, dtype={"vae": torch.float32, "default": torch.bfloat16}
+    )
+    pipe.scheduler = make_scheduler(shift, checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(latent_shape(**TINY_VIDEO), generator=torch.Generator().manual_seed(0))
+    common = {
+        "prompt": "a red panda", "negative_prompt": "bicycle", "num_inference_steps": 27,
+        "guidance_scale": 4.0, "guidance_scale_2": 3.0, "latents": noise, **TINY_VIDEO,
+    }  # fmt: skip
+    latents = pipe(**common, output_type="latent").frames
+    # The pipeline's own decoding, up to what its post-processing starts from.
+    frames = decode(pipe.vae, latents)
+    video = pipe(**common, output_type="pt").frames
+    assert torch.equal(pipe.video_processor.postprocess_video(frames, output_type="pt"), video)
+    return latents, frames
+
+
+def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    job = Job(
+        name="oracle", engine="layerwise", num_gpus=1, scale="tiny", checkpoint=str(checkpoint),
+        model_path=str(checkpoint), prompt="a red panda", negative_prompt="bicycle",
+        warmup_iterations=0, profile=False,
+    )  # fmt: skip
+    record = json.loads(run_job(job, tmp_path).read_text())
+    assert record["status"] == "ok", record["reason"]
+    assert record["model"]["weights"] == "checkpoint"
+    assert record["model"]["prompt_embeds"] == "encoded"
+    assert record["model"]["how"] == "partial"
+    assert record["model"]["flow_shift"] == 12.0
+    assert record["schedule"]["switch_step"] == 18
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a rank
+    try:
+        latents, frames = _reference(checkpoint, 12.0)
+    finally:
+        torch.set_num_threads(threads)
+    iteration = record["iterations"][0]
+    assert iteration["latents_sha256"] == sha256(latents.float())
+    assert iteration["video_sha256"] == sha256(frames)
+    assert frames.isfinite().all()
+
+
+def test_a14b_has_the_size_the_field_knows() -> None:
+    """14.3 billion parameters an expert; a block of 0.70 GB in bfloat16."""
+    expert = Expert("high_noise", A14B, torch.bfloat16)
+    assert sum(p.numel() for p in expert.parameters()) == 14_288_491_584
+    layout = Layout.of(dict(expert.blocks[0].named_parameters()))
+    exact = sum(p.numel() * p.element_size() for p in expert.blocks[0].parameters())
+    assert layout.nbytes == exact  # no padding at this size
+    assert round(layout.nbytes / 1e9, 2) == 0.70
+
+
+def test_dtypes_follow_diffusers() -> None:
+    expert = make_experts()["high_noise"]
+    wide = {n.split(".")[-1] for n, p in expert.named_parameters() if p.dtype == torch.float32}
+    names = {n for n, p in expert.named_parameters() if p.dtype == torch.float32}
+    assert "scale_shift_table" in wide
+    assert any("norm2" in name for name in names)
+    assert any("time_embedder" in name for name in names)
+    assert not any("norm_q" in name or "ffn" in name for name in names)
+
+
+def test_every_tensor_of_the_checkpoint_is_read(checkpoint: Path) -> None:
+    source = CheckpointWeights(checkpoint)
+    experts = make_experts()
+    store = HostStore(experts, source)
+    from safetensors.torch import load_file
+
+    for expert, folder in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+        (file,) = (checkpoint / folder).glob("*.safetensors")
+        on_disk = load_file(file)
+        assert len(on_disk) == len(list(experts[expert].parameters()))
+        for unit in store.units(expert):
+            for piece in store.layouts[expert, unit].slices:
+                parts = piece.name.split(".")
+                name = ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else piece.name
+                value = piece.of(store.buffer(expert, unit))
+                assert torch.equal(value, on_disk[name].to(value.dtype)), name
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: shutil.rmtree(f / "transformer_2"), ["transformer_2", "two experts"]),
+        (lambda f: (f / "transformer" / "config.json").unlink(), ["config.json", "copy"]),
+        (
+            lambda f: next((f / "transformer_2").glob("*.safetensors")).unlink(),
+            ["transformer_2", "safetensors"],
+        ),
+    ],
+    ids=["no second expert", "no config", "no weights"],
+)
+def test_a_broken_checkpoint_is_an_unsupported_record_that_says_what_is_missing(
+    checkpoint: Path, tmp_path: Path, damage: object, words: list[str]
+) -> None:
+    broken = tmp_path / "broken" / "Wan2.2-T2V-A14B-Diffusers"
+    shutil.copytree(checkpoint, broken)
+    damage(broken)  # type: ignore[operator]
+    with pytest.raises(CheckpointError):
+        CheckpointWeights(broken)
+    job = Job(name="broken", engine="layerwise", num_gpus=2, scale="tiny", checkpoint=str(broken))
+    record = json.loads(run_job(job, tmp_path / "results").read_text())
+    assert record["status"] == "unsupported"
+    for word in words:
+        assert word in record["reason"]
+
+
+def test_random_weights_depend_on_the_name_and_the_seed_only() -> None:
+    def tensor(seed: int, expert: str, name: str) -> torch.Tensor:
+        out = torch.empty(8, 8)
+        RandomWeights(seed).fill(expert, name, out)
+        return out
+
+    assert torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "high_noise", "a.weight"))
+    assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(1, "high_noise", "a.weight"))
+    assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "low_noise", "a.weight"))

@@ -1,0 +1,170 @@
+"""The cost model of `stream`: what it may never say, and what it must say where all is clear."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.synthetic import plan_inputs
+from wanreport.jobs.settings import StreamSettings
+from wanreport.planner.cost import Inputs, Route, predict
+
+seconds = st.floats(1e-4, 0.5)
+rates = st.floats(1e9, 1e11)
+factors = st.floats(1.0, 3.0)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Inputs, StreamSettings]:
+    ranks = draw(st.integers(1, 8))
+    link = draw(rates)
+
+    def route(most: float) -> Route:
+        rate = draw(st.floats(most / 10, most))
+        return Route(rate, draw(st.floats(0.0, rate)), draw(factors), draw(factors))
+
+    inputs = plan_inputs(
+        blocks=draw(st.integers(1, 40)),
+        ranks=ranks,
+        branches=draw(st.integers(1, 2)),
+        windows_s=(draw(seconds), draw(seconds), draw(seconds)),
+        collectives_s=draw(seconds) if ranks > 1 else 0.0,
+        other_s=draw(seconds),
+        link=link,
+        local=route(link),
+        sharded=route(link * ranks) if ranks > 1 else None,
+    )
+    settings = StreamSettings(
+        slots=draw(st.integers(2, 5)),
+        residents=draw(st.integers(0, inputs.blocks)),
+        shard=ranks > 1 and draw(st.booleans()),
+        windows=draw(st.sampled_from([None, (1, 1, 1)])),
+        branches_per_visit=draw(st.integers(1, 2)),
+    )
+    return inputs, settings
+
+
+@given(cases())
+def test_no_step_is_predicted_below_its_limit(case: tuple[Inputs, StreamSettings]) -> None:
+    inputs, settings = case
+    found = predict(inputs, settings)
+    assert found.step_s >= found.limit_s * (1 - 1e-9)
+    assert found.first_s >= found.step_s * (1 - 1e-9)
+    assert found.switch_s >= found.step_s * (1 - 1e-9)
+
+
+@given(cases(), st.floats(1.0, 10.0))
+def test_a_faster_route_never_costs_time(case: tuple[Inputs, StreamSettings], times: float) -> None:
+    inputs, settings = case
+
+    def faster(route: Route) -> Route:
+        return replace(
+            route, rate=route.rate * times, collective_rate=route.collective_rate * times
+        )
+
+    better = replace(
+        inputs, local=faster(inputs.local), sharded=inputs.sharded and faster(inputs.sharded)
+    )
+    before, after = predict(inputs, settings), predict(better, settings)
+    assert after.step_s <= before.step_s * (1 + 1e-9)
+    assert after.first_s <= before.first_s * (1 + 1e-9)
+
+
+@given(cases())
+def test_residents_never_cost_time_and_take_their_memory(
+    case: tuple[Inputs, StreamSettings],
+) -> None:
+    inputs, settings = case
+    found = [
+        predict(inputs, replace(settings, residents=residents))
+        for residents in range(inputs.blocks + 1)
+    ]
+    for fewer, more in pairwise(found):
+        assert more.step_s <= fewer.step_s * (1 + 1e-9)
+        assert more.weights_bytes >= fewer.weights_bytes
+    # All resident: nothing moves, in windows or not, sharded or not.
+    passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
+    visits = inputs.blocks * inputs.branches
+    compute = visits * (sum(inputs.windows_s) + inputs.collectives_s) + passes * inputs.other_s
+    assert found[-1].step_s == pytest.approx(compute) == found[-1].limit_s
+
+
+@given(cases())
+def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSettings]) -> None:
+    """Over all its regimes: hidden in windows, beside collectives, waited for."""
+    inputs, settings = case
+    route = inputs.sharded if settings.shard and inputs.sharded else inputs.local
+    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
+    # More than is ever hidden: what a pass brings if everything takes its longest.
+    most = visits * 9 * (sum(inputs.windows_s) + inputs.collectives_s) * route.rate
+    step = most / 1000 / inputs.blocks
+    found = [
+        predict(replace(inputs, block_bytes=int(step * i)), settings).step_s for i in range(1, 1001)
+    ]
+    slowest = max(b - a for a, b in pairwise(found))
+    # A byte costs at most what one costs that is waited for, or that makes all others wait.
+    windows, collectives = visits * sum(inputs.windows_s), visits * inputs.collectives_s
+    disturbed = (route.window_factor - 1) * windows + (route.collective_factor - 1) * collectives
+    slope = 1 / route.rate + disturbed / (windows * route.rate)
+    passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
+    assert slowest <= passes * settings.moving(inputs.blocks) * (step + 1) * slope * (1 + 1e-6)
+    assert all(b >= a * (1 - 1e-9) for a, b in pairwise(found))
+
+
+@given(cases())
+def test_windows_never_cost_time_where_they_are_not_slowed(
+    case: tuple[Inputs, StreamSettings],
+) -> None:
+    inputs, settings = case
+    inputs = replace(inputs, local=replace(inputs.local, window_factor=1.0))
+    free, timed = (replace(settings, shard=False, windows=w) for w in (None, (1, 1, 1)))
+    assert predict(inputs, timed).step_s <= predict(inputs, free).step_s * (1 + 1e-9)
+
+
+@given(cases())
+def test_inputs_come_back_from_json(case: tuple[Inputs, StreamSettings]) -> None:
+    inputs, _ = case
+    assert Inputs.of(json.loads(json.dumps(asdict(inputs)))) == inputs
+
+
+def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs() -> None:
+    inputs = plan_inputs(windows_s=(1e-9,) * 3, collectives_s=0.0, other_s=0.0, ranks=1,
+                         local=Route(54e9, 54e9), sharded=None)  # fmt: skip
+    bytes_of_a_pass = 40 * inputs.block_bytes
+    together = predict(inputs, StreamSettings())
+    assert together.step_s == pytest.approx(bytes_of_a_pass / 54e9, rel=1e-4)
+    apart = predict(inputs, StreamSettings(branches_per_visit=1))
+    assert apart.step_s == pytest.approx(2 * together.step_s, rel=1e-4)
+    half = predict(inputs, StreamSettings(residents=20))
+    assert half.step_s == pytest.approx(together.step_s / 2, rel=1e-4)
+
+
+def test_collisions_with_collectives_cost_what_was_measured() -> None:
+    """Loads all the time: every collective takes half as long again."""
+    inputs = plan_inputs(local=Route(50e9, 0.0, 1.0, 1.5), other_s=0.0)
+    windows, collectives = 80 * 14e-3, 80 * 4.4e-3
+    exactly = int(50e9 * windows / 40)
+    found = predict(replace(inputs, block_bytes=exactly), StreamSettings())
+    assert found.step_s == pytest.approx(windows + 1.5 * collectives)
+    timed = predict(replace(inputs, block_bytes=exactly), StreamSettings(windows=(1, 1, 1)))
+    assert timed.step_s == pytest.approx(windows + collectives)
+
+
+def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_into_a_step() -> (
+    None
+):
+    slow = plan_inputs(windows_s=(0.05, 0.09, 0.075), collectives_s=0.028)
+    found = predict(slow, StreamSettings(0, 40))
+    assert found.switch_s == pytest.approx(found.step_s)
+    fast = predict(plan_inputs(), StreamSettings(0, 40))
+    assert fast.switch_s == pytest.approx(fast.step_s)
+    # Where the link is slower, the two steps together bring the expert's bytes.
+    link = replace(plan_inputs(), local=Route(10e9, 0.0))
+    found = predict(link, StreamSettings(0, 40))
+    fits = 10e9 * 80 * 14e-3
+    assert found.switch_s == pytest.approx(found.step_s + (40 * link.block_bytes - 2 * fits) / 10e9)

@@ -1,0 +1,229 @@
+"""The planner of `stream`: what it must prefer where all is clear, and how a plan reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import synthetic
+from tests.synthetic import plan_inputs
+from wanreport import cli
+from wanreport.jobs.job import Job
+from wanreport.jobs.settings import StreamSettings
+from wanreport.measure import local
+from wanreport.planner.cost import Inputs, Route
+from wanreport.planner.plan import (
+    CHUNK,
+    DEFAULT_ROOM,
+    candidates,
+    from_records,
+    lines,
+    make_plan,
+    room,
+    scaled,
+    window_quotas,
+)
+
+ALONE: dict[str, Any] = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9),
+                         "sharded": None}  # fmt: skip
+NVLINK: dict[str, Any] = {"local": Route(54e9, 54e9), "sharded": Route(100e9, 90e9, 1.02, 1.05)}
+FEW_TOKENS: dict[str, Any] = {"windows_s": (5e-4, 5e-4, 1e-3), "collectives_s": 3e-4}
+
+
+def best(room: int = 4, **changes: Any) -> StreamSettings:
+    return candidates(plan_inputs(**changes), room)[0].settings
+
+
+def test_where_collectives_share_the_link_copies_keep_to_windows() -> None:
+    assert best().windows is not None
+
+
+def test_where_nothing_collides_and_nothing_waits_the_plainest_way_wins() -> None:
+    settings = best(**NVLINK)
+    assert settings.windows is None and not settings.shard
+
+
+def test_where_transfer_is_all_and_gathers_are_fast_parts_are_copied() -> None:
+    assert best(**NVLINK | FEW_TOKENS).shard
+
+
+def test_gathers_that_are_no_faster_than_the_link_are_not_worth_it() -> None:
+    slow = NVLINK | FEW_TOKENS | {"sharded": Route(50e9, 50e9)}
+    assert not best(**slow).shard
+
+
+def test_candidates_come_in_the_order_of_their_predictions() -> None:
+    """But for what is alike: there the plainer comes first, and then what moves less."""
+    found = candidates(plan_inputs(), 15)
+    totals = [c.predicted.total(27) for c in found]
+    assert all(a <= b * 1.001 for a, b in pairwise(totals))
+    assert len({round(total, 2) for total in totals}) > 2
+
+
+def test_one_gpu_has_neither_windows_nor_parts() -> None:
+    for candidate in candidates(plan_inputs(**ALONE), 4):
+        assert candidate.kind == (False, False)
+
+
+@pytest.mark.parametrize("blocks", range(2, 90))
+def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_first(
+    blocks: int,
+) -> None:
+    for candidate in candidates(plan_inputs(), blocks):
+        settings = candidate.settings
+        assert settings.buffers(40) <= blocks
+        if settings.slots:
+            assert (40 - settings.residents) % settings.slots == 0
+
+
+def test_what_fits_stays() -> None:
+    assert best(40, **NVLINK | {"sharded": None}) == StreamSettings(0, 40)
+    for blocks in (40, 79):
+        assert best(blocks).residents == 40 and not best(blocks).both
+    assert best(80).both
+    transfer_bound = ALONE | FEW_TOKENS
+    assert best(30, **transfer_bound) == StreamSettings(2, 28)
+
+
+def test_what_the_device_cannot_hold_is_left_out() -> None:
+    inputs = plan_inputs(device_bytes=9 * 10**9)  # 4 of them are activations, 1 is outer
+    for candidate in candidates(inputs, 6):
+        assert candidate.predicted.device_bytes <= 9 * 10**9
+    (least,) = candidates(plan_inputs(device_bytes=1), 80)
+    assert least.settings.both, "one is left, so that the job can say that it ran out of memory"
+
+
+def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them() -> None:
+    slow = plan_inputs(windows_s=(0.03, 0.05, 0.06))
+    for quota, seconds in zip(window_quotas(slow, StreamSettings(3)), slow.windows_s, strict=True):
+        assert 0 <= quota - 0.9 * seconds * 54e9 < CHUNK
+    fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
+
+    def total(inputs: Inputs, settings: StreamSettings) -> int:
+        return sum(window_quotas(inputs, settings))
+
+    assert 0 <= total(fast, StreamSettings(2)) - fast.block_bytes / 2 <= 3 * CHUNK
+    # Half of the blocks resident: half as much to bring in a visit, and that fits.
+    assert 0 <= total(fast, StreamSettings(2, 20)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
+    # Where a collective suffers more than a block that waits, nothing is pushed into one.
+    bad = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3), local=Route(54e9, 1e9, 1.0, 1.5))
+    assert 0 <= total(bad, StreamSettings(2)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
+
+
+def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts() -> None:
+    assert room(None, 700_000_000, 500_000_000) == DEFAULT_ROOM
+    assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000) == 4
+    assert room(1.0 + 4 * 0.7 - 1e-6, 700_000_000, 500_000_000) == 3
+    assert room(0.5, 700_000_000, 500_000_000) == 0
+
+
+def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None:
+    assert scaled(StreamSettings(2, 20), 40, 12) == StreamSettings(2, 6)
+    assert scaled(StreamSettings(3, 1), 40, 12) == StreamSettings(3, 0)
+    assert scaled(StreamSettings(0, 40), 40, 12) == StreamSettings(0, 12)
+    assert scaled(StreamSettings(3, 16, shard=True), 40, 12) == StreamSettings(3, 3, shard=True)
+
+
+# The choice and its record -----------------------------------------------------------------------
+
+
+def test_a_trial_of_the_two_best_ways_overrules_the_prediction() -> None:
+    asked: list[StreamSettings] = []
+
+    def trial(settings: StreamSettings) -> float:
+        asked.append(settings)
+        return 2.0 if settings.windows else 1.0
+
+    inputs = plan_inputs()
+    plan, settings = make_plan(inputs, 4, trial)
+    assert asked[0].windows and not asked[1].windows
+    assert settings == asked[1] and plan["by"] == "trial"
+    assert plan["candidates"][plan["chosen"]]["settings"]["windows"] is None
+    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, 1.0]
+    assert Inputs.of(json.loads(json.dumps(plan))["inputs"]) == inputs
+
+
+@pytest.mark.parametrize("second", [1.0, 1.2, 0.995])
+def test_a_trial_without_a_clear_word_leaves_the_prediction(second: float) -> None:
+    plan, settings = make_plan(plan_inputs(), 4, lambda s: 1.0 if s.windows else second)
+    assert plan["by"] == "prediction" and plan["chosen"] == 0 and settings.windows
+
+
+def test_nothing_is_tried_where_the_prediction_is_clear_or_nothing_moves() -> None:
+    def never(settings: StreamSettings) -> float:
+        raise AssertionError(settings)
+
+    for inputs, blocks in (
+        (plan_inputs(), 80),
+        (plan_inputs(), 40),
+        (plan_inputs(**ALONE), 2),
+    ):
+        assert make_plan(inputs, blocks, never)[0]["trial"] == []
+
+
+# How it reads ------------------------------------------------------------------------------------
+
+
+def _record(scale: str = "a14b", **changes: Any) -> dict[str, Any]:
+    return synthetic.record("s", scale=scale, engine="stream", num_gpus=2, **changes)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_lines_mark_the_chosen_one_and_show_times_where_they_count(timed: bool) -> None:
+    plan, _ = make_plan(plan_inputs(), 4)
+    _, heads, *rows, _ = lines(plan, timed=timed)
+    assert heads.split() == ["step", "first", "switch"] * timed + ["weights", "settings"]
+    assert len(rows) == len(plan["candidates"])
+    assert [row[0] for row in rows] == [">", *" " * (len(rows) - 1)]
+    assert all(bool(re.search("\xa0m?s ", row)) == timed for row in rows)
+
+
+def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
+    job = Job(name="other", engine="stream", num_gpus=2, vram_budget_gb=60.0)
+    old, new = _record(), _record()
+    new["started_at"] = "9999"
+    wrong = [_record(height=480), synthetic.record(scale="a14b")]
+    found = [(Path(str(i)), record) for i, record in enumerate([old, new, *wrong])]
+    path, plan = from_records(job, found) or (None, {})
+    assert path == Path("1")
+    assert plan["candidates"][0]["settings"]["both"]
+    assert from_records(job, found[2:]) is None
+
+
+@pytest.fixture
+def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(local, "_gpu_names", list)
+    return project
+
+
+def test_the_command_needs_stream_and_says_what_is_missing(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project / "j.yaml"
+    file.write_text("name: j\nengine: layerwise\nnum_gpus: 2\n")
+    assert cli.main(["plan", str(file)]) == 2
+    assert "j.yaml: engine: layerwise has no settings to choose" in capsys.readouterr().err
+    file.write_text("name: j\nengine: stream\nnum_gpus: 2\n")
+    assert cli.main(["plan", str(file)]) == 1
+    assert "it needs 2 GPUs here, or a record" in capsys.readouterr().err
+    synthetic.write([_record()], project / "results")
+    assert cli.main(["plan", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "from what was measured for results/4x-nvidia-h100-pcie/s-" in said
+    assert "\n> " in said
+
+
+@pytest.mark.slow
+def test_the_command_rehearses_where_the_job_says_tiny(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project / "j.yaml"
+    file.write_text("name: j\nengine: stream\nnum_gpus: 2\nscale: tiny\nvram_budget_gb: 16.0\n")
+    assert cli.main(["plan", str(file)]) == 0
+    assert "a rehearsal, whose times say nothing\nroom for 3 blocks" in capsys.readouterr().out
+    assert not list(project.rglob("*.json"))

@@ -1,0 +1,59 @@
+"""What a probe concludes from what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.synthetic import plan_inputs
+from wanreport.jobs.settings import StreamSettings
+from wanreport.planner.cost import Route, predict
+from wanreport.planner.probe import Phases, _arrivals, route
+
+WINDOWS = (3e-3, 5e-3, 6e-3)
+
+
+@given(
+    st.floats(1e9, 1e11), st.floats(0.0, 1.0), st.floats(1.0, 2.0), st.floats(1.0, 3.0),
+    st.floats(1e-4, 1e-1),
+)  # fmt: skip
+def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
+    rate: float, share: float, windows: float, collectives: float, collective_s: float
+) -> None:
+    true = Route(rate, share * rate, windows, collectives)
+    quiet = Phases(WINDOWS, collective_s, 0.0, 0.0, 0.0)
+    visits = 80  # a step's: 40 blocks, two branches
+    slow = visits * windows * sum(WINDOWS), visits * collectives * collective_s
+    arrived = true.rate * slow[0] + true.collective_rate * slow[1]
+    pre, attend, post = (windows * s for s in WINDOWS)
+    busy = Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, arrived)
+    found = route(rate, quiet, busy, visits)
+    for mine, theirs in ((found.window_factor, windows), (found.collective_factor, collectives)):
+        assert mine == pytest.approx(theirs)
+    assert found.collective_rate == pytest.approx(true.collective_rate, abs=1e-6 * rate * (
+        1 + slow[0] / slow[1]))  # fmt: skip
+    # And that step is what the model predicts for as many bytes.
+    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=collective_s, other_s=0.0, local=found)
+    inputs = replace(inputs, block_bytes=int(arrived / 40))
+    assert predict(inputs, StreamSettings()).step_s == pytest.approx(sum(slow), rel=1e-4)
+
+
+def test_one_rank_has_no_collective_to_slow_down() -> None:
+    quiet = Phases(WINDOWS, 0.0, 0.0, 0.0, 0.0)
+    assert route(5e10, quiet, quiet, 8) == Route(5e10, 5e10, 1.0, 1.0)
+
+
+def test_noise_makes_no_route_faster_than_alone_nor_a_window_shorter() -> None:
+    quiet = Phases(WINDOWS, 1e-3, 0.0, 0.0, 0.0)
+    busy = Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, 1e12)
+    assert route(5e10, quiet, busy, 8) == Route(5e10, 5e10, 1.0, 1.0)
+    assert route(5e10, quiet, replace(busy, arrived=0.0), 8).collective_rate == 0.0
+
+
+def test_a_sharded_load_is_there_when_its_gather_ends() -> None:
+    copies = [{"lane": "copy", "end_ms": t} for t in (2.0, 1.0)]
+    assert _arrivals(copies) == [1e-3, 2e-3]
+    assert _arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5e-3]

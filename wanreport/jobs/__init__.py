@@ -1,0 +1,1 @@
+"""What to run: the job, SGLang's flags and model registry, the schedule."""

@@ -1,0 +1,310 @@
+"""A job: what to run, checked before anything runs.
+
+A job is a flat YAML file, the format of papermill's ``-f``, and is read with the same rules
+(YAML 1.1), so that the notebook and the command line see the same values. All problems of a file
+are reported at once; each names the file and the key, what is wrong and what to write instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import keyword
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from wanreport.jobs import flags
+from wanreport.jobs.schedule import MIN_SAMPLE
+
+BENCHMARK_VERSION = 1
+"""What is measured; part of a job's hash, so that a change of method asks for new records."""
+
+NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
+"""Fields that say nothing about what is measured."""
+
+HASHED_IF_GIVEN = ("vram_budget_gb",)
+"""Fields younger than the first records, whose None means what a job without them meant."""
+
+_SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
+_SGLANG = (*_SWITCHES, "dit_offload_prefetch_size", "cache_dit")  # in the order of flags.resolve
+_TYPES = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+_LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
+_HINTS: dict[type, str] = {
+    bool: " (YAML 1.1 reads yes, no, on and off as true or false)",
+    str: " (YAML 1.1 reads 1e-3, and what is in quotes, as text)",
+}
+
+_REPR = reprlib.Repr()  # escapes control characters and bounds the length
+_REPR.maxstring = _REPR.maxother = 80
+
+Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
+
+
+class JobError(ValueError):
+    """All `problems` of a job, each as one line: ``FILE: KEY: what is wrong; what to do``."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class Job(BaseModel):
+    """One benchmark job. A field's None means that the model's registry entry decides."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)
+    engine: Literal["resident", "swap", "fsdp", "layerwise", "stream"]
+    num_gpus: int = Field(ge=1, le=64)
+    purpose: str = ""
+    baseline_job: int | None = Field(default=None, ge=1)
+    model_path: str = Field(default="Wan-AI/Wan2.2-T2V-A14B-Diffusers", min_length=1)
+    checkpoint: str | None = Field(default=None, min_length=1)
+    scale: Literal["auto", "a14b", "tiny"] = "auto"
+    height: Size = 720
+    width: Size = 1280
+    num_frames: int = Field(default=81, ge=1)
+    num_inference_steps: int = Field(default=27, ge=1, le=1000)
+    sampled_steps: int | None = Field(default=None, ge=MIN_SAMPLE)
+    flow_shift: float | None = Field(default=None, gt=0)
+    boundary_ratio: float | None = Field(default=None, ge=0, le=1)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale_2: float | None = Field(default=None, ge=0)
+    cfg: bool = True
+    decode: bool = True
+    prompt: str = "A red panda rides a bicycle along a canal in the rain."
+    negative_prompt: str = ""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compile: bool = False
+    vram_budget_gb: float | None = Field(default=None, gt=0)
+    warmup_iterations: int = Field(default=1, ge=0)
+    clean_iterations: int = Field(default=1, ge=1)
+    profile: bool = True
+    timeout_s: int = Field(default=1800, ge=1)
+    dit_layerwise_offload: bool | None = None
+    dit_cpu_offload: bool | None = None
+    use_fsdp_inference: bool = False
+    dit_offload_prefetch_size: float = Field(default=0.0, ge=0)
+    cache_dit: bool = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _agrees_with_itself(cls, data: Any, handler: Callable[[Any], Job]) -> Job:
+        """Tell at once which fields are wrong, and which of the others contradict each other."""
+        errors: list[Any] = []
+        try:
+            job = handler(data)
+            values = job.model_dump()
+        except ValidationError as failed:
+            errors = failed.errors()
+            wrong = {error["loc"][0] for error in errors}
+            values = {k: v for k, v in {**field_defaults(), **data}.items() if k not in wrong}
+        for key, what, fix in _contradictions(values):
+            problem = PydanticCustomError("contradiction", f"{what}; {fix}")
+            errors.append(InitErrorDetails(type=problem, loc=(key,), input=values[key]))
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return job
+
+    def sglang(self) -> flags.SglangResolution:
+        """What SGLang 0.5.9 makes of this job's flags."""
+        return flags.resolve(*(getattr(self, key) for key in _SGLANG))
+
+    def prefetch(self, num_layers: int) -> int:
+        """Layers held ahead by the layerwise engine for an expert of `num_layers`."""
+        return flags.prefetch_layers(self.sglang().prefetch_size, num_layers)
+
+    def hashes(self) -> tuple[str, ...]:
+        """The identities of this job's records: one, or one for each scale if still auto."""
+        scales = ("a14b", "tiny") if self.scale == "auto" else (self.scale,)
+        return tuple(job_hash(self.model_copy(update={"scale": scale})) for scale in scales)
+
+
+def field_defaults() -> dict[str, Any]:
+    """The fields of a job in order, each with its default; None where one must be given."""
+    fields = Job.model_fields.items()
+    return {name: None if field.is_required() else field.default for name, field in fields}
+
+
+def resolve_job(job: Job, *, gpus: int) -> Job:
+    """`job` with its scale decided for a machine with `gpus` GPUs.
+
+    An explicit scale stays, even where the GPUs do not suffice for it: that such a job is
+    unsupported is a result for measuring to record.
+    """
+    if job.scale != "auto":
+        return job
+    return job.model_copy(update={"scale": "a14b" if gpus >= job.num_gpus else "tiny"})
+
+
+def job_hash(job: Job) -> str:
+    """12 hex digits that identify what a job measures; ValueError if its scale is still "auto"."""
+    if job.scale == "auto":
+        raise ValueError(f"job {job.name} has no scale yet: resolve_job() it before job_hash()")
+    left_out = {*NOT_HASHED, *(key for key in HASHED_IF_GIVEN if getattr(job, key) is None)}
+    content = job.model_dump(mode="json", exclude=left_out)
+    content["benchmark_version"] = BENCHMARK_VERSION
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_job(path: str | Path) -> Job:
+    """Read and check the job in the YAML file at `path`; raises JobError with all its problems."""
+    try:
+        entries = _read(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text; save it as UTF-8"
+    # A value that does not suit its tag, as in `!!int x`, raises what PyYAML stumbles over.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f" on line {mark.line + 1}" if mark else ""
+        problem = f"cannot be read as YAML{where}: {what}; write one `key: value` on each line"
+    else:
+        return _check(entries, str(path), stem=Path(path).stem)
+    raise JobError([f"{path}: {problem}"])
+
+
+def job_from_mapping(mapping: Mapping[str, Any], source: str = "injected parameters") -> Job:
+    """Check the job in `mapping`, such as a notebook's parameters; raises JobError as load_job."""
+    return _check(mapping.items(), source)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without dates, as papermill reads parameters, and without merging."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":merge"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _read(text: str) -> list[tuple[Any, Any]]:
+    """The keys of a flat YAML file, some perhaps given twice, and their values."""
+    loader = _Loader(text)
+    root = loader.get_single_node()
+    if root and not isinstance(root, yaml.MappingNode):
+        raise yaml.YAMLError("there are no `key: value` lines (mind the space after the colon)")
+    build = loader.construct_document
+    return [(build(key), build(value)) for key, value in (root.value if root else [])]
+
+
+def _check(entries: Iterable[tuple[Any, Any]], source: str, stem: str | None = None) -> Job:
+    values: dict[str, Any] = {}
+    problems = []
+    for key, value in entries:
+        # papermill writes `KEY = value` into a notebook, so any other key would be run as code
+        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
+            hint = _HINTS[bool] if isinstance(key, bool) else ""
+            problems.append(f"{_REPR.repr(key)}: is not an identifier{hint}; {_other_key(key)}")
+        elif key in values:
+            problems.append(f"{key}: is given twice; keep one of the two")
+        else:
+            values[key] = value
+    try:
+        job = Job.model_validate(values)
+        wrong = set()
+    except ValidationError as failed:
+        problems += map(_problem, failed.errors())
+        wrong = {error["loc"][0] for error in failed.errors()}
+    if stem is not None and "name" not in wrong and values["name"] != stem:
+        problems.append(f"name: is not the file's name; write `name: {stem}` or rename the file")
+    if problems:
+        raise JobError(f"{source}: {problem}" for problem in problems)
+    return job
+
+
+def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Key, problem and fix of what single fields do not show; a wrong field is not in `given`."""
+    frames, steps, engine = map(given.get, ("num_frames", "num_inference_steps", "engine"))
+    if frames and frames % 4 != 1:
+        below = (frames - 1) // 4 * 4 + 1
+        what = f"is {frames}, not 1 more than a multiple of 4 (VAE stride in time)"
+        yield "num_frames", what, f"write {below} or {below + 4}"
+    if steps and (given.get("sampled_steps") or 0) > steps:
+        yield "sampled_steps", "is more than all steps", f"write at most {steps}, or remove it"
+    if given.get("cfg") is False:
+        for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
+            if given.get(key) not in (None, ""):
+                yield key, "has no effect without guidance", "remove it, or write `cfg: true`"
+    if given.get("cache_dit"):
+        yield "cache_dit", "changes what is computed, so it is not measured", "remove it"
+    given = {**given, "cache_dit": False}  # what SGLang makes of the other flags
+    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
+    for key, engines in {**takers, **dict.fromkeys(_SWITCHES, list(flags.ENGINE_FLAGS))}.items():
+        unset = given.get(key) in (None, Job.model_fields[key].default)
+        if engine and engine not in engines and not unset:
+            yield key, f"is for {', '.join(engines)}; this job's engine is {engine}", "remove it"
+    if engine in flags.ENGINE_FLAGS and given.keys() >= {*_SGLANG}:
+        found = flags.resolve(*(given[key] for key in _SGLANG))
+        if found.engine != engine:
+            other = found.engine or "FSDP without CPU offload, which is not an engine here"
+            wanted = {"use_fsdp_inference": False, **flags.ENGINE_FLAGS[engine]}
+            lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
+            what = f"is {engine}, but SGLang 0.5.9 resolves this job's flags to {other}"
+            yield "engine", what, f"for this engine write {', '.join(lines)}"
+
+
+def _problem(error: ErrorDetails) -> str:
+    """The line for one of pydantic's errors: its own words, and a fix that suits the field."""
+    key, kind, what, value = str(error["loc"][0]), error["type"], error["msg"], error["input"]
+    if kind == "contradiction":
+        return f"{key}: {what}"
+    if kind == "missing" or (value is None and field_defaults().get(key, "") is None):
+        return f"{key}: is missing; add a line `{key}: ...`"
+    if kind == "extra_forbidden":
+        return f"{key}: is not a field of a job; {_other_key(key)}"
+    shown = "empty" if isinstance(value, str | None) and not value else _REPR.repr(value)
+    return f"{key}: is {shown}: {what[0].lower()}{what[1:]}; {_fix(key, value)}"
+
+
+def _other_key(key: object) -> str:
+    fields = list(Job.model_fields)
+    close = difflib.get_close_matches(str(key).strip("-").replace("-", "_").lower(), fields, n=1)
+    return f"did you mean {close[0]}?" if close else f"remove it (a job has {', '.join(fields)})"
+
+
+def _fix(name: str, value: Any) -> str:
+    """What to write for a field instead of `value`: something near it, or what the field takes."""
+    schema = Job.model_json_schema()["properties"][name]
+    schema |= schema.get("anyOf", [{}])[0]  # of an optional field, whose other type is null
+    kind, choices, step = schema["type"], schema.get("enum"), schema.get("multipleOf")
+    limits = [f"{word} {schema[limit]}" for limit, word in _LIMITS.items() if limit in schema]
+    wanted = f"one of {', '.join(choices)}" if choices else _TYPES.get(kind, "text")
+    wanted = ", ".join([f"write {wanted}", *limits])
+    if isinstance(value, str | None) and not value and "default" in schema:
+        return f"{wanted}, or remove it for the default ({json.dumps(schema['default'])})"
+    if choices:
+        close = difflib.get_close_matches(str(value).lower(), choices, n=1)
+        return f"did you mean {close[0]}?" if close else wanted
+    if isinstance(value, str) and "pattern" in schema:
+        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[: schema["maxLength"]]
+        return f"write lower-case letters, digits and hyphens: {slug or 'my-job'}"
+    if step and type(value) is int:
+        below = max(value // step * step, schema["minimum"])
+        return f"write {below} or {below + step}"
+    if kind == "string":
+        wanted = "put it in quotes"
+    elif (kind, type(value)) in (("integer", str), ("integer", float), ("number", str)):
+        with contextlib.suppress(ValueError):  # YAML 1.1 wants a point, and a signed exponent
+            number = yaml.safe_dump(float(value)).split()[0].removesuffix(".0")
+            if number.isdigit() or (kind == "number" and number[-1].isdigit()):
+                wanted = f"write {number}"
+    return wanted + _HINTS.get(type(value), "")

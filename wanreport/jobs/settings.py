@@ -1,0 +1,135 @@
+"""Where blocks lie and when they move: `stream`'s settings, and what `layerwise` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SEGMENTS = ("pre", "attend", "post")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How the `stream` engine moves weights.
+
+    Attributes
+    ----------
+    slots
+        Device buffers that the streamed blocks take in turn. A block's buffer is always the same;
+        with a multiple of ``slots`` streamed blocks the last ones of a pass never wait for one
+        another's.
+    residents
+        Blocks of the active expert that have a device buffer of their own.
+    spread
+        Residents lie evenly over the stack; False: they are its first blocks.
+    both
+        Each expert has all its blocks on the device, in buffers of its own: nothing streams.
+    shard
+        Each rank copies its part of a block from the host, and the ranks gather it.
+    windows
+        Bytes that may be copied in each of a branch's windows, (pre, attend, post); what does not
+        fit goes when a block needs it. None: a copy starts as soon as its buffer is free.
+    branches_per_visit
+        2: both branches of classifier-free guidance run while a block is there; 1: one pass each.
+    copy_streams
+        Device streams that loads take in turn.
+    priority
+        Of these streams; lower goes first.
+    """
+
+    slots: int = 2
+    residents: int = 0
+    spread: bool = True
+    both: bool = False
+    shard: bool = False
+    windows: tuple[int, int, int] | None = None
+    branches_per_visit: int = 2
+    copy_streams: int = 1
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
+            raise ValueError(f"slots, residents and streams cannot be negative or none: {self}")
+        if self.branches_per_visit not in (1, 2):
+            raise ValueError(f"branches_per_visit is 1 or 2, not {self.branches_per_visit}")
+        if self.windows is not None and (len(self.windows) != 3 or min(self.windows) < 0):
+            raise ValueError(f"windows are three numbers of bytes, not {self.windows}")
+
+    def places(self, blocks: int) -> list[int]:
+        """The device buffer of each block of an expert: slots come first, then residents' own.
+
+        Raises
+        ------
+        ValueError
+            If some blocks have neither a buffer of their own nor a slot.
+        """
+        streamed, slots = self._streamed(blocks)
+        places, position = [], 0
+        for block in range(blocks):
+            if self.spread:
+                streams = (block + 1) * streamed // blocks > block * streamed // blocks
+            else:
+                streams = block >= blocks - streamed
+            if streams:
+                places.append(position % slots)
+                position += 1
+            else:
+                places.append(slots + block - position)
+        return places
+
+    def _streamed(self, blocks: int) -> tuple[int, int]:
+        """Number of blocks without a buffer of their own, and of slots that they need."""
+        streamed = 0 if self.both else max(blocks - self.residents, 0)
+        if streamed and not self.slots:
+            raise ValueError(f"{streamed} of {blocks} blocks have no buffer: give slots")
+        return streamed, min(self.slots, streamed)
+
+    def buffers(self, blocks: int) -> int:
+        """Number of device buffers, each for one block."""
+        streamed, slots = self._streamed(blocks)
+        return (2 if self.both else 1) * (blocks - streamed + slots)
+
+    def moving(self, blocks: int) -> int:
+        """Blocks that are loaded in every pass: those that share their slot with another one."""
+        streamed, slots = self._streamed(blocks)
+        return min(streamed, 2 * (streamed - slots))
+
+    def loads(self, blocks: int, passes: Mapping[str, int], iteration: int) -> int:
+        """Blocks loaded in one iteration.
+
+        Blocks that share a slot are loaded in every pass. All others are loaded in the first pass
+        of an expert, unless they are still there: from the very first iteration on where each
+        expert has buffers of its own, or where only one expert ever runs.
+        """
+        runs = [number for number in passes.values() if number]
+        arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0
+        moving = self.moving(blocks)
+        return moving * sum(runs) + (blocks - moving) * arrivals
+
+
+def layerwise_left(blocks: int, prefetch: int) -> set[int]:
+    """Blocks that `layerwise` leaves on the device after a pass over an expert of ``blocks``.
+
+    They are block 0, which is never released, and those first blocks of the next pass that the
+    last request came to after they had run (SGLang 0.5.9, runtime/utils/layerwise_offload.py).
+    """
+    depth = min(max(1, prefetch), blocks)
+    return {0} | {
+        ahead % blocks
+        for block in range(0, blocks, depth)
+        for ahead in range(block + depth, block + 2 * depth)
+        if ahead >= blocks and ahead % blocks < block
+    }
+
+
+def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
+    """Most blocks, of both experts together, that `layerwise` has on the device at once.
+
+    Of the expert that runs they are a batch of p blocks that are about to run, the p that were
+    requested as the first of these ran, and block 0, unless they go round to it. The other expert
+    has its first p blocks from when the engine was attached, or where it ran before (with a
+    ``switch`` in the schedule) what :func:`layerwise_left` says.
+    """
+    depth = min(max(1, prefetch), blocks)
+    running = min(blocks, 2 * depth + (3 * depth <= blocks))
+    return running + max(depth, len(layerwise_left(blocks, prefetch)) if switch else 0)

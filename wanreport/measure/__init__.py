@@ -1,0 +1,1 @@
+"""Starts ranks, times them and describes the machine."""

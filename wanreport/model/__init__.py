@@ -1,0 +1,1 @@
+"""What computes: the experts' blocks, their weights on the host, Ulysses, the denoising loop."""

@@ -1,0 +1,101 @@
+"""What is read around steps: seconds, peak memory, compiled graphs, hashes of results."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def sha256(tensor: Tensor) -> str:
+    """Of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(data.tobytes()).hexdigest()
+
+
+HOT_S = 2.0
+
+
+def hot_steps(step_s: float, device: torch.device, group: dist.ProcessGroup | None) -> int:
+    """How many steps bring a GPU to the clocks that it keeps; none are needed elsewhere.
+
+    An H200 that was idle ran its first half second 10 % faster than it could go on. ``step_s`` are
+    this rank's seconds of a step; all ranks get the same answer and must ask.
+    """
+    if device.type != "cuda":
+        return 0
+    slowest = torch.tensor(step_s, device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+    return math.ceil(HOT_S / float(slowest))
+
+
+class StepClock:
+    """Seconds of each step: between device events on CUDA, on the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._marks: list[tuple[Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._marks.append((start, self._now()))
+
+    def seconds(self) -> list[float]:
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1e3 for start, end in self._marks]
+        return [end - start for start, end in self._marks]
+
+
+def reset_peaks(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_host_memory_stats()
+
+
+def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None]:
+    """Peak memory since `reset_peaks`; the resident set of the process since it began, in bytes.
+
+    Pinned memory is the store's, which ranks of one host share, and this rank's part of torch's
+    own pool.
+    """
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type != "cuda":
+        none = dict.fromkeys(("allocated_bytes", "reserved_bytes", "pinned_bytes"))
+        return {**none, "host_rss_bytes": rss}
+    pool = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0)
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "pinned_bytes": store_pinned_bytes + int(pool),
+        "host_rss_bytes": rss,
+    }
+
+
+def compiled() -> dict[str, int]:
+    """How many graphs torch.compile has made in this process, and how often it broke one.
+
+    A segment that compiles once is one graph; each further one is a break or a recompilation.
+    """
+    counters = torch._dynamo.utils.counters
+    return {
+        "graphs": counters["stats"]["unique_graphs"],
+        "graph_breaks": sum(counters["graph_break"].values()),
+    }

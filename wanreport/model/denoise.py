@@ -1,0 +1,175 @@
+"""Text-to-video with two experts: the denoising loop and the decoder.
+
+The loop is `diffusers.WanPipeline.__call__`'s, operation by operation, around experts whose
+weights an engine moves. Every rank runs it on the whole latents; only the experts shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from torch import Tensor
+
+from wanreport.model.expert import Expert, Watcher
+
+# Channels of the latents and the VAE's compression, frames × height × width.
+VAE: dict[str, Any] = {"base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+TINY_VAE: dict[str, Any] = VAE | {"base_dim": 8, "num_res_blocks": 1}
+TEMPORAL, SPATIAL = 4, 8
+TEXT_TOKENS = 512
+
+
+def latent_shape(height: int, width: int, num_frames: int) -> tuple[int, int, int, int, int]:
+    """Shape of the latents of one video, ``(1, channels, frames, height, width)``."""
+    frames = (num_frames - 1) // TEMPORAL + 1
+    return 1, VAE["z_dim"], frames, height // SPATIAL, width // SPATIAL
+
+
+def make_scheduler(flow_shift: float, folder: Path | None = None) -> UniPCMultistepScheduler:
+    """UniPC with flow sigmas; a checkpoint's own settings are kept but for the shift."""
+    flow = {
+        "use_flow_sigmas": True,
+        "prediction_type": "flow_prediction",
+        "flow_shift": flow_shift,
+        "num_train_timesteps": 1000,
+    }
+    if folder is not None and (folder / "scheduler").is_dir():
+        return UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler", **flow)
+    return UniPCMultistepScheduler(**flow)
+
+
+class Mover(Watcher, Protocol):
+    """What the loop needs of an engine."""
+
+    branches_per_visit: int
+
+    def begin(self, passes: Sequence[str]) -> None: ...
+
+    def use(self, expert: str) -> None: ...
+
+
+@dataclass
+class Guidance:
+    """Classifier-free guidance of each expert; without ``uncond`` there is one branch."""
+
+    cond: Tensor
+    uncond: Tensor | None
+    scales: dict[str, float]
+
+
+@torch.no_grad()
+def predict(
+    expert: Expert, engine: Mover, latents: Tensor, timestep: Tensor, guidance: Guidance
+) -> Tensor:
+    """One step's noise prediction, ``latents``' shape, in the expert's dtype."""
+    texts = [guidance.cond] if guidance.uncond is None else [guidance.cond, guidance.uncond]
+    x, branches = latents.to(expert.dtype), []
+    for first in range(0, len(texts), engine.branches_per_visit):
+        engine.use(expert.name)
+        group = texts[first : first + engine.branches_per_visit]
+        branches += expert(x, timestep, group, engine)
+    if guidance.uncond is None:
+        return branches[0]
+    cond, uncond = branches
+    return uncond + guidance.scales[expert.name] * (cond - uncond)
+
+
+@torch.no_grad()
+def denoise(
+    experts: dict[str, Expert],
+    engine: Mover,
+    scheduler: UniPCMultistepScheduler,
+    latents: Tensor,
+    guidance: Guidance,
+    *,
+    steps: int,
+    boundary: float | None,
+    on_step: Callable[[int, str, float], Any],
+    run: Container[int] | None = None,
+) -> Tensor:
+    """Denoise ``latents`` over the whole schedule.
+
+    Parameters
+    ----------
+    latents
+        ``[1, channels, frames, height, width]``, float32 noise on the engine's device.
+    boundary
+        Timestep below which the low-noise expert runs; None for one expert only.
+    on_step
+        Called as a context manager factory with step index, expert and timestep.
+    run
+        Indices of the steps to run, all by default. In the others no expert runs and the
+        scheduler is given a flow of zero, so that the steps that run are the schedule's own.
+
+    Returns
+    -------
+    Denoised latents, float32.
+    """
+    scheduler.set_timesteps(steps, device=latents.device)
+    scheduler.set_begin_index(0)
+    # Known on the host before the loop, so that no step waits for the device to tell it.
+    times = scheduler.timesteps.tolist()
+    names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
+    visits = -(-(1 if guidance.uncond is None else 2) // engine.branches_per_visit)
+    ran = [name for index, name in enumerate(names) if run is None or index in run]
+    engine.begin([name for name in ran for _ in range(visits)])
+    for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):
+        if run is not None and index not in run:
+            still = torch.zeros_like(latents, dtype=experts["high_noise"].dtype)
+            latents = scheduler.step(still, timestep, latents, return_dict=False)[0]
+            continue
+        name = names[index]
+        with on_step(index, name, time):
+            noise = predict(
+                experts[name], engine, latents, timestep.expand(latents.shape[0]), guidance
+            )
+            latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def make_vae(config: dict[str, Any], folder: Path | None, device: torch.device, seed: int) -> Any:
+    """The decoder, from a checkpoint's ``vae`` folder or with random weights, in float32."""
+    if folder is not None:
+        vae = AutoencoderKLWan.from_pretrained(
+            folder, subfolder="vae", dtype=torch.float32, local_files_only=True
+        )
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vae = AutoencoderKLWan(**config)
+    return vae.eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Video of ``latents``, ``[1, 3, frames, height, width]`` in about -1…1."""
+    latents = latents.to(vae.dtype)
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, latents.dtype)
+    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(mean)
+    return vae.decode(latents / inverse + mean, return_dict=False)[0]
+
+
+@torch.no_grad()
+def encode_prompts(folder: Path, prompts: list[str], device: torch.device) -> list[Tensor]:
+    """Text embeddings, ``[1, 512, text_dim]`` each, from a checkpoint's own text encoder."""
+    from diffusers import WanPipeline
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    encoder = UMT5EncoderModel.from_pretrained(
+        folder / "text_encoder", dtype=torch.bfloat16, local_files_only=True
+    )
+    encoder = encoder.to(device)  # before the engine needs the room; freed on return
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    pipe = WanPipeline(tokenizer, encoder, None, None, None, None)
+    return [
+        pipe.encode_prompt(
+            p, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS, device=device
+        )[0]
+        for p in prompts
+    ]

@@ -1,0 +1,293 @@
+"""The two experts of Wan2.2-T2V-A14B, with a forward of our own around diffusers' modules.
+
+One forward of an expert makes one *visit* per block, with one or two branch states (the cond and
+uncond halves of classifier-free guidance). A visit runs, branch by branch,
+
+    pre ── all-to-all ── attend ── all-to-all ── post
+    norm, QKV, RoPE      attention               projection, cross-attention, feed-forward
+
+Collectives, and the windows in which an engine may move weights, lie only between these three
+segments. The segments are plain functions of a block and its tensors, so that one compiled copy
+of each serves all blocks. The arithmetic is `diffusers.WanTransformerBlock.forward`'s, operation
+by operation: on one rank the results are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
+from torch import Tensor, nn
+
+from wanreport.model.ulysses import SequenceParallel
+
+EXPERTS = ("high_noise", "low_noise")
+FOLDERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
+
+A14B: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "eps": 1e-6,
+    "rope_max_seq_len": 1024,
+}
+# The same architecture and code paths, small enough for six ranks on a laptop.
+TINY: dict[str, Any] = A14B | {
+    "attention_head_dim": 6,
+    "text_dim": 64,
+    "freq_dim": 32,
+    "ffn_dim": 324,
+    "num_layers": 6,
+}
+
+
+class Watcher(Protocol):
+    """What an expert announces while it runs; every engine is one."""
+
+    def before_block(self, expert: str, block: int) -> None: ...
+
+    def after_block(self, expert: str, block: int) -> None: ...
+
+    def window(self, expert: str, block: int, segment: str) -> None: ...
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[None]: ...
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x1, x2 = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    out = torch.empty_like(x)
+    out[..., 0::2] = x1 * cos - x2 * sin
+    out[..., 1::2] = x1 * sin + x2 * cos
+    return out.type_as(x)
+
+
+def pre(
+    block: WanTransformerBlock, hidden: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm, QKV and RoPE of a block's self-attention.
+
+    Parameters
+    ----------
+    hidden
+        ``[batch, tokens, dim]``.
+    modulation
+        ``[batch, 6, dim]``, the projected timestep embedding.
+    cos, sin
+        ``[1, tokens, 1, head_dim]``, rotary frequencies of the same tokens.
+
+    Returns
+    -------
+    q, k, v, each ``[batch, tokens, heads, head_dim]``.
+    """
+    shift, scale, *_ = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)
+    normed = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+    attn = block.attn1
+    q, k, v = attn.norm_q(attn.to_q(normed)), attn.norm_k(attn.to_k(normed)), attn.to_v(normed)
+    q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention, ``[batch, tokens, heads, head_dim]`` in and out."""
+    return dispatch_attention_fn(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False)
+
+
+def post(
+    block: WanTransformerBlock, hidden: Tensor, attended: Tensor, text: Tensor, modulation: Tensor
+) -> Tensor:
+    """Output projection, cross-attention and feed-forward of a block.
+
+    Parameters
+    ----------
+    hidden
+        ``[batch, tokens, dim]``, what `pre` got.
+    attended
+        ``[batch, tokens, heads, head_dim]``.
+    text
+        ``[batch, text tokens, dim]``.
+    modulation
+        ``[batch, 6, dim]``.
+
+    Returns
+    -------
+    ``[batch, tokens, dim]``.
+    """
+    table = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)
+    _, _, gate, shift_ff, scale_ff, gate_ff = table
+    out = attended.flatten(2, 3).type_as(hidden)
+    for layer in block.attn1.to_out:
+        out = layer(out)
+    hidden = (hidden.float() + out * gate).type_as(hidden)
+    normed = block.norm2(hidden.float()).type_as(hidden)
+    hidden = hidden + block.attn2(normed, text, None, None)
+    normed = (block.norm3(hidden.float()) * (1 + scale_ff) + shift_ff).type_as(hidden)
+    return (hidden.float() + block.ffn(normed).float() * gate_ff).type_as(hidden)
+
+
+@dataclass
+class Segments:
+    """The three segments of a visit, eager or compiled."""
+
+    pre: Callable[..., Any] = pre
+    attend: Callable[..., Any] = attend
+    post: Callable[..., Any] = post
+
+    @classmethod
+    def compiled(cls, backend: str = "inductor") -> Segments:
+        # Weights are inputs of the functions, so 40 blocks share one graph of each. And Inductor
+        # must not pick the kernels of reductions by their speed on the day: they round differently,
+        # so the bits would change from one process to the next under one and the same engine.
+        how: dict[str, Any] = {"backend": backend, "dynamic": False}
+        if backend == "inductor":
+            how["options"] = {"deterministic": True}
+        return cls(*(torch.compile(f, **how) for f in (pre, attend, post)))
+
+
+@dataclass
+class Run:
+    """What the visits of one forward share."""
+
+    expert: str
+    modulations: Sequence[Tensor]
+    texts: Sequence[Tensor]
+    cos: Tensor
+    sin: Tensor
+    tokens: int
+    parallel: SequenceParallel
+    watcher: Watcher
+    segments: Segments
+
+
+class Visit(nn.Module):
+    """One block, for one or two branch states."""
+
+    def __init__(self, block: WanTransformerBlock, index: int) -> None:
+        super().__init__()
+        self.block = block
+        self.index = index
+
+    def forward(self, hiddens: list[Tensor], run: Run) -> list[Tensor]:
+        out = []
+        for hidden, text, modulation in zip(hiddens, run.texts, run.modulations, strict=True):
+            run.watcher.window(run.expert, self.index, "pre")
+            q, k, v = run.segments.pre(self.block, hidden, modulation, run.cos, run.sin)
+            with run.watcher.collective(run.expert, self.index):
+                q, k, v = run.parallel.to_heads(q, k, v, run.tokens)
+            run.watcher.window(run.expert, self.index, "attend")
+            attended = run.segments.attend(q, k, v)
+            with run.watcher.collective(run.expert, self.index):
+                attended = run.parallel.to_tokens(attended, self.block.attn1.heads)
+            run.watcher.window(run.expert, self.index, "post")
+            out.append(run.segments.post(self.block, hidden, attended, text, modulation))
+        return out
+
+
+class Expert(nn.Module):
+    """One transformer of the pair.
+
+    Parameters
+    ----------
+    name
+        ``"high_noise"`` or ``"low_noise"``.
+    config
+        Keyword arguments of `diffusers.WanTransformer3DModel`. The module is built on the meta
+        device and in its final dtypes; weights come from an engine.
+    dtype
+        Of all weights but those that diffusers keeps in float32.
+    """
+
+    def __init__(self, name: str, config: dict[str, Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.name = name
+        with torch.device("meta"):
+            model = WanTransformer3DModel(**config)
+        self.config = model.config
+        self.patch_embedding = model.patch_embedding
+        self.condition_embedder = model.condition_embedder
+        self.blocks = nn.ModuleList(Visit(block, i) for i, block in enumerate(model.blocks))
+        self.norm_out = model.norm_out
+        self.proj_out = model.proj_out
+        self.scale_shift_table = model.scale_shift_table
+        # Frequencies are computed, not loaded: real tensors from the start.
+        self.rope = WanRotaryPosEmbed(
+            config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"]
+        )
+        kept = set(WanTransformer3DModel._keep_in_fp32_modules or ())
+        for parameter_name, parameter in self.named_parameters():
+            wide = kept.intersection(parameter_name.split("."))
+            parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+            parameter.requires_grad_(False)
+        self.dtype = dtype
+        self.segments = Segments()
+        self.parallel = SequenceParallel()
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, texts: Sequence[Tensor], watcher: Watcher
+    ) -> list[Tensor]:
+        """Predict the flow of one or two branches.
+
+        Parameters
+        ----------
+        latents
+            ``[batch, channels, frames, height, width]`` in the expert's dtype.
+        timestep
+            ``[batch]``, in units of the training schedule (0 to 1000).
+        texts
+            One text embedding a branch, ``[batch, text tokens, text_dim]``.
+        watcher
+            Told of each block and window as it runs.
+
+        Returns
+        -------
+        One tensor a branch, in the shape of ``latents``.
+        """
+        batch, _, frames, height, width = latents.shape
+        p_t, p_h, p_w = self.config["patch_size"]
+        grid = (frames // p_t, height // p_h, width // p_w)
+        parallel = self.parallel
+        cos, sin = (parallel.shard(f, 1) for f in self.rope(latents))
+        hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        tokens = hidden.shape[1]
+        hidden = parallel.shard(hidden, 1)
+
+        conditions = [self.condition_embedder(timestep, text, None) for text in texts]
+        run = Run(
+            expert=self.name,
+            modulations=[c[1].unflatten(1, (6, -1)) for c in conditions],
+            texts=[c[2] for c in conditions],
+            cos=cos,
+            sin=sin,
+            tokens=tokens,
+            parallel=parallel,
+            watcher=watcher,
+            segments=self.segments,
+        )
+        hiddens = [hidden] * len(conditions)
+        for index, visit in enumerate(self.blocks):
+            watcher.before_block(self.name, index)
+            hiddens = visit(hiddens, run)
+            watcher.after_block(self.name, index)
+
+        outputs = []
+        for hidden, (temb, *_) in zip(hiddens, conditions, strict=True):
+            shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+            out = (self.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+            out = parallel.gather(self.proj_out(out), 1, tokens)
+            out = out.reshape(batch, *grid, p_t, p_h, p_w, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+            outputs.append(out.flatten(6, 7).flatten(4, 5).flatten(2, 3))
+        return outputs

@@ -1,0 +1,364 @@
+"""Weights of the two experts in host memory: where they come from and how they lie.
+
+A *unit* is what moves as one: a block (0, 1, …) or, as ``None``, all that an expert has outside
+its blocks. The store keeps one flat buffer a unit, in which tensors of one dtype lie together:
+
+    | bfloat16: attn1.to_q.weight | … | float32: scale_shift_table | … |
+
+so an engine moves a block with one copy a dtype, or with one copy in all, and then points the
+block's parameters into the copy. Buffers are filled when one is first asked for; `fsdp`, which
+keeps its own shards, asks for single tensors and never fills any.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from wanreport.model.expert import FOLDERS, Expert
+
+ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be used; the message says what is missing and the mend."""
+
+
+class Source(Protocol):
+    """Gives an expert's tensors one at a time."""
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Random weights of the right scale; a tensor's values depend on its name and the seed only.
+
+    Values repeat after `PERIOD`, a prime, so that 57 GB are written at the speed of memory and no
+    two rows of a matrix are alike.
+    """
+
+    seed: int = 0
+    PERIOD: ClassVar[int] = 1_000_003
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None:
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f"{self.seed}/{expert}/{name}".encode())
+        )
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "bias":
+            out.zero_()
+        elif out.dim() == 1:  # the gain of a norm
+            out.fill_(1.0)
+        else:
+            fan_in = out.shape[-1] if leaf == "scale_shift_table" else out[0].numel()
+            some = torch.randn(min(out.numel(), self.PERIOD), generator=generator)
+            some = (some * fan_in**-0.5).to(out.dtype)
+            for piece in out.view(-1).split(self.PERIOD):
+                piece.copy_(some[: piece.numel()])
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: {error}; copy the complete folder again") from error
+
+
+class CheckpointWeights:
+    """Weights from a local diffusers folder, read tensor by tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder lacks an expert or a file that an index names.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, dict[str, Path]] = {}
+        for expert, sub in FOLDERS.items():
+            self._files[expert] = self._index(sub)
+
+    def _index(self, sub: str) -> dict[str, Path]:
+        folder = self.folder / sub
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder}: no folder {sub!r}; Wan2.2-T2V-A14B has two experts, "
+                f"{' and '.join(FOLDERS.values())}: point `checkpoint` at a complete diffusers "
+                "folder (one that `WanPipeline.save_pretrained` wrote)"
+            )
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json; copy the complete folder again")
+        listing = folder / "diffusion_pytorch_model.safetensors.index.json"
+        if listing.is_file():
+            names = json.loads(listing.read_text())["weight_map"]
+            files = {name: folder / file for name, file in names.items()}
+        else:
+            files = {}
+            for file in sorted(folder.glob("*.safetensors")):
+                with _opened(file) as opened:
+                    files |= dict.fromkeys(opened.keys(), file)
+        missing = sorted({str(f) for f in files.values() if not f.is_file()})
+        if missing or not files:
+            raise CheckpointError(
+                f"{folder}: missing {', '.join(missing) or 'any *.safetensors file'}; "
+                "copy the complete folder again"
+            )
+        return files
+
+    def config(self, expert: str) -> dict[str, Any]:
+        """The expert's keyword arguments for `diffusers.WanTransformer3DModel`."""
+        raw = json.loads((self.folder / FOLDERS[expert] / "config.json").read_text())
+        config = {key: value for key, value in raw.items() if not key.startswith("_")}
+        return config | {"patch_size": tuple(config["patch_size"])}
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None:
+        file = self._files[expert].get(name)
+        if file is None:
+            raise CheckpointError(
+                f"{self.folder / FOLDERS[expert]}: no tensor {name!r}; "
+                "the folder is not a Wan2.2 transformer of this configuration"
+            )
+        with _opened(file) as opened:
+            value = opened.get_tensor(name)
+        if value.shape != out.shape:
+            raise CheckpointError(
+                f"{file}: {name} has shape {tuple(value.shape)}, expected {tuple(out.shape)}"
+            )
+        out.copy_(value)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one tensor lies in a unit's buffer; ``offset`` in bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    offset: int
+
+    def of(self, buffer: Tensor, origin: int = 0) -> Tensor:
+        """The tensor's view of a buffer whose first byte is byte ``origin`` of the unit."""
+        start = self.offset - origin
+        nbytes = self.shape.numel() * self.dtype.itemsize
+        return buffer[start : start + nbytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a unit's tensors lie in its buffer.
+
+    Attributes
+    ----------
+    slices
+        One for each parameter, in the module's own order within a dtype.
+    segments
+        The byte range of each dtype, ``{dtype: (start, stop)}``.
+    nbytes
+        Of the whole buffer, alignment included.
+    """
+
+    slices: tuple[Slice, ...]
+    segments: dict[torch.dtype, tuple[int, int]]
+    nbytes: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        slices, segments, offset = [], {}, 0
+        dtypes = dict.fromkeys(t.dtype for t in tensors.values())
+        for dtype in dtypes:
+            start = offset
+            for name, tensor in tensors.items():
+                if tensor.dtype == dtype:
+                    slices.append(Slice(name, dtype, tensor.shape, offset))
+                    nbytes = tensor.numel() * dtype.itemsize
+                    offset += -(-nbytes // ALIGN) * ALIGN
+            segments[dtype] = (start, offset)
+        return cls(tuple(slices), segments, offset)
+
+
+def unit_parameters(expert: Expert, unit: int | None) -> dict[str, nn.Parameter]:
+    """The parameters of a unit, by their name within the expert."""
+    if unit is None:
+        return {n: p for n, p in expert.named_parameters() if not n.startswith("blocks.")}
+    prefix = f"blocks.{unit}."
+    return {prefix + n: p for n, p in expert.blocks[unit].named_parameters()}
+
+
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in a diffusers checkpoint, which knows no visits around blocks."""
+    parts = name.split(".")
+    return ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else name
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+    """Put ``value`` in the place of a parameter, whatever device the old one was on."""
+    path, _, leaf = name.rpartition(".")
+    parameter = nn.Parameter(value, requires_grad=False)
+    module.get_submodule(path).register_parameter(leaf, parameter)
+    return parameter
+
+
+class HostStore:
+    """The host copy of both experts.
+
+    Parameters
+    ----------
+    experts
+        By name, as built on the meta device.
+    source
+        What fills the buffers.
+    pin
+        Whether buffers are page-locked, at their exact size, for asynchronous copies to a GPU.
+    group
+        Ranks of one host that share one copy, each filling its part of it; None for a copy of
+        one's own. The memory has no name in any file system: it is gone with the last process
+        that maps it, however that ends.
+    """
+
+    def __init__(
+        self,
+        experts: dict[str, Expert],
+        source: Source,
+        *,
+        pin: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.source, self.pin, self.group = source, pin, group
+        self._tensors = {
+            (name, unit): dict(unit_parameters(expert, unit))
+            for name, expert in experts.items()
+            for unit in (None, *range(len(expert.blocks)))
+        }
+        self.layouts = {key: Layout.of(tensors) for key, tensors in self._tensors.items()}
+        self._buffers: dict[tuple[str, int | None], Tensor] = {}
+
+    def units(self, expert: str) -> list[int | None]:
+        return [unit for name, unit in self._tensors if name == expert]
+
+    def nbytes(self, expert: str) -> int:
+        """Bytes of one expert's buffers."""
+        return sum(self.layouts[expert, unit].nbytes for unit in self.units(expert))
+
+    def buffer(self, expert: str, unit: int | None) -> Tensor:
+        """A unit's flat buffer, uint8; the first call fills them all."""
+        if not self._buffers:
+            self._fill()
+        return self._buffers[expert, unit]
+
+    def _fill(self) -> None:
+        keys = list(self.layouts)
+        size = dist.get_world_size(self.group) if self.group is not None else 1
+        rank = dist.get_rank(self.group) if size > 1 else 0
+        if size > 1:
+            buffers = self._map_shared(rank)
+        else:
+            buffers = {
+                key: torch.empty(layout.nbytes, dtype=torch.uint8)
+                for key, layout in self.layouts.items()
+            }
+
+        def fill(key: tuple[str, int | None]) -> None:
+            for piece in self.layouts[key].slices:
+                out = piece.of(buffers[key])
+                self.source.fill(key[0], checkpoint_name(piece.name), out)
+
+        ranks = dist.get_world_size() if dist.is_initialized() else 1  # all of them fill at once
+        threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, keys[rank::size]))
+        if size > 1:
+            dist.barrier(self.group)
+        if self.pin:
+            for buffer in buffers.values():
+                _pin(buffer)
+        self._buffers = buffers
+
+    def _map_shared(self, rank: int) -> dict[tuple[str, int | None], Tensor]:
+        """Map one nameless file into every rank's memory."""
+        offsets, total = {}, 0
+        for key, layout in self.layouts.items():
+            offsets[key] = total
+            total += -(-layout.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        place: list[str | None] = [None]
+        if rank == 0:
+            file = os.memfd_create("wanreport-weights")
+            os.ftruncate(file, total)
+            place[0] = f"/proc/{os.getpid()}/fd/{file}"
+        dist.broadcast_object_list(place, src=0, group=self.group)
+        assert place[0] is not None
+        other = os.open(place[0], os.O_RDWR)
+        whole = torch.frombuffer(mmap.mmap(other, total), dtype=torch.uint8)
+        os.close(other)
+        dist.barrier(self.group)
+        if rank == 0:
+            os.close(file)
+        return {
+            key: whole[offset : offset + self.layouts[key].nbytes]
+            for key, offset in offsets.items()
+        }
+
+    def tensors(self, expert: str) -> Iterator[tuple[str, Tensor]]:
+        """An expert's tensors one by one, each made when it is asked for and then forgotten."""
+        for unit in self.units(expert):
+            for name, like in self._tensors[expert, unit].items():
+                value = torch.empty(like.shape, dtype=like.dtype)
+                self.source.fill(expert, checkpoint_name(name), value)
+                yield name, value
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Page-locked bytes that this rank maps; ranks of one host map the same ones."""
+        return sum(b.numel() for b in self._buffers.values()) if self.pin else 0
+
+    def close(self) -> None:
+        """Let go of all buffers; memory goes when the last view of it does."""
+        if self.pin:
+            for buffer in self._buffers.values():
+                _unpin(buffer)
+        self._buffers = {}
+
+
+@contextmanager
+def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Page-lock host buffers, at their exact size, for as long as the block runs."""
+    for buffer in buffers:
+        _pin(buffer)
+    try:
+        yield
+    finally:
+        for buffer in buffers:
+            _unpin(buffer)
+
+
+def _pin(buffer: Tensor) -> None:
+    _check(_runtime().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+
+
+def _unpin(buffer: Tensor) -> None:
+    _check(_runtime().cudaHostUnregister(buffer.data_ptr()))
+
+
+def _runtime() -> Any:
+    # torch's own pinned pool would round every buffer up to a power of two.
+    return torch.cuda.cudart()
+
+
+def _check(code: Any) -> None:
+    torch.cuda.check_error(int(code))

@@ -1,0 +1,1 @@
+"""Chooses the settings of the `stream` engine: cost model, search, probe."""

@@ -1,0 +1,198 @@
+"""What the settings of the `stream` engine cost: loads, device memory and time.
+
+Beside that, of `layerwise`, how many blocks lie on the device at once.
+
+The time of a pass is made of windows, in which only this rank computes, of collectives, and of what
+lies outside the blocks. Loads run beside all that. While one is in flight a window takes ω times as
+long and a collective κ times; bytes arrive at a rate r in windows and at r' ≤ r in collectives,
+with which they may share the link. With W and C for the seconds of windows and collectives of a
+pass without loads, a pass that loads all the time
+
+    takes A = ωW + κC   and brings   M = rωW + r'κC bytes.
+
+A pass that has to bring D bytes takes
+
+    W + C + (A − W − C) · D / M       for D ≤ M: loads are in flight for D / M of the pass
+    A + (D − M) / r                   for D > M: compute waits for the rest
+
+and where loads keep to the windows, which hold V = rωW of it,
+
+    W + C + (ω − 1) W · D / V             for D ≤ V: no collective is disturbed
+    ωW + C + (κ − 1) C · (D − V)/(M − V)  for V < D ≤ M: the rest goes into collectives
+    ωW + C + (D − V) / r                  for V < D, if it is better to wait for the rest
+
+and the same as above beyond M. It is better to wait where a byte that goes into a collective costs
+more than 1/r, that is where (κ − 1) r > κr'. A pass never takes less than W + C, nor than D / r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wanreport.jobs.settings import StreamSettings
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way for blocks to reach the device, as measured with all ranks loading at once.
+
+    Attributes
+    ----------
+    rate, collective_rate
+        Bytes of a block that arrive in a second: with nothing else running, and while a collective
+        is in flight.
+    window_factor, collective_factor
+        How much longer a window and a collective take while a load is in flight; 1 or more.
+    """
+
+    rate: float
+    collective_rate: float
+    window_factor: float = 1.0
+    collective_factor: float = 1.0
+
+    @property
+    def spills(self) -> bool:
+        """Whether a byte that fits into no window costs less in a collective than to wait for."""
+        factor = self.collective_factor
+        return (factor - 1) * self.rate <= factor * self.collective_rate
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a prediction rests on: sizes, and what was measured on the machine at the job's shape.
+
+    Attributes
+    ----------
+    blocks, block_bytes, outer_bytes
+        Of one expert: its blocks, and the bytes of one and of all outside them.
+    ranks, branches, steps
+        Ranks that share a video; branches of a step; steps of the schedule.
+    windows_s
+        Seconds of one branch's windows in one block, (pre, attend, post), without loads.
+    collectives_s
+        Seconds of one branch's two all-to-alls in one block, likewise.
+    other_s
+        Seconds of a pass outside its blocks.
+    link
+        Bytes a second from pinned host memory to one device that copies alone.
+    local, sharded
+        Routes of whole blocks, and of parts that the ranks gather; None with a single rank.
+    activation_bytes
+        Device memory in use at the peak beside the weights.
+    device_bytes
+        Memory of the device; None where that is no bound.
+    """
+
+    blocks: int
+    block_bytes: int
+    outer_bytes: int
+    ranks: int
+    branches: int
+    steps: int
+    windows_s: tuple[float, float, float]
+    collectives_s: float
+    other_s: float
+    link: float
+    local: Route
+    sharded: Route | None = None
+    activation_bytes: int = 0
+    device_bytes: int | None = None
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Inputs:
+        """From a record's JSON."""
+        routes = {key: stored[key] and Route(**stored[key]) for key in ("local", "sharded")}
+        return cls(**{**stored, **routes, "windows_s": tuple(stored["windows_s"])})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a steady step, the first and the switch; what bounds it; bytes on the device.
+
+    ``limit_s`` is the longer of computing with all weights there and of moving a step's bytes over
+    the link. ``weights_bytes`` are all that the engine holds, ``device_bytes`` also what the
+    computation needs.
+    """
+
+    step_s: float
+    first_s: float
+    switch_s: float
+    limit_s: float
+    weights_bytes: int
+    device_bytes: int
+
+    def total(self, steps: int) -> float:
+        """Seconds of a whole schedule."""
+        return self.first_s + self.switch_s + max(steps - 2, 0) * self.step_s
+
+
+def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
+    """Predict what a job costs with these settings.
+
+    A steady pass brings the blocks that share a slot. The first one brings all blocks of its
+    expert, and so does the switch, less what the pass before had time for: loads go out in order
+    of use, so that is nothing unless no block of its own expert has to move any more.
+    """
+    blocks = inputs.blocks
+    passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
+    moving = settings.moving(blocks) * inputs.block_bytes
+    expert = blocks * inputs.block_bytes
+    steady = pass_seconds(inputs, settings, moving)
+    ahead = 0.0 if moving else _capacity(inputs, settings)[2]
+    rest = (passes - 1) * steady + passes * inputs.other_s
+    first = (
+        pass_seconds(inputs, settings, expert) + inputs.block_bytes / _route(inputs, settings).rate
+    )
+    compute = passes * (sum(_capacity(inputs, settings)[:2]) + inputs.other_s)
+    share = inputs.ranks if settings.shard else 1
+    padded = -(-inputs.block_bytes // share) * share
+    weights = settings.buffers(blocks) * padded + 2 * inputs.outer_bytes
+    return Prediction(
+        step_s=steady + rest,
+        first_s=first + rest,
+        switch_s=pass_seconds(inputs, settings, max(moving, expert - ahead)) + rest,
+        limit_s=max(compute, passes * moving / share / inputs.link),
+        weights_bytes=weights,
+        device_bytes=weights + inputs.activation_bytes,
+    )
+
+
+def _route(inputs: Inputs, settings: StreamSettings) -> Route:
+    return inputs.sharded if settings.shard and inputs.sharded else inputs.local
+
+
+def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, float]:
+    """W and C of a pass, in seconds, and M, the bytes that it can bring without waiting."""
+    route = _route(inputs, settings)
+    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
+    windows, collectives = visits * sum(inputs.windows_s), visits * inputs.collectives_s
+    brought = route.rate * route.window_factor * windows
+    return (
+        windows,
+        collectives,
+        (brought + route.collective_rate * route.collective_factor * collectives),
+    )
+
+
+def pass_seconds(inputs: Inputs, settings: StreamSettings, nbytes: float) -> float:
+    """Seconds of the blocks of a pass that has to bring ``nbytes``: the module's formulas."""
+    route = _route(inputs, settings)
+    windows, collectives, most = _capacity(inputs, settings)
+    slow_windows = (route.window_factor - 1) * windows
+    slow_collectives = (route.collective_factor - 1) * collectives
+    held = route.rate * route.window_factor * windows
+    timed = settings.windows is not None
+    if timed and nbytes <= held:
+        return windows + collectives + slow_windows * nbytes / held
+    if timed and not route.spills:
+        return windows + collectives + slow_windows + (nbytes - held) / route.rate
+    if nbytes > most:
+        return (
+            windows + collectives + slow_windows + slow_collectives + (nbytes - most) / route.rate
+        )
+    if timed:
+        share = (nbytes - held) / (most - held)
+        return windows + collectives + slow_windows + slow_collectives * share
+    return windows + collectives + (slow_windows + slow_collectives) * nbytes / most

@@ -1,0 +1,205 @@
+"""Choosing the settings of `stream`: candidates under a budget, their predictions, the choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wanreport.jobs.job import Job
+from wanreport.jobs.settings import StreamSettings
+from wanreport.planner.cost import Inputs, Prediction, predict
+from wanreport.words import counted, gigabytes, seconds
+
+DEFAULT_ROOM = 4  # blocks, where a job gives no budget: next to nothing, and enough to stream
+MIN_ROOM = 2
+CHUNK = 1 << 16  # bytes; copies begin at its multiples
+MARGIN = 0.9  # of a window: what starts in it should also end in it
+ALIKE = 0.001  # relative difference below which two predictions are one
+CLOSE = 0.1  # … below which they are tried
+GAIN = 0.005  # … and by which a trial must be better to overrule them
+SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
+"""Fields that a job shares with another whose measured inputs hold for it too."""
+
+
+def room(budget_gb: float | None, block_bytes: int, outer_bytes: int) -> int:
+    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts."""
+    if budget_gb is None:
+        return DEFAULT_ROOM
+    return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    settings: StreamSettings
+    predicted: Prediction
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """How it moves blocks: in windows, in parts."""
+        return self.settings.windows is not None, self.settings.shard
+
+
+def candidates(inputs: Inputs, room: int) -> list[Candidate]:
+    """Return the settings worth a thought with room for so many blocks, the best predicted first.
+
+    The best is what takes least time over all steps. Of two that are predicted alike the plainer
+    comes first, and then the one that moves fewer blocks, which is safer. What the device cannot
+    hold is left out, unless nothing else is left.
+    """
+    found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
+    if inputs.device_bytes is not None:
+        fits = [c for c in found if c.predicted.device_bytes <= inputs.device_bytes]
+        found = fits or [min(found, key=lambda c: c.predicted.device_bytes)]
+    fastest = min(c.predicted.total(inputs.steps) for c in found)
+
+    def rank(candidate: Candidate) -> tuple[float, tuple[bool, bool], int]:
+        seconds = candidate.predicted.total(inputs.steps)
+        alike = seconds <= fastest * (1 + ALIKE)
+        moving = candidate.settings.moving(inputs.blocks)
+        return fastest if alike else seconds, candidate.kind, moving
+
+    return sorted(found, key=rank)
+
+
+def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
+    blocks, several = inputs.blocks, inputs.ranks > 1
+    if room >= 2 * blocks:
+        return [StreamSettings(0, blocks, both=True)]
+    if room >= blocks:
+        plain = apart = [StreamSettings(0, blocks)]
+    else:
+        # Windows ask for a slot more than plain copies, to have two visits for a load. And the copy
+        # of one part goes beside the gather of another only with a third slot.
+        plain = _layouts(blocks, room, (2, 3)) or [StreamSettings()]
+        apart = _layouts(blocks, room, (3, 4))
+    found = list(plain)
+    if several:
+        found += [replace(s, windows=window_quotas(inputs, s)) for s in apart or plain]
+        found += [replace(s, shard=True) for s in apart]
+    return found
+
+
+def _layouts(blocks: int, room: int, slots: Sequence[int]) -> list[StreamSettings]:
+    """With each number of slots as many residents as fit, if a multiple of the slots streams.
+
+    Then a pass's last block and the first of the next one never wait for each other's slot.
+    """
+    residents = [room - k - (room - k - blocks) % k for k in slots]
+    return [StreamSettings(k, r) for k, r in zip(slots, residents, strict=True) if r >= 0]
+
+
+def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
+    """The settings for an expert of fewer blocks, with about the same share of residents.
+
+    A multiple of the slots streams if ``fewer`` is one.
+    """
+    if settings.residents >= blocks:
+        return replace(settings, residents=fewer)
+    return replace(
+        settings, residents=settings.residents * fewer // blocks // settings.slots * settings.slots
+    )
+
+
+def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, int]:
+    """Bytes for each of a branch's windows: its length times the rate, less a margin.
+
+    Where that does not bring all that a visit must on average, all are enlarged alike, so that
+    copies run into collectives, unless it is better to have a block wait for the rest.
+    """
+    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
+    need = settings.moving(inputs.blocks) * inputs.block_bytes / visits
+    quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
+    scale = max(1.0, need / sum(quotas)) if sum(quotas) and inputs.local.spills else 1.0
+    # Rounded up, lest a few bytes be left for which a block has to wait.
+    pre, attend, post = (CHUNK * math.ceil(quota * scale / CHUNK) for quota in quotas)
+    return pre, attend, post
+
+
+def make_plan(
+    inputs: Inputs, room: int, trial: Callable[[StreamSettings], float] | None = None
+) -> tuple[dict[str, Any], StreamSettings]:
+    """Choose settings, and say how: the record's ``plan``, JSON-ready, and the settings.
+
+    Parameters
+    ----------
+    room
+        Blocks that the budget holds, see :func:`room`.
+    trial
+        Measures seconds of a step of a small model with given settings. It is asked about the two
+        best that move blocks in different ways, if their predictions are close, and its word wins.
+    """
+    found = candidates(inputs, room)
+    chosen, by, tried = 0, "prediction", []
+    rival = _rival(found, inputs.blocks)
+    if trial is not None and rival is not None:
+        tried = [{"candidate": i, "step_s": trial(found[i].settings)} for i in (0, rival)]
+        first, second = (entry["step_s"] for entry in tried)
+        if second < first * (1 - GAIN):
+            chosen, by = rival, "trial"
+    plan = {
+        "inputs": asdict(inputs),
+        "room": room,
+        "candidates": [
+            {"settings": asdict(c.settings), "predicted": asdict(c.predicted)} for c in found
+        ],
+        "chosen": chosen,
+        "by": by,
+        "trial": tried,
+    }
+    return plan, found[chosen].settings
+
+
+def _rival(found: Sequence[Candidate], blocks: int) -> int | None:
+    """The best candidate that moves blocks in another way than the first, if it comes close."""
+    if not found[0].settings.moving(blocks):
+        return None
+    close = found[0].predicted.step_s * (1 + CLOSE)
+    others = [i for i, c in enumerate(found) if i and c.predicted.step_s <= close]
+    return next((i for i in others if found[i].kind != found[0].kind), next(iter(others), None))
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings, as a plan stores them, in words."""
+    if settings["both"]:
+        return "both experts resident"
+    words = [counted(settings[key], key[:-1]) for key in ("residents", "slots") if settings[key]]
+    words += ["in windows"] if settings["windows"] else []
+    words += ["sharded"] if settings["shard"] else []
+    return ", ".join(words)
+
+
+def from_records(
+    job: Job, found: Iterable[tuple[Path, Mapping[str, Any]]]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The plan for `job` from what a record of its shape was planned with, and that record's path.
+
+    `found` are records of real runs; of several that fit the latest counts. There is no trial.
+    """
+    fit = [
+        (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
+        for path, record in found
+        if (record["engine"].get("plan") or {}).get("inputs")
+        and all(record["job"].get(key) == getattr(job, key) for key in SHAPE)
+    ]
+    if not fit:
+        return None
+    *_, path, stored = max(fit, key=lambda entry: entry[:2])
+    inputs = Inputs.of({**stored, "steps": job.num_inference_steps})
+    blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes)
+    return path, make_plan(inputs, blocks)[0]
+
+
+def lines(plan: Mapping[str, Any], *, timed: bool) -> list[str]:
+    """A plan's candidates as lines of text, the chosen one marked; `timed` shows their seconds."""
+    rows = [(" ", *("step", "first", "switch") * timed, "weights", "settings")]
+    for index, candidate in enumerate(plan["candidates"]):
+        predicted = candidate["predicted"]
+        times = [seconds(predicted[f"{name}_s"]) for name in ("step", "first", "switch")]
+        mark = ">" if index == plan["chosen"] else " "
+        weights = gigabytes(predicted["weights_bytes"])
+        rows.append((mark, *times * timed, weights, describe(candidate["settings"])))
+    table = [f"{row[0]} {''.join(f'{word:<11}' for word in row[1:-1])}{row[-1]}" for row in rows]
+    return [f"room for {counted(plan['room'], 'block')}", *table, f"chosen by {plan['by']}"]

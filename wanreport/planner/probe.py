@@ -1,0 +1,309 @@
+"""What a plan rests on, measured on the machine: a few blocks at the job's own shape.
+
+Blocks run with all weights there first, which gives the length of windows and collectives. Then
+they run again while a second engine, the *feeder*, loads other blocks as fast as it can on streams
+of its own: how much longer all takes, and how many bytes arrive, tells what loads and collectives
+cost each other. All ranks must call each method; all get the same answer, that of the slowest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wanreport.engines import Stream
+from wanreport.engines.base import Event, Timeline
+from wanreport.jobs.settings import SEGMENTS, StreamSettings
+from wanreport.model.clock import StepClock, hot_steps, reset_peaks
+from wanreport.model.denoise import Guidance, predict
+from wanreport.model.expert import EXPERTS, Expert
+from wanreport.model.weights import HostStore
+from wanreport.planner.cost import Inputs, Route
+from wanreport.planner.plan import scaled
+
+BLOCKS, PASSES = 4, 2
+FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
+TRIAL_BLOCKS, TRIAL_STEPS = 12, 2  # a multiple of 2, 3 and 4 slots
+MOST_LOADS = 2000
+LEAST = 4  # one more than the slots of a feeder
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of all passes.
+
+    ``arrived`` are the bytes that a feeder brought meanwhile.
+    """
+
+    windows: tuple[float, float, float]
+    collectives: float
+    other: float
+    whole: float
+    arrived: float
+
+
+class _Timed(Stream):
+    """Notes every window on the timeline, beside what an engine notes anyway."""
+
+    _window: Any = None
+
+    def _close(self) -> None:
+        self.mover.timeline.end(self._window)
+        self._window = None
+
+    def window(self, expert: str, block: int, segment: str) -> None:
+        self._close()
+        super().window(expert, block, segment)
+        self._window = self.mover.timeline.begin("window", segment, expert, block)
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
+        self._close()
+        return super().collective(expert, block)
+
+    def after_block(self, expert: str, block: int) -> None:
+        self._close()
+        super().after_block(expert, block)
+
+
+class _LoadsOnly(Timeline):
+    """Notes on another timeline what a feeder loads, and not that it computes nothing."""
+
+    def __init__(self, other: Timeline) -> None:
+        super().__init__(other.device)
+        self.events, self.step = other.events, other.step
+
+    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
+        return None if lane == "compute" else super().begin(lane, what, expert, block)
+
+
+class Probe:
+    """Measures one job's shape on this machine.
+
+    Parameters
+    ----------
+    make
+        Gives the first expert with so many blocks, on the meta device.
+    store
+        Holds at least as many blocks of it, on the host.
+    latents, guidance
+        As the job's own; ``latents`` on the device.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Expert],
+        store: HostStore,
+        group: dist.ProcessGroup | None,
+        latents: Tensor,
+        guidance: Guidance,
+    ) -> None:
+        self.make, self.store, self.group = make, store, group
+        self.latents, self.guidance, self.device = latents, guidance, latents.device
+        self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
+        self.branches = 1 if guidance.uncond is None else 2
+        self.name, self.several = EXPERTS[0], dist.get_world_size(group) > 1
+        self.blocks = len(store.units(self.name)) - 1
+        self._hot = 0  # steps before a measurement, not known yet
+        if self.blocks < LEAST:
+            raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
+
+    def _attached(self, engine: Stream, blocks: int) -> Expert:
+        expert = self.make(min(blocks, self.blocks))
+        engine.attach({self.name: expert}, self.store, self.device, self.group)
+        return expert
+
+    def _slowest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return [float(value) for value in tensor.tolist()]
+
+    def _step(self, engine: Stream, expert: Expert) -> None:
+        predict(expert, engine, self.latents, self.timestep, self.guidance)
+
+    def inputs(self, link: float | None, steps: int) -> Inputs:
+        """Measure what predictions need.
+
+        Parameters
+        ----------
+        link
+            Bytes a second of one device that copies alone; None: take what arrives in blocks.
+        steps
+            Of the job's schedule.
+        """
+        cuda = self.device.type == "cuda"
+        free = _free(self.device)
+        engine = _Timed(StreamSettings(0, BLOCKS))
+        expert = self._attached(engine, BLOCKS)
+        self._passes(engine, expert)  # compiles, connects, brings the weights
+        warm = self._passes(engine, expert)
+        self._hot = hot_steps(warm.whole / PASSES, self.device, self.group)
+        before = torch.cuda.memory_allocated(self.device) if cuda else 0
+        reset_peaks(self.device)
+        quiet = self._passes(engine, expert)
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
+        local = self._route(False, engine, expert, quiet)
+        sharded = self._route(True, engine, expert, quiet) if self.several else None
+        engine.detach()
+        activations, device_bytes = self._slowest([peak - before, -free])
+        layouts = self.store.layouts
+        return Inputs(
+            blocks=self.blocks,
+            block_bytes=layouts[self.name, 0].nbytes,
+            outer_bytes=layouts[self.name, None].nbytes,
+            ranks=dist.get_world_size(self.group),
+            branches=self.branches,
+            steps=steps,
+            windows_s=quiet.windows,
+            collectives_s=quiet.collectives,
+            other_s=quiet.other,
+            link=link or local.rate,
+            local=local,
+            sharded=sharded,
+            activation_bytes=int(activations),
+            device_bytes=int(-device_bytes) if cuda else None,
+        )
+
+    def _passes(self, engine: _Timed, expert: Expert, feeder: Stream | None = None,
+                loads: int = 0) -> Phases:  # fmt: skip
+        """Run some passes on a hot device, beside so many loads of a feeder."""
+        timeline = engine.mover.timeline
+        timeline.events.clear()
+        visits = -(-self.branches // engine.branches_per_visit)
+        engine.begin([self.name] * visits * (self._hot + PASSES))
+        dist.barrier(self.group)
+        for _ in range(self._hot):
+            self._step(engine, expert)
+        timeline.step = 0
+        if feeder is not None:
+            feeder.mover.timeline = _LoadsOnly(timeline)
+            self._feed(feeder, loads)
+        for _ in range(PASSES):
+            with timeline.during("pass", "pass", self.name, None):
+                self._step(engine, expert)
+        timeline.step = None
+        rows = timeline.rows()
+
+        def lengths(lane: str, what: str) -> list[float]:
+            return [
+                (row["end_ms"] - row["start_ms"]) / 1e3
+                for row in rows
+                if (row["lane"], row["what"]) == (lane, what)
+            ]
+
+        windows = [statistics.median(lengths("window", segment)) for segment in SEGMENTS]
+        there, back = (lengths("collective", "all_to_all")[i::2] for i in (0, 1))
+        whole, inside = sum(lengths("pass", "pass")), sum(lengths("compute", "block"))
+        arrived = 0.0
+        if feeder is not None:
+            passes = [row for row in rows if row["lane"] == "pass"]
+            span = passes[0]["start_ms"] / 1e3, passes[-1]["end_ms"] / 1e3
+            first = min(row["start_ms"] for row in rows if row["lane"] == "copy")
+            at = [first / 1e3, *_arrivals(rows)]
+            begun, ended = np.interp(span, at, np.arange(len(at)))
+            arrived = float(ended - begun) * feeder.nbytes
+        pre, attend, post, collectives, other, whole, less = self._slowest(
+            [
+                *windows,
+                statistics.median(there) + statistics.median(back) if self.several else 0.0,
+                max(whole - inside, 0.0) / (visits * PASSES),
+                whole,
+                -arrived,
+            ]
+        )
+        return Phases((pre, attend, post), collectives, other, whole, -less)
+
+    def _route(self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases) -> Route:
+        """Measure loads alone, and then beside the blocks."""
+        feeder = Stream(StreamSettings(3 if shard else 2, shard=shard))
+        self._attached(feeder, FED)
+        self._feed(feeder, FED)  # connects
+        timeline = feeder.mover.timeline
+        timeline.step = 0
+        dist.barrier(self.group)
+        self._feed(feeder, 4 * FED)
+        at = _arrivals(timeline.rows())
+        (slowest,) = self._slowest([(at[-1] - at[0]) / (len(at) - 1)])
+        rate = feeder.nbytes / slowest
+        # Enough of them to outlast the passes, even where these take half as long again.
+        loads = min(math.ceil(1.5 * quiet.whole / slowest) + FED, MOST_LOADS)
+        busy = self._passes(engine, expert, feeder, loads)
+        feeder.detach()
+        return route(rate, quiet, busy, PASSES * engine.blocks * self.branches)
+
+    def _feed(self, feeder: Stream, loads: int) -> None:
+        """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
+        mover, passes = feeder.mover, -(-loads // feeder.blocks)
+        aside = mover.stream()
+        mover.wait_stream(aside, mover.compute)
+        with mover.on(aside):
+            feeder.begin([self.name] * passes)
+            for _ in range(passes):
+                feeder.use(self.name)
+                for block in range(feeder.blocks):
+                    feeder.before_block(self.name, block)
+                    feeder.after_block(self.name, block)
+
+    def trial(self, settings: StreamSettings) -> float:
+        """Seconds of a step of an expert of a few blocks, with the share of residents kept."""
+        small = min(TRIAL_BLOCKS, self.blocks)
+        engine = Stream(scaled(settings, self.blocks, small))
+        expert = self._attached(engine, small)
+        visits = -(-self.branches // engine.branches_per_visit)
+        before = 1 + math.ceil(self._hot * BLOCKS / small)
+        engine.begin([self.name] * visits * (before + TRIAL_STEPS))
+        for _ in range(before):
+            self._step(engine, expert)
+        clock = StepClock(self.device)
+        dist.barrier(self.group)
+        for _ in range(TRIAL_STEPS):
+            with clock.step():
+                self._step(engine, expert)
+        (slowest,) = self._slowest([statistics.median(clock.seconds())])
+        engine.detach()
+        return slowest
+
+
+def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
+    """What loads and computation cost each other, from both alone and together.
+
+    Parameters
+    ----------
+    rate
+        Bytes a second of loads alone; in windows they are taken to be as fast.
+    quiet, busy
+        The same passes without loads, and with loads in flight all the time.
+    visits
+        Of a block by a branch, in all of these passes.
+    """
+    windows, collectives = visits * sum(busy.windows), visits * busy.collectives
+    beside = (busy.arrived - rate * windows) / collectives if collectives else rate
+    return Route(
+        rate=rate,
+        collective_rate=min(max(beside, 0.0), rate),
+        window_factor=max(sum(busy.windows) / sum(quiet.windows), 1.0),
+        collective_factor=max(busy.collectives / quiet.collectives, 1.0) if collectives else 1.0,
+    )
+
+
+def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """When each load was there, in seconds: the end of its gather, else of its copy."""
+    lane = "gather" if any(row["lane"] == "gather" for row in rows) else "copy"
+    return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == lane)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of device memory that this process can still take; 0 where that is no bound."""
+    if device.type != "cuda":
+        return 0
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached

@@ -1,0 +1,1 @@
+"""The files that measuring writes and reports read."""

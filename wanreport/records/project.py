@@ -1,0 +1,75 @@
+"""The project's folder: its root, its records, its commit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wanreport.records import record as records
+
+Found = tuple[Path, dict[str, Any]]
+
+
+def project_root() -> Path:
+    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
+
+
+def local_results(root: Path) -> Path:
+    """Where measuring on this machine writes."""
+    return root / records.RESULTS_DIRS[-1]
+
+
+def all_records(root: Path) -> list[Found]:
+    """Every record at hand, the committed ones first. Raises RecordError as find_records does."""
+    return [
+        found for folder in records.RESULTS_DIRS for found in records.find_records(root / folder)
+    ]
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit and whether the tree differs from it: what the environment states, else git."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *words],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    if stated := os.environ.get("WANREPORT_GIT_SHA"):
+        # What is said about changes holds for the commit that is said, and for no other.
+        dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
+        return {"git_sha": stated, "git_dirty": dirty}
+    # An installed package may lie in a repository that is not its own.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"git_sha": None, "git_dirty": None}
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_sha": git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
+    }
+
+
+def commit(known: Mapping[str, Any]) -> str | None:
+    """What :func:`git_state` found, as it was kept, in words; None if the commit is not known."""
+    dirty = {True: ", with uncommitted changes", None: ", changes not recorded"}
+    sha, changed = known.get("git_sha"), known.get("git_dirty")
+    return f"{sha[:12]}{dirty.get(changed, '')}" if sha else None
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` as records are written: whole, or not at all."""
+    records.replace_file(path, content.encode() if isinstance(content, str) else content)
