@@ -20,10 +20,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis.benchrows import add_bench
-from wanreport.analysis.jobrows import add_record
-from wanreport.analysis.rows import Rows
-from wanreport.records.files import FileError, bench_files, parse_record, read_bench, read_json
+from wanreport.analysis.rows import MEMORY, Rows, add_bench, add_record
+from wanreport.analysis.summary import summed_up
+from wanreport.records.files import (
+    FileError,
+    Record,
+    bench_files,
+    parse_record,
+    read_bench,
+    read_json,
+)
 from wanreport.records.project import project_root
 from wanreport.records.record import EARLIER, REUSABLE
 
@@ -51,7 +57,16 @@ class Frames(NamedTuple):
         return runs[(runs.status == "ok") & ~runs.rehearsal] if len(runs) else runs
 
 
-EMPTY = Frames(*(pd.DataFrame({"run": pd.Series(dtype=object)}) for _ in Frames._fields))
+STATE = ("sm_mhz", "power_w", "celsius", "boards")
+KEY = ("run", "iteration", "kind")
+COLUMNS = {
+    "runs": ("run",),
+    "steps": (*KEY, "step", "role", "expert", "timestep", "seconds", "h2d_bytes", "h2d_bytes_all"),
+    "iterations": (*KEY, "decode_s", "total_s", "latents", "complete", *MEMORY, *STATE),
+    "counters": (*KEY, "rank", "counter", "measured", "formula"),
+    "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
+}
+EMPTY = Frames(*(pd.DataFrame(columns=pd.Index(COLUMNS[name])) for name in Frames._fields))
 """Frames of nothing measured."""
 
 
@@ -88,8 +103,14 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
                 problems.append(str(error))
     if problems:
         raise FileError("\n".join(problems))
-    runs, *others = (_frame(rows[name]) for name in Frames._fields)
-    return Frames(_latest(_distinct(runs.set_index("run", drop=False))), *others)
+    return _frames(rows)
+
+
+def of_record(record: Record) -> Frames:
+    """Make frames of one record that is in no file, as of a job that was not measured."""
+    rows: Rows = {name: [] for name in Frames._fields}
+    add_record(rows, "", record)
+    return _frames(rows)
 
 
 @lru_cache(maxsize=2)
@@ -108,10 +129,16 @@ def _relative(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    if not rows:
-        return pd.DataFrame({"run": pd.Series(dtype=object)})
-    frame = pd.DataFrame(rows)
+def _frames(rows: Rows) -> Frames:
+    runs, steps, iterations, counters, events = (_frame(name, rows[name]) for name in rows)
+    if runs.empty:
+        return EMPTY
+    runs = summed_up(runs.set_index("run", drop=False), steps, iterations, counters)
+    return Frames(_latest(_distinct(runs)), steps, iterations, counters, events)
+
+
+def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=None if name == "runs" and rows else COLUMNS[name])
     kinds = {name: "float64" for name in frame if name.endswith(UNITS)}
     return frame.astype(kinds | {name: "Int64" for name in WHOLE if name in frame})
 

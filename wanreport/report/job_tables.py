@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis.frames import Frames
-from wanreport.analysis.jobrows import add_record
+from wanreport.analysis.frames import Frames, of_record
 from wanreport.jobs.job import Job, resolve_job
 from wanreport.planner.plan import describe
 from wanreport.records.files import Record, parse_record, read_json
@@ -39,9 +37,7 @@ def opened(job: Job, run: str | None, frames: Frames) -> tuple[Record, pd.Series
     record = parse_record(file, new_record(
         resolve_job(job, gpus=job.num_gpus), reason="This job has no record.",
         hint=f"On a machine with {gpus}, run: wanreport run {file}"))  # fmt: skip
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in Frames._fields}
-    add_record(rows, "", record)
-    return record, pd.Series(rows["runs"][0])
+    return record, of_record(record).runs.iloc[0]
 
 
 def asked(record: Record) -> pd.DataFrame:
