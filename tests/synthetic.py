@@ -152,7 +152,7 @@ def record(
             windows_s=(0.05, 0.09, 0.075), collectives_s=0.028, ranks=job.num_gpus,
         )  # fmt: skip
         blocks = room(job.vram_budget_gb, BLOCK["a14b"], OUTER["a14b"])
-        plan, _ = make_plan(inputs, blocks, lambda settings: 4.0 - settings.shard)
+        plan, _ = make_plan(inputs, blocks, lambda rivals: [[4.0 - s.shard] for s in rivals])
         blank["engine"]["plan"] = plan
     blank["timeline"] = _timeline(job.engine, layers, at or 1, scale)
     if job.profile:

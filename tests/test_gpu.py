@@ -200,7 +200,7 @@ def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -
 
     expert = make(6)
     store = HostStore({expert.name: expert}, RandomWeights(), pin=True)
-    latents = torch.zeros(latent_shape(*SHAPES["480p"]), device="cuda")
+    latents = torch.randn(latent_shape(*SHAPES["480p"]), device="cuda")
     texts = [torch.randn(1, 512, 4096, device="cuda").bfloat16() for _ in range(2)]
     probe = Probe(make, store, dist.group.WORLD, latents, Guidance(*texts, {expert.name: 4.0}))
     inputs = probe.inputs(None, 27)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,27 +136,29 @@ def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None
 def test_a_trial_of_the_two_best_ways_overrules_the_prediction() -> None:
     asked: list[StreamSettings] = []
 
-    def trial(settings: StreamSettings) -> float:
-        asked.append(settings)
-        return 2.0 if settings.windows else 1.0
+    def trial(settings: Sequence[StreamSettings]) -> list[list[float]]:
+        asked.extend(settings)
+        return [[2.1, 1.9], [1.0, 1.8]]
 
     inputs = plan_inputs()
     plan, settings = make_plan(inputs, 4, trial)
     assert asked[0].windows and not asked[1].windows
     assert settings == asked[1] and plan["by"] == "trial"
     assert plan["candidates"][plan["chosen"]]["settings"]["windows"] is None
-    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, 1.0]
+    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, 1.4]
+    assert plan["trial"][1]["turns_s"] == [1.0, 1.8]
     assert Inputs.of(json.loads(json.dumps(plan))["inputs"]) == inputs
 
 
-@pytest.mark.parametrize("second", [1.0, 1.2, 0.995])
-def test_a_trial_without_a_clear_word_leaves_the_prediction(second: float) -> None:
-    plan, settings = make_plan(plan_inputs(), 4, lambda s: 1.0 if s.windows else second)
+@pytest.mark.parametrize("second", [[1.0, 1.0], [1.2, 1.2], [0.995, 0.995], [0.8, 1.0]])
+def test_a_trial_without_a_clear_word_leaves_the_prediction(second: list[float]) -> None:
+    """Nor may the better median win where turns of one setting differ as much as the two do."""
+    plan, settings = make_plan(plan_inputs(), 4, lambda _: [[1.1, 1.0], second])
     assert plan["by"] == "prediction" and plan["chosen"] == 0 and settings.windows
 
 
 def test_nothing_is_tried_where_the_prediction_is_clear_or_nothing_moves() -> None:
-    def never(settings: StreamSettings) -> float:
+    def never(settings: Sequence[StreamSettings]) -> list[list[float]]:
         raise AssertionError(settings)
 
     for inputs, blocks in (

@@ -24,12 +24,14 @@ def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
     rate: float, share: float, windows: float, collectives: float, collective_s: float
 ) -> None:
     true = Route(rate, share * rate, windows, collectives)
-    quiet = Phases(WINDOWS, collective_s, 0.0, 0.0, 0.0)
+    quiet = Phases(WINDOWS, collective_s, 0.0, 0.0)
     visits = 80  # a step's: 40 blocks, two branches
     slow = visits * windows * sum(WINDOWS), visits * collectives * collective_s
     arrived = true.rate * slow[0] + true.collective_rate * slow[1]
     pre, attend, post = (windows * s for s in WINDOWS)
-    busy = Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, arrived)
+    # One odd step, in which little or much arrived, must not count.
+    busy = Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0,
+                  (arrived, arrived, 0.0, arrived, 3 * arrived))  # fmt: skip
     found = route(rate, quiet, busy, visits)
     for mine, theirs in ((found.window_factor, windows), (found.collective_factor, collectives)):
         assert mine == pytest.approx(theirs)
@@ -42,15 +44,15 @@ def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
 
 
 def test_one_rank_has_no_collective_to_slow_down() -> None:
-    quiet = Phases(WINDOWS, 0.0, 0.0, 0.0, 0.0)
+    quiet = Phases(WINDOWS, 0.0, 0.0, 0.0)
     assert route(5e10, quiet, quiet, 8) == Route(5e10, 5e10, 1.0, 1.0)
 
 
 def test_noise_makes_no_route_faster_than_alone_nor_a_window_shorter() -> None:
-    quiet = Phases(WINDOWS, 1e-3, 0.0, 0.0, 0.0)
-    busy = Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, 1e12)
+    quiet = Phases(WINDOWS, 1e-3, 0.0, 0.0)
+    busy = Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
     assert route(5e10, quiet, busy, 8) == Route(5e10, 5e10, 1.0, 1.0)
-    assert route(5e10, quiet, replace(busy, arrived=0.0), 8).collective_rate == 0.0
+    assert route(5e10, quiet, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
 
 
 def test_a_sharded_load_is_there_when_its_gather_ends() -> None:

@@ -146,10 +146,9 @@ class Rank:
         store.buffer(EXPERTS[0], None)  # filled now: that is no part of planning
         self.say("plan")
         begun = time.perf_counter()
-        latents = torch.zeros(latent_shape(**self.video), device=self.device)
         probe = Probe(
             lambda blocks: make(EXPERTS[0], num_layers=blocks),
-            store, dist.group.WORLD, latents, guidance,
+            store, dist.group.WORLD, self._noise(), guidance,
         )  # fmt: skip
         rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
         inputs = probe.inputs(rate, self.job["num_inference_steps"])
@@ -158,6 +157,11 @@ class Rank:
             torch.cuda.empty_cache()  # what the probe held is not the job's
         result["plan"]["planning_s"] = time.perf_counter() - begun
         return settings
+
+    def _noise(self) -> torch.Tensor:
+        """The latents that denoising starts from; a plan is made on them too."""
+        generator = torch.Generator().manual_seed(self.job["seed"])
+        return torch.randn(latent_shape(**self.video), generator=generator).to(self.device)
 
     def _vae(self) -> Any:
         config = TINY_VAE if self.tiny else VAE
@@ -261,8 +265,7 @@ class Rank:
                     torch.cuda.synchronize()
                 done = time.perf_counter()
 
-        generator = torch.Generator().manual_seed(job["seed"])
-        latents = torch.randn(latent_shape(**self.video), generator=generator).to(device)
+        latents = self._noise()
         sensors = Sensors(device)
         dist.barrier()
         reset_peaks(device)

@@ -1,9 +1,12 @@
-"""What a plan rests on, measured on the machine: a few blocks at the job's own shape.
+"""Measures on the machine what a plan rests on: a few blocks at the job's own shape.
 
 Blocks run with all weights there first, which gives the length of windows and collectives. Then
 they run again while a second engine, the *feeder*, loads other blocks as fast as it can on streams
 of its own: how much longer all takes, and how many bytes arrive, tells what loads and collectives
-cost each other. All ranks must call each method; all get the same answer, that of the slowest.
+cost each other. Noting each window's begin and end takes the host time, which shows where a GPU
+waits for it: so windows are scaled to steps of the same blocks without notes.
+
+All ranks must call each method; all get the same answer, that of the slowest.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,25 +33,31 @@ from wanreport.model.weights import HostStore
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import scaled
 
-BLOCKS, PASSES = 4, 2
+BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
-TRIAL_BLOCKS, TRIAL_STEPS = 12, 2  # a multiple of 2, 3 and 4 slots
+TRIAL_BLOCKS = 12  # a multiple of 2, 3 and 4 slots
+TURN_S = 1.0  # a trial's turn takes about as long, or one step
 MOST_LOADS = 2000
 LEAST = 4  # one more than the slots of a feeder
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of all passes.
+    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of a step.
 
-    ``arrived`` are the bytes that a feeder brought meanwhile.
+    ``arrived`` are the bytes that a feeder brought during each step.
     """
 
     windows: tuple[float, float, float]
     collectives: float
     other: float
-    whole: float
-    arrived: float
+    step: float
+    arrived: tuple[float, ...] = ()
+
+    def scaled(self, factor: float) -> Phases:
+        """All times of the blocks that many times as long."""
+        pre, attend, post = (factor * seconds for seconds in self.windows)
+        return replace(self, windows=(pre, attend, post), collectives=factor * self.collectives)
 
 
 class _Timed(Stream):
@@ -95,7 +104,8 @@ class Probe:
     store
         Holds at least as many blocks of it, on the host.
     latents, guidance
-        As the job's own; ``latents`` on the device.
+        As the job's own; ``latents`` on the device. They must be noise as the job's are: on zeros
+        a GPU draws less power, and runs up to ten per cent faster.
     """
 
     def __init__(
@@ -146,13 +156,15 @@ class Probe:
         expert = self._attached(engine, BLOCKS)
         self._passes(engine, expert)  # compiles, connects, brings the weights
         warm = self._passes(engine, expert)
-        self._hot = hot_steps(warm.whole / PASSES, self.device, self.group)
+        self._hot = hot_steps(warm.step, self.device, self.group)
         before = torch.cuda.memory_allocated(self.device) if cuda else 0
         reset_peaks(self.device)
         quiet = self._passes(engine, expert)
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
         local = self._route(False, engine, expert, quiet)
         sharded = self._route(True, engine, expert, quiet) if self.several else None
+        plain = self._turn(engine, expert, PASSES, warm=1)
+        alone = quiet.scaled(min(plain / quiet.step, 1.0))
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
         layouts = self.store.layouts
@@ -163,9 +175,9 @@ class Probe:
             ranks=dist.get_world_size(self.group),
             branches=self.branches,
             steps=steps,
-            windows_s=quiet.windows,
-            collectives_s=quiet.collectives,
-            other_s=quiet.other,
+            windows_s=alone.windows,
+            collectives_s=alone.collectives,
+            other_s=alone.other,
             link=link or local.rate,
             local=local,
             sharded=sharded,
@@ -203,24 +215,24 @@ class Probe:
         windows = [statistics.median(lengths("window", segment)) for segment in SEGMENTS]
         there, back = (lengths("collective", "all_to_all")[i::2] for i in (0, 1))
         whole, inside = sum(lengths("pass", "pass")), sum(lengths("compute", "block"))
-        arrived = 0.0
+        arrived: list[float] = []
         if feeder is not None:
-            passes = [row for row in rows if row["lane"] == "pass"]
-            span = passes[0]["start_ms"] / 1e3, passes[-1]["end_ms"] / 1e3
             first = min(row["start_ms"] for row in rows if row["lane"] == "copy")
             at = [first / 1e3, *_arrivals(rows)]
-            begun, ended = np.interp(span, at, np.arange(len(at)))
-            arrived = float(ended - begun) * feeder.nbytes
-        pre, attend, post, collectives, other, whole, less = self._slowest(
+            spans = [(row["start_ms"] / 1e3, row["end_ms"] / 1e3)
+                     for row in rows if row["lane"] == "pass"]  # fmt: skip
+            loads_at = np.interp(spans, at, np.arange(len(at)))
+            arrived = [float(ended - begun) * feeder.nbytes for begun, ended in loads_at]
+        pre, attend, post, collectives, other, step, *less = self._slowest(
             [
                 *windows,
                 statistics.median(there) + statistics.median(back) if self.several else 0.0,
                 max(whole - inside, 0.0) / (visits * PASSES),
-                whole,
-                -arrived,
+                statistics.median(lengths("pass", "pass")),
+                *(-each for each in arrived),
             ]
         )
-        return Phases((pre, attend, post), collectives, other, whole, -less)
+        return Phases((pre, attend, post), collectives, other, step, tuple(-each for each in less))
 
     def _route(self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases) -> Route:
         """Measure loads alone, and then beside the blocks."""
@@ -235,10 +247,10 @@ class Probe:
         (slowest,) = self._slowest([(at[-1] - at[0]) / (len(at) - 1)])
         rate = feeder.nbytes / slowest
         # Enough of them to outlast the passes, even where these take half as long again.
-        loads = min(math.ceil(1.5 * quiet.whole / slowest) + FED, MOST_LOADS)
+        loads = min(math.ceil(1.5 * PASSES * quiet.step / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
-        return route(rate, quiet, busy, PASSES * engine.blocks * self.branches)
+        return route(rate, quiet, busy, engine.blocks * self.branches)
 
     def _feed(self, feeder: Stream, loads: int) -> None:
         """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
@@ -253,23 +265,44 @@ class Probe:
                     feeder.before_block(self.name, block)
                     feeder.after_block(self.name, block)
 
-    def trial(self, settings: StreamSettings) -> float:
-        """Seconds of a step of an expert of a few blocks, with the share of residents kept."""
+    def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
+        """Let two settings take turns in the order A B B A, on an expert of a few blocks.
+
+        The share of residents is kept.
+
+        Returns
+        -------
+        For each of the two, seconds of a step in each of its turns. A turn is a step or, where
+        steps are short, as many as take about a second.
+        """
         small = min(TRIAL_BLOCKS, self.blocks)
-        engine = Stream(scaled(settings, self.blocks, small))
-        expert = self._attached(engine, small)
+        engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
+        experts = [self._attached(engine, small) for engine in engines]
+        turns: list[list[float]] = [[] for _ in engines]
+        steps = 1
+        for turn, i in enumerate((0, 1, 0, 1, 1, 0)):
+            warm = 1 + math.ceil(self._hot * BLOCKS / small) * (turn == 0)
+            seconds = self._turn(engines[i], experts[i], steps, warm)
+            if turn < len(engines):  # connects, and tells how many steps a turn takes
+                steps = max(steps, math.ceil(TURN_S / seconds))
+                continue
+            turns[i].append(seconds)
+        for engine in engines:
+            engine.detach()
+        return turns
+
+    def _turn(self, engine: Stream, expert: Expert, steps: int, warm: int) -> float:
+        """Seconds of a step, the median of some, after others that bring what they start from."""
         visits = -(-self.branches // engine.branches_per_visit)
-        before = 1 + math.ceil(self._hot * BLOCKS / small)
-        engine.begin([self.name] * visits * (before + TRIAL_STEPS))
-        for _ in range(before):
+        engine.begin([self.name] * visits * (warm + steps))
+        dist.barrier(self.group)
+        for _ in range(warm):
             self._step(engine, expert)
         clock = StepClock(self.device)
-        dist.barrier(self.group)
-        for _ in range(TRIAL_STEPS):
+        for _ in range(steps):
             with clock.step():
                 self._step(engine, expert)
         (slowest,) = self._slowest([statistics.median(clock.seconds())])
-        engine.detach()
         return slowest
 
 
@@ -281,12 +314,15 @@ def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
     rate
         Bytes a second of loads alone; in windows they are taken to be as fast.
     quiet, busy
-        The same passes without loads, and with loads in flight all the time.
+        The same steps without loads, and with loads in flight all the time.
     visits
-        Of a block by a branch, in all of these passes.
+        Of a block by a branch, in one of these steps. What arrives in collectives is what is left
+        of a step's bytes beside its windows: a small difference, of which the median step counts.
     """
     windows, collectives = visits * sum(busy.windows), visits * busy.collectives
-    beside = (busy.arrived - rate * windows) / collectives if collectives else rate
+    beside = rate
+    if collectives:
+        beside = (statistics.median(busy.arrived) - rate * windows) / collectives
     return Route(
         rate=rate,
         collective_rate=min(max(beside, 0.0), rate),
