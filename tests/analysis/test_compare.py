@@ -20,12 +20,15 @@ from wanreport.analysis.stats import (
     allowance,
     apart,
     median_interval,
-    steps_apart,
 )
 
 
 def of(step: float, mhz: float = 1600.0, off: float = 0.001) -> Run:
     return Run(Median(step, step * (1 - off), step * (1 + off), 6), mhz)
+
+
+def steps_apart(one: Run, two: Run, drift: float = 0.0) -> int:
+    return apart(one.step, two.step, allowance(one, two, drift=drift))
 
 
 # Medians ------------------------------------------------------------------------------------------

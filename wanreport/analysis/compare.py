@@ -120,26 +120,20 @@ def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
     if row["reference"] is None:
         return {}
     resident = runs[row["reference"]]
-    mine, theirs = as_run(row), as_run(resident)
-    share = allowance(mine, theirs, drift=row["drift"])
-    known = not math.isnan(mine.step.low + theirs.step.low)
+    gap = difference(row, resident, row["drift"])
     copying = row["h2d_step_bytes"] / (row["link_gb_s"] * 1e9)
-    limit = max(theirs.step.median, copying) if pd.notna(copying) else math.nan
-    known_bits = pd.notna(row["latents"]) and pd.notna(resident["latents"])
-    bits = bool(row["latents"] == resident["latents"]) if known_bits else None
-    if row["repeats"] is False:
-        bits = False
+    limit = max(resident["step_s"], copying) if pd.notna(copying) else math.nan
+    known = pd.notna(row["latents"]) and pd.notna(resident["latents"])
+    bits = bool(row["latents"] == resident["latents"]) if known else None
     return {
-        "resident_s": theirs.step.median,
-        "overhead": mine.step.median / theirs.step.median - 1,
-        "overhead_low": mine.step.low / theirs.step.high - 1,
-        "overhead_high": mine.step.high / theirs.step.low - 1,
-        "allowance": share,
-        "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
+        "resident_s": resident["step_s"],
+        "overhead": gap["difference"],
+        "overhead_low": gap["difference_low"], "overhead_high": gap["difference_high"],
+        "allowance": gap["allowance"], "claim": gap["claim"],
         "same_boards": bool(row["boards"]) and row["boards"] == resident["boards"],
         "bracketed": not math.isnan(row["drift"]),
-        "limit_s": limit, "over_limit": mine.step.median / limit,
-        "same_bits": bits,
+        "limit_s": limit, "over_limit": row["step_s"] / limit,
+        "same_bits": False if row["repeats"] is False else bits,
     }  # fmt: skip
 
 
@@ -149,19 +143,20 @@ def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
     `one` and `two` are rows of `runs`. ``step_difference_s`` is the difference in seconds, from
     ``low_s`` to ``high_s``.
     """
-    mine, theirs = as_run(one), as_run(two)
-    share = allowance(mine, theirs, drift=drift)
-    known = not math.isnan(mine.step.low + theirs.step.low)
+    mine, theirs, over = as_run(one).step, as_run(two).step, _ratio(one, two)
+    share = allowance(as_run(one), as_run(two), drift=drift)
     return {
-        "difference": mine.step.median / theirs.step.median - 1,
-        "difference_low": mine.step.low / theirs.step.high - 1,
-        "difference_high": mine.step.high / theirs.step.low - 1,
-        "step_difference_s": mine.step.median - theirs.step.median,
-        "low_s": mine.step.low - theirs.step.high,
-        "high_s": mine.step.high - theirs.step.low,
-        "allowance": share,
-        "claim": CLAIMS[apart(mine.step, theirs.step, share)] if known else "no interval",
-    }
+        "difference": over.median - 1,
+        "difference_low": over.low - 1, "difference_high": over.high - 1,
+        "step_difference_s": mine.median - theirs.median,
+        "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
+        "allowance": share, "claim": _claim(mine, theirs, share),
+    }  # fmt: skip
+
+
+def _claim(one: Median, two: Median, share: float) -> str:
+    known = not math.isnan(one.low + two.low)
+    return CLAIMS[apart(one, two, share)] if known else "no interval"
 
 
 def pair_drift(one: Row, two: Row) -> float:
@@ -181,19 +176,17 @@ def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any
     ``difference_low`` and ``difference_high``, ``allowance``, and ``claim`` for the first gap:
     "slower" where it is the wider one.
     """
-    wide, narrow = _gap(*many), _gap(*few)
+    wide, narrow = _ratio(*many), _ratio(*few)
     share = sum(allowance(as_run(one), as_run(two), either_way=True) for one, two in (many, few))
-    known = not math.isnan(wide.low + narrow.low)
     return {
         "gap": wide.median - 1, "gap_before": narrow.median - 1,
         "difference": wide.median - narrow.median,
         "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
-        "allowance": share,
-        "claim": CLAIMS[apart(wide, narrow, share)] if known else "no interval",
+        "allowance": share, "claim": _claim(wide, narrow, share),
     }  # fmt: skip
 
 
-def _gap(one: Row, two: Row) -> Median:
+def _ratio(one: Row, two: Row) -> Median:
     """The ratio of two medians, with what both intervals leave open."""
     mine, theirs = as_run(one).step, as_run(two).step
     return Median(mine.median / theirs.median, mine.low / theirs.high, mine.high / theirs.low,

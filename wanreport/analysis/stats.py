@@ -90,8 +90,3 @@ def allowance(one: Run, two: Run, *, drift: float = 0.0, either_way: bool = Fals
     clocks = two.sm_mhz / one.sm_mhz
     longer = one.step.median >= two.step.median
     return least + max(0.0, clocks - 1 if longer else 1 / clocks - 1)
-
-
-def steps_apart(one: Run, two: Run, *, drift: float = 0.0) -> int:
-    """Compare two runs' steady steps as :func:`apart` does, beyond their :func:`allowance`."""
-    return apart(one.step, two.step, allowance(one, two, drift=drift))
