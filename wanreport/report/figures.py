@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.overlap import crossings
 from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, WIDTH, colour, theme
+from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
@@ -93,13 +94,13 @@ def _bars(axes: Axes, seen: pd.DataFrame, told: pd.DataFrame, order: list[str]) 
         y, ends = order.index(row.engine), [100 * row.overhead_low, 100 * row.overhead_high]
         axes.plot(ends, [y, y], color=INK, linewidth=1.8, solid_capstyle="butt")
         sure = "" if row.claim in ("slower", "faster") else f", {row.claim}"
-        _beside(axes, np.nanmax([*ends, 100 * row.overhead, 0]), y, signed(row.overhead) + sure)
+        _beside(axes, np.nanmax([*ends, 100 * row.overhead, 0]), y, ratio(row.overhead) + sure)
     for row in told.itertuples():
         y, alone, share = order.index(row.engine), row.engine not in set(seen.engine), row.overhead
         axes.barh(y, 100 * share, 0.6 if alone else 0.86, facecolor="none", linestyle=DASHES,
                   edgecolor=colour(row.engine), linewidth=1.5)  # fmt: skip
         if alone:
-            _beside(axes, max(100 * share, 0), y, f"not measured, predicted {signed(share)}")
+            _beside(axes, max(100 * share, 0), y, f"not measured, predicted {ratio(share)}")
     if order == [""]:
         _beside(axes, 0, 0, "not measured")
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -176,9 +177,9 @@ def scaling(df: pd.DataFrame) -> Figure:
         above = -math.inf
         for row in ends[ends.gpus == df.gpus.max()].itertuples():
             above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
-            _beside(axes, row.gpus, above, f"{row.name} {signed(row.overhead)}", 8)
+            _beside(axes, row.gpus, above, f"{row.name} {ratio(row.overhead)}", 8)
         for row in ends[ends.gpus < df.gpus.max()].itertuples():
-            text = f"{row.name} {signed(row.overhead)}"
+            text = f"{row.name} {ratio(row.overhead)}"
             axes.annotate(text, (row.gpus, row.percent), xytext=(0, -8), ha="center", va="top",
                           textcoords="offset points")  # fmt: skip
     axes.set_xlabel("GPUs; hollow: predicted")
@@ -369,12 +370,6 @@ def _switch(axes: Axes, df: pd.DataFrame) -> None:
         for text, away, side in sides:
             axes.annotate(text, (at, 1), xytext=(away, -2), textcoords="offset points", ha=side,
                           va="top", xycoords=("data", "axes fraction"))  # fmt: skip
-
-
-def signed(share: float) -> str:
-    """Write a share as signed per cent: "+6.5 %", with a minus that is one."""
-    text = f"{100 * share:+.1f} %"
-    return "0.0 %" if text[1:] == "0.0 %" else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _figure(

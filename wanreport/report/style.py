@@ -1,7 +1,7 @@
-"""Looks that mean the same everywhere: a colour, a marker and a hatch for each engine, one theme.
+"""Looks that mean the same everywhere: a colour and a marker for each engine, one theme.
 
 The colours keep a contrast of 3:1 on white and on near-black, and stay apart for colour-blind
-readers, but they are never the only cue: a label, a marker or a hatch says the same. Text needs
+readers, but they are never the only cue: a label or a marker says the same. Text needs
 more contrast than a colour can have on both grounds, so it is always drawn in :data:`INK`.
 """
 
@@ -30,9 +30,6 @@ ENGINES = {
 
 MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v",
            "sglang": "X", "diffusers": "P"}  # fmt: skip
-
-HATCHES = {"resident": "", "swap": "..", "fsdp": "xx", "layerwise": "//", "stream": "\\\\",
-           "sglang": "++", "diffusers": "oo"}  # fmt: skip
 
 WIDTH = 7.6
 """Width of a figure in inches: on a page its text then has the size it was given here."""
