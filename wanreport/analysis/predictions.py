@@ -19,13 +19,8 @@ import pandas as pd
 from wanreport.analysis import compare
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import (
-    INTERCONNECTS,
-    PredictionError,
-    gather,
-    predict_job,
-    runs_on,
-)
+from wanreport.analysis.scaling import predict_job
+from wanreport.analysis.sources import INTERCONNECTS, PredictionError, gather, runs_on
 from wanreport.jobs.job import Job, resolve_job
 from wanreport.records.project import git_state, write_atomically
 from wanreport.words import counted, gigabytes, ratio, seconds

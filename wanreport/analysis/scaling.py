@@ -19,88 +19,27 @@ The engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from wanreport.analysis.frames import Frames
+from wanreport.analysis.sources import DTYPE, INTERCONNECTS, Known, PredictionError
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
-from wanreport.records.files import FileError
-from wanreport.records.record import EARLIER, RESULTS_DIRS
 from wanreport.words import counted
-
-INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
-"""Of a record's machine (`measure.machine`), by the name that a prediction has for it."""
 
 DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.35e12)}
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
 
-DTYPE, ELEMENT = "bfloat16", 2
-"""What all jobs to predict compute in, and its bytes."""
+ELEMENT = 2  # bytes of what all jobs to predict compute in
 
 COPIES = 11
 """Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls:
 q, k and v by stack, reshape and cat (`ulysses.to_heads`); reshape and cat (`to_tokens`)."""
-
-STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
-
-
-class PredictionError(FileError):
-    """What is missing for a prediction, or wrong with one; the message names the fix."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One measured value and the file that it is from.
-
-    ``value`` is by ``kind``
-
-    windows
-        :class:`wanreport.planner.cost.Inputs` of a plan
-    resident
-        seconds of a steady step, its blocks, its branches
-    pageable
-        bytes a second to the device and back, pageable memory, all ranks copying
-    swap
-        seconds that `swap`'s first step and its switch take beyond a steady one
-    """
-
-    kind: str
-    value: Any
-    tokens: int
-    ranks: int
-    at: str
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Known:
-    """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last."""
-
-    gpu: str
-    model: Mapping[str, Any]
-    sources: list[Source]
-
-    def of(self, kind: str) -> list[Source]:
-        """What was measured of a kind."""
-        return [source for source in self.sources if source.kind == kind]
-
-    @property
-    def alone(self) -> dict[int, Inputs]:
-        """Windows that one GPU was measured at, by tokens, the shortest first."""
-        found = {s.tokens: s.value for s in self.of("windows") if s.ranks == 1}
-        return dict(sorted(found.items()))
 
 
 def tokens_of(job: Job) -> int:
@@ -120,61 +59,8 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     return 4 * row * most
 
 
-def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
-    """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
-
-    Rehearsals tell nothing, nor do compiled jobs or earlier runs; several GPUs only on the
-    ``interconnect``.
-
-    Raises
-    ------
-    PredictionError
-        Naming what is missing.
-    """
-    sources: list[Source] = []
-    model: Mapping[str, Any] = {}
-    aside = (f"{RESULTS_DIRS[1]}/", f"/{EARLIER}/")
-    here = runs_on(frames.full_scale(), gpu, interconnect)
-    for row in sorted(here, key=lambda row: (row.source, row.file)):
-        if row.gpus >= below or row.compiled or any(each in row.file for each in aside):
-            continue
-        data = (root / row.file).read_bytes()
-        note = partial(
-            Source, tokens=int(row.tokens), ranks=int(row.gpus), at=row.started, path=row.file,
-            sha256=hashlib.sha256(data).hexdigest(),
-        )  # fmt: skip
-        if row.source == "job":
-            record = json.loads(data)
-            if record["job"]["dtype"] != DTYPE:
-                continue
-            model = record["model"]
-        if row.plan_inputs:
-            sources.append(note("windows", Inputs.of(row.plan_inputs)))
-        if row.pageable_rates:
-            sources.append(note("pageable", [rate * 1e9 for rate in row.pageable_rates]))
-        if row.engine == "resident" and row.gpus == 1 and not row.again and row.step_s > 0:
-            sources.append(note("resident", (row.step_s, int(row.blocks), int(row.branches))))
-        if row.engine == "swap" and row.source == "job" and row.switch_s > 0:
-            spikes = [max(s - row.step_s, 0.0) for s in (row.first_s, row.switch_s)]
-            sources.append(note("swap", spikes))
-    known = Known(gpu, model, sorted(sources, key=lambda source: source.at))
-    if not model or not known.alone:
-        raise PredictionError(
-            f"{gpu}: no committed record of stream on one GPU says how long windows take;"
-            f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
-        )
-    return known
-
-
-def runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> list[Any]:
-    """Pick the rows of `runs` that are of a GPU model, on one GPU or over the interconnect.
-
-    PCIe between GPUs is another interconnect than host memory.
-    """
-    wire = INTERCONNECTS[interconnect]
-    here = [row for row in runs.itertuples() if row.gpu_model == gpu]
-    return [row for row in here if row.gpus == 1 or wire in row.machine_class]
-
+Windows = Callable[[int, int], tuple[float, float, float]]
+"""Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
 
 # From fewer GPUs to more -------------------------------------------------------------------------
 
@@ -197,13 +83,56 @@ def inputs_for(known: Known, job: Job, interconnect: str) -> tuple[Inputs, list[
     PredictionError
         If nothing tells the interconnect's speed, or measured steps contradict measured windows.
     """
-    tokens, number, model, alone = tokens_of(job), job.num_gpus, known.model, known.alone
+    tokens, number, model = tokens_of(job), job.num_gpus, known.model
     heads, row = model["num_heads"], model["head_dim"] * ELEMENT
+    windows, rest, words = _alone(known, tokens, number)
+    waiting, said = _waiting(known, windows, rest) if number > 1 else (1.0, [])
+    words += said
+    base = max(known.of("windows"), key=lambda source: (source.ranks, source.at))
+    local, branches = base.value.local, 1 + job.cfg
+    at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
+    at_once += f", assumed for {number} at once" if number > base.ranks else ""
+    words.append(f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}")
+    collectives, sharded = 0.0, None
+    if number > 1:
+        wire = _wire(known, interconnect, local.rate)
+        moved = all_to_all_bytes(tokens, heads, row, number)
+        collectives = moved / wire.rate + wire.copied * -(-tokens // number) * heads * row
+        local = replace(local, collective_rate=local.rate * wire.left,
+                        collective_factor=wire.factor)  # fmt: skip
+        part, gathered = 1 / number / local.rate, (number - 1) / number / wire.rate
+        # On one link a part's copy and the gather of another take turns; on two they overlap.
+        rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
+        sharded = replace(local, rate=rate, collective_rate=rate * wire.left)
+        words += wire.words
+    pre, attend, post = windows(tokens, number)
+    return Inputs(
+        blocks=model["num_layers"],
+        block_bytes=model["block_bytes"],
+        outer_bytes=model["outer_bytes"],
+        ranks=number,
+        branches=branches,
+        steps=job.num_inference_steps,
+        windows_s=(waiting * pre, waiting * attend, waiting * post),
+        collectives_s=collectives,
+        other_s=branches * rest(tokens) * tokens,
+        link=base.value.link,
+        local=local,
+        sharded=sharded,
+    ), words
+
+
+def _alone(
+    known: Known, tokens: int, number: int
+) -> tuple[Windows, Callable[[int], float], list[str]]:
+    """What one GPU tells: the length of windows, the rest's seconds a token, and in words how."""
+    alone, heads = known.alone, known.model["num_heads"]
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
     visits = {}  # seconds of one branch in one block
     for source in known.of("resident"):
         (step, blocks, branches), n = source.value, source.tokens
-        visits[n] = (step / branches - rest(n) * n) / blocks
+        if source.ranks == 1:
+            visits[n] = (step / branches - rest(n) * n) / blocks
     pre, attend, post, factors = {}, {}, {}, {}
     for n, w in alone.items():
         factor = visits[n] / sum(w.windows_s) if n in visits else 1.0
@@ -220,44 +149,37 @@ def inputs_for(known: Known, job: Job, interconnect: str) -> tuple[Inputs, list[
             f"{known.gpu}: a step of resident at {wrong[0]:,} tokens ({files}) is too short beside"
             " what stream measured; measure one of them again"
         )
-    t, h = -(-tokens // number), -(-heads // number)
-    attended = _curve(attend)(tokens) * tokens**2 * h / heads
+
+    def windows(tokens: int, ranks: int) -> tuple[float, float, float]:
+        t, h = -(-tokens // ranks), -(-heads // ranks)
+        attended = _curve(attend)(tokens) * tokens**2 * h / heads
+        return _curve(pre)(t) * t, attended, _curve(post)(t) * t
+
+    t = -(-tokens // number)
     words = [_from("pre and post", list(pre), t), _from("attention", list(attend), tokens)]
     if factors:
         times = " to ".join(dict.fromkeys(f"{f(factors.values()):.3f}" for f in (min, max)))
         at = _ends(factors, " to ")
         words.append(f"windows at {at} tokens: times {times}, as resident's steps")
-    base = max(known.of("windows"), key=lambda source: (source.ranks, source.at))
-    local, branches = base.value.local, 1 + job.cfg
-    at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
-    at_once += f", assumed for {number} at once" if number > base.ranks else ""
-    words.append(f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}")
-    collectives, sharded = 0.0, None
-    if number > 1:
-        wire = _wire(known, interconnect, local.rate)
-        moved = all_to_all_bytes(tokens, heads, row, number)
-        collectives = moved / wire.rate + wire.copied * t * heads * row
-        local = replace(local, collective_rate=local.rate * wire.left,
-                        collective_factor=wire.factor)  # fmt: skip
-        part, gathered = 1 / number / local.rate, (number - 1) / number / wire.rate
-        # On one link a part's copy and the gather of another take turns; on two they overlap.
-        rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
-        sharded = replace(local, rate=rate, collective_rate=rate * wire.left)
-        words += wire.words
-    return Inputs(
-        blocks=model["num_layers"],
-        block_bytes=model["block_bytes"],
-        outer_bytes=model["outer_bytes"],
-        ranks=number,
-        branches=branches,
-        steps=job.num_inference_steps,
-        windows_s=(_curve(pre)(t) * t, attended, _curve(post)(t) * t),
-        collectives_s=collectives,
-        other_s=branches * rest(tokens) * tokens,
-        link=base.value.link,
-        local=local,
-        sharded=sharded,
-    ), words
+    return windows, rest, words
+
+
+def _waiting(
+    known: Known, windows: Windows, rest: Callable[[int], float]
+) -> tuple[float, list[str]]:
+    """How many times as long windows take with several GPUs: waiting ones clock up.
+
+    It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
+    whose all-to-alls are known; 1 without one.
+    """
+    exchanges = {(s.tokens, s.ranks): s.value.collectives_s for s in known.of("windows")}
+    found = [s for s in known.of("resident") if s.ranks > 1 and (s.tokens, s.ranks) in exchanges]
+    if not found:
+        return 1.0, []
+    (step, blocks, branches), at = found[-1].value, (found[-1].tokens, found[-1].ranks)
+    visit = (step / branches - rest(at[0]) * at[0]) / blocks - exchanges[at]
+    factor = visit / sum(windows(*at))
+    return factor, [f"windows beside all-to-alls: times {factor:.3f}, as with {at[1]} GPUs"]
 
 
 def _ends(numbers: Iterable[int], word: str) -> str:
