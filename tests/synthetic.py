@@ -13,11 +13,10 @@ from typing import Any
 
 from wanreport.analysis import frames
 from wanreport.analysis.frames import Frames
-from wanreport.jobs.flags import ENGINE_FLAGS, prefetch_layers
 from wanreport.jobs.job import job_from_mapping, resolve_job
-from wanreport.jobs.registry import resolve_model
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
 from wanreport.jobs.settings import layerwise_held
+from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record

@@ -13,7 +13,6 @@ import hashlib
 import json
 import keyword
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from wanreport.jobs import flags
+from wanreport.jobs import sglang
 from wanreport.jobs.schedule import MIN_SAMPLE
 
 BENCHMARK_VERSION = 1
@@ -34,17 +33,8 @@ NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 HASHED_IF_GIVEN = ("vram_budget_gb",)
 """Fields younger than the first records, whose None means what a job without them meant."""
 
-_SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
-_SGLANG = (*_SWITCHES, "dit_offload_prefetch_size", "cache_dit")  # in the order of flags.resolve
-_TYPES = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
-_LIMITS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
-_HINTS: dict[type, str] = {
-    bool: " (YAML 1.1 reads yes, no, on and off as true or false)",
-    str: " (YAML 1.1 reads 1e-3, and what is in quotes, as text)",
-}
-
-_REPR = reprlib.Repr()  # escapes control characters and bounds the length
-_REPR.maxstring = _REPR.maxother = 80
+SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
+FLAGS = (*SWITCHES, "dit_offload_prefetch_size")  # in the order of `sglang.resolve`
 
 Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
 
@@ -100,7 +90,7 @@ class Job(BaseModel):
     dit_cpu_offload: bool | None = None
     use_fsdp_inference: bool = False
     dit_offload_prefetch_size: float = Field(default=0.0, ge=0)
-    cache_dit: bool = False
+    cache_dit: Literal[False] = False  # it would change what is computed
 
     @model_validator(mode="wrap")
     @classmethod
@@ -121,13 +111,13 @@ class Job(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return job
 
-    def sglang(self) -> flags.SglangResolution:
+    def sglang(self) -> sglang.SglangResolution:
         """What SGLang 0.5.9 makes of this job's flags."""
-        return flags.resolve(*(getattr(self, key) for key in _SGLANG))
+        return sglang.resolve(*(getattr(self, key) for key in FLAGS))
 
     def prefetch(self, num_layers: int) -> int:
         """Layers held ahead by the layerwise engine for an expert of `num_layers`."""
-        return flags.prefetch_layers(self.sglang().prefetch_size, num_layers)
+        return sglang.prefetch_layers(self.sglang().prefetch_size, num_layers)
 
     def hashes(self) -> tuple[str, ...]:
         """The identities of this job's records: one, or one for each scale if still auto."""
@@ -142,14 +132,9 @@ def field_defaults() -> dict[str, Any]:
 
 
 def resolve_job(job: Job, *, gpus: int) -> Job:
-    """`job` with its scale decided for a machine with `gpus` GPUs.
-
-    An explicit scale stays, even where the GPUs do not suffice for it: that such a job is
-    unsupported is a result for measuring to record.
-    """
-    if job.scale != "auto":
-        return job
-    return job.model_copy(update={"scale": "a14b" if gpus >= job.num_gpus else "tiny"})
+    """`job` with its scale decided for a machine with so many GPUs; an explicit scale stays."""
+    scale = "a14b" if gpus >= job.num_gpus else "tiny"
+    return job.model_copy(update={"scale": scale}) if job.scale == "auto" else job
 
 
 def job_hash(job: Job) -> str:
@@ -168,18 +153,12 @@ def load_job(path: str | Path) -> Job:
     try:
         entries = _read(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-    except UnicodeDecodeError:
-        problem = "is not UTF-8 text; save it as UTF-8"
+        raise JobError([f"{path}: cannot be read ({error.strerror or error})"]) from None
     # A value that does not suit its tag, as in `!!int x`, raises what PyYAML stumbles over.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        what = getattr(error, "problem", None) or " ".join(str(error).split())
-        mark = getattr(error, "problem_mark", None)
-        where = f" on line {mark.line + 1}" if mark else ""
-        problem = f"cannot be read as YAML{where}: {what}; write one `key: value` on each line"
-    else:
-        return _check(entries, str(path), stem=Path(path).stem)
-    raise JobError([f"{path}: {problem}"])
+        what, fix = " ".join(str(error).split()), "write `key: value` on each line, in UTF-8"
+        raise JobError([f"{path}: cannot be read as YAML: {what}; {fix}"]) from None
+    return _check(entries, str(path), stem=Path(path).stem)
 
 
 def job_from_mapping(mapping: Mapping[str, Any], source: str = "injected parameters") -> Job:
@@ -212,8 +191,8 @@ def _check(entries: Iterable[tuple[Any, Any]], source: str, stem: str | None = N
     for key, value in entries:
         # papermill writes `KEY = value` into a notebook, so any other key would be run as code
         if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
-            hint = _HINTS[bool] if isinstance(key, bool) else ""
-            problems.append(f"{_REPR.repr(key)}: is not an identifier{hint}; {_other_key(key)}")
+            meant = _meant(key, Job.model_fields) or "remove it"
+            problems.append(f"{key!r:.80}: is not an identifier; {meant}")
         elif key in values:
             problems.append(f"{key}: is given twice; keep one of the two")
         else:
@@ -244,67 +223,54 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
             if given.get(key) not in (None, ""):
                 yield key, "has no effect without guidance", "remove it, or write `cfg: true`"
-    if given.get("cache_dit"):
-        yield "cache_dit", "changes what is computed, so it is not measured", "remove it"
-    given = {**given, "cache_dit": False}  # what SGLang makes of the other flags
     takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
-    for key, engines in {**takers, **dict.fromkeys(_SWITCHES, list(flags.ENGINE_FLAGS))}.items():
+    for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
         unset = given.get(key) in (None, Job.model_fields[key].default)
         if engine and engine not in engines and not unset:
             yield key, f"is for {', '.join(engines)}; this job's engine is {engine}", "remove it"
-    if engine in flags.ENGINE_FLAGS and given.keys() >= {*_SGLANG}:
-        found = flags.resolve(*(given[key] for key in _SGLANG))
+    if engine in sglang.ENGINE_FLAGS and given.keys() >= {*FLAGS}:
+        found = sglang.resolve(*(given[key] for key in FLAGS))
         if found.engine != engine:
-            other = found.engine or "FSDP without CPU offload, which is not an engine here"
-            wanted = {"use_fsdp_inference": False, **flags.ENGINE_FLAGS[engine]}
+            wanted = {"use_fsdp_inference": False, **sglang.ENGINE_FLAGS[engine]}
             lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
-            what = f"is {engine}, but SGLang 0.5.9 resolves this job's flags to {other}"
-            yield "engine", what, f"for this engine write {', '.join(lines)}"
+            what = f"is {engine}, and SGLang 0.5.9 makes {found.engine} of this job's flags"
+            yield "engine", what, f"write {', '.join(lines)}"
 
 
 def _problem(error: ErrorDetails) -> str:
-    """The line for one of pydantic's errors: its own words, and a fix that suits the field."""
-    key, kind, what, value = str(error["loc"][0]), error["type"], error["msg"], error["input"]
+    """The line for one of pydantic's errors, which says what a field should be, and a fix."""
+    key, kind, value = str(error["loc"][0]), error["type"], error["input"]
     if kind == "contradiction":
-        return f"{key}: {what}"
+        return f"{key}: {error['msg']}"
     if kind == "missing" or (value is None and field_defaults().get(key, "") is None):
         return f"{key}: is missing; add a line `{key}: ...`"
     if kind == "extra_forbidden":
-        return f"{key}: is not a field of a job; {_other_key(key)}"
-    shown = "empty" if isinstance(value, str | None) and not value else _REPR.repr(value)
-    return f"{key}: is {shown}: {what[0].lower()}{what[1:]}; {_fix(key, value)}"
+        known = ", ".join(Job.model_fields)
+        meant = _meant(key, Job.model_fields) or f"remove it (a job has {known})"
+        return f"{key}: is not a field of a job; {meant}"
+    shown = "empty" if value in (None, "") else f"{value!r:.80}"
+    should, hint = re.sub("^.*?(?=should)", "", error["msg"]), _hint(error)
+    return f"{key}: is {shown}; it {should}" + f" ({hint})" * bool(hint)
 
 
-def _other_key(key: object) -> str:
-    fields = list(Job.model_fields)
-    close = difflib.get_close_matches(str(key).strip("-").replace("-", "_").lower(), fields, n=1)
-    return f"did you mean {close[0]}?" if close else f"remove it (a job has {', '.join(fields)})"
+def _meant(word: object, known: Iterable[str]) -> str:
+    """What somebody who wrote `word` may have meant; empty if nothing known is close."""
+    word = str(word).strip("-").replace("-", "_").lower()
+    return "".join(f"did you mean {k}?" for k in difflib.get_close_matches(word, [*known], n=1))
 
 
-def _fix(name: str, value: Any) -> str:
-    """What to write for a field instead of `value`: something near it, or what the field takes."""
-    schema = Job.model_json_schema()["properties"][name]
-    schema |= schema.get("anyOf", [{}])[0]  # of an optional field, whose other type is null
-    kind, choices, step = schema["type"], schema.get("enum"), schema.get("multipleOf")
-    limits = [f"{word} {schema[limit]}" for limit, word in _LIMITS.items() if limit in schema]
-    wanted = f"one of {', '.join(choices)}" if choices else _TYPES.get(kind, "text")
-    wanted = ", ".join([f"write {wanted}", *limits])
-    if isinstance(value, str | None) and not value and "default" in schema:
-        return f"{wanted}, or remove it for the default ({json.dumps(schema['default'])})"
-    if choices:
-        close = difflib.get_close_matches(str(value).lower(), choices, n=1)
-        return f"did you mean {close[0]}?" if close else wanted
-    if isinstance(value, str) and "pattern" in schema:
-        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[: schema["maxLength"]]
-        return f"write lower-case letters, digits and hyphens: {slug or 'my-job'}"
-    if step and type(value) is int:
-        below = max(value // step * step, schema["minimum"])
-        return f"write {below} or {below + step}"
-    if kind == "string":
-        wanted = "put it in quotes"
-    elif (kind, type(value)) in (("integer", str), ("integer", float), ("number", str)):
-        with contextlib.suppress(ValueError):  # YAML 1.1 wants a point, and a signed exponent
+def _hint(error: ErrorDetails) -> str:
+    """What to write instead of a value, where more than pydantic's words can be said."""
+    kind, value = error["type"], error["input"]
+    if value in (None, ""):
+        return f"write it, or remove the line for {field_defaults()[str(error['loc'][0])]!r}"
+    if kind == "literal_error":
+        return _meant(value, re.findall(r"'(\w+)'", error["msg"]))
+    if isinstance(value, bool):
+        return "YAML 1.1 reads yes, no, on and off as true or false, unless in quotes"
+    if kind in ("int_type", "float_type") and isinstance(value, str | float):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 and what is in quotes as text
             number = yaml.safe_dump(float(value)).split()[0].removesuffix(".0")
-            if number.isdigit() or (kind == "number" and number[-1].isdigit()):
-                wanted = f"write {number}"
-    return wanted + _HINTS.get(type(value), "")
+            if number.isdigit() or (kind == "float_type" and number[-1].isdigit()):
+                return f"write {number}"
+    return "put it in quotes" if kind == "string_type" else ""

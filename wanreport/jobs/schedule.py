@@ -17,72 +17,51 @@ MIN_SAMPLE = 5
 """The least sample of a schedule: the first two steps, the switch and its neighbours."""
 
 
+TRAIN_TIMESTEPS = 1000
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """Timesteps and noise levels of one run.
-
-    Attributes
-    ----------
-    timesteps : list of int
-        One a step, falling.
-    sigmas : list of float
-        Noise levels in [0, 1], exact float32 values: one a step, and the final 0.
-    """
+    """Timesteps, one a step, falling; noise levels, exact float32 values, and their final 0."""
 
     timesteps: list[int]
     sigmas: list[float]
 
 
-def flow_schedule(steps: int, shift: float, num_train_timesteps: int = 1000) -> Schedule:
-    """The schedule of `steps` denoising steps at flow shift `shift`.
-
-    Raises
-    ------
-    ValueError
-        If there is no step, or the shift is not positive.
-    """
+def flow_schedule(steps: int, shift: float) -> Schedule:
+    """The schedule of `steps` denoising steps at flow shift `shift`; ValueError if it has none."""
     if steps < 1 or not shift > 0:
         raise ValueError(f"no schedule has {steps} steps and shift {shift}")
-    sigmas = np.linspace(1, 1 / num_train_timesteps, steps + 1)[:-1]
+    sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     # the solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
     # first timestep is 999 for this reason
     eps = 1e-6
     if abs(sigmas[0] - 1) < eps:
         sigmas[0] -= eps
-    timesteps = (sigmas * num_train_timesteps).astype(np.int64)
-    return Schedule(
-        timesteps=timesteps.tolist(),
-        sigmas=np.append(sigmas, 0).astype(np.float32).tolist(),
-    )
+    timesteps = (sigmas * TRAIN_TIMESTEPS).astype(np.int64)
+    return Schedule(timesteps.tolist(), np.append(sigmas, 0).astype(np.float32).tolist())
 
 
 def switch_step(
-    timesteps: Sequence[float], boundary_ratio: float | None, num_train_timesteps: int = 1000
+    timesteps: Sequence[float], boundary_ratio: float | None, train_timesteps: int = TRAIN_TIMESTEPS
 ) -> int | None:
     """Index of the first step of the low-noise expert; None if every step is high-noise.
 
-    A step is low-noise if its timestep lies below ``boundary_ratio * num_train_timesteps``;
-    without a boundary ratio there is only one expert.
+    A step is low-noise if its timestep lies below ``boundary_ratio * train_timesteps``; without a
+    boundary ratio there is only one expert.
     """
     if boundary_ratio is None:
         return None
-    boundary = boundary_ratio * num_train_timesteps
+    boundary = boundary_ratio * train_timesteps
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
 
 
 def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int]:
-    """Indices of the steps that a job runs of a schedule, rising.
+    """Indices of the `count` steps (None: all) that a job runs of a schedule, rising.
 
     The first two, the switch and its neighbours, then in turn the next ones after the switch and
     after the first, so that steady steps of both experts follow one another as in a whole run.
-
-    Parameters
-    ----------
-    steps, switch
-        Length of the schedule and index of its switch, if it has one.
-    count
-        How many steps to run; None for all of them.
     """
     if count is None or count >= steps:
         return list(range(steps))
@@ -91,9 +70,8 @@ def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int
     if switch is not None and switch > 0:
         chosen += [switch, switch - 1, switch + 1]
         late = iter(range(switch + 2, steps))
-    early = iter(range(2, steps))
-    for pair in zip_longest(late, early):
+    for pair in zip_longest(late, range(2, steps)):
         chosen += [index for index in pair if index is not None]
-    rest = range(steps)  # a switch near an end leaves some unnamed
-    unique = dict.fromkeys(index for index in [*chosen, *rest] if 0 <= index < steps)
+    chosen += range(steps)  # a switch near an end leaves some unnamed
+    unique = dict.fromkeys(index for index in chosen if 0 <= index < steps)
     return sorted(list(unique)[:count])

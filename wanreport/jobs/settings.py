@@ -10,42 +10,29 @@ SEGMENTS = ("pre", "attend", "post")
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How the `stream` engine moves weights.
-
-    Attributes
-    ----------
-    slots
-        Device buffers that the streamed blocks take in turn. A block's buffer is always the same;
-        with a multiple of ``slots`` streamed blocks the last ones of a pass never wait for one
-        another's.
-    residents
-        Blocks of the active expert that have a device buffer of their own.
-    spread
-        Residents lie evenly over the stack; False: they are its first blocks.
-    both
-        Each expert has all its blocks on the device, in buffers of its own: nothing streams.
-    shard
-        Each rank copies its part of a block from the host, and the ranks gather it.
-    windows
-        Bytes that may be copied in each of a branch's windows, (pre, attend, post); what does not
-        fit goes when a block needs it. None: a copy starts as soon as its buffer is free.
-    branches_per_visit
-        2: both branches of classifier-free guidance run while a block is there; 1: one pass each.
-    copy_streams
-        Device streams that loads take in turn.
-    priority
-        Of these streams; lower goes first.
-    """
+    """How the `stream` engine moves weights."""
 
     slots: int = 2
+    """Device buffers that the streamed blocks take in turn; a block's buffer is always the same.
+    With a multiple of ``slots`` streamed blocks the last ones of a pass never wait for the first.
+    """
     residents: int = 0
+    """Blocks of the active expert that have a device buffer of their own, …"""
     spread: bool = True
+    """… evenly over the stack; False: they are its first blocks."""
     both: bool = False
+    """Each expert has all its blocks on the device, in buffers of its own: nothing streams."""
     shard: bool = False
+    """Each rank copies its part of a block from the host, and the ranks gather it."""
     windows: tuple[int, int, int] | None = None
+    """Bytes that may be copied in each of a branch's windows, (pre, attend, post); what does not
+    fit goes when a block needs it. None: a copy starts as soon as its buffer is free."""
     branches_per_visit: int = 2
+    """2: both branches of classifier-free guidance run while a block is there; 1: a pass each."""
     copy_streams: int = 1
+    """Device streams that loads take in turn, …"""
     priority: int = 0
+    """… and their priority; lower goes first."""
 
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
@@ -56,13 +43,7 @@ class StreamSettings:
             raise ValueError(f"windows are three numbers of bytes, not {self.windows}")
 
     def places(self, blocks: int) -> list[int]:
-        """The device buffer of each block of an expert: slots come first, then residents' own.
-
-        Raises
-        ------
-        ValueError
-            If some blocks have neither a buffer of their own nor a slot.
-        """
+        """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed, slots = self._streamed(blocks)
         places, position = [], 0
         for block in range(blocks):
@@ -78,7 +59,7 @@ class StreamSettings:
         return places
 
     def _streamed(self, blocks: int) -> tuple[int, int]:
-        """Number of blocks without a buffer of their own, and of slots that they need."""
+        """Blocks without a buffer of their own, and the slots they need; ValueError if none."""
         streamed = 0 if self.both else max(blocks - self.residents, 0)
         if streamed and not self.slots:
             raise ValueError(f"{streamed} of {blocks} blocks have no buffer: give slots")

@@ -1,0 +1,170 @@
+"""SGLang 0.5.9's flags and model paths come out as its own code brings them out."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wanreport.jobs.sglang import (
+    ENGINE_FLAGS,
+    ModelPathError,
+    prefetch_layers,
+    resolve,
+    resolve_model,
+    resolve_text,
+)
+
+BOOLS = (None, False, True)
+A14B = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+WAN = {"_class_name": "WanPipeline"}
+
+
+@pytest.mark.parametrize(
+    ("layerwise", "cpu_offload", "fsdp", "engine", "rules"),
+    [
+        (None, None, False, "layerwise", [440, 555, 1101]),  # no flags at all
+        (True, None, True, "layerwise", [440, 1099, 1101]),
+        (True, False, True, "layerwise", [1099]),
+        (False, None, False, "swap", [440]),  # the baseline's "old": not FSDP
+        (False, True, False, "swap", []),
+        (False, None, True, "fsdp", [440]),
+        (False, False, True, None, []),
+        (False, False, False, "resident", []),
+        (None, False, False, "layerwise", [555]),  # --dit-cpu-offload false alone changes nothing
+    ],
+)
+def test_flags_amount_to_an_engine_by_rules(layerwise, cpu_offload, fsdp, engine, rules):
+    found = resolve(layerwise, cpu_offload, fsdp, 0.0)
+    assert found.engine == engine
+    assert [int(step.rpartition(":")[2].rstrip(")")) for step in found.steps] == rules
+
+
+@pytest.mark.parametrize(("size", "kept"), [(2.7, 2.0), (3, 3.0), (1.0, 1.0), (0.5, 0.5)])
+def test_a_count_of_layers_is_cut_to_a_whole_one(size, kept):
+    found = resolve(True, False, False, size)
+    assert found.prefetch_size == kept and bool(found.steps) is (size != kept)
+
+
+@pytest.mark.parametrize("flags", list(itertools.product(BOOLS, BOOLS, (False, True))))
+def test_resolving_again_changes_nothing(flags):
+    once = resolve(*flags, 2.5)
+    twice = resolve(once.layerwise, once.cpu_offload, once.fsdp, once.prefetch_size)
+    assert vars(twice) | {"steps": 0} == vars(once) | {"steps": 0}
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINE_FLAGS))
+def test_the_flags_listed_for_an_engine_lead_to_it(engine):
+    given = {"dit_layerwise_offload": None, "dit_cpu_offload": None, "use_fsdp_inference": False}
+    given |= ENGINE_FLAGS[engine]
+    assert resolve(*given.values(), 0.0).engine == engine
+    words = [f"--{k.replace('_', '-')} {str(v).lower()}" for k, v in ENGINE_FLAGS[engine].items()]
+    text = resolve_text(" ".join(["--ulysses-degree 4", *words, "--dit-offload-prefetch-size 3"]))
+    assert (text.engine, text.prefetch_size) == (engine, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"),
+    [(0.0, 1), (0.2, 9), (0.5, 21), (0.99, 40), (1.0, 1), (3, 3), (3.9, 3), (40, 40), (99, 40)],
+)
+def test_prefetch_size_is_a_ratio_below_one_and_a_count_from_there(size, layers):
+    assert prefetch_layers(size, 40) == layers
+
+
+sizes = st.floats(min_value=0, max_value=1e6)
+
+
+@given(sizes, sizes, st.integers(1, 100))
+def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
+    small, large = sorted((a, b))
+    assert 1 <= prefetch_layers(small, layers) <= layers
+    if (small < 1) == (large < 1):
+        assert prefetch_layers(small, layers) <= prefetch_layers(large, layers)
+
+
+@pytest.mark.parametrize(("size", "layers"), [(-0.1, 40), (float("nan"), 40), (1, 0)])
+def test_what_is_not_a_prefetch_size_is_refused(size, layers):
+    with pytest.raises(ValueError, match=str(size)):
+        prefetch_layers(size, layers)
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def folder(path, **index):
+    path.mkdir(parents=True)
+    (path / "model_index.json").write_text(json.dumps(WAN | index))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "index", "how", "config"),
+    [
+        (A14B, None, "exact", "Wan2_2_T2V_A14B_Config"),
+        (A14B.lower(), None, "partial", "Wan2_2_T2V_A14B_Config"),  # exact is case-sensitive
+        (f"/data/{A14B}/", WAN, "partial", "Wan2_2_T2V_A14B_Config"),
+        ("Wan2.2-T2V-A14B-Diffusers", WAN, "partial", "Wan2_2_T2V_A14B_Config"),
+        ("/data/Wan2.2-T2V-A14B-Diffusers-bf16", WAN, "detector", "WanT2V480PConfig"),
+        ("/data/Wan2.2-T2V-A14B-Diffusers/.", WAN, "detector", "WanT2V480PConfig"),
+        ("./models/wan2.2", WAN, "detector", "WanT2V480PConfig"),  # the baseline's own path
+        ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig"),
+    ],
+)
+def test_only_the_text_of_the_path_counts(path, index, how, config):
+    found = resolve_model(path, index=index)
+    assert (found.how, found.config) == (how, config) and found.steps
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "boundary", "guidance"),
+    [
+        ("Wan2.1-T2V-1.3B", 3.0, None, (3.0, 3.0)), ("Wan2.1-T2V-14B", 5.0, None, (5.0, 5.0)),
+        ("Wan2.1-I2V-14B-480P", 3.0, None, (5.0, 5.0)), ("Wan2.2-TI2V-5B", 5.0, None, (5.0, 5.0)),
+        ("Wan2.2-I2V-A14B", 5.0, 0.9, (3.5, 3.5)), ("Wan2.2-T2V-A14B", 12.0, 0.875, (4.0, 3.0)),
+    ],
+)  # fmt: skip
+def test_settings_of_registered_models(name, shift, boundary, guidance):
+    found = resolve_model(f"Wan-AI/{name}-Diffusers")
+    assert (found.flow_shift, found.boundary_ratio) == (shift, boundary)
+    assert (found.guidance_scale, found.guidance_scale_2) == guidance
+
+
+def test_the_experts_boundary_comes_from_the_checkpoint(tmp_path, monkeypatch):
+    found = resolve_model(folder(tmp_path / "models" / "wan2.2", boundary_ratio=0.875))
+    assert (found.flow_shift, found.boundary_ratio, found.guidance_scale_2) == (3.0, 0.875, 3.0)
+    found = resolve_model(folder(tmp_path / A14B, boundary_ratio=0.8))
+    assert (found.how, found.flow_shift, found.boundary_ratio) == ("partial", 12.0, 0.8)
+    monkeypatch.chdir(tmp_path)  # a folder in the working directory makes the name exact
+    found = resolve_model(A14B)
+    assert (found.how, found.flow_shift, found.boundary_ratio) == ("exact", 12.0, 0.8)
+
+
+def test_a_symlink_counts_by_its_own_name_not_by_what_it_points_to(tmp_path):
+    plain = folder(tmp_path / "models" / "wan2.2")
+    (tmp_path / "Wan-AI").mkdir()
+    (tmp_path / A14B).symlink_to(plain)
+    assert resolve_model(str(tmp_path / A14B)).flow_shift == 12.0
+    (tmp_path / "w").symlink_to(tmp_path / A14B)
+    assert resolve_model(str(tmp_path / "w")).flow_shift == 3.0
+
+
+@pytest.mark.parametrize(
+    ("path", "index"),
+    [("./gone", None), ("./x", {"_class_name": "Other"}), ("./x", {}), ("hunyuan/wan2.2", WAN)],
+)
+def test_a_path_that_leads_nowhere_is_named_with_one_that_does(path, index):
+    with pytest.raises(ModelPathError, match=f"{path}.*{A14B}"):
+        resolve_model(path, index=index)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", *(json.dumps({"boundary_ratio": r}) for r in ("0.9", True, 2))]
+)
+def test_a_folder_without_a_usable_index_is_refused(tmp_path, text):
+    path = tmp_path / A14B
+    path.mkdir(parents=True)
+    if text is not None:
+        (path / "model_index.json").write_text(text)
+    with pytest.raises(ModelPathError, match=r"model_index\.json: "):
+        resolve_model(str(path))

@@ -1,0 +1,192 @@
+"""What SGLang 0.5.9 makes of a job's offload flags and of its model path.
+
+Line numbers cite SGLang 0.5.9's ``multimodal_gen``. The order of the rules for flags decides:
+defaults are filled in first, the platform's follow, and mutual exclusion comes last, when some of
+what it tests for can no longer happen. A model's settings follow from the *text* of its path; what
+the folder holds plays no part, and symlinks are not followed. So a copy of Wan2.2-T2V-A14B in a
+folder with another name gets the settings of the first Wan model, 1.3B at 480p: flow shift 3, not
+12.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ENGINE_FLAGS: dict[str, dict[str, bool]] = {
+    "resident": {"dit_layerwise_offload": False, "dit_cpu_offload": False},
+    "swap": {"dit_layerwise_offload": False, "dit_cpu_offload": True},
+    "fsdp": {"dit_layerwise_offload": False, "dit_cpu_offload": True, "use_fsdp_inference": True},
+    "layerwise": {"dit_layerwise_offload": True},
+}
+"""For each engine, job fields with which SGLang 0.5.9 arrives at that engine."""
+
+
+# Flags -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SglangResolution:
+    """The offload flags after SGLang's adjustments, for a Wan model on CUDA."""
+
+    layerwise: bool
+    cpu_offload: bool
+    fsdp: bool
+    prefetch_size: float  # below 1 a ratio of the layers, else a count
+    engine: str | None  # what the flags amount to; None where wanreport has no such engine
+    steps: list[str]  # the rules that fired, in order, each with its citation
+
+
+def resolve(
+    layerwise: bool | None, cpu_offload: bool | None, fsdp: bool, prefetch: float
+) -> SglangResolution:
+    """Resolve the flags as SGLang does for a Wan video model on an NVIDIA GPU."""
+    steps: list[str] = []
+
+    def fires(rule: str, line: int) -> None:
+        steps.append(f"{rule} (server_args.py:{line})")
+
+    if cpu_offload is None:
+        cpu_offload = True
+        fires("dit_cpu_offload was not given: true for a video model", 440)
+    if layerwise is None:
+        layerwise = True
+        fires("dit_layerwise_offload was not given: true for a Wan model on CUDA", 555)
+    if prefetch > 1 and prefetch != math.floor(prefetch):
+        fires(f"dit_offload_prefetch_size {prefetch:g} is cut to {math.floor(prefetch)}", 1078)
+        prefetch = math.floor(prefetch)
+    if layerwise and fsdp:
+        fsdp = False
+        fires("layerwise offload turns use_fsdp_inference off", 1099)
+    if layerwise and cpu_offload:
+        fires(
+            "dit_cpu_offload stays true: line 440 decided it before layerwise offload could", 1101
+        )
+    engines = {"layerwise": layerwise, "fsdp": fsdp and cpu_offload, None: fsdp,
+               "swap": cpu_offload, "resident": True}  # fmt: skip
+    engine = next(name for name, chosen in engines.items() if chosen)
+    return SglangResolution(layerwise, cpu_offload, fsdp, float(prefetch), engine, steps)
+
+
+def resolve_text(flags: str) -> SglangResolution:
+    """Resolve flags written as on a command line; those not about offloading are passed over."""
+    words = flags.split()
+    given = dict(zip(words, [*words[1:], ""], strict=True))
+    truth = {"true": True, "false": False}
+    return resolve(
+        truth.get(given.get("--dit-layerwise-offload", "")),
+        truth.get(given.get("--dit-cpu-offload", "")),
+        truth.get(given.get("--use-fsdp-inference", ""), False),
+        float(given.get("--dit-offload-prefetch-size", 0)),
+    )
+
+
+def prefetch_layers(size: float, num_layers: int) -> int:
+    """How many layers SGLang's layerwise offload holds ahead, 1 to `num_layers`.
+
+    Below 1, `size` is a ratio of the layers after the first one; from 1 on it is a count
+    (``layerwise_offload.py:421``, clamped at ``:42``). Halves round to even, as ``round`` does.
+    """
+    if not math.isfinite(size) or size < 0 or num_layers < 1:
+        raise ValueError(f"{size} of {num_layers} layers cannot be prefetched")
+    wanted = 1 + round(size * (num_layers - 1)) if size < 1 else int(size)
+    return min(max(1, wanted), num_layers)
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+class ModelPathError(ValueError):
+    """A model path that leads to no settings; the message says what to give instead."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What SGLang would run a model with."""
+
+    config: str  # SGLang's name of the pipeline's configuration
+    flow_shift: float
+    boundary_ratio: float | None  # where the experts switch; None for a model with one
+    guidance_scale: float
+    guidance_scale_2: float
+    how: str = ""  # the path led there: "exact", "partial" or "detector"
+    steps: tuple[str, ...] = ()  # in order, with citations
+
+
+# The models of Wan-AI that SGLang registers, by their names on the hub. Flow shift and boundary
+# ratio: configs/pipeline_configs/wan.py; guidance: configs/sample/wan.py.
+_MODELS = {f"Wan-AI/{name}-Diffusers": ModelSettings(*settings) for name, settings in {
+    "Wan2.1-T2V-1.3B": ("WanT2V480PConfig", 3.0, None, 3.0, 3.0),
+    "Wan2.1-T2V-14B": ("WanT2V720PConfig", 5.0, None, 5.0, 5.0),
+    "Wan2.1-I2V-14B-480P": ("WanI2V480PConfig", 3.0, None, 5.0, 5.0),
+    "Wan2.1-I2V-14B-720P": ("WanI2V720PConfig", 5.0, None, 5.0, 5.0),
+    "Wan2.2-TI2V-5B": ("Wan2_2_TI2V_5B_Config", 5.0, None, 5.0, 5.0),
+    "Wan2.2-T2V-A14B": ("Wan2_2_T2V_A14B_Config", 12.0, 0.875, 4.0, 3.0),
+    "Wan2.2-I2V-A14B": ("Wan2_2_I2V_A14B_Config", 5.0, 0.9, 3.5, 3.5),
+}.items()}  # fmt: skip
+
+# Looked for in this order in the path and in the checkpoint's class name; None: not a Wan model.
+_DETECTORS = {"ltx-2": None, "hunyuan": None,
+              "wanpipeline": _MODELS["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
+              "wanimagetovideo": _MODELS["Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]}  # fmt: skip
+
+
+def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
+    """The settings that SGLang would take for a name on the hub, or for a checkpoint's folder.
+
+    `index` is what ``model_index.json`` would hold where there is no such folder. Raises
+    ModelPathError if nothing matches, or a folder's index is missing or unusable.
+    """
+    if Path(model_path).exists():
+        index = _read_index(Path(model_path) / "model_index.json")
+    found = _find(model_path, index)
+    ratio = None if index is None else index.get("boundary_ratio")
+    if ratio is None:
+        return found
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        raise ModelPathError(
+            f"{model_path}/model_index.json: boundary_ratio is {ratio!r}; write a number from 0 to"
+            " 1, or remove it"
+        )
+    step = f"boundary_ratio {ratio} is the checkpoint's (composed_pipeline_base.py:216)"
+    return replace(found, boundary_ratio=float(ratio), steps=(*found.steps, step))
+
+
+def _find(path: str, index: Mapping[str, Any] | None) -> ModelSettings:
+    if path in _MODELS:
+        step = f"{path!r} is a registered name (registry.py:249)"
+        return replace(_MODELS[path], how="exact", steps=(step,))
+    last = path.lower().rstrip("/").split("/")[-1]
+    for name, settings in _MODELS.items():
+        if name.lower().split("/")[-1] == last:
+            step = f"{path!r} ends like {name} (registry.py:260)"
+            return replace(settings, how="partial", steps=(step,))
+    fix = "give a folder in diffusers' format that is named as on the hub, or one of"
+    fix = f"{fix} {', '.join(_MODELS)}; nothing is downloaded"
+    if index is None:
+        raise ModelPathError(f"model_path {path!r} is neither a folder nor a known name; {fix}")
+    class_name = str(index.get("_class_name", ""))
+    for word, detected in _DETECTORS.items():
+        if word in path.lower() or word in class_name.lower():
+            if detected is None:
+                break
+            steps = (
+                f"{path!r} is not a registered name and ends like none (registry.py:249, :260)",
+                f"path or class name ({class_name}) contain {word!r} (registry.py:277)",
+            )
+            return replace(detected, how="detector", steps=steps)
+    raise ModelPathError(f"model_path {path!r} ({class_name!r}) is not a Wan model; {fix}")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise ModelPathError(f"{path}: {error}; copy the checkpoint again") from error
+    return index
