@@ -97,7 +97,7 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
     if name == "planned":
         inputs = plan_inputs(blocks=blocks, block_bytes=BLOCK, ranks=ranks,
                              branches=settings["branches"])  # fmt: skip
-        plan, _ = make_plan(inputs, given.get("room", 4), lambda _: 1.0)
+        plan, _ = make_plan(inputs, given.get("room", 4), lambda rivals: [[1.0]] * len(rivals))
         plan["candidates"][plan["chosen"]]["predicted"]["step_s"] = ms / 1e3 * 1.02
         plan = json.loads(json.dumps(plan))
     gigabytes = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
