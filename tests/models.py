@@ -12,25 +12,28 @@ import torch.distributed as dist
 from wanreport.engines import ENGINES, Counters, Engine, Shape
 from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
-from wanreport.model.ulysses import SequenceParallel
+from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore, RandomWeights
 
 SCALES = {"high_noise": 4.0, "low_noise": 3.0}
+NARROW = TINY | {"num_attention_heads": 7, "attention_head_dim": 12, "ffn_dim": 96}
+"""Narrower than a rehearsal's, as bfloat16 is slow on a CPU; no world size divides 7 heads."""
 
 
 def make_experts(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> dict[str, Expert]:
-    return {name: Expert(name, TINY | changes, dtype) for name in EXPERTS}
+    return {name: Expert(name, NARROW | changes, dtype) for name in EXPERTS}
 
 
 def run_engine(
     engine: Engine,
     *,
-    steps: int = 4,
+    steps: int = 3,
     iterations: int = 2,
     dtype: torch.dtype = torch.bfloat16,
     cfg: bool = True,
+    cfg_parallel: bool = False,
     seed: int = 0,
-    size: tuple[int, int, int] = (48, 112, 9),
+    size: tuple[int, int, int] = (48, 48, 9),  # 27 tokens, which no world size divides either
     device: str = "cpu",
     segments: Segments | None = None,
     store: HostStore | None = None,
@@ -42,8 +45,9 @@ def run_engine(
     """
     group = dist.group.WORLD if dist.is_initialized() else None
     experts = make_experts(dtype, **changes)
+    row, pair = cfg_groups() if cfg_parallel else (group, None)
     for expert in experts.values():
-        expert.parallel, expert.segments = SequenceParallel(group), segments or Segments()
+        expert.parallel, expert.segments = SequenceParallel(row), segments or Segments()
     shared = group if engine.shares_store else None
     pin, own = device == "cuda" and engine.pins_store, store is None
     store = store or HostStore(experts, RandomWeights(seed), pin=pin, group=shared)
@@ -53,7 +57,7 @@ def run_engine(
     width = first.config["text_dim"]
     texts = [torch.randn(1, 16, width, generator=generator).to(device, dtype) for _ in range(2)]
     noise = torch.randn(latent_shape(*size), generator=generator).to(device)
-    guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES)
+    guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES, pair)
     result: dict[str, Any] = {"latents": [], "counters": [], "expected": []}
     for iteration in range(iterations):
         names: list[str] = []
@@ -70,7 +74,7 @@ def run_engine(
             )  # fmt: skip
         except InterruptedError:  # planted by a test: the engine must be as good as before
             continue
-        visits = -(-(1 + cfg) // engine.branches_per_visit)
+        visits = -(-guidance.branches // engine.branches_per_visit)
         shape = Shape(
             blocks=len(first.blocks),
             block=store.layouts[first.name, 0],
@@ -78,7 +82,7 @@ def run_engine(
             buffers=tuple(b.numel() * b.element_size() for b in first.buffers()),
             passes={name: names.count(name) * visits for name in EXPERTS},
             world_size=dist.get_world_size() if group else 1,
-            branches=(1 + cfg) // visits,
+            branches=guidance.branches // visits,
         )
         result["latents"].append(latents)
         result["counters"].append(engine.mover.counters - before)
@@ -88,6 +92,18 @@ def run_engine(
     if own:
         store.close()
     return result
+
+
+class Runs:
+    """Runs engines in a rank over one store, so that weights are filled once."""
+
+    def __init__(self, **how: Any) -> None:
+        self.how, group = how, dist.group.WORLD
+        experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
+        self.stores = [HostStore(experts, RandomWeights(0), group=g) for g in (None, group)]
+
+    def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
+        return run_engine(engine, store=self.stores[engine.shares_store], **(self.how | how))
 
 
 def interrupted(name: str, at: int, **options: Any) -> Engine:
@@ -116,7 +132,7 @@ def save_checkpoint(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(8), strict=True)), "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     encoder = UMT5Config(
-        vocab_size=8, d_model=TINY["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2
+        vocab_size=8, d_model=NARROW["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
     pipe = WanPipeline(
         tokenizer=PreTrainedTokenizerFast(
@@ -125,8 +141,8 @@ def save_checkpoint(folder: Path) -> None:
         text_encoder=UMT5EncoderModel(encoder),
         vae=AutoencoderKLWan(**TINY_VAE),
         scheduler=make_scheduler(3.0),
-        transformer=WanTransformer3DModel(**TINY),
-        transformer_2=WanTransformer3DModel(**TINY),
+        transformer=WanTransformer3DModel(**NARROW),
+        transformer_2=WanTransformer3DModel(**NARROW),
         boundary_ratio=0.875,
     )
     pipe.save_pretrained(folder)

@@ -30,8 +30,8 @@ BENCHMARK_VERSION = 1
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""
 
-HASHED_IF_GIVEN = ("vram_budget_gb",)
-"""Fields younger than the first records, whose None means what a job without them meant."""
+HASHED_IF_GIVEN = ("vram_budget_gb", "enable_cfg_parallel")
+"""Fields younger than the first records, whose defaults mean what a job without them meant."""
 
 SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
 FLAGS = (*SWITCHES, "dit_offload_prefetch_size")  # in the order of `sglang.resolve`
@@ -89,6 +89,7 @@ class Job(BaseModel):
     dit_layerwise_offload: bool | None = None
     dit_cpu_offload: bool | None = None
     use_fsdp_inference: bool = False
+    enable_cfg_parallel: bool = False
     dit_offload_prefetch_size: float = Field(default=0.0, ge=0)
     cache_dit: Literal[False] = False  # it would change what is computed
 
@@ -141,7 +142,8 @@ def job_hash(job: Job) -> str:
     """12 hex digits that identify what a job measures; ValueError if its scale is still "auto"."""
     if job.scale == "auto":
         raise ValueError(f"job {job.name} has no scale yet: resolve_job() it before job_hash()")
-    left_out = {*NOT_HASHED, *(key for key in HASHED_IF_GIVEN if getattr(job, key) is None)}
+    given = {key for key in HASHED_IF_GIVEN if getattr(job, key) != field_defaults()[key]}
+    left_out = {*NOT_HASHED, *HASHED_IF_GIVEN} - given
     content = job.model_dump(mode="json", exclude=left_out)
     content["benchmark_version"] = BENCHMARK_VERSION
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -223,6 +225,13 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
             if given.get(key) not in (None, ""):
                 yield key, "has no effect without guidance", "remove it, or write `cfg: true`"
+    if given.get("enable_cfg_parallel"):
+        gpus = given.get("num_gpus") or 2
+        if given.get("cfg") is False:
+            yield "enable_cfg_parallel", "has no effect without guidance", "remove it"
+        if gpus % 2:
+            what = f"gives each branch half of the GPUs, and {gpus} is odd"
+            yield "enable_cfg_parallel", what, f"remove it, or write `num_gpus: {gpus + 1}`"
     takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
     for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
         unset = given.get(key) in (None, Job.model_fields[key].default)

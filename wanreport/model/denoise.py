@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from torch import Tensor
 
@@ -55,11 +56,26 @@ class Mover(Watcher, Protocol):
 
 @dataclass
 class Guidance:
-    """Classifier-free guidance of each expert; without ``uncond`` there is one branch."""
+    """Classifier-free guidance of each expert; without ``uncond`` there is one branch.
+
+    With a ``pair`` (:func:`wanreport.model.ulysses.cfg_groups`) its first rank runs cond, its
+    second one uncond, and the two exchange what they predict.
+    """
 
     cond: Tensor
     uncond: Tensor | None
     scales: dict[str, float]
+    pair: dist.ProcessGroup | None = None
+
+    def texts(self) -> list[Tensor]:
+        """The embeddings of the branches that this rank runs."""
+        texts = [self.cond] if self.uncond is None else [self.cond, self.uncond]
+        return texts if self.pair is None else [texts[dist.get_rank(self.pair)]]
+
+    @property
+    def branches(self) -> int:
+        """How many branches this rank runs."""
+        return len(self.texts())
 
 
 @torch.no_grad()
@@ -67,7 +83,7 @@ def predict(
     expert: Expert, engine: Mover, latents: Tensor, timestep: Tensor, guidance: Guidance
 ) -> Tensor:
     """One step's noise prediction, ``latents``' shape, in the expert's dtype."""
-    texts = [guidance.cond] if guidance.uncond is None else [guidance.cond, guidance.uncond]
+    texts = guidance.texts()
     x, branches = latents.to(expert.dtype), []
     for first in range(0, len(texts), engine.branches_per_visit):
         engine.use(expert.name)
@@ -75,6 +91,10 @@ def predict(
         branches += expert(x, timestep, group, engine)
     if guidance.uncond is None:
         return branches[0]
+    if guidance.pair is not None:
+        mine = branches[0].contiguous()
+        branches = [torch.empty_like(mine) for _ in range(2)]
+        dist.all_gather(branches, mine, group=guidance.pair)
     cond, uncond = branches
     return uncond + guidance.scales[expert.name] * (cond - uncond)
 
@@ -115,7 +135,7 @@ def denoise(
     # Known on the host before the loop, so that no step waits for the device to tell it.
     times = scheduler.timesteps.tolist()
     names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
-    visits = -(-(1 if guidance.uncond is None else 2) // engine.branches_per_visit)
+    visits = -(-guidance.branches // engine.branches_per_visit)
     ran = [name for index, name in enumerate(names) if run is None or index in run]
     engine.begin([name for name in ran for _ in range(visits)])
     for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):

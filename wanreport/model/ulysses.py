@@ -5,6 +5,12 @@ layout: before it every rank gives its tokens of all heads and gets all tokens o
 it the way back. A final all-gather puts the sequence together again (Jacobs et al.,
 arXiv:2309.14509). Tokens and heads are split as evenly as they go and need not divide the number
 of ranks: 40 heads over 6 ranks are 7, 7, 7, 7, 6, 6.
+
+With CFG parallelism there are two such groups, one for each branch of guidance, which meet in pairs
+once a step: rank r of N runs the cond branch for r < N/2 and the uncond branch else, as in SGLang.
+
+    cond     0 ⇄ 1    all-to-alls within a row
+    uncond   2 ⇄ 3    0 and 2 exchange predictions, and so do 1 and 3
 """
 
 from __future__ import annotations
@@ -18,6 +24,28 @@ def split_sizes(total: int, parts: int) -> list[int]:
     """Sizes of ``parts`` slices of ``total`` items, the first ones one larger where needed."""
     base, extra = divmod(total, parts)
     return [base + (i < extra) for i in range(parts)]
+
+
+def cfg_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """Split all ranks for CFG parallelism; every rank must call it.
+
+    Returns
+    -------
+    The group that shares this rank's branch, and the pair of this rank and its like of the other
+    branch, cond's first.
+
+    Raises
+    ------
+    ValueError
+        If the number of ranks is odd.
+    """
+    size, rank = dist.get_world_size(), dist.get_rank()
+    half, odd = divmod(size, 2)
+    if odd:
+        raise ValueError(f"CFG parallelism needs an even number of ranks, not {size}")
+    rows = [dist.new_group(list(range(first, first + half))) for first in (0, half)]
+    pairs = [dist.new_group([one, one + half]) for one in range(half)]
+    return rows[rank // half], pairs[rank % half]
 
 
 class SequenceParallel:

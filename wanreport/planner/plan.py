@@ -22,7 +22,8 @@ ALIKE = 0.001  # relative difference below which two predictions are one
 CLOSE = 0.1  # … below which they are tried
 GAIN = 0.005  # … and by which a trial must be better to overrule them
 Trial = Callable[[Sequence[StreamSettings]], list[list[float]]]
-SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile")
+SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile",
+         "enable_cfg_parallel")  # fmt: skip
 """Fields that a job shares with another whose measured inputs hold for it too."""
 
 
@@ -187,7 +188,7 @@ def from_records(
         (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
         for path, record in found
         if (record["engine"].get("plan") or {}).get("inputs")
-        and all(record["job"].get(key) == getattr(job, key) for key in SHAPE)
+        and all((record["job"].get(key) or False) == (getattr(job, key) or False) for key in SHAPE)
     ]
     if not fit:
         return None

@@ -119,7 +119,7 @@ class Probe:
         self.make, self.store, self.group = make, store, group
         self.latents, self.guidance, self.device = latents, guidance, latents.device
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
-        self.branches = 1 if guidance.uncond is None else 2
+        self.branches = guidance.branches
         self.name, self.several = EXPERTS[0], dist.get_world_size(group) > 1
         self.blocks = len(store.units(self.name)) - 1
         self._hot = 0  # steps before a measurement, not known yet
@@ -214,6 +214,7 @@ class Probe:
 
         windows = [statistics.median(lengths("window", segment)) for segment in SEGMENTS]
         there, back = (lengths("collective", "all_to_all")[i::2] for i in (0, 1))
+        meet = expert.parallel.size > 1
         whole, inside = sum(lengths("pass", "pass")), sum(lengths("compute", "block"))
         arrived: list[float] = []
         if feeder is not None:
@@ -226,7 +227,7 @@ class Probe:
         pre, attend, post, collectives, other, step, *less = self._slowest(
             [
                 *windows,
-                statistics.median(there) + statistics.median(back) if self.several else 0.0,
+                statistics.median(there) + statistics.median(back) if meet else 0.0,
                 max(whole - inside, 0.0) / (visits * PASSES),
                 statistics.median(lengths("pass", "pass")),
                 *(-each for each in arrived),
