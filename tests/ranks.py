@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["wanreport.measure.worker"])
+# All that a rank may import, so that the server alone pays for it.
+CONTEXT.set_forkserver_preload(["wanreport.measure.worker", "tests.models", "pytest", "hypothesis",
+                                "diffusers", "benchmarks.rank", "wanreport.measure.launch"])
 
 
 def run_ranks(
