@@ -40,22 +40,14 @@ def best(room: int = 4, **changes: Any) -> StreamSettings:
     return candidates(plan_inputs(**changes), room)[0].settings
 
 
-def test_where_collectives_share_the_link_copies_keep_to_windows() -> None:
-    assert best().windows is not None
-
-
-def test_where_nothing_collides_and_nothing_waits_the_plainest_way_wins() -> None:
+def test_the_best_way_is_the_obvious_one_where_all_is_clear() -> None:
+    assert best().windows is not None, "collectives share the link: copies keep to windows"
     settings = best(**NVLINK)
-    assert settings.windows is None and not settings.shard
-
-
-def test_where_transfer_is_all_and_gathers_are_fast_parts_are_copied() -> None:
-    assert best(**NVLINK | FEW_TOKENS).shard
-
-
-def test_gathers_that_are_no_faster_than_the_link_are_not_worth_it() -> None:
+    assert settings.windows is None and not settings.shard, "nothing collides: the plainest wins"
+    assert best(**NVLINK | FEW_TOKENS).shard, "transfer is all, gathers are fast: in parts"
     slow = NVLINK | FEW_TOKENS | {"sharded": Route(50e9, 50e9)}
-    assert not best(**slow).shard
+    assert not best(**slow).shard, "gathers no faster than the link are not worth it"
+    assert {c.kind for c in candidates(plan_inputs(**ALONE), 4)} == {(False, False)}
 
 
 def test_candidates_come_in_the_order_of_their_predictions() -> None:
@@ -64,11 +56,6 @@ def test_candidates_come_in_the_order_of_their_predictions() -> None:
     totals = [c.predicted.total(27) for c in found]
     assert all(a <= b * 1.001 for a, b in pairwise(totals))
     assert len({round(total, 2) for total in totals}) > 2
-
-
-def test_one_gpu_has_neither_windows_nor_parts() -> None:
-    for candidate in candidates(plan_inputs(**ALONE), 4):
-        assert candidate.kind == (False, False)
 
 
 @pytest.mark.parametrize("blocks", range(2, 90))
@@ -198,35 +185,28 @@ def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
     assert from_records(job, found[2:]) is None
 
 
-@pytest.fixture
-def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(local, "_gpu_names", list)
-    return project
-
-
-def test_the_command_needs_stream_and_says_what_is_missing(
-    project: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missing(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = project / "j.yaml"
-    file.write_text("name: j\nengine: layerwise\nnum_gpus: 2\n")
-    assert cli.main(["plan", str(file)]) == 2
-    assert "j.yaml: engine: layerwise has no settings to choose" in capsys.readouterr().err
-    file.write_text("name: j\nengine: stream\nnum_gpus: 2\n")
-    assert cli.main(["plan", str(file)]) == 1
-    assert "it needs 2 GPUs here, or a record" in capsys.readouterr().err
+    monkeypatch.setattr(local, "known_machine", lambda *_: None)
+    monkeypatch.setattr(local, "usable_gpus", lambda *_: 0)
+
+    def plan(text: str) -> tuple[int, str, str]:
+        (project / "j.yaml").write_text(f"name: j\nnum_gpus: 2\n{text}\n")
+        return cli.main(["plan", str(project / "j.yaml")]), *capsys.readouterr()
+
+    status, _, error = plan("engine: layerwise")
+    assert status == 2 and "j.yaml: engine: " in error
+    status, _, error = plan("engine: stream")
+    assert status == 1 and "2 GPUs" in error
     synthetic.write([_record()], project / "results")
-    assert cli.main(["plan", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "from what was measured for results/4x-nvidia-h100-pcie/s-" in said
-    assert "\n> " in said
+    status, out, _ = plan("engine: stream")
+    assert status == 0 and "results/4x-nvidia-h100-pcie/s-" in out and "\n> " in out
 
+    def rehearse(jobs: list[Job], *_: Any, plan_only: bool) -> list[Any]:
+        assert plan_only and jobs[0].scale == "tiny"
+        return [(Path(), _record("tiny"))]
 
-@pytest.mark.slow
-def test_the_command_rehearses_where_the_job_says_tiny(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = project / "j.yaml"
-    file.write_text("name: j\nengine: stream\nnum_gpus: 2\nscale: tiny\nvram_budget_gb: 16.0\n")
-    assert cli.main(["plan", str(file)]) == 0
-    assert "a rehearsal, whose times say nothing\nroom for 3 blocks" in capsys.readouterr().out
-    assert not list(project.rglob("*.json"))
+    monkeypatch.setattr(local, "measure_jobs", rehearse)
+    status, out, _ = plan("engine: stream\nscale: tiny")
+    assert status == 0 and "rehearsal" in out and "\n> " in out
