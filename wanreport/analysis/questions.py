@@ -1,73 +1,98 @@
-"""The open questions of the baseline's section 10: which runs answer them, and what would."""
+"""The open questions of the baseline's section 10: the pairs of runs that answer them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, to_measure
+from wanreport.analysis.asked import NEW, OLD, Row, to_measure
 from wanreport.analysis.frames import Frames
 
-QUESTIONS: dict[int, tuple[str, ...]] = {
-    1: ("campaign/480p-2gpu-layerwise", "campaign/480p-2gpu-swap", "campaign/480p-2gpu-fsdp"),
-    2: ("--tokens 10000 --engines layerwise:prefetch=1 planned",),
-    3: ("--tokens 14040 --engines stream:slots=3 stream:slots=3,shard=true",),
-    4: (),
-    5: ("--tokens 14040 --engines stream:slots=3 stream:slots=3,priority=-1",),
-    6: ("--tokens 14040 --engines stream:slots=4 stream:slots=4,copy_streams=2",),
-    7: (),
-}
-"""Jobs or campaigns that would answer a question; nothing where no engine does what it asks for."""
-
+JOBS = [f"campaign/480p-2gpu-{engine}" for engine in ("resident", NEW, *OLD)]
 MINUTES = 10
-"""Given to a campaign of a few cells, start included."""
+BENCH = f"python -m benchmarks --ranks 2 --budget-minutes {MINUTES} --tokens "
+CAMPAIGNS = {
+    2: f"for P in 0 1; do NCCL_P2P_DISABLE=$P {BENCH}10000 --engines layerwise:prefetch=1; done",
+    3: f"{BENCH}14040 --engines stream:slots=3 stream:slots=3,shard=true",
+    5: f"{BENCH}14040 --engines stream:slots=3 stream:slots=3,priority=-1",
+    6: f"{BENCH}14040 --engines stream:slots=4 stream:slots=4,copy_streams=2",
+}
+"""What would answer a question: a few cells each, in :data:`MINUTES`, start included."""
+
+SETTINGS = {3: ("shard", False), 5: ("priority", 0), 6: ("copy_streams", 1), 7: ("windows", None)}
+"""Questions about one setting of `stream`, and its usual value."""
 
 
 def questions(frames: Frames) -> pd.DataFrame:
-    """Collect what answers the baseline's open questions (its section 10).
+    """Answer the baseline's open questions (its section 10), each by pairs of runs.
 
     Returns
     -------
-    A row for each run that tells of one, with `number`, 1 to 7, and the columns of
-    :func:`compare.overhead`; `exact` says whether it is what was asked for, or only near it. A
-    question without an exact run has a row without a run, with `command` and `minutes`; "" and NaN
-    where no engine does what it asks for.
+    A row for each pair, with `number`, 1 to 7; `one` and `two`, the names of the runs; `machine`
+    and `work` of the first; ``difference`` of their steady steps, the first over the second, less
+    1, with its bounds and `claim`; `run_one`, `run_two`. In question 2 the first ran over PCIe and
+    the second over NVLink, and the difference is that of their overheads over resident. `exact`
+    says whether the pair is what was asked for, or only near it. A question without an exact pair
+    has a row without runs, with `command` and `minutes`; "" and NaN where no engine does so.
     """
-    cost, rows = compare.overhead(frames), []
-    if "overhead" in cost:
-        cost = cost[cost.overhead.notna() & ~cost.again & (cost.engine != "resident")]
-        best = cost[cost.index.isin(compare.headline(frames).index)]
-        default = cost.engine.isin((NEW, "sglang")) & (cost.prefetch.fillna(1) == 1)
-        several = cost.gpus > 1
-
-        def using(name: str, usual: Any) -> pd.Series:
-            return pd.Series([(s or {}).get(name) or usual for s in cost.settings], cost.index)
-
-        chosen = {
-            1: (best[best.engine.isin((NEW, *OLD)) & (best.gpus == 2)],
-                best[(best.engine == NEW) & (best.gpus != 2)]),
-            2: (cost[default & several & (cost.tokens == 10_000)],
-                cost[default & (cost.source == "bench") & cost.tokens.between(7_800, 14_040)]),
-            3: (cost[using("shard", False).astype(bool)], cost[:0]),
-            5: (cost[using("priority", 0) != 0], cost[:0]),
-            6: (cost[using("copy_streams", 1) > 1], cost[:0]),
-            7: (cost[:0], cost[using("windows", None).notna()]),
-        }  # fmt: skip
-        for number, both in chosen.items():
-            for exact, found in zip((True, False), both, strict=True):
-                rows += found.assign(number=number, exact=exact).to_dict("records")
-    for number in QUESTIONS.keys() - {row["number"] for row in rows if row["exact"]}:
-        rows.append({"number": number, "exact": False, **_todo(frames, QUESTIONS[number])})
-    return pd.DataFrame(rows).sort_values("number", kind="stable", ignore_index=True)
+    cost = compare.overhead(frames)
+    rows = list(_answers(cost)) if "overhead" in cost else []
+    for number in set(range(1, 8)) - {row["number"] for row in rows if row["exact"]}:
+        command, minutes = CAMPAIGNS.get(number, ""), math.nan
+        if number == 1:
+            command, minutes = to_measure(frames, *JOBS)
+        elif command:
+            minutes = float(MINUTES * (1 + (number == 2)))
+        rows.append({"number": number, "exact": False, "run_one": None, "run_two": None,
+                     "command": command, "minutes": minutes})  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["number", "exact"], ascending=[True, False],
+                                          kind="stable", ignore_index=True)  # fmt: skip
 
 
-def _todo(frames: Frames, asked: tuple[str, ...]) -> dict[str, Any]:
-    if not asked:
-        return {"command": "", "minutes": math.nan}
-    if asked[0].startswith("--"):
-        command = f"python -m benchmarks --ranks 2 {asked[0]} --budget-minutes {MINUTES}"
-        return {"command": command, "minutes": float(MINUTES)}
-    return to_measure(frames, *asked)._asdict()
+def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    cost = cost[cost.latest & ~cost.again & ~cost.compiled & cost.vram_budget_gb.isna()]
+    new = cost[cost.engine.isin((NEW, "sglang")) & (cost.prefetch.fillna(1) == 1)]
+    for one, two in _pairs(new[(new.gpus == 2) & (new.engine == NEW)], cost[cost.engine.isin(OLD)]):
+        yield _row(1, one.source == "job", one, two)
+    near = new[new.tokens.between(7_800, 14_040) & new.overhead.notna()]
+    best: dict[int, tuple[int, Row, Row]] = {}  # of each length the pair that is most alike
+    for one, two in _pairs(near[near.interconnect == "PCIe path"],
+                           near[near.interconnect == "NVLink"],
+                           ["gpu_model", "gpus", "tokens", "blocks"]):  # fmt: skip
+        alike = int(one.engine == two.engine) + int(one.branches == two.branches)
+        if alike > best.get(one.tokens, (-1,))[0]:
+            best[one.tokens] = alike, one, two
+    for tokens, (alike, one, two) in sorted(best.items()):
+        told = compare.gap_difference(*((run, cost.loc[run.reference]) for run in (one, two)))
+        yield _row(2, tokens == 10_000 and alike == 2, one, two, told)
+    streams = cost[cost.engine == "stream"]
+    for number, (key, usual) in SETTINGS.items():
+        for one, two in _pairs(streams, streams):
+            changed = {
+                name for name in one.settings if one.settings[name] != two.settings.get(name)
+            }
+            # Windows follow the parts of a block, not the schedule, so they are only near it.
+            if (
+                changed - ({"slots"} if number == 7 else set()) == {key}
+                and two.settings[key] == usual
+            ):
+                yield _row(number, number != 7, one, two)
+
+
+def _pairs(
+    ones: pd.DataFrame, others: pd.DataFrame, alike: list[str] | None = None
+) -> list[tuple[Row, Row]]:
+    both = ones.merge(others, on=alike or ["group"])
+    return [(ones.loc[a], others.loc[b]) for a, b in zip(both.run_x, both.run_y, strict=True)]
+
+
+def _row(number: int, exact: bool, one: Row, two: Row, told: Any = None) -> dict[str, Any]:
+    return {
+        "number": number, "exact": exact, "one": one["name"], "two": two["name"],
+        **one[["machine", "gpus", "work"]], "run_one": one.run, "run_two": two.run,
+        **(told or compare.difference(one, two, compare.pair_drift(one, two))),
+    }  # fmt: skip
