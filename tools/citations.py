@@ -55,7 +55,7 @@ class Entry(BaseModel):
     lacks: list[str] = []
     note: str = ""
     shown: dict[str, list[str]] = {}
-    outcome: Literal["contradicts", "unknown"] | None = None
+    outcome: Literal["contradicts", "unknown", "holds"] | None = None
 
 
 def load_entries(path: Path = ENTRIES) -> list[Entry]:
@@ -163,7 +163,7 @@ class Citation:
 def cited_lines(fact: Fact) -> tuple[str, list[Span]]:
     """Return the file that a fact cites and the lines, as (first, last) for each place."""
     if not (match := CITE.match(fact.cite)):
-        raise CitationError(f"{fact.id}: cites no file: {fact.cite!r}")
+        return "", []
     ends = [part.strip().split("-") for part in (match[2] or "").split(",") if part.strip()]
     return match[1], [(int(end[0]), int(end[-1])) for end in ends]
 
@@ -172,6 +172,8 @@ def read_citation(entry: Entry, facts: Facts, releases: Sequence[Release]) -> Ci
     """Look a citation up in every release."""
     fact = facts[entry.fact]
     file, cited = cited_lines(fact)
+    if not file:
+        return Citation(entry, fact, [], [], [], [])
     if Path(entry.file).name != file:
         raise CitationError(f"{ENTRIES.name}: {fact.id} cites {file}, not {entry.file}")
     if len(cited) != len(entry.says) or bool(cited) == bool(entry.lacks):
@@ -246,8 +248,10 @@ class Trial:
         self.citations = [read_citation(entry, facts, releases) for entry in entries]
         self.files: dict[str, list[Citation]] = defaultdict(list)
         for citation in self.citations:
-            self.files[citation.entry.file].append(citation)
-        self.states = {c.fact.id: states(c, self.files[c.entry.file]) for c in self.citations}
+            if citation.says:
+                self.files[citation.entry.file].append(citation)
+        self.states = {c.fact.id: states(c, self.files[c.entry.file])
+                       for c in self.citations if c.says}  # fmt: skip
         votes = Counter(state for found in self.states.values() for state in found)
         self.read = {state for state in votes if votes[state] == max(votes.values())}
         known = self.read or {0, 2 * len(releases) - 2}
@@ -280,6 +284,8 @@ class Trial:
     def citation(self, citation: Citation) -> dict[str, Any]:
         """The verdict on one citation."""
         entry = citation.entry
+        if not citation.says:
+            return self.uncited(citation)
         fits = [n for n, says in enumerate(citation.says) if says]
         moved = {
             n: [spots[0] for spots in here]
@@ -296,14 +302,16 @@ class Trial:
         elif self.states[citation.fact.id] & self.read:
             outcome = "holds"
             words = f"Found as cited in no release, but a state {self.state} can have it there."
+        elif near:
+            outcome = "misplaced"
         if near:
             places = (f"{_lines(moved[n])} in {self.names([n])}" for n in near)
             words += f" Elsewhere: {' and '.join(places)}."
         quoted = [] if fits else [(n, span) for n in near for span in moved[n]]
-        if fits or outcome == "contradicts":
+        if fits or outcome in ("contradicts", "misplaced"):
             n = ([n for n in fits if n in self.ends] or fits or self.ends)[-1]
             quoted += [(n, span) for span in citation.cited]
-        if entry.outcome and shown and outcome == "holds":
+        if entry.outcome and shown and outcome in ("holds", "misplaced"):
             outcome = entry.outcome
         return {
             "fact": citation.fact.id,
@@ -314,6 +322,13 @@ class Trial:
             "quotes": [self.quote(entry.file, *place) for place in quoted],
             "moved": [{"version": self.names([n]), "lines": _lines(moved[n])} for n in moved],
         }
+
+    def uncited(self, citation: Citation) -> dict[str, Any]:
+        """The verdict on a fact that cites no lines, by code of our own choice."""
+        note, shown = self.note(citation.entry)
+        outcome = citation.entry.outcome if shown else "unknown"
+        return {"fact": citation.fact.id, "cite": citation.fact.cite, "outcome": outcome,
+                "fits": [], "working": note, "quotes": [], "moved": []}  # fmt: skip
 
     def quote(self, file: str, n: int, span: Span) -> dict[str, str]:
         """The first three lines of a place."""

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from tools.identify import identified
 from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.engines import ENGINES, Counters, Shape
 from wanreport.model.denoise import VAE, latent_shape
@@ -54,7 +55,11 @@ LARGE = 25_000_000
 def write(folder: Path = DERIVED) -> list[Path]:
     """Derive everything and write it; returns the files."""
     paths = []
-    for name, content in (("architecture", architecture()), ("schedule", schedule())):
+    sizes = architecture()
+    found = identified(sizes["numbers"], sizes.pop("tensors"))
+    derived = {"architecture": sizes, "schedule": schedule(),
+               "identified": {"schema": SCHEMA, "sizes": found}}  # fmt: skip
+    for name, content in derived.items():
         paths.append(folder / f"{name}.json")
         text = json.dumps(content, indent=1)
         # A list of numbers reads better on one line.
@@ -85,6 +90,7 @@ def architecture() -> dict[str, Any]:
     tokens = (frames // t) * (height // h) * (width // w)
     dim = A14B["num_attention_heads"] * A14B["attention_head_dim"]
     numbers = {
+        "experts": len(experts),
         "blocks": len(first.blocks),
         "heads": A14B["num_attention_heads"],
         "dim": dim,
@@ -95,7 +101,9 @@ def architecture() -> dict[str, Any]:
         "expert.params": _elements(first.parameters()),
         "expert.bytes": _bytes(first.parameters()),
         "text_encoder.params": _elements(text_encoder.parameters()),
+        "text_encoder.feed_forward.params": UMT5_XXL["d_model"] * UMT5_XXL["d_ff"],
         "vae.params": _elements(vae.parameters()),
+        "train_timesteps": UniPCMultistepScheduler().config.num_train_timesteps,
     }
     for ranks in RANKS:
         # A rank keeps its own part of what it exchanges: (N - 1)/N of its 1/N of the tokens leave.

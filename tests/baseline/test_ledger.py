@@ -1,8 +1,7 @@
-"""The ledger: each kind of check with an error planted, what follows from it, and its page."""
+"""The ledger: each kind of check with an error planted, what follows from it, and what runs say."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -13,19 +12,17 @@ from typing import Any
 
 import pytest
 import synthetic
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wanreport import cli
+from wanreport.analysis.frames import Frames, load
 from wanreport.baseline import FactError, Facts, load_facts
-from wanreport.baseline.arithmetic import Quantity, evaluate
-from wanreport.baseline.checks import CHECKS, HERE, load_judging
+from wanreport.baseline.arithmetic import Quantity, evaluate, quantity
+from wanreport.baseline.checks import HERE, KINDS, load_judging
 from wanreport.baseline.evidence import DERIVED, Evidence, EvidenceError, load_evidence
 from wanreport.baseline.facts import Fact
-from wanreport.baseline.identify import matches
-from wanreport.baseline.judge import Verdict, compare
-from wanreport.baseline.ledger import Ledger, differences, load_ledger
+from wanreport.baseline.ledger import Ledger, Verdict, compare, differences, load_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,18 +38,29 @@ def evidence() -> Evidence:
 
 
 @pytest.fixture(scope="module")
+def committed_runs() -> Frames:
+    return load(["results"], ROOT)
+
+
+@pytest.fixture(scope="module")
 def ledger(facts: Facts) -> Ledger:
     return load_ledger(facts)
 
 
+@pytest.fixture(scope="module")
+def measured(facts: Facts, committed_runs: Frames) -> Ledger:
+    return load_ledger(facts, committed_runs)
+
+
 def verdict(ledger: Ledger, name: str, check: str) -> Verdict:
-    """The one verdict of a kind on a fact."""
+    """The first verdict of a kind on a fact."""
     return next(v for v in ledger[name].verdicts if v.check == check)
 
 
 def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
     """The ledger of the same facts but one."""
-    return Ledger(ledger.facts.replace(name, value), ledger.evidence, ledger.judging)
+    facts = ledger.facts.replace(name, value)
+    return Ledger(facts, ledger.evidence, ledger.judging, ledger.answers)
 
 
 # An error planted for each kind of check ----------------------------------------------------------
@@ -64,7 +72,7 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         # a difference, a percentage, an average, the same quantity in two places
         ("s3.2.denoise.new", "800.0", "s3.2.denoise.delta", "arithmetic", "holds", "contradicts"),
         ("s3.2.total.percent", "11.3", "s3.2.total.percent", "arithmetic", "holds", "contradicts"),
-        ("s3.2.step.old", "26.45", "s3.2.step.old", "arithmetic", "contradicts", "holds"),
+        ("s3.2.step.old", "26.42", "s3.2.step.old", "arithmetic", "rounding", "contradicts"),
         ("s3.3.early.new", "23.0", "s3.3.steady.new", "arithmetic", "holds", "contradicts"),
         ("s3.4.async.new", "2000", "s4.2.async", "arithmetic", "holds", "contradicts"),
         ("s3.2.total.new", "800.0", "s3.2.total.new", "arithmetic", "holds", "contradicts"),
@@ -78,8 +86,8 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s6.1.old_each.g6", "9.6", "s6.1.old_each.g6", "architecture", "contradicts", "holds"),
         ("s6.1.ulysses.g4", "145", "s6.1.ulysses.g4", "architecture", "contradicts", "holds"),
         ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", "holds", "contradicts"),
-        ("s6.2.three.vram", "3.5", "s6.2.three.vram", "architecture", "contradicts", "holds"),
-        ("s9.3.b.vram", "2.8", "s9.3.b.vram", "architecture", "contradicts", "holds"),
+        ("s6.2.three.vram", "6.3", "s6.2.three.vram", "architecture", "contradicts", "holds"),
+        ("s9.3.b.vram", "5.6", "s9.3.b.vram", "architecture", "contradicts", "holds"),
         ("s4.1.large", "1276", "s4.1.large", "architecture", "holds", "contradicts"),
         ("s4.1.large", "1276", "s5.2.swap", "architecture", "holds", "contradicts"),
         ("s4.1.data", "100.8", "s4.1.data", "architecture", "contradicts", "holds"),
@@ -90,8 +98,8 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
         ("s3.4.nccl.old", "17285", "s3.4.nccl.new", "architecture", "holds", "holds"),
         ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
         ("s3.4.nccl.new", "8642", "s3.4.nccl.new", "architecture", "holds", "contradicts"),
-        # which weights
-        ("s4.1.typical", "702.8", "s4.1.typical_layers", "identification", "contradicts", "holds"),
+        # a datasheet
+        ("s1.memory_type", "HBM2e", "s1.memory_type", "datasheet", "contradicts", "holds"),
         # the scheduler
         ("s2.flow_shift.old", "5.0", "s2.switch.old", "schedule", "holds", "contradicts"),
         ("s5.5.formula", "flow_shift * sigma", "s5.5.formula", "schedule", "holds", "contradicts"),
@@ -116,8 +124,6 @@ def test_a_changed_fact_changes_the_verdict(
     planted = changed_ledger(ledger, changed, value)
     assert verdict(planted, judged, check).outcome == after
     assert (planted[judged].verdicts != ledger[judged].verdicts) == (before != after)
-    if planted[judged].summary != ledger[judged].summary:
-        assert f"{judged}: committed" in "\n".join(differences(planted))
 
 
 def citation(**changes: Any) -> dict[str, Any]:
@@ -128,50 +134,88 @@ def citation(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def with_source(evidence: Evidence, *citations: dict[str, Any]) -> Evidence:
-    source = {"schema": 1, "releases": [], "files": [], "citations": list(citations)}
-    return dataclasses.replace(evidence, source=source)
+def with_source(ledger: Ledger, *citations: dict[str, Any]) -> Ledger:
+    source = {"releases": [], "files": [], "state": "", "citations": list(citations)}
+    found = ledger.evidence._replace(source=source)
+    return Ledger(ledger.facts, found, ledger.judging, ledger.answers)
 
 
-@pytest.mark.parametrize("outcome", ["holds", "contradicts", "unknown"])
-def test_source_verdicts_are_taken_over(facts: Facts, evidence: Evidence, outcome: str) -> None:
-    found = with_source(evidence, citation(outcome=outcome))
-    entry = Ledger(facts, found, load_judging(facts, found))["s5.1.layer0"]
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [("holds", "holds"), ("contradicts", "contradicts"), ("unknown", "unknown"),
+     ("misplaced", "holds")],  # the claim is right, its line is not
+)  # fmt: skip
+def test_source_verdicts_are_taken_over(ledger: Ledger, found: str, outcome: str) -> None:
+    entry = with_source(ledger, citation(outcome=found))["s5.1.layer0"]
     assert entry.outcome == outcome
-    words = entry.verdicts[0].working
-    assert "layerwise_offload.py:212: The lines say so." in words
-    assert "0.5.9, 212: if x <= 0: return" in words
+    assert "0.5.9, 212: if x <= 0: return" in entry.verdicts[0].working
 
 
-def test_a_citation_of_no_fact_is_refused(facts: Facts, evidence: Evidence) -> None:
-    found = with_source(evidence, citation(fact="s5.1.nothing"))
-    with pytest.raises(FactError, match=r"source\.json: s5\.1\.nothing"):
-        Ledger(facts, found, load_judging(facts, found))
+def test_a_citation_of_no_fact_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(FactError, match=r"s5\.1\.nothing"):
+        with_source(ledger, citation(fact="s5.1.nothing"))
+
+
+# What runs say ------------------------------------------------------------------------------------
+
+
+def test_what_is_not_measured_is_computed_from_the_runs(ledger: Ledger, measured: Ledger) -> None:
+    """Compilation, both prefetch sizes and stream have records, of another setup than asked for."""
+    asked = {name: entry for name, entry in ledger.items() if entry.outcome == "open"}
+    assert {name for name, entry in measured.items() if entry.outcome == "open"} == {
+        "s6.2.five.effect", "s6.2.ratio.effect", "s10.quantised", "s10.priority", "s10.streams",
+        "s10.world_size",
+    }  # fmt: skip
+    for name in ("s7.compile.low", "s7.late.low", "s7.contention.low", "s9.2.prefetch.gain_low"):
+        assert name in asked and measured[name].outcome == "elsewhere"
+        assert all(v.runs for v in measured[name].verdicts if v.check == "measured")
+
+
+def test_corrections_agree_with_our_own_runs(measured: Ledger, committed_runs: Frames) -> None:
+    runs = committed_runs.runs
+    runs = runs[(runs.engine == "layerwise") & (runs.gpus == 1) & ~runs.compiled & runs.latest]
+    runs = runs[(runs.source == "job") & (runs.job != "480p-1gpu-layerwise-whole")]
+    peaks = runs.groupby(["machine", "prefetch"]).allocated_bytes.max().unstack()
+    other = measured["s9.3.b.vram"].other
+    assert other is not None and len(peaks) == 2
+    for gb in (peaks[3] - peaks[1]) / 1e9:
+        assert gb == pytest.approx(other.value, rel=1e-3)
+    more = measured["s6.2.three.vram"].other
+    assert more is not None
+    block = measured.evidence.numbers["wan.block.bytes"] / 1e9
+    assert more.value - other.value == pytest.approx(block)
 
 
 def test_records_answer_what_they_can(facts: Facts, ledger: Ledger, tmp_path: Path) -> None:
-    asked = ("s9.2.slower.expected", "s9.2.pure.expected", "s6.1.new_grows", "s9.1.flow_shift")
-    for name in asked:
-        assert verdict(ledger, name, "measured").outcome == "open"
     jobs = [job for job in synthetic.all_jobs("a14b") if job["job"]["name"] != "new-6gpu"]
     jobs.append(synthetic.record("new-6gpu", scale="a14b", steady_s=30.0))
-    measured = load_ledger(facts, synthetic.load(jobs, tmp_path))
-    assert verdict(measured, "s9.2.slower.expected", "measured").outcome == "holds"
-    assert verdict(measured, "s9.2.pure.expected", "measured").outcome == "contradicts"
-    assert verdict(measured, "s6.1.new_grows", "measured").outcome == "holds"
-    words = verdict(measured, "s9.1.flow_shift", "measured").working
-    assert "4x-nvidia-h100-pcie/new-4gpu-" in words
-    assert measured["s7.sync.low"].outcome == "open"  # no check can tell yet
-    assert {ledger.status(c) for c in ledger.judging.conclusions if c.needs == ["s6.1.new_grows"]
-            } == {"open"}  # fmt: skip
-    assert {measured.status(c) for c in ledger.judging.conclusions if c.needs == ["s6.1.new_grows"]
-            } == {"stands"}  # fmt: skip
+    made = load_ledger(facts, synthetic.load(jobs, tmp_path))
+    expected = {"s9.2.slower.expected": "holds", "s9.2.pure.expected": "contradicts",
+                "s6.1.new_grows": "holds", "s9.1.flow_shift": "holds"}  # fmt: skip
+    for name, outcome in expected.items():
+        assert verdict(ledger, name, "measured").outcome == "open"
+        assert outcome in {v.outcome for v in made[name].verdicts if v.check == "measured"}
+    assert any("4x-nvidia-h100-pcie/new-4gpu-" in run
+               for run in verdict(made, "s9.1.flow_shift", "measured").runs)  # fmt: skip
 
 
-def test_a_rehearsal_answers_no_question_of_time(facts: Facts, tmp_path: Path) -> None:
+def test_rehearsals_of_our_own_port_hold_nothing(
+    facts: Facts, ledger: Ledger, tmp_path: Path
+) -> None:
     rehearsed = load_ledger(facts, synthetic.load(synthetic.all_jobs(), tmp_path))
-    assert rehearsed["s9.1.flow_shift"].outcome == "holds"
-    assert rehearsed["s9.2.slower.expected"].outcome == "open"
+    assert rehearsed.summaries() == ledger.summaries()
+
+
+def test_conclusions_are_of_three_groups(measured: Ledger, ledger: Ledger) -> None:
+    def status(judged: Ledger, fact: str) -> str:
+        return next(judged.status(c) for c in judged.judging.conclusions if fact in c.needs)
+
+    assert status(measured, "s7.sync.mechanism") == "contradicted"
+    assert status(measured, "s3.2.denoise.percent") == "re-measured"
+    assert status(ledger, "s3.2.denoise.percent") == "consistent on paper only"
+    assert status(measured, "s2.switch.old") == "consistent on paper only"
+    planted = changed_ledger(ledger, "s3.2.denoise.old", "700.0")
+    assert status(planted, "s3.2.denoise.percent") == "contradicted"
 
 
 # Rounding -----------------------------------------------------------------------------------------
@@ -192,36 +236,44 @@ def test_rounding_alone_never_contradicts(
     def printed(value: Decimal, places: int) -> Decimal:
         return value.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN)
 
-    exact = {"s1.a": Quantity.exact(a), "s1.b": Quantity.exact(b)}
-    rounded = {
-        "s1.a": Quantity.rounded(printed(a, places_a)),
-        "s1.b": Quantity.rounded(printed(b, places_b)),
-    }
+    exact = {"s1.a": quantity(a, exact=True), "s1.b": quantity(b, exact=True)}
+    rounded = {"s1.a": quantity(printed(a, places_a), exact=False),
+               "s1.b": quantity(printed(b, places_b), exact=False)}  # fmt: skip
     if rounded["s1.b"].low <= 0:
         return  # printed as zero: no quotient is known
-    stated = printed(evaluate(formula, exact.__getitem__).value, places)
-    fact = Fact("s1.c", "1", "x", "derived", value=stated, unit="s")
-    assert compare(fact, evaluate(formula, rounded.__getitem__)) in ("holds", "rounding")
+    value = evaluate(formula, exact.__getitem__, {}).value
+    fact = stated(str(printed(Decimal(repr(value)), places)))
+    assert compare(fact, evaluate(formula, rounded.__getitem__, {})) in ("holds", "rounding")
 
 
-def test_what_rounding_cannot_explain_contradicts() -> None:
-    a, b = Quantity.rounded(Decimal("714.1")), Quantity.exact(27)
-    for stated, outcome in (("26.44", "contradicts"), ("26.45", "holds"), ("26.4", "holds")):
-        fact = Fact("s1.c", "1", "x", "derived", value=Decimal(stated), unit="s")
-        assert compare(fact, a / b) == outcome
+def stated(value: str, **more: Any) -> Fact:
+    return Fact(id="s1.c", part="1", statement="x", kind="derived", unit="s",
+                value=Decimal(value), **more)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("printed", "outcome"),
+    [("26.45", "holds"), ("26.4", "holds"), ("26.44", "rounding"), ("26", "holds"),
+     ("26.43", "contradicts"), ("26.46", "contradicts")],
+)  # fmt: skip
+def test_a_number_may_be_rounded_or_cut_off(printed: str, outcome: str) -> None:
+    """714.1 / 27 is 26.448; the document prints 26.44."""
+    computed = Quantity(26.448, 26.4463, 26.4499)
+    assert compare(stated(printed), computed) == outcome
+    mirrored = Quantity(*(-end for end in (computed.value, computed.high, computed.low)))
+    assert compare(stated(f"-{printed}"), mirrored) == outcome
 
 
 @pytest.mark.parametrize(
     ("bound", "computed", "outcome"),
-    [("<", "1.9", "holds"), ("<", "2.04", "rounding"), ("<", "2.1", "contradicts"),
-     (">", "2.1", "holds"), (">", "1.96", "rounding"), (">", "1.9", "contradicts")],
+    [("<", 1.9, "holds"), ("<", 2.04, "rounding"), ("<", 2.1, "contradicts"),
+     (">", 2.1, "holds"), (">", 1.96, "rounding"), (">", 1.9, "contradicts")],
 )  # fmt: skip
 def test_a_bound_is_held_against_what_rounding_leaves_open(
-    bound: str, computed: str, outcome: str
+    bound: str, computed: float, outcome: str
 ) -> None:
-    fact = Fact("s1.c", "1", "x", "derived", value=Decimal(2), unit="%", bound=bound)
-    value, half = Decimal(computed), Decimal("0.05")
-    assert compare(fact, Quantity(value, value - half, value + half)) == outcome
+    fact = stated("2", bound=bound)
+    assert compare(fact, Quantity(computed, computed - 0.05, computed + 0.05)) == outcome
 
 
 # What follows from a contradicted number ----------------------------------------------------------
@@ -230,54 +282,24 @@ def test_a_bound_is_held_against_what_rounding_leaves_open(
 def test_what_follows_is_computed_again(ledger: Ledger) -> None:
     entry = ledger["s6.1.new_all.g4"]
     assert entry.outcome == "holds" and entry.falls
-    assert entry.rests_on == ("s6.1.new_each.g4",)
+    assert entry.rests_on == ["s6.1.new_each.g4"]
     each = ledger["s6.1.new_each.g4"].other
     assert each and entry.other and entry.decided
     assert entry.other.value == 4 * each.value
 
 
-def test_a_contradiction_that_changes_no_digit_does_no_harm(ledger: Ledger) -> None:
-    assert ledger["s3.2.step.old"].falls and not ledger["s3.2.step.delta"].rests_on
-
-
 def test_two_places_that_differ_leave_it_open_which_is_right(ledger: Ledger) -> None:
     for name in ("s4.1.data", "s4.1.mean"):
         assert ledger[name].other and not ledger[name].decided
-    assert ledger["s4.1.mean"].rests_on == ("s4.1.data",)
+    assert ledger["s4.1.mean"].rests_on == ["s4.1.data"]
 
 
 def test_claims_rest_on_what_they_need(ledger: Ledger) -> None:
     assert "s4.3.peak.bytes" in ledger["s4.3.conclusion"].rests_on  # from the data file
-    assert ledger["s7.alloc.mechanism"].rests_on == ("s7.calls.prefetch", "s7.calls.release")
+    assert ledger["s7.alloc.mechanism"].rests_on == ["s7.calls.prefetch", "s7.calls.release"]
     assert "s4.1.slow_share" in ledger["s4.1.diagnosis"].rests_on
-    mended = changed_ledger(ledger, "s4.1.slow_share", "69")
-    assert "s4.1.slow_share" not in mended["s4.1.diagnosis"].rests_on
-
-
-def test_a_conclusion_follows_its_facts(ledger: Ledger) -> None:
-    def status(judged: Ledger, fact: str) -> str:
-        return next(judged.status(c) for c in judged.judging.conclusions if fact in c.needs)
-
-    assert status(ledger, "s3.2.denoise.percent") == "stands"
-    planted = changed_ledger(ledger, "s3.2.denoise.old", "700.0")
-    assert status(planted, "s3.2.denoise.percent") == "falls"
-    assert status(ledger, "s9.2.prefetch.gain_low") == "open"
-
-
-# Identification -----------------------------------------------------------------------------------
-
-
-def test_a_transfer_is_found_whatever_it_is(evidence: Evidence) -> None:
-    def best(size: str, unit: str) -> tuple[str, str, bool]:
-        found = matches(Quantity.rounded(Decimal(size)), unit, evidence.numbers, evidence.tensors)
-        return found[0].what, found[0].unit, found[0].fits
-
-    feed_forward = "DenseReluDense.wi_0.weight of the text encoder in fp32"
-    assert best("167.8", "MB")[0].endswith(feed_forward) and best("167.8", "MB")[1:] == ("MB", True)
-    assert best("670", "MB") == ("block in bf16 or fp16", "MiB", True)
-    assert best("28.58", "GB") == ("expert in bf16 or fp16", "GB", True)
-    assert best("175.7", "MB") == ("block in bf16 or fp16, 1 of 4 shards", "MB", True)
-    assert not best("17.6", "GB")[2]
+    fixed = changed_ledger(ledger, "s4.1.slow_share", "69")
+    assert "s4.1.slow_share" not in fixed["s4.1.diagnosis"].rests_on
 
 
 def test_the_traces_add_up_at_four_bytes_a_parameter(ledger: Ledger) -> None:
@@ -290,57 +312,22 @@ def test_the_traces_add_up_at_four_bytes_a_parameter(ledger: Ledger) -> None:
         at_four_bytes = ledger.compute(f"4 * ({large}) / 1000000000")
         assert compare(ledger.facts[name], at_four_bytes) == "holds"
         assert ledger[name].outcome == "contradicts" and not ledger[name].decided
-        words = verdict(ledger, name, "architecture").working
-        assert f"they are {ledger.facts.text(name)}, as printed" in words
-
-
-@pytest.mark.parametrize("name", ["s5.1.events", "s8.total.old", "s2.cause.no_detector"])
-def test_no_verdict_turns_on_a_reading(ledger: Ledger, name: str) -> None:
-    """What holds in one reading of the words is not contradicted."""
-    assert ledger[name].outcome == "holds"
-
-
-def test_what_is_right_instead_is_said_only_where_it_is_wrong(ledger: Ledger) -> None:
-    assert verdict(ledger, "s4.1.typical_layers", "identification").instead
-    mended = changed_ledger(ledger, "s4.1.typical", "702.8")
-    assert not verdict(mended, "s4.1.typical_layers", "identification").instead
-
-
-def test_the_units_are_told_apart(ledger: Ledger) -> None:
-    assert ledger.binary("s5.1.layer_vram") == "670\u00a0MiB = 703\u00a0MB"
-    assert ledger.binary("s3.2.peak.new") == "22.88\u00a0GiB = 24.57\u00a0GB"
-    assert ledger.binary("s3.2.denoise.new") == ""
 
 
 # The data that facts are held against -------------------------------------------------------------
 
 
-def test_the_committed_verdicts_are_those_computed(ledger: Ledger) -> None:
-    assert differences(ledger) == []
+def test_the_committed_verdicts_are_those_computed(measured: Ledger) -> None:
+    assert differences(measured) == []
+    assert differences(changed_ledger(measured, "s3.2.step.old", "26.42"))
 
 
-def test_every_fact_has_an_entry_with_a_reason(facts: Facts, ledger: Ledger) -> None:
-    assert list(ledger) == list(facts)
-    assert {fact.part for fact in facts.values()} == set(facts.parts)
-    assert all(v.working for entry in ledger.values() for v in entry.verdicts)
-    assert {v.check for entry in ledger.values() for v in entry.verdicts} == {*CHECKS, ""}
-
-
-def test_no_number_is_typed_into_what_is_said() -> None:
-    texts = [
-        entry.get(key, "")
-        for file in ("checks.yaml", "conclusions.yaml")
-        for content in [yaml.safe_load((HERE / file).read_text(encoding="utf-8"))]
-        for entry in (content["checks"] + content["measured"] if "checks" in content else content)
-        for key in ("name", "says", "why", "instead", "but", "needs")
-        if isinstance(entry.get(key, ""), str)
-    ]
-    names = r"§\d+(\.\d+)?|SGLang \d[\d.]*|\w+\.py:\d+|fp32|BF16|PCIe \d\.0|N - 1|1/N"
-    # What PCIe 5.0 is, stands in no document of ours.
-    link = "32 GT/s a lane with 130 bits for 128; 16 lanes"
-    for text in texts:
-        prose = re.sub(names, "", re.sub(r"\{[^{}]*\}", "", text.replace(link, "")))
-        assert not re.search(r"\d", prose), text
+def test_every_fact_is_judged_or_has_the_reason_why_nothing_can(ledger: Ledger) -> None:
+    for name, entry in ledger.items():
+        reasons = [v for v in entry.verdicts if not v.check]
+        assert entry.verdicts and all(v.working for v in entry.verdicts), name
+        assert len(reasons) == (0 if any(v.check for v in entry.verdicts) else 1), name
+    assert {v.check for entry in ledger.values() for v in entry.verdicts} == {*KINDS, ""}
 
 
 def planted(folder: Path, file: str, change: Callable[[str], str]) -> Path:
@@ -355,13 +342,13 @@ def planted(folder: Path, file: str, change: Callable[[str], str]) -> Path:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{fact: s9.9.nothing, check: arithmetic, how: s2.steps}", "s9.9.nothing: there is no"),
-        ("{fact: s2.steps, check: guess, how: s2.steps}", "check must be one of"),
-        ("{fact: s2.steps, check: arithmetic}", "exactly one of"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.steps, holds: 1 < 2}", "exactly one of"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.stepz}", "checks.yaml: s2.steps: s2.stepz"),
-        ("{fact: s2.steps, check: arithmetic, how: wan.weight}", "wan.weight: there is no"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.steps, why: '{s2.x}'}", "s2.x: there is no"),
+        ("{fact: s9.9.nothing, check: arithmetic, how: s2.steps}", "s9.9.nothing"),
+        ("{fact: s2.steps, check: guess, how: s2.steps}", "check"),
+        ("{fact: s2.steps, check: arithmetic}", "s2.steps"),
+        ("{fact: s2.steps, check: arithmetic, how: s2.steps, holds: 1 < 2}", "s2.steps"),
+        ("{fact: s2.steps, check: arithmetic, how: s2.stepz}", "s2.stepz"),
+        ("{fact: s2.steps, check: arithmetic, how: wan.weight}", "wan.weight"),
+        ("{fact: s2.steps, check: arithmetic, how: s2.steps, why: '{s2.x}'}", "s2.x"),
         ("{fact: s2.steps, check: arithmetic, how: s2.steps, because: x}", "because"),
     ],
 )
@@ -369,50 +356,43 @@ def test_a_bad_check_is_named(
     tmp_path: Path, facts: Facts, evidence: Evidence, line: str, message: str
 ) -> None:
     folder = planted(
-        tmp_path, "checks.yaml", lambda t: t.replace("checks:\n", f"checks:\n- {line}\n", 1)
+        tmp_path, "checks.yaml", lambda t: t.replace("checks:\n\n", f"checks:\n- {line}\n", 1)
     )
-    with pytest.raises(FactError, match=re.escape(message)) as error:
-        load_judging(facts, evidence, folder)
-    assert "checks.yaml" in str(error.value)
+    with pytest.raises(FactError, match=rf"checks\.yaml: (.|\n)*{re.escape(message)}"):
+        load_judging(facts, evidence.numbers, folder)
 
 
 def test_a_bad_conclusion_is_named(tmp_path: Path, facts: Facts, evidence: Evidence) -> None:
     folder = planted(
         tmp_path, "conclusions.yaml", lambda t: t.replace("needs: [", "needs: [s0.x, ", 1)
     )
-    with pytest.raises(FactError, match=r"conclusions\.yaml: .*s0\.x: there is no"):
-        load_judging(facts, evidence, folder)
+    with pytest.raises(FactError, match=r"s0\.x"):
+        load_judging(facts, evidence.numbers, folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("file", "content", "command"),
     [
-        ("source.json", None, r"source\.json: No such file.*make citations"),
-        ("architecture.json", "{", r"architecture\.json: no valid JSON.*make derive"),
-        ("schedule.json", '{"schema": 2}', r"schedule\.json: not of schema 1.*make derive"),
-        ("schedule.json", '{"schema": 1}', r"schedule\.json: lacks steps"),
+        ("source.json", None, "make citations"),
+        ("architecture.json", "{", "make derive"),
+        ("schedule.json", '{"schema": 2}', "make derive"),
+        ("identified.json", '{"schema": 1}', "make derive"),
     ],
 )
 def test_missing_or_damaged_evidence_says_what_writes_it(
-    tmp_path: Path, file: str, content: str | None, message: str
+    tmp_path: Path, file: str, content: str | None, command: str
 ) -> None:
     for path in DERIVED.glob("*.json"):
         shutil.copy(path, tmp_path)
-    (tmp_path / "source.json").write_text(json.dumps(with_source_file()))
-    if content is None:
-        (tmp_path / file).unlink()
-    else:
+    (tmp_path / file).unlink()
+    if content is not None:
         (tmp_path / file).write_text(content)
-    with pytest.raises(EvidenceError, match=message):
+    with pytest.raises(EvidenceError, match=rf"{re.escape(file)}.*{command}"):
         load_evidence(tmp_path)
 
 
-def with_source_file() -> dict[str, Any]:
-    return {"schema": 1, "releases": [], "files": [], "citations": [citation()]}
-
-
 def test_a_schedule_that_was_not_derived_says_so(ledger: Ledger) -> None:
-    with pytest.raises(FactError, match=r"s2\.switch\.old: no schedule.*make derive"):
+    with pytest.raises(FactError, match=r"s2\.switch\.old.*make derive"):
         changed_ledger(ledger, "s2.flow_shift.old", "4.0")
 
 
@@ -421,34 +401,35 @@ def test_a_schedule_that_was_not_derived_says_so(ledger: Ledger) -> None:
 
 @pytest.fixture
 def committed(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The committed verdicts, as a copy that may be changed; no records."""
+    """The verdicts without any record, as a copy that may be changed."""
     monkeypatch.setattr(cli, "DERIVED", project)
-    return Path(shutil.copy(DERIVED / "verdicts.json", project))
+    shutil.copy(DERIVED / "verdicts.json", project)
+    assert cli.main(["baseline", "check", "--accept"]) == 0
+    return project / "verdicts.json"
 
 
 def test_check_prints_the_ledger(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     assert cli.main(["baseline", "check"]) == 0
     out, err = capsys.readouterr()
     assert len([line for line in out.splitlines() if re.match(r". s\d", line)]) == 429
-    assert re.search(r"^✗ s3\.2\.step\.old +26\.44.s +26\.45.s$", out, re.MULTILINE)
+    assert re.search(r"^✗ s6\.1\.new_each\.g4 +17\.6.GB +54\.8.GB$", out, re.MULTILINE)
     assert err == ""
 
 
 def test_check_fails_where_a_verdict_differs(
     committed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = json.loads(committed.read_text(encoding="utf-8"))
+    before = committed.read_bytes()
+    content = json.loads(before)
     content["verdicts"]["s3.2.step.old"] = "holds"
     content["verdicts"]["s3.2.gone"] = "holds"
     committed.write_text(json.dumps(content))
     assert cli.main(["baseline", "check"]) == 1
     err = capsys.readouterr().err
-    assert "s3.2.step.old: committed 'holds', computed 'contradicts'" in err
-    assert "s3.2.gone: committed 'holds', computed None" in err
-    assert "2 verdicts differ" in err and "--accept" in err
+    assert "s3.2.step.old" in err and "s3.2.gone" in err and "--accept" in err
     assert cli.main(["baseline", "check", "--accept"]) == 0
-    assert committed.read_bytes() == (DERIVED / "verdicts.json").read_bytes()
-    assert cli.main(["baseline", "check"]) == 0
+    assert committed.read_bytes() == before
 
 
 def test_missing_verdicts_are_named(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:

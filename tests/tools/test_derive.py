@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tools.identify import matches
+from wanreport.baseline.arithmetic import quantity
 from wanreport.baseline.evidence import DERIVED
+
+SIZES: dict[str, Any] = {
+    "wan.blocks": 40, "wan.branches": 2, "wan.block.params": 351394304,
+    "wan.expert.params": 14288491584, "wan.text_encoder.params": 5680910336,
+    "wan.vae.params": 126892531,
+}  # fmt: skip
+TENSORS = [{"part": "text encoder", "name": "wi_0", "elements": 41943040}]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["architecture", "schedule"])
-def test_the_committed_file_is_derived_again(name: str) -> None:
+def test_the_committed_files_are_derived_again(tmp_path: Path) -> None:
     from tools import derive
 
-    made: dict[str, Any] = getattr(derive, name)()
-    committed = json.loads((DERIVED / f"{name}.json").read_text(encoding="utf-8"))
-    assert committed.pop("versions").keys() == made.pop("versions").keys()
-    assert json.loads(json.dumps(made)) == committed
+    for path in derive.write(tmp_path):
+        made = json.loads(path.read_text())
+        committed = json.loads((DERIVED / path.name).read_text())
+        assert committed.pop("versions", {}).keys() == made.pop("versions", {}).keys()
+        assert made == committed
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "best"),
+    [
+        ("167.8", "MB", ("wi_0 of the text encoder in fp32", "MB", True)),
+        ("702.8", "MB", ("block in bf16 or fp16", "MB", True)),
+        ("670", "MB", ("block in bf16 or fp16", "MiB", True)),
+        ("28.58", "GB", ("expert in bf16 or fp16", "GB", True)),
+        ("175.7", "MB", ("block in bf16 or fp16, 1 of 4 shards", "MB", True)),
+    ],
+)
+def test_a_transfer_is_found_whatever_it_is(
+    size: str, unit: str, best: tuple[str, str, bool]
+) -> None:
+    found = matches(quantity(Decimal(size), exact=False), unit, SIZES, TENSORS)[0]
+    assert (found.what, found.unit, found.fits) == best
+
+
+def test_a_size_of_nothing_fits_nothing() -> None:
+    assert not matches(quantity(Decimal("17.6"), exact=False), "GB", SIZES, TENSORS)[0].fits

@@ -1,8 +1,8 @@
-"""Arithmetic over named numbers, with the rounding of the inputs carried along.
+"""Arithmetic over printed numbers, with what their rounding leaves open.
 
-A formula is text such as ``100 * (s8.total.old / s8.total.new - 1)``. It may hold ids, decimal
-numbers, ``+ - * /``, brackets and calls of the functions it is given; anything else is refused,
-and nothing is ever passed to Python's own evaluation.
+A formula is a Python expression in which ids stand for numbers and texts, such as
+``100 * (s8.total.old / s8.total.new - 1)``. It is computed for the numbers as printed, and for
+every combination of the smallest and largest that would have been printed so.
 """
 
 from __future__ import annotations
@@ -10,136 +10,101 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 ID = re.compile(r"(?<![\w.])(?:s\d+|wan)(?:\.\w+)+")
-"""An id inside a formula: a fact's, ``s3.2.denoise.new``, or a size's, ``wan.block.bytes``."""
+"""An id: a fact's, ``s3.2.denoise.new``, or a size's, ``wan.block.bytes``."""
 
-MAX_LENGTH = 1000
+ALLOWED = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Constant, ast.Load,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod, ast.USub,
+)  # fmt: skip
+
+Outcome = Literal["contradicts", "open", "elsewhere", "unknown", "rounding", "holds"]
 
 
 class FormulaError(ValueError):
     """A formula that is not arithmetic, or that cannot be computed."""
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A number and the interval that its rounding leaves open; ``low <= value <= high``."""
 
-    value: Decimal
-    low: Decimal
-    high: Decimal
-
-    @classmethod
-    def exact(cls, value: Decimal | int) -> Quantity:
-        """A number that was not rounded."""
-        number = Decimal(value)
-        return cls(number, number, number)
-
-    @classmethod
-    def rounded(cls, value: Decimal) -> Quantity:
-        """A number known to its last digit: half a unit of it either way is open."""
-        half = half_unit(value)
-        return cls(value, value - half, value + half)
-
-    def __add__(self, other: Quantity) -> Quantity:
-        return Quantity(self.value + other.value, self.low + other.low, self.high + other.high)
-
-    def __sub__(self, other: Quantity) -> Quantity:
-        return self + -other
-
-    def __neg__(self) -> Quantity:
-        return Quantity(-self.value, -self.high, -self.low)
-
-    def __mul__(self, other: Quantity) -> Quantity:
-        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
-        return Quantity(self.value * other.value, min(ends), max(ends))
-
-    def __truediv__(self, other: Quantity) -> Quantity:
-        if other.low <= 0 <= other.high:
-            raise FormulaError("division by a number that may be zero")
-        ends = [a / b for a in (self.low, self.high) for b in (other.low, other.high)]
-        return Quantity(self.value / other.value, min(ends), max(ends))
+    value: float
+    low: float
+    high: float
 
 
-def half_unit(value: Decimal) -> Decimal:
+class Held(NamedTuple):
+    """What a condition says, and its working."""
+
+    outcome: Outcome
+    words: str
+
+
+def quantity(printed: Decimal, exact: bool) -> Quantity:
+    """A number as printed; half a unit of its last digit either way is open unless it is exact."""
+    half = 0 if exact else half_unit(printed)
+    return Quantity(*map(float, (printed, printed - half, printed + half)))
+
+
+def half_unit(printed: Decimal) -> Decimal:
     """Half a unit of a number's last written digit: 0.005 for 19.30, 0.5 for 27."""
-    exponent = value.as_tuple().exponent
-    if not isinstance(exponent, int):
-        raise FormulaError(f"{value} is not a finite number")
-    return Decimal(1).scaleb(min(exponent, 0)) / 2
+    return Decimal(1).scaleb(-decimals_of(printed)) / 2
 
 
-Function = Callable[..., int]
-"""Takes Decimals and returns a whole number."""
+def decimals_of(printed: Decimal) -> int:
+    """Digits after the decimal point, as written."""
+    return max(0, -int(printed.as_tuple().exponent))
 
 
 def names(formula: str) -> list[str]:
-    """The ids in a formula or a text, in order, each once."""
+    """The ids in a formula, in order, each once."""
     return list(dict.fromkeys(ID.findall(formula)))
 
 
 def evaluate(
-    formula: str,
-    lookup: Callable[[str], Quantity],
-    functions: Mapping[str, Function] | None = None,
-) -> Quantity:
-    """Compute a formula.
+    formula: str, lookup: Callable[[str], Any], functions: Mapping[str, Callable[..., Any]]
+) -> Any:
+    """Compute a formula over the quantities and texts that `lookup` gives for ids.
 
-    Parameters
-    ----------
-    formula
-        Arithmetic over ids.
-    lookup
-        Gives the number that an id stands for.
-    functions
-        What the formula may call, by name. They see the values alone, and their result is exact.
-
-    Raises
-    ------
-    FormulaError
-        If it is anything but such arithmetic, or divides by zero.
+    Returns a quantity, or what a function in it gives. Raises FormulaError for anything but
+    arithmetic and calls of `functions`, and for a division by zero.
     """
-    if len(formula) > MAX_LENGTH:
-        raise FormulaError(f"a formula of {len(formula)} characters is too long")
     ids = names(formula)
-    # An id's dots and digits are no Python name; a placeholder is, so that ast can parse it.
-    source = ID.sub(lambda match: f"FACT{ids.index(match[0])}", formula)
-    if "FACT" in formula:
-        raise FormulaError(f"{formula!r} is not arithmetic over facts")
+    source = ID.sub(lambda match: f"_{ids.index(match[0])}", formula.strip())
+    given = [lookup(name) for name in ids]
+    ends = [dict.fromkeys(each) if isinstance(each, Quantity) else [each] for each in given]
     try:
-        tree = ast.parse(source.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise FormulaError(f"{formula!r} is not a formula") from None
-    placeholders = {f"FACT{number}": name for number, name in enumerate(ids)}
+        tree = ast.parse(source, mode="eval")
+        if bad := [node for node in ast.walk(tree) if not isinstance(node, ALLOWED)]:
+            raise FormulaError(f"{type(bad[0]).__name__} is not arithmetic")
+        code, scope = compile(tree, formula, "eval"), {"__builtins__": {}, **functions}
+        found = [
+            eval(code, scope, {f"_{n}": value for n, value in enumerate(values)})
+            for values in product(*ends)
+        ]  # as each quantity names its value first, so does the product
+    except (SyntaxError, NameError, TypeError, ArithmeticError, ValueError, RecursionError) as why:
+        raise FormulaError(f"{formula!r}: {why}") from None
+    if isinstance(found[0], int | float):
+        return Quantity(float(found[0]), min(found), max(found))
+    return found[0]
 
-    def compute(node: ast.AST) -> Quantity:
-        match node:
-            case ast.Expression(body=body):
-                return compute(body)
-            case ast.Name(id=name) if name in placeholders:
-                return lookup(placeholders[name])
-            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-                return Quantity.exact(Decimal(ast.get_source_segment(source, node) or "NaN"))
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -compute(operand)
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return compute(left) + compute(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return compute(left) - compute(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return compute(left) * compute(right)
-            case ast.BinOp(left=left, op=ast.Div(), right=right):
-                return compute(left) / compute(right)
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in (
-                functions or {}
-            ):
-                values = [compute(arg).value for arg in args]
-                return Quantity.exact((functions or {})[name](*values))
-        raise FormulaError(f"{formula!r} holds {type(node).__name__}, which is not arithmetic")
 
-    try:
-        return compute(tree)
-    except (ArithmeticError, TypeError, RecursionError) as error:
-        raise FormulaError(f"{formula!r} cannot be computed: {error}") from None
+def condition(
+    text: str, lookup: Callable[[str], Any], functions: Mapping[str, Callable[..., Any]]
+) -> Held:
+    """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does."""
+    pieces = re.split(r"\s*(<=|<|==)\s*", text)
+    if len(pieces) == 1:
+        held: Held = evaluate(text, lookup, functions)
+        return held
+    left, sign, right = pieces  # one comparison each
+    gap = evaluate(f"({left}) - ({right})", lookup, functions)
+    fits = {"<=": lambda x, y: x <= 0, "<": lambda x, y: x < 0, "==": lambda x, y: x <= 0 <= y}
+    so, touch = fits[sign](gap.value, gap.value), fits[sign](gap.low, gap.high)
+    outcome: Outcome = "holds" if so else "rounding" if touch else "contradicts"
+    values = [f"{evaluate(side, lookup, functions).value:,.4g}" for side in (left, right)]
+    return Held(outcome, f"{values[0]} {sign} {values[1]}: {text}")

@@ -1,179 +1,113 @@
-"""What the facts are held against: ``checks.yaml`` and ``conclusions.yaml``, which say how."""
+"""What facts are held against: ``checks.yaml`` and ``conclusions.yaml``, which say how."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wanreport.baseline.arithmetic import names
-from wanreport.baseline.evidence import Evidence
-from wanreport.baseline.facts import FactError, Facts, Loader
+from wanreport.baseline.facts import FactError, Facts, Loader, slots
 
-CHECKS: dict[str, str] = {
-    "architecture": "follows from the model's configuration",
-    "identification": "which weights a transfer of this size can be",
-    "schedule": "what the scheduler itself does",
-    "source": "what SGLang's releases say at the lines cited, or do with these settings",
-    "published": "whether the pull request's figures fit together",
-    "arithmetic": "totals, differences, ratios, and the same quantity stated twice",
-    "measured": "what our own records say",
-}
+Kind = Literal["architecture", "identification", "schedule", "source", "datasheet", "published",
+               "arithmetic", "measured"]  # fmt: skip
 """The kinds of checks. Where two contradict a number, the first of them says what is right."""
 
-WAYS = ("how", "holds", "among", "repeats", "engine", "resolves", "size", "shifts")
+KINDS: tuple[str, ...] = get_args(Kind)
 HERE = Path(__file__).parent
-_SLOT = re.compile(r"\{([^{}]*)\}")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that one fact is held against; exactly one of :data:`WAYS` is set."""
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Entry):
+    """One thing that one fact is held against: a number, conditions, or another fact's verdict."""
 
     fact: str
-    check: str
+    check: Kind
     how: str = ""
-    holds: str = ""
-    among: list[str] = field(default_factory=list)
+    holds: list[str] = []
     repeats: str = ""
-    engine: str = ""
-    flags: str = ""
-    resolves: bool = False
-    size: str = ""
-    claimed: str = ""
-    shifts: bool = False
     why: str = ""
     instead: str = ""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Facts that records can test: by checks of the post-benchmark report, or by ones to come."""
+class Group(_Entry):
+    """Facts that runs bear on, `by` which answers; or that no source can judge, and `why`."""
 
     facts: list[str]
-    by: list[str] = field(default_factory=list)
-    needs: str = ""
+    by: list[str] = []
+    why: str = ""
 
 
-@dataclass(frozen=True)
-class Conclusion:
-    """One conclusion of the document, the facts that it needs, and what is right instead."""
+class Conclusion(_Entry):
+    """One conclusion of the document in its words, the facts it needs, the answers of our runs."""
 
     name: str
-    says: str
+    quote: str
     needs: list[str]
-    instead: str = ""
-    but: str = ""
+    by: list[str] = []
 
 
-@dataclass(frozen=True)
-class Judging:
-    """The content of both files; every pattern is spelled out as ids.
-
-    Attributes
-    ----------
-    rests_on
-        Facts that a fact needs, where neither its formula nor its text names them.
-    binary
-        Facts whose MB or GB may be MiB or GiB.
-    """
+class Judging(_Entry):
+    """The content of both files."""
 
     checks: list[Check]
-    measured: list[Measured]
-    rests_on: dict[str, list[str]]
-    binary: set[str]
+    measured: list[Group]
+    unknowable: list[Group]
+    rests_on: dict[str, list[str]]  # what a fact needs, where formula and text do not name it
     conclusions: list[Conclusion]
 
 
-def load_judging(facts: Facts, evidence: Evidence, folder: Path = HERE) -> Judging:
+def load_judging(facts: Facts, sizes: dict[str, float], folder: Path = HERE) -> Judging:
     """Load what facts are held against.
 
-    Raises
-    ------
-    FactError
-        For a key, a kind of check or an id that does not exist, and a check without one way.
+    Raises FactError for a key, a kind of check or an id that does not exist, and for a check that
+    has not exactly one way.
     """
-    path = folder / "checks.yaml"
+    file = ""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-        checks = [check for entry in content["checks"] for check in _checks(entry, facts)]
-        measured = [
-            Measured(**{**entry, "facts": _spelled(entry["facts"], facts)})
-            for entry in content["measured"]
-        ]
-        rests_on = {
-            name: needed
-            for pattern, needed in content["rests_on"].items()
-            for name in _spelled([pattern], facts)
-        }
-        binary = set(_spelled(content["binary"], facts))
-        path = folder / "conclusions.yaml"
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-        judging = Judging(checks, measured, rests_on, binary, [Conclusion(**e) for e in content])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, FactError) as error:
-        raise FactError(f"{path.name}: {error}") from None
-    _check_names(judging, facts, evidence)
+        file = "conclusions.yaml"
+        conclusions = yaml.load((folder / file).read_text(encoding="utf-8"), Loader=Loader)
+        file = "checks.yaml"
+        content = yaml.load((folder / file).read_text(encoding="utf-8"), Loader=Loader)
+        content["checks"] = [each for entry in content["checks"] for each in _each(entry, facts)]
+        for group in (*content["measured"], *content["unknowable"]):
+            group["facts"] = facts.below(group["facts"])
+        rests_on = content["rests_on"].items()
+        content["rests_on"] = {n: needs for start, needs in rests_on for n in facts.below([start])}
+        judging = Judging(**content, conclusions=conclusions)
+        for name in _used(judging):
+            if name not in sizes:
+                facts[name]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError, FactError) as error:
+        raise FactError(f"{file}: {error}") from None
     return judging
 
 
-def _spelled(patterns: Iterable[str], facts: Facts) -> list[str]:
-    """Ids for patterns such as ``s6.2.*.vram``; one that matches nothing is an error."""
-    found: list[str] = []
-    for pattern in patterns:
-        here = [name for name in facts if fnmatchcase(name, pattern)]
-        if not here:
-            raise FactError(f"{pattern}: there is no such fact")
-        found += here
-    return found
+def _each(entry: dict[str, Any], facts: Facts) -> Iterator[dict[str, Any]]:
+    """A check for each of its facts, and for each of its `of` in the place of every @."""
+    if sum(key in entry for key in ("how", "holds", "repeats")) != 1:
+        raise FactError(f"{entry.get('fact')}: a check needs one of how, holds, repeats")
+    for of in entry.get("of", [""]):
+        one = {
+            key: [item.replace("@", of) for item in ([value] if isinstance(value, str) else value)]
+            for key, value in entry.items() if key != "of"
+        }  # fmt: skip
+        many = ("fact", "holds")
+        single = {key: value[0] for key, value in one.items() if key not in many}
+        for name in facts.below(one["fact"]):
+            yield {"holds": one.get("holds", []), **single, "fact": name}
 
 
-def _checks(entry: dict[str, Any], facts: Facts) -> list[Check]:
-    """One check for each fact that the pattern matches; ``*`` elsewhere is what it stood for."""
-    entry = dict(entry)
-    pattern, allowed = entry.pop("fact"), entry.pop("of", None)
-    regex = re.compile(re.escape(pattern).replace(r"\*", r"(\w+)"))
-    made = []
-    for name in _spelled([pattern], facts):
-        match = regex.fullmatch(name)
-        star = match[1] if match and match.groups() else ""
-        if not match or (allowed and star not in allowed):
-            continue
-
-        def filled(value: Any, star: str = star) -> Any:
-            if isinstance(value, list):
-                return [filled(item) for item in value]
-            # A product has a space before its sign.
-            return re.sub(r"(?<=[.\w])\*", star, value) if isinstance(value, str) else value
-
-        check = Check(name, **{key: filled(value) for key, value in entry.items()})
-        if check.check not in CHECKS:
-            raise FactError(f"{name}: check must be one of {', '.join(CHECKS)}")
-        if sum(bool(getattr(check, way)) for way in WAYS) != 1:
-            raise FactError(f"{name}: a check needs exactly one of {', '.join(WAYS)}")
-        made.append(check)
-    return made
-
-
-def _check_names(judging: Judging, facts: Facts, evidence: Evidence) -> None:
-    """Refuse an id that is neither a fact nor a size, wherever one is written."""
-    said: list[tuple[str, list[str]]] = [
-        ("checks.yaml: rests_on", sum(judging.rests_on.values(), []))
-    ]
+def _used(judging: Judging) -> Iterator[str]:
+    """Every id that a check or a conclusion names."""
     for check in judging.checks:
-        formulas = [check.how, check.holds, check.size, check.flags, check.repeats, *check.among]
-        used = names(" ".join([*formulas, *_SLOT.findall(check.why + check.instead)]))
-        said.append((f"checks.yaml: {check.fact}", used))
-    for conclusion in judging.conclusions:
-        texts = conclusion.name + conclusion.says + conclusion.instead + conclusion.but
-        used = [*names(" ".join(_SLOT.findall(texts))), *conclusion.needs]
-        said.append((f"conclusions.yaml: {conclusion.name}", used))
-    said += [(fact.id, names(fact.how)) for fact in facts.values()]
-    for where, used in said:
-        for name in used:
-            if name not in facts and name not in evidence.numbers:
-                raise FactError(f"{where}: {name}: there is no such fact or size")
+        texts = [check.how, check.repeats, *check.holds, *slots(check.why + check.instead)]
+        yield from names(" ".join(texts))
+    for needs in (*judging.rests_on.values(), *(one.needs for one in judging.conclusions)):
+        yield from needs

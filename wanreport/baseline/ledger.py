@@ -2,60 +2,76 @@
 
 A number that follows from others carries its formula (`how`); ``checks.yaml`` says what else it is
 held against, and which claims rest on it. Where a number is contradicted, whatever follows from it
-is computed again with the right one; what would then have been printed differently *rests on* it.
+is computed again with the right one; what would then have been printed differently *follows from*
+it. A number contradicts another only where rounding or cutting off cannot explain it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from wanreport.analysis.checks import checks
+import pandas as pd
+
 from wanreport.analysis.frames import EMPTY, Frames
-from wanreport.baseline.arithmetic import Quantity, evaluate, names
-from wanreport.baseline.checks import CHECKS, Check, Conclusion, Judging, load_judging
+from wanreport.baseline import functions
+from wanreport.baseline.arithmetic import (
+    ID,
+    FormulaError,
+    Outcome,
+    Quantity,
+    condition,
+    evaluate,
+    half_unit,
+    names,
+)
+from wanreport.baseline.checks import KINDS, Check, Conclusion, Judging, load_judging
 from wanreport.baseline.evidence import DERIVED, Evidence, load_evidence, read
-from wanreport.baseline.facts import SLOT, Fact, FactError, Facts, Kind, load_facts
-from wanreport.baseline.judge import WORDS, Judge, Outcome, Verdict, compare, worst
+from wanreport.baseline.facts import Fact, FactError, Facts, load_facts, slots
+from wanreport.baseline.measured import answers
 
-UNKNOWN: dict[Kind, str] = {
-    "specification": "A setting or a name; nothing else at hand bears on it.",
-    "measured": "A measurement of which only this is given.",
-    "derived": "The document does not say from what it follows.",
-    "cited": "The document names no place to look it up.",
-    "hypothesis": "A guess that nothing at hand can test.",
-    "prediction": "An expectation that nothing at hand can test.",
+WORDS: dict[Outcome, str] = {
+    "contradicts": "contradicted",
+    "open": "not measured",
+    "elsewhere": "measured in another setup",
+    "unknown": "cannot be known",
+    "rounding": "holds within rounding",
+    "holds": "holds",
 }
-"""Why a fact without a check cannot be judged."""
+"""The outcomes, worst first: a fact's own is the worst of its verdicts."""
 
-FROM_STATUS: dict[str, Outcome] = {"pass": "holds", "fail": "contradicts"}
-"""What a check's status says of a fact; of one that is too close to tell, nothing."""
-Status = Literal["falls", "stands", "open"]
+FOLLOWS = "follows from a contradicted one"
+Status = Literal["contradicted", "re-measured", "consistent on paper only"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check says of one fact."""
+
+    check: str  # its kind; "" for a fact that nothing can judge
+    outcome: Outcome
+    working: str  # how the outcome comes about
+    value: Quantity | None = None  # what the number should be; None for a claim
+    elsewhere: bool = False  # whether `value` is only another place's: either may be wrong
+    instead: str = ""  # what is right instead of a contradicted claim
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A fact with all verdicts on it.
-
-    Attributes
-    ----------
-    rests_on
-        The contradicted facts because of which it cannot stand as printed.
-    other
-        What the number should be, or is where `decided` is false; None where it stands.
-    decided
-        Whether `other` is right, and not only what follows from another place of the document.
-    """
+    """A fact with all verdicts on it."""
 
     fact: Fact
-    verdicts: tuple[Verdict, ...]
-    rests_on: tuple[str, ...]
-    other: Quantity | None
-    decided: bool
+    verdicts: list[Verdict]
+    rests_on: list[str]  # the contradicted facts because of which it cannot stand as printed
+    other: Quantity | None  # what the number should be; None where it stands
+    decided: bool  # whether `other` is right, and not only what another place leads to
 
     @property
     def outcome(self) -> Outcome:
@@ -68,92 +84,133 @@ class Entry:
         return self.outcome == "contradicts" or bool(self.rests_on)
 
     @property
-    def judged(self) -> bool:
-        """Whether any check says anything about the fact."""
-        return any(verdict.check for verdict in self.verdicts) or bool(self.rests_on)
-
-    @property
-    def summary(self) -> str:
-        """Outcome and what it rests on, as committed."""
-        rests = f", rests on {', '.join(self.rests_on)}" if self.rests_on else ""
-        return WORDS[self.outcome] + rests
+    def became(self) -> str:
+        """What became of it, in one of the words of :data:`WORDS`, or :data:`FOLLOWS`."""
+        return FOLLOWS if self.rests_on else WORDS[self.outcome]
 
 
-class Ledger(Judge, Mapping[str, Entry]):
-    """The verdicts on all facts, by the fact's id, in the document's order.
-
-    Parameters
-    ----------
-    frames
-        Runs that the *measured* checks may look at.
-    """
+class Ledger(dict[str, Entry]):
+    """The verdicts on all facts, by the fact's id, in the document's order."""
 
     def __init__(
-        self,
-        facts: Facts,
-        evidence: Evidence,
-        judging: Judging,
-        frames: Frames = EMPTY,
+        self, facts: Facts, evidence: Evidence, judging: Judging, told: pd.DataFrame
     ) -> None:
-        super().__init__(facts, evidence)
-        self.judging = judging
-        asked = list(checks(frames, facts).itertuples())
+        self.facts, self.evidence, self.judging, self.answers = facts, evidence, judging, told
+        self.functions = functions.of(evidence)
         self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
         for name, fact in facts.items():
             if fact.how:
-                self._verdicts[name].append(self.recomputed(fact))
+                kind = "published" if fact.part == "8" else "arithmetic"
+                kind = "schedule" if "switch_step" in fact.how else kind
+                self._verdicts[name].append(self._number(fact, kind, fact.how))
         for citation in evidence.source["citations"]:
-            if citation["fact"] not in facts:
-                raise FactError(f"source.json: {citation['fact']}: there is no such fact")
-            self._verdicts[citation["fact"]].append(_cited(citation))
-        for check in judging.checks:
-            made = self._repeated(check) if check.repeats else self.judge(check)
-            self._verdicts[check.fact].append(made)
-        for question in judging.measured:
-            for name in question.facts:
-                self._verdicts[name] += _measured(question.by, question.needs, asked)
+            self._verdicts[facts[citation["fact"]].id].append(_cited(citation))
+        for check in sorted(judging.checks, key=lambda check: bool(check.repeats)):
+            self._verdicts[check.fact].append(self._checked(check))
+        for group in (*judging.measured, *judging.unknowable):
+            reason = [Verdict("", "unknown", group.why)]
+            found = reason if group.why else list(self._measured(group.by))
+            for name in group.facts:
+                self._verdicts[name] += found
         self._others: dict[str, Quantity | None] = {}
-        self._entries = {name: self._entry(name) for name in facts}
-
-    def __getitem__(self, name: str) -> Entry:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @cached_property
-    def tally(self) -> dict[Outcome, int]:
-        """How many facts have each outcome."""
-        found = [entry.outcome for entry in self.values()]
-        return {outcome: found.count(outcome) for outcome in WORDS}
+        for name, fact in facts.items():
+            rests = [] if self._contradicted(name) else self._rests_on(name)
+            self[name] = Entry(
+                fact, self._verdicts[name], rests, self._other(name), self._decided(name)
+            )
 
     def status(self, conclusion: Conclusion) -> Status:
-        """Whether a conclusion of the document can stand, by the facts that it needs."""
-        entries = [self[name] for name in conclusion.needs]
-        if any(entry.falls for entry in entries):
-            return "falls"
-        weak = {"open", "unknown"}
-        return "open" if any(entry.outcome in weak for entry in entries) else "stands"
+        """What became of a conclusion: by the facts that it needs, and by whether runs answer."""
+        if any(self[name].falls for name in conclusion.needs):
+            return "contradicted"
+        return "re-measured" if len(self.seen(conclusion.by)) else "consistent on paper only"
+
+    def seen(self, by: Iterable[str]) -> pd.DataFrame:
+        """What runs say to some questions; a row for each machine."""
+        here = self.answers[self.answers.by.isin(list(by))]
+        return here[here.runs.str.len() > 0]
 
     def summaries(self) -> dict[str, str]:
-        """Every fact's outcome in words, as ``verdicts.json`` keeps them."""
-        return {name: entry.summary for name, entry in self.items()}
+        """What became of every fact, and because of which, as ``verdicts.json`` keeps it."""
+        return {name: f"{entry.became}: {', '.join(entry.rests_on)}".removesuffix(": ")
+                for name, entry in self.items()}  # fmt: skip
 
-    def _repeated(self, check: Check) -> Verdict:
-        outcome = worst(verdict.outcome for verdict in self._verdicts[check.repeats])
-        why = self.text(check.why) or "The same claim."
-        return Verdict(check.check, outcome, f"{why} See {check.repeats}.")
+    def lookup(self, name: str) -> Quantity | str:
+        """What an id stands for: a size, a number as printed, a date as its day, a text."""
+        if name in self.evidence.numbers:
+            return Quantity(*[self.evidence.numbers[name]] * 3)
+        value = self.facts[name].value
+        if isinstance(value, Decimal):
+            return self.facts[name].quantity
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", value or ""):
+            return Quantity(*[date.fromisoformat(value or "").toordinal()] * 3)
+        return self.facts.text(name)
+
+    def compute(self, formula: str) -> Any:
+        """Compute a formula over the numbers as printed, and over the model's sizes."""
+        return evaluate(formula, self.lookup, self.functions)
+
+    def text(self, text: str) -> str:
+        """Put facts as printed for ``{id}`` and computed numbers for ``{formula:.1f}``."""
+        return self.facts.fill(text, compute=self.compute)
+
+    def number_text(self, name: str, number: Quantity) -> str:
+        """A number beside a printed one, with a decimal more where it would look the same."""
+        fact, text = self.facts[name], self.facts[name].worded(number.value)
+        same = text == fact.worded(fact.number) and not math.isclose(number.value, fact.number)
+        return fact.worded(number.value, 1) if same else text
+
+    # Checks --------------------------------------------------------------------------------------
+
+    def _checked(self, check: Check) -> Verdict:
+        fact, why = self.facts[check.fact], self.text(check.why)
+        if check.repeats:
+            outcome = worst(verdict.outcome for verdict in self._verdicts[check.repeats])
+            return Verdict(check.check, outcome, f"{why} See {check.repeats}.".strip())
+        if check.how:
+            # No formula says what a measurement should have been.
+            other = fact.kind == "measured" or check.check in ("arithmetic", "published")
+            return self._number(fact, check.check, check.how, why, elsewhere=other)
+        try:
+            held = [condition(text, self.lookup, self.functions) for text in check.holds]
+        except FormulaError as error:
+            raise FactError(f"{fact.id}: {error}") from None
+        outcome = worst(each.outcome for each in held)
+        shown = "; ".join(each.words for each in held)
+        instead = self.text(check.instead) if outcome == "contradicts" else ""
+        return Verdict(check.check, outcome, f"{why} {shown}.".strip(), instead=instead)
+
+    def _number(
+        self, fact: Fact, check: str, formula: str, why: str = "", *, elsewhere: bool = False
+    ) -> Verdict:
+        """A printed number beside what a formula gives."""
+        try:
+            computed: Quantity = self.compute(formula)
+        except FormulaError as error:
+            raise FactError(f"{fact.id}: {error}") from None
+
+        def digits(match: re.Match[str]) -> str:
+            value = self.lookup(match[0])
+            return f"{value.value:,.12g}" if isinstance(value, Quantity) else value
+
+        steps = f"{ID.sub(digits, formula)} = " if re.search(r"[-+*/(]", formula) else ""
+        words = f"{why} {steps}{self.number_text(fact.id, computed)}. Formula: {formula}."
+        return Verdict(check, compare(fact, computed), words.strip(), computed, elsewhere)
+
+    def _measured(self, by: list[str]) -> Iterator[Verdict]:
+        """What runs say, or what it would take; those of another setup decide nothing."""
+        decides: dict[str, Outcome] = {"pass": "holds", "fail": "contradicts"}
+        seen = self.seen(by)
+        for row in seen.itertuples():
+            outcome = "elsewhere" if row.setting else decides.get(row.status, "open")
+            words = ", ".join(filter(None, [row.machine, row.setting]))
+            yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
+        if seen.empty:
+            asked = self.answers[self.answers.by.isin(by)].command
+            todo = next((command for command in asked if command), "")
+            yield Verdict("measured", "open", f"No run. {todo and f'To measure: {todo}.'}".strip())
 
     # What follows --------------------------------------------------------------------------------
-
-    def _entry(self, name: str) -> Entry:
-        fact = self.facts[name]
-        found = self._verdicts[name] or [Verdict("", "unknown", UNKNOWN[fact.kind])]
-        rests = () if self._contradicted(name) else tuple(self._rests_on(name))
-        return Entry(fact, tuple(found), rests, self._other(name), self._decided(name))
 
     def _contradicted(self, name: str) -> bool:
         return any(v.outcome == "contradicts" for v in self._verdicts.get(name, []))
@@ -161,13 +218,11 @@ class Ledger(Judge, Mapping[str, Entry]):
     def _correction(self, name: str) -> Verdict | None:
         """Of the verdicts that contradict a number, the one that says what is right."""
         wrong = [v for v in self._verdicts[name] if v.outcome == "contradicts" and v.value]
-        return min(wrong, key=lambda v: list(CHECKS).index(v.check), default=None)
+        return min(wrong, key=lambda v: KINDS.index(v.check), default=None)
 
     def _other(self, name: str) -> Quantity | None:
         """The number that should stand in place of the printed one, or could; None if it stands."""
-        if name not in self.facts:
-            return None
-        if name not in self._others:
+        if name in self.facts and name not in self._others:
             self._others[name] = None  # ends a circle
             fact = self.facts[name]
             if correction := self._correction(name):
@@ -175,9 +230,8 @@ class Ledger(Judge, Mapping[str, Entry]):
             elif self._follows_from(name):
                 again = evaluate(fact.how, lambda n: self._other(n) or self.lookup(n),
                                  self.functions)  # fmt: skip
-                if compare(fact, again) == "contradicts":
-                    self._others[name] = again
-        return self._others[name]
+                self._others[name] = again if compare(fact, again) == "contradicts" else None
+        return self._others.get(name)
 
     def _decided(self, name: str) -> bool:
         if correction := self._correction(name):
@@ -191,66 +245,66 @@ class Ledger(Judge, Mapping[str, Entry]):
 
     def _rests_on(self, name: str, above: tuple[str, ...] = ()) -> list[str]:
         """The contradicted facts because of which this one cannot stand, each once."""
-        fact = self.facts[name]
+        fact, follows = self.facts[name], self._follows_from(name)
         inputs = list(self.judging.rests_on.get(name, []))
-        follows = self._follows_from(name)
         # Other numbers that leave this one as printed do it no harm.
         if self._other(name) or not all(self._other(other) for other in follows):
             inputs += follows
         if not isinstance(fact.value, Decimal):
-            inputs += SLOT.findall(f"{fact.statement} {fact.value}")
-        found = []
-        for other in inputs:
-            if other in above or other == name:
-                continue
-            found += [other] if self._contradicted(other) else self._rests_on(other, (*above, name))
-        return list(dict.fromkeys(found))
+            inputs += slots(f"{fact.statement} {fact.value}")
+        found = [
+            [other] if self._contradicted(other) else self._rests_on(other, (*above, name))
+            for other in inputs if other not in (*above, name)
+        ]  # fmt: skip
+        return list(dict.fromkeys(sum(found, [])))
 
 
-def _cited(citation: Mapping[str, Any]) -> Verdict:
+def compare(fact: Fact, computed: Quantity) -> Outcome:
+    """Hold a printed number against a computed one; rounded or cut off, it never contradicts."""
+    printed, half = float(fact.number), float(half_unit(fact.number)) * (1 + 1e-9)
+    if fact.bound:
+        way = 1 if fact.bound == "<" else -1
+        best = min(way * computed.low, way * computed.high)
+        if way * computed.value < way * printed:
+            return "holds"
+        return "rounding" if best < way * printed else "contradicts"
+    if abs(computed.value - printed) <= half:
+        return "holds"
+    low, high = (printed + half * (way if way * printed < 0 else 2 * way) for way in (-1, 1))
+    return "rounding" if computed.low < high and low < computed.high else "contradicts"
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The worst of some outcomes; unknown where there is none."""
+    found = set(outcomes)
+    return next((outcome for outcome in WORDS if outcome in found), "unknown")
+
+
+def _cited(citation: dict[str, Any]) -> Verdict:
     """A citation as it was looked up in SGLang's releases."""
-    quotes = "".join(
-        f"\n{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
-        for quote in citation["quotes"]
-    )
-    return Verdict(
-        "source", citation["outcome"], f"{citation['cite']}: {citation['working']}{quotes}"
-    )
-
-
-def _measured(by: Sequence[str], needs: str, asked: Sequence[Any]) -> Iterator[Verdict]:
-    """What runs say, or what it would take; runs of another setup than asked for decide nothing."""
-    if needs:
-        yield Verdict("measured", "open", needs)
-    for answer in (answer for answer in asked if answer.check in by):
-        outcome: Outcome = "open" if answer.setting else FROM_STATUS.get(answer.status, "open")
-        seen = "; ".join(filter(None, [answer.measured, answer.machine, answer.setting]))
-        runs = f" Records: {', '.join(answer.runs)}." if answer.runs else ""
-        words = f"{answer.question} {answer.status.capitalize()}{seen and f': {seen}'}.{runs}"
-        yield Verdict("measured", outcome, words)
+    lines = [f"{citation['cite']}: {citation['working']}"]
+    lines += [f"{q['version']}, {q['lines']}: {' '.join(q['text'].split())}"
+              for q in citation["quotes"]]  # fmt: skip
+    # A claim may be right although its code stands in other lines.
+    outcome: Outcome = "holds" if citation["outcome"] == "misplaced" else citation["outcome"]
+    return Verdict("source", outcome, "\n".join(lines))
 
 
 def load_ledger(
-    facts: Facts | None = None,
-    frames: Frames = EMPTY,
-    derived: Path = DERIVED,
+    facts: Facts | None = None, frames: Frames = EMPTY, derived: Path = DERIVED
 ) -> Ledger:
     """The ledger of the package's own data, of other facts where these are given.
 
-    Raises
-    ------
-    FactError, EvidenceError
-        For data that is damaged, missing or does not fit together.
+    Raises FactError or EvidenceError for data that is damaged, missing or does not fit together.
     """
-    facts = facts or load_facts()
-    evidence = load_evidence(derived)
-    return Ledger(facts, evidence, load_judging(facts, evidence), frames)
+    facts, evidence = facts or load_facts(), load_evidence(derived)
+    judging = load_judging(facts, evidence.numbers)
+    return Ledger(facts, evidence, judging, answers(frames, facts))
 
 
 def differences(ledger: Ledger, derived: Path = DERIVED) -> list[str]:
     """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
-    committed = read(derived / "verdicts.json", "verdicts")["verdicts"]
-    computed = ledger.summaries()
+    (committed,), computed = read(derived, "verdicts", "verdicts"), ledger.summaries()
     return [
         f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
         for name in dict.fromkeys([*committed, *computed])

@@ -1,4 +1,4 @@
-"""Which weights a transfer of a stated size can be.
+"""Finds which weights a transfer of a stated size can be, for ``make derive``.
 
 Candidates are every large tensor, every layer, block, expert and component of the pipeline, in
 every dtype that weights come in, whole or as one of N shards. Each is held against the stated size
@@ -8,11 +8,13 @@ twice, since a document's MB may be 10**6 or 2**20 bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
-from wanreport.baseline.arithmetic import Quantity
+from wanreport.baseline.arithmetic import Quantity, quantity
+
+SIZES = (("167.8", "MB"), ("670", "MB"), ("17.6", "GB"))
+"""The sizes of which the document says what they are: its s4.1.typical, s5.1.layer_vram, s6.1."""
 
 DTYPES = {"bf16 or fp16": 2, "fp32": 4, "fp8": 1}
 SHARDS = (1, 2, 4, 6, 8)
@@ -23,48 +25,57 @@ UNITS: dict[str, tuple[int, str, int]] = {
 """A printed unit: its bytes, the unit that may have been meant, and that one's bytes."""
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A candidate beside a stated size.
 
     Attributes
     ----------
-    what
-        The candidate in words: "block in bf16 or fp16, 1 of 4 shards".
-    part
-        What it is of: "block", "text encoder", …
-    whole
-        Whether it is all of its part, and no shard.
+    what, part, whole
+        "block in fp32, 1 of 4 shards"; what it is of, "block"; whether it is all of that.
     nbytes
         Its size.
-    unit
-        The unit in which the stated size is read.
+    unit, fits
+        The unit in which the stated size is read; whether the printed digits can stand for it.
     mismatch
         Its size less the stated size as read, in bytes.
-    fits
-        Whether the printed digits can stand for it.
     """
 
     what: str
     part: str
     whole: bool
-    nbytes: Decimal
+    nbytes: float
     unit: str
-    mismatch: Decimal
+    mismatch: float
     fits: bool
 
 
+def identified(
+    numbers: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Say of each of :data:`SIZES` its three best matches, and what it can be the whole of."""
+    found = {}
+    for value, unit in SIZES:
+        every = matches(quantity(Decimal(value), exact=False), unit, numbers, tensors)
+        # Which of two equal tensors it is, no size can tell.
+        distinct = list({(m.nbytes, m.unit): m for m in reversed(every)}.values())[::-1]
+        found[f"{value} {unit}"] = {
+            "whole": sorted({m.part for m in every if m.fits and m.whole and m.unit == unit}),
+            "best": [
+                f"{m.what}, {m.nbytes:,.0f} bytes (read in {m.unit}: "
+                f"{'fits' if m.fits else f'{m.mismatch:+,.0f} bytes'})"
+                for m in distinct[:3]
+            ],
+        }
+    return found
+
+
 def matches(
-    size: Quantity,
-    unit: str,
-    numbers: Mapping[str, Decimal],
-    tensors: Sequence[Mapping[str, Any]],
+    size: Quantity, unit: str, numbers: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]
 ) -> list[Match]:
     """Every candidate for a size printed in MB or GB, best match first.
 
     Those that fit stand first; among them whole ones before shards, and the unit as printed before
-    the one that may have been meant. The others follow by their relative mismatch. Candidates of
-    one size keep the order of :func:`_candidates`, from the more to the less likely.
+    the one that may have been meant. The others follow by their relative mismatch.
     """
     factor, other, other_factor = UNITS[unit]
     found = [
@@ -81,8 +92,8 @@ def matches(
 
 
 def _candidates(
-    numbers: Mapping[str, Decimal], tensors: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, str, bool, Decimal]]:
+    numbers: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str, bool, float]]:
     blocks = numbers["wan.blocks"] * numbers["wan.block.params"]
     wholes = {
         "block": numbers["wan.block.params"],
@@ -95,12 +106,10 @@ def _candidates(
     }
     parts = [(name, name, True, size) for name, size in wholes.items()]
     for row in tensors:
-        words = f"{row['name']} of the {row['part']}"
-        parts.append((words, row["part"], False, Decimal(row["elements"])))
+        parts.append((f"{row['name']} of the {row['part']}", row["part"], False, row["elements"]))
     for words, part, whole, elements in parts:
         for dtype, width in DTYPES.items():
             for shards in SHARDS:
                 share = f", 1 of {shards} shards" if shards > 1 else ""
-                yield f"{words} in {dtype}{share}", part, whole and shards == 1, (
-                    elements * width / shards
-                )  # fmt: skip
+                nbytes = elements * width / shards
+                yield f"{words} in {dtype}{share}", part, whole and shards == 1, nbytes

@@ -1,0 +1,125 @@
+"""What our runs say to the document's claims, each with the setup it was measured in.
+
+Rehearsals of our own port say nothing of SGLang's time, memory or overlap, and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from wanreport.analysis import compare, oldnew, overlap
+from wanreport.analysis.asked import differs, plain_jobs
+from wanreport.analysis.causes import causes
+from wanreport.analysis.checks import checks
+from wanreport.analysis.frames import Frames
+from wanreport.analysis.questions import questions
+from wanreport.baseline.facts import Facts
+from wanreport.words import gibibytes, gigabytes, ratio, seconds, share
+
+COLUMNS = ["by", "measured", "machine", "setting", "status", "runs", "command"]
+GPUS = "s9.1.new4.gpus"
+
+Row = dict[str, Any]
+
+
+def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
+    """Collect all that runs say.
+
+    Returns
+    -------
+    A row for each question and machine: `by`, the name of the question; what was `measured`, in
+    words; the `machine`; `setting`, how that differs from the document's, "" where it does not;
+    `status` as of :func:`checks`, "told" where a number is all that was asked for; the `runs`; and
+    the `command` that would measure it.
+    """
+    if len(frames.runs):
+        real = frames.runs.run[~frames.runs.rehearsal]
+        frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
+    rows = [{**row, "by": row["check"]} for row in checks(frames, facts).to_dict("records")]
+    if len(frames.runs):
+        told = [*_causes(frames, facts), *_costs(frames), *_questions(frames),
+                *_memory(frames, facts), *_timelines(frames), *_first(frames)]  # fmt: skip
+        rows += [{**row, "setting": _setting(frames, facts, row)} for row in told]
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def _setting(frames: Frames, facts: Facts, row: Row) -> str:
+    runs = frames.runs.loc[row["runs"]]
+    part = "part of the model" if (runs.source == "bench").any() else ""
+    gpus = "" if row["by"].startswith("question") else GPUS
+    return ", ".join(filter(None, [part, differs(facts, runs, gpus)]))
+
+
+def _told(by: str, measured: str, row: Any, *runs: str) -> Row:
+    return {"by": by, "measured": measured, "machine": row.machine, "status": "told",
+            "runs": [*runs] or [row.run], "command": ""}  # fmt: skip
+
+
+def _causes(frames: Frames, facts: Facts) -> Iterator[Row]:
+    found = causes(frames, facts)
+    for row in found[found.run_a.notna()].itertuples():
+        beside = f", together with {', '.join(row.together_with)}" if row.together_with else ""
+        effect = f"{seconds(row.effect_s, 3)} a step, {row.claim}"
+        yield _told(f"cause-{row.cause}", f"{row.changed} {row.change}: {effect} ({row.work}"
+                    f"{beside})", row, row.run_a, row.run_b)  # fmt: skip
+
+
+def _costs(frames: Frames) -> Iterator[Row]:
+    """What an engine costs a step over resident weights."""
+    cost = compare.overhead(frames)
+    if "overhead" not in cost:
+        return
+    best, peer = compare.headline(frames).index, cost.engine.isin(("sglang", "layerwise"))
+    linked = cost[(cost.interconnect == "NVLink") & peer & cost.overhead.notna()]
+    for by, found in (("cost", cost[cost.index.isin(best)]), ("nvlink", linked)):
+        for row in found.itertuples():
+            name = by if by == "nvlink" else f"{by}-{row.engine}"
+            where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
+            words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
+            yield _told(name, words, row, row.run, row.reference)
+
+
+def _questions(frames: Frames) -> Iterator[Row]:
+    for row in questions(frames).itertuples():
+        by = f"question-{row.number}"
+        if not isinstance(row.run_one, str):
+            yield {"by": by, "status": "not measured", "runs": [], "command": row.command}
+        else:
+            words = f"{row.one} over {row.two}, {row.work}: {ratio(row.difference)}, {row.claim}"
+            yield _told(by, words, row, row.run_one, row.run_two)
+
+
+def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
+    """What the deeper prefetch takes, and the peaks of both offloads."""
+    for row in oldnew.prefetch(frames, facts).itertuples():
+        more = gigabytes(row.allocated_difference_bytes, 3)
+        yield _told("prefetch-memory", f"{more} more allocated", row, row.run_deep, row.run_base)
+    runs = plain_jobs(frames.full_scale())
+    for row in runs.itertuples():
+        yield _told(
+            f"memory-{row.engine}", f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved", row
+        )
+        if row.engine == "layerwise":
+            yield _told("bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row)
+
+
+def _timelines(frames: Frames) -> Iterator[Row]:
+    found = overlap.shares(frames)
+    for row in found[found.engine == "layerwise"].itertuples() if len(found) else ():
+        yield _told("rate", f"{row.rate_gb_s:.1f} GB/s", row)
+        if row.collectives_share > 0:
+            taken = share(row.collectives_share)
+            yield _told("collectives", f"all-to-all takes {taken} of a step", row)
+
+
+def _first(frames: Frames) -> Iterator[Row]:
+    """What the first step of a process takes where it compiles; later ones are in the runs."""
+    runs, steps = frames.full_scale(), frames.steps
+    first = steps[steps.kind == "warmup"].groupby("run").seconds.first()
+    for row in runs[runs.compiled & runs.run.isin(first.index)].itertuples():
+        times = seconds(first[row.run], 3), seconds(row.step_s, 3)
+        words = f"{row.name}: first step {times[0]}, later {times[1]}"
+        yield _told("first-step", words, row)
