@@ -8,6 +8,7 @@ record passes :func:`wanreport.records.record.write_record`.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wanreport.analysis.frames import Frames
 from wanreport.jobs.job import job_from_mapping, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
 from wanreport.jobs.settings import layerwise_held
-from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
+from wanreport.jobs.sglang import ENGINE_FLAGS, ModelSettings, prefetch_layers, resolve_model
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
@@ -54,28 +55,15 @@ def record(
     machine: dict[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A record of one of the baseline's jobs.
+    """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
-    Parameters
-    ----------
-    name
-        A key of BASELINE, or any slug if `changes` gives engine and num_gpus.
-    scale, device
-        "tiny" runs on a CPU and "a14b" on GPUs, unless `device` says otherwise.
-    status
-        Anything but "ok" gives a record without iterations.
-    steady_s, switch_s
-        Seconds of a step and of the switch step.
-    sm_mhz
-        The clock that the GPUs ran at; None for a record that does not know.
-    latents
-        Any text; records with the same text have the same bits.
-    changes
-        Further fields of the job.
+    It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
+    other than "ok" it has no iterations. Records with the same text for `latents` have the same
+    bits. `changes` are further fields of the job.
     """
     device = device or ("cuda" if scale == "a14b" else "cpu")
     job = _job(name, scale, changes)
-    blank = new_record(
+    made = new_record(
         job,
         status=status,
         reason=reason or ("" if status == "ok" else f"made up: {status}"),
@@ -87,84 +75,56 @@ def record(
         sglang=_sglang(job),
     )
     if status != "ok":
-        return blank
+        return made
     settings = resolve_model(job.model_path)
-    timesteps = flow_schedule(job.num_inference_steps, settings.flow_shift or 1.0)
-    at = switch_step(timesteps.timesteps, settings.boundary_ratio)
-    steps = len(timesteps.timesteps)
-    experts = ["high_noise" if at is None or i < at else "low_noise" for i in range(steps)]
-    layers = LAYERS[scale]
-    size = {"height": job.height, "width": job.width, "num_frames": job.num_frames}
-    blank |= {
-        "model": {
-            "config": settings.config,
-            "how": settings.how,
-            "flow_shift": settings.flow_shift,
-            "boundary_ratio": settings.boundary_ratio,
-            "guidance_scale": settings.guidance_scale,
-            "guidance_scale_2": settings.guidance_scale_2,
-            "num_layers": layers,
-            "num_heads": 40,
-            "head_dim": 128 if scale == "a14b" else 4,
-            "ffn_dim": 13824 if scale == "a14b" else 64,
-            "text_dim": 4096 if scale == "a14b" else 32,
-            "latent_shape": [16, 21, 90, 160] if scale == "a14b" else [16, 2, 6, 8],
-            "tokens": 75_600 if scale == "a14b" else 24,
-            "weights": "random",
-            "prompt_embeds": "random",
-            "block_bytes": BLOCK[scale],
-            "outer_bytes": OUTER[scale],
-            "expert_bytes": OUTER[scale] + layers * BLOCK[scale],
-            **(size if scale == "a14b" else {"height": 48, "width": 64, "num_frames": 5}),
-        },
-        "schedule": {
-            "timesteps": [float(t) for t in timesteps.timesteps],
-            "sigmas": timesteps.sigmas,
-            "switch_step": at,
-            "experts": experts,
-        },
-        "engine": {
-            "name": job.engine,
-            "prefetch": blank["sglang"]["prefetch_layers"],
-            "branches_per_visit": 2 if job.engine == "stream" else 1,
-            "counters_derived": job.engine == "fsdp",
-        },
-        "cold_start_s": 250.0,
+    schedule = flow_schedule(job.num_inference_steps, settings.flow_shift)
+    at = switch_step(schedule.timesteps, settings.boundary_ratio)
+    made["schedule"] = {
+        "timesteps": [float(t) for t in schedule.timesteps],
+        "sigmas": schedule.sigmas,
+        "switch_step": at,
+        "experts": ["high_noise" if at is None or i < at else "low_noise"
+                    for i in range(len(schedule.timesteps))],
+    }  # fmt: skip
+    made["model"] = _model(job, settings)
+    made["engine"] = {
+        "name": job.engine,
+        "prefetch": made["sglang"]["prefetch_layers"],
+        "branches_per_visit": 2 if job.engine == "stream" else 1,
+        "counters_derived": job.engine == "fsdp",
     }
+    made["cold_start_s"] = 250.0
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
     spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
     kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
     for number, kind in enumerate([*kinds, *(["profiled"] if job.profile else [])]):
-        blank["iterations"].append(
-            _iteration(blank, number, kind, steady, spike, at, latents, device)
-        )
-    for iteration in blank["iterations"]:
+        iteration = _iteration(made, number, kind, steady, spike, at, latents, device)
         iteration["gpu"] = [
             {"board": f"{rank:08x}", "readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0,
              "celsius": 62}
             if sm_mhz and device == "cuda" else None
             for rank in range(job.num_gpus)
         ]  # fmt: skip
+        made["iterations"].append(iteration)
     if job.engine == "stream":
         inputs = plan_inputs(
-            blocks=layers, block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],
+            blocks=LAYERS[scale], block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],
             windows_s=(0.05, 0.09, 0.075), collectives_s=0.028, ranks=job.num_gpus,
         )  # fmt: skip
         blocks = room(job.vram_budget_gb, BLOCK["a14b"], OUTER["a14b"])
         plan, _ = make_plan(inputs, blocks, lambda rivals: [[4.0 - s.shard] for s in rivals])
-        blank["engine"]["plan"] = plan
-    blank["timeline"] = _timeline(job.engine, layers, at or 1, scale)
-    if job.profile:
-        blank["traces"] = [
-            {
-                "rank": rank,
-                "path": f"traces/{name}-{blank['job_hash']}/rank{rank}.json.gz",
-                "bytes": 1_234_567,
-                "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest(),
-            }
-            for rank in range(job.num_gpus)
-        ]
-    return blank
+        made["engine"]["plan"] = plan
+    made["timeline"] = _timeline(job.engine, LAYERS[scale], at or 1, scale)
+    made["traces"] = [
+        {
+            "rank": rank,
+            "path": f"traces/{name}-{made['job_hash']}/rank{rank}.json.gz",
+            "bytes": 1_234_567,
+            "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest(),
+        }
+        for rank in range(job.num_gpus if job.profile else 0)
+    ]
+    return made
 
 
 def all_jobs(scale: str = "tiny", **options: Any) -> list[dict[str, Any]]:
@@ -189,64 +149,49 @@ def load(records: list[dict[str, Any]], root: Path) -> Frames:
 def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:
     engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
     mapping = {
-        "name": name,
-        "engine": engine,
-        "num_gpus": gpus,
-        "baseline_job": number,
-        "purpose": "A made-up job.",
-        "scale": scale,
-        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}),
-        **flags,
-        **changes,
-    }
+        "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
+        "purpose": "A made-up job.", "scale": scale,
+        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}), **flags, **changes,
+    }  # fmt: skip
     return resolve_job(job_from_mapping(mapping, source="synthetic"), gpus=64)
 
 
 def _sglang(job: Any) -> dict[str, Any]:
     found = job.sglang()
-    return {
-        "layerwise": found.layerwise,
-        "cpu_offload": found.cpu_offload,
-        "fsdp": found.fsdp,
-        "prefetch_size": found.prefetch_size,
-        "engine": found.engine,
-        "steps": list(found.steps),
-        "prefetch_layers": prefetch_layers(found.prefetch_size, LAYERS[job.scale]),
-    }
+    layers = prefetch_layers(found.prefetch_size, LAYERS[job.scale])
+    return {**asdict(found), "prefetch_layers": layers}
+
+
+def _model(job: Any, settings: ModelSettings) -> dict[str, Any]:
+    real, layers, block = job.scale == "a14b", LAYERS[job.scale], BLOCK[job.scale]
+    said = asdict(settings)
+    del said["steps"]
+    size = {"height": job.height, "width": job.width, "num_frames": job.num_frames}
+    return said | {
+        "num_layers": layers, "num_heads": 40, "head_dim": 128 if real else 4,
+        "ffn_dim": 13824 if real else 64, "text_dim": 4096 if real else 32,
+        "latent_shape": [16, 21, 90, 160] if real else [16, 2, 6, 8],
+        "tokens": 75_600 if real else 24, "weights": "random", "prompt_embeds": "random",
+        "block_bytes": block, "outer_bytes": OUTER[job.scale],
+        "expert_bytes": OUTER[job.scale] + layers * block,
+        **(size if real else {"height": 48, "width": 64, "num_frames": 5}),
+    }  # fmt: skip
 
 
 def _machine(device: str) -> dict[str, Any]:
+    made = {"device": device, "cpu_model": "made up"}
     if device == "cuda":
-        return GPUS | {
-            "device": "cuda",
-            "gpu_name": "NVIDIA H100 PCIe",
-            "gpu_count": 4,
-            "gpu_memory_bytes": 85_000_000_000,
-            "driver": "550.54",
-            "interconnect": "PCIe",
-            "pcie": {"generation": "5", "width": "16"},
-            "host_memory_bytes": 488_000_000_000,
-            "cpu_model": "made up",
-            "cpu_cores": 96,
-            "nccl": {"NCCL_P2P_DISABLE": "1"},
-            "link": _link(),
-            "transport": ["SHM/direct/direct"],
-        }
-    return CPU | {
-        "device": "cpu",
-        "gpu_name": None,
-        "gpu_count": 0,
-        "gpu_memory_bytes": None,
-        "driver": None,
-        "interconnect": None,
-        "pcie": None,
-        "host_memory_bytes": 8_000_000_000,
-        "cpu_model": "made up",
-        "cpu_cores": 2,
-        "nccl": {},
-        "link": None,
-        "transport": None,
-    }
+        return GPUS | made | {
+            "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
+            "driver": "550.54", "interconnect": "PCIe", "pcie": {"generation": "5", "width": "16"},
+            "host_memory_bytes": 488_000_000_000, "cpu_cores": 96, "link": _link(),
+            "nccl": {"NCCL_P2P_DISABLE": "1"}, "transport": ["SHM/direct/direct"],
+        }  # fmt: skip
+    unknown = ("gpu_name", "gpu_memory_bytes", "driver", "interconnect", "pcie", "link",
+               "transport")  # fmt: skip
+    return CPU | made | dict.fromkeys(unknown) | {
+        "gpu_count": 0, "host_memory_bytes": 8_000_000_000, "cpu_cores": 2, "nccl": {},
+    }  # fmt: skip
 
 
 def _link() -> dict[str, Any]:
@@ -260,16 +205,12 @@ def _link() -> dict[str, Any]:
 
 
 def _software(device: str) -> dict[str, Any]:
+    cuda = device == "cuda"
     return {
-        "python": "3.11.2",
-        "torch": "2.13.0",
-        "diffusers": "0.42.1",
-        "cuda": "13.0" if device == "cuda" else None,
-        "nccl": "2.28" if device == "cuda" else None,
-        "wanreport": "0.1.0",
-        "git_sha": "0123456789abcdef",
-        "git_dirty": False,
-    }
+        "python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1",
+        "cuda": "13.0" if cuda else None, "nccl": "2.28" if cuda else None, "wanreport": "0.1.0",
+        "git_sha": "0123456789abcdef", "git_dirty": False,
+    }  # fmt: skip
 
 
 def plan_inputs(**changes: Any) -> Inputs:
@@ -288,15 +229,9 @@ def plan_inputs(**changes: Any) -> Inputs:
 
 
 def _iteration(
-    made: dict[str, Any],
-    number: int,
-    kind: str,
-    steady: float,
-    spike: float,
-    at: int | None,
-    latents: str,
-    device: str,
-) -> dict[str, Any]:
+    made: dict[str, Any], number: int, kind: str, steady: float, spike: float, at: int | None,
+    latents: str, device: str,
+) -> dict[str, Any]:  # fmt: skip
     job, experts = made["job"], made["schedule"]["experts"]
     ranks = range(job["num_gpus"])
 
@@ -353,33 +288,22 @@ def _counters(made: dict[str, Any], number: int) -> dict[str, int]:
     counters = dict.fromkeys(
         ("h2d_copies", "h2d_bytes", "d2h_copies", "d2h_bytes", "allocations", "event_waits",
          "stream_waits", "host_syncs", "unshards"), 0)  # fmt: skip
+    whole = n * block + outer
     if job["engine"] == "layerwise":
         loads = passes * (n - 1) + (2 if number == 0 else 0)
-        counters |= {
-            "h2d_copies": loads,
-            "h2d_bytes": loads * block,
-            "allocations": loads,
-            "event_waits": loads,
-            "stream_waits": loads + passes,
-        }
+        counters |= {"h2d_copies": loads, "h2d_bytes": loads * block, "allocations": loads,
+                     "event_waits": loads, "stream_waits": loads + passes}  # fmt: skip
     elif job["engine"] == "swap":
-        counters |= {
-            "h2d_copies": 2 * (n + 1),
-            "h2d_bytes": 2 * (n * block + outer),
-            "d2h_copies": (2 if number else 1) * (n + 1),
-            "d2h_bytes": (2 if number else 1) * (n * block + outer),
-            "allocations": 2 * (n + 1),
-            "host_syncs": (4 if number else 3) * (n + 1),
-        }
+        back = 2 if number else 1
+        counters |= {"h2d_copies": 2 * (n + 1), "h2d_bytes": 2 * whole, "d2h_bytes": back * whole,
+                     "d2h_copies": back * (n + 1), "allocations": 2 * (n + 1),
+                     "host_syncs": (2 + back) * (n + 1)}  # fmt: skip
     elif job["engine"] == "stream":
         loads = passes // 2 * n
         counters |= {"h2d_copies": loads, "h2d_bytes": loads * block, "event_waits": 2 * loads}
     elif job["engine"] == "fsdp":
-        counters |= {
-            "h2d_copies": passes * (n + 1),
-            "h2d_bytes": passes * -(-(n * block + outer) // job["num_gpus"]),
-            "unshards": passes * (n + 1),
-        }
+        counters |= {"h2d_copies": passes * (n + 1), "unshards": passes * (n + 1),
+                     "h2d_bytes": passes * -(-whole // job["num_gpus"])}  # fmt: skip
     return counters
 
 
