@@ -45,10 +45,10 @@ COMES_WITH = {
     "traitlets": "nbconvert",
 }
 
-ROOMS = ("words", "jobs", "model", "engines", "planner", "records", "measure", "analysis",
-         "baseline", "report", "cli", "__main__")  # fmt: skip
+ROOMS = ("words", "jobs", "model", "engines", "planner", "records", "measure", "traces",
+         "analysis", "baseline", "report", "cli", "__main__")  # fmt: skip
 """From the bottom up: what lies in one imports only from its own and from those before it."""
-RENDER = ("records", "analysis", "baseline", "report", "cli")  # these never import torch
+RENDER = ("records", "traces", "analysis", "baseline", "report", "cli")  # these never import torch
 MOST_LINES = 13_800
 """Of Python in the package and the benchmarks together; raise it only for what it buys."""
 

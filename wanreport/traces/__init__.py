@@ -1,0 +1,26 @@
+"""Traces from anywhere: any profiler's file to one DataFrame of events, and what copies did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wanreport.records.files import FileError
+from wanreport.traces import kineto, nsight
+from wanreport.traces.events import Trace
+
+
+def read(path: str | Path) -> Trace:
+    """Read a trace of torch.profiler (JSON, gzipped or not) or of Nsight Systems (SQLite).
+
+    Raises
+    ------
+    FileError
+        Naming the file and what to do, where it holds no trace.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        return (nsight if head.startswith(nsight.MAGIC) else kineto).read(path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,306 @@
+"""One form for any trace: `events`, a row for each thing that a GPU or a host thread did.
+
+    kind         kernel, collective, copy, memset: on a GPU; call: of the CUDA or HIP API, on the
+                 host; sync: a wait, as the GPU saw it; step; memory: the allocator's; overhead
+    start_ns, end_ns    integers, half-open
+    device, stream, process, thread    -1 where it has none
+    bytes        of a copy, a memset or (signed) an allocation; missing where not recorded
+    direction, memory   of a copy: HtoD, DtoH, DtoD, PtoP, ...; the host's side of it: pinned,
+                 pageable, managed or unknown, and "" between devices
+    call         the row of the API call that launched a GPU event, -1 if it is not in the file
+    step         in which that call began; where there is none, in which the event itself did
+
+Missing is never 0: what a file lacks is said by its `quality`, and figures of it are missing too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory", "overhead")
+ON_GPU = KINDS[:4]
+MISSING = np.iinfo(np.int64).min
+MOST_EVENTS = 4_000_000  # about 0.5 GB in memory; a profile of a few steps has a tenth of it
+MOST_NAMES, LONGEST_NAME = 50_000, 300
+
+COLLECTIVES = re.compile(r"nccl|rccl", re.IGNORECASE)
+COPIES = re.compile(r"(?:Memcpy|Copy) ?(\w+?)to(\w+)(?: \((.+?) -> (.+?)\))?", re.IGNORECASE)
+STEPS = re.compile(
+    r"(?:ProfilerStep|(?:denois\w*?|inference)?[ _]?step|iteration)[ _#:]*(\d{1,9})", re.IGNORECASE
+)
+LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
+"""Calls that put something on a GPU. A memset is none of them, as one of nothing puts nothing."""
+
+TIMES = ["start_ns", "end_ns"]
+COLUMNS: dict[str, Any] = {
+    "kind": np.int8, "name": np.int32, "device": np.int64, "stream": np.int64, "process": np.int32,
+    "thread": np.int32, "start_ns": np.int64, "end_ns": np.int64, "bytes": np.int64,
+    "correlation": np.int64,
+}  # fmt: skip
+
+
+class Kind:
+    """The numbers of :data:`KINDS`."""
+
+    KERNEL, COLLECTIVE, COPY, MEMSET, CALL, SYNC, STEP, MEMORY, OVERHEAD = range(len(KINDS))
+
+
+class Trace(NamedTuple):
+    """One file.
+
+    Attributes
+    ----------
+    events, steps
+        Its events, and its steps: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``,
+        ``launches`` and ``matched`` (calls, and those with an event on a GPU), ``complete``.
+    quality
+        What to know before a figure is read: ``check``, ``count``, ``what``; and ``bad`` where
+        figures lack something for it.
+    facts
+        ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
+        device), ``finished`` (whether its end is there; None if its format does not say).
+    """
+
+    events: pd.DataFrame
+    steps: pd.DataFrame
+    quality: pd.DataFrame
+    facts: dict[str, Any]
+
+    def devices(self) -> Iterator[tuple[int, pd.DataFrame]]:
+        """Each device with the events on it; none if the file holds nothing that ran on a GPU."""
+        on_gpu = self.events[self.events.kind.isin(ON_GPU)]
+        yield from on_gpu.groupby("device")
+
+
+class _Names(dict[str, int]):
+    """Numbers of names, given out as they are asked for; long names are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short: dict[str, int] = {}
+
+    def __missing__(self, name: str) -> int:
+        short = name[:LONGEST_NAME].encode("utf-8", "replace").decode()
+        short = short if len(self.short) < MOST_NAMES else "(other)"
+        number = self.short.setdefault(short, len(self.short))
+        if len(self) < MOST_NAMES and len(name) < 10 * LONGEST_NAME:
+            self[name] = number
+        return number
+
+
+class Rows:
+    """Columns that grow by batches, the names that they refer to by number, and notes."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self.names = _Names()
+        self.notes: list[tuple[str, int, bool, str]] = []
+        self.size = self.odd = 0
+
+    def add(self, **columns: Any) -> None:
+        """Take a batch, without events that end before they begin or whose times are none."""
+        start, end = columns["start_ns"], columns["end_ns"]
+        good = (start != MISSING) & (end != MISSING) & (end >= start)
+        for name, kind in COLUMNS.items():
+            self.batches[name].append(columns[name][good].astype(kind, copy=False))
+        self.size += int(good.sum())
+        self.odd += int((~good).sum())
+
+    def note(self, check: str, count: Any, what: str, bad: object = True) -> None:
+        """Keep what is to know about the file, if there is any of it."""
+        if count:
+            self.notes.append((check, int(count), bool(bad), what))
+
+    def trace(self, whole: bool, shift: int = 0, **facts: Any) -> Trace:
+        """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
+        columns: dict[str, Any] = {}
+        for name, kind in COLUMNS.items():
+            columns[name] = np.concatenate([np.empty(0, kind), *self.batches.pop(name)])
+        columns["start_ns"] += shift
+        columns["end_ns"] += shift
+        names = [*self.names.short] or [""]
+        _by_name(columns, names)
+        steps = _steps(columns, names)
+        columns["call"] = _calls(columns)
+        step, by_time = _step_of(columns, steps)
+        columns["step"] = pd.arrays.IntegerArray(step, step < 0)
+        columns["bytes"] = pd.arrays.IntegerArray(columns["bytes"], columns["bytes"] == MISSING)
+        columns["name"] = pd.Categorical.from_codes(columns["name"], names)
+        columns["kind"] = pd.Categorical.from_codes(columns["kind"], KINDS)
+        events = pd.DataFrame(columns, copy=False)
+        _complete(events, steps, whole)
+        self._check(events, steps, by_time)
+        quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
+        return Trace(events, steps, quality.sort_values("bad", ascending=False), facts)
+
+    def _check(self, events: pd.DataFrame, steps: pd.DataFrame, by_time: int) -> None:
+        note, copies = self.note, events[events.kind == "copy"]
+        note("times", self.odd, "events that have no times, or wrong ones, are left out")
+        note("no GPU events", not events.kind.isin(ON_GPU).any(), "nothing that ran on a GPU is in"
+             " the file: that there were no copies is not what this says")  # fmt: skip
+        left = steps.step[~steps.complete]
+        note("incomplete steps", len(left), "the file lacks what ran in steps "
+             f"{', '.join(map(str, left))}; they have no figures")  # fmt: skip
+        note("launches without GPU event", (steps.launches - steps.matched).sum(),
+             f"of {steps.launches.sum():,} in steps", not steps.complete.all())  # fmt: skip
+        note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
+        note("copies of no time", (copies.start_ns == copies.end_ns).sum(), "left out of rates", 0)
+        note("copies without call", (copies.call < 0).sum(), "whether they block is not known", 0)
+        note("steps by time", by_time, "GPU events without call count for the step they ran in", 0)
+        calls = events[(events.kind == "call") & (events.correlation > 0)]
+        note("correlations used twice", calls.duplicated(["process", "correlation"]).sum(),
+             "the first call counts as the one that launched", 0)  # fmt: skip
+
+
+def _by_name(columns: dict[str, Any], names: list[str]) -> None:
+    """What names tell: which kernels are collectives; where copies go, from which memory."""
+    kind, code = columns["kind"], columns["name"]
+    collective = np.array([bool(COLLECTIVES.search(name)) for name in names])
+    kind[(kind == Kind.KERNEL) & collective[code]] = Kind.COLLECTIVE
+    told = [_copy(name) for name in names]
+    for at, column in enumerate(("direction", "memory")):
+        known = sorted({pair[at] for pair in told})
+        number = np.array([known.index(pair[at]) for pair in told], np.int8)
+        codes = np.where(kind == Kind.COPY, number[code], np.int8(-1))
+        columns[column] = pd.Categorical.from_codes(codes, known)
+
+
+def _copy(name: str) -> tuple[str, str]:
+    if not (found := COPIES.match(name)):
+        return "unknown", "unknown"
+    source, target = (end[0].upper() for end in found.groups()[:2])
+    side = found[3] if source == "H" else found[4] if target == "H" else ""
+    side = (side or "unknown").lower().removesuffix(" static") if "H" in (source, target) else ""
+    return f"{source}to{target}", side if side in (
+        "",
+        "pinned",
+        "pageable",
+        "managed",
+    ) else "unknown"
+
+
+def _steps(columns: dict[str, Any], names: list[str]) -> pd.DataFrame:
+    """The host's windows of steps, by their begin, each with a number of its own."""
+    rows = np.flatnonzero(columns["kind"] == Kind.STEP)
+    steps = pd.DataFrame({
+        "name": pd.Series([names[code] for code in columns["name"][rows]], dtype=str),
+        **{name: columns[name][rows] for name in ("process", "start_ns", "end_ns")},
+    })  # fmt: skip
+    profilers = steps.name.str.startswith("ProfilerStep")
+    steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
+    number = steps.name.str.extract(r"(\d+)$")[0].astype("int32")
+    twice = pd.DataFrame({"process": steps.process, "number": number}).duplicated().any()
+    steps.insert(
+        0, "step", steps.groupby("process").cumcount().astype("int32") if twice else number
+    )
+    return steps
+
+
+def _calls(columns: dict[str, Any]) -> np.ndarray:
+    """For each GPU event the row of the first call with its correlation; -1 for all others."""
+    found = np.full(len(columns["kind"]), -1, np.int32)
+    linked = columns["correlation"] > 0
+    calls = np.flatnonzero((columns["kind"] == Kind.CALL) & linked)
+    gpu = np.flatnonzero((columns["kind"] <= Kind.MEMSET) & linked)
+    for process in np.unique(columns["process"][calls]):
+        own = calls[columns["process"][calls] == process]
+        own = own[np.lexsort((columns["start_ns"][own], columns["correlation"][own]))]
+        wanted = gpu[columns["process"][gpu] == process]
+        numbers, sought = columns["correlation"][own], columns["correlation"][wanted]
+        at = np.minimum(np.searchsorted(numbers, sought), len(own) - 1)
+        same = numbers[at] == sought
+        found[wanted[same]] = own[at[same]]
+    return found
+
+
+def _step_of(columns: dict[str, Any], steps: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """The step of each row, -1 outside of all; and for how many GPU events their own time told."""
+    found = np.full(len(columns["kind"]), -1, np.int32)
+    for process in np.unique(columns["process"]) if len(steps) else ():
+        own = steps[steps.process == process]
+        own = own if len(own) else steps
+        rows = np.flatnonzero(columns["process"] == process)
+        at = columns["start_ns"][rows]
+        last = np.searchsorted(own.start_ns, at, "right") - 1
+        inside = (last >= 0) & (at < own.end_ns.to_numpy()[last])
+        found[rows[inside]] = own.step.to_numpy()[last[inside]]
+    gpu, call = columns["kind"] <= Kind.MEMSET, columns["call"]
+    launched = gpu & (call >= 0)
+    found[launched] = found[call[launched]]
+    return found, int((gpu & ~launched & (found >= 0)).sum())
+
+
+def _complete(events: pd.DataFrame, steps: pd.DataFrame, whole: bool) -> None:
+    """Tell which steps have what they launched; those of a cut file may lack anything."""
+    names = events.name.cat.categories
+    launching = (events.kind == "call") & (events.correlation > 0)
+    launching &= events.name.isin(names[names.str.contains(LAUNCHES)])
+    matched = launching & np.isin(np.arange(len(events)), events.call)
+    for column, rows in (("launches", launching), ("matched", matched)):
+        counts = events.loc[rows, "step"].value_counts()
+        steps[column] = steps.step.map(counts).fillna(0).astype(int)
+    lacking = steps.launches - steps.matched
+    ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])
+    steps["complete"] = whole & ran & (lacking <= steps.launches / 100)
+
+
+def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
+    """An array of integers, with `missing` for what is none."""
+    try:
+        return np.array(values, np.int64)
+    except (TypeError, ValueError, OverflowError):
+        good = [type(v) is int and abs(v) < 1 << 62 for v in values]
+        return np.array(
+            [v if ok else missing for v, ok in zip(values, good, strict=True)], np.int64
+        )
+
+
+# Times -------------------------------------------------------------------------------------------
+
+
+class Lanes:
+    """One time axis, cut at every begin and end of some events; all in integers."""
+
+    def __init__(self, events: pd.DataFrame) -> None:
+        self.edges = np.unique(events[TIMES].to_numpy())
+        self.lengths = np.diff(self.edges)
+
+    def at(self, events: pd.DataFrame) -> np.ndarray:
+        """Tell for each piece between two cuts whether any of these events is there."""
+        begun, over = (
+            np.searchsorted(np.sort(events[name].to_numpy()), self.edges[:-1], "right")
+            for name in TIMES
+        )
+        return np.asarray(begun > over)
+
+    def within(self, events: pd.DataFrame, pieces: np.ndarray) -> np.ndarray:
+        """How much of each event pieces cover."""
+        until = np.concatenate([[0], np.cumsum(self.lengths * pieces)])
+        start, end = (until[np.searchsorted(self.edges, events[name])] for name in TIMES)
+        return np.asarray(end - start)
+
+
+def union(events: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The times at which any event of a group runs, as intervals apart: `by`, and ``ns`` each."""
+    rows = events[[by, *TIMES]].dropna().sort_values([by, "start_ns"], ignore_index=True)
+    until = rows.groupby(by).end_ns.cummax().groupby(rows[by]).shift(fill_value=MISSING)
+    number = (rows.start_ns > until).cumsum()
+    found = rows.groupby(number).agg({by: "first", "start_ns": "min", "end_ns": "max"})
+    return found.assign(ns=found.end_ns - found.start_ns)
+
+
+def named(trace: Trace, device: int | None) -> dict[str, Any]:
+    """What tells a row of a table apart: file, rank, device."""
+    return {"file": trace.facts["file"], "rank": trace.facts["rank"], "device": device}
+
+
+def rows_of(traces: Iterable[Trace]) -> Iterator[tuple[Trace, dict[str, Any], pd.DataFrame]]:
+    """Each device of each trace: the trace, what names it, and the events on it."""
+    for trace in traces:
+        for device, events in trace.devices():
+            yield trace, named(trace, device), events

@@ -1,0 +1,345 @@
+"""Reads traces of torch.profiler: Kineto's JSON, gzipped or not, whole or cut off.
+
+The file passes through a buffer and is never held whole. A batch of events that ends between two
+events is decoded at once, into typed structures; where that fails, the batch is gone through event
+by event, and what is no event is skipped. So a file that ends anywhere gives all complete events.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from decimal import Decimal, DecimalException
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from wanreport.records.files import FileError
+from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Kind, Rows, Trace, integers
+
+CHUNK, BATCH = 1 << 20, 6 << 20
+MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
+MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
+LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
+EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for one time in ns
+DAY = 86_400 * 10**9  # no event of a profile is longer
+
+BETWEEN = re.compile(rb'\}\s*,\s*\{\s*"')
+AGAIN = re.compile(r'\}\s*,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)')
+GAP = re.compile(r"[\s,\x00]*")
+BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
+NONE, END = -1, 99  # of no use; may tell that all before it was written
+CATEGORIES = {
+    "kernel": Kind.KERNEL, "memcpy": Kind.COPY, "memset": Kind.MEMSET, "runtime": Kind.CALL,
+    "driver": Kind.CALL, "cuda_sync": Kind.SYNC, "cpu_instant_event": Kind.MEMORY,
+    "overhead": Kind.OVERHEAD, "user_annotation": Kind.STEP, "operator": Kind.STEP,
+    "trace": END, "": END,
+}  # fmt: skip
+LOST = (  # what the profiler says of events that it did not keep
+    (r"Exceeded max GPU buffer count", "the profiler's buffers were full; it stopped there"),
+    (r"CUPTI stopped early\? = [1-9]", "the profiler stopped early"),
+    (r"Out-of-range = ([1-9]\d*)", "lay before or after the recorded window and were dropped"),
+)
+
+
+Number = int | float | str | None
+
+
+class _Args(msgspec.Struct, gc=False):
+    device: Number = -1
+    stream: Number = -1
+    correlation: Number = -1
+    bytes: Number = None
+    allocated: Number = msgspec.field(default=None, name="Bytes")
+    to: Number = msgspec.field(default=-1, name="inDevice")  # a copy between GPUs has this alone
+
+
+class _Event(msgspec.Struct, gc=False):
+    ph: str = ""
+    cat: str = ""
+    name: str = ""
+    pid: int | str = -1
+    tid: int | str = -1
+    ts: Any = None
+    dur: Any = None
+    args: _Args | None = None
+
+
+NO_ARGS = _Args()
+FLOATS = msgspec.json.Decoder(list[_Event])
+DECIMALS = msgspec.json.Decoder(list[_Event], float_hook=Decimal)
+ONE = json.JSONDecoder(parse_float=Decimal)
+WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
+
+
+def read(path: Path) -> Trace:
+    """Read a trace; what is lost of a damaged file is said in the trace's quality.
+
+    Raises
+    ------
+    FileError
+        If the file holds no trace events.
+    """
+    reader = _Reader(path)
+    with path.open("rb") as file:
+        for chunk in _inflated(file, reader.rows):
+            if not reader.take(chunk):
+                break
+    return reader.trace()
+
+
+def _inflated(file: BinaryIO, rows: Rows) -> Iterator[bytes]:
+    """The file's bytes, inflated where it is gzipped; never more than a chunk at once."""
+    magic = b"\x1f\x8b"
+    start = file.read(2)
+    file.seek(0)
+    if start != magic:
+        yield from iter(partial(file.read, CHUNK), b"")
+        return
+    engine = zlib.decompressobj(31)
+    data = b""
+    while data := data or file.read(CHUNK >> 2):
+        if engine.eof:
+            if not data.startswith(magic):
+                return  # padding after the last member
+            engine = zlib.decompressobj(31)
+        try:
+            out = engine.decompress(data, CHUNK)
+        except zlib.error as error:
+            what = f"the gzip stream is damaged before byte {file.tell():,}: {error}"
+            rows.note("corrupt", 1, what)
+            return
+        data = engine.unused_data if engine.eof else engine.unconsumed_tail
+        yield out
+    if not engine.eof:
+        rows.note("gzip cut", 1, f"the gzip stream stops at byte {file.tell():,}")
+        yield engine.flush()
+
+
+class _Reader:
+    """Takes a trace's bytes in order and keeps what is of use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, Rows()
+        self.threads: dict[tuple[int | str, int | str], int] = {}
+        self.buffer, self.around, self.place = bytearray(), bytearray(), "before"
+        self.read = self.count = self.skipped = 0
+        self.wanted, self.decoder = BATCH, FLOATS
+        self.past_gpu = self.finished = self.phases = False
+
+    def take(self, chunk: bytes) -> bool:
+        """Take the next bytes; returns whether more are wanted."""
+        self.read += len(chunk)
+        if self.place == "after":
+            self.around += chunk[: max(0, 2 * MOST_AROUND - len(self.around))]
+            return True
+        self.buffer += chunk
+        if self.place == "before":
+            self._begin(len(chunk))
+        elif len(self.buffer) >= self.wanted:
+            self._batch()
+        return self.rows.size < MOST_EVENTS
+
+    def _begin(self, new: int) -> None:
+        """Look for where the events begin: a list on its own, or under ``traceEvents``."""
+        found = BEGIN.match(self.buffer) or BEGIN.search(self.buffer, max(0, self.read - new - 99))
+        end = found.end() if found else 0
+        del found  # it holds the buffer
+        if end:
+            self.around += self.buffer[: min(end, MOST_AROUND)]
+            del self.buffer[:end]
+            self.place = "events"
+        elif len(self.buffer) > MOST_BETWEEN:
+            raise self._no_trace(f'no "traceEvents" in its first {len(self.buffer):,} bytes')
+
+    def _batch(self, last: bool = False) -> None:
+        """Take what the buffer holds, up to the last event that is complete."""
+        at, done = (0, 0) if last else self._between()
+        if not at or not self._decoded(at):
+            done = self._one_by_one(last)
+        del self.buffer[:done]
+        self.wanted = BATCH if done else 2 * len(self.buffer)
+        if not done and len(self.buffer) > MOST_BETWEEN:
+            raise self._no_trace(f"{len(self.buffer):,} bytes follow each other without an event")
+        if self.place == "after":
+            self.around += self.buffer[:MOST_AROUND]
+            self.buffer.clear()
+
+    def _between(self) -> tuple[int, int]:
+        """Where the last event ends that another follows, and where that one begins."""
+        for back in (1 << 16, len(self.buffer)):
+            start = max(0, len(self.buffer) - back)
+            if spans := [match.span() for match in BETWEEN.finditer(self.buffer, start)]:
+                start, end = spans[-1]
+                return start + 1, self.buffer.index(b"{", start, end)
+        return 0, 0
+
+    def _decoded(self, end: int) -> bool:
+        """Take all events up to a byte; False if they are no list of such."""
+        data = b"[%b]" % bytes(memoryview(self.buffer)[:end])
+        try:
+            events = FLOATS.decode(data)
+            if any(type(event.ts) is float and event.ts >= EXACT for event in events[-99:]):
+                events = DECIMALS.decode(data)
+        except WRONG:
+            return False
+        self._add(events)
+        return True
+
+    def _one_by_one(self, last: bool) -> int:
+        """Go through the buffer event by event; returns how many bytes of it are done with."""
+        text = self.buffer.decode("utf-8", "surrogateescape")
+        events: list[_Event] = []
+        at = 0
+        while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+            if text[at] == "]":
+                self.place, at = "after", at + 1
+                break
+            try:
+                value, end = ONE.raw_decode(text, at)
+            except WRONG:
+                if not last and len(text) - at < CHUNK:
+                    break  # the rest of it may be on its way
+                following = AGAIN.search(text, at + 1)
+                if following is None:
+                    break
+                self.skipped, at = self.skipped + 1, following.end()
+                continue
+            at = end
+            try:
+                events.append(msgspec.convert(value, _Event))
+            except WRONG:
+                self.skipped += 1
+            if len(events) >= 4096:
+                self._add(events)
+                events = []
+        self._add(events)
+        return len(text[:at].encode("utf-8", "surrogateescape"))
+
+    def _add(self, events: list[_Event]) -> None:
+        """Keep the events that are of use."""
+        self.count += len(events)
+        self.phases |= bool(events and events[0].ph)
+        kept, which = [], []
+        for event in [event for event in events if KIND_OF[event.cat] != NONE]:
+            kind = KIND_OF[event.cat]
+            if kind == Kind.STEP and not STEPS.fullmatch(event.name):
+                continue
+            if kind == END:
+                self.finished |= event.name == "Record Window End"
+                self.past_gpu |= self.finished or event.cat == "Trace"
+            elif event.ph == "X" or kind == Kind.MEMORY:
+                kept.append(event)
+                which.append(kind)
+        if kept:
+            self._keep(kept, np.array(which, np.int8))
+
+    def _keep(self, events: list[_Event], kind: np.ndarray) -> None:
+        args = [event.args or NO_ARGS for event in events]
+        start, length = _ns([event.ts for event in events]), _ns([event.dur for event in events])
+        length[kind == Kind.MEMORY] = 0
+        fine = (start != MISSING) & (length >= 0) & (length <= DAY)
+        nbytes, device = np.full(len(kind), MISSING), np.full(len(kind), -1)
+        sized = np.flatnonzero((kind == Kind.COPY) | (kind == Kind.MEMSET))
+        nbytes[sized] = integers([args[i].bytes for i in sized])
+        nbytes[nbytes < 0] = MISSING
+        sized = np.flatnonzero(kind == Kind.MEMORY)
+        nbytes[sized] = integers([args[i].allocated for i in sized], MISSING)
+        gpu = np.flatnonzero(kind <= Kind.MEMSET)
+        device[gpu] = integers([args[i].device for i in gpu])
+        for key in ("to", "pid"):
+            gpu = gpu[device[gpu] < 0]
+            device[gpu] = integers(
+                [getattr(args[i] if key == "to" else events[i], key) for i in gpu]
+            )
+        names, threads = self.rows.names, self.threads
+        self.rows.add(
+            kind=kind,
+            name=np.array([names[event.name] for event in events]),
+            device=device,
+            stream=integers([each.stream for each in args]),
+            process=np.zeros(len(kind), np.int8),
+            thread=np.array([threads.setdefault((e.pid, e.tid), len(threads)) for e in events]),
+            start_ns=start,
+            end_ns=np.where(fine, start + length, MISSING),
+            bytes=nbytes,
+            correlation=integers([each.correlation for each in args]),
+        )
+
+    def trace(self) -> Trace:
+        """Make the trace of all that was taken."""
+        if self.place == "before":
+            raise self._no_trace("it is empty" if not self.read else 'no "traceEvents" in it')
+        full = self.rows.size >= MOST_EVENTS
+        if self.place == "events" and not full:
+            self._batch(last=True)
+        if self.skipped + self.count and not self.phases:
+            raise self._no_trace("its list holds no events")
+        note, cut = self.rows.note, self.place == "events"
+        inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
+        note("too many events", full, f"only the first {self.rows.size:,} of use were read")
+        note("cut", cut and not full, f"the file ends {inside}, after {self.count:,} complete"
+             f" events and {self.read:,} bytes of JSON")  # fmt: skip
+        note("skipped", self.skipped, "what was no event is left out")
+        around = self.around.decode("utf-8", "replace")
+        for pattern, what in LOST:
+            if found := re.search(pattern, around):
+                note("dropped", int(found[1]) if found.groups() else 1, what)
+        base = re.search(r'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})', around)
+        rank = re.search(r'"rank"\s*:\s*"?(\d{1,9})', around)
+        rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
+        gpus = re.findall(r'"id"\s*:\s*(\d{1,9})\s*,\s*"name"\s*:\s*"([^"]*)"', around)
+        return self.rows.trace(
+            whole=self.past_gpu or not cut,
+            shift=min(int(base[1]), LATEST * 1000) if base else 0,
+            file=str(self.path), format="Kineto", size_bytes=self.path.stat().st_size,
+            rank=int(rank[1]) if rank else None, events=self.count,
+            gpus={int(number): name for number, name in gpus}, finished=self.finished,
+        )  # fmt: skip
+
+    def _no_trace(self, why: str) -> FileError:
+        return FileError(
+            f"{self.path}: is not a trace ({why}); give a JSON file of torch.profiler,"
+            " gzipped or not, or an SQLite export of Nsight Systems"
+        )
+
+
+class _Kinds(dict[str, int]):
+    """The kinds of events by category: new ones and old, of CUDA and of HIP."""
+
+    def __missing__(self, category: str) -> int:
+        name = category.lower()
+        kind = CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
+        if len(self) < 1000:
+            self[category] = kind
+        return kind
+
+
+KIND_OF = _Kinds()
+
+
+def _ns(microseconds: list[Any]) -> np.ndarray:
+    """Times in integer nanoseconds, exactly; MISSING for what is none."""
+    try:
+        times = np.array(microseconds)
+    except (ValueError, OverflowError):
+        times = np.array(None)
+    if times.ndim == 1 and times.dtype.kind in "if" and (np.abs(times) < EXACT).all():
+        whole = np.floor(times)
+        return whole.astype(np.int64) * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
+    if times.ndim == 1 and times.dtype.kind == "i" and (np.abs(times) < LATEST).all():
+        return times * 1000
+    return np.array([_exact(value) for value in microseconds], np.int64)
+
+
+def _exact(value: Any) -> int:
+    try:
+        number = Decimal(value)
+        return int((number * 1000).to_integral_value()) if abs(number) < LATEST else MISSING
+    except (TypeError, ValueError, DecimalException):  # no number, or NaN
+        return MISSING

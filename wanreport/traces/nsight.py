@@ -1,0 +1,159 @@
+"""Reads SQLite exports of Nsight Systems, which are opened read-only.
+
+Tables are exported only where they hold something, so any of them may be missing; and so may
+columns, which differ between versions. Times are in ns since the capture began.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import compress, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wanreport.records.files import FileError
+from wanreport.traces.events import (
+    KINDS,
+    MISSING,
+    MOST_EVENTS,
+    STEPS,
+    Kind,
+    Rows,
+    Trace,
+    integers,
+)
+
+MAGIC = b"SQLite format 3\0"
+AT_ONCE = 50_000
+PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
+ACTIVITY = "CUPTI_ACTIVITY_KIND_"
+COPY_KINDS = ("<unknown>", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH",
+              "PtoP", "HtoD", "DtoH", "DtoD")  # fmt: skip
+MEMORY_KINDS = ("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
+                "Managed Static", "Unknown")  # fmt: skip
+SYNC_KINDS = ("Unknown", "Event Sync", "Stream Wait Event", "Stream Sync", "Context Sync")
+VERSION = re.compile(r"_v\d+$")
+NUMBERS = ("start", "end", "deviceId", "streamId", "globalPid", "globalTid", "correlationId",
+           "bytes")  # fmt: skip
+
+
+def read(path: Path) -> Trace:
+    """Read an export.
+
+    Raises
+    ------
+    FileError
+        If it is no database, a damaged one, or one without any table of Nsight Systems.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return _Reader(path, database).trace()
+    except sqlite3.Error as error:
+        raise FileError(
+            f"{path}: cannot be read as an SQLite export of Nsight Systems ({error});"
+            " export it again: nsys export --type sqlite"
+        ) from error
+
+
+class _Reader:
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path, self.database, self.rows = path, database, Rows()
+        self.processes: dict[int, int] = {}
+        self.threads: dict[int, int] = {}
+        database.text_factory = lambda text: text.decode("utf-8", "replace")
+        master = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        self.tables = {
+            name: {column[1] for column in database.execute(f"PRAGMA table_info({_quoted(name)})")}
+            for (name,) in database.execute(master)
+        }
+        self.strings: dict[Any, str] = dict(self._select("StringIds", "id", "value"))
+        if not any(name.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for name in self.tables):
+            raise FileError(
+                f"{path}: holds no table of Nsight Systems; give what `nsys export --type sqlite`"
+                " makes of a report"
+            )
+
+    def trace(self) -> Trace:
+        """Read all tables."""
+        rows = self.rows
+        self._take(ACTIVITY + "KERNEL", Kind.KERNEL, "shortName", "demangledName")
+        self._take(ACTIVITY + "MEMCPY", Kind.COPY, "copyKind", "srcKind", "dstKind")
+        self._take(ACTIVITY + "MEMSET", Kind.MEMSET)
+        self._take(ACTIVITY + "RUNTIME", Kind.CALL, "nameId")
+        self._take(ACTIVITY + "SYNCHRONIZATION", Kind.SYNC, "syncType")
+        self._take(ACTIVITY + "OVERHEAD", Kind.OVERHEAD, "nameId")
+        self._take("NVTX_EVENTS", Kind.STEP, "text", "textId")
+        full = rows.size >= MOST_EVENTS
+        rows.note("too many events", full, f"only the first {rows.size:,} were read")
+        for severity, text in self._select("DIAGNOSTIC_EVENT", "severity", "text"):
+            if severity in (2, 3):  # warning, error
+                rows.note("profiler", 1, str(text)[:300], severity == 3)
+        graphs = sum(1 for _ in self._select(ACTIVITY + "GRAPH_TRACE", "start"))
+        rows.note("graphs traced whole", graphs, "copies inside of them are not in the file;"
+                  " record with --cuda-graph-trace=node")  # fmt: skip
+        gpus = self._select("TARGET_INFO_GPU", "id", "name")
+        return rows.trace(
+            whole=not full, file=str(self.path), format="Nsight Systems", rank=None,
+            size_bytes=self.path.stat().st_size, events=rows.size + rows.odd, finished=None,
+            gpus={int(number): str(name) for number, name in gpus if isinstance(number, int)},
+        )  # fmt: skip
+
+    def _select(self, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table; None where it lacks a column, and none where it is not there."""
+        have = self.tables.get(table)
+        if have is not None:
+            asked = ", ".join(_quoted(name) if name in have else "NULL" for name in columns)
+            yield from self.database.execute(f"SELECT {asked} FROM {_quoted(table)}")
+
+    def _take(self, table: str, kind: int, *named: str) -> None:
+        """Take the events of a table; `named` columns tell their names."""
+        rows = self._select(table, *NUMBERS, *named)
+        numbers = len(NUMBERS)
+        while self.rows.size < MOST_EVENTS and (batch := list(islice(rows, AT_ONCE))):
+            names = [self._name(kind, *row[numbers:]) for row in batch]
+            if kind == Kind.STEP:
+                found = [bool(STEPS.fullmatch(name)) for name in names]
+                batch, names = list(compress(batch, found)), list(compress(names, found))
+            if not batch:
+                continue
+            columns = list(zip(*batch, strict=True))
+            start, end, nbytes = (integers(columns[i], MISSING) for i in (0, 1, 7))
+            device, stream, pid, tid, correlation = (integers(columns[i]) for i in range(2, 7))
+            process = np.where(pid >= 0, pid, np.where(tid >= 0, tid & PROCESS, -1))
+            self.rows.add(
+                kind=np.full(len(batch), kind), start_ns=start, end_ns=end, device=device,
+                name=np.array([self.rows.names[name] for name in names]), stream=stream,
+                process=_numbered(process, self.processes), thread=_numbered(tid, self.threads),
+                bytes=np.where(nbytes < 0, MISSING, nbytes), correlation=correlation,
+            )  # fmt: skip
+
+    def _name(self, kind: int, first: Any = None, second: Any = None, third: Any = None) -> str:
+        text = self.strings.get(first) or self.strings.get(second) or ""
+        if kind == Kind.COPY:
+            ends = [_of(MEMORY_KINDS, each) for each in (second, third)]
+            return f"Memcpy {_of(COPY_KINDS, first)} ({ends[0]} -> {ends[1]})"
+        if kind == Kind.SYNC:
+            return _of(SYNC_KINDS, first)
+        if kind == Kind.STEP:
+            return first if isinstance(first, str) else text
+        return VERSION.sub("", text) or KINDS[kind]
+
+
+def _of(names: Sequence[str], number: Any) -> str:
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else "unknown"
+
+
+def _numbered(values: np.ndarray, known: dict[int, int]) -> np.ndarray:
+    """Small numbers for large ones, the same in all tables."""
+    each, where = np.unique(values, return_inverse=True)
+    small = [known.setdefault(value, len(known)) if value >= 0 else -1 for value in each.tolist()]
+    return np.array(small)[where]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
