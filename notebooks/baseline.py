@@ -74,7 +74,7 @@ if len(slower):
 {cost("PCIe path", "layerwise")} on two GPUs that share the PCIe link ({gap} a step),
 {cost("PCIe path", "stream")} when copies run between collectives, and {cost("1 GPU", "layerwise")}
 on one GPU. What survives: on a shared link the new offload is slower than the old one
-({" and ".join(slower.measured)} in our runs) and needs less GPU memory. {rest}
+({" and ".join(slower.measured.str.removeprefix("swap: "))} in our runs) and needs less GPU memory. {rest}
 """, "answer")  # fmt: skip
 else:
     md(f"{falls} {rest}", "answer")
@@ -158,10 +158,9 @@ RIGHT = {
     "The old runs loaded the wrong configuration": "SGLang's registry and the scheduler, run again "
     "here, give the same.",
     "Layerwise offload pays off with NVLink": "By the pull request's own figures the gain is the "
-    "first step and the switch; a steady step gets {s8.early.new - s8.early.old:.2f} s longer. We "
-    "have no run of the full model over NVLink.",
-    "More GPUs make the new offload worse": "So it is from one GPU to two on a shared link.",
-    "A deeper prefetch helps": "Steps do not differ. It holds "
+    "first step and the switch; a steady step gets {s8.early.new - s8.early.old:.2f} s longer.",
+    "More GPUs make the new offload worse": "That the traffic grows is right.",
+    "A deeper prefetch helps": "It holds "
     "{held(s6.2.three.layers, wan.blocks)} blocks on the GPU against "
     "{held(s6.2.default.layers, wan.blocks)}, "
     "{(held(s6.2.three.layers, wan.blocks) - held(s6.2.default.layers, wan.blocks))"

@@ -38,7 +38,11 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     if len(frames.runs):
         real = frames.runs.run[~frames.runs.rehearsal]
         frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
-    rows = [{**row, "by": row["check"]} for row in checks(frames, facts).to_dict("records")]
+    rows = []
+    for row in checks(frames, facts).to_dict("records"):
+        engine = row["check"].partition("-")[2]
+        rows.append(row | {"by": row["check"], "measured": f"{engine}: " * bool(engine)
+                           + row["measured"]})  # fmt: skip
     if len(frames.runs):
         told = [*_causes(frames, facts), *_costs(frames), *_questions(frames),
                 *_memory(frames, facts), *_timelines(frames), *_first(frames)]  # fmt: skip
@@ -74,6 +78,7 @@ def _costs(frames: Frames) -> Iterator[Row]:
         return
     best, peer = compare.headline(frames).index, cost.engine.isin(("sglang", "layerwise"))
     linked = cost[(cost.interconnect == "NVLink") & peer & cost.overhead.notna()]
+    linked = linked[(linked.source == "job") | ~(linked.source == "job").any()]
     for by, found in (("cost", cost[cost.index.isin(best)]), ("nvlink", linked)):
         for row in found.itertuples():
             name = by if by == "nvlink" else f"{by}-{row.engine}"
@@ -98,7 +103,7 @@ def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
         more = gigabytes(row.allocated_difference_bytes, 3)
         yield _told("prefetch-memory", f"{more} more allocated", row, row.run_deep, row.run_base)
     runs = plain_jobs(frames.full_scale())
-    for row in runs.itertuples():
+    for row in runs[runs.prefetch.fillna(1) == 1].itertuples() if len(runs) else ():
         yield _told(
             f"memory-{row.engine}", f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved", row
         )
