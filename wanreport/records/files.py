@@ -292,6 +292,7 @@ class BenchRow(_Strict):
     log: str
     transport: list[str]
     settings: StreamSettings | None  # of stream only
+    turns: list[int] | None = None  # in the order of a process with several engines
     git_sha: str | None
     git_dirty: bool | None
     ended_at: str
