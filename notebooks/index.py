@@ -32,20 +32,29 @@ from wanreport.analysis import compare
 from wanreport.analysis.answer import answer, not_measured, quoted, without_record
 from wanreport.report import figures
 from wanreport.report.notebook import frames_of, md, page, plain, share, show, table
-from wanreport.words import counted
+from wanreport.words import counted, ratio
 
 frames = frames_of(results_dirs)
 found, left = answer(frames), not_measured(frames)
 
 # %%
-two = found[found.gpus == 2] if len(found) else found
+two = found[(found.gpus == 2) & (found.height == 480)] if len(found) else found
 shared = {engine: quoted(two, "PCIe path", engine) for engine in ("layerwise", "stream")}
 if all(shared.values()):
+    claims = two[two.place == "PCIe path"].set_index("engine").claim
+    verdict = f"Beside collectives layerwise is {claims['layerwise']}, stream {claims['stream']}."
+    if claims["layerwise"] == "slower" and claims["stream"] != "slower":
+        verdict = (
+            "Copies that collide with collectives are the cost, and copying between them avoids it."
+        )
+    elsewhere = {"on the same link": quoted(found[found.height != 480], "PCIe path", "layerwise"),
+                 "over NVLink": quoted(found, "NVLink", "layerwise"),
+                 "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
+    elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
     md(f"""
-**Copies that collide with collectives are the cost, and copying between them avoids it.** On two GPUs
-whose collectives share the PCIe link with the copies, `layerwise`, SGLang's way, costs
-{shared["layerwise"]}; `stream`, which waits for a free link, costs {shared["stream"]}. On one GPU,
-without collectives, `layerwise` costs {quoted(found, "1 GPU", "layerwise")}.
+**{verdict}** On two GPUs whose collectives share the PCIe link with the copies, `layerwise`, SGLang's
+way, costs {shared["layerwise"]} over keeping all weights on the GPU; `stream`, which waits for a free
+link, costs {shared["stream"]}. Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 """, "answer")  # fmt: skip
 
 # %%
@@ -53,9 +62,13 @@ head = compare.headline(frames)
 if len(head):
     absent = ["2× H100, NVLink"] if "NVLink" in set(left.what) else []
     pair = head[head.engine.isin(["layerwise", "stream"])]
+    claims = found[(found.engine == "layerwise") & (found.height == 480)].groupby(
+        "claim", sort=False
+    )
+    claims = "; ".join(f"{claim} ({', '.join(here.place)})" for claim, here in claims)
     show(
         figures.overhead(pair, missing=absent),
-        "At 480p layerwise copies cost time where collectives share their link, and not on one GPU.",
+        f"A step of layerwise against resident's at 480p: {claims}.",
     )
 
 # %%
@@ -71,8 +84,9 @@ if len(head):
         f"""
 **How far to trust it.** Each bar is one run of the full model with random weights, a median of
 {pair.step_n.min()} to {pair.step_n.max()} steps, and {int(pair.same_bits.sum())} of {len(pair)}
-have the bits of `resident`, which keeps all weights on the GPU and ran once beside most of them. The
-same job on other boards of one kind differed by up to {share(spread)}. **Not measured:** {gaps or "nothing that was asked"}.
+have the bits of `resident`, which keeps all weights on the GPU. On the same boards `resident` ran once
+more for {int(pair.bracketed.sum())} of them. The same job on other boards of one kind differed by up to
+{share(spread)}. **Not measured:** {gaps or "nothing that was asked"}.
 """,
         "trust",
     )
@@ -88,21 +102,23 @@ else:
 #
 # A job is one engine at one size on one machine, and leads to its page. *Overhead* is a
 # steady step over that of `resident`, taken on the same boards where there is such a run, also an
-# earlier one. *End to end* is a clean iteration over the whole schedule with decoding; steps that
-# did not run count as the mean steady one. *Peak* is what tensors take on the fullest GPU.
+# earlier one. *End to end* is a clean iteration over the whole schedule, and decoding where a job
+# decodes; steps that did not run count as the mean steady one. *Peak* is what tensors take on the
+# fullest GPU.
 
 # %%
 jobs = frames.runs[frames.runs.source == "job"] if len(frames.runs) else frames.runs
 full = failed = small = jobs[:0]
 if len(jobs):
     jobs = jobs.join(compare.overhead(frames).reindex(columns=["resident_s", "overhead", "claim"]))
-    itself = (jobs.engine == "resident") & (jobs.overhead == 0)
+    claim = jobs.claim.mask(jobs.resident_s.isna(), "no resident of this work")
     jobs = jobs.assign(
         name=jobs.job,  # it holds the engine's
         page=[page(run) for run in jobs.run],
-        overhead=jobs.overhead.mask(itself),
-        resident_s=jobs.resident_s.mask(itself),
-        claim=jobs.claim.mask(itself, "reference"),
+        claim=claim.mask((jobs.engine == "resident") & (jobs.overhead == 0), "the reference"),
+        decoded=jobs.decode_s.notna(),
+        over=jobs.overhead.map(ratio).where(jobs.overhead.notna(), "none"),
+        against=jobs.resident_s.map("{:.3f} s".format).where(jobs.resident_s.notna(), "none"),
     )
     ok = jobs.status == "ok"
     full, failed = jobs[ok & ~jobs.rehearsal], jobs[~ok & jobs.latest]
@@ -112,10 +128,11 @@ if len(jobs):
 shown = {
     "name": "job",
     "step_s": "steady step",
-    "resident_s": "resident's",
-    "overhead": "overhead",
+    "against": "resident's",
+    "over": "overhead",
     "claim": "that is",
     "end_to_end_s": "end to end",
+    "decoded": "decoded",
     "allocated_bytes": "peak",
 }
 for machine in sorted(set(full.get("machine", ()))):
@@ -186,14 +203,18 @@ for asked, rows in missing.groupby("asked", sort=False):
 
 # %%
 if len(small):
-    bits = small.groupby("group").latents.transform("nunique") == 1
+    group = small.groupby("group").latents
+    same = (group.transform("nunique") == 1).map({True: "yes", False: "no"})
     table(
-        small.assign(same=bits),
+        small.assign(
+            same=same.where(group.transform("size") > 1, "no peer"),
+            formula=small.formula_ok.map({True: "yes", False: "no"}).fillna("no formula"),
+        ),
         {
             "job": "job",
             "machine": "machine",
             "engine": "engine",
-            "formula_ok": "counters equal the formula",
+            "formula": "counters equal the formula",
             "same": "same bits as its peers",
         },
         links={"job": "page"},

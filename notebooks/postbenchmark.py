@@ -150,9 +150,9 @@ show(figures.timelines(*(cut.assign(name=f"{cut.engine[0]}, {cut.machine[0]}") f
 none = shares.gpus.map(lambda gpus: "no all-to-all" if gpus == 1 else "no such")
 for name in ("rate_outside_gb_s", "rate_inside_gb_s", "collectives_s", "beside"):
     shares[f"{name} "] = shares[name].map(lambda value: significant(value, 3)).where(shares[name].notna(), none)  # fmt: skip
-shares["hidden_share"] = shares.hidden
+shares["hides"] = shares.hidden.map(share).where(shares.hidden.notna(), "not noted")
 table(shares,
-      {"name": "engine", "machine": "machine", "hidden_share": "copies hidden",
+      {"name": "engine", "machine": "machine", "hides": "copies hidden",
        "rate_outside_gb_s ": "load without all-to-all, GB/s",
        "rate_inside_gb_s ": "load beside one, GB/s", "collectives_s ": "all-to-alls a step, s",
        "beside ": "one beside a copy, × alone"},
@@ -177,8 +177,8 @@ if len(large):
     both = " and ".join(f"`{row.engine}` {ratio(row.most)}" for row in large.itertuples())
     few = large[large.claim == "no interval"]
     md(f"""
-A step at 720p is longer, and its all-to-alls have more to hide behind: there {both}
-{f"; {few.step_n.max()} steps are too few to tell" * bool(len(few))}.
+A step at 720p computes for longer, so that a late copy more often still arrives in time: there
+{both}{f", of {few.step_n.max()} steps, too few to tell" * bool(len(few))}.
 {"No run at 720p was profiled." * (not (shares.height == 720).any())}
 """)  # fmt: skip
 
@@ -339,8 +339,8 @@ table(pick, {"what": "time of", "old": "old", "new": "new", "speedup": "speed-up
              "ours_x": "speed-up"},
       kinds=dict.fromkeys(["old", "new", "speedup"], "quoted"),
       caption=f"The pull request's numbers (§8) beside ours on {where}",
-      note=f"{facts.text('s8.gpus')} GPUs with NVLink there, {facts.text('s8.total_percent.speedup')} in all; 480p here. What is "
-           "missing: wanreport measure params/campaign/480p-2gpu-swap.yaml, some minutes.")  # fmt: skip
+      note=f"{facts.text('s8.gpus')} GPUs with NVLink there, {facts.text('s8.total_percent.speedup')} in all; 480p here. "
+           + "Missing: wanreport measure params/campaign/480p-2gpu-swap.yaml." * bool(pick.swap_s.isna().any()))  # fmt: skip
 
 # %% [markdown]
 # ## More GPUs
@@ -353,6 +353,7 @@ table(pick, {"what": "time of", "old": "old", "new": "new", "speedup": "speed-up
 curve = predictions.curve(f, predictions.load(project_root()))
 curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"]) & (curve.height == 720)]
 curve = curve[curve.gpu_model.str.contains("H100") & (curve.interconnect == "PCIe path")]
+curve["name"] = curve.engine
 ends = curve[curve.kind == "predicted"].sort_values("gpus").groupby("engine", sort=False)
 ends = "; ".join(
     f"{engine} {ratio(here.overhead.iloc[0])} on {here.gpus.min()} GPUs, {ratio(here.overhead.iloc[-1])} on {here.gpus.max()}"
@@ -421,7 +422,7 @@ deep = oldnew.prefetch(f, facts)
 worth = spelled(f"{claim} on {', '.join(here.machine)}" for claim, here in deep.groupby("claim"))
 md(f"""
 It expected {facts.text("s9.2.prefetch.gain_low")} to {facts.text("s9.2.prefetch.gain_high")} less a step, and
-{facts.text("s9.3.b.vram")} more memory.
+{facts.text("s9.3.b.vram").replace("+", "")} more memory.
 """)
 table(deep,
       {"machine": "machine", "work": "work", "base_s": "default", "deep_s": "deeper",
@@ -436,15 +437,14 @@ seen = deep.set_index("deep").allocated_difference_bytes.groupby("deep").max() i
 rows = [
     {"size": facts.text(f"s6.2.{key}.size"), "layers": facts.text(f"s6.2.{key}.layers"),
      "vram": facts.text(f"s6.2.{key}.vram"), "effect": facts.text(f"s6.2.{key}.effect"),
-     "rule_bytes": block * layerwise_held(40, n, switch=True),
+     "rule": gigabytes(block * layerwise_held(causes.BLOCKS, n, switch=True), 3),
      "ours": "the default" if n == 1 else gigabytes(seen[n], 3) + " more" if n in seen else "not measured"}
     for key, n in ahead.items()
 ]  # fmt: skip
 table(pd.DataFrame(rows),
       {"size": "prefetch size", "layers": "layers ahead", "vram": "memory",
-       "effect": "expected effect", "rule_bytes": "held on the GPU", "ours": "measured"},
-      kinds={**dict.fromkeys(["size", "layers", "vram", "effect"], "quoted"),
-       "rule_bytes": "derived"}, kind=None, caption="Prefetch sizes of the baseline (§6.2)",
+       "effect": "expected effect", "rule": "held on the GPU", "ours": "measured"},
+      kinds={**dict.fromkeys(["size", "layers", "vram", "effect"], "quoted"), "rule": "derived"}, kind=None, caption="Prefetch sizes of the baseline (§6.2)",
       note="Held: layers on the GPU at once around the switch, as SGLang frees layers late. A size that was not "
            "measured needs a params file with it, and about as long as the job of size 3: "
            f"{jobs.wall_s[jobs.prefetch == 3].max() / 60:.0f} minutes.")  # fmt: skip
@@ -567,8 +567,8 @@ known["where"] = known.machine.where(known.number != 2, "PCIe path, then NVLink"
 table(known,
       {"what": "question", "pair": "pair", "where": "machine", "work": "work",
        "difference": "difference", "claim": "that is", "exact": "as asked"}, kind="derived",
-      caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, exactly as asked of "
-              f"{known.number[known.exact].nunique()}",
+      caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, "
+              f"{known.number[known.exact].nunique()} of them exactly as asked",
       note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink. Windows "
            "follow the parts of a block, not the schedule, so they are only near question 7.")  # fmt: skip
 open_["command"] = open_.command.replace("", "no engine does this yet")

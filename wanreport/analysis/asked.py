@@ -69,24 +69,22 @@ def _timeout_s(params: Path) -> float:
     return load_job(params).timeout_s if params.is_file() else math.nan
 
 
-def plain_jobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Keep jobs that count and did what the baseline asks for, but for their size.
+def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
+    """Keep jobs that did what the baseline asks for, but for their size; maybe earlier runs too.
 
     Both branches, eager, without a memory budget.
     """
     if runs.empty:
         return runs
-    return runs[
-        (runs.source == "job") & runs.latest & ~runs.compiled & (runs.branches == 2)
-        & runs.vram_budget_gb.isna()
-    ]  # fmt: skip
+    plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
+    return runs[plain & runs.vram_budget_gb.isna() & (runs.latest | earlier)]
 
 
 def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
     """Pair rows of :func:`compare.overhead`: of each machine, number of GPUs and height one pair.
 
     The one with the most steps; of these one on the same boards, then the one whose runs have
-    their `resident` on the same boards, then the latest.
+    their `resident` on the same boards, then the latest runs.
     """
     if ones.empty or others.empty:
         return []

@@ -17,7 +17,7 @@ from wanreport.analysis import compare, overlap
 from wanreport.analysis.asked import NEW, OLD, Facts, Row, differs, nearest, plain_jobs, to_measure
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
-from wanreport.words import counted, gibibytes, ratio, seconds, significant
+from wanreport.words import counted, gibibytes, ratio, seconds, share, significant
 
 STATUSES = ("pass", "fail", "within noise", "not measured")
 FOUR = "s9.1.new4.gpus"
@@ -30,11 +30,16 @@ EMPTY: Answer = {"runs": [], "value": None, "minutes": None, **dict.fromkeys(
 
 
 class _Data(NamedTuple):
-    """What checks look at: all frames, the baseline's numbers, timed jobs that count."""
+    """What checks look at: all frames, the baseline's numbers, timed jobs with earlier ones."""
 
     frames: Frames
     facts: Facts
-    timed: pd.DataFrame
+    every: pd.DataFrame
+
+    @property
+    def timed(self) -> pd.DataFrame:
+        """The jobs that count."""
+        return self.every[self.every.latest] if len(self.every) else self.every
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -48,7 +53,7 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `value` in `unit`; of times the `claim`; the `runs` and `setting`, how they differ from what was
     asked for; `command` and `minutes`, what would measure it as asked for, at most so long.
     """
-    data, rows = _Data(frames, facts, plain_jobs(compare.overhead(frames))), []
+    data, rows = _Data(frames, facts, plain_jobs(compare.overhead(frames), earlier=True)), []
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
         answers = list(answer(data)) if len(frames.runs) else []
         # Where a machine has what was asked for, what is near it tells no more.
@@ -140,10 +145,10 @@ def _every(column: str, data: _Data) -> Iterator[Answer]:
 
 def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
-    runs = data.timed
+    runs = data.every
     if runs.empty:
         return []
-    new = runs[(runs.engine == NEW) & (runs.prefetch == ahead)]
+    new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
     return nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
@@ -175,7 +180,7 @@ def _scaling(old: str, data: _Data) -> Iterator[Answer]:
             told = compare.gap_difference(wide, narrow)
             few, many = int(narrow[0].gpus), int(wide[0].gpus)
             also = f"{few} and {many} GPUs instead of {asked[0]} and {asked[1]}"
-            also += f", and only on {many} there are collectives" if few == 1 else ""
+            also += f", which adds collectives ({wide[0].interconnect})" if few == 1 else ""
             shown = f"{ratio(told['gap_before'])} on {few}, {ratio(told['gap'])} on {many}"
             yield _answer(data, rows=[*narrow, *wide], measured=shown, gpus="",
                           also=also * ([few, many] != asked), **_told(told, "slower"))  # fmt: skip
@@ -216,11 +221,9 @@ def _overlap(data: _Data) -> Iterator[Answer]:
             agree = (new >= PARTLY).all() and (old <= HARDLY).all()
             # The baseline expects something of both, so that one alone can only contradict it.
             status = "fail" if not agree else "pass" if len(old) else "not measured"
-            shown = ", ".join(
-                f"{100 * row.hidden:.1f} % in {row.engine}" for row in here.itertuples()
-            )
+            shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
             yield _answer(data, status, [row for _, row in here.iterrows()], shown, unit="%",
-                          also="" if len(old) else "no old offload was profiled",
+                          also="" if len(old) else "no copies of an old offload noted",
                           value=100 * new.iloc[-1])  # fmt: skip
 
 
