@@ -92,78 +92,64 @@ def test_the_lines_are_read_from_the_citation() -> None:
 
 # Outcomes -----------------------------------------------------------------------------------------
 
+X, Y, Z = "x = 1", "y = 2", "z = 3"
+CASES: dict[str, tuple[dict[str, dict[str, str]], dict[str, str], list[str]]] = {
+    # lines of each release, code by the place that cites it, outcomes
+    "as cited": ({"1.0": {"at10": X}, "1.1": {"at12": X}}, {"10": X}, ["holds"]),
+    "above the cited lines in one, below in the next": (
+        {"1.0": {"at10": X}, "1.1": {"at30": X}}, {"20": X}, ["holds"]),
+    "not between them": ({"1.0": {"at10": X}, "1.1": {"at30": X}}, {"31": X}, ["misplaced"]),
+    "one shift for the whole file": (
+        {"1.0": {"at30": X, "at35": Y, "at40": Z}, "1.1": {"at25": X, "at33": Y, "at39": Z}},
+        {"10": X, "15": Y, "20": Z}, ["holds"] * 3),
+    "a line beside that shift": (
+        {"1.0": {"at30": X, "at35": Y, "at40": Z}, "1.1": {"at25": X, "at33": Y, "at39": Z}},
+        {"11": X, "15": Y, "20": Z}, ["misplaced", "holds", "holds"]),
+    "code between two places that stayed did not move": (
+        {"1.0": {"at10": X, "at20": Y, "at30": Z}, "1.1": {"at15": X, "at26": Y, "at36": Z}},
+        {"23": Y, "15": X, "36": Z}, ["misplaced", "holds", "holds"]),
+    "code in other lines of every release": (
+        {"1.0": {"at10": X}, "1.1": {"at10": X}}, {"40": X}, ["misplaced"]),
+    "code that is nowhere": ({"1.0": {}}, {"40": X}, ["contradicts"]),
+}  # fmt: skip
 
-def test_lines_that_say_it_hold(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_what_becomes_of_a_citation(tmp_path: Path, case: str) -> None:
+    releases, claims, outcomes = CASES[case]
+    for version, lines in releases.items():
+        pack(tmp_path, version, a=code(**lines))
+    made = [claim(f"a.py:{at}", says, name=f"s5.{says[0]}") for at, says in claims.items()]
+    found = derive(tmp_path, *made)["citations"]
+    assert [citation["outcome"] for citation in found] == outcomes
+
+
+def test_a_citation_says_where_its_code_is(tmp_path: Path) -> None:
     pack(tmp_path, "0.5.9", a=code(at10="    x = 1"))
-    pack(tmp_path, "0.5.10", a=code(at12="    x = 1"))
-    found = verdict(tmp_path, claim("a.py:10", "x = 1"))
-    assert (found["outcome"], found["fits"]) == ("holds", ["0.5.9"])
-    assert found["moved"] == [{"version": "0.5.10", "lines": "12"}]
-    assert found["quotes"] == [{"version": "0.5.9", "lines": "10", "text": "    x = 1"}]
+    pack(tmp_path, "0.5.10", a=code(at12="    x = 1", at40="something else"))
+    here = verdict(tmp_path, claim("a.py:10", X))
+    assert here["fits"] == ["0.5.9"]
+    assert here["moved"] == [{"version": "0.5.10", "lines": "12"}]
+    assert here["quotes"] == [{"version": "0.5.9", "lines": "10", "text": "    x = 1"}]
+    wrong = verdict(tmp_path, claim("a.py:40", X))
+    assert {"version": "0.5.10", "lines": "40", "text": "something else"} in wrong["quotes"]
 
 
 def test_evidence_must_lie_within_the_cited_lines(tmp_path: Path) -> None:
-    pack(tmp_path, "1.0", a=code(at10="x = 1", at12="y = 2"))
-    fact, entry = claim("a.py:10-12", "x = 1")
-    both = entry.model_copy(update={"says": [["x = 1", "y = 2"]]})
+    pack(tmp_path, "1.0", a=code(at10=X, at12=Y))
+    fact, entry = claim("a.py:10-12", X)
+    both = entry.model_copy(update={"says": [[X, Y]]})
     assert verdict(tmp_path, (fact, both))["outcome"] == "holds"
     shorter = fact.model_copy(update={"cite": "a.py:10-11"})
     assert verdict(tmp_path, (shorter, both))["outcome"] == "misplaced"
 
 
-def test_lines_between_two_releases_hold_though_no_release_has_them(tmp_path: Path) -> None:
-    pack(tmp_path, "1.0", a=code(at10="x = 1"))
-    pack(tmp_path, "1.1", a=code(at30="x = 1"))
-    found = derive(tmp_path, claim("a.py:20", "x = 1"))
-    assert found["state"] == "between 1.0 and 1.1"
-    assert found["citations"][0]["outcome"] == "holds"
-    assert found["citations"][0]["fits"] == []
-    assert "between 1.0 and 1.1" in found["files"][0]["conclusion"]
-    assert verdict(tmp_path, claim("a.py:31", "x = 1"))["outcome"] == "misplaced"
-
-
-def test_one_shift_for_the_whole_file_holds_and_a_line_beside_it_does_not(tmp_path: Path) -> None:
-    pack(tmp_path, "1.0", a=code(at30="x = 1", at35="y = 2", at40="z = 3"))
-    pack(tmp_path, "1.1", a=code(at25="x = 1", at33="y = 2", at39="z = 3"))
-    y, z = (claim(f"a.py:{n}", code, name=f"s5.{code[0]}") for n, code in ((15, "y"), (20, "z")))
-    found = derive(tmp_path, claim("a.py:10", "x = 1"), y, z)
-    assert [citation["outcome"] for citation in found["citations"]] == ["holds"] * 3
-    assert "1.0 has most of the code 20 lines further down" in found["files"][0]["conclusion"]
-    beside = derive(tmp_path, claim("a.py:11", "x = 1"), y, z)["citations"]
-    assert [citation["outcome"] for citation in beside] == ["misplaced", "holds", "holds"]
-
-
-def test_code_between_two_places_that_stayed_did_not_move(tmp_path: Path) -> None:
-    pack(tmp_path, "1.0", a=code(at10="x = 1", at20="y = 2", at30="z = 3"))
-    pack(tmp_path, "1.1", a=code(at15="x = 1", at26="y = 2", at36="z = 3"))
-    x, z = claim("a.py:15", "x = 1", name="s5.x"), claim("a.py:36", "z = 3", name="s5.z")
-    assert verdict(tmp_path, claim("a.py:26", "y = 2"), x, z)["outcome"] == "holds"
-    assert verdict(tmp_path, claim("a.py:23", "y = 2"), x, z)["outcome"] == "misplaced"
-
-
-def test_code_in_other_lines_is_misplaced_and_the_place_is_named(
-    tmp_path: Path,
-) -> None:
-    for version in ("1.0", "1.1"):
-        pack(tmp_path, version, a=code(at10="x = 1", at40="something else"))
-    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
-    assert found["outcome"] == "misplaced"
-    assert [moved["lines"] for moved in found["moved"]] == ["10", "10"]
-    assert {"version": "1.1", "lines": "40", "text": "something else"} in found["quotes"]
-
-
-def test_code_that_is_nowhere_contradicts(tmp_path: Path) -> None:
-    pack(tmp_path, "1.0", a=code())
-    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
-    assert (found["outcome"], found["moved"]) == ("contradicts", [])
-
-
 def test_a_file_that_no_release_has_is_unknown(tmp_path: Path) -> None:
     pack(tmp_path, "1.0", b=code())
-    found = verdict(tmp_path, claim("a.py:40", "x = 1"))
+    found = verdict(tmp_path, claim("a.py:40", X))
     assert (found["outcome"], found["quotes"]) == ("unknown", [])
-    pack(tmp_path, "1.1", a=code(at40="x = 1"))
-    assert verdict(tmp_path, claim("a.py:40", "x = 1"))["fits"] == ["1.1"]
+    pack(tmp_path, "1.1", a=code(at40=X))
+    assert verdict(tmp_path, claim("a.py:40", X))["fits"] == ["1.1"]
 
 
 def test_a_file_that_must_lack_words_is_read_whole(tmp_path: Path) -> None:
@@ -218,25 +204,20 @@ def test_releases_are_in_order_with_hash_and_day(tmp_path: Path) -> None:
 # Errors -------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_folder_of_wheels_is_named(tmp_path: Path) -> None:
-    def refused(words: str) -> None:
-        with pytest.raises(CitationError, match=words):
-            derive(tmp_path, claim("a.py:1", "x"))
+@pytest.mark.parametrize("name", ["sglang-1.0-py3-none-any.whl", "numpy-2.0-py3-none-any.whl"])
+def test_what_is_no_wheel_of_sglang_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CitationError, match=re.escape(str(tmp_path))):
+        derive(tmp_path, claim("a.py:1", "x"))  # an empty folder
+    (tmp_path / name).write_text("<html>not found</html>")
+    with pytest.raises(CitationError, match=re.escape(name)):
+        derive(tmp_path, claim("a.py:1", "x"))
 
-    refused("there is no wheel in it")
-    broken = tmp_path / "sglang-1.0-py3-none-any.whl"
-    broken.write_text("<html>not found</html>")
-    refused("sglang-1.0-py3-none-any.whl: not a readable wheel")
-    broken.unlink()
-    with zipfile.ZipFile(tmp_path / "sglang-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("sglang/__init__.py", "")
-    refused("holds no sglang/multimodal_gen/")
-    pack(tmp_path, "1.0", a=code()).rename(tmp_path / "numpy-2.0-py3-none-any.whl")
-    refused("numpy-2.0-py3-none-any.whl: not named like the wheel of an SGLang release")
-    (tmp_path / "numpy-2.0-py3-none-any.whl").unlink()
-    pack(tmp_path, "1.0", a=code())
-    (tmp_path / "sglang-1.0-cp311-linux.whl").write_bytes(pack(tmp_path, "1.0").read_bytes())
-    refused("more than one wheel of 1.0")
+
+def test_two_wheels_of_a_release_are_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path, "1.0", a=code())
+    (tmp_path / "sglang-1.0-cp311-linux.whl").write_bytes(path.read_bytes())
+    with pytest.raises(CitationError, match=r"1\.0"):
+        derive(tmp_path, claim("a.py:1", "x"))
 
 
 @pytest.mark.parametrize(
@@ -255,13 +236,6 @@ def test_an_entry_that_does_not_fit_its_fact_is_named(
     fact, entry = claim("a.py:1", "x")
     with pytest.raises(ValueError, match=re.escape(words)):
         derive(tmp_path, (fact, entry.model_copy(update=change)))
-
-
-def test_a_data_file_with_an_unknown_key_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "citations.yaml"
-    path.write_text("citations: [{fact: s5.a, file: a.py, say: [[x]]}]")
-    with pytest.raises(CitationError, match=r"citations\.yaml: (.|\n)*say"):
-        citations.load_entries(path)
 
 
 def test_a_failed_derivation_leaves_the_file_as_it_was(tmp_path: Path) -> None:
