@@ -24,11 +24,13 @@ def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, backend: str = "gloo"
 ) -> list[Any]:
     """``function(*args)`` in each rank of a new group; the results in rank order."""
+    # CUDA does not outlive a fork, and what the server imports may have begun to use it.
+    context = CONTEXT if backend == "gloo" else multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
-            mine, theirs = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(
                 target=_rank, args=(function, folder, rank, world_size, theirs, args, backend)
             )
             process.start()
