@@ -81,7 +81,7 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
                               ("720p", "720p-2gpu-{}-5steps", found.height == 720)):  # fmt: skip
         if not there.any():
             todo = to_measure(frames, *("campaign/" + name.format(e) for e in pair), root=root)
-            rows.append({"what": what, "jobs": 1, "gpus": "2", **todo._asdict()})
+            rows.append({"what": what, "jobs": 1, "gpus": "2", **todo})
     runs = frames.runs
     done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
     jobs = {file: load_job(file) for file in sorted((root / "params/baseline").glob("*.yaml"))}
@@ -91,7 +91,7 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
         rows.insert(0, {
             "what": "baseline", "jobs": len({job.baseline_job for job in left.values()}),
             "gpus": " and ".join(map(str, sorted({job.num_gpus for job in left.values()}))),
-            **todo._asdict(),
+            **todo,
         })  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
 

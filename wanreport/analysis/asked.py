@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 
+from wanreport.analysis import compare
 from wanreport.analysis.frames import Frames
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
@@ -22,13 +23,6 @@ class Facts(Protocol):
     """The numbers of the baseline document, by the id of the fact."""
 
     def number(self, name: str) -> float: ...
-
-
-class ToDo(NamedTuple):
-    """A command that would measure what is missing, and how many minutes it takes at most."""
-
-    command: str
-    minutes: float
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
@@ -50,23 +44,20 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     return ", ".join(said)
 
 
-def to_measure(frames: Frames, *params: str, root: Path | None = None) -> ToDo:
-    """Name the command that measures some jobs, and the minutes that it takes.
+def to_measure(frames: Frames, *params: str, root: Path | None = None) -> dict[str, Any]:
+    """Name the `command` that measures some jobs, and the `minutes` that it takes at most.
 
     `params` are files below ``params/`` without their ending. Minutes are those that the job took
     on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
-    root = root or project_root()
     files = [f"params/{name}.yaml" for name in params]
+    paths = [(root or project_root()) / file for file in files]
     runs = frames.full_scale()
     known = dict(zip(runs.job, runs.wall_s, strict=True)) if len(runs) else {}
-    took = sum(known.get(Path(file).stem) or _timeout_s(root / file) for file in files)
-    minutes = math.nan if math.isnan(took) else math.ceil(took / 60)
-    return ToDo(f"wanreport measure {' '.join(files)}", minutes)
-
-
-def _timeout_s(params: Path) -> float:
-    return load_job(params).timeout_s if params.is_file() else math.nan
+    took = sum(known.get(path.stem) or (load_job(path).timeout_s if path.is_file() else math.nan)
+               for path in paths)  # fmt: skip
+    return {"command": f"wanreport measure {' '.join(files)}",
+            "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
@@ -80,11 +71,20 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
     return runs[plain & runs.vram_budget_gb.isna() & (runs.latest | earlier)]
 
 
+def told(one: Row, two: Row) -> dict[str, Any]:
+    """Compare two rows of :func:`compare.overhead`: ``difference`` with its claim, and which."""
+    return {
+        **compare.difference(one, two, compare.pair_drift(one, two)),
+        "same_boards": bool(one["boards"]) and one["boards"] == two["boards"],
+        **{key: one[key] for key in ("machine", "gpus", "height", "work")},
+        "run_one": one["run"], "run_two": two["run"],
+    }  # fmt: skip
+
+
 def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
     """Pair rows of :func:`compare.overhead`: of each machine, number of GPUs and height one pair.
 
-    The one with the most steps; of these one on the same boards, then the one whose runs have
-    their `resident` on the same boards, then the latest runs.
+    The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
     if ones.empty or others.empty:
         return []

@@ -199,4 +199,4 @@ def _missing(frames: Frames) -> Iterator[dict[str, Any]]:
         ):
             todo = to_measure(frames, *(f"campaign/{job}" for job in jobs))
             yield {"cause": cause, "machine": path, "work": "", "changed": "", "run_a": None,
-                   **todo._asdict()}  # fmt: skip
+                   **todo}  # fmt: skip

@@ -25,8 +25,6 @@ PARTLY, HARDLY = 0.05, 0.01
 """Shares of copies' time that are hidden: of an engine that overlaps, and of one that does not."""
 
 Answer = dict[str, Any]
-EMPTY: Answer = {"runs": [], "value": None, "minutes": None, **dict.fromkeys(
-    ("machine", "measured", "unit", "claim", "setting", "command"), "")}  # fmt: skip
 
 
 class _Data(NamedTuple):
@@ -34,12 +32,7 @@ class _Data(NamedTuple):
 
     frames: Frames
     facts: Facts
-    every: pd.DataFrame
-
-    @property
-    def timed(self) -> pd.DataFrame:
-        """The jobs that count."""
-        return self.every[self.every.latest] if len(self.every) else self.every
+    timed: pd.DataFrame
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -49,9 +42,9 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     -------
     `check`, its `question`, and `expected`, the fact that holds the expectation; `status`: "pass",
     the runs agree with it, "fail", they contradict it, "within noise", they are too close to tell,
-    or "not measured"; `machine`, or "" where it is of any; `measured`, the answer as text, and as a
-    `value` in `unit`; of times the `claim`; the `runs` and `setting`, how they differ from what was
-    asked for; `command` and `minutes`, what would measure it as asked for, at most so long.
+    or "not measured"; `machine`, or "" where it is of any; `measured`, the answer as text; the
+    `runs` and `setting`, how they differ from what was asked for; `command` and `minutes`, what
+    would measure it as asked for, at most so long.
     """
     data, rows = _Data(frames, facts, plain_jobs(compare.overhead(frames), earlier=True)), []
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
@@ -59,28 +52,36 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
         # Where a machine has what was asked for, what is near it tells no more.
         there = {each.get("machine") for each in answers if not each["setting"]}
         answers = [a for a in answers if not a["setting"] or a.get("machine") not in there]
-        for each in answers or [{"status": "not measured", "setting": ""}]:
+        for each in answers or [
+            {"status": "not measured", "setting": "", "measured": "", "runs": []}
+        ]:
             settled = each["status"] in ("pass", "fail") and not each["setting"]
-            todo = {} if settled or not jobs else to_measure(frames, *jobs.split())._asdict()
-            about = {"check": check, "question": question, "expected": expected}
-            rows.append(EMPTY | about | each | todo)
-    return pd.DataFrame(rows).astype({"value": float, "minutes": float})
+            todo = {} if settled or not jobs else to_measure(frames, *jobs.split())
+            rows.append({"check": check, "question": question, "expected": expected, "machine": "",
+                         "command": "", "minutes": None, **each, **todo})  # fmt: skip
+    return pd.DataFrame(rows).astype({"minutes": float})
 
 
 def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str = "",
-            gpus: str = FOUR, **values: Any) -> Answer:  # fmt: skip
+            gpus: str = FOUR) -> Answer:  # fmt: skip
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
     setting = ", ".join(filter(None, [also, differs(data.facts, pd.DataFrame(rows), gpus)]))
     return {"status": status, "machine": rows[-1].machine, "setting": setting,
-            "runs": [row.run for row in rows], "measured": measured, **values}  # fmt: skip
+            "runs": [row.run for row in rows], "measured": measured}  # fmt: skip
 
 
 def _holds(right: pd.Series, seen: str = "", setting: str = "", noun: str = "run") -> Answer:
     """An answer that holds for all runs, or fails for some: then these are its runs."""
     wrong, many = list(right.index[~right]), counted(len(right), noun)
     return {"status": "fail" if wrong else "pass", "setting": setting,
-            "runs": wrong or [*right.index], "value": right.sum(), "unit": f"of {many}",
+            "runs": wrong or [*right.index],
             "measured": f"{seen} in {many}" if seen else f"{right.sum()} of {many}"}  # fmt: skip
+
+
+def _judged(claim: str, wanted: str) -> str:
+    """The status of a difference of times whose claim should be `wanted`."""
+    others = {"within noise": "within noise", "no interval": "not measured", wanted: "pass"}
+    return others.get(claim, "fail")
 
 
 def _each(runs: pd.DataFrame, *first: str) -> list[Row]:
@@ -145,57 +146,53 @@ def _every(column: str, data: _Data) -> Iterator[Answer]:
 
 def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
-    runs = data.every
+    runs = data.timed
     if runs.empty:
         return []
     new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
     return nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
-def _told(told: dict[str, Any], wanted: str) -> Answer:
-    """Status, value and claim of a difference of times, which should be a claim."""
-    claim = told["claim"]
-    other = {"within noise": "within noise", "no interval": "not measured", wanted: "pass"}
-    return {"status": other.get(claim, "fail"), "value": 100 * told["difference"], "unit": "%",
-            "claim": claim}  # fmt: skip
-
-
 def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
-    for pair in _pairs(data, other, deep):
-        told = compare.difference(*pair, compare.pair_drift(*pair))
-        shown = f"{ratio(told['difference'])}, {told['step_difference_s']:+.2f} s a step"
-        yield _answer(data, rows=[*pair], measured=shown.replace("-", "−"), **_told(told, wanted))
+    for one, two in _pairs(data, other, deep):
+        gap = compare.difference(one, two, compare.pair_drift(one, two))
+        shown = f"{ratio(gap['difference'])}, {gap['step_difference_s']:+.2f} s a step"
+        yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown.replace("-", "−"))
 
 
 def _scaling(old: str, data: _Data) -> Iterator[Answer]:
     pairs = _pairs(data, old)
     asked = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
     for wide in pairs:
-        alike = [pair for pair in pairs
-                 if pair[0].gpus < wide[0].gpus and pair[0].workload == wide[0].workload
-                 and pair[0].gpu_model == wide[0].gpu_model
-                 and pair[0].interconnect in ("", wide[0].interconnect)]  # fmt: skip
+        new = wide[0]
+        alike = [pair for pair in pairs if pair[0].gpus < new.gpus
+                 and pair[0].workload == new.workload and pair[0].gpu_model == new.gpu_model
+                 and pair[0].interconnect in ("", new.interconnect)]  # fmt: skip
         for narrow in sorted(alike, key=lambda pair: pair[0].gpus)[-1:]:
-            told = compare.gap_difference(wide, narrow)
-            few, many = int(narrow[0].gpus), int(wide[0].gpus)
+            gap, few, many = (
+                compare.gap_difference(wide, narrow),
+                int(narrow[0].gpus),
+                int(new.gpus),
+            )
             also = f"{few} and {many} GPUs instead of {asked[0]} and {asked[1]}"
-            also += f", which adds collectives ({wide[0].interconnect})" if few == 1 else ""
-            shown = f"{ratio(told['gap_before'])} on {few}, {ratio(told['gap'])} on {many}"
-            yield _answer(data, rows=[*narrow, *wide], measured=shown, gpus="",
-                          also=also * ([few, many] != asked), **_told(told, "slower"))  # fmt: skip
+            also += f", which adds collectives ({new.interconnect})" if few == 1 else ""
+            shown = f"{ratio(gap['gap_before'])} on {few}, {ratio(gap['gap'])} on {many}"
+            yield _answer(data, _judged(gap["claim"], "slower"), [*narrow, *wide], shown,
+                          also * ([few, many] != asked), gpus="")  # fmt: skip
 
 
 def _spike(old: str, data: _Data) -> Iterator[Answer]:
     runs, steps = data.timed, data.frames.steps
     steps = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
-    runs = runs[(runs.engine == old) & runs.switch_s.notna()] if len(runs) else runs
+    if len(runs):
+        runs = runs[runs.latest & (runs.engine == old) & runs.switch_s.notna()]
     for row in _each(runs, "steps_run") if len(runs) else ():
         low, high = steps.min()[row.run], steps.max()[row.run]
         there = row.switch_step == data.facts.number("s2.switch.new")
         spike = there and row.switch_s > high * (1 + SAME_CLOCKS)
         shown = f"{seconds(row.switch_s)}, other steps {seconds(low)} to {seconds(high)}"
-        yield _answer(data, "pass" if spike else "fail", [row], shown, value=row.switch_s, unit="s")
+        yield _answer(data, "pass" if spike else "fail", [row], shown)
 
 
 # Memory and overlap ------------------------------------------------------------------------------
@@ -208,39 +205,41 @@ def _pure(data: _Data) -> Iterator[Answer]:
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
     for row in _each(runs[runs.engine == "resident"]):
         shown = "out of memory" if row.oom else f"{gibibytes(row.reserved_bytes)} reserved"
-        yield _answer(data, "pass" if row.oom else "fail", [row], shown,
-                      value=row.reserved_bytes / 2**30, unit="GiB")  # fmt: skip
+        yield _answer(data, "pass" if row.oom else "fail", [row], shown)
+
+
+def _profiled(data: _Data) -> list[pd.DataFrame]:
+    """What timelines show, a DataFrame for each machine and number of GPUs."""
+    found = overlap.shares(data.frames)
+    return [here for _, here in found.groupby(["machine", "gpus"])] if len(found) else []
 
 
 def _overlap(data: _Data) -> Iterator[Answer]:
-    found = overlap.shares(data.frames)
-    found = found[found.hidden.notna() & found.engine.isin((NEW, *OLD))] if len(found) else found
-    for _, here in found.groupby(["machine", "gpus"]) if len(found) else ():
+    for here in _profiled(data):
+        here = here[here.hidden.notna() & here.engine.isin((NEW, *OLD))]
         new, old = here[here.engine == NEW].hidden, here[here.engine != NEW].hidden
         if len(new):
             agree = (new >= PARTLY).all() and (old <= HARDLY).all()
             # The baseline expects something of both, so that one alone can only contradict it.
             status = "fail" if not agree else "pass" if len(old) else "not measured"
             shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
-            yield _answer(data, status, [row for _, row in here.iterrows()], shown, unit="%",
-                          also="" if len(old) else "no copies of an old offload noted",
-                          value=100 * new.iloc[-1])  # fmt: skip
+            yield _answer(data, status, [row for _, row in here.iterrows()], shown,
+                          "" if len(old) else "no copies of an old offload noted")  # fmt: skip
 
 
 def _contention(data: _Data) -> Iterator[Answer]:
-    found = overlap.shares(data.frames)
-    if len(found):
-        found = found[(found.beside_n > 0) & (found.interconnect == "PCIe path")]
-    for _, here in found.groupby(["machine", "gpus"]) if len(found) else ():
+    for here in _profiled(data):
+        here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")]
         rows = [row for _, row in here.sort_values("beside").iterrows()]
         orders = {
             apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
                   Median(1, row.alone_low, row.alone_high, row.alone_n)) for row in rows
         }  # fmt: skip
-        order = 0 if {1, -1} <= orders else max(orders, key=abs)
-        shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
-        yield _answer(data, {1: "pass", -1: "fail"}.get(order, "within noise"), rows, shown,
-                      value=rows[-1].beside, unit="×", claim=compare.CLAIMS[order])  # fmt: skip
+        if rows:
+            order = 0 if {1, -1} <= orders else max(orders, key=abs)
+            shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
+            status = {1: "pass", -1: "fail"}.get(order, "within noise")
+            yield _answer(data, status, rows, shown)
 
 
 def _jobs(*engines: str, gpus: str = "4") -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Facts, Row, nearest, plain_jobs
+from wanreport.analysis.asked import NEW, OLD, Facts, Row, nearest, plain_jobs, told
 from wanreport.analysis.frames import Frames
 
 GIB = 2**30
@@ -58,15 +58,13 @@ def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
         here["extrapolated"] = here.quantity.isin(SAMPLED) & (new.steps_run < new.steps_whole)
         runs = {"resident": new.reference, "new": new.run, **dict.fromkeys(OLD), **beside.run}
         for side in ("resident", "new", *OLD):
-            run = runs[side]
-            here[f"run_{side}"] = run
+            here[f"run_{side}"] = run = runs[side]
             here[f"{side}_s"] = times.loc[run, here.column].to_numpy(float) if run else math.nan
         for old in OLD:
+            gap = told(new, beside.loc[old]) if runs[old] else {}
             here[f"minus_{old}_s"] = here.new_s - here[f"{old}_s"]
-            told = _told(new, beside.loc[old]) if runs[old] else {}
-            here[f"boards_{old}"] = told.get("same_boards")
-            here[f"claim_{old}"] = [told.get("claim") if name == "steady" else None
-                                    for name in here.quantity]  # fmt: skip
+            here[f"boards_{old}"] = gap.get("same_boards")
+            here[f"claim_{old}"] = here.quantity.map({"steady": gap.get("claim")})
         parts.append(here)
     table = pd.concat(parts or [SHAPES[:0]], ignore_index=True).drop(columns="column")
     for end, side in (("new", "new"), ("old", "old"), ("minus", "delta")):
@@ -98,12 +96,6 @@ def _groups(frames: Frames) -> list[tuple[Row, pd.DataFrame]]:
     return [(new, others[others.group == new.group]) for _, new in news.iterrows()]
 
 
-def _told(one: Row, two: Row) -> dict[str, Any]:
-    """Compare two rows of :func:`compare.overhead`, and say whether they had the same boards."""
-    told = compare.difference(one, two, compare.pair_drift(one, two))
-    return told | {"same_boards": bool(one.boards) and one.boards == two.boards}
-
-
 def memory(frames: Frames, facts: Facts) -> pd.DataFrame:
     """List peaks of GPU memory beside the baseline's, which are SGLang's: reserved, in GiB.
 
@@ -131,57 +123,47 @@ def which_old(frames: Frames, facts: Facts) -> pd.DataFrame:
     Returns
     -------
     A row for each engine and machine, after the baseline's own (without a machine), with
-
-    difference, claim, same_boards
-        The steady step over `layerwise`'s, less 1, and whether both ran on the same boards.
-    spike, memory_experts
-        The switch over the engine's own steady step, less 1; peak reserved memory above
-        `layerwise`'s, in experts.
-    old
-        Whether it does as the old one does: is not claimed to be slower than `layerwise`, and lies
-        in both other figures nearer to the old one than to the new one. None where too few steps
-        ran to tell.
+    ``difference``, `claim` and ``same_boards`` of its steady step over `layerwise`'s; ``spike``,
+    the switch over its own steady step, less 1; ``memory_experts``, peak reserved memory above
+    `layerwise`'s, in experts; and `old`, whether it is not claimed to be slower than `layerwise`
+    and lies in both others nearer to the old offload than to the new one: None where too few steps
+    ran to tell.
     """
     size = frames.runs.get("expert_bytes", pd.Series(dtype=float)).max()
+    new_s, new_gib = (facts.number(name) for name in ("s3.3.steady.new", "s3.2.peak.new"))
     rows: list[dict[str, Any]] = []
     for side in ("new", "old"):
-        steady = facts.number(f"s3.3.steady.{side}")
-        above = facts.number(f"s3.2.peak.{side}") - facts.number("s3.2.peak.new")
+        steady, peak = (facts.number(f"{name}.{side}") for name in ("s3.3.steady", "s3.2.peak"))
         rows.append({
             "machine": "", "engine": "", "name": f"baseline, {side}",
-            "difference": steady / facts.number("s3.3.steady.new") - 1,
+            "difference": steady / new_s - 1, "memory_experts": (peak - new_gib) * GIB / size,
             "spike": facts.number(f"s3.3.switch.{side}") / steady - 1,
-            "memory_experts": above * GIB / size,
         })  # fmt: skip
     middle = {name: (rows[0][name] + rows[1][name]) / 2 for name in ("spike", "memory_experts")}
     for new, beside in _groups(frames):
         for _, row in beside.iterrows():
-            told, above = _told(row, new), row.reserved_bytes - new.reserved_bytes
-            found = {"spike": row.switch_s / row.step_s - 1,
+            above = row.reserved_bytes - new.reserved_bytes
+            found = {**row[["engine", "name", "run"]], **told(row, new),
+                     "spike": row.switch_s / row.step_s - 1,
                      "memory_experts": above / row.expert_bytes}  # fmt: skip
-            alike = all(found[name] > middle[name] for name in middle) and told["claim"] != "slower"
-            old = None if alike and told["claim"] == "no interval" else alike
-            rows.append({**row[[*WHERE, "engine", "name", "run"]], **told, **found, "old": old})
+            old = all(found[each] > middle[each] for each in middle) and found["claim"] != "slower"
+            rows.append(found | {"old": None if old and found["claim"] == "no interval" else old})
     return pd.DataFrame(rows)
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Compare the deeper prefetch with the default: a row for each machine that has both.
 
-    Steps with ``difference``, ``step_difference_s`` (negative: shorter), their bounds, `claim` and
-    ``same_boards``; ``allocated_difference_bytes`` and ``reserved_difference_bytes``.
+    What :func:`told` has of their steps, with ``allocated_difference_bytes`` and
+    ``reserved_difference_bytes``.
     """
-    runs, rows = plain_jobs(compare.overhead(frames)), []
-    if runs.empty:
-        return pd.DataFrame()
-    runs = runs[runs.engine == NEW]
+    runs = plain_jobs(compare.overhead(frames))
+    runs = runs[runs.engine == NEW] if len(runs) else runs
     deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
-    for one, two in nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base]):
-        rows.append({
-            **one[WHERE], "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
-            "base_s": two.step_s, **_told(one, two),
-            "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes,
-            "reserved_difference_bytes": one.reserved_bytes - two.reserved_bytes,
-            "run_deep": one.run, "run_base": two.run,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base]) if len(runs) else []
+    return pd.DataFrame([{
+        **told(one, two), "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
+        "base_s": two.step_s, "run_deep": one.run, "run_base": two.run,
+        "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes,
+        "reserved_difference_bytes": one.reserved_bytes - two.reserved_bytes,
+    } for one, two in pairs])  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Row, to_measure
+from wanreport.analysis.asked import NEW, OLD, Row, to_measure, told
 from wanreport.analysis.frames import Frames
 
 JOBS = [f"campaign/480p-2gpu-{engine}" for engine in ("resident", NEW, *OLD)]
@@ -32,23 +32,19 @@ def questions(frames: Frames) -> pd.DataFrame:
 
     Returns
     -------
-    A row for each pair, with `number`, 1 to 7; `one` and `two`, the names of the runs; `machine`
-    and `work` of the first; ``difference`` of their steady steps, the first over the second, less
-    1, with its bounds and `claim`; `run_one`, `run_two`. In question 2 the first ran over PCIe and
-    the second over NVLink, and the difference is that of their overheads over resident. `exact`
-    says whether the pair is what was asked for, or only near it. A question without an exact pair
-    has a row without runs, with `command` and `minutes`; "" and NaN where no engine does so.
+    A row for each pair, with `number`, 1 to 7, `one` and `two`, the names of the runs, and what
+    :func:`told` has of their steps. In question 2 the first ran over PCIe and the second over
+    NVLink, and ``difference`` is that of their overheads over resident. `exact` says whether the
+    pair is what was asked for, or only near it. A question without an exact pair has a row without
+    runs, with `command` and `minutes`; "" and NaN where no engine does so.
     """
     cost = compare.overhead(frames)
     rows = list(_answers(cost)) if "overhead" in cost else []
     for number in set(range(1, 8)) - {row["number"] for row in rows if row["exact"]}:
-        command, minutes = CAMPAIGNS.get(number, ""), math.nan
-        if number == 1:
-            command, minutes = to_measure(frames, *JOBS)
-        elif command:
-            minutes = float(MINUTES * (1 + (number == 2)))
-        rows.append({"number": number, "exact": False, "run_one": None, "run_two": None,
-                     "command": command, "minutes": minutes})  # fmt: skip
+        minutes = MINUTES * (1 + (number == 2)) if number in CAMPAIGNS else math.nan
+        todo = {"command": CAMPAIGNS.get(number, ""), "minutes": minutes}
+        rows.append({"number": number, "exact": False, "run_one": None,
+                     **(to_measure(frames, *JOBS) if number == 1 else todo)})  # fmt: skip
     return pd.DataFrame(rows).sort_values(["number", "exact"], ascending=[True, False],
                                           kind="stable", ignore_index=True)  # fmt: skip
 
@@ -67,8 +63,8 @@ def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if alike > best.get(one.tokens, (-1,))[0]:
             best[one.tokens] = alike, one, two
     for tokens, (alike, one, two) in sorted(best.items()):
-        told = compare.gap_difference(*((run, cost.loc[run.reference]) for run in (one, two)))
-        yield _row(2, tokens == 10_000 and alike == 2, one, two, told)
+        gap = compare.gap_difference(*((run, cost.loc[run.reference]) for run in (one, two)))
+        yield _row(2, tokens == 10_000 and alike == 2, one, two, gap)
     streams = cost[cost.engine == "stream"]
     for number, (key, usual) in SETTINGS.items():
         for one, two in _pairs(streams, streams):
@@ -90,9 +86,6 @@ def _pairs(
     return [(ones.loc[a], others.loc[b]) for a, b in zip(both.run_x, both.run_y, strict=True)]
 
 
-def _row(number: int, exact: bool, one: Row, two: Row, told: Any = None) -> dict[str, Any]:
-    return {
-        "number": number, "exact": exact, "one": one["name"], "two": two["name"],
-        **one[["machine", "gpus", "work"]], "run_one": one.run, "run_two": two.run,
-        **(told or compare.difference(one, two, compare.pair_drift(one, two))),
-    }  # fmt: skip
+def _row(number: int, exact: bool, one: Row, two: Row, gap: Any = None) -> dict[str, Any]:
+    return {"number": number, "exact": exact, "one": one["name"], "two": two["name"],
+            **told(one, two), **(gap or {})}  # fmt: skip
