@@ -42,12 +42,13 @@ def copies_of(trace: Trace) -> pd.DataFrame:
     ns = found.end_ns - found.start_ns
     rate = found.bytes.astype("Float64").to_numpy(float, na_value=math.nan) / ns.where(ns > 0)
     calls = trace.events[trace.events.kind == "call"].sort_values(["thread", "start_ns"])
-    following = calls.name.astype(str).shift(-1).where(calls.thread == calls.thread.shift(-1), "")
-    name = found.call.map(calls.name.astype(str)).fillna("")
-    memcpy = name.str.contains("memcpy", case=False)
+    calls = calls.assign(name=calls.name.astype(str))
+    calls["next"] = calls.name.shift(-1).where(calls.thread == calls.thread.shift(-1), "")
+    call = calls[["name", "next"]].reindex(found.call).fillna("").set_index(found.index)
+    name, memcpy = call.name, call.name.str.contains("memcpy", case=False)
     rule = np.select(
         [memcpy & ~name.str.contains("Async"),
-         memcpy & found.call.map(following).fillna("").str.contains(WAITS),
+         memcpy & call.next.str.contains(WAITS),
          memcpy & ~found.memory.isin(["", "pinned"]), memcpy, name.str.contains("GraphLaunch")],
         list(RULES)[:5], "call not recorded",
     )  # fmt: skip

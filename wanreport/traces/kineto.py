@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for
 DAY = 86_400 * 10**9  # no event of a profile is longer
 
 BETWEEN = re.compile(rb'\}\s*,\s*\{\s*"')
-AGAIN = re.compile(r'\}\s*,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)')
+AGAIN = re.compile(
+    r'\}\s*(?:,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)|(?=\]\s*(?:,\s*"\w+"\s*:|\}?\s*\Z)))'
+)
 GAP = re.compile(r"[\s,\x00]*")
 BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
 NONE, END = -1, 99  # of no use; may tell that all before it was written
@@ -108,11 +111,15 @@ def _inflated(file: BinaryIO, rows: Rows) -> Iterator[bytes]:
             if not data.startswith(magic):
                 return  # padding after the last member
             engine = zlib.decompressobj(31)
+        before = engine.copy()
         try:
             out = engine.decompress(data, CHUNK)
         except zlib.error as error:
             what = f"the gzip stream is damaged before byte {file.tell():,}: {error}"
             rows.note("corrupt", 1, what)
+            with suppress(zlib.error):  # all up to the damage
+                for byte in data:
+                    yield before.decompress(bytes([byte]))
             return
         data = engine.unused_data if engine.eof else engine.unconsumed_tail
         yield out
@@ -184,7 +191,7 @@ class _Reader:
         data = b"[%b]" % bytes(memoryview(self.buffer)[:end])
         try:
             events = FLOATS.decode(data)
-            if any(type(event.ts) is float and event.ts >= EXACT for event in events[-99:]):
+            if any(type(event.ts) is float and event.ts >= EXACT for event in events):
                 events = DECIMALS.decode(data)
         except WRONG:
             return False
@@ -275,10 +282,11 @@ class _Reader:
         """Make the trace of all that was taken."""
         if self.place == "before":
             raise self._no_trace("it is empty" if not self.read else 'no "traceEvents" in it')
-        full = self.rows.size >= MOST_EVENTS
-        if self.place == "events" and not full:
+        if self.place == "events":
             self._batch(last=True)
-        if self.skipped + self.count and not self.phases:
+        full = self.rows.size >= MOST_EVENTS
+        known = b"traceEvents" in self.around
+        if not self.phases and (self.count or self.skipped or (self.buffer and not known)):
             raise self._no_trace("its list holds no events")
         note, cut = self.rows.note, self.place == "events"
         inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
@@ -295,7 +303,7 @@ class _Reader:
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
         gpus = re.findall(r'"id"\s*:\s*(\d{1,9})\s*,\s*"name"\s*:\s*"([^"]*)"', around)
         return self.rows.trace(
-            whole=self.past_gpu or not cut,
+            whole=self.past_gpu or not cut and not full,
             shift=min(int(base[1]), LATEST * 1000) if base else 0,
             file=str(self.path), format="Kineto", size_bytes=self.path.stat().st_size,
             rank=int(rank[1]) if rank else None, events=self.count,

@@ -61,6 +61,8 @@ def overlap(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
                 table[f"{name}_ns"] = inside.groupby(pieces.step).sum()
             table = table.fillna(0).astype("Int64").join(_rates(some, link_gb_s))
             tables.append(table.assign(**names).reset_index())
+    if not tables:
+        return pd.DataFrame()
     found = pd.concat(tables, ignore_index=True)
     found["step"] = found.step.mask(found.step < 0)
     for name in ("hidden", "in_collectives"):
