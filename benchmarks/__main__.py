@@ -1,8 +1,8 @@
 """Times the offload engines beside their peers, on the same blocks and shapes.
 
-Each engine has processes of its own, one a rank, in the same environment: it attaches once and
-runs every shape, and with the processes all its memory goes. `resident` runs first and last, which
-shows how far the machine itself drifted. Results are written after each row.
+Each engine has processes of its own, one a rank, and with them all its memory goes. `resident` runs
+first and last, which shows how far the machine drifted. With --turns all engines are in one process
+and take turns there and back (A B B A), for gaps of a few per cent. Rows are written as they end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from . import table
+from wanreport.records.files import FileError
+
 from .campaign import Campaign, grid
 from .rank import KNOWN, make_engine
 
@@ -27,6 +28,8 @@ ENGINES_AND_PEERS = [
     for name in KNOWN
     for label in ([f"{name}:prefetch={p}" for p in DEPTHS.get(name, ())] or [name])
 ]
+LEAST = {"passes": 6, "warmup": 2, "ranks": 1, "blocks": 1, "turns": 0}
+"""Fewer passes have no interval."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,23 +44,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--branches", type=int, choices=(1, 2), default=1, help="2: a step with guidance")
     add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
         help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
-    add("--sglang", metavar="DIR|VERSION",
-        help="folder that holds the package, or the version that must be installed")  # fmt: skip
+    add("--sglang", metavar="DIR|VERSION", help="folder of the package, or its installed version")
     add("--compile", action="store_true", help="torch.compile on the segments")
-    add("--passes", type=int, default=7,
-        help="timed steps, at least 6, as fewer have no interval (default 7); on a GPU for 2 s or"
-        " more")  # fmt: skip
-    add("--warmup", type=int, default=2,
-        help="steps before, at least 2 (default 2); on a GPU 2 s of steps more")  # fmt: skip
+    add("--passes", type=int, default=7, help="timed steps (default 7); on a GPU for 2 s or more")
+    add("--warmup", type=int, default=2, help="steps before (default 2); on a GPU 2 s more")
+    add("--turns", type=int, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
-    add("--json", type=Path, help="where the rows go, with raw samples; the report shows what lies"
-        " in results/MACHINE/benchmarks/")  # fmt: skip
+    add("--json", type=Path, help="where the rows go, with raw samples; pages show what lies in"
+        " results/MACHINE/benchmarks/")  # fmt: skip
     add("--resume", action="store_true", help="go on with the rows that --json has")
     arguments = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[arguments.device]
-    if arguments.blocks is None:
-        arguments.blocks = blocks
-    for key, least in (("passes", 6), ("warmup", 2), ("ranks", 1), ("blocks", 1)):
+    arguments.blocks = blocks if arguments.blocks is None else arguments.blocks
+    for key, least in LEAST.items():
         if getattr(arguments, key) < least:
             parser.error(f"--{key} {getattr(arguments, key)}: give at least {least}")
     try:
@@ -88,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume and arguments.json.exists():
         try:
             campaign.resume(arguments.json)
-        except ValueError as error:
+        except (FileError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
     try:
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; --resume goes on with what --json has", file=sys.stderr)
         return 130
     finally:
-        print(table.tables(campaign.report, campaign.order), flush=True)
+        print(campaign.text(), flush=True)
     return 1 if campaign.wrong() else 0
 
 

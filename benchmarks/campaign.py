@@ -1,4 +1,4 @@
-"""Runs engines one after the other, each in processes of its own, and keeps what they measured."""
+"""Runs engines, each in processes of its own or all in turn, and keeps what they measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wanreport.analysis.stats import median_interval
 from wanreport.measure import launch
 from wanreport.measure.machine import machine, software
 from wanreport.model.weights import Layout, unit_parameters
@@ -20,7 +21,6 @@ from wanreport.records.files import (
     BENCH_SCHEMA,
     FIRST,
     LAST,
-    FileError,
     name_of,
     read_bench,
     stream_settings,
@@ -28,13 +28,13 @@ from wanreport.records.files import (
 from wanreport.records.project import git_state, write_atomically
 
 from .peers import PEERS, Missing
-from .rank import make_expert
-from .table import identical, step_ms
+from .rank import in_turn, make_expert
 
 SETTINGS = ("device", "ranks", "blocks", "branches", "compile", "warmup")
 VERSIONS = ("python", "torch", "diffusers", "cuda", "nccl")
-TIMEOUT_S = 600.0  # for all shapes of an engine
+TIMEOUT_S = 600.0  # for all shapes of a process, and for each turn as much again
 SETTLED = ("ok", "oom", "needs a GPU")  # what a resumed campaign does not try again
+Row = dict[str, Any]
 
 
 def grid(tokens: int) -> tuple[int, int, int]:
@@ -65,11 +65,10 @@ class Campaign:
         self.code: dict[str, dict[str, Any]] = {}
         for name in PEERS.keys() & set(map(name_of, arguments.engines)):
             try:
-                code = PEERS[name].find(arguments.sglang, arguments.device)
+                self.code[name] = code = PEERS[name].find(arguments.sglang, arguments.device)
             except Missing as reason:
                 self.missing[name] = reason
                 continue
-            self.code[name] = code
             # Where it lies is this machine's affair.
             self.report["peers"][name] = {k: v for k, v in code.items() if k != "folder"}
         self.order = list(dict.fromkeys([FIRST, *arguments.engines, LAST]))
@@ -77,128 +76,157 @@ class Campaign:
         self.until = time.monotonic() + 60 * arguments.budget_minutes
 
     def resume(self, path: Path) -> None:
-        """Take over the rows of an earlier call.
-
-        Raises
-        ------
-        ValueError
-            If its rows cannot be compared with this call's; says what differs.
-        """
-        try:
-            earlier = read_bench(path)[1]
-        except FileError as error:
-            raise ValueError(str(error)) from None
+        """Take over an earlier call's rows; ValueError if they cannot be compared with ours."""
+        earlier = read_bench(path)[1]
         theirs, mine = _conditions(earlier), _conditions(self.report)
-        for key, value in mine.items():
-            if theirs[key] != value:
-                raise ValueError(
-                    f"{path}: {key} was {theirs[key]!r} and is {value!r} now; give the same, or"
-                    " another --json"
-                )
+        for key in mine:
+            if theirs[key] != mine[key]:
+                fix = "give the same, or another --json"
+                raise ValueError(f"{path}: {key} was {theirs[key]!r}, is {mine[key]!r} now; {fix}")
         self.report["rows"] = earlier["rows"]
         self.report["peers"] = earlier["peers"] | self.report["peers"]
         self.done = {(r["label"], r["tokens"]) for r in earlier["rows"] if r["status"] in SETTLED}
-        if any(self._pending(label) for label in self.order):
+        if not self.arguments.turns and self._pending(*self.order):
             # What closes a campaign comes after all that it measured.
             self.done = {key for key in self.done if key[0] != LAST}
 
     def run(self) -> None:
         """Run what is pending; what a time budget or a signal leaves gets rows that say so."""
+        for label in self.order:
+            if missing := self.missing.get(name_of(label)):
+                self._end([label], self._pending(label), missing.status, str(missing))
+        here = [label for label in self.order if name_of(label) not in self.missing]
         try:
-            self._run()
+            for labels in [here] if self.arguments.turns else [[label] for label in here]:
+                while pending := self._pending(*labels):
+                    if time.monotonic() > self.until:
+                        self._end(labels, pending, "not run", "time budget")
+                    else:
+                        self._start(labels, pending)
         except (KeyboardInterrupt, SystemExit):
             known = {(row["label"], row["tokens"]) for row in self.report["rows"]}
             for label in self.order:
                 left = [tokens for tokens in self._pending(label) if (label, tokens) not in known]
-                self._end(label, left, "not run", "interrupted")
+                self._end([label], left, "not run", "interrupted")
             raise
 
-    def _run(self) -> None:
-        for label in self.order:
-            missing = self.missing.get(name_of(label))
-            while pending := self._pending(label):
-                if missing:
-                    self._end(label, pending, missing.status, str(missing))
-                elif time.monotonic() > self.until:
-                    self._end(label, pending, "not run", "time budget")
-                else:
-                    self._start(label, pending)
+    def _pending(self, *labels: str) -> list[int]:
+        """The shapes that one of these engines has not run."""
+        asked = self.arguments.tokens
+        return [tokens for tokens in asked if {(label, tokens) for label in labels} - self.done]
 
-    def _pending(self, label: str) -> list[int]:
-        return [tokens for tokens in self.arguments.tokens if (label, tokens) not in self.done]
-
-    def _start(self, label: str, pending: Sequence[int]) -> None:
-        """Run an engine's processes; afterwards at least one of ``pending`` has ended."""
-        cuda, count = self.arguments.device == "cuda", self.arguments.ranks
+    def _start(self, labels: Sequence[str], pending: Sequence[int]) -> None:
+        """Run the processes of some engines; afterwards at least one of ``pending`` has ended."""
+        count, turns = self.arguments.ranks, self.arguments.turns
+        timeout_s = TIMEOUT_S * (1 + turns)
         spec = self.report["settings"] | {
-            "engine": label.removesuffix(" again"),
-            "code": self.code.get(name_of(label)),
+            "engines": [label.removesuffix(" again") for label in labels],
+            "code": self.code,
             "grids": [[tokens, grid(tokens)] for tokens in pending],
             "passes": self.arguments.passes,
-            "timeout_s": TIMEOUT_S,
+            "turns": turns or 1,
+            "timeout_s": timeout_s,
         }
         with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
             out = Path(folder)
             (out / "spec.json").write_text(json.dumps(spec))
 
             def collect() -> None:
-                for tokens in self._pending(label):
-                    files = [out / f"row-{tokens}-rank{rank}.json" for rank in range(count)]
-                    if all(file.is_file() for file in files):
-                        parts = [json.loads(file.read_text()) for file in files]
-                        self._end(label, [tokens], "ok", "", parts, launch.transport(out))
+                for tokens in self._pending(*labels):
+                    files = [[out / f"row-{tokens}-{i}-rank{rank}.json" for rank in range(count)]
+                             for i in range(len(labels))]  # fmt: skip
+                    if all(file.is_file() for each in files for file in each):
+                        for label, each in zip(labels, files, strict=True):
+                            parts = [json.loads(file.read_text()) for file in each]
+                            self._end([label], [tokens], "ok", "", out, parts,
+                                      self._turns(labels, label))  # fmt: skip
 
-            deadline = min(time.monotonic() + TIMEOUT_S, self.until)
-            start = launch.TorchrunRanks if cuda else launch.ForkedRanks
+            deadline = min(time.monotonic() + timeout_s, self.until)
+            start = launch.TorchrunRanks if spec["device"] == "cuda" else launch.ForkedRanks
             ranks = start(out / "spec.json", out, count, "benchmarks.rank")
             results, codes = launch.watch(ranks, out, count, deadline, collect)
             collect()
-            left = self._pending(label)
+            left = self._pending(*labels)
             if left and time.monotonic() > self.until and not any(results):
-                self._end(label, left, "not run", "time budget")
+                self._end(labels, left, "not run", "time budget")
             elif left:
                 progress = out / "progress"
                 at = progress.read_text() if progress.is_file() else "attach"
-                found = launch.failure(TIMEOUT_S, results, codes, at)
-                logs = "\n".join(f.read_text(errors="replace") for f in sorted(out.rglob("*.log")))
+                found = launch.failure(timeout_s, results, codes, at)
                 # The other shapes get new processes; without attaching none of them would run.
                 ended = left if at == "attach" else left[:1]
-                self._end(label, ended, found["status"], found["reason"], (),
-                          launch.transport(out), logs[-4000:])  # fmt: skip
+                self._end(labels, ended, found["status"], found["reason"], out)
+
+    def _turns(self, labels: Sequence[str], label: str) -> dict[str, list[int]]:
+        """Where in the process's order this engine's turns were, each with as many samples."""
+        order = in_turn(len(labels), self.arguments.turns)
+        mine = [at for at, i in enumerate(order) if labels[i] == label]
+        return {"turns": mine} if mine else {}
 
     def _end(
-        self, label: str, shapes: Sequence[int], status: str, reason: str,
-        ranks: Sequence[dict[str, Any]] = (), transport: Sequence[str] = (), log: str = "",
+        self, labels: Sequence[str], shapes: Sequence[int], status: str, reason: str,
+        out: Path | None = None, ranks: Sequence[Row] = (), more: Row | None = None,
     ) -> None:  # fmt: skip
-        """Enter a row for each shape and write the JSON."""
-        for tokens in shapes:
+        """Enter a row for each engine and shape and write the JSON."""
+        logs = sorted(out.rglob("*.log")) if out and not ranks else []
+        log = "\n".join(file.read_text(errors="replace") for file in logs)[-4000:]
+        for label, tokens in [(label, tokens) for label in labels for tokens in shapes]:
             row = {
                 "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
                 "reason": reason, "ranks": list(ranks), "log": log,
-                "transport": list(transport), "settings": stream_settings(label, ranks),
-                **git_state(),
-                "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "transport": launch.transport(out) if out else [],
+                "settings": stream_settings(label, ranks), **git_state(),
+                "ended_at": datetime.now(UTC).isoformat(timespec="seconds"), **(more or {}),
             }  # fmt: skip
             rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
             self.report["rows"] = [*rows, row]
             self.done.add((label, tokens))
-            median, low, high, n = step_ms(row)
-            took = f"{median:,.1f} ms [{low:,.1f}, {high:,.1f}], n = {n}, " if n else ""
-            said = f"{took}{status} {reason}".strip()
-            print(f"{label}, {tokens:,} tokens: {said}", file=sys.stderr, flush=True)
-        if self.arguments.json:
+            print(self.line(row), file=sys.stderr, flush=True)
+        if self.arguments.json and labels and shapes:
             text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
             write_atomically(self.arguments.json, text)
+
+    def line(self, row: Row) -> str:
+        """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
+        first, (median, low, high, n) = self._first(row), step_ms(row)
+        took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}" if n else row["status"]
+        over = f"{median / step_ms(first)[0]:.3f} of resident" if n and first else ""
+        bits = {True: "same bits", False: "OTHER BITS", None: ""}[identical(row, first)]
+        note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
+        said = [f"{row['tokens']:,} tokens", row["label"], took, over, bits, note]
+        return "; ".join(filter(None, said))
+
+    def text(self) -> str:
+        """All rows, each a line, by their length."""
+        rows = sorted(self.report["rows"], key=lambda row: int(row["tokens"]))
+        return "\n".join([self.report["machine"]["class"], *map(self.line, rows)])
+
+    def _first(self, row: Row) -> Row | None:
+        key = FIRST, row["tokens"]
+        return next((r for r in self.report["rows"] if (r["label"], r["tokens"]) == key), None)
 
     def wrong(self) -> bool:
         """Whether an engine failed, or on CPU gave other bits than resident."""
         cpu = self.arguments.device == "cpu"
-        first = {row["tokens"]: row for row in self.report["rows"] if row["label"] == FIRST}
         return any(
             row["status"] in ("failed", "oom", "timeout")
-            or (cpu and identical(row, first.get(row["tokens"])) is False)
+            or (cpu and identical(row, self._first(row)) is False)
             for row in self.report["rows"]
         )
+
+
+def step_ms(row: Row) -> tuple[float, float, float, int]:
+    """Median, interval and n of a row's steps in ms, each with its slowest rank."""
+    return median_interval(map(max, zip(*(r["samples_ms"] for r in row["ranks"]), strict=True)))
+
+
+def identical(row: Row, reference: Row | None) -> bool | None:
+    """Whether first and last outputs, on every rank, are resident's; None if unknown."""
+    if not row["ranks"] or reference is None or not reference["ranks"]:
+        return None
+    wanted = reference["ranks"][0]["output_sha256"]
+    keys = ("first_output_sha256", "output_sha256")
+    return all(rank[key] == wanted for rank in row["ranks"] for key in keys)
 
 
 def _conditions(report: dict[str, Any]) -> dict[str, Any]:

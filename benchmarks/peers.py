@@ -24,13 +24,11 @@ from wanreport.engines.base import Bound
 
 
 class Missing(Exception):
-    """Says why a peer cannot run here, and the mend."""
+    """Says why a peer cannot run here, and the fix; ``status`` is that of its rows."""
 
-    status = "absent"
-
-
-class NeedsGpu(Missing):
-    status = "needs a GPU"
+    def __init__(self, reason: str, status: str = "absent") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Peer(Engine):
@@ -75,15 +73,10 @@ class Diffusers(Peer):
     def offload(self, expert: Any) -> None:
         cuda = self.mover.cuda
         apply_group_offloading(
-            expert,
-            onload_device=self.mover.device,
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            non_blocking=cuda,
-            use_stream=cuda,
-            record_stream=cuda,
-        )
+            expert, onload_device=self.mover.device, offload_device=torch.device("cpu"),
+            offload_type="block_level", num_blocks_per_group=1, non_blocking=cuda,
+            use_stream=cuda, record_stream=cuda,
+        )  # fmt: skip
         moves = "moves what lies outside the blocks to the device and back in each pass"
         self.note = moves if cuda else "its hooks run, without streams"
 
@@ -97,7 +90,8 @@ class Sglang(Peer):
     def find(where: str | None, device: str) -> dict[str, Any]:
         code = find_sglang(where)
         if device != "cuda":
-            raise NeedsGpu(f"SGLang {code['version']} is there; its manager works on GPUs only")
+            what = f"SGLang {code['version']} is there; its manager works on GPUs only"
+            raise Missing(what, "needs a GPU")
         return code
 
     def offload(self, expert: Any) -> None:
@@ -122,35 +116,26 @@ class Sglang(Peer):
 
 
 def find_sglang(where: str | None) -> dict[str, str]:
-    """Find SGLang's layerwise offload without importing it.
+    """Find SGLang's layerwise offload without importing it; raises `Missing`.
 
-    Parameters
-    ----------
-    where
-        A folder with the package in it, a version, which must be the installed one, or None for
-        whatever is installed.
-
-    Returns
-    -------
-    ``folder``, ``module`` (it moved between versions), ``version`` as the package's metadata say,
-    and ``sha256`` of the module's file.
+    ``where`` is a folder with the package in it, a version, which must be the installed one, or
+    None for whatever is installed. The ``module`` moved between versions; ``sha256`` is its file's.
     """
     version = where if where and where[0].isdigit() and not Path(where).exists() else ""
-    mend = f"pip install --no-deps --target DIR sglang=={version or '0.5.23'}, then --sglang DIR"
-    if where and not version:
-        folder = Path(where).resolve()
-    else:
+    fix = f"pip install --no-deps --target DIR sglang=={version or '0.5.23'}, then --sglang DIR"
+    folder = Path(where).resolve() if where and not version else Path()
+    if version or not where:
         spec = find_spec("sglang")
         if spec is None or not spec.submodule_search_locations:
-            raise Missing(f"SGLang is not installed; {mend}")
+            raise Missing(f"SGLang is not installed; {fix}")
         folder = Path(next(iter(spec.submodule_search_locations))).parent
     files = sorted((folder / "sglang" / "multimodal_gen").rglob("layerwise_offload.py"))
-    if not files:
-        raise Missing(f"{folder} has no sglang/multimodal_gen with layerwise offload; {mend}")
     distributions = metadata.distributions(name="sglang", path=[str(folder)])
     found = next((d.version for d in distributions), "of unknown version")
+    if not files:
+        raise Missing(f"{folder} has no sglang/multimodal_gen with layerwise offload; {fix}")
     if version and found != version:
-        raise Missing(f"the installed SGLang is {found}, not {version}; {mend}")
+        raise Missing(f"the installed SGLang is {found}, not {version}; {fix}")
     return {
         "folder": str(folder),
         "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),

@@ -1,7 +1,7 @@
-"""One rank of one engine's process: attaches it once and runs all its shapes.
+"""One rank of a benchmark's process: attaches its engines and runs all shapes.
 
-Each shape leaves ``OUT/row-<tokens>-rank<r>.json`` as soon as it is done, so that nothing measured
-is lost to what fails later.
+A process has one engine, or several that take turns. What it measured of a shape goes to
+``OUT/row-<tokens>-<engine>-rank<r>.json`` at once, so that nothing is lost to what fails later.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.planner.probe import Probe
-from wanreport.records.files import parse_label
+from wanreport.records.files import FIRST, parse_label
 from wanreport.records.record import replace_file
 
 from .peers import PEERS, Peer
 
 EXPERT = EXPERTS[0]
 STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch
+Inputs = tuple[Tensor, Guidance]
 
 
 class Planned(Stream):
@@ -73,108 +74,117 @@ def make_expert(device: str, blocks: int) -> Expert:
     return Expert(EXPERT, config, torch.bfloat16)
 
 
-def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
-    cuda = spec["device"] == "cuda"
-    device, engine = torch.device(f"cuda:{rank}" if cuda else "cpu"), make_engine(spec["engine"])
-    worker.connect(device, out, rank, world_size, spec["timeout_s"])
-    group = dist.group.WORLD
-    parallel = SequenceParallel(group)
-    segments = Segments.compiled() if spec["compile"] else Segments()
+class Lane:
+    """One engine of the process, with an expert of its own."""
 
-    def make(blocks: int) -> Expert:
-        expert = make_expert(spec["device"], blocks)
-        expert.parallel, expert.segments = parallel, segments
-        return expert
+    def __init__(
+        self, engine: Engine, make: Callable[[int], Expert], blocks: int, store: HostStore,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.engine, self.make, self.blocks = engine, make, blocks
+        self.store, self.device, self.group = store, device, dist.group.WORLD
+        self.plan: dict[str, Any] | None = None
+        if not isinstance(engine, Planned):
+            self.attach()
 
-    expert, planned = make(spec["blocks"]), isinstance(engine, Planned)
-    shared = group if engine.shares_store else None
-    pin = cuda and engine.pins_store
-    store = HostStore({EXPERT: expert}, RandomWeights(), pin=pin, group=shared)
-    link = measure_link(device, group) if planned or spec["engine"] == "resident" else None
-    if isinstance(engine, Peer):
-        engine.code = spec["code"]
+    def attach(self) -> None:
+        begun, self.expert = time.perf_counter(), self.make(self.blocks)
+        self.engine.attach({EXPERT: self.expert}, self.store, self.device, self.group)
+        self.attach_s = time.perf_counter() - begun
 
-    def attach() -> float:
-        started = time.perf_counter()
-        engine.attach({EXPERT: expert}, store, device, group)
-        return time.perf_counter() - started
+    def prepare(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
+        """Take a shape's inputs; an engine with a plan for each shape is attached anew."""
+        self.inputs = inputs
+        if isinstance(self.engine, Planned):
+            if self.plan:
+                self.engine.detach()
+            self.plan = self.engine.plan(Probe(self.make, self.store, self.group, *inputs), link)
+            self.attach()
 
-    attach_s = 0.0 if planned else attach()
-    for tokens, grid in spec["grids"]:
-        if rank == 0:
-            (out / "progress").write_text(f"{tokens:,} tokens")
-        inputs, plan = _inputs(expert, grid, spec["branches"], device), None
-        if isinstance(engine, Planned):
-            plan = engine.plan(Probe(make, store, group, *inputs), link)
-            expert = make(spec["blocks"])
-            attach_s = attach()
-        row = _measure(engine, expert, store, inputs, spec, device)
-        row |= {"attach_s": attach_s, "link": link, "note": getattr(engine, "note", "")}
-        row["plan"] = plan
-        replace_file(out / f"row-{tokens}-rank{rank}.json", json.dumps(row).encode())
-        if planned:
-            engine.detach()
-    if not planned:
-        engine.detach()
-    store.close()
-    return {}
+    def step(self) -> Tensor:
+        """A denoising step's passes, as the pipeline makes them; the same inputs each time."""
+        latents, guidance = self.inputs
+        timestep = torch.tensor([900.0], device=self.device)
+        return predict(self.expert, self.engine, latents, timestep, guidance)
 
+    def begin(self, steps: int) -> None:
+        branches = 1 if self.inputs[1].uncond is None else 2
+        self.engine.begin([EXPERT] * -(-branches // self.engine.branches_per_visit) * steps)
 
-def _measure(
-    engine: Engine, expert: Expert, store: HostStore, inputs: tuple[Tensor, Guidance],
-    spec: dict[str, Any], device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    """Warm up and time one shape."""
-    if spec["compile"]:
-        torch._dynamo.reset()  # its limit of recompilations is meant for one shape
-    step = _step(engine, expert, inputs)
-    visits = -(-spec["branches"] // engine.branches_per_visit)
-    engine.begin([EXPERT] * visits * spec["warmup"])
-    cuda, warm, clock = device.type == "cuda", StepClock(device), StepClock(device)
-    with warm.step():
-        first = step()
-    for _ in range(spec["warmup"] - 1):
-        with warm.step():
-            step()
-    warmup = warm.seconds()
-    hot = hot_steps(warmup[-1], device, dist.group.WORLD)
-    passes = max(spec["passes"], hot)  # short ones are more, for the clock wanders
-    sensors = Sensors(device)  # found before the GPU is hot: it must not wait then
-    engine.begin([EXPERT] * visits * (hot + passes))
-    for _ in range(hot):
-        step()
-    dist.barrier()
-    if cuda:
-        torch.cuda.synchronize(device)
-    reset_peaks(device)
-    before, begun = engine.mover.counters + Counters(), time.perf_counter()
-    with sensors:
-        for _ in range(passes):
+    def warm_up(self, steps: int, passes: int) -> None:
+        """The first steps of a shape; afterwards it is known how many make a GPU hot."""
+        self.begin(steps)
+        clock, outputs = StepClock(self.device), []
+        for _ in range(steps):
             with clock.step():
-                output = step()
-        seconds = clock.seconds()
-        wall = time.perf_counter() - begun
-    registered = engine.registered_bytes if isinstance(engine, Peer) else store.pinned_bytes
-    memory = peaks(device, registered)
-    if not output.isfinite().all():
-        raise RuntimeError("the output is not finite, so its bits show nothing")
-    return {
-        # On CPU no time is claimed, so none is kept.
-        "samples_ms": [1e3 * s for s in seconds] if cuda else [],
-        "warmup_ms": [1e3 * s for s in warmup] if cuda else [],
-        "wall_ms_per_step": 1e3 * wall / passes if cuda else None,
-        "memory": memory,
-        "gpu": sensors.summary(),
-        "shared_pinned_bytes": store.pinned_bytes if engine.shares_store else 0,
-        "output_sha256": sha256(output),
-        "first_output_sha256": sha256(first),
-        "counters": None if isinstance(engine, Peer) else asdict(engine.mover.counters - before),
-    }
+                outputs.append(self.step())
+        self.samples: list[float] = []
+        self.first, self.warmup = sha256(outputs[0]), clock.seconds()
+        self.warm = hot_steps(self.warmup[-1], self.device, self.group)
+        self.passes = max(passes, self.warm)  # short ones are more, for the clock wanders
+        self.sensors, self.wall, self.counters = Sensors(self.device), 0.0, Counters()
+
+    def turn(self) -> None:
+        """Some steps on a hot device, timed one by one; the first turn heats it."""
+        sensors = Sensors(self.device)  # found before the GPU is hot: it must not wait then
+        self.begin(self.warm + self.passes)
+        for _ in range(self.warm):
+            self.step()
+        self.warm = 1
+        dist.barrier()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before, begun = self.engine.mover.counters + Counters(), time.perf_counter()
+        clock = StepClock(self.device)
+        with sensors:
+            for _ in range(self.passes):
+                with clock.step():
+                    self.output = self.step()
+            self.samples += clock.seconds()
+            self.wall += time.perf_counter() - begun
+        self.counters = self.counters + (self.engine.mover.counters - before)
+        self.sensors.readings += sensors.readings
+
+    def row(self, alone: bool) -> dict[str, Any]:
+        """What this rank measured; peaks of memory only where the process has no other engine."""
+        if not self.output.isfinite().all():
+            raise RuntimeError("the output is not finite, so its bits show nothing")
+        cuda, engine = self.device.type == "cuda", self.engine
+        pinned = engine.registered_bytes if isinstance(engine, Peer) else self.store.pinned_bytes
+        memory = peaks(self.device, pinned)
+        return {
+            # On CPU no time is claimed, so none is kept.
+            "samples_ms": [1e3 * s for s in self.samples] if cuda else [],
+            "warmup_ms": [1e3 * s for s in self.warmup] if cuda else [],
+            "wall_ms_per_step": 1e3 * self.wall / len(self.samples) if cuda else None,
+            "memory": memory if alone else dict.fromkeys(memory),
+            "gpu": self.sensors.summary(),
+            "shared_pinned_bytes": self.store.pinned_bytes if engine.shares_store else 0,
+            "output_sha256": sha256(self.output),
+            "first_output_sha256": self.first,
+            "counters": None if isinstance(engine, Peer) else asdict(self.counters),
+            "attach_s": self.attach_s,
+            "note": getattr(engine, "note", ""),
+            "plan": self.plan,
+        }
 
 
-def _inputs(
-    expert: Expert, grid: Sequence[int], branches: int, device: torch.device
-) -> tuple[Tensor, Guidance]:
+def in_turn(engines: int, turns: int) -> list[int]:
+    """Which engine has each turn: all of them, there and back again."""
+    return [i for turn in range(turns) for i in range(engines)[:: -1 if turn % 2 else 1]]
+
+
+def measure(lanes: Sequence[Lane], warmup: int, passes: int, turns: int) -> list[dict[str, Any]]:
+    """Warm up and time one shape with each engine."""
+    for lane in lanes:
+        lane.warm_up(warmup, passes)
+    reset_peaks(lanes[0].device)
+    for i in in_turn(len(lanes), turns):
+        lanes[i].turn()
+    return [lane.row(alone=len(lanes) == 1) for lane in lanes]
+
+
+def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torch.device) -> Inputs:
     """Latents and texts of a shape; ``grid`` is its tokens as frames × height × width."""
     generator = torch.Generator().manual_seed(0)
     size = [n * p for n, p in zip(grid, expert.config["patch_size"], strict=True)]
@@ -185,11 +195,50 @@ def _inputs(
     return latents, Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
 
 
-def _step(engine: Engine, expert: Expert, inputs: tuple[Tensor, Guidance]) -> Callable[[], Tensor]:
-    """A denoising step's passes, the way the pipeline makes them; the same inputs each time."""
-    latents, guidance = inputs
-    timestep = torch.tensor([900.0], device=latents.device)
-    return lambda: predict(expert, engine, latents, timestep, guidance)
+def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
+    """Run all shapes of ``spec["grids"]`` with the engines of ``spec["engines"]``."""
+    device = torch.device(f"cuda:{rank}" if spec["device"] == "cuda" else "cpu")
+    worker.connect(device, out, rank, world_size, spec["timeout_s"])
+    group, cuda = dist.group.WORLD, device.type == "cuda"
+    parallel = SequenceParallel(group)
+    segments = Segments.compiled() if spec["compile"] else Segments()
+
+    def make(blocks: int) -> Expert:
+        expert = make_expert(spec["device"], blocks)
+        expert.parallel, expert.segments = parallel, segments
+        return expert
+
+    stores: dict[Any, HostStore] = {}
+    lanes, link = [], None
+    for label in spec["engines"]:
+        engine = make_engine(label)
+        key: Any = engine.pins_store, engine.shares_store
+        if isinstance(engine, Peer):
+            engine.code, key = spec["code"][engine.name], label  # it closes its store
+        if key not in stores:
+            shared = group if engine.shares_store else None
+            stores[key] = HostStore({EXPERT: make(spec["blocks"])}, RandomWeights(),
+                                    pin=cuda and engine.pins_store, group=shared)  # fmt: skip
+        lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
+        if link is None and engine.name in (FIRST, Planned.name):
+            link = measure_link(device, group)
+    for tokens, grid in spec["grids"]:
+        if rank == 0:
+            (out / "progress").write_text(f"{tokens:,} tokens")
+        if spec["compile"]:
+            torch._dynamo.reset()  # its limit of recompilations is meant for one shape
+        inputs = make_inputs(make(1), grid, spec["branches"], device)
+        for lane in lanes:
+            lane.prepare(inputs, link)
+        rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
+        for number, row in enumerate(rows):
+            text = json.dumps(row | {"link": link})
+            replace_file(out / f"row-{tokens}-{number}-rank{rank}.json", text.encode())
+    for lane in lanes:
+        lane.engine.detach()
+    for store in stores.values():
+        store.close()
+    return {}
 
 
 forked_main = partial(worker.forked_main, run=run)
