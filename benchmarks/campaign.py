@@ -193,7 +193,9 @@ class Campaign:
         over = f"{median / step_ms(first)[0]:.3f} of resident" if n and first else ""
         bits = {True: "same bits", False: "OTHER BITS", None: ""}[identical(row, first)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
-        said = [f"{row['tokens']:,} tokens", row["label"], took, over, bits, note]
+        bytes_ = [rank["memory"]["allocated_bytes"] or 0 for rank in row["ranks"]]
+        peak = f"{max(bytes_) / 1e9:.2f} GB" if any(bytes_) else ""
+        said = [f"{row['tokens']:,} tokens", row["label"], took, over, peak, bits, note]
         return "; ".join(filter(None, said))
 
     def text(self) -> str:

@@ -181,7 +181,8 @@ def test_other_bits_are_seen_even_if_only_the_first_step_is_right() -> None:
 
 def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
     slow = [100.0, 100.0, 100.0, 100.0, 101.0, 103.0, 99.0]
-    base = {"note": "", "output_sha256": "a", "first_output_sha256": "a"}
+    base = {"note": "", "output_sha256": "a", "first_output_sha256": "a",
+            "memory": {"allocated_bytes": 3e9}}  # fmt: skip
 
     def row(label: str, *samples: list[float], **more: Any) -> dict[str, Any]:
         ranks = [base | {"samples_ms": each} for each in samples]
@@ -194,7 +195,7 @@ def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
     ]  # fmt: skip
     assert step_ms(campaign.report["rows"][0]) == (100.0, 99.0, 103.0, 7)
     _, *lines = campaign.text().splitlines()
-    for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040", "same"],
+    for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040", "3.00 GB"],
                                    ["oom", "out of memory"]), strict=True):  # fmt: skip
         assert all(part in line for part in parts)
     base["output_sha256"] = "b"

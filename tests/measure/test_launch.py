@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from wanreport.engines import ENGINES
-from wanreport.jobs.flags import ENGINE_FLAGS
+from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure import launch, local

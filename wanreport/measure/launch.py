@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job, job_from_mapping
-from wanreport.jobs.registry import ModelPathError, resolve_model
+from wanreport.jobs.sglang import ModelPathError, resolve_model
 from wanreport.measure import local
 from wanreport.measure.machine import host_memory, machine, software
 from wanreport.measure.worker import die_with_parent

@@ -1,1 +1,0 @@
-from wanreport.jobs.sglang import *  # noqa
