@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from wanreport.engines import ENGINES
-from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
+from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import launch, local
 from wanreport.records.record import is_rehearsal, read_record
 
