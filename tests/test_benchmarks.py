@@ -32,9 +32,7 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_every_engine_and_peer_gives_the_bits_of_resident(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_engine_and_peer_gives_the_bits_of_resident(tmp_path, capsys):
     path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
     words = ["--ranks", "2", "--branches", "2", "--sglang", nowhere, "--json", str(path)]
     assert main([*CPU, *words, "--engines", *ENGINES_AND_PEERS, STREAM]) == 0
@@ -57,9 +55,7 @@ def test_every_engine_and_peer_gives_the_bits_of_resident(
     assert found[STREAM]["ranks"][0]["counters"]["unshards"] > 0
 
 
-def test_an_engine_that_fails_is_a_row_and_the_others_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
     bad, path = "layerwise:prefetch=deep", tmp_path / "b.json"
     assert main([*CPU, "--engines", bad, "swap", "diffusers", "--json", str(path)]) == 1
     found = rows(path)
@@ -71,9 +67,7 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(
     assert found["diffusers"]["same"]  # one rank, one branch
 
 
-def test_engines_take_turns_in_one_process_started_by_torchrun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
     path = tmp_path / "b.json"
     words = ["--ranks", "2", "--turns", "2", "--engines", "swap", "diffusers"]
@@ -116,9 +110,7 @@ def test_what_a_signal_leaves_is_named_too(tmp_path: Path, monkeypatch: pytest.M
     assert rows(path)["swap"] == before["swap"] and before["swap"]["reason"] == "y"
 
 
-def test_what_the_budget_leaves_is_named_and_run_by_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_budget_leaves_is_named_and_run_by_resume(tmp_path, monkeypatch, capsys):
     path = tmp_path / "b.json"
     asked = [*CPU, "--json", str(path), "--engines", "swap"]
     assert main([*asked, "--budget-minutes", "0"]) == 0
@@ -221,9 +213,7 @@ def test_tokens_are_those_of_a_video(tokens: int, shape: tuple[int, int, int]) -
         (["--resume"], "--json"),
     ],
 )
-def test_bad_input_is_refused_with_the_fix(
-    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_refused_with_the_fix(words, complaint, capsys):
     with pytest.raises(SystemExit):
         parse(["--device", "cpu", *words])
     assert complaint in capsys.readouterr().err
@@ -275,9 +265,7 @@ def sglang(tmp_path: Path) -> Any:
         del sys.modules[name]
 
 
-def test_sglangs_manager_runs_without_its_server(
-    sglang: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sglangs_manager_runs_without_its_server(sglang, monkeypatch):
     code = peers.find_sglang(str(sglang))
     assert code["version"] == "0.5.23"
     assert code["module"] == "sglang.multimodal_gen.runtime.managers.layerwise_offload"

@@ -81,12 +81,7 @@ def _same(run: dict[str, Any], reference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("engine", "options"), CASES)
-def test_bits_and_counters_on_the_device(
-    engine: str,
-    options: dict[str, Any],
-    resident: tuple[str, dict[str, Any]],
-    store: HostStore,
-) -> None:
+def test_bits_and_counters_on_the_device(engine, options, resident, store):
     shape, reference = resident
     _same(_run(engine, shape, options=options, store=store), reference)
 
@@ -110,13 +105,7 @@ def test_bits_where_every_stream_is_late_at_random(
 @ONE_SHAPE
 @pytest.mark.parametrize("at", [5, 30])
 @pytest.mark.parametrize(("engine", "options"), CASES)
-def test_an_exception_inside_a_block_leaves_the_engine_usable(
-    engine: str,
-    options: dict[str, Any],
-    at: int,
-    resident: tuple[str, dict[str, Any]],
-    store: HostStore,
-) -> None:
+def test_an_exception_inside_a_block_leaves_the_engine_usable(engine, options, at, resident, store):
     shape, reference = resident
     made = interrupted(engine, at, **options)
     run = run_engine(made, device="cuda", size=SHAPES[shape], store=store, **WIDE)
@@ -126,12 +115,7 @@ def test_an_exception_inside_a_block_leaves_the_engine_usable(
 
 @ONE_SHAPE
 @pytest.mark.parametrize("deaf", ["compute", "copies"])
-def test_a_forgotten_wait_shows_where_every_stream_is_late(
-    deaf: str,
-    resident: tuple[str, dict[str, Any]],
-    store: HostStore,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_forgotten_wait_shows_where_every_stream_is_late(deaf, resident, store, monkeypatch):
     shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, 0, deaf))
     run = _run("stream", shape, store=store)
@@ -181,9 +165,7 @@ def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
 
 @ONE_SHAPE
 @pytest.mark.parametrize("settings", STREAMS)
-def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(
-    settings: StreamSettings, resident: tuple[str, dict[str, Any]], store: HostStore
-) -> None:
+def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(settings, resident, store):
     shape, reference = resident
     graphs: dict[tuple[int, int], Any] = {}
     segments = replace(Segments(), post=_graphed(graphs))
@@ -245,9 +227,7 @@ def test_bits_and_counters_on_several_devices(size: int, late: bool) -> None:
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_attach_run_detach_leaves_no_memory_behind(
-    engine: str, group: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attach_run_detach_leaves_no_memory_behind(engine, group, monkeypatch):
     registered: dict[int, int] = {}
     runtime = torch.cuda.cudart()
 

@@ -54,9 +54,7 @@ def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tens
     return latents, decode(pipe.vae, latents)
 
 
-def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpoint, tmp_path):
     job = Job(
         name="oracle", engine="layerwise", num_gpus=1, scale="tiny", checkpoint=str(checkpoint),
         model_path=str(checkpoint), prompt="a red panda", negative_prompt="bicycle",

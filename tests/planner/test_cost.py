@@ -76,9 +76,7 @@ def test_a_faster_route_never_costs_time(case: tuple[Inputs, StreamSettings], ti
 
 
 @given(cases())
-def test_residents_never_cost_time_and_take_their_memory(
-    case: tuple[Inputs, StreamSettings],
-) -> None:
+def test_residents_never_cost_time_and_take_their_memory(case):
     inputs, settings = case
     found = [
         predict(inputs, replace(settings, residents=residents))
@@ -117,9 +115,7 @@ def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSe
 
 
 @given(cases())
-def test_windows_never_cost_time_where_they_are_not_slowed(
-    case: tuple[Inputs, StreamSettings],
-) -> None:
+def test_windows_never_cost_time_where_they_are_not_slowed(case):
     inputs, settings = case
     inputs = replace(inputs, local=replace(inputs.local, window_factor=1.0))
     free, timed = (replace(settings, shard=False, windows=w) for w in (None, (1, 1, 1)))
@@ -155,9 +151,7 @@ def test_collisions_with_collectives_cost_what_was_measured() -> None:
     assert timed.step_s == pytest.approx(windows + collectives)
 
 
-def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_into_a_step() -> (
-    None
-):
+def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_into_a_step():
     slow = plan_inputs(windows_s=(0.05, 0.09, 0.075), collectives_s=0.028)
     found = predict(slow, StreamSettings(0, 40))
     assert found.switch_s == pytest.approx(found.step_s)

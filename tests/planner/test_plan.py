@@ -59,9 +59,7 @@ def test_candidates_come_in_the_order_of_their_predictions() -> None:
 
 
 @pytest.mark.parametrize("blocks", range(2, 90))
-def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_first(
-    blocks: int,
-) -> None:
+def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_first(blocks):
     for candidate in candidates(plan_inputs(), blocks):
         settings = candidate.settings
         assert settings.buffers(40) <= blocks
