@@ -45,6 +45,7 @@ timeout_s = 1800
 dit_layerwise_offload = None
 dit_cpu_offload = None
 use_fsdp_inference = False
+enable_cfg_parallel = False
 dit_offload_prefetch_size = 0.0
 cache_dit = False
 machine = None  # a folder of results/: whose record to show; the best one by default

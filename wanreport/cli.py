@@ -1,4 +1,5 @@
-"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|index|baseline``.
+"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|index|
+baseline``.
 
 Only measuring needs torch, and it runs in a process of its own. Only rendering and predicting need
 pandas, and import it when they run. So every command starts at once.
@@ -93,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         ("--gpu", {"metavar": "NAME", "help": "GPU model (default: all that have records)"}),
         ("--interconnect", {"choices": INTERCONNECTS, "help": "default: each"}),
         switch("--write", "keep it in predictions/, where it is never changed"))  # fmt: skip
+    rate = {"type": float, "metavar": "GB/S"}
+    add("trace", _trace, "say what traces of torch.profiler or Nsight Systems hold of copies",
+        ("files", {"type": Path, "nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"}),
+        ("--json", {"type": Path, "metavar": "OUT", "help": "write the figures here too"}),
+        ("--peak", {**rate, "help": "of the link to the host (default: by the GPU's name)"}),
+        ("--link", {**rate, "help": "what a benchmark of that link measured"}))  # fmt: skip
     add("baseline", _baseline, "print the verdicts; fail where they differ from the committed ones",
         ("action", {"choices": ["check"]}),
         switch("--accept", "write the verdicts as they are now"))  # fmt: skip
@@ -133,6 +140,12 @@ def _resolved(job: Job, gpus: int) -> str:
         f" {job.num_inference_steps} steps; SGLang's flags give {job.sglang().engine};"
         f" here, with {gpus} GPUs: scale {here.scale}, hash {here.hashes()[0]}"
     )
+
+
+def _trace(arguments: Namespace, _: Path) -> int:
+    from wanreport.traces import command
+
+    return command.run(arguments.files, arguments.json, arguments.peak, arguments.link)
 
 
 def _plan(arguments: Namespace, root: Path) -> int:
@@ -178,7 +191,7 @@ def _predict(arguments: Namespace, root: Path) -> int:
     given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
     jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
     found = frames.load(RESULTS_DIRS, root)
-    gpus = {arguments.gpu} if arguments.gpu else {*found.full_scale().gpu_model}
+    gpus = {arguments.gpu} if arguments.gpu else {*found.full_scale().get("gpu_model", ())}
     wires = [arguments.interconnect] if arguments.interconnect else INTERCONNECTS
     asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
     problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]

@@ -35,7 +35,7 @@ from wanreport.records.record import EARLIER, REUSABLE
 
 WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "height", "width",
          "frames", "steps_run", "steps_whole", "switch_step", "prefetch", "block_bytes",
-         "expert_bytes", "step_n", "traces", "baseline_job")  # fmt: skip
+         "expert_bytes", "step_n", "traces", "baseline_job", "block")  # fmt: skip
 """Columns of whole numbers; with gaps they would turn into fractions."""
 
 UNITS = ("_s", "_bytes", "_mhz", "_w", "_gb", "celsius")

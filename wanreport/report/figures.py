@@ -68,7 +68,7 @@ def overhead(
     ]
     every = every.assign(place=named, told=every.told.astype(bool))
     groups_of = {*every.place, *(missing or ())} or {""}
-    places = sorted(groups_of, key=lambda at: ("PCIe path" not in at, at))
+    places = sorted(groups_of, key=lambda at: ("PCIe path" not in at, "NVLink" not in at, at))
     groups = [every[every.place == place] for place in places]
     rows = [sorted(set(group.engine), key=_rank) or [""] for group in groups]
     ratios = [len(row) + 1.0 for row in rows]
