@@ -53,14 +53,12 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
     run_a, run_b, name_a, name_b, machine, machine_b, work
         The run that has the cause, and the one that has not; machine and work are of the first.
     changed, change, together_with
-        The setting that makes the cause, its two values, and every other setting in which the runs
-        differ, as "name before → after".
+        The setting that makes the cause, its two values, and all else that differs.
     difference, difference_low, difference_high, allowance, claim
         By how much a step of `run_a` is longer for all of that, as a share of `run_b`'s. For a
         setting of :data:`OWN_RESIDENT`: by how much its overhead over its own `resident` is larger.
     scale, effect_s, effect_low_s, effect_high_s
-        The same in seconds of a step of the full model, which is taken for `scale` of these steps:
-        an extrapolation where `scale` is not 1.
+        The same in seconds of a step of the full model, which is taken for `scale` of these steps.
     command, minutes
         In rows without runs: what would measure the pair.
     """
@@ -78,11 +76,10 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
                 "machine_b": b["machine"], "work": a["work"], **_effect(a, b, changed, cost),
             }  # fmt: skip
     table = pd.DataFrame([*found.values(), *_missing(frames)])
-    return table.assign(
-        number=[CAUSES.index(cause) + 1 for cause in table.cause],
-        estimate_low_s=[facts.number(f"s7.{cause}.low") for cause in table.cause],
-        estimate_high_s=[facts.number(f"s7.{cause}.high") for cause in table.cause],
-    ).sort_values(["number", "changed", "machine", "work"], ignore_index=True)
+    table["number"] = table.cause.map(CAUSES.index) + 1
+    for end in ("low", "high"):
+        table[f"estimate_{end}_s"] = ("s7." + table.cause + f".{end}").map(facts.number)
+    return table.sort_values(["number", "changed", "machine", "work"], ignore_index=True)
 
 
 def _candidates(frames: Frames, cost: pd.DataFrame

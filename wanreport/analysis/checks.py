@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis import compare, overlap
+from wanreport.analysis import compare
 from wanreport.analysis.asked import NEW, OLD, Facts, Row, differs, nearest, plain_jobs, to_measure
 from wanreport.analysis.frames import Frames
+from wanreport.analysis.overlap import shares
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
 from wanreport.words import counted, gibibytes, ratio, seconds, share, significant
 
@@ -28,11 +29,12 @@ Answer = dict[str, Any]
 
 
 class _Data(NamedTuple):
-    """What checks look at: all frames, the baseline's numbers, timed jobs with earlier ones."""
+    """What checks look at: all frames, the baseline's numbers, timed jobs, timelines by machine."""
 
     frames: Frames
     facts: Facts
     timed: pd.DataFrame
+    lanes: list[pd.DataFrame]
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -46,7 +48,9 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `runs` and `setting`, how they differ from what was asked for; `command` and `minutes`, what
     would measure it as asked for, at most so long.
     """
-    data, rows = _Data(frames, facts, plain_jobs(compare.overhead(frames), earlier=True)), []
+    timed, found, rows = plain_jobs(compare.overhead(frames), earlier=True), shares(frames), []
+    lanes = [here for _, here in found.groupby(["machine", "gpus"])] if len(found) else []
+    data = _Data(frames, facts, timed, lanes)
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
         answers = list(answer(data)) if len(frames.runs) else []
         # Where a machine has what was asked for, what is near it tells no more.
@@ -208,14 +212,8 @@ def _pure(data: _Data) -> Iterator[Answer]:
         yield _answer(data, "pass" if row.oom else "fail", [row], shown)
 
 
-def _profiled(data: _Data) -> list[pd.DataFrame]:
-    """What timelines show, a DataFrame for each machine and number of GPUs."""
-    found = overlap.shares(data.frames)
-    return [here for _, here in found.groupby(["machine", "gpus"])] if len(found) else []
-
-
 def _overlap(data: _Data) -> Iterator[Answer]:
-    for here in _profiled(data):
+    for here in data.lanes:
         here = here[here.hidden.notna() & here.engine.isin((NEW, *OLD))]
         new, old = here[here.engine == NEW].hidden, here[here.engine != NEW].hidden
         if len(new):
@@ -228,7 +226,7 @@ def _overlap(data: _Data) -> Iterator[Answer]:
 
 
 def _contention(data: _Data) -> Iterator[Answer]:
-    for here in _profiled(data):
+    for here in data.lanes:
         here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")]
         rows = [row for _, row in here.sort_values("beside").iterrows()]
         orders = {

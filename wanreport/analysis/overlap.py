@@ -7,10 +7,9 @@ A timeline has begin and end of each block, load and collective of rank 0 around
     alone      an all-to-all beside which nothing is copied or gathered
     beside     one with a copy in flight for at least half of its time, and no gather
 
-A copy counts until its step's last block ends: between steps the profiler stops the device, and
-what comes after the noted steps is not noted. A visit to a block has two all-to-alls of different
-sizes, in turn, so each is held against the median of those of its own size that run alone. One GPU
-exchanges nothing: what it notes as collectives is left out.
+A copy counts until its step's last block ends: what comes after the noted steps is not noted. A
+visit to a block has two all-to-alls of different sizes, in turn, so each is held against the median
+of those of its own size that run alone. What one GPU notes as collectives is left out.
 """
 
 from __future__ import annotations
@@ -56,18 +55,15 @@ def shares(frames: Frames) -> pd.DataFrame:
     The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives)
 
     steps, whole_ms, copies_ms, hidden_ms, hidden, exposed_s
-        Steps noted; their time; time in which anything is copied; what is hidden of it, also as a
-        share; the rest in seconds a step, not all of which is waited for.
-    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n, rate_outside_gb_s, outside_n
-        Rate of a load: median, 95 % interval, number; of those that meet no collective.
-    rate_inside_gb_s, inside_n
-        An estimate over loads that meet collectives: what is left of their bytes if they elsewhere
-        run as fast as the link alone, over their time beside collectives; the median.
+        Steps noted and their time; time in which anything is copied; what is hidden of it, also as
+        a share; the rest in seconds a step, not all of which is waited for.
+    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n, rate_outside_gb_s, rate_inside_gb_s, inside_n
+        Rate of a load: median, 95 % interval, number; of loads that meet no collective; an estimate
+        of those that do, beside it, if they elsewhere run as fast as the link alone.
     collectives_s, collectives_share
         All-to-alls a step, with packing and waiting for slower ranks; over the step.
     beside, beside_low, beside_high, beside_n; alone_low, alone_high, alone_n
-        How long an all-to-all beside a copy takes over lone ones of its size; the interval of the
-        lone ones, whose median is 1, and how many they are.
+        How long an all-to-all beside a copy takes over lone ones of its size, whose median is 1.
     """
     runs = frames.full_scale()
     events = dict(iter(frames.events.groupby("run"))) if len(frames.events) else {}
@@ -83,14 +79,10 @@ def shares(frames: Frames) -> pd.DataFrame:
 def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) -> pd.DataFrame:
     """Cut a few consecutive blocks out of a step's timeline: of all such, those of median length.
 
-    `step` is by default the first noted, of the high-noise expert. `blocks` counts blocks of one
-    branch, a visit with both branches as two, so that excerpts of several engines hold equal work.
-    A pass's first block, at which ranks wait, is left out.
-
-    Returns
-    -------
-    Events in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine`,
-    and the `branches` of a visit. Empty if the run has no timeline.
+    `step` is by default the first noted. `blocks` counts blocks of one branch, so that excerpts of
+    several engines hold equal work. A pass's first block, at which ranks wait, is left out. Events
+    are in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine` and
+    the `branches` of a visit; none if the run has no timeline.
     """
     row = frames.runs.loc[run]
     events = _drawn(frames.events[frames.events.run == run], row.gpus)
@@ -142,7 +134,7 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
         "hidden": hidden / copies if copies else math.nan,
         "exposed_s": (copies - hidden) / per_step,
         "rate_gb_s": rate.median, "rate_low_gb_s": rate.low, "rate_high_gb_s": rate.high,
-        "rate_n": rate.n, "rate_outside_gb_s": outside.gb_s.median(), "outside_n": len(outside),
+        "rate_n": rate.n, "rate_outside_gb_s": outside.gb_s.median(),
         "rate_inside_gb_s": left.median(), "inside_n": len(inside),
         "collectives_s": collectives / per_step if row.gpus > 1 else math.nan,
         "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
