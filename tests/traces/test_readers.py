@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import zlib
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +388,5 @@ def test_the_command_writes_all_or_nothing(
     assert not out.exists() and not capsys.readouterr().out
     assert run([good], out) == 0
     found = json.loads(out.read_text())
-    assert_holds(found[str(good)], slow(events(0)))
+    assert_holds(found[good.name], slow(events(0)))
     assert "HtoD" in capsys.readouterr().out
-    assert Decimal(found[str(good)]["compute_busy_ns"]) == found[str(good)]["compute_busy_ns"]

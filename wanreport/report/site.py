@@ -81,6 +81,7 @@ def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> lis
 
     scripts = {path.stem: path for path in sorted((site.root / "notebooks").glob("*.py"))}
     job_script = scripts.pop("job", None)
+    scripts.pop("trace", None)  # a page of anybody's own files, made by hand
     stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
     runs = frames.load(site.results, site.root).runs

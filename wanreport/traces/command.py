@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from wanreport.traces.copies import (
     tensors,
     wan_tensors,
 )
-from wanreport.traces.events import Lanes, Trace, union
+from wanreport.traces.events import Lanes, Trace, in_ms, union
 from wanreport.traces.overlap import ALLOCATIONS, SYNCS, churn, overlap, stalls
 
 KEYS = {  # of a direction: in JSON, and in `rates`
-    "no_bytes": "no_bytes", "bytes": "bytes", "sum_dur_ns": "ns", "busy_union_ns": "union_ns",
+    "no_bytes": "unsized", "bytes": "bytes", "sum_dur_ns": "ns", "busy_union_ns": "union_ns",
     "weighted_gbps": "weighted_gb_s", "median_gbps": "median_gb_s", "p10_gbps": "p10_gb_s",
     "p90_gbps": "p90_gb_s", "zero_dur": "zero_time", "time_share_0_5": "share_0_5",
     "time_share_5_20": "share_5_20",
@@ -53,7 +54,9 @@ def run(
     for title, table in tables.items():
         print(f"\n{title}\n{_text(table)}")
     if out is not None:
-        content = {trace.facts["file"]: summarised(trace) for trace in traces}
+        names = [path.name for path in files]
+        keys = names if len({*names}) == len(names) else [str(path) for path in files]
+        content = dict(zip(keys, map(summarised, traces), strict=True))
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         replace_file(out, (text + "\n").encode())
     return 0
@@ -62,17 +65,15 @@ def run(
 def _text(table: pd.DataFrame) -> str:
     if table.empty:
         return "  nothing recorded"
-    shown = table.assign(file=table.file.map(lambda file: Path(file).name[:24])).copy()
-    for name in table.columns[table.columns.str.endswith("ns")]:
-        shown[name] = shown[name].astype("Float64") / 1e6
-    for name in table.columns[table.columns.str.endswith("bytes")]:
-        shown[name] = shown[name].astype("Float64") / 1e6
-    units = {"ns": "ms", "bytes": "MB"}
-    shown.columns = [
-        next((n.removesuffix(end) + unit for end, unit in units.items() if n.endswith(end)), n)
-        for n in shown
-    ]
-    return str(shown.to_string(index=False, na_rep="-", float_format="{:,.4g}".format))
+    shown = in_ms(table).assign(file=table.file.map(lambda file: Path(file).name))
+    for name in shown.columns[shown.columns.str.endswith("bytes")]:
+        shown[name] = shown[name].astype("Float64") / 1e9
+    shown = shown.rename(columns=lambda name: re.sub("bytes$", "gb", name)).astype(object)
+    style: dict[str, Any] = {"na_rep": "-", "float_format": "{:,.4g}".format}
+    shown = shown.where(shown.notna(), "-")
+    if len(shown.columns) > 12:  # too wide for a terminal
+        return str(shown.T.to_string(header=False, **style))
+    return str(shown.to_string(index=False, **style))
 
 
 def summarised(trace: Trace) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def rates(copies: pd.DataFrame) -> dict[str, Any]:
     quantiles = {"median": 0.5, "p10": 0.1, "p90": 0.9}
     spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
     return {
-        "copies": len(copies), "no_bytes": len(copies) - len(known),
+        "copies": len(copies), "unsized": len(copies) - len(known),
         "zero_time": int((known.ns == 0).sum()), "bytes": nbytes, "ns": ns, "union_ns": busy,
         "weighted_gb_s": nbytes / ns if ns else math.nan,
         "throughput_gb_s": nbytes / busy if busy else math.nan,

@@ -152,7 +152,10 @@ class Rows:
         note("copies of no time", (copies.start_ns == copies.end_ns).sum(), "left out of rates", 0)
         note("copies without call", (copies.call < 0).sum(), "whether they block is not known", 0)
         note("steps by time", by_time, "GPU events without call count for the step they ran in", 0)
-        calls = events[(events.kind == "call") & (events.correlation > 0)]
+        calls = events[events.kind == "call"]
+        note("no calls", not len(calls), "calls of CUDA or HIP are not in the file: what blocks,"
+             " waits or allocates is not known")  # fmt: skip
+        calls = calls[calls.correlation > 0]
         note("correlations used twice", calls.duplicated(["process", "correlation"]).sum(),
              "the first call counts as the one that launched", 0)  # fmt: skip
 
@@ -175,13 +178,9 @@ def _copy(name: str) -> tuple[str, str]:
         return "unknown", "unknown"
     source, target = (end[0].upper() for end in found.groups()[:2])
     side = found[3] if source == "H" else found[4] if target == "H" else ""
-    side = (side or "unknown").lower().removesuffix(" static") if "H" in (source, target) else ""
-    return f"{source}to{target}", side if side in (
-        "",
-        "pinned",
-        "pageable",
-        "managed",
-    ) else "unknown"
+    side = (side or "").lower().removesuffix(" static")
+    side = side if side in ("pinned", "pageable", "managed") else "unknown"
+    return f"{source}to{target}", side if "H" in (source, target) else ""
 
 
 def _steps(columns: dict[str, Any], names: list[str]) -> pd.DataFrame:
@@ -292,6 +291,14 @@ def union(events: pd.DataFrame, by: str) -> pd.DataFrame:
     number = (rows.start_ns > until).cumsum()
     found = rows.groupby(number).agg({by: "first", "start_ns": "min", "end_ns": "max"})
     return found.assign(ns=found.end_ns - found.start_ns)
+
+
+def in_ms(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with all its ns in ms, to be read by people."""
+    names = {name: name[:-2] + "ms" for name in table if name.endswith("_ns")}
+    names |= {"ns": "time_ms"} if "ns" in table else {}
+    times = {name: table[name].astype("Float64") / 1e6 for name in names}
+    return table.assign(**times).rename(columns=names)
 
 
 def named(trace: Trace, device: int | None) -> dict[str, Any]:

@@ -43,10 +43,10 @@ CATEGORIES = {
     "overhead": Kind.OVERHEAD, "user_annotation": Kind.STEP, "operator": Kind.STEP,
     "trace": END, "": END,
 }  # fmt: skip
-LOST = (  # what the profiler says of events that it did not keep
-    (r"Exceeded max GPU buffer count", "the profiler's buffers were full; it stopped there"),
-    (r"CUPTI stopped early\? = [1-9]", "the profiler stopped early"),
-    (r"Out-of-range = ([1-9]\d*)", "lay before or after the recorded window and were dropped"),
+LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
+    (r"Exceeded max GPU buffer count", "the profiler's buffers were full; it stopped there", True),
+    (r"CUPTI stopped early\? = [1-9]", "the profiler stopped early", True),
+    (r"Out-of-range = ([1-9]\d*)", "lay outside the recorded window and were dropped", False),
 )
 
 
@@ -136,7 +136,7 @@ class _Reader:
         self.threads: dict[tuple[int | str, int | str], int] = {}
         self.buffer, self.around, self.place = bytearray(), bytearray(), "before"
         self.read = self.count = self.skipped = 0
-        self.wanted, self.decoder = BATCH, FLOATS
+        self.wanted = BATCH
         self.past_gpu = self.finished = self.phases = False
 
     def take(self, chunk: bytes) -> bool:
@@ -295,9 +295,9 @@ class _Reader:
              f" events and {self.read:,} bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was no event is left out")
         around = self.around.decode("utf-8", "replace")
-        for pattern, what in LOST:
+        for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
-                note("dropped", int(found[1]) if found.groups() else 1, what)
+                note("dropped", int(found[1][:18]) if found.groups() else 1, what, bad)
         base = re.search(r'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})', around)
         rank = re.search(r'"rank"\s*:\s*"?(\d{1,9})', around)
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)

@@ -1,0 +1,222 @@
+"""The tables of traces: what blocks, how fast, what a step moves, runs beside and may be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.traces.madeup import Event, event, events, text, ticks
+from wanreport.analysis import frames
+from wanreport.analysis.overlap import shares
+from wanreport.report import render
+from wanreport.traces import read
+from wanreport.traces.copies import (
+    bandwidth,
+    budget,
+    copies_of,
+    link,
+    summary,
+    tensors,
+    wan_tensors,
+)
+from wanreport.traces.events import Lanes, Trace, union
+from wanreport.traces.overlap import churn, overlap, stalls
+
+ROOT = Path(__file__).resolve().parents[2]
+H2D = "Memcpy HtoD ({} -> Device)"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Trace:
+    """A trace of two steps, whose times are easy to follow."""
+    return traced(tmp_path, [
+        event("user_annotation", "ProfilerStep#1", 0, 1000),
+        event("user_annotation", "ProfilerStep#2", 1000, 1000),
+        *pair(1, 10, "cudaMemcpyAsync", H2D.format("Pinned"), 100, 100, bytes=2000),
+        *pair(2, 20, "cudaLaunchKernel", "gemm", 150, 150),
+        *pair(3, 40, "cudaLaunchKernel", "ncclDevKernel_AllGather", 160, 20),
+        # launched by the first step, runs in the second
+        *pair(4, 900, "cudaMemcpyAsync", H2D.format("Pageable"), 1100, 50, bytes=100),
+        *pair(5, 1100, "cudaMemcpyAsync", H2D.format("Pinned"), 1200, 200, bytes=4000),
+        event("cuda_runtime", "cudaStreamSynchronize", 1180, 400, correlation=6),
+        *pair(7, 1700, "cudaMemcpy", H2D.format("Pinned"), 1710, 10, bytes=40),
+        *pair(8, 1750, "cudaLaunchKernel", "gemm", 1760, 40),
+        event("cuda_runtime", "cudaMalloc", 1800, 7, correlation=9),
+        {"ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "ts": 1, "args": {"Bytes": -8}},
+    ])  # fmt: skip
+
+
+def pair(
+    number: int, at: int, call: str, name: str, begin: int, ns: int, **more: int
+) -> list[Event]:
+    cat = "gpu_memcpy" if "Memcpy" in name else "kernel"
+    gpu = {"device": 0, "stream": 23 if more else 7, "correlation": number, **more}
+    launch = event("cuda_runtime", call, at, 10, correlation=number)
+    return [launch, event(cat, name, begin, ns, 0, **gpu)]
+
+
+def traced(folder: Path, some: list[Event]) -> Trace:
+    for each in some:
+        each.setdefault("tid", 1)
+        each["tid"] = 1 if each.get("cat") == "cuda_runtime" else each["tid"]
+    path = folder / "t.json"
+    path.write_text(text(some))
+    return read(path)
+
+
+def test_how_the_host_fares_with_copies(made: Trace) -> None:
+    copies = copies_of(made).set_index("correlation")
+    assert dict(copies.how) == {1: "async", 4: "may block", 5: "blocking", 7: "blocking"}
+    assert copies.rule[5] != copies.rule[7]
+    whole, first, second = (row for _, row in summary([made]).iterrows())
+    columns = ["copies", "blocking", "may_block", "async", "unknown", "host_device", "collectives"]
+    assert [*whole[columns]] == [4, 2, 1, 1, 0, 4, 1]
+    assert [*first[columns]] == [2, 0, 1, 1, 0, 2, 1] and [*second[columns]][:2] == [2, 2]
+    assert pd.isna(whole.step) and (first.step, second.step) == (1, 2)
+
+
+def test_steps_that_lack_something_have_no_figures(tmp_path: Path) -> None:
+    some = events(4)
+    kept = [e for e in some if e.get("cat") != "kernel" or e["ts"] * 1000 > 3000]
+    trace = traced(tmp_path, kept)
+    assert not trace.steps.complete.iloc[0]
+    rows = summary([trace])
+    assert rows[rows.step == 4].copies.isna().all() and rows[rows.step.isna()].copies.notna().all()
+    assert 4 not in set(overlap([trace]).step.dropna())
+
+
+def test_bandwidth_by_memory_and_of_the_link(made: Trace) -> None:
+    rows = bandwidth([made], measured_gb_s=25).set_index("memory")
+    assert rows.copies.to_dict() == {"pageable": 1, "pinned": 3, "all": 4}
+    assert rows.weighted_gb_s["pinned"] == pytest.approx(6040 / 310)
+    assert rows.of_peak["pinned"] == pytest.approx(6040 / 310 / link(made, 0))
+    assert rows.of_measured["pinned"] == pytest.approx(6040 / 310 / 25)
+    assert rows.share_20_up["all"] == pytest.approx(300 / 360)
+    # Half of all bytes go at 20 GB/s or less, and a tenth of copies at no more than 2.6 GB/s.
+    assert rows.median_by_bytes_gb_s["all"] == rows.p10_by_bytes_gb_s["all"] == 20
+    assert rows.p10_gb_s["all"] == pytest.approx(np.percentile([20, 2, 20, 4], 10))
+    assert bandwidth([made], peak_gb_s=10).of_peak.isna().sum() == 2  # faster than such a link
+
+
+@pytest.mark.parametrize(("gpu", "peak"), [("NVIDIA H100 PCIe", 63.015), ("NVIDIA A100", 31.508),
+                                           ("Tesla V100", 15.754), ("NVIDIA GH200", None),
+                                           ("Another", None)])  # fmt: skip
+def test_the_links_peak_by_the_gpus_name(made: Trace, gpu: str, peak: float | None) -> None:
+    made.facts["gpus"] = {0: gpu}
+    assert link(made, 0) == pytest.approx(np.nan if peak is None else peak, rel=1e-4, nan_ok=True)
+
+
+def test_what_a_step_moves(made: Trace) -> None:
+    rows = budget([made], measured_gb_s=10).set_index("scenario")
+    assert set(rows.step_bytes) == {6140 / 2} and set(rows.compute_ns) == {190 / 2}
+    assert rows.ns["measured"] == pytest.approx(307) and rows.share["measured"] == 307 / 95
+    assert rows.rate_gb_s["observed"] == pytest.approx(6140 / 360)
+
+
+def test_what_copies_run_beside(made: Trace) -> None:
+    whole, first, second = (row for _, row in overlap([made], link_gb_s=21).iterrows())
+    names = ["copies_ns", "hidden_ns", "hidden_alone_ns", "exposed_ns", "exposed_alone_ns",
+             "in_collectives_ns", "kernels_ns", "collectives_ns"]  # fmt: skip
+    assert [*whole[names]] == [360, 50, 30, 310, 310, 20, 190, 20]
+    assert [*first[names]] == [150, 50, 30, 100, 100, 20, 150, 20]
+    assert [*second[names]] == [210, 0, 0, 210, 210, 0, 40, 0]
+    assert whole.meeting_gb_s == 20 and whole.outside_gb_s == pytest.approx(4140 / 260)
+    assert whole.inside_gb_s == pytest.approx((2000 - 21 * 80) / 20)
+    assert pd.isna(second.meeting_gb_s) and pd.isna(overlap([made]).inside_gb_s[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> None:
+    some = events(seed)
+    trace = traced(tmp_path, some)
+    row = overlap([trace]).iloc[0]
+    spans = [e for e in some if e["ph"] == "X"]
+    copies = ticks([e for e in spans if e["name"].startswith("Memcpy HtoD")])
+    kernels = [e for e in spans if e["cat"] == "kernel"]
+    nccl = ticks([e for e in kernels if "nccl" in e["name"]])
+    compute = ticks([e for e in kernels if "nccl" not in e["name"]])
+    assert row.copies_ns == len(copies) and row.hidden_ns == len(copies & compute)
+    assert row.hidden_alone_ns == len(copies & compute - nccl)
+    assert row.exposed_alone_ns == len(copies - compute - nccl)
+
+
+def test_waits_and_allocations(made: Trace) -> None:
+    waits = stalls([made]).iloc[0]
+    assert (waits.call, waits.calls, waits.ns, waits.per_step) == (
+        "cudaStreamSynchronize",
+        1,
+        400,
+        0.5,
+    )
+    assert waits.idle_ns == 400 - 200 + 0  # a copy runs from 1200 to 1400
+    rows = churn([made]).set_index("call")
+    assert rows.calls.to_dict() == {"cudaMalloc": 1, "[memory]": 1} and rows.bytes["[memory]"] == 8
+
+
+def test_sizes_are_those_of_the_model() -> None:
+    derived = json.loads((ROOT / "wanreport/baseline/derived/architecture.json").read_text())
+    sizes = wan_tensors().set_index("tensor").bytes
+    assert sizes["a block"] == derived["numbers"]["wan.block.bytes"] == 702_870_528
+
+
+def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
+    sizes = [702_706_688, 26_214_400, 5]
+    name = H2D.format("Pinned")
+    pairs = [pair(i, 9, "cudaMemcpy", name, i, 1, bytes=size) for i, size in enumerate(sizes, 1)]
+    trace = traced(tmp_path, [each for both in pairs for each in both])
+    rows = tensors([trace], wan_tensors()).set_index("bytes")
+    assert rows.tensor[sizes[0]] == "a block's weights of 16 bits"
+    assert rows.candidates[sizes[1]] > 1 and "1 of 2 shards" in rows.tensor[sizes[1]]
+    assert pd.isna(rows.tensor[5]) and rows.candidates[5] == 0
+
+
+# Traces of the committed runs --------------------------------------------------------------------
+
+RUNS = frames.load([ROOT / "results"], ROOT)
+TRACED = [
+    run
+    for run in RUNS.runs.index
+    if (ROOT / run).parent.joinpath("traces", Path(run).stem).exists()
+]
+
+
+@pytest.mark.parametrize("run", [r for r in TRACED if "2gpu-layerwise" in r])
+def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
+    """Copies to 0.1 %; what they run beside to half a point, once packing counts as it does there.
+
+    The run's own events have the kernels that pack and unpack an all-to-all within it.
+    """
+    own = shares(RUNS).loc[run]
+    trace = read(ROOT / Path(run).parent / "traces" / Path(run).stem / "rank0.json.gz")
+    row = overlap([trace]).iloc[0]
+    assert row.copies_ns / 1e6 == pytest.approx(own.copies_ms, rel=1e-3)
+    _, ran = next(trace.devices())
+    kernels = ran[ran.kind.isin(["kernel", "collective"])].sort_values(
+        "start_ns", ignore_index=True
+    )
+    at = np.flatnonzero((kernels.kind == "collective") & kernels.name.str.contains("SendRecv"))
+    into = kernels.name.str.contains("sdpa").to_numpy()[at + 1]  # attention follows
+    start, end = at - np.where(into, 4, 0), at + np.where(into, 0, 1)
+    wide = pd.DataFrame({"start_ns": kernels.start_ns.to_numpy()[start],
+                         "end_ns": kernels.end_ns.to_numpy()[end]})  # fmt: skip
+    lanes, copies = Lanes(ran), copies_of(trace)
+    copies = union(copies[copies.direction == "HtoD"], "device")
+    apart = lanes.within(copies, ~lanes.at(wide)).sum() / copies.ns.sum()
+    assert apart == pytest.approx(own.hidden, abs=5e-3)
+    assert (wide.end_ns - wide.start_ns).sum() / 2e9 == pytest.approx(own.collectives_s, rel=5e-3)
+
+
+def test_the_notebook_makes_a_page_of_any_trace(tmp_path: Path, made: Trace) -> None:
+    (tmp_path / "cut.json").write_text(text(events(0)[:4], "bare")[:-9])
+    script = ROOT / "notebooks/trace.py"
+    for files in (str(tmp_path / "t.json"), [str(tmp_path / "cut.json")]):
+        page = render.Page("trace", script, tmp_path / "page.html", parameters={"files": files})
+        assert render.make(page, ROOT) == ""
+    missing = render.Page(
+        "trace", script, tmp_path / "page.html", parameters={"files": "none.json"}
+    )
+    assert "none.json" in render.make(missing, ROOT)
