@@ -50,9 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--warmup", type=int, default=2, help="steps before (default 2); on a GPU 2 s more")
     add("--turns", type=int, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
-    add("--json", type=Path, help="where the rows go, with raw samples; pages show what lies in"
-        " results/MACHINE/benchmarks/")  # fmt: skip
-    add("--resume", action="store_true", help="go on with the rows that --json has")
+    add("--json", type=Path, help="where the rows go, with raw samples; if it exists, the call goes"
+        " on with it. Pages show what lies in results/MACHINE/benchmarks/")  # fmt: skip
     arguments = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[arguments.device]
     arguments.blocks = blocks if arguments.blocks is None else arguments.blocks
@@ -73,10 +72,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--engines {error}")
     if arguments.device == "cuda" and arguments.ranks > gpus:
         parser.error(f"--ranks {arguments.ranks}: torch sees {gpus} GPUs here")
-    if arguments.resume and not arguments.json:
-        parser.error("--resume: give the --json to go on with")
-    if arguments.json and arguments.json.exists() and not arguments.resume:
-        parser.error(f"--json {arguments.json}: exists; add --resume, or give another name")
     return arguments
 
 
@@ -84,19 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     campaign = Campaign(arguments)
-    if arguments.resume and arguments.json.exists():
-        try:
+    try:
+        if arguments.json and arguments.json.exists():
             campaign.resume(arguments.json)
-        except (FileError, ValueError) as error:
-            print(error, file=sys.stderr)
-            return 2
+    except (FileError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         campaign.run()
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on with what --json has", file=sys.stderr)
+        print("interrupted; the same call goes on with what --json has", file=sys.stderr)
         return 130
-    finally:
-        print(campaign.text(), flush=True)
     return 1 if campaign.wrong() else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -91,24 +90,18 @@ class Campaign:
             self.done = {key for key in self.done if key[0] != LAST}
 
     def run(self) -> None:
-        """Run what is pending; what a time budget or a signal leaves gets rows that say so."""
+        """Run what is pending, engine by engine or all in turn, until the time budget is used."""
+        here = [label for label in self.order if name_of(label) not in self.missing]
+        known = {(row["label"], row["tokens"]) for row in self.report["rows"]}
         for label in self.order:
             if missing := self.missing.get(name_of(label)):
                 self._end([label], self._pending(label), missing.status, str(missing))
-        here = [label for label in self.order if name_of(label) not in self.missing]
-        try:
-            for labels in [here] if self.arguments.turns else [[label] for label in here]:
-                while pending := self._pending(*labels):
-                    if time.monotonic() > self.until:
-                        self._end(labels, pending, "not run", "time budget")
-                    else:
-                        self._start(labels, pending)
-        except (KeyboardInterrupt, SystemExit):
-            known = {(row["label"], row["tokens"]) for row in self.report["rows"]}
-            for label in self.order:
-                left = [tokens for tokens in self._pending(label) if (label, tokens) not in known]
-                self._end([label], left, "not run", "interrupted")
-            raise
+            # Replaced by what comes of it; what the budget or a signal leaves stays.
+            left = [tokens for tokens in self._pending(label) if (label, tokens) not in known]
+            self._end([label], left, "not run", "the call ended before")
+        for labels in [here] if self.arguments.turns else [[label] for label in here]:
+            while (pending := self._pending(*labels)) and time.monotonic() < self.until:
+                self._start(labels, pending)
 
     def _pending(self, *labels: str) -> list[int]:
         """The shapes that one of these engines has not run."""
@@ -147,9 +140,7 @@ class Campaign:
             results, codes = launch.watch(ranks, out, count, deadline, collect)
             collect()
             left = self._pending(*labels)
-            if left and time.monotonic() > self.until and not any(results):
-                self._end(labels, left, "not run", "time budget")
-            elif left:
+            if left and (any(results) or time.monotonic() < self.until):
                 progress = out / "progress"
                 at = progress.read_text() if progress.is_file() else "attach"
                 found = launch.failure(timeout_s, results, codes, at)
@@ -180,8 +171,9 @@ class Campaign:
             }  # fmt: skip
             rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
             self.report["rows"] = [*rows, row]
-            self.done.add((label, tokens))
-            print(self.line(row), file=sys.stderr, flush=True)
+            if status != "not run":
+                self.done.add((label, tokens))
+                print(self.line(row), flush=True)
         if self.arguments.json and labels and shapes:
             text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
             write_atomically(self.arguments.json, text)
@@ -197,11 +189,6 @@ class Campaign:
         peak = f"{max(bytes_) / 1e9:.2f} GB" if any(bytes_) else ""
         said = [f"{row['tokens']:,} tokens", row["label"], took, over, peak, bits, note]
         return "; ".join(filter(None, said))
-
-    def text(self) -> str:
-        """All rows, each a line, by their length."""
-        rows = sorted(self.report["rows"], key=lambda row: int(row["tokens"]))
-        return "\n".join([self.report["machine"]["class"], *map(self.line, rows)])
 
     def _first(self, row: Row) -> Row | None:
         key = FIRST, row["tokens"]

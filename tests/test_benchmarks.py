@@ -81,58 +81,38 @@ def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeyp
         memory = row["ranks"][0]["memory"]
         assert set(memory.values()) == {None}, "no engine's own where there are several"
     before = path.read_bytes()
-    assert main([*CPU, *words, "--json", str(path), "--resume"]) == 0
+    assert main([*CPU, *words, "--json", str(path)]) == 0
     assert path.read_bytes() == before
 
 
-def test_what_a_signal_leaves_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(self: Campaign, labels: list[str], pending: list[int]) -> None:
-        if labels != [files.FIRST]:
+def test_what_a_signal_or_the_budget_leaves_is_a_row_and_the_same_call_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "b.json"
+    asked, ran = [*CPU, "--json", str(path), "--engines", "swap"], []
+
+    def start(self, labels, pending):
+        ran.extend(labels)
+        if labels == ["layerwise"]:
             raise KeyboardInterrupt
-        self._end(labels, pending, "failed", "x")
+        self._end(labels, pending, "failed", "made up")
 
-    monkeypatch.setattr(Campaign, "_start", stop)
-    path = tmp_path / "b.json"
-    assert main([*CPU, "--json", str(path), "--engines", "swap", "layerwise"]) == 130
-    found = {label: (row["status"], row["reason"]) for label, row in rows(path).items()}
-    left = dict.fromkeys(["swap", "layerwise", files.LAST], ("not run", "interrupted"))
-    assert found == {files.FIRST: ("failed", "x"), **left}
+    def statuses():
+        return {row["label"]: row["status"] for row in json.loads(path.read_text())["rows"]}
 
-    def fail(self: Campaign, labels: list[str], pending: list[int]) -> None:
-        self._end(labels, pending, "failed", "y")
-
-    words = [*CPU, "--json", str(path), "--engines", "swap", "layerwise", "--resume"]
-    with monkeypatch.context() as patched:
-        patched.setattr(Campaign, "_start", fail)
-        main(words)
-    before = rows(path)
-    main(words)
-    assert rows(path)["swap"] == before["swap"] and before["swap"]["reason"] == "y"
-
-
-def test_what_the_budget_leaves_is_named_and_run_by_resume(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "b.json"
-    asked = [*CPU, "--json", str(path), "--engines", "swap"]
     assert main([*asked, "--budget-minutes", "0"]) == 0
-    assert {row["status"] for row in rows(path).values()} == {"not run"}
-    assert "not run" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(asked)
-    assert "--resume" in capsys.readouterr().err
-
-    assert main([*asked, "--resume"]) == 0
-    assert {row["status"] for row in rows(path).values()} == {"ok"}
+    assert set(statuses().values()) == {"not run"}
+    assert main(asked) == 0 and set(statuses().values()) == {"ok"}
     before = path.read_bytes()
-    assert main([*asked, "--resume"]) == 0
-    assert path.read_bytes() == before, "nothing was left to do"
-
-    ran: list[str] = []
-    monkeypatch.setattr(Campaign, "_start", lambda self, labels, pending: (
-        ran.extend(labels), self._end(labels, pending, "failed", "x")))  # fmt: skip
-    main([*asked, "layerwise", "--resume"])
-    assert ran == ["layerwise", files.LAST], "resident closes every call that measured"
-
-    assert main([*asked, "--resume", "--branches", "2"]) == 2
+    assert main(asked) == 0 and path.read_bytes() == before, "nothing was left to do"
+    monkeypatch.setattr(Campaign, "_start", start)
+    assert main([*asked, "layerwise"]) == 130
+    assert ran == ["layerwise"] and statuses() == {
+        files.FIRST: "ok", "swap": "ok", "layerwise": "not run", files.LAST: "ok",
+    }  # fmt: skip
+    assert main([*asked, "fsdp"]) == 1
+    assert ran == ["layerwise", "fsdp", files.LAST], "resident closes every call that measured"
+    assert main([*asked, "--branches", "2"]) == 2
     assert f"{path}: branches" in capsys.readouterr().err
 
 
@@ -186,7 +166,7 @@ def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
         row("sglang", status="oom", reason="out of memory"),
     ]  # fmt: skip
     assert step_ms(campaign.report["rows"][0]) == (100.0, 99.0, 103.0, 7)
-    _, *lines = campaign.text().splitlines()
+    lines = map(campaign.line, campaign.report["rows"])
     for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040", "3.00 GB"],
                                    ["oom", "out of memory"]), strict=True):  # fmt: skip
         assert all(part in line for part in parts)
@@ -210,7 +190,6 @@ def test_tokens_are_those_of_a_video(tokens: int, shape: tuple[int, int, int]) -
         (["--tokens", "3120;7800"], "--tokens 3120;7800"),
         (["--tokens", "10007"], "multiple of 1560"),
         (["--passes", "5"], "at least 6"),
-        (["--resume"], "--json"),
     ],
 )
 def test_bad_input_is_refused_with_the_fix(words, complaint, capsys):
