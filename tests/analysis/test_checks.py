@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+from wanreport.analysis.asked import differs
 from wanreport.analysis.checks import FURTHER, STATUSES, checks
 from wanreport.analysis.frames import EMPTY, load
 from wanreport.baseline.facts import Facts, load_facts
@@ -43,6 +45,17 @@ def judge(tmp_path: Path, facts: Facts) -> Judge:
 def a14b(name: str, **how: Any) -> dict[str, Any]:
     """A record at full scale, without its timeline."""
     return synthetic.record(name, scale="a14b", **how) | {"timeline": []}
+
+
+def small(engine: str, gpus: int, steady_s: float, board: str = "a", **how: Any) -> dict[str, Any]:
+    """A record at 480p, on a machine with so many GPUs."""
+    record = a14b(f"x-{engine}-{gpus}{board}", engine=engine, num_gpus=gpus, steady_s=steady_s,
+                  height=480, width=832, **how)  # fmt: skip
+    record["machine"] |= {"slug": f"{gpus}x", "class": f"{gpus}x", "gpu_count": gpus}
+    for iteration in record["iterations"]:
+        for rank, read in enumerate(iteration["gpu"]):
+            read["board"] = f"{board}{rank}"
+    return record
 
 
 def test_without_runs_nothing_is_measured_and_each_check_says_what_to_do(facts: Facts) -> None:
@@ -144,13 +157,8 @@ def test_clocks_count_either_way_where_two_gaps_are_compared(judge: Judge) -> No
 
 
 def test_the_nearest_setup_answers_and_says_so(judge: Judge) -> None:
-    size = {"height": 480, "width": 832}
     runs = [("layerwise", 1, 6.8), ("swap", 1, 6.7), ("layerwise", 2, 4.8), ("swap", 2, 4.4)]
-    jobs = []
-    for engine, gpus, steady in runs:
-        record = a14b(f"x-{engine}-{gpus}", engine=engine, num_gpus=gpus, steady_s=steady, **size)
-        record["machine"] |= {"slug": f"{gpus}x", "class": f"{gpus}x", "gpu_count": gpus}
-        jobs.append(record)
+    jobs = [small(*run) for run in runs]
     found = judge(jobs)
     slower = found.loc["slower-swap"].set_index("machine")
     assert set(slower.status) == {"pass"} and set(slower.command.str.len() > 0) == {True}
@@ -199,18 +207,11 @@ def test_each_machine_has_its_own_answer(judge: Judge) -> None:
 
 
 def test_of_several_runs_those_on_one_board_are_compared(judge: Judge) -> None:
-    def on(board: str, name: str, **how: Any) -> dict[str, Any]:
-        record = a14b(name, **how)
-        for iteration in record["iterations"]:
-            for rank, read in enumerate(iteration["gpu"]):
-                read["board"] = f"{board}{rank}"
-        return record
-
-    elsewhere = on("b", "again", engine="layerwise", num_gpus=4, steady_s=30.0, profile=False)
+    elsewhere = small("layerwise", 4, 30.0, board="b", profile=False)
     elsewhere["started_at"] = "2026-04-01T12:00:00Z"
-    jobs = [on("a", "new-4gpu", steady_s=20.0), on("a", "old-4gpu-swap", steady_s=20.0), elsewhere]
+    jobs = [small("layerwise", 4, 20.0), small("swap", 4, 20.0), elsewhere]
     found = judge(jobs).loc["slower-swap"]
-    assert found.status == "within noise" and "new-4gpu" in found.runs[0]
+    assert found.status == "within noise" and "x-layerwise-4a" in found.runs[0]
 
 
 def test_out_of_memory_is_a_result_and_unsupported_is_none(judge: Judge) -> None:
@@ -225,22 +226,41 @@ def test_out_of_memory_is_a_result_and_unsupported_is_none(judge: Judge) -> None
         assert status(other) == ("not measured", "")
 
 
-def test_a_wrong_flow_shift_fails_both_schedule_checks(judge: Judge) -> None:
-    record = synthetic.record()
+def wrong_shift(record: dict[str, Any]) -> None:
     record["model"]["flow_shift"] = 3.0
     record["schedule"]["switch_step"] = 9
-    found = judge([record])
-    assert found.status["shift"] == found.status["switch"] == "fail"
 
 
-def test_an_expert_that_ran_at_another_step_than_scheduled_fails(judge: Judge) -> None:
-    record = synthetic.record()
+def early_switch(record: dict[str, Any]) -> None:
     record["iterations"][1]["steps"][17]["expert"] = "low_noise"
-    assert judge([record]).status["switch"] == "fail"
-    record = synthetic.record()
+
+
+def no_switch(record: dict[str, Any]) -> None:
     for step in record["iterations"][1]["steps"]:
         step["expert"] = "high_noise"
-    assert judge([record]).status["switch"] == "fail"
+
+
+def other_bits(record: dict[str, Any]) -> None:
+    record["iterations"][2]["latents_sha256"] = "0" * 64
+
+
+def wrong_count(counter: str, record: dict[str, Any]) -> None:
+    for counters in record["iterations"][-1]["counters"]:
+        counters[counter] += 1
+
+
+@pytest.mark.parametrize(("edit", "failed"), [
+    (wrong_shift, {"shift", "switch"}), (early_switch, {"switch"}), (no_switch, {"switch"}),
+    (other_bits, {"repeat"}),
+    *((partial(wrong_count, counter), {"formula"})
+      for counter in ("event_waits", "d2h_copies", "h2d_bytes")),
+])  # fmt: skip
+def test_one_wrong_value_in_a_record_is_found(judge: Judge, edit: Any, failed: set[str]) -> None:
+    record = synthetic.record()
+    edit(record)
+    found = judge([record])
+    assert set(found.index[found.status == "fail"]) == failed
+    assert all(len(found.runs[check]) == 1 for check in failed)
 
 
 def test_one_changed_bit_fails_and_names_the_runs(judge: Judge) -> None:
@@ -258,21 +278,6 @@ def test_fsdp_on_a_gpu_may_differ(judge: Judge) -> None:
     assert judge([same[0], a14b("old-4gpu-swap", latents="x")]).status["bits"] == "fail"
 
 
-def test_an_iteration_that_does_not_repeat_fails(judge: Judge) -> None:
-    record = synthetic.record()
-    record["iterations"][2]["latents_sha256"] = "0" * 64
-    assert judge([record]).status["repeat"] == "fail"
-
-
-@pytest.mark.parametrize("counter", ["event_waits", "d2h_copies", "h2d_bytes"])
-def test_one_wrong_counter_is_found(judge: Judge, counter: str) -> None:
-    record = synthetic.record()
-    for counters in record["iterations"][-1]["counters"]:
-        counters[counter] += 1
-    found = judge([record]).loc["formula"]
-    assert found.status == "fail" and len(found.runs) == 1
-
-
 def test_derived_counters_are_not_called_equal(judge: Judge) -> None:
     assert judge([synthetic.record("old-4gpu-fsdp")]).status["formula"] == "not measured"
 
@@ -284,6 +289,23 @@ def test_failed_runs_never_break_a_check(judge: Judge) -> None:
         for record in records[::3]:
             record["machine"] = {"slug": f"unknown-{record['job']['name']}"}
         assert set(judge(records).status) <= set(STATUSES)
+
+
+def test_what_an_old_offload_hides_must_be_known_to_pass(judge: Judge) -> None:
+    """The baseline expects something of both offloads: the new one alone can only fail."""
+    both = [synthetic.record(n, scale="a14b") for n in ("new-4gpu", "old-4gpu-swap")]
+    assert judge(both).status["overlap"] == "pass"
+    alone = judge(both[:1]).loc["overlap"]
+    assert alone.status == "not measured" and alone.setting and alone.command
+
+
+def test_the_reference_on_the_same_boards_counts_even_if_a_later_one_ran(judge: Judge) -> None:
+    jobs = [small("resident", 1, 10.0), small("layerwise", 1, 10.1),
+            small("resident", 2, 5.0), small("layerwise", 2, 5.5)]  # fmt: skip
+    elsewhere = small("resident", 2, 5.4, board="b")
+    elsewhere["started_at"] = "2026-04-01T12:00:00Z"
+    found = judge([*jobs, elsewhere]).loc["scaling-resident"]
+    assert found.measured.endswith(f"{ratio(0.1)} on 2") and found.status == "pass"
 
 
 def test_the_committed_runs(facts: Facts) -> None:
@@ -300,3 +322,10 @@ def test_the_committed_runs(facts: Facts) -> None:
     }  # fmt: skip
     assert {key: set(found.loc[[key]].status) for key in told} == {k: {v} for k, v in told.items()}
     assert (found.loc[~found.index.isin(FURTHER, level=0)].setting != "").any()
+
+
+def test_a_setting_says_how_many_runs_differ(facts: Facts) -> None:
+    runs = pd.DataFrame({"gpus": [4, 4], "height": [480, 720], "frames": [81, 81]})
+    assert differs(facts, runs, "s9.1.new4.gpus") == "480p instead of 720p in 1 of 2 runs"
+    assert differs(facts, runs[1:], "s9.1.new4.gpus") == ""
+    assert differs(facts, runs.assign(gpus=1)[1:], "s9.1.new4.gpus") == "1 GPU instead of 4"
