@@ -213,6 +213,20 @@ def test_a_step_is_what_arithmetic_says(tmp_path: Path, gpus: int, heads: int) -
     assert found["all_to_all_bytes"] == 80 * moved
 
 
+def test_a_branch_each_takes_two_gpus_half_the_step_of_one_and_no_all_to_all(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, streamed())
+    one = predicted(tmp_path, "480p-1gpu-layerwise")
+    two = predicted(tmp_path, "480p-2gpu-layerwise", "host-memory", enable_cfg_parallel=True)
+    assert two["step_s"] == pytest.approx(one["step_s"] / 2)
+    assert two["h2d_bytes"] == one["h2d_bytes"] / 2
+    assert two["all_to_all_bytes"] == 0 < two["inputs"]["sharded"]["rate"]
+    four = predicted(tmp_path, "720p-4gpu-resident", enable_cfg_parallel=True)
+    half = predicted(tmp_path, "720p-2gpu-resident")
+    assert four["step_s"] == pytest.approx(half["step_s"] / 2)
+
+
 def test_one_gpu_is_predicted_as_it_was_measured(tmp_path: Path) -> None:
     long = (0.04, 0.2, 0.06)
     write(tmp_path, streamed(), streamed(T720, long, other_s=0.03))

@@ -205,6 +205,7 @@ def headline(frames: Frames) -> pd.DataFrame:
         return cost[:0]
     plain = cost[
         (cost.source == "job") & cost.latest & cost.overhead.notna() & ~cost.compiled
+        & ~cost.cfg_parallel
         & (cost.engine != "resident") & (cost.prefetch.fillna(1) == 1)
         & cost.vram_budget_gb.isna() & (cost.branches == 2)
     ]  # fmt: skip

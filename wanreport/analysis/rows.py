@@ -60,6 +60,7 @@ def add_record(rows: Rows, run: str, r: Record) -> None:
         "name": joined(engine, setting), "peer": False, "again": False,
         "gpus": int(job.get("num_gpus") or 0), "tokens": model.tokens, "blocks": model.num_layers,
         "branches": 1 + bool(job.get("cfg", True)), "compiled": bool(job.get("compile")),
+        "cfg_parallel": bool(job.get("enable_cfg_parallel")),
         # A job that ran out of memory may have no model yet: then what it asked for counts.
         "height": model.height or job.get("height"), "width": model.width or job.get("width"),
         "frames": model.num_frames or job.get("num_frames"),
@@ -100,6 +101,7 @@ def _work(r: Record, ran: int) -> str:
     return joined(
         f"{r.model.width}×{r.model.height}", f"{r.model.num_frames} frames",
         "" if r.job.get("cfg", True) else "one branch", "compiled" if r.job.get("compile") else "",
+        "CFG parallel" if r.job.get("enable_cfg_parallel") else "",
         f"{ran} of {whole} steps" if 0 < ran < whole else f"{whole} steps",
     )  # fmt: skip
 
@@ -108,7 +110,8 @@ def _workload(r: Record) -> str:
     """The work itself: what two runs share on any machine, however many GPUs it has."""
     job, model = r.job, r.model.model_dump()
     alike = [r.software.torch, *(job.get(key) for key in WORKLOAD), *(model[key] for key in MODEL)]
-    return json.dumps(alike, default=str)
+    layout = ["CFG parallel"] if job.get("enable_cfg_parallel") else []
+    return json.dumps(alike + layout, default=str)
 
 
 def _step(step: Step, switch: int | None) -> dict[str, Any]:
@@ -159,6 +162,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             "name": shown + (" again" if again else ""),
             "peer": name in PEERS, "again": again, "gpus": said.ranks, "tokens": row.tokens,
             "blocks": said.blocks, "branches": said.branches, "compiled": said.compile,
+            "cfg_parallel": False,
             "work": f"{row.tokens:,} tokens, {said.blocks} blocks, "
             + ("a CFG step" if said.branches == 2 else "one branch"),
             "workload": f"{bench.software.torch} {row.tokens} {said.blocks} {said.branches}"

@@ -47,6 +47,11 @@ def tokens_of(job: Job) -> int:
     return ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
 
 
+def sharers(job: Job) -> int:
+    """Number of GPUs that share a branch's tokens: half of them under CFG parallelism."""
+    return job.num_gpus // 2 if job.enable_cfg_parallel else job.num_gpus
+
+
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     """Bytes that the busiest rank sends or receives in a visit's two all-to-alls.
 
@@ -83,24 +88,26 @@ def inputs_for(known: Known, job: Job, interconnect: str) -> tuple[Inputs, list[
     PredictionError
         If nothing tells the interconnect's speed, or measured steps contradict measured windows.
     """
-    tokens, number, model = tokens_of(job), job.num_gpus, known.model
+    tokens, gpus, model = tokens_of(job), job.num_gpus, known.model
+    number = sharers(job)
     heads, row = model["num_heads"], model["head_dim"] * ELEMENT
     windows, rest, words = _alone(known, tokens, number)
     waiting, said = _waiting(known, windows, rest) if number > 1 else (1.0, [])
     words += said
     base = max(known.of("windows"), key=lambda source: (source.ranks, source.at))
-    local, branches = base.value.local, 1 + job.cfg
+    local, branches = base.value.local, 1 + (job.cfg and not job.enable_cfg_parallel)
     at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
-    at_once += f", assumed for {number} at once" if number > base.ranks else ""
+    at_once += f", assumed for {gpus} at once" if gpus > base.ranks else ""
     words.append(f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}")
     collectives, sharded = 0.0, None
-    if number > 1:
+    if gpus > 1:
         wire = _wire(known, interconnect, local.rate)
         moved = all_to_all_bytes(tokens, heads, row, number)
-        collectives = moved / wire.rate + wire.copied * -(-tokens // number) * heads * row
+        packed = wire.copied if number > 1 else 0.0
+        collectives = moved / wire.rate + packed * -(-tokens // number) * heads * row
         local = replace(local, collective_rate=local.rate * wire.left,
                         collective_factor=wire.factor)  # fmt: skip
-        part, gathered = 1 / number / local.rate, (number - 1) / number / wire.rate
+        part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / wire.rate
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * wire.left)
@@ -110,7 +117,7 @@ def inputs_for(known: Known, job: Job, interconnect: str) -> tuple[Inputs, list[
         blocks=model["num_layers"],
         block_bytes=model["block_bytes"],
         outer_bytes=model["outer_bytes"],
-        ranks=number,
+        ranks=gpus,
         branches=branches,
         steps=job.num_inference_steps,
         windows_s=(waiting * pre, waiting * attend, waiting * post),
@@ -286,7 +293,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         spikes, said = _spikes(known, inputs)
         first, switch, words = first + spikes[0], switch + spikes[1], [*words, said]
     row, number = known.model["head_dim"] * ELEMENT, job.num_gpus
-    exchanged = all_to_all_bytes(tokens_of(job), known.model["num_heads"], row, number)
+    exchanged = all_to_all_bytes(tokens_of(job), known.model["num_heads"], row, sharers(job))
     return {
         "engine": job.engine,
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
