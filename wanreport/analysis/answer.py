@@ -25,29 +25,16 @@ def place(runs: pd.DataFrame) -> pd.Series:
 def answer(frames: Frames) -> pd.DataFrame:
     """Sum up :func:`compare.headline`: what each engine costs a step, wherever it was measured.
 
-    Returns
-    -------
     For each `place`, number of `gpus`, `height` and `engine` the row of the machine where the
-    overhead is largest, with
-
-    least, most
-        The overhead over resident of the machines there, smallest and largest.
-    claim
-        "slower" where it is so on any of them, else what :func:`compare.overhead` claims of `most`.
-    end_to_end
-        What a whole clean iteration takes over resident's, less 1.
-    machines, boards_alike
-        Short names; whether each ran on the same boards as its resident.
+    overhead is largest, with `least` and `most`, the smallest and the largest overhead there,
+    `claim`, "slower" where it is so on any machine, and the names of the `machines`.
     """
     cost = compare.headline(frames)
     if cost.empty:
         return pd.DataFrame(columns=[*KEYS, "least", "most"])
-    whole = cost.end_to_end_s / cost.reference.map(frames.runs.end_to_end_s) - 1
-    cost = cost.assign(place=place(cost), end_to_end=whole, most=cost.overhead)
-    cost = cost.sort_values("overhead")
-    by = cost.groupby(KEYS)
+    by = cost.assign(place=place(cost), most=cost.overhead).sort_values("overhead").groupby(KEYS)
     return by.tail(1).set_index(KEYS).sort_index().assign(
-        least=by.overhead.min(), boards_alike=by.same_boards.all(),
+        least=by.overhead.min(),
         claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
         machines=by.machine.agg(lambda names: " and ".join(sorted(set(names)))),
     ).reset_index()  # fmt: skip
@@ -69,11 +56,8 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
 def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
     """List what the question asks for and no run of the full model answers.
 
-    Returns
-    -------
-    `what` is "baseline" (the baseline's own jobs), "NVLink" or "720p"; `jobs` how many of them,
-    `gpus` how many GPUs they need (such as "4 and 6"), `command` and `minutes` what would measure
-    them.
+    `what` is "baseline" (the baseline's own jobs), "NVLink" or "720p"; `jobs` how many they are,
+    `gpus` what they need ("4 and 6"), `command` and `minutes` what would measure them.
     """
     root, found, rows = root or project_root(), answer(frames), []
     pair = ("resident", "layerwise", "stream")

@@ -31,9 +31,6 @@ SHAPES = pd.DataFrame(
 )  # fmt: skip
 """The baseline's tables, by the names of its facts: a row each, and the column of ours."""
 
-SAMPLED = ["denoise", "step", "total", "other"]
-"""Rows that are sums over the schedule, so extrapolated where a job left steps out."""
-
 
 def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Hold `layerwise` against both readings of the old offload: a row for each figure and machine.
@@ -47,15 +44,12 @@ def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
     minus_swap_s, minus_fsdp_s, claim_swap, claim_fsdp, boards_swap, boards_fsdp
         The new one less the old one; what is claimed of that (None but for steady steps: an
         iteration has one first step, one switch, one total); whether both had the same boards.
-    extrapolated, decoded
-        Whether steps that did not run are in it; whether the job decoded, as the baseline's did.
-    run_resident, run_new, run_swap, run_fsdp
-        The runs.
+    decoded, run_resident, run_new, run_swap, run_fsdp
+        Whether the job decoded, as the baseline's did; the runs.
     """
     times, parts = _times(frames), []
     for new, beside in _groups(frames):
         here = SHAPES.assign(**new[WHERE], decoded=pd.notna(new.decode_s))
-        here["extrapolated"] = here.quantity.isin(SAMPLED) & (new.steps_run < new.steps_whole)
         runs = {"resident": new.reference, "new": new.run, **dict.fromkeys(OLD), **beside.run}
         for side in ("resident", "new", *OLD):
             here[f"run_{side}"] = run = runs[side]

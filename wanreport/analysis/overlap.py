@@ -54,12 +54,11 @@ def shares(frames: Frames) -> pd.DataFrame:
     -------
     The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives)
 
-    steps, whole_ms, copies_ms, hidden_ms, hidden, exposed_s
-        Steps noted and their time; time in which anything is copied; what is hidden of it, also as
-        a share; the rest in seconds a step, not all of which is waited for.
-    rate_gb_s, rate_low_gb_s, rate_high_gb_s, rate_n, rate_outside_gb_s, rate_inside_gb_s, inside_n
-        Rate of a load: median, 95 % interval, number; of loads that meet no collective; an estimate
-        of those that do, beside it, if they elsewhere run as fast as the link alone.
+    steps, whole_ms, copies_ms, hidden_ms, hidden
+        Steps noted and their time; time in which anything is copied; what is hidden, also a share.
+    rate_gb_s, rate_n, rate_outside_gb_s, rate_inside_gb_s, inside_n
+        Median rate of a load; of loads that meet no collective; an estimate of those that do,
+        beside it, if they elsewhere run as fast as the link alone.
     collectives_s, collectives_share
         All-to-alls a step, with packing and waiting for slower ranks; over the step.
     beside, beside_low, beside_high, beside_n; alone_low, alone_high, alone_n
@@ -128,13 +127,11 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
     loads, (alone, beside) = _loads(row, events), _alone_and_beside(lanes)
     outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
-    rate, ratio, lone = map(median_interval, (loads.gb_s, beside, alone))
+    ratio, lone = median_interval(beside), median_interval(alone)
     return {
         "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
-        "hidden": hidden / copies if copies else math.nan,
-        "exposed_s": (copies - hidden) / per_step,
-        "rate_gb_s": rate.median, "rate_low_gb_s": rate.low, "rate_high_gb_s": rate.high,
-        "rate_n": rate.n, "rate_outside_gb_s": outside.gb_s.median(),
+        "hidden": hidden / copies if copies else math.nan, "rate_gb_s": loads.gb_s.median(),
+        "rate_n": len(loads), "rate_outside_gb_s": outside.gb_s.median(),
         "rate_inside_gb_s": left.median(), "inside_n": len(inside),
         "collectives_s": collectives / per_step if row.gpus > 1 else math.nan,
         "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
