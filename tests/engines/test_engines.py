@@ -52,16 +52,14 @@ def test_every_engine_gives_the_bits_of_resident(size: int) -> None:
 
 
 def _compiled() -> None:
-    """Some engines change parameters with every load; a graph must not care."""
-    run = Runs(size=(32, 32, 5), num_layers=4)
+    """Some engines change parameters with every load; a graph must not care, nor for whom it is."""
+    run = Runs(size=(32, 32, 5), num_layers=4, segments=Segments.compiled(backend="eager"))
     for name, options in CASES:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        run(ENGINES[name](**options), segments=Segments.compiled(backend="eager"))
+        run(ENGINES[name](**options))
         assert compiled() == {"graphs": 3, "graph_breaks": 0}, (name, options)
 
 
-def test_a_compiled_segment_is_one_graph_for_all_blocks_under_every_engine() -> None:
+def test_a_compiled_segment_is_one_graph_for_all_blocks_and_engines() -> None:
     run_ranks(_compiled, 1)  # graphs only, no kernels
 
 
