@@ -291,7 +291,7 @@ SECTIONS = {"s3.3": "Per step (§3.3)", "s3.2": "End to end (§3.2)", "s3.3.budg
 tables = oldnew.old_new(f, facts)
 tables["what"] = tables.quantity.map(QUANTITIES).where(tables.section + tables.quantity != "s3.3.budgettotal", "sum")  # fmt: skip
 for engine in oldnew.OLD:
-    claim = ", " + tables[f"claim_{engine}"]
+    claim = tables[f"claim_{engine}"].astype(object).map(", {}".format, na_action="ignore")
     tables[f"less_{engine}"] = tables[f"minus_{engine}_s"].map(gap) + claim.fillna("")
 BOARDS = {True: "on the same boards as layerwise", False: "on other boards than layerwise"}
 for (machine, height), here in tables.groupby(["machine", "height"]):
@@ -358,7 +358,8 @@ ends = "; ".join(
     f"{engine} {ratio(here.overhead.iloc[0])} on {here.gpus.min()} GPUs, {ratio(here.overhead.iloc[-1])} on {here.gpus.max()}"
     for engine, here in ends if here.overhead.abs().max() > 0
 )  # fmt: skip
-show(figures.scaling(curve), caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
+if len(curve):
+    show(figures.scaling(curve), caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
 
 # %%
 met = told[told.run.notna()].copy()
@@ -461,12 +462,13 @@ cells = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident"
 streams = cells[cells.engine == "stream"]
 alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
 shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
-shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"])
-reach = " to ".join(dict.fromkeys(ratio(v) for v in shared_link.loc[shared_link.index.max()]))
-show(figures.lines(cells),
-     caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on; "
-             f"as planned on the PCIe path {reach} at {shared_link.index.max():,}. Step over resident's in the same "
-             "campaign; each is drawn.")  # fmt: skip
+shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"]).tail(1)
+reach = "".join(f"; as planned on the PCIe path {ratio(row['min'])} to {ratio(row['max'])} at {n:,}"
+                for n, row in shared_link.iterrows())  # fmt: skip
+if len(cells):
+    show(figures.lines(cells),
+         caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on"
+                 f"{reach}. Step over resident's in the same campaign; each is drawn.")  # fmt: skip
 
 # %%
 linked = cells[(cells.interconnect == "NVLink") & (cells.engine == "sglang")]
@@ -561,7 +563,7 @@ ASKED = {
 answers = questions(f)
 answers["what"] = answers.number.map(ASKED)
 known, open_ = answers[answers.run_one.notna()].copy(), answers[answers.run_one.isna()].copy()
-known["pair"] = known.one + " over " + known.two
+known["pair"] = [f"{one} over {two}" for one, two in zip(known.one, known.two, strict=True)]
 known["where"] = known.machine.where(known.number != 2, "PCIe path, then NVLink")
 table(known,
       {"what": "question", "pair": "pair", "where": "machine", "work": "work",
@@ -606,7 +608,7 @@ table(asked[asked.command != ""].drop_duplicates("command"),
 # %%
 full = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal & (f.runs.status == "ok")]
 copying = shares[shares.engine == "layerwise"]
-swapped = tables[(tables.quantity == "steady") & tables.minus_swap_s.notna()].iloc[-1]
+swapped = tables[(tables.quantity == "steady") & tables.minus_swap_s.notna()]
 OURS = {
     "s1.gpu": spelled(full.gpu_model.unique()),
     "s1.gpu_memory": spelled(sorted({gigabytes(size, 3) for size in full.gpu_memory_bytes.dropna()})),
@@ -625,7 +627,7 @@ OURS = {
     "s3.1.new.status": f"{(full.engine == 'layerwise').sum()} runs of layerwise, complete",
     "s3.1.old.status": f"{full.engine.isin(oldnew.OLD).sum()} runs of swap and fsdp, complete",
     "s3.1.pure.status": f"{(full.engine == 'resident').sum()} runs of resident, complete",
-    "s9.3.a.gap": f"{ratio(swapped.minus_swap_s / swapped.swap_s)} over swap on {swapped.machine}",
+    "s9.3.a.gap": spelled(f"{ratio(row.minus_swap_s / row.swap_s)} over swap on {row.machine}" for row in swapped.itertuples()),
     "s9.3.a.question": "see old against new", "s9.3.b.sizes": spelled(f"{row.deep} / {row.base}" for row in deep.itertuples()),
     "s9.3.b.delta": spelled(f"{gap(row.step_difference_s)} on {row.machine}" for row in deep.itertuples()),
     "s9.3.b.vram": spelled(gigabytes(size, 3) + " more" for size in deep.allocated_difference_bytes),

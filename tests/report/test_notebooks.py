@@ -39,7 +39,7 @@ def page(cwd: Path, notebook: str, **given: Any) -> BeautifulSoup:
 
 def project(folder: Path, records: list[dict[str, Any]], where: str = "results") -> Path:
     """A project with some records, and the params files of this one."""
-    (folder / "notebooks").mkdir()
+    (folder / "notebooks").mkdir(parents=True)
     (folder / "params").symlink_to(ROOT / "params")
     synthetic.write(records, folder / where)
     return folder
@@ -103,6 +103,20 @@ def test_a_notebook_runs_whole_on_the_committed_records(notebook: str) -> None:
     given = {} if notebook == "baseline" else {"results_dirs": ["results"]}
     soup = page(ROOT, notebook, **given)
     assert len(soup.find_all("h1")) == 1
+
+
+def test_the_report_needs_no_more_than_the_runs_that_it_compares(tmp_path: Path) -> None:
+    runs = frames.cached(("results",), ROOT).runs
+    pair = runs[(runs.interconnect == "PCIe path") & (runs.height == 480) & runs.latest]
+    pair = pair[pair.engine.isin(["resident", "layerwise", "stream"])]
+    root = project(tmp_path, [])
+    for run in pair.run:
+        (root / run).parent.mkdir(parents=True, exist_ok=True)
+        (root / run).symlink_to(ROOT / run)
+    soup = page(root, "postbenchmark", results_dirs=["results"])
+    assert soup.select(".answer") and "the-checks" in sections(soup)
+    with pytest.raises(AssertionError):
+        page(project(tmp_path / "none", []), "postbenchmark", results_dirs=["results"])
 
 
 def test_the_index_opens_with_answer_picture_and_what_was_not_measured(

@@ -155,9 +155,12 @@ def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     runs = runs[runs.engine == NEW] if len(runs) else runs
     deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
     pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base]) if len(runs) else []
-    return pd.DataFrame([{
+    rows = [{
         **told(one, two), "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
         "base_s": two.step_s, "run_deep": one.run, "run_base": two.run,
         "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes,
         "reserved_difference_bytes": one.reserved_bytes - two.reserved_bytes,
-    } for one, two in pairs])  # fmt: skip
+    } for one, two in pairs]  # fmt: skip
+    columns = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
+               "same_boards", "allocated_difference_bytes"]  # fmt: skip
+    return pd.DataFrame(rows, columns=None if rows else columns)

@@ -23,6 +23,8 @@ CAMPAIGNS = {
 }
 """What would answer a question: a few cells each, in :data:`MINUTES`, start included."""
 
+COLUMNS = ["number", "exact", "one", "two", "machine", "work", "difference", "claim", "run_one",
+           "run_two", "command", "minutes"]  # fmt: skip
 SETTINGS = {3: ("shard", False), 5: ("priority", 0), 6: ("copy_streams", 1), 7: ("windows", None)}
 """Questions about one setting of `stream`, and its usual value."""
 
@@ -45,8 +47,10 @@ def questions(frames: Frames) -> pd.DataFrame:
         todo = {"command": CAMPAIGNS.get(number, ""), "minutes": minutes}
         rows.append({"number": number, "exact": False, "run_one": None,
                      **(to_measure(frames, *JOBS) if number == 1 else todo)})  # fmt: skip
-    return pd.DataFrame(rows).sort_values(["number", "exact"], ascending=[True, False],
-                                          kind="stable", ignore_index=True)  # fmt: skip
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=[*dict.fromkeys([*COLUMNS, *table])])
+    return table.sort_values(["number", "exact"], ascending=[True, False], kind="stable",
+                             ignore_index=True)  # fmt: skip
 
 
 def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
