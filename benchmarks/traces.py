@@ -20,7 +20,8 @@ from typing import Any
 BUFFERS, KERNELS, STEP_US = 400, 300, 900_000
 SHAPES = {"Input Dims": [[1, 32760, 5120], [5120, 5120], [5120], []], "Input Strides": [
     [167731200, 5120, 1], [1, 5120], [1], []], "Input type": ["c10::BFloat16"] * 3 + ["Scalar"],
-    "Concrete Inputs": ["", "", "", "1"], "Record function id": 0}  # fmt: skip
+    "Concrete Inputs": ["", "", "", "1"], "Record function id": 0, "Module Hierarchy":
+    "WanTransformer3DModel.blocks.7.attn1.processor/forward(7): linear" * 2}  # fmt: skip
 READ = """
 import json, re, sys, time
 import wanreport.traces

@@ -192,11 +192,9 @@ def _steps(columns: dict[str, Any], names: list[str]) -> pd.DataFrame:
     })  # fmt: skip
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
-    number = steps.name.str.extract(r"(\d+)$")[0].astype("int32")
-    twice = pd.DataFrame({"process": steps.process, "number": number}).duplicated().any()
-    steps.insert(
-        0, "step", steps.groupby("process").cumcount().astype("int32") if twice else number
-    )
+    steps.insert(0, "step", steps.name.str.extract(r"(\d+)$")[0].astype("int32"))
+    if steps.duplicated(["process", "step"]).any():
+        steps["step"] = steps.groupby("process").cumcount().astype("int32")
     return steps
 
 
@@ -253,10 +251,8 @@ def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
     try:
         return np.array(values, np.int64)
     except (TypeError, ValueError, OverflowError):
-        good = [type(v) is int and abs(v) < 1 << 62 for v in values]
-        return np.array(
-            [v if ok else missing for v, ok in zip(values, good, strict=True)], np.int64
-        )
+        good = [v if type(v) is int and abs(v) < 1 << 62 else missing for v in values]
+        return np.array(good, np.int64)
 
 
 # Times -------------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ by event, and what is no event is skipped. So a file that ends anywhere gives al
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import partial
@@ -23,7 +26,7 @@ import numpy as np
 from wanreport.records.files import FileError
 from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Kind, Rows, Trace, integers
 
-CHUNK, BATCH = 1 << 20, 6 << 20
+CHUNK, AHEAD, BATCH = 1 << 20, 6, 6 << 20
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
 MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
@@ -50,6 +53,18 @@ LOST = (  # what the profiler says of events that it did not keep, and if steps 
 )
 
 
+class _Kinds(dict[str, int]):
+    """The kinds of events by category: new ones and old, of CUDA and of HIP."""
+
+    def __missing__(self, category: str) -> int:
+        name = category.lower()
+        kind = CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
+        if len(self) < 1000:
+            self[category] = kind
+        return kind
+
+
+KIND_OF = _Kinds()
 Number = int | float | str | None
 
 
@@ -57,8 +72,8 @@ class _Args(msgspec.Struct, gc=False):
     device: Number = -1
     stream: Number = -1
     correlation: Number = -1
-    bytes: Number = None
-    allocated: Number = msgspec.field(default=None, name="Bytes")
+    bytes: Number = MISSING
+    allocated: Number = msgspec.field(default=MISSING, name="Bytes")
     to: Number = msgspec.field(default=-1, name="inDevice")  # a copy between GPUs has this alone
 
 
@@ -88,12 +103,26 @@ def read(path: Path) -> Trace:
     FileError
         If the file holds no trace events.
     """
-    reader = _Reader(path)
-    with path.open("rb") as file:
-        for chunk in _inflated(file, reader.rows):
-            if not reader.take(chunk):
-                break
-    return reader.trace()
+    reader, collecting = _Reader(path), gc.isenabled()
+    gc.disable()  # nothing made here refers to itself, and looking for such costs a tenth
+    try:
+        with path.open("rb") as file:
+            for chunk in _ahead(_inflated(file, reader.rows)):
+                if not reader.take(chunk):
+                    break
+        return reader.trace()
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, made a batch ahead on another core."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, chunks, None) for _ in range(AHEAD))
+        while (chunk := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, chunks, None))
+            yield chunk
 
 
 def _inflated(file: BinaryIO, rows: Rows) -> Iterator[bytes]:
@@ -135,7 +164,7 @@ class _Reader:
         self.path, self.rows = path, Rows()
         self.threads: dict[tuple[int | str, int | str], int] = {}
         self.buffer, self.around, self.place = bytearray(), bytearray(), "before"
-        self.read = self.count = self.skipped = 0
+        self.read = self.count = self.skipped = self.idle = 0
         self.wanted = BATCH
         self.past_gpu = self.finished = self.phases = False
 
@@ -166,13 +195,14 @@ class _Reader:
 
     def _batch(self, last: bool = False) -> None:
         """Take what the buffer holds, up to the last event that is complete."""
-        at, done = (0, 0) if last else self._between()
+        before, (at, done) = self.count, (0, 0) if last else self._between()
         if not at or not self._decoded(at):
             done = self._one_by_one(last)
         del self.buffer[:done]
         self.wanted = BATCH if done else 2 * len(self.buffer)
-        if not done and len(self.buffer) > MOST_BETWEEN:
-            raise self._no_trace(f"{len(self.buffer):,} bytes follow each other without an event")
+        self.idle = 0 if self.count > before else self.idle + done
+        if self.idle + len(self.buffer) > MOST_BETWEEN:
+            raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are no event")
         if self.place == "after":
             self.around += self.buffer[:MOST_AROUND]
             self.buffer.clear()
@@ -188,7 +218,7 @@ class _Reader:
 
     def _decoded(self, end: int) -> bool:
         """Take all events up to a byte; False if they are no list of such."""
-        data = b"[%b]" % bytes(memoryview(self.buffer)[:end])
+        data = b"".join((b"[", memoryview(self.buffer)[:end], b"]"))
         try:
             events = FLOATS.decode(data)
             if any(type(event.ts) is float and event.ts >= EXACT for event in events):
@@ -251,19 +281,12 @@ class _Reader:
         start, length = _ns([event.ts for event in events]), _ns([event.dur for event in events])
         length[kind == Kind.MEMORY] = 0
         fine = (start != MISSING) & (length >= 0) & (length <= DAY)
-        nbytes, device = np.full(len(kind), MISSING), np.full(len(kind), -1)
-        sized = np.flatnonzero((kind == Kind.COPY) | (kind == Kind.MEMSET))
-        nbytes[sized] = integers([args[i].bytes for i in sized])
-        nbytes[nbytes < 0] = MISSING
-        sized = np.flatnonzero(kind == Kind.MEMORY)
-        nbytes[sized] = integers([args[i].allocated for i in sized], MISSING)
-        gpu = np.flatnonzero(kind <= Kind.MEMSET)
-        device[gpu] = integers([args[i].device for i in gpu])
-        for key in ("to", "pid"):
-            gpu = gpu[device[gpu] < 0]
-            device[gpu] = integers(
-                [getattr(args[i] if key == "to" else events[i], key) for i in gpu]
-            )
+        sizes = [each.allocated if each.bytes == MISSING else each.bytes for each in args]
+        nbytes = integers(sizes, MISSING)
+        nbytes[(nbytes < 0) & (kind != Kind.MEMORY)] = MISSING
+        device = integers([each.to if each.device == -1 else each.device for each in args])
+        unknown = np.flatnonzero((device < 0) & (kind <= Kind.MEMSET))
+        device[unknown] = integers([events[i].pid for i in unknown])
         names, threads = self.rows.names, self.threads
         self.rows.add(
             kind=kind,
@@ -317,31 +340,16 @@ class _Reader:
         )
 
 
-class _Kinds(dict[str, int]):
-    """The kinds of events by category: new ones and old, of CUDA and of HIP."""
-
-    def __missing__(self, category: str) -> int:
-        name = category.lower()
-        kind = CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
-        if len(self) < 1000:
-            self[category] = kind
-        return kind
-
-
-KIND_OF = _Kinds()
-
-
 def _ns(microseconds: list[Any]) -> np.ndarray:
     """Times in integer nanoseconds, exactly; MISSING for what is none."""
-    try:
+    with suppress(ValueError, OverflowError):
         times = np.array(microseconds)
-    except (ValueError, OverflowError):
-        times = np.array(None)
-    if times.ndim == 1 and times.dtype.kind in "if" and (np.abs(times) < EXACT).all():
-        whole = np.floor(times)
-        return whole.astype(np.int64) * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
-    if times.ndim == 1 and times.dtype.kind == "i" and (np.abs(times) < LATEST).all():
-        return times * 1000
+        kind = times.dtype.kind if times.ndim == 1 else ""
+        if kind == "i" and (np.abs(times) < LATEST).all():
+            return times * 1000
+        if kind == "f" and (np.abs(times) < EXACT).all():
+            whole = np.floor(times)
+            return whole.astype(np.int64) * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
     return np.array([_exact(value) for value in microseconds], np.int64)
 
 

@@ -17,16 +17,7 @@ from typing import Any
 import numpy as np
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import (
-    KINDS,
-    MISSING,
-    MOST_EVENTS,
-    STEPS,
-    Kind,
-    Rows,
-    Trace,
-    integers,
-)
+from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Kind, Rows, Trace, integers
 
 MAGIC = b"SQLite format 3\0"
 AT_ONCE = 50_000
