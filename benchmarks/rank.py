@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -195,12 +196,35 @@ def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torc
     return latents, Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
 
 
+@contextmanager
+def attached(
+    spec: dict[str, Any], make: Callable[[int], Expert], device: torch.device
+) -> Iterator[list[Lane]]:
+    """The engines of ``spec["engines"]``; those that read host memory alike share one store."""
+    stores: dict[Any, HostStore] = {}
+    lanes, cuda = [], device.type == "cuda"
+    for label in spec["engines"]:
+        engine = make_engine(label)
+        key: Any = engine.pins_store, engine.shares_store
+        if isinstance(engine, Peer):
+            engine.code, key = spec["code"][engine.name], label  # it closes its store
+        if key not in stores:
+            shared = dist.group.WORLD if engine.shares_store else None
+            stores[key] = HostStore({EXPERT: make(spec["blocks"])}, RandomWeights(),
+                                    pin=cuda and engine.pins_store, group=shared)  # fmt: skip
+        lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
+    yield lanes
+    for lane in lanes:
+        lane.engine.detach()
+    for store in stores.values():
+        store.close()
+
+
 def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
     """Run all shapes of ``spec["grids"]`` with the engines of ``spec["engines"]``."""
     device = torch.device(f"cuda:{rank}" if spec["device"] == "cuda" else "cpu")
     worker.connect(device, out, rank, world_size, spec["timeout_s"])
-    group, cuda = dist.group.WORLD, device.type == "cuda"
-    parallel = SequenceParallel(group)
+    parallel = SequenceParallel(dist.group.WORLD)
     segments = Segments.compiled() if spec["compile"] else Segments()
 
     def make(blocks: int) -> Expert:
@@ -208,36 +232,21 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
         expert.parallel, expert.segments = parallel, segments
         return expert
 
-    stores: dict[Any, HostStore] = {}
-    lanes, link = [], None
-    for label in spec["engines"]:
-        engine = make_engine(label)
-        key: Any = engine.pins_store, engine.shares_store
-        if isinstance(engine, Peer):
-            engine.code, key = spec["code"][engine.name], label  # it closes its store
-        if key not in stores:
-            shared = group if engine.shares_store else None
-            stores[key] = HostStore({EXPERT: make(spec["blocks"])}, RandomWeights(),
-                                    pin=cuda and engine.pins_store, group=shared)  # fmt: skip
-        lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
-        if link is None and engine.name in (FIRST, Planned.name):
-            link = measure_link(device, group)
-    for tokens, grid in spec["grids"]:
-        if rank == 0:
-            (out / "progress").write_text(f"{tokens:,} tokens")
-        if spec["compile"]:
-            torch._dynamo.reset()  # its limit of recompilations is meant for one shape
-        inputs = make_inputs(make(1), grid, spec["branches"], device)
-        for lane in lanes:
-            lane.prepare(inputs, link)
-        rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
-        for number, row in enumerate(rows):
-            text = json.dumps(row | {"link": link})
-            replace_file(out / f"row-{tokens}-{number}-rank{rank}.json", text.encode())
-    for lane in lanes:
-        lane.engine.detach()
-    for store in stores.values():
-        store.close()
+    names = {parse_label(label)[0] for label in spec["engines"]}
+    link = measure_link(device, dist.group.WORLD) if names & {FIRST, Planned.name} else None
+    with attached(spec, make, device) as lanes:
+        for tokens, grid in spec["grids"]:
+            if rank == 0:
+                (out / "progress").write_text(f"{tokens:,} tokens")
+            if spec["compile"]:
+                torch._dynamo.reset()  # its limit of recompilations is meant for one shape
+            inputs = make_inputs(make(1), grid, spec["branches"], device)
+            for lane in lanes:
+                lane.prepare(inputs, link)
+            rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
+            for number, row in enumerate(rows):
+                text = json.dumps(row | {"link": link})
+                replace_file(out / f"row-{tokens}-{number}-rank{rank}.json", text.encode())
     return {}
 
 

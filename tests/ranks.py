@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # All that a rank may import, so that the server alone pays for it.
-CONTEXT.set_forkserver_preload(["wanreport.measure.worker", "tests.models", "pytest", "hypothesis",
-                                "diffusers", "benchmarks.rank", "wanreport.measure.launch"])
+PRELOAD = "wanreport.measure.launch benchmarks.rank diffusers tests.models pytest hypothesis"
+CONTEXT.set_forkserver_preload(PRELOAD.split())
 
 
 def run_ranks(

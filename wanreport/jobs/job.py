@@ -232,10 +232,16 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if gpus % 2:
             what = f"gives each branch half of the GPUs, and {gpus} is odd"
             yield "enable_cfg_parallel", what, f"remove it, or write `num_gpus: {gpus + 1}`"
+    if engine:
+        yield from _flags_against(engine, given)
+
+
+def _flags_against(engine: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is set for another engine, and an engine that SGLang would not choose."""
     takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
     for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
         unset = given.get(key) in (None, Job.model_fields[key].default)
-        if engine and engine not in engines and not unset:
+        if engine not in engines and not unset:
             yield key, f"is for {', '.join(engines)}; this job's engine is {engine}", "remove it"
     if engine in sglang.ENGINE_FLAGS and given.keys() >= {*FLAGS}:
         found = sglang.resolve(*(given[key] for key in FLAGS))
