@@ -162,7 +162,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             "name": shown + (" again" if again else ""),
             "peer": name in PEERS, "again": again, "gpus": said.ranks, "tokens": row.tokens,
             "blocks": said.blocks, "branches": said.branches, "compiled": said.compile,
-            "cfg_parallel": False,
+            "cfg_parallel": False, "steps_whole": None,
             "work": f"{row.tokens:,} tokens, {said.blocks} blocks, "
             + ("a CFG step" if said.branches == 2 else "one branch"),
             "workload": f"{bench.software.torch} {row.tokens} {said.blocks} {said.branches}"
