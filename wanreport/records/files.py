@@ -1,6 +1,6 @@
-"""Checks what `results/` holds: records of jobs, and files of ``python -m benchmarks --json``.
+"""What `results/` holds: records of jobs, and files of ``python -m benchmarks --json``.
 
-Both kinds are pydantic models, validated once, when a file is read. What was added to a format
+Both are pydantic models, validated whenever a file is read or written. What was added to a format
 later is optional, so that older files stay readable.
 """
 
@@ -33,7 +33,7 @@ class FileError(Exception):
     """Files that cannot be used; the message names each, the key and the fix."""
 
 
-class _Open(BaseModel):
+class _Part(BaseModel):
     """Keys that are read; others describe further, and are kept."""
 
     model_config = ConfigDict(
@@ -41,19 +41,16 @@ class _Open(BaseModel):
     )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 # Both kinds --------------------------------------------------------------------------------------
 
-Seconds = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Memory(_Open):
+class Memory(_Part):
     """Peaks of one rank, in bytes; None where there is no device."""
 
     allocated_bytes: int | None = None
@@ -62,16 +59,16 @@ class Memory(_Open):
     host_rss_bytes: int | None = None
 
 
-class Gpu(_Open):
+class Gpu(_Part):
     """Medians of one rank's GPU while a kernel ran; `board` tells boards apart and names none."""
 
     board: str
-    sm_mhz: Annotated[float, Field(gt=0)]
+    sm_mhz: Positive
     power_w: float
     celsius: float
 
 
-class Machine(_Open):
+class Machine(_Part):
     """The machine's class, by hardware and interconnect."""
 
     class_: str = Field("", alias="class")
@@ -83,26 +80,52 @@ class Machine(_Open):
     link: dict[str, Any] | None = None
 
 
-class Software(_Open):
+class Software(_Part):
     torch: str = ""
     git_sha: str | None = None
     git_dirty: bool | None = None
 
 
+def read_json(path: Path, fix: str) -> Any:
+    """Read one JSON file; raises FileError that names it."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: is not valid JSON ({error}); {fix}") from None
+
+
+def _validate(model: type[_Kind], path: Path, content: object, fix: str) -> _Kind:
+    try:
+        return model.model_validate_json(json.dumps(content, allow_nan=False))
+    except ValidationError as error:
+        problems = [f"{_where(each['loc'])}: {each['msg'].lower()}" for each in error.errors()]
+    except (TypeError, ValueError) as error:  # what JSON cannot hold
+        problems = [str(error)]
+    raise FileError(f"{path}: is not usable; {fix}\n  " + "\n  ".join(problems))
+
+
+def _where(location: Sequence[str | int]) -> str:
+    """A place in a file as one writes it: ``rows[3].ranks[0].samples_ms``."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".")
+
+
 # Records of jobs ---------------------------------------------------------------------------------
 
 
-class Step(_Open):
+class Step(_Part):
     """One step; each list has a value for each rank."""
 
     index: Annotated[int, Field(ge=0)]
     expert: str
     timestep: float
-    seconds: list[Seconds] = []
+    seconds: list[Positive] = []
     h2d_bytes: list[int] = []
 
 
-class Iteration(_Open):
+class Iteration(_Part):
     """One pass over the schedule; lists have an entry for each rank."""
 
     kind: Literal["warmup", "clean", "profiled"]
@@ -116,7 +139,7 @@ class Iteration(_Open):
     latents_sha256: str | None = None
 
 
-class Event(_Open):
+class Event(_Part):
     """What rank 0's device did around the switch, in ms of the profiled iteration."""
 
     lane: str
@@ -128,7 +151,7 @@ class Event(_Open):
     end_ms: float | None
 
 
-class Model(_Open):
+class Model(_Part):
     tokens: int | None = None
     num_layers: int | None = None
     block_bytes: int | None = None
@@ -141,19 +164,19 @@ class Model(_Open):
     weights: str | None = None
 
 
-class Schedule(_Open):
+class Schedule(_Part):
     timesteps: list[float] = []
     switch_step: int | None = None
 
 
-class EngineUsed(_Open):
+class EngineUsed(_Part):
     name: str | None = None
     prefetch: int | None = None
     counters_derived: bool = False
     plan: dict[str, Any] | None = None
 
 
-class Record(_Open):
+class Record(_Part):
     """One job's result on one machine; empty parts where the job failed before them."""
 
     schema_version: Literal[1]
@@ -187,131 +210,127 @@ class Record(_Open):
     @property
     def is_rehearsal(self) -> bool:
         """Whether times, memory and overlap say nothing about the full model on a GPU."""
-        return self.job.get("scale") != "a14b" or self.machine.device != "cuda"
+        return self.job["scale"] != "a14b" or self.machine.device != "cuda"
 
 
 def parse_record(path: Path, content: object) -> Record:
-    """Validate the content of a record's file.
-
-    Raises
-    ------
-    FileError
-        Naming the file and each key that is wrong.
-    """
+    """Validate a record; raises FileError that names its file and each key that is wrong."""
     return _validate(Record, path, content, "delete it and measure the job again, or restore it")
-
-
-def _validate(model: type[_Kind], path: Path, content: object, fix: str) -> _Kind:
-    try:
-        return model.model_validate_json(json.dumps(content))
-    except (ValidationError, ValueError) as error:
-        problems = _problems_of(error)
-    raise FileError(f"{path}: is not usable; {fix}\n  " + "\n  ".join(problems))
-
-
-def _problems_of(error: Exception) -> list[str]:
-    if not isinstance(error, ValidationError):
-        return [str(error)]
-    return [f"{_where(each['loc'])}: {each['msg'].lower()}" for each in error.errors()]
-
-
-def _where(location: Sequence[str | int]) -> str:
-    """A place in a file as one writes it: ``rows[3].ranks[0].samples_ms``."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return "".join(parts).removeprefix(".")
-
-
-def read_json(path: Path, fix: str) -> Any:
-    """Read one JSON file; raises FileError that names it."""
-    try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: is not valid JSON ({error}); {fix}") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 # Files of the benchmarks -------------------------------------------------------------------------
 
 
-class BenchSettings(_Strict):
+class BenchSettings(_Part):
     device: Literal["cuda", "cpu"]
-    ranks: Annotated[int, Field(ge=1)]
-    blocks: Annotated[int, Field(ge=1)]
+    ranks: Count
+    blocks: Count
     branches: Annotated[int, Field(ge=1, le=2)]
     compile: bool
-    warmup: Annotated[int, Field(ge=1)]
 
 
-class _Link(_Open):
-    h2d_pinned_gb_s: Annotated[float, Field(gt=0)]
-    h2d_pinned_together_gb_s: Annotated[float, Field(gt=0)]
+class _Link(_Part):
+    h2d_pinned_gb_s: Positive
+    h2d_pinned_together_gb_s: Positive
 
 
-class _Candidate(_Strict):
+class _Candidate(_Part):
     settings: StreamSettings
     predicted: Prediction
 
 
-class _Plan(_Strict):
+class _Plan(_Part):
     inputs: dict[str, Any]
-    room: int
     candidates: list[_Candidate]
     chosen: Annotated[int, Field(ge=0)]
-    by: Literal["prediction", "trial"]
-    trial: list[dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _has_what_it_chose(self) -> Self:
+        if self.chosen >= len(self.candidates):
+            raise ValueError(f"chosen {self.chosen} is not a candidate")
+        return self
 
 
-class BenchRank(_Strict):
-    samples_ms: list[Seconds]
-    warmup_ms: list[Seconds]
-    wall_ms_per_step: float | None
+class BenchRank(_Part):
+    samples_ms: list[Positive]
     memory: Memory
     gpu: Gpu | None = None
     shared_pinned_bytes: int
     output_sha256: Digest
     first_output_sha256: Digest
     counters: dict[str, int] | None
-    attach_s: float
     link: _Link | None
     note: str
     plan: _Plan | None
 
 
-class BenchRow(_Strict):
-    label: Annotated[str, Field(min_length=1)]
-    tokens: Annotated[int, Field(ge=1)]
+class BenchRow(_Part):
+    label: str
+    tokens: Count
     grid: tuple[int, int, int]
     status: Literal["ok", "failed", "oom", "timeout", "absent", "needs a GPU", "not run"]
     reason: str
     ranks: list[BenchRank]
-    log: str
-    transport: list[str]
     settings: StreamSettings | None  # of stream only
-    turns: list[int] | None = None  # in the order of a process with several engines
     git_sha: str | None
     git_dirty: bool | None
     ended_at: str
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if math.prod(self.grid) != self.tokens:
+            raise ValueError(f"grid {self.grid} is not {self.tokens} tokens")
+        if self.status != "ok" and (self.ranks or not self.reason):
+            raise ValueError(f"status {self.status} needs a reason, and has no ranks")
+        plan = self.ranks[0].plan if self.ranks else None
+        chosen = plan.candidates[plan.chosen].settings if plan else _settings_in(self.label)
+        if self.settings != chosen:
+            raise ValueError("settings are not those of its label or plan")
+        return self
 
-class _Peer(_Open):
+
+class _Peer(_Part):
     version: str
 
 
-class Bench(_Strict):
+class Bench(_Part):
     """One campaign of ``python -m benchmarks``: a row for each engine and number of tokens."""
 
-    schema_version: int
+    schema_version: Literal[2]
     settings: BenchSettings
-    bytes: Annotated[int, Field(ge=1)]
+    bytes: Count
     machine: Machine
     software: Software
     peers: dict[str, _Peer]
     rows: Annotated[list[BenchRow], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _rows_are_whole(self) -> Self:
+        problems = [f"rows[{i}] ({row.label}): {what}" for i, row in enumerate(self.rows)
+                    for what in self._missing(row)]  # fmt: skip
+        keys = [(row.label, row.tokens) for row in self.rows]
+        problems += [f"{key} stands there twice" for key in set(keys) if keys.count(key) > 1]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _missing(self, row: BenchRow) -> Iterator[str]:
+        """What a row that ran must have, by the campaign's settings."""
+        name, cuda = name_of(row.label), self.settings.device == "cuda"
+        numbers = {len(rank.samples_ms) for rank in row.ranks}
+        if row.status != "ok":
+            return
+        if len(row.ranks) != self.settings.ranks:
+            yield f"ranks are {len(row.ranks)}, and settings.ranks {self.settings.ranks}"
+        elif len(numbers) > 1 or (min(numbers) < LEAST_SAMPLES if cuda else max(numbers)):
+            wanted = f"{LEAST_SAMPLES} or more, the same on each rank" if cuda else "none on a CPU"
+            yield f"samples_ms are {sorted(numbers)}; there must be {wanted}"
+        if cuda and name == FIRST and None in [rank.link for rank in row.ranks]:
+            yield "link is missing, and every limit rests on it"
+        if name in PEERS and name not in self.peers:
+            yield f"peers.{name} is missing, which says what was run"
+        if name not in PEERS and None in [rank.counters for rank in row.ranks]:
+            yield "counters are missing, which every engine has"
 
 
 def read_bench(path: Path) -> tuple[Bench, dict[str, Any]]:
@@ -324,63 +343,7 @@ def read_bench(path: Path) -> tuple[Bench, dict[str, Any]]:
     """
     fix = "restore it from git, or measure it again with python -m benchmarks --json"
     found = read_json(path, fix)
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != BENCH_SCHEMA:
-        raise FileError(
-            f"{path}: schema_version is {version!r}, and this version of wanreport reads"
-            f" {BENCH_SCHEMA}; {fix}"
-        )
-    bench = _validate(Bench, path, found, fix)
-    if problems := list(_contradictions(found)):
-        raise FileError(f"{path}: is not usable; {fix}\n  " + "\n  ".join(problems))
-    return bench, found
-
-
-def _contradictions(bench: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong although each key for itself is right."""
-    seen = set()
-    for index, row in enumerate(bench["rows"]):
-        key = row["label"], row["tokens"]
-        for where, what in _wrong(bench, row):
-            yield f"rows[{index}] ({row['label']}).{where}: {what}"
-        if key in seen:
-            yield f"rows[{index}] ({row['label']}): stands there twice for {row['tokens']} tokens"
-        seen.add(key)
-
-
-def _wrong(bench: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys of a row that contradict other ones, and how."""
-    settings, ranks = bench["settings"], row["ranks"]
-    try:
-        name = name_of(row["label"])
-        if math.prod(row["grid"]) != row["tokens"]:
-            yield "grid", f"{row['grid']} are not {row['tokens']} tokens"
-        if row["status"] != "ok" and (ranks or not row["reason"]):
-            yield "status", f"{row['status']} needs a reason, and has no ranks"
-        for plan in filter(None, (rank["plan"] for rank in ranks)):
-            if plan["chosen"] >= len(plan["candidates"]):
-                yield "ranks", f"plan.chosen {plan['chosen']} is not a candidate"
-                return
-        if row["settings"] != stream_settings(row["label"], ranks):
-            yield "settings", "are not those of its label or plan"
-    except (TypeError, ValueError) as error:
-        yield "label", str(error)
-        return
-    if row["status"] != "ok":
-        return
-    numbers = {len(rank["samples_ms"]) for rank in ranks}
-    cuda = settings["device"] == "cuda"
-    if len(ranks) != settings["ranks"]:
-        yield "ranks", f"are {len(ranks)}, and settings.ranks {settings['ranks']}"
-    elif len(numbers) != 1 or (min(numbers) < LEAST_SAMPLES if cuda else max(numbers)):
-        wanted = f"{LEAST_SAMPLES} or more, the same on each rank" if cuda else "none on a CPU"
-        yield "ranks", f"have {sorted(numbers)} samples_ms; there must be {wanted}"
-    if cuda and name == FIRST and None in [rank["link"] for rank in ranks]:
-        yield "ranks", "link is missing, and every limit rests on it"
-    if name in PEERS and name not in bench["peers"]:
-        yield "label", f"peers.{name} is missing, which says what was run"
-    if name not in PEERS and None in [rank["counters"] for rank in ranks]:
-        yield "ranks", "counters are missing, which every engine has"
+    return _validate(Bench, path, found, fix), found
 
 
 def bench_files(root: Path) -> list[Path]:
@@ -416,13 +379,18 @@ def name_of(label: str) -> str:
     return parse_label(label)[0]
 
 
+def _settings_in(label: str) -> StreamSettings | None:
+    """The settings of `stream` that a label gives; None for other engines."""
+    name, given = parse_label(label)
+    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
+    if isinstance(given.get("windows"), list):
+        given["windows"] = tuple(given["windows"])
+    return StreamSettings(**given) if name == "stream" else None
+
+
 def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A row's settings of `stream`, JSON-ready: its plan's choice, or what its label says."""
-    name, given = parse_label(label)
-    if ranks and ranks[0]["plan"]:
-        plan = ranks[0]["plan"]
+    if ranks and (plan := ranks[0]["plan"]):
         return dict(plan["candidates"][plan["chosen"]]["settings"])
-    if name != "stream":
-        return None
-    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
-    return json.loads(json.dumps(asdict(StreamSettings(**given))))
+    settings = _settings_in(label)
+    return None if settings is None else json.loads(json.dumps(asdict(settings)))

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wanreport.records import record as records
+from wanreport.records.record import RESULTS_DIRS, Found, find_records
+from wanreport.records.record import replace_file as write_atomically
 
-Found = tuple[Path, dict[str, Any]]
+__all__ = ["Found", "all_records", "commit", "git_state", "local_results", "project_root",
+           "write_atomically"]  # fmt: skip
 
 
 def project_root() -> Path:
@@ -25,42 +27,36 @@ def project_root() -> Path:
 
 def local_results(root: Path) -> Path:
     """Where measuring on this machine writes."""
-    return root / records.RESULTS_DIRS[-1]
+    return root / RESULTS_DIRS[-1]
 
 
 def all_records(root: Path) -> list[Found]:
     """Every record at hand, the committed ones first. Raises RecordError as find_records does."""
-    return [
-        found for folder in records.RESULTS_DIRS for found in records.find_records(root / folder)
-    ]
+    return [found for folder in RESULTS_DIRS for found in find_records(root / folder)]
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it: what the environment states, else git."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), *words],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
     if stated := os.environ.get("WANREPORT_GIT_SHA"):
         # What is said about changes holds for the commit that is said, and for no other.
         dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
         return {"git_sha": stated, "git_dirty": dirty}
     # An installed package may lie in a repository that is not its own.
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"git_sha": None, "git_dirty": None}
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": None if changes is None else bool(changes),
-    }
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_sha": _git("rev-parse", "HEAD"),
+            "git_dirty": None if changes is None else bool(changes)}  # fmt: skip
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def commit(known: Mapping[str, Any]) -> str | None:
@@ -68,8 +64,3 @@ def commit(known: Mapping[str, Any]) -> str | None:
     dirty = {True: ", with uncommitted changes", None: ", changes not recorded"}
     sha, changed = known.get("git_sha"), known.get("git_dirty")
     return f"{sha[:12]}{dirty.get(changed, '')}" if sha else None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` as records are written: whole, or not at all."""
-    records.replace_file(path, content.encode() if isinstance(content, str) else content)

@@ -1,13 +1,12 @@
 """Records: what one job gave on one machine, as JSON, written whole or not at all.
 
-A record is a plain dictionary. Measuring makes it, rendering reads it, and nothing in this
-module needs torch. A failed job is a record too, with the same top-level keys.
+A record is a plain dictionary in the form of :class:`wanreport.records.files.Record`. Measuring
+makes it, rendering reads it. A failed job is a record too, with the same top-level keys.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -34,6 +33,8 @@ REUSABLE = frozenset({"ok", "oom", "unsupported"})
 RecordError = FileError
 """A record that cannot be read or written; the message names the file and the fix."""
 
+Found = tuple[Path, dict[str, Any]]
+
 
 def new_record(job: Job, **known: Any) -> dict[str, Any]:
     """A record for `job` with every top-level key, empty where `known` does not fill it.
@@ -41,8 +42,6 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
     `job` must be resolved: its scale is a part of what was measured. Without a status among
     `known` the record stands for a failed job.
     """
-    if unknown := sorted(known.keys() - Record.model_fields):
-        raise ValueError(f"a record has no {', '.join(unknown)}")
     empty: dict[str, Any] = {key: {} for key in Record.model_fields}  # the order of the file
     return empty | {
         "schema_version": 1,
@@ -59,31 +58,25 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> None:
-    """Write `record` to `path`, so that a reader sees the old record or the new, never a part.
+    """Check `record` and write it to `path`; a reader sees the old record or the new.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and then take the
-    record's name. A result of the full model that stood there is kept under ``earlier/``; the
-    traces beside records are the last run's.
+    A result of the full model that stood there is kept under ``earlier/``; the traces beside
+    records are the last run's.
 
     Raises
     ------
     RecordError
-        If the record lacks something or holds what JSON cannot (NaN, an object), or if the
-        disk refuses it. The temporary file is gone then, and an older record is untouched.
+        If it is not a record, or if the disk refuses it; an older record is then untouched.
     """
     path = Path(path)
-    try:
-        data = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        where = _not_json(record) or str(error)
-        raise RecordError(f"{path}: refusing to write this record: {where}") from error
-    parse_record(path, json.loads(data))
+    parse_record(path, record)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         _keep(path, record)
-        replace_file(path, data)
+        replace_file(path, text)
     except OSError as error:
         kept = "nothing was lost: an earlier record stays as it was"
-        raise RecordError(f"{path}: {_disk_trouble(error, path, len(data))}; {kept}") from error
+        raise RecordError(f"{path}: not written ({error.strerror or error}); {kept}") from error
 
 
 def _keep(path: Path, record: Mapping[str, Any]) -> None:
@@ -110,66 +103,28 @@ def put_back(path: Path, data: bytes) -> None:
     _kept(path, read_record(path)).unlink(missing_ok=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: str | bytes) -> None:
     """Write `data` to `path`, so that a reader sees the old file or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        try:
-            rest = memoryview(data)
-            while rest:  # a nearly full disk takes a part of what it is given
-                rest = rest[os.write(handle, rest) :]
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
             os.fsync(handle)
             os.fchmod(handle, 0o644)  # mkstemp's 0600 would hide it from a shared folder
-        finally:
-            os.close(handle)
         Path(name).replace(path)
     except BaseException:  # an interrupt must not leave the temporary file behind either
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
-    # The rename itself is durable once the folder is; not every file system can do this.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _disk_trouble(error: OSError, path: Path, size: int) -> str:
-    full = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-    if what := full.get(error.errno or 0):
-        return (
-            f"{what}; free at least {size / 1e6:.1f} MB on the file system of {path.parent}"
-            " (old traces there are the largest files) and run the job again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to write ({error.strerror}); make {path.parent} writable"
-    return f"could not be written ({error.strerror or error})"
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read and check one record; raises RecordError for a file that is not one."""
-    path = Path(path)
-    record = read_json(path, "delete it and measure the job again, or restore it from git")
-    parse_record(path, record)
+    record = read_json(Path(path), "delete it and measure the job again, or restore it from git")
+    parse_record(Path(path), record)
     return dict(record)
-
-
-def _not_json(value: object, where: str = "") -> str:
-    """Where in `value` something has no place in JSON, and what it is; empty if all is well."""
-    parts: Iterable[tuple[str, object]] = []
-    if isinstance(value, Mapping):
-        parts = [(f"{where}.{key}", item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        parts = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
-    else:
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            return f"{where.removeprefix('.')} is {value!r}, which JSON cannot hold"
-    return next(filter(None, (_not_json(item, place) for place, item in parts)), "")
 
 
 def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: str) -> Path:
@@ -177,23 +132,14 @@ def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: st
     return Path(root) / machine_slug / f"{job_name}-{job_hash}.json"
 
 
-def find_records(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+def find_records(root: str | Path) -> list[Found]:
     """All records under ``root/<machine>/``, sorted by path; none if there is no such folder.
 
     Raises RecordError with every file that cannot be used: a record left out in silence would be a
     job missing from the report.
     """
-    return _read_all(Path(root).glob("*/*.json"))
-
-
-def find_earlier(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
-    """As :func:`find_records`, all runs in ``earlier/`` that later ones took over from."""
-    return _read_all(Path(root).glob(f"*/{EARLIER}/*.json"))
-
-
-def _read_all(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
     found, problems = [], []
-    for path in sorted(paths):
+    for path in sorted(Path(root).glob("*/*.json")):
         if path.name.startswith("."):  # what editors and file managers leave behind
             continue
         try:
@@ -205,35 +151,26 @@ def _read_all(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def best_record(
-    job: Job, records: Iterable[tuple[Path, dict[str, Any]]]
-) -> tuple[Path, dict[str, Any]] | None:
+def best_record(job: Job, records: Iterable[Found]) -> Found | None:
     """The record that speaks best for `job`, or None.
 
     A record belongs to `job` if it has the job's hash at a scale at which the job may run.
     The real scale goes before tiny; then what ran before what did not, and a result that
     stands before one to be tried again; then the job's own name, and the latest.
     """
+
+    def rank(item: Found) -> tuple[Any, ...]:
+        given, status = item[1]["job"], item[1]["status"]
+        return (given["scale"] == "a14b", status == "ok", status in REUSABLE,
+                given.get("name") == job.name, item[1]["started_at"], str(item[0]))  # fmt: skip
+
     hashes = job.hashes()
-
-    def rank(item: tuple[Path, dict[str, Any]]) -> tuple[bool, bool, bool, bool, str, str]:
-        path, record = item
-        return (
-            record["job"]["scale"] == "a14b",
-            record["status"] == "ok",
-            record["status"] in REUSABLE,
-            record["job"].get("name") == job.name,
-            record["started_at"],
-            str(path),
-        )
-
     return max((item for item in records if item[1]["job_hash"] in hashes), key=rank, default=None)
 
 
 def is_rehearsal(record: Mapping[str, Any]) -> bool:
-    """Whether this record may answer only about schedule, counters, bytes and bits.
+    """Whether times, memory and overlap of this record say nothing about the real thing.
 
-    So it is for a run at tiny scale, and for any run without a GPU: its times, memory and
-    overlap say nothing about the real thing.
+    So it is for a run at tiny scale, and for any run without a GPU.
     """
     return record["job"].get("scale") != "a14b" or record["machine"].get("device") != "cuda"
