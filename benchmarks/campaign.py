@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.analysis.stats import median_interval
-from wanreport.measure import launch
-from wanreport.measure.machine import machine, software
+from wanreport.measure import ranks as processes
+from wanreport.measure.machine import machine
+from wanreport.measure.worker import software
 from wanreport.model.weights import Layout, unit_parameters
 from wanreport.records.files import (
     BENCH_SCHEMA,
@@ -135,15 +136,15 @@ class Campaign:
                                       self._turns(labels, label))  # fmt: skip
 
             deadline = min(time.monotonic() + timeout_s, self.until)
-            start = launch.TorchrunRanks if spec["device"] == "cuda" else launch.ForkedRanks
+            start = processes.KINDS[spec["device"]]
             ranks = start(out / "spec.json", out, count, "benchmarks.rank")
-            results, codes = launch.watch(ranks, out, count, deadline, collect)
+            results, codes = processes.watch(ranks, out, count, deadline, collect)
             collect()
             left = self._pending(*labels)
             if left and (any(results) or time.monotonic() < self.until):
                 progress = out / "progress"
                 at = progress.read_text() if progress.is_file() else "attach"
-                found = launch.failure(timeout_s, results, codes, at)
+                found = processes.failure(timeout_s, results, codes, at)
                 # The other shapes get new processes; without attaching none of them would run.
                 ended = left if at == "attach" else left[:1]
                 self._end(labels, ended, found["status"], found["reason"], out)
@@ -165,7 +166,7 @@ class Campaign:
             row = {
                 "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
                 "reason": reason, "ranks": list(ranks), "log": log,
-                "transport": launch.transport(out) if out else [],
+                "transport": processes.transport(out) if out else [],
                 "settings": stream_settings(label, ranks), **git_state(),
                 "ended_at": datetime.now(UTC).isoformat(timespec="seconds"), **(more or {}),
             }  # fmt: skip

@@ -250,10 +250,8 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     return {}
 
 
-forked_main = partial(worker.forked_main, run=run)
+main = partial(worker.main, run=run)
 
 
 if __name__ == "__main__":
-    worker.main(
-        sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), run
-    )
+    main(sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -31,7 +31,7 @@ wanreport check "${files[@]}" >&2
 # One line a group: the GPU count, then the files, tab-separated.
 groups=$(python - "${files[@]}" <<'PYTHON'
 import sys
-from wanreport.job import load_job
+from wanreport.jobs.job import load_job
 
 groups: dict[int, list[str]] = {}
 for file in sys.argv[1:]:

@@ -15,7 +15,7 @@ from benchmarks.__main__ import ENGINES_AND_PEERS, main, parse
 from benchmarks.campaign import Campaign, grid, identical, step_ms
 from tests.ranks import run_ranks
 from wanreport.engines import ENGINES, Layerwise
-from wanreport.measure import launch
+from wanreport.measure import ranks
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records import files
 
@@ -68,7 +68,7 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
+    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     path = tmp_path / "b.json"
     words = ["--ranks", "2", "--turns", "2", "--engines", "swap", "diffusers"]
     assert main([*CPU, *words, "--json", str(path)]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wanreport import cli
-from wanreport.measure import local
+from wanreport.measure.jobs import Machine
 from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ dit_cpu_offload: false
 
 
 def test_check_says_what_a_job_resolves_to(project, capsys, monkeypatch):
-    monkeypatch.setattr(local, "usable_gpus", lambda *_: 0)
+    monkeypatch.setattr(cli, "this_machine", lambda: Machine("cpu", 0))
     file = project / "params/baseline/good.yaml"
     file.write_text(GOOD)
     assert cli.main(["check", str(file)]) == 0

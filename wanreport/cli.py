@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+import signal
 import sys
 import tempfile
 from argparse import Namespace
@@ -23,8 +24,7 @@ import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
 from wanreport.jobs.job import Job, JobError, resolve_job
-from wanreport.measure import local
-from wanreport.measure.missing import load_jobs, measure
+from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.record import RESULTS_DIRS, RecordError, is_rehearsal
@@ -35,6 +35,8 @@ INTERCONNECTS = ("nvlink", "host-memory")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
     arguments = _parser().parse_args(argv)
+    # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return int(arguments.command(arguments, project.project_root()))
     except JobError as error:
@@ -127,7 +129,7 @@ def _measure(arguments: Namespace, root: Path) -> int:
 
 
 def _check(arguments: Namespace, root: Path) -> int:
-    gpus = local.usable_gpus(local.known_machine(project.local_results(root)))
+    gpus = this_machine().gpus
     for file, job in load_jobs(arguments.params, root).items():
         print(f"{file}: {_resolved(job, gpus)}")
     return 0
@@ -155,7 +157,7 @@ def _plan(arguments: Namespace, root: Path) -> int:
         raise JobError(
             f"{f}: engine: is {name}; `plan` is for stream" for f, name in others.items()
         )
-    gpus = local.usable_gpus(local.known_machine(project.local_results(root)))
+    gpus = this_machine().gpus
     made = True
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
@@ -172,7 +174,7 @@ def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | Non
     if job.scale == "tiny" or here.scale == "a14b" and gpus >= job.num_gpus:
         log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
-            (_, record), *_ = local.measure_jobs([here], Path(folder), log, plan_only=True)
+            _, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
         if not (made := record["engine"].get("plan")):
             return f"{record['reason']}; {record['hint']}", None, False
         timed = not is_rehearsal(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import multiprocessing.util
@@ -14,15 +15,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import launch, local
+from wanreport.measure import jobs, launch, machine, ranks, worker
+from wanreport.model.expert import A14B, EXPERTS, Expert
+from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import is_rehearsal, read_record
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
 
@@ -120,29 +126,27 @@ def test_a_budget_below_two_blocks_cannot_run_and_says_what_would(tmp_path: Path
     assert "2.0 holds 1 blocks" in record["reason"] and "at least 2.5 GB" in record["hint"]
 
 
-def test_host_memory_is_asked_for_before_it_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 4)
-
+def test_host_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def free(nbytes: int) -> None:
         memory = {"total": 2 * nbytes, "available": nbytes}
-        monkeypatch.setattr(launch, "host_memory", lambda: memory)
+        monkeypatch.setattr(machine, "host_memory", lambda: memory)
 
+    experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
+    layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
-    rank = launch.HOST_OVERHEAD
-    jobs = {
+    rank = worker.HOST_OVERHEAD
+    needs = {
         "layerwise": store + 4 * rank,  # one copy for all ranks
         "swap": 4 * (store + rank),  # one each
         "fsdp": 87_598_661_888 + 4 * rank,  # shards, rounded up to powers of two
     }
-    for engine, needed in jobs.items():
-        job = _job(engine, scale="a14b", num_gpus=4)
+    for name, needed in needs.items():
+        engine = ENGINES[name](prefetch=1)
         free(needed)
-        launch._require_host_memory(job)
+        worker.require_host_memory(engine, layouts, 4)
         free(needed - 100_000_000)
         with pytest.raises(launch.Unsupported, match=r"0\.1 GB are missing") as refused:
-            launch._require_host_memory(job)
+            worker.require_host_memory(engine, layouts, 4)
         assert "--mem" in refused.value.hint
 
 
@@ -152,8 +156,8 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
         "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
         "host:17:42 [0] NCCL INFO Connected all rings\n"
     )
-    assert launch.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
-    assert launch.transport(tmp_path / "nothing") == []
+    assert ranks.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
+    assert ranks.transport(tmp_path / "nothing") == []
 
 
 def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:
@@ -190,7 +194,7 @@ def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> No
 def test_a_killed_rank_is_a_failed_record_that_names_it(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE", 2.0)
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
     seen: list[int] = []
     killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
     killer.start()
@@ -209,7 +213,7 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
 def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "ForkedRanks", launch.TorchrunRanks)
+    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
     assert record["status"] == "ok", record["reason"]
     assert len(record["iterations"][0]["counters"]) == 2
@@ -226,7 +230,7 @@ def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
 def test_a_rank_that_hangs_is_a_timeout(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE", 2.0)
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
     seen: list[int] = []
     # A stopped rank is alive and silent, as one that hangs in a collective.
     arguments = (scratch, seen, signal.SIGSTOP)
@@ -242,13 +246,13 @@ def test_a_rank_that_hangs_is_a_timeout(
 
 def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
     log, told = tmp_path / "log", []
-    jobs = [_job(name="long", timeout_s=3600), _job(name="short", timeout_s=60, profile=False)]
-    done = local.measure_jobs(
-        jobs, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
+    both = [_job(name="long", timeout_s=3600), _job(name="short", timeout_s=60, profile=False)]
+    done = jobs.measure_jobs(
+        both, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
     )
-    assert [record["job"]["name"] for _, record in done] == told == ["short"]
-    assert "long: no time left" in log.read_text()
-    assert local.measure_jobs(jobs, tmp_path, log, minutes=0) == []
+    assert list(done) == told == ["short"]
+    assert "long" in log.read_text() and "short: warmup iteration" in log.read_text()
+    assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == {}
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
 
 
@@ -281,7 +285,7 @@ ECHO = "RuntimeError: Connection closed by peer"
 def test_the_first_cause_is_named_and_not_its_echo(
     results: list[Any], codes: list[int | None], status: str, words: str
 ) -> None:
-    found = launch.failure(60, results, codes, "step 3")
+    found = ranks.failure(60, results, codes, "step 3")
     assert found["status"] == status
     assert words in found["reason"]
     assert "step 3" in found["reason"]
@@ -302,46 +306,45 @@ def test_traces_that_find_no_room_do_not_cost_the_result(
     assert not list(path.parent.rglob("*.part"))
 
 
-def test_no_rank_outlives_an_interrupted_launcher(tmp_path: Path) -> None:
-    file = tmp_path / "job.json"
+RUN = """
+import signal, sys
+from pathlib import Path
+from wanreport.jobs.job import job_from_mapping
+from wanreport.measure.launch import run_job
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if __name__ == "__main__":
+    import json
+    run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
+"""
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not as a zombie that nobody has reaped."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_no_rank_outlives_a_launcher_that_ends(tmp_path: Path, kind: signal.Signals) -> None:
+    file, program = tmp_path / "job.json", tmp_path / "run.py"
     file.write_text(_job(num_inference_steps=500, profile=False).model_dump_json())
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    code = (
-        "import signal, sys; from wanreport.measure import launch;"
-        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(launch.main())"
-    )
+    program.write_text(RUN)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "--root", str(tmp_path / "r"), "--json-job", str(file)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, str(program), str(file), str(tmp_path / "r")],
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 100
     while not (pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) or len(pids) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    ranks = [int(pid.read_text()) for pid in pids]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    for rank in ranks:
-        with pytest.raises(ProcessLookupError):
-            os.kill(rank, 0)
+    alive = [int(pid.read_text()) for pid in pids]
+    process.send_signal(kind)
+    assert process.wait(60) != 0
+    while any(map(_runs, alive)):
+        assert time.monotonic() < deadline, "a rank is still there"
+        time.sleep(0.05)
     assert not list((tmp_path / "r").glob("*/j-*.json")), "no record of half a job"
-
-
-def test_the_command_prints_each_record_and_remembers_the_machine(tmp_path: Path) -> None:
-    args = []
-    for name in ("one", "two"):
-        file = tmp_path / f"{name}.json"
-        file.write_text(_job(name=name, num_gpus=1, profile=False).model_dump_json())
-        args += ["--json-job", str(file)]
-    done = subprocess.run(
-        [sys.executable, "-m", "wanreport.measure.launch",
-         "--root", str(tmp_path / "results"), *args],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    paths = [Path(line) for line in done.stdout.splitlines()]
-    assert [read_record(path)["job"]["name"] for path in paths] == ["one", "two"]
-    known = local.known_machine(tmp_path / "results")
-    assert known is not None
-    assert paths[0].parent.name == known.slug
-    assert "one: warmup iteration" in done.stderr

@@ -16,7 +16,7 @@ from tests.synthetic import plan_inputs
 from wanreport import cli
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
-from wanreport.measure import local
+from wanreport.measure.jobs import Machine
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import (
     CHUNK,
@@ -186,8 +186,7 @@ def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
 def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missing(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "known_machine", lambda *_: None)
-    monkeypatch.setattr(local, "usable_gpus", lambda *_: 0)
+    monkeypatch.setattr(cli, "this_machine", lambda: Machine("cpu", 0))
 
     def plan(text: str) -> tuple[int, str, str]:
         (project / "j.yaml").write_text(f"name: j\nnum_gpus: 2\n{text}\n")
@@ -201,10 +200,10 @@ def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missin
     status, out, _ = plan("engine: stream")
     assert status == 0 and "results/4x-nvidia-h100-pcie/s-" in out and "\n> " in out
 
-    def rehearse(jobs: list[Job], *_: Any, plan_only: bool) -> list[Any]:
+    def rehearse(jobs: list[Job], *_: Any, plan_only: bool) -> dict[str, Any]:
         assert plan_only and jobs[0].scale == "tiny"
-        return [(Path(), _record("tiny"))]
+        return {jobs[0].name: (Path(), _record("tiny"))}
 
-    monkeypatch.setattr(local, "measure_jobs", rehearse)
+    monkeypatch.setattr(cli, "measure_jobs", rehearse)
     status, out, _ = plan("engine: stream\nscale: tiny")
     assert status == 0 and "rehearsal" in out and "\n> " in out

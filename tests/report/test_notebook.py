@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from wanreport.analysis import frames
 from wanreport.jobs.job import field_defaults, job_from_mapping
-from wanreport.measure import local
+from wanreport.measure import jobs
 from wanreport.report import given, notebook, style, svg
 from wanreport.report.run import PAGE
 from wanreport.report.tables import KINDS
@@ -117,7 +117,7 @@ def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
         f" {bin_}/papermill - out.ipynb -f mine.yaml -k python3 -l python --no-progress-bar",
         shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{bin_}:{os.environ['PATH']}",
-             local.NO_MEASURING: "1", "PYTHONNOUSERSITE": "1"},
+             jobs.NO_MEASURING: "1", "PYTHONNOUSERSITE": "1"},
     )  # fmt: skip
     assert done.returncode != 0
     assert "heigth" in done.stderr
@@ -131,7 +131,7 @@ def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv(local.NO_MEASURING, raising=False)
+    monkeypatch.delenv(jobs.NO_MEASURING, raising=False)
     frames.cached.cache_clear()
     return project
 
@@ -141,8 +141,9 @@ def test_a_record_at_hand_is_not_measured_again(
 ) -> None:
     record = synthetic.record("new-4gpu")
     synthetic.write([record], project / "results/local")
-    local.remember_machine(project / "results/local", record["machine"]["slug"], 0)
-    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    here = jobs.Machine(record["machine"]["slug"], 0)
+    monkeypatch.setattr(jobs, "this_machine", lambda: here)
+    monkeypatch.setattr(jobs, "run_job", None)
     run = notebook.measure(job_from_mapping({**record["job"], "scale": "auto"}))
     assert run is not None and run.startswith("results/local/")
     assert notebook.frames_of().runs.loc[run].job == "new-4gpu"
@@ -153,19 +154,17 @@ def test_what_a_measurement_leaves_is_in_the_frames(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert notebook.frames_of().runs.empty
-    code = "import os; os.write(2, b'out of luck\\n'); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr(local, "LAUNCH", [sys.executable, "-c", code])
-    run = notebook.measure(job_from_mapping(ASKED))
+    job = job_from_mapping(ASKED | {"scale": "a14b", "num_gpus": 64})  # more than there are
+    run = notebook.measure(job)
     row = notebook.frames_of().runs.loc[run]
-    assert row.status == "failed"
-    assert "SIGKILL" in row.reason and "results/local/logs/mine.log" in row.hint
-    assert (project / "results/local/logs/mine.log").read_text() == "out of luck\n"
+    assert row.status == "unsupported" and "64" in row.reason
+    assert (project / "results/local/logs/mine.log").exists()
     assert capfd.readouterr() == ("", "")
 
 
 def test_rendering_never_measures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(local.NO_MEASURING, "1")
-    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    monkeypatch.setenv(jobs.NO_MEASURING, "1")
+    monkeypatch.setattr(jobs, "run_job", None)
     assert notebook.measure(job_from_mapping(ASKED)) is None
     assert not (project / "results").exists()
 

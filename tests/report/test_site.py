@@ -19,8 +19,8 @@ from bs4 import BeautifulSoup
 
 from tests import synthetic
 from wanreport.jobs.job import JobError
-from wanreport.measure import local
-from wanreport.measure.missing import load_jobs, measure
+from wanreport.measure import jobs
+from wanreport.measure.jobs import load_jobs, measure
 from wanreport.records.project import all_records
 from wanreport.records.record import read_record
 from wanreport.report import site
@@ -56,30 +56,30 @@ links = [f"[{run}]({notebook.page(run)})" for run in runs.index]
 notebook.md(f"# Summary\\n\\n{' '.join(links)}")
 """
 STAND_IN = '''
-"""Writes a made-up record for each job; a job's purpose says how it behaves."""
-import json, os, signal, sys, time
+"""Stands in for measuring: a made-up record; a job's purpose says how it behaves."""
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests import synthetic
-from wanreport.measure import local
-from wanreport.jobs.job import job_from_mapping, job_hash
+from wanreport.jobs.job import job_hash
+from wanreport.measure import jobs
 from wanreport.records.record import record_path, write_record
-root = Path(sys.argv[sys.argv.index("--root") + 1])
-local.remember_machine(root, {slug!r}, 0)
-for file in [b for a, b in zip(sys.argv, sys.argv[1:]) if a == "--json-job"]:
-    job = job_from_mapping(json.loads(Path(file).read_text()))
-    if job.purpose == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
+
+def run_job(job, root, *, plan_only=False, log=None):
     if job.purpose == "hangs" and not (root / "go").exists():
         (root / "pid").write_text(str(os.getpid()))
         time.sleep(600)
     record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
     if job.purpose == "unsupported":
         record |= {{"status": "unsupported", "reason": "too big", "hint": "get a bigger one"}}
+    if job.purpose == "dies":
+        record |= {{"status": "failed", "reason": "rank 0 was killed by SIGKILL"}}
     record |= {{"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}}
     path = record_path(root, {slug!r}, job.name, record["job_hash"])
     write_record(record, path)
-    print(path, flush=True)
+    return path
+
+jobs.run_job, jobs.this_machine = run_job, lambda: jobs.Machine({slug!r}, 0)
 '''
 
 
@@ -107,9 +107,11 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
     add_job(project, "one")
-    stand_in = project / "stand_in.py"
-    stand_in.write_text(STAND_IN.format(root=str(ROOT), slug=SLUG))
-    monkeypatch.setattr(local, "LAUNCH", [sys.executable, str(stand_in)])
+    code = STAND_IN.format(root=str(ROOT), slug=SLUG)
+    (project / "stand_in.py").write_text(code)
+    for name in ("run_job", "this_machine"):
+        monkeypatch.setattr(jobs, name, getattr(jobs, name))  # put back afterwards
+    exec(code, {})
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return project
 
@@ -155,7 +157,7 @@ def test_the_whole_way_and_a_second_time(
             assert (project / "reports" / name).parent.joinpath(target).exists(), (name, link)
 
     # Nothing has changed: nothing is measured, executed or written.
-    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    monkeypatch.setattr(jobs, "run_job", None)
     before = {name: (project / "reports" / name).stat().st_mtime_ns for name in first}
     assert site.report(project) == 0
     assert "rendered" not in capsys.readouterr().out.splitlines()[-1]
@@ -242,7 +244,7 @@ def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) ->
 def test_all_problems_of_all_files_come_before_anything_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LAUNCH", ["false"])
+    monkeypatch.setattr(jobs, "run_job", None)
     add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
     add_job(project, "worse").write_text("name: worse\n")
     with pytest.raises(JobError) as caught:
@@ -291,33 +293,27 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     assert "SIGKILL" in found["killed"]["reason"]
     assert len(unmade) == 4
     # A failed job is measured again, one that cannot run here is not.
-    jobs = list(load_jobs(sorted((project / "params").rglob("*.yaml")), project).values())
-    machine = local.known_machine(project / "results/local")
-    again = local.missing(jobs, all_records(project), machine)
+    every = list(load_jobs(sorted((project / "params").rglob("*.yaml")), project).values())
+    again = jobs.missing(every, all_records(project), jobs.this_machine())
     assert [job.name for job in again] == ["killed"]
-
-
-def test_a_launcher_that_cannot_start_fails_every_job_soon(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "LAUNCH", [sys.executable, "-c", "import nothing_of_this_name"])
-    jobs = load_jobs([add_job(project, name) for name in ("two", "three")], project)
-    failed = measure(list(jobs.values()), project, project / "results/local/logs/x.log")
-    assert sorted(failed) == ["three", "two"]
-    for _, record in all_records(project):
-        assert "nothing_of_this_name" in record["reason"]
 
 
 def test_what_has_a_record_is_measured_if_asked_for_again(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = list(load_jobs([add_job(project, "one")], project).values())
+    file = add_job(project, "one")
+    one = list(load_jobs([file], project).values())
     log = project / "results/local/logs/x.log"
-    assert measure(jobs, project, log) == []
-    monkeypatch.setattr(local, "LAUNCH", ["false"])
-    assert measure(jobs, project, log) == [], "as there was nothing to measure"
+    assert measure(one, project, log) == []
+    plain = jobs.run_job
+
+    def fails(job: Any, root: Path, **how: Any) -> Path:
+        return plain(job.model_copy(update={"purpose": "dies"}), root, **how)
+
+    monkeypatch.setattr(jobs, "run_job", fails)
+    assert measure(one, project, log) == [], "as there was nothing to measure"
     (before,) = (path.read_bytes() for path, _ in all_records(project))
-    assert measure(jobs, project, log, again=True) == ["one"]
+    assert measure(one, project, log, again=True) == ["one"]
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]
 
 
@@ -325,10 +321,9 @@ def driven(project: Path) -> subprocess.Popen[str]:
     """`wanreport report` in a process of its own."""
     driver = project / "driver.py"
     driver.write_text(
-        "import signal, sys\nfrom wanreport import cli\nfrom wanreport.measure import local\n"
+        "import signal, sys, stand_in\nfrom wanreport import cli\n"
         # A shell's background job starts with Ctrl-C ignored, and so may these tests.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"local.LAUNCH = [sys.executable, {str(project / 'stand_in.py')!r}]\n"
         "if __name__ == '__main__':\n    sys.exit(cli.main(['report', '--workers', '1']))\n"
     )
     return subprocess.Popen(

@@ -1,23 +1,22 @@
-"""Clocks, memory, profiles and the description of the machine: what a record says was measured."""
+"""This machine: its class, its GPUs as the driver lists them, its memory, its software.
+
+Nothing here imports torch: looking for a record must be cheap.
+"""
 
 from __future__ import annotations
 
-import gzip
 import os
 import platform
 import re
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import psutil
-import torch
+import pynvml
 
 from wanreport import __version__
-from wanreport.engines import Engine
 from wanreport.records.project import git_state
 
 # Environment that changes how NCCL talks, and so belongs in a record.
@@ -26,135 +25,96 @@ NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
 
 
-class SwitchProfile:
-    """Profiles two steps around the switch, after one that warms the profiler up.
+def gpus() -> list[Any]:
+    """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves; none without a driver.
 
-    Parameters
-    ----------
-    path
-        Where the trace goes, gzipped; it appears under that name only when it is complete.
-    steps
-        Indices of the steps that run, rising.
-    switch
-        Index of the switch, if it runs; else the third step is taken for it.
+    As for CUDA, an entry is an index or the beginning of a UUID, and the first bad one ends the
+    list.
     """
-
-    LENGTH = 2
-
-    def __init__(
-        self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine, *,
-        timeline: bool,
-    ) -> None:  # fmt: skip
-        self.path, self.engine, self.timeline = path, engine, timeline
-        at = steps.index(switch) if switch is not None and switch in steps else 2
-        first = min(max(at - 1, 0), max(len(steps) - self.LENGTH, 0))
-        self.watched = steps[first : first + self.LENGTH]
-        self.begin = steps[max(first - 1, 0)]
-        self._profiler: Any = None
-
-    @contextmanager
-    def step(self, index: int) -> Iterator[None]:
-        if index == self.begin:
-            warm = index not in self.watched
-            self._profiler = torch.profiler.profile(
-                schedule=torch.profiler.schedule(
-                    wait=0, warmup=int(warm), active=self.LENGTH, repeat=1
-                ),
-                on_trace_ready=self._export,
-            )
-            self._profiler.start()
-        if index in self.watched and self.timeline:
-            self.engine.mover.timeline.step = index
-        try:
-            yield
-        finally:
-            self.engine.mover.timeline.step = None
-        if self._profiler is not None:
-            if self.engine.mover.cuda:
-                torch.cuda.synchronize()
-            self._profiler.step()
-            if index == self.watched[-1]:
-                self.close()
-
-    def close(self) -> None:
-        """Stop where the schedule ended before the two steps did."""
-        if self._profiler is not None:
-            self._profiler.stop()
-            self._profiler = None
-
-    def _export(self, profiler: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        plain = self.path.with_suffix("")
-        profiler.export_chrome_trace(str(plain))
-        # The profiler notes where it wrote: this machine's affair.
-        trace = plain.read_bytes().replace(os.fsencode(plain), os.fsencode(plain.name))
-        part = self.path.with_suffix(".part")
-        # No time in the gzip header: the same trace gives the same bytes.
-        part.write_bytes(gzip.compress(trace, 6, mtime=0))
-        plain.unlink()
-        part.replace(self.path)
+    try:
+        pynvml.nvmlInit()
+        there = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if allowed is None:
+            return there
+        names = {str(i): handle for i, handle in enumerate(there)}
+        uuids = [(pynvml.nvmlDeviceGetUUID(handle), handle) for handle in there]
+    except pynvml.NVMLError:
+        return []
+    visible: list[Any] = []
+    for entry in map(str.strip, allowed.split(",")):
+        like = [handle for uuid, handle in uuids if entry and uuid.startswith(entry)]
+        if entry not in names and len(like) != 1:
+            break
+        visible.append(names[entry] if entry in names else like[0])
+    return visible
 
 
-def software() -> dict[str, Any]:
-    """Versions that a result depends on."""
-    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "cuda": torch.version.cuda,
-        "nccl": ".".join(map(str, nccl)) if nccl else None,
-        "wanreport": __version__,
-        **git_state(),
-    }
+def class_of(
+    gpu_name: str, count: int, interconnect: str | None, nccl: Mapping[str, str]
+) -> tuple[str, str]:
+    """Name a class of machines by its GPUs and by what connects them; and as a folder's name."""
+    others = [f"{key}={value}" for key, value in nccl.items() if key != P2P]
+    label = ", ".join([f"{count}x {gpu_name}", *filter(None, [interconnect, *others])])
+    return label, re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
-def machine(device: str) -> dict[str, Any]:
-    """The machine's class, by hardware and interconnect; never a host name.
+def machine(device: str = "") -> dict[str, Any]:
+    """Describe the machine by hardware and interconnect, never by a host name.
 
     Parameters
     ----------
     device
-        ``"cuda"`` or ``"cpu"``: what the ranks run on.
+        ``"cuda"`` or ``"cpu"``: what the ranks run on; by default what there is. A class is the
+        same whatever a job runs on, so it is given only where GPUs are not to be looked at.
     """
     cores = len(os.sched_getaffinity(0))
     found: dict[str, Any] = {
         "class": f"CPU, {cores} cores ({platform.machine()})",
         "slug": f"cpu-{cores}c-{platform.machine()}",
-        "device": device,
-        "gpu_name": None,
-        "gpu_count": 0,
-        "gpu_memory_bytes": None,
-        "driver": None,
-        "interconnect": None,
-        "pcie": None,
+        "device": device or "cpu",
+        "gpu_name": None, "gpu_count": 0, "gpu_memory_bytes": None, "driver": None,
+        "interconnect": None, "pcie": None,
         "host_memory_bytes": host_memory()["total"],
         "cpu_model": _cpu_model(),
         "cpu_cores": cores,
         "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
-        "link": None,
-        "transport": None,
-    }
-    if device != "cuda":
+        "link": None, "transport": None,
+    }  # fmt: skip
+    handles = [] if device == "cpu" else gpus()
+    if not handles:
         return found
-    properties = torch.cuda.get_device_properties(0)
-    count = torch.cuda.device_count()
-    link = _interconnect(count)
-    others = [f"{key}={value}" for key, value in found["nccl"].items() if key != P2P]
-    label = ", ".join([f"{count}x {properties.name}", *filter(None, [link, *others])])
+    name, wire = pynvml.nvmlDeviceGetName(handles[0]), interconnect(handles)
+    label, slug = class_of(name, len(handles), wire, found["nccl"])
     return found | {
         "class": label,
-        "slug": re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-"),
-        "gpu_name": properties.name,
-        "gpu_count": count,
-        "gpu_memory_bytes": properties.total_memory,
-        "driver": _nvidia_smi("driver_version"),
-        "interconnect": link,
+        "slug": slug,
+        "device": "cuda",
+        "gpu_name": name,
+        "gpu_count": len(handles),
+        "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handles[0]).total,
+        "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "interconnect": wire,
         "pcie": {
-            "generation": _nvidia_smi("pcie.link.gen.max"),
-            "width": _nvidia_smi("pcie.link.width.max"),
+            "generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handles[0])),
+            "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(handles[0])),
         },
     }
+
+
+def interconnect(handles: list[Any]) -> str | None:
+    """What collectives of these GPUs run over; None for one."""
+    if len(handles) < 2:
+        return None
+    if os.environ.get(P2P) == "1":
+        return f"host memory over PCIe ({P2P}=1)"
+    try:
+        status = pynvml.nvmlDeviceGetP2PStatus(
+            handles[0], handles[1], pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+        )
+    except pynvml.NVMLError:
+        return "unknown interconnect"
+    return "NVLink" if status == pynvml.NVML_P2P_STATUS_OK else "PCIe"
 
 
 def host_memory() -> dict[str, int]:
@@ -176,37 +136,18 @@ def host_memory() -> dict[str, int]:
     return {"total": total, "available": available}
 
 
+def software() -> dict[str, Any]:
+    """Versions that a result depends on, as far as they are known without torch."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "diffusers")},
+        "cuda": None, "nccl": None, "wanreport": __version__, **git_state(),
+    }  # fmt: skip
+
+
 def _cpu_model() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or None
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)
-
-
-def _nvidia_smi(query: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
-
-
-def _interconnect(count: int) -> str | None:
-    """What collectives of ``count`` GPUs run over."""
-    if count < 2:
-        return None
-    if os.environ.get(P2P) == "1":
-        return f"host memory over PCIe ({P2P}=1)"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown interconnect"
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    rows = [line for line in plain.splitlines() if re.match(r"GPU\d+\s", line)]
-    return "NVLink" if rows and re.search(r"\bNV\d+\b", rows[0]) else "PCIe"

@@ -7,14 +7,13 @@ Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
 
 from __future__ import annotations
 
-import ctypes
 import json
+import math
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -25,10 +24,14 @@ import torch
 import torch.distributed as dist
 
 from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
+from wanreport.jobs.job import job_from_mapping
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
+from wanreport.measure import machine
+from wanreport.measure.launch import Unsupported
 from wanreport.measure.link import measure_link
-from wanreport.measure.machine import SwitchProfile
+from wanreport.measure.profile import SwitchProfile
+from wanreport.measure.ranks import die_with_parent
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, compiled, peaks, reset_peaks, sha256
 from wanreport.model.denoise import (
@@ -44,12 +47,19 @@ from wanreport.model.denoise import (
     make_vae,
 )
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert, Segments
-from wanreport.model.ulysses import SequenceParallel
-from wanreport.model.weights import CheckpointWeights, HostStore, RandomWeights, Source
-from wanreport.planner.plan import make_plan
+from wanreport.model.ulysses import SequenceParallel, cfg_groups
+from wanreport.model.weights import (
+    CheckpointError,
+    CheckpointWeights,
+    HostStore,
+    Layout,
+    RandomWeights,
+    Source,
+)
+from wanreport.planner.plan import MIN_ROOM, make_plan, room
 from wanreport.planner.probe import Probe
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
 
 # A tiny video: few tokens, and 27 of them, which no world size of the baseline divides.
 TINY_VIDEO = {"height": 48, "width": 48, "num_frames": 9}
@@ -63,13 +73,13 @@ class Rank:
     ----------
     spec
         ``job`` (the resolved job's fields), ``settings`` (flow_shift, boundary_ratio,
-        guidance_scale, guidance_scale_2) and ``prefetch``.
+        guidance_scale, guidance_scale_2) and ``plan_only``.
     out
         Folder for results, progress and traces.
     """
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
-        self.job, self.settings, self.spec = spec["job"], spec["settings"], spec
+        self.job, self.settings, self.plan_only = spec["job"], spec["settings"], spec["plan_only"]
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job["scale"] == "tiny"
         self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
@@ -82,14 +92,16 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job = self.job
+        if self.device.type == "cuda" and torch.cuda.device_count() < self.world_size:
+            raise Unsupported(
+                f"torch sees {torch.cuda.device_count()} of {self.world_size} GPUs",
+                "install a torch that fits the driver (nvidia-smi names its CUDA version)",
+            )
         connect(self.device, self.out, self.rank, self.world_size, job["timeout_s"])
-        source: Source = RandomWeights(job["seed"])
-        configs = dict.fromkeys(EXPERTS, TINY if self.tiny else A14B)
-        if self.checkpoint:
-            source = checkpoint = CheckpointWeights(self.checkpoint)
-            configs = {name: checkpoint.config(name) for name in EXPERTS}
+        source, configs = self._weights()
         dtype = getattr(torch, job["dtype"])
-        parallel = SequenceParallel(dist.group.WORLD)
+        group, pair = cfg_groups() if job["enable_cfg_parallel"] else (dist.group.WORLD, None)
+        parallel = SequenceParallel(group)
         segments = Segments.compiled() if job["compile"] else Segments()
 
         def make(name: str, **changes: Any) -> Expert:
@@ -98,7 +110,13 @@ class Rank:
             return expert
 
         experts = {name: make(name) for name in EXPERTS}
-        engine = ENGINES[job["engine"]](prefetch=self.spec["prefetch"])
+        prefetch = job_from_mapping(job).prefetch(len(experts[EXPERTS[0]].blocks))
+        engine = ENGINES[job["engine"]](prefetch=prefetch)
+        layouts = list(HostStore(experts, RandomWeights()).layouts.values())
+        if not self.tiny:
+            require_host_memory(engine, layouts, self.world_size)
+        room = self._room(layouts) if job["engine"] == "stream" else 0
+        dist.barrier()  # what is free is read by all ranks before one of them takes any
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
         store = HostStore(
@@ -112,11 +130,22 @@ class Rank:
         self.vae = self._vae() if job["decode"] and self.rank == 0 else None
         self.say("weights")
         started = time.perf_counter()
-        result: dict[str, Any] = {"model": self._model(configs[EXPERTS[0]], store), "link": link}
+        result: dict[str, Any] = {
+            "model": self._model(configs[EXPERTS[0]], store),
+            "link": link,
+            "software": software(),
+            "sglang": {"prefetch_layers": prefetch},
+            "engine": {
+                "prefetch": prefetch,
+                "branches_per_visit": engine.branches_per_visit,
+                "counters_derived": engine.counters_derived,
+            },
+        }
+        guidance = replace(guidance, pair=pair)
         if job["engine"] == "stream":
-            settings = self._settings(make, store, guidance, link, result)
+            settings = self._settings(make, store, guidance, link, room, result)
             engine = Stream(settings)
-        if self.spec["plan_only"]:
+        if self.plan_only:
             return result | {"iterations": []}
         engine.attach(experts, store, self.device, dist.group.WORLD)
         kinds = ["warmup"] * job["warmup_iterations"] + ["clean"] * job["clean_iterations"]
@@ -134,12 +163,49 @@ class Rank:
         store.close()
         return result
 
+    def _weights(self) -> tuple[Source, dict[str, dict[str, Any]]]:
+        """Where weights come from, and each expert's configuration."""
+        if self.checkpoint is None:
+            source = RandomWeights(self.job["seed"])
+            return source, dict.fromkeys(EXPERTS, TINY if self.tiny else A14B)
+        try:
+            checkpoint = CheckpointWeights(self.checkpoint)
+            return checkpoint, {name: checkpoint.config(name) for name in EXPERTS}
+        except (CheckpointError, OSError, ValueError, KeyError) as error:
+            hint = "point `checkpoint` at a complete folder"
+            raise Unsupported(str(error), hint) from error
+
+    def _room(self, layouts: Sequence[Layout]) -> int:
+        """How many blocks the job's budget holds on the device; in a rehearsal in proportion.
+
+        ``layouts`` are the job's own; a rehearsal asks about the full model's.
+        """
+        scaled = self.tiny and not self.checkpoint
+        if scaled:
+            config = A14B | {"num_layers": 1}
+            whole = {n: Expert(n, config, getattr(torch, self.job["dtype"])) for n in EXPERTS}
+            layouts = list(HostStore(whole, RandomWeights()).layouts.values())
+        outer, block = layouts[0].nbytes, layouts[1].nbytes
+        budget_gb = self.job["vram_budget_gb"]
+        blocks = room(budget_gb, block, outer)
+        if blocks < MIN_ROOM:
+            least = (2 * outer + MIN_ROOM * block) / 1e9
+            raise Unsupported(
+                f"vram_budget_gb {budget_gb} holds {blocks} blocks, and streaming needs"
+                f" {MIN_ROOM} beside what lies outside the blocks",
+                f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
+            )
+        return (
+            max(blocks * TINY["num_layers"] // A14B["num_layers"], MIN_ROOM) if scaled else blocks
+        )
+
     def _settings(
         self,
         make: Callable[..., Expert],
         store: HostStore,
         guidance: Guidance,
         link: dict[str, Any] | None,
+        room: int,
         result: dict[str, Any],
     ) -> StreamSettings:
         """Choose how `stream` moves weights; why goes to the result's ``plan``."""
@@ -152,7 +218,7 @@ class Rank:
         )  # fmt: skip
         rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
         inputs = probe.inputs(rate, self.job["num_inference_steps"])
-        result["plan"], settings = make_plan(inputs, self.spec["room"], probe.trial)
+        result["plan"], settings = make_plan(inputs, room, probe.trial)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the probe held is not the job's
         result["plan"]["planning_s"] = time.perf_counter() - begun
@@ -300,7 +366,7 @@ class Rank:
             raise RuntimeError(f"ranks disagree about the latents: {digests}")
         for step, value in zip(steps, seconds, strict=True):
             step["seconds"] = value
-        branches = 1 if guidance.uncond is None else 2
+        branches = guidance.branches
         visits = -(-branches // engine.branches_per_visit)
         ran = [step["expert"] for step in steps]
         passes = {expert: ran.count(expert) * visits for expert in EXPERTS}
@@ -350,9 +416,27 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
         )
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process with the one that started it, which watches over it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def require_host_memory(engine: Engine, layouts: Sequence[Layout], ranks: int) -> None:
+    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
+    needed = engine.host_bytes(layouts, ranks) + ranks * HOST_OVERHEAD
+    free = machine.host_memory()["available"]
+    if needed > free:
+        raise Unsupported(
+            f"{type(engine).__name__.lower()} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host"
+            f" memory and {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
+            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
+            " host copy all ranks share (resident, layerwise)",
+        )
+
+
+def software() -> dict[str, Any]:
+    """Versions that a result depends on."""
+    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
+    return machine.software() | {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, nccl)) if nccl else None,
+    }
 
 
 def run_rank(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
@@ -379,22 +463,14 @@ def main(
             "reason": f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
             "at": time.time(),
         }
+        if isinstance(error, Unsupported):
+            result |= {"status": "unsupported", "reason": text, "hint": error.hint}
     part = folder / f"rank{rank}.part"
     part.write_text(json.dumps(result))
     part.rename(folder / f"rank{rank}.json")
     sys.stdout.flush()
     # A rank whose peer died could hang in tearing the group down.
     os._exit(0 if result["status"] == "ok" else 1)
-
-
-def forked_main(
-    spec_file: str, out: str, rank: int, world_size: int, run: Callable[..., Any] = run_rank
-) -> None:
-    """Entry of a rank that is forked: its output goes to a log of its own."""
-    log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    main(spec_file, out, rank, world_size, run)
 
 
 if __name__ == "__main__":

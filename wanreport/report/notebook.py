@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from wanreport.analysis import frames
 from wanreport.jobs.job import Job
-from wanreport.measure import local
+from wanreport.measure import jobs
 from wanreport.records import project
 from wanreport.records import record as records
 from wanreport.records.files import FileError
@@ -90,25 +90,25 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     root = project.project_root()
     results = project.local_results(root)
     try:
-        here, known = project.all_records(root), local.known_machine(results)
-        may_measure = machine is None and not os.environ.get(local.NO_MEASURING)
-        if may_measure and (missing := local.missing([job], here, known)):
-            local.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
+        found, here = project.all_records(root), jobs.this_machine()
+        may_measure = machine is None and not os.environ.get(jobs.NO_MEASURING)
+        if may_measure and (missing := jobs.missing([job], found, here)):
+            jobs.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
             frames.cached.cache_clear()
-            here, known = project.all_records(root), local.known_machine(results)
+            found = project.all_records(root)
     except records.RecordError as error:
         raise Stop(str(error)) from None
     if machine is None:
-        found = local.spoken_for(job, here, known)
-        return found[0].relative_to(root).as_posix() if found else None
-    found = records.best_record(job, [item for item in here if item[0].parent.name == machine])
-    if found is None:
-        folders = ", ".join(sorted({path.parent.name for path, _ in here})) or "none"
+        shown = jobs.spoken_for(job, found, here)
+        return shown[0].relative_to(root).as_posix() if shown else None
+    shown = records.best_record(job, [item for item in found if item[0].parent.name == machine])
+    if shown is None:
+        folders = ", ".join(sorted({path.parent.name for path, _ in found})) or "none"
         raise Stop(
             f"machine: {machine!r} has no record of {job.name}; remove it, or name one of the"
             f" folders that have records: {folders}"
         )
-    return found[0].relative_to(root).as_posix()
+    return shown[0].relative_to(root).as_posix()
 
 
 def frames_of(results_dirs: Sequence[str | Path] = records.RESULTS_DIRS) -> frames.Frames:

@@ -29,40 +29,33 @@ from wanreport.records.record import RESULTS_DIRS
 from wanreport.report.run import CELL_TIMEOUT_S, Failure, execute
 
 TEMPLATE = Path(__file__).parent / "template"
+BOX = r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>'
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page to make: a plain value, so that it can go to another process.
-
-    Attributes
-    ----------
-    name
-        For messages, and the heading of a page whose notebook shows none.
-    script, parameters
-        The notebook (jupytext's percent format), and what is injected into it.
-    out, href
-        The file to write, and its path within the site, for links.
-    links
-        Text and path within the site, for the bar at the top.
-    facts, files
-        For the footer: names with values, and the files that the page was made from.
-    inputs
-        Hash over everything that the page was made from; pages of failed notebooks have none.
-    repair
-        The command that makes this page again.
-    """
+    """A page to make: a plain value, so that it can go to another process."""
 
     name: str
+    """For messages, and the heading of a page whose notebook shows none."""
     script: Path
+    """The notebook, in jupytext's percent format."""
     out: Path
+    """The file to write, …"""
     href: str = "index.html"
+    """… and its path within the site, for links."""
     parameters: Mapping[str, Any] | None = None
+    """What is injected into the notebook."""
     links: tuple[tuple[str, str], ...] = ()
+    """Text and path within the site, for the bar at the top."""
     facts: tuple[tuple[str, str], ...] = ()
+    """Names and values, for the footer, …"""
     files: tuple[str, ...] = ()
+    """… and the files that the page was made from."""
     inputs: str = ""
+    """Hash over everything that the page was made from; pages of failed notebooks have none."""
     repair: str = "wanreport report"
+    """The command that makes this page again."""
 
 
 def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
@@ -74,34 +67,35 @@ def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
 
 
 def to_html(notebook: Any, page: Page, failure: Failure | None = None) -> str:
-    """The page of an executed notebook; what stands after a failed cell is left out."""
-    cells = _kept(notebook.cells[: failure.shown] if failure else notebook.cells)
-    folds = _folded(cells)
+    """Write an executed notebook as a page; what stands after a failed cell is left out."""
     top = "../" * page.href.count("/")
+    # A job's parameters are shown as a params file, without those that choose among records.
+    job = {k: v for k, v in (page.parameters or {}).items() if k not in ("machine", "results_dirs")}
+    shown = notebook.copy()
+    shown.cells = _kept(notebook.cells[: failure.shown] if failure else notebook.cells)
     context = {
-        "css": _css(),
+        "css": (TEMPLATE / "page.css").read_text(encoding="utf-8"),
         "version": wanreport.__version__,
         "inputs": "" if failure else page.inputs,
         "links": [(text, top + to, to == page.href) for text, to in page.links],
         "page": page,
         "notebook": f"notebooks/{page.script.name}",
         "failure": failure,
-        "folds": folds,
-        "parameters": _yaml(page.parameters or {}),
+        "folds": _folded(shown.cells),
+        "parameters": yaml.safe_dump(job, sort_keys=False, allow_unicode=True) if job else "",
     }
-    shown = notebook.copy()
-    shown.cells = cells
     body, _ = _exporter().from_notebook_node(shown, resources={"wanreport": context})
     heading = "" if "<h1" in body else f"<h1>{html.escape(page.name)}</h1>"
     body = body.replace("<!--title-->", heading)
-    body, headings = _numbered(re.sub(r"<table( border=\"1\" class=\"dataframe\")?>.*?</table>",
-        r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>', body,
-        flags=re.DOTALL))  # fmt: skip
+    body = re.sub(r"<table( border=\"1\" class=\"dataframe\")?>.*?</table>", BOX, body, flags=re.S)
+    body, headings = _numbered(body)
     title = next((text for level, _, text in headings if level == 1), page.name)
-    if contents := _contents(headings):
-        body = body.replace("<!--contents-->", contents)
-    else:  # the layout keeps its column
-        body = re.sub(r'<(nav|details) class="toc .*?</\1>', "<div></div>", body, flags=re.DOTALL)
+    entries = [f'<li class="level-{level}"><a href="#{name}">{html.escape(text)}</a></li>'
+               for level, name, text in headings if level in (2, 3)]  # fmt: skip
+    if len(entries) > 2:
+        body = body.replace("<!--contents-->", "\n".join(entries))
+    else:  # a short page needs no contents, and its layout keeps the column
+        body = re.sub(r'<(nav|details) class="toc .*?</\1>', "<div></div>", body, flags=re.S)
     return body.replace("<title></title>", f"<title>{html.escape(title)}</title>", 1).strip() + "\n"
 
 
@@ -118,21 +112,9 @@ def _exporter() -> Any:
             self.register_filter("highlight_code", Highlight2HTML("ipython3", parent=self))
             return TemplateExporter.from_notebook_node(self, nb, resources)
 
-    return Exporter(
-        template_name=TEMPLATE.name,
-        extra_template_basedirs=[str(TEMPLATE.parent)],
-        exclude_anchor_links=True,
-    )
-
-
-def _css() -> str:
-    return (TEMPLATE / "page.css").read_text(encoding="utf-8")
-
-
-def _yaml(parameters: Mapping[str, Any]) -> str:
-    """A job's parameters as a params file, without those that choose among records."""
-    job = {k: v for k, v in parameters.items() if k not in ("machine", "results_dirs")}
-    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True) if job else ""
+    folders = [str(TEMPLATE.parent)]
+    return Exporter(template_name=TEMPLATE.name, extra_template_basedirs=folders,
+                    exclude_anchor_links=True)  # fmt: skip
 
 
 def _kept(cells: Sequence[Any]) -> list[Any]:
@@ -168,31 +150,24 @@ def _folded(cells: Sequence[Any]) -> dict[str, list[str]]:
 
 
 def _numbered(body: str) -> tuple[str, list[tuple[int, str, str]]]:
-    """Give every heading an id of its own; return the page and (level, id, text) of each."""
+    """Give each heading a unique id; return the page and (level, id, text) of each."""
     headings: list[tuple[int, str, str]] = []
     taken = set(re.findall(r'\sid="([^"]*)"', re.sub(r"<h[1-6][^>]*>", "", body)))
 
     def number(match: re.Match[str]) -> str:
-        level, attributes, inner = int(match[1]), match[2], match[3]
+        level, attributes, inner = match.groups()
         text = html.unescape(re.sub(r"<[^>]+>", "", inner)).strip()
-        stem = re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "section"
-        name, count = stem, 1
+        stem = name = re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "section"
+        count = 1
         while name in taken:
             count += 1
             name = f"{stem}-{count}"
         taken.add(name)
-        headings.append((level, name, text))
+        headings.append((int(level), name, text))
         rest = re.sub(r'\sid="[^"]*"', "", attributes)
         return f'<h{level} id="{name}"{rest}>{inner}</h{level}>'
 
-    return re.sub(r"<h([1-6])([^>]*)>(.*?)</h\1>", number, body, flags=re.DOTALL), headings
-
-
-def _contents(headings: Sequence[tuple[int, str, str]]) -> str:
-    """Links to the second and third level, as list items; "" for a page of one section."""
-    entries = [f'<li class="level-{level}"><a href="#{name}">{html.escape(text)}</a></li>'
-               for level, name, text in headings if level in (2, 3)]  # fmt: skip
-    return "\n".join(entries) if len(entries) > 2 else ""
+    return re.sub(r"<h([1-6])([^>]*)>(.*?)</h\1>", number, body, flags=re.S), headings
 
 
 def warm() -> None:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from wanreport.measure.local import NO_MEASURING
+from wanreport.measure.jobs import NO_MEASURING
 
 CELL_TIMEOUT_S = 900.0
 PAGE = "WANREPORT_PAGE"

@@ -24,7 +24,7 @@ from typing import Any
 
 import wanreport
 from wanreport.jobs.job import Job
-from wanreport.measure.missing import load_jobs, measure, say, within
+from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
 from wanreport.records.record import RESULTS
 from wanreport.report import render

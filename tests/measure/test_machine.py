@@ -1,0 +1,74 @@
+"""What a machine is called: by its driver, as its records already are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+
+from wanreport.measure import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = sorted((ROOT / "results").glob("[0-9]*/*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem[:40])
+def test_a_class_follows_from_what_the_driver_and_the_environment_say(path: Path) -> None:
+    known = json.loads(path.read_text())["machine"]
+    facts = (known["gpu_name"], known["gpu_count"], known["interconnect"], known["nccl"])
+    assert machine.class_of(*facts) == (known["class"], known["slug"])
+    assert known["slug"] == path.parent.name
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver with three H100s that talk over NVLink."""
+    uuids = ["GPU-aa", "GPU-ab", "GPU-b"]
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 3,
+        "nvmlDeviceGetHandleByIndex": lambda i: i,
+        "nvmlDeviceGetUUID": lambda handle: uuids[handle],
+        "nvmlDeviceGetName": lambda _: "NVIDIA H100 80GB HBM3",
+        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=85 * 10**9),
+        "nvmlSystemGetDriverVersion": lambda: "550.54",
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda _: 5,
+        "nvmlDeviceGetMaxPcieLinkWidth": lambda _: 16,
+        "nvmlDeviceGetP2PStatus": lambda *_: pynvml.NVML_P2P_STATUS_OK,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    for name in ("CUDA_VISIBLE_DEVICES", *machine.NCCL_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "there"),
+    [(None, [0, 1, 2]), ("", []), ("1", [1]), ("2,0", [2, 0]), ("0,-1,1", [0]), ("0,7,1", [0]),
+     ("GPU-ab", [1]), ("GPU-a", []), ("GPU-b,0", [2, 0])],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_would_see(
+    driver: None, monkeypatch: pytest.MonkeyPatch, allowed: str | None, there: list[int]
+) -> None:
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert machine.gpus() == there
+
+
+def test_the_interconnect_is_part_of_the_class(
+    driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.machine()["slug"] == "3x-nvidia-h100-80gb-hbm3-nvlink"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "0")
+    here = machine.machine()
+    folder = "2x-nvidia-h100-80gb-hbm3-host-memory-over-pcie-nccl-p2p-disable-1-nccl-nvls-enable-0"
+    assert here["slug"] == folder and (ROOT / "results" / folder).is_dir()
+    assert here["pcie"] == {"generation": "5", "width": "16"} and here["device"] == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert machine.machine()["slug"] == "1x-nvidia-h100-80gb-hbm3-nccl-nvls-enable-0"
+    assert machine.machine("cpu")["slug"].startswith("cpu-")

@@ -1,0 +1,83 @@
+"""Profiles two steps around the switch: one trace a rank."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wanreport.engines import Engine
+
+
+class SwitchProfile:
+    """Profiles two steps around the switch, after one that warms the profiler up.
+
+    Parameters
+    ----------
+    path
+        Where the trace goes, gzipped; it appears under that name only when it is complete.
+    steps
+        Indices of the steps that run, rising.
+    switch
+        Index of the switch, if it runs; else the third step is taken for it.
+    """
+
+    LENGTH = 2
+
+    def __init__(
+        self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine, *,
+        timeline: bool,
+    ) -> None:  # fmt: skip
+        self.path, self.engine, self.timeline = path, engine, timeline
+        at = steps.index(switch) if switch is not None and switch in steps else 2
+        first = min(max(at - 1, 0), max(len(steps) - self.LENGTH, 0))
+        self.watched = steps[first : first + self.LENGTH]
+        self.begin = steps[max(first - 1, 0)]
+        self._profiler: Any = None
+
+    @contextmanager
+    def step(self, index: int) -> Iterator[None]:
+        if index == self.begin:
+            warm = index not in self.watched
+            self._profiler = torch.profiler.profile(
+                schedule=torch.profiler.schedule(
+                    wait=0, warmup=int(warm), active=self.LENGTH, repeat=1
+                ),
+                on_trace_ready=self._export,
+            )
+            self._profiler.start()
+        if index in self.watched and self.timeline:
+            self.engine.mover.timeline.step = index
+        try:
+            yield
+        finally:
+            self.engine.mover.timeline.step = None
+        if self._profiler is not None:
+            if self.engine.mover.cuda:
+                torch.cuda.synchronize()
+            self._profiler.step()
+            if index == self.watched[-1]:
+                self.close()
+
+    def close(self) -> None:
+        """Stop where the schedule ended before the two steps did."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _export(self, profiler: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        plain = self.path.with_suffix("")
+        profiler.export_chrome_trace(str(plain))
+        # The profiler notes where it wrote: this machine's affair.
+        trace = plain.read_bytes().replace(os.fsencode(plain), os.fsencode(plain.name))
+        part = self.path.with_suffix(".part")
+        # No time in the gzip header: the same trace gives the same bytes.
+        part.write_bytes(gzip.compress(trace, 6, mtime=0))
+        plain.unlink()
+        part.replace(self.path)
