@@ -65,7 +65,6 @@ from wanreport.report import figures, job_tables
 from wanreport.report.notebook import (
     frames_of,
     gb,
-    gib,
     interval,
     md,
     measure,
@@ -133,10 +132,11 @@ if ok and timed:
         whole = f" ({ratio(me.end_to_end_s / resident.end_to_end_s - 1)})"
         bits = {True: "Its latents have the bits of `resident`'s.",
                 False: "**Its latents differ from `resident`'s.**"}.get(me.same_bits, "")  # fmt: skip
+    decoding = "without" if pd.isna(me.decode_s) else "with"
     md(f"""
-**A steady step takes {step}{over}.** A clean run of the whole schedule with decoding takes
+**A steady step takes {step}{over}.** A clean run of the whole schedule {decoding} decoding takes
 {seconds(me.end_to_end_s)}{whole}; a GPU has at most {gb(me.allocated_bytes)} allocated
-({gib(me.reserved_bytes)} reserved). {bits}
+({gb(me.reserved_bytes)} reserved). {bits}
 """, "answer")  # fmt: skip
 elif ok:
     formula = {True: "equal the", False: "**differ from the**"}.get(me.formula_ok, "have no")

@@ -198,7 +198,7 @@ def headline(frames: Frames) -> pd.DataFrame:
 
     :func:`overhead` of the latest run of each full-model job (eager, both branches, prefetch 1),
     `resident` left out, by machine and resolution. An overhead whose reference ran on the same
-    boards goes before one that did not.
+    boards goes before one that did not, and one with `resident` again afterwards before both.
     """
     cost = overhead(frames)
     if cost.empty or cost.overhead.isna().all():
@@ -209,7 +209,7 @@ def headline(frames: Frames) -> pd.DataFrame:
         & (cost.engine != "resident") & (cost.prefetch.fillna(1) == 1)
         & cost.vram_budget_gb.isna() & (cost.branches == 2)
     ]  # fmt: skip
-    order = plain.sort_values(["same_boards", "steps_run", "started"])
+    order = plain.sort_values(["same_boards", "bracketed", "steps_run", "started"])
     return order.groupby(["machine", "height", "engine"]).tail(1)
 
 
@@ -221,7 +221,7 @@ def spread(frames: Frames) -> pd.DataFrame:
     """
     runs = timed(frames)
     rows = []
-    for _, group in runs[runs.source == "job"].groupby(["group", "name"]) if len(runs) else ():
+    for _, group in runs[runs.source == "job"].groupby(["group", "job"]) if len(runs) else ():
         if len(group) > 1:
             width = ((group.step_high_s - group.step_low_s) / 2 / group.step_s).max()
             rows.append({
