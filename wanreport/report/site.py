@@ -12,11 +12,9 @@ import json
 import os
 import platform
 import re
-import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +25,9 @@ from wanreport.jobs.job import Job
 from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
 from wanreport.records.record import RESULTS
-from wanreport.report import render
+from wanreport.report.render import Page
 from wanreport.report.workers import make_pages
 
-WORKERS = 2
 REPORTED = Path("params/baseline")
 """The jobs that a report measures; others in params/ get a page once they have a record."""
 
@@ -48,15 +45,6 @@ class Site:
     published: bool = False
     """Whether the pages are for any reader, so that nothing in them may tell of this machine."""
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What tells the package which records to show."""
-        return {RESULTS: os.pathsep.join(self.results)}
-
-    def shown(self, page: render.Page) -> str:
-        """A page's path, as a person would type it."""
-        return within(page.out, self.root).as_posix()
-
 
 def local_site(root: Path) -> Site:
     """The pages of all records at hand."""
@@ -71,7 +59,7 @@ def published_site(root: Path) -> Site:
 # Which pages there are ---------------------------------------------------------------------------
 
 
-def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> list[render.Page]:
+def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> list[Page]:
     """Every page of a site, the long ones first, each with the hash of what it is made from.
 
     A job of the report without a record has a page too, unless the site is published; so has any
@@ -79,68 +67,82 @@ def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> lis
     """
     from wanreport.analysis import frames
 
-    scripts = {path.stem: path for path in sorted((site.root / "notebooks").glob("*.py"))}
+    runs = frames.load(site.results, site.root).runs
+    scripts = {path.stem: path for path in (site.root / "notebooks").glob("*.py")}
     job_script = scripts.pop("job", None)
     scripts.pop("trace", None)  # a page of anybody's own files, made by hand
     stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
-    links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
-    runs = frames.load(site.results, site.root).runs
     data = _digests(site)
-    make = "wanreport publish" if site.published else "wanreport report"
-    code = {"Commits measured": _listed(runs.commit)} if len(runs) else {}
+    commits = sorted({str(commit)[:12] for commit in runs.commit.dropna()}) if len(runs) else []
+    facts = (("Commits measured", ", ".join(commits)),)
+    pages = [Page(stem, scripts[stem], site.out / f"{stem}.html", f"{stem}.html", {},
+                  facts=facts, files=tuple(data), repair="") for stem in stems]  # fmt: skip
+    if job_script:
+        pages += _results(site, job_script, jobs, runs, data)
+        if not site.published:
+            pages += _unmeasured(site, job_script, jobs, names, runs)
+    links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
+    return [_sealed(page, site, links, data) for page in pages]
 
-    def page(name: str, script: Path, href: str, given: Mapping[str, Any], files: Sequence[str],
-             facts: Mapping[str, str], repair: str = "") -> render.Page:  # fmt: skip
-        if re.search(r"^results_dirs\s*=", script.read_text("utf-8"), re.MULTILINE):
-            given = {**given, "results_dirs": list(site.results)}
-        facts = {name: value for name, value in facts.items() if value}
-        facts |= {} if site.published else {"Rendered with": _software()}
-        known = [name, script.read_text("utf-8"), given, data, links, facts, repair]
-        known += [] if site.published else [_package(), _libraries()]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-        return render.Page(name, script, site.out / href, href, given, links, tuple(facts.items()),
-                           tuple(files), digest, repair or make)  # fmt: skip
 
-    pages = [page(stem, scripts[stem], f"{stem}.html", {}, data, code) for stem in stems]
-    if job_script is None:
-        return pages
-    sources = {job.name: file for file, job in jobs.items()}
-    counts = runs[(runs.source == "job") & runs.latest] if len(runs) else runs
-    # Of one job at two scales the full one has the page.
-    rows = {(row.slug, row.job): row for row in counts.sort_values("rehearsal", ascending=False)
-            .itertuples()} if len(runs) else {}  # fmt: skip
-    hashes = {row.job_hash for row in rows.values()}
-    for (slug, name), row in sorted(rows.items()):
-        given = json.loads((site.root / row.run).read_text("utf-8"))["job"]
-        facts = {"Record": row.run, "Measured": f"{row.started} on {row.machine_class}",
-                 "Measured with": _measured_with(row)}  # fmt: skip
-        own = [line for line in data if line.startswith(f"{row.run} ")]
-        again = f"wanreport run {sources[name]}" if name in sources else ""
-        pages.append(page(f"{name} on {slug}", job_script, f"jobs/{slug}/{name}.html",
-                          {**_asked(given), "machine": slug}, own, facts, again))  # fmt: skip
-    named = {name for _, name in rows}
-    for file, job in jobs.items() if not site.published else ():
+def _results(
+    site: Site, script: Path, jobs: Mapping[Path, Job], runs: Any, data: Sequence[str]
+) -> Iterator[Page]:
+    """The page of each job on each machine that measured it."""
+    files = {job.name: file for file, job in jobs.items()}
+    defaults = {name: field.get_default() for name, field in Job.model_fields.items()}
+    for row in _counting(runs):
+        kept = json.loads((site.root / row.run).read_text("utf-8"))["job"]
+        asked = {k: v for k, v in kept.items() if k in defaults and v != defaults[k]}
+        commit = f"wanreport (commit {row.commit[:12]})" if isinstance(row.commit, str) else ""
+        torch = f"torch {row.torch}" if row.torch else ""
+        facts = (("Record", row.run), ("Measured", f"{row.started} on {row.machine_class}"),
+                 ("Measured with", ", ".join(filter(None, [commit, torch]))))  # fmt: skip
+        again = f"wanreport run {files[row.job]}" if row.job in files else ""
+        href = f"jobs/{row.slug}/{row.job}.html"
+        yield Page(f"{row.job} on {row.slug}", script, site.out / href, href,
+                   {**asked, "machine": row.slug}, facts=facts, repair=again,
+                   files=tuple(line for line in data if line.startswith(f"{row.run} ")),
+                   )  # fmt: skip
+
+
+def _unmeasured(
+    site: Site, script: Path, jobs: Mapping[Path, Job], names: Sequence[str], runs: Any
+) -> Iterator[Page]:
+    """The page of each job that has no record and is in the report, or among `names`."""
+    rows = _counting(runs)
+    hashes, named = {row.job_hash for row in rows}, {row.job for row in rows}
+    for file, job in jobs.items():
         reported = file.parent == REPORTED and not hashes & set(job.hashes())
         if reported or job.name in names and job.name not in named:
+            href = f"jobs/none/{job.name}.html"
             given = job.model_dump(mode="json", exclude_unset=True)
-            pages.append(page(job.name, job_script, f"jobs/none/{job.name}.html", given, [], {},
-                              f"wanreport run {file}"))  # fmt: skip
-    return pages
+            again = f"wanreport run {file}"
+            yield Page(job.name, script, site.out / href, href, given, repair=again)
 
 
-def _asked(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record's job that say something, as a params file would."""
-    defaults = {name: field.get_default() for name, field in Job.model_fields.items()}
-    return {k: v for k, v in job.items() if k in defaults and v != defaults[k]}
+def _counting(runs: Any) -> list[Any]:
+    """The runs that jobs' pages show, sorted: of one job at two scales the full one."""
+    if not len(runs):
+        return []
+    latest = runs[(runs.source == "job") & runs.latest].sort_values("rehearsal")
+    kept = latest.drop_duplicates(["slug", "job"]).sort_values(["slug", "job"])
+    return list(kept.itertuples())
 
 
-def _measured_with(row: Any) -> str:
-    commit = f"wanreport (commit {row.commit[:12]})" if isinstance(row.commit, str) else ""
-    return ", ".join(filter(None, [commit, f"torch {row.torch}" if row.torch else ""]))
-
-
-def _listed(commits: Any) -> str:
-    return ", ".join(sorted({str(commit)[:12] for commit in commits.dropna()}))
+def _sealed(page: Page, site: Site, links: tuple[tuple[str, str], ...], data: list[str]) -> Page:
+    """A page with all that it shows, and the hash over it."""
+    text, given = page.script.read_text("utf-8"), dict(page.parameters or {})
+    if re.search(r"^results_dirs\s*=", text, re.MULTILINE):
+        given["results_dirs"] = list(site.results)
+    facts = {name: value for name, value in page.facts if value}
+    facts |= {} if site.published else {"Rendered with": _software()}
+    known = [page.name, text, given, data, links, facts, page.repair]
+    known += [] if site.published else [_package(), _libraries()]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    make = "wanreport publish" if site.published else "wanreport report"
+    return replace(page, parameters=given, links=links, facts=tuple(facts.items()), inputs=digest,
+                   repair=page.repair or make)  # fmt: skip
 
 
 def _digests(site: Site) -> list[str]:
@@ -180,20 +182,23 @@ def _software() -> str:
     return ", ".join([*known, *(f"{name} {metadata.version(name)}" for name in names)])
 
 
-def is_stale(page: render.Page) -> bool:
+def is_stale(page: Page) -> bool:
     """Whether the page is missing, was made from something else, or is incomplete."""
-    try:
-        with page.out.open(encoding="utf-8", errors="replace") as file:
-            return f'name="wanreport-inputs" content="{page.inputs}"' not in file.read(4096)
-    except OSError:
-        return True
+    return f'name="wanreport-inputs" content="{page.inputs}"' not in _head(page.out)
 
 
-def _remove_others(site: Site, pages: Sequence[render.Page]) -> None:
+def _head(path: Path) -> str:
+    """The beginning of a page, where it says what it was made from; "" without a page."""
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(4096)
+    return ""
+
+
+def _remove_others(site: Site, pages: Sequence[Page]) -> None:
     """Remove pages that are no more: a reader would take them for results."""
     mine = {page.out for page in pages}
     for path in [*site.out.glob("*.html"), *site.out.glob("jobs/**/*.html")]:
-        if path not in mine and "wanreport-inputs" in path.read_text("utf-8", "replace")[:4096]:
+        if path not in mine and "wanreport-inputs" in _head(path):
             path.unlink()
             with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
@@ -203,14 +208,9 @@ def _remove_others(site: Site, pages: Sequence[render.Page]) -> None:
 
 
 def report(
-    root: Path,
-    *,
-    only: Sequence[Path] = (),
-    pages: Sequence[str] = (),
-    measuring: bool = True,
-    force: bool = False,
-    workers: int = WORKERS,
-) -> int:
+    root: Path, *, only: Sequence[Path] = (), pages: Sequence[str] = (), measuring: bool = True,
+    force: bool = False, workers: int = 2,
+) -> int:  # fmt: skip
     """Bring reports/ up to date and return the exit status.
 
     Parameters
@@ -231,26 +231,24 @@ def report(
     wanreport.records.record.RecordError
         If a record cannot be read or written.
     """
+    asked = load_jobs(only, root)
+    # A draft beside it must not keep a job from running.
     files = sorted((root / "params").rglob("*.yaml"))
-    with _as_exit(signal.SIGTERM):
-        asked = load_jobs(only, root)
-        # A draft beside it must not keep a job from running.
-        jobs = {**load_jobs(files, root, lenient=bool(only)), **asked}
-        wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
-        failed: list[str] = []
-        if measuring:
-            name = only[0].stem if len(only) == 1 else "report"
-            log = project.local_results(root) / "logs" / f"{name}.log"
-            failed = measure(list(wanted.values()), root, log)
-        names = [job.name for job in asked.values()]
-        return _render(local_site(root), jobs, names, pages, force, workers, failed)
+    jobs = {**load_jobs(files, root, lenient=bool(only)), **asked}
+    wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
+    failed: list[str] = []
+    if measuring:
+        name = only[0].stem if len(only) == 1 else "report"
+        log = project.local_results(root) / "logs" / f"{name}.log"
+        failed = measure(list(wanted.values()), root, log)
+    names = [job.name for job in asked.values()]
+    return _render(local_site(root), jobs, names, pages, force, workers, failed)
 
 
-def publish(root: Path, workers: int = WORKERS) -> int:
+def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
-    with _as_exit(signal.SIGTERM):
-        jobs = load_jobs(sorted((root / "params").rglob("*.yaml")), root)
-        return _render(published_site(root), jobs, (), (), True, workers, [])
+    jobs = load_jobs(sorted((root / "params").rglob("*.yaml")), root)
+    return _render(published_site(root), jobs, (), (), True, workers, [])
 
 
 def _render(
@@ -267,34 +265,21 @@ def _render(
     if due:
         say(f"Rendering {len(due)} of {len(pages)} pages")
     bad = 0
-    for page, problem, seconds in make_pages(due, site.root, site.environment, workers):
+    environment = {RESULTS: os.pathsep.join(site.results)}  # which records the package shows
+    for page, problem, seconds in make_pages(due, site.root, environment, workers):
+        bad += bool(problem)
         if problem:
-            bad += 1
-            say(f"  {site.shown(page)}: {_brief(problem)}", error=True)
+            say(f"  {_shown(page, site)}: {' '.join(problem.split())[:300]}", error=True)
         else:
             say(f"  {page.name:<24} {'rendered':<12} {seconds:6.1f} s")
     said = [f"{len(due)} of {len(pages)} pages rendered" if due else "nothing has changed"]
     said += [f"{bad} incomplete"] if bad else []
     said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
-    first = site.shown(mine[0]) if mine else "no page"
+    first = _shown(mine[0], site) if mine else "no page"
     say(f"{first}: {'; '.join(said)} ({time.monotonic() - begun:.1f} s)")
     return 1 if bad or failed else 0
 
 
-@contextlib.contextmanager
-def _as_exit(number: signal.Signals) -> Iterator[None]:
-    """Let a signal end the block like an exception, so that what it has started is ended too."""
-    try:
-        before = signal.signal(number, lambda *_: sys.exit(128 + number))
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-def _brief(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:300]}…"
+def _shown(page: Page, site: Site) -> str:
+    """A page's path, as a person would type it."""
+    return within(page.out, site.root).as_posix()
