@@ -23,7 +23,7 @@ from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import jobs, launch, machine, ranks, worker
+from wanreport.measure import fit, jobs, launch, machine, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import is_rehearsal, read_record
@@ -120,6 +120,17 @@ def test_a_budget_makes_room_in_proportion(
     assert inputs["block_bytes"] == record["model"]["block_bytes"]
 
 
+def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> None:
+    two = read_record(launch.run_job(_job("stream", enable_cfg_parallel=True), tmp_path))
+    one = read_record(launch.run_job(_job("resident", num_gpus=1), tmp_path))
+    assert (two["status"], one["status"]) == ("ok", "ok"), two["reason"]
+    assert len({it["latents_sha256"] for each in (two, one) for it in each["iterations"]}) == 1
+    inputs = two["engine"]["plan"]["inputs"]
+    assert inputs["branches"] == 1 and inputs["ranks"] == 2 and inputs["collectives_s"] == 0
+    for iteration in two["iterations"]:
+        assert iteration["counters"] == iteration["expected_counters"]
+
+
 def test_a_budget_below_two_blocks_cannot_run_and_says_what_would(tmp_path: Path) -> None:
     record = read_record(launch.run_job(_job("stream", vram_budget_gb=2.0), tmp_path))
     assert record["status"] == "unsupported"
@@ -134,7 +145,7 @@ def test_host_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyP
     experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
     layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
-    rank = worker.HOST_OVERHEAD
+    rank = fit.HOST_OVERHEAD
     needs = {
         "layerwise": store + 4 * rank,  # one copy for all ranks
         "swap": 4 * (store + rank),  # one each
@@ -143,10 +154,10 @@ def test_host_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyP
     for name, needed in needs.items():
         engine = ENGINES[name](prefetch=1)
         free(needed)
-        worker.require_host_memory(engine, layouts, 4)
+        fit.require_host_memory(engine, layouts, 4)
         free(needed - 100_000_000)
         with pytest.raises(launch.Unsupported, match=r"0\.1 GB are missing") as refused:
-            worker.require_host_memory(engine, layouts, 4)
+            fit.require_host_memory(engine, layouts, 4)
         assert "--mem" in refused.value.hint
 
 

@@ -8,12 +8,11 @@ Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -28,6 +27,7 @@ from wanreport.jobs.job import job_from_mapping
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure import machine
+from wanreport.measure.fit import blocks_in_budget, require_host_memory, weights_of
 from wanreport.measure.launch import Unsupported
 from wanreport.measure.link import measure_link
 from wanreport.measure.profile import SwitchProfile
@@ -46,20 +46,11 @@ from wanreport.model.denoise import (
     make_scheduler,
     make_vae,
 )
-from wanreport.model.expert import A14B, EXPERTS, TINY, Expert, Segments
+from wanreport.model.expert import EXPERTS, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
-from wanreport.model.weights import (
-    CheckpointError,
-    CheckpointWeights,
-    HostStore,
-    Layout,
-    RandomWeights,
-    Source,
-)
-from wanreport.planner.plan import MIN_ROOM, make_plan, room
+from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
-
-HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
 
 # A tiny video: few tokens, and 27 of them, which no world size of the baseline divides.
 TINY_VIDEO = {"height": 48, "width": 48, "num_frames": 9}
@@ -69,13 +60,9 @@ TINY_TEXT_TOKENS = 8
 class Rank:
     """One rank's work on one job.
 
-    Parameters
-    ----------
-    spec
-        ``job`` (the resolved job's fields), ``settings`` (flow_shift, boundary_ratio,
-        guidance_scale, guidance_scale_2) and ``plan_only``.
-    out
-        Folder for results, progress and traces.
+    ``spec`` holds the ``job`` (the resolved one's fields), ``settings`` (flow_shift,
+    boundary_ratio, guidance_scale, guidance_scale_2) and ``plan_only``. Results, progress and
+    traces go to the folder ``out``.
     """
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
@@ -83,11 +70,8 @@ class Rank:
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job["scale"] == "tiny"
         self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
-        self.video = (
-            TINY_VIDEO
-            if self.tiny
-            else {key: self.job[key] for key in ("height", "width", "num_frames")}
-        )
+        sizes = {key: self.job[key] for key in TINY_VIDEO}
+        self.video = TINY_VIDEO if self.tiny else sizes
         self.checkpoint = Path(self.job["checkpoint"]) if self.job["checkpoint"] else None
 
     def run(self) -> dict[str, Any]:
@@ -98,7 +82,7 @@ class Rank:
                 "install a torch that fits the driver (nvidia-smi names its CUDA version)",
             )
         connect(self.device, self.out, self.rank, self.world_size, job["timeout_s"])
-        source, configs = self._weights()
+        source, configs = weights_of(self.checkpoint, job["seed"], tiny=self.tiny)
         dtype = getattr(torch, job["dtype"])
         group, pair = cfg_groups() if job["enable_cfg_parallel"] else (dist.group.WORLD, None)
         parallel = SequenceParallel(group)
@@ -115,16 +99,13 @@ class Rank:
         layouts = list(HostStore(experts, RandomWeights()).layouts.values())
         if not self.tiny:
             require_host_memory(engine, layouts, self.world_size)
-        room = self._room(layouts) if job["engine"] == "stream" else 0
+        room = blocks_in_budget(job, layouts) if job["engine"] == "stream" else 0
         dist.barrier()  # what is free is read by all ranks before one of them takes any
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
-        store = HostStore(
-            experts,
-            source,
-            pin=self.device.type == "cuda" and engine.pins_store,
-            group=dist.group.WORLD if engine.shares_store else None,
-        )
+        pin = self.device.type == "cuda" and engine.pins_store
+        shared = dist.group.WORLD if engine.shares_store else None
+        store = HostStore(experts, source, pin=pin, group=shared)
         shape = self._shape(experts[EXPERTS[0]], store)
         guidance = self._guidance(configs[EXPERTS[0]]["text_dim"], dtype)
         self.vae = self._vae() if job["decode"] and self.rank == 0 else None
@@ -143,8 +124,7 @@ class Rank:
         }
         guidance = replace(guidance, pair=pair)
         if job["engine"] == "stream":
-            settings = self._settings(make, store, guidance, link, room, result)
-            engine = Stream(settings)
+            engine = Stream(self._settings(make, store, guidance, link, room, result))
         if self.plan_only:
             return result | {"iterations": []}
         engine.attach(experts, store, self.device, dist.group.WORLD)
@@ -163,51 +143,10 @@ class Rank:
         store.close()
         return result
 
-    def _weights(self) -> tuple[Source, dict[str, dict[str, Any]]]:
-        """Where weights come from, and each expert's configuration."""
-        if self.checkpoint is None:
-            source = RandomWeights(self.job["seed"])
-            return source, dict.fromkeys(EXPERTS, TINY if self.tiny else A14B)
-        try:
-            checkpoint = CheckpointWeights(self.checkpoint)
-            return checkpoint, {name: checkpoint.config(name) for name in EXPERTS}
-        except (CheckpointError, OSError, ValueError, KeyError) as error:
-            hint = "point `checkpoint` at a complete folder"
-            raise Unsupported(str(error), hint) from error
-
-    def _room(self, layouts: Sequence[Layout]) -> int:
-        """How many blocks the job's budget holds on the device; in a rehearsal in proportion.
-
-        ``layouts`` are the job's own; a rehearsal asks about the full model's.
-        """
-        scaled = self.tiny and not self.checkpoint
-        if scaled:
-            config = A14B | {"num_layers": 1}
-            whole = {n: Expert(n, config, getattr(torch, self.job["dtype"])) for n in EXPERTS}
-            layouts = list(HostStore(whole, RandomWeights()).layouts.values())
-        outer, block = layouts[0].nbytes, layouts[1].nbytes
-        budget_gb = self.job["vram_budget_gb"]
-        blocks = room(budget_gb, block, outer)
-        if blocks < MIN_ROOM:
-            least = (2 * outer + MIN_ROOM * block) / 1e9
-            raise Unsupported(
-                f"vram_budget_gb {budget_gb} holds {blocks} blocks, and streaming needs"
-                f" {MIN_ROOM} beside what lies outside the blocks",
-                f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
-            )
-        return (
-            max(blocks * TINY["num_layers"] // A14B["num_layers"], MIN_ROOM) if scaled else blocks
-        )
-
     def _settings(
-        self,
-        make: Callable[..., Expert],
-        store: HostStore,
-        guidance: Guidance,
-        link: dict[str, Any] | None,
-        room: int,
-        result: dict[str, Any],
-    ) -> StreamSettings:
+        self, make: Callable[..., Expert], store: HostStore, guidance: Guidance,
+        link: dict[str, Any] | None, room: int, result: dict[str, Any],
+    ) -> StreamSettings:  # fmt: skip
         """Choose how `stream` moves weights; why goes to the result's ``plan``."""
         store.buffer(EXPERTS[0], None)  # filled now: that is no part of planning
         self.say("plan")
@@ -286,15 +225,9 @@ class Rank:
         }  # fmt: skip
 
     def _iteration(
-        self,
-        kind: str,
-        number: int,
-        experts: dict[str, Expert],
-        engine: Engine,
-        store: HostStore,
-        guidance: Guidance,
-        shape: Shape,
-    ) -> dict[str, Any]:
+        self, kind: str, number: int, experts: dict[str, Expert], engine: Engine,
+        store: HostStore, guidance: Guidance, shape: Shape,
+    ) -> dict[str, Any]:  # fmt: skip
         job, device = self.job, self.device
         scheduler = make_scheduler(self.settings["flow_shift"], self.checkpoint)
         ratio = self.settings["boundary_ratio"]
@@ -413,19 +346,6 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
         store = f"file://{out / 'rendezvous'}"
         dist.init_process_group(
             "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout
-        )
-
-
-def require_host_memory(engine: Engine, layouts: Sequence[Layout], ranks: int) -> None:
-    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
-    needed = engine.host_bytes(layouts, ranks) + ranks * HOST_OVERHEAD
-    free = machine.host_memory()["available"]
-    if needed > free:
-        raise Unsupported(
-            f"{type(engine).__name__.lower()} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host"
-            f" memory and {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
-            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
-            " host copy all ranks share (resident, layerwise)",
         )
 
 
