@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (RecordError, FactError, EvidenceError) as error:
         print(error, file=sys.stderr)
+    except BrokenPipeError:  # as of `| head`, which has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"wanreport: {where}{error.strerror or error}", file=sys.stderr)
