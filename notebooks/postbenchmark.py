@@ -607,7 +607,9 @@ if read:
                   f"{facts.text('s4.3.observed.percent')} (§4.3)",
           note=f"Peak: the baseline's {facts.text('s4.3.peak.bandwidth')}. Measured: pinned copies alone, before "
                f"the run. Observed: in the trace. The baseline counts {facts.text('s4.3.peak.bytes')} a step.")  # fmt: skip
-    met = pd.concat([spans.overlap([trace], link[name]).assign(run=name) for name, trace in read.items()])
+    met = pd.concat(
+        [spans.overlap([trace], link[name]).assign(run=name) for name, trace in read.items()]
+    )
     met = met[met.step.isna()]
     table(met, {"run": "run", "hidden_share": "beside kernels", "in_collectives_share": "beside collectives",
                 "meeting_gb_s": "rate of those that meet one"},
