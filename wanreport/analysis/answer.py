@@ -64,14 +64,14 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
     for what, name, there in (("NVLink", "480p-2gpu-{}", found.place == "NVLink"),
                               ("720p", "720p-2gpu-{}-5steps", found.height == 720)):  # fmt: skip
         if not there.any():
-            todo = to_measure(frames, *("campaign/" + name.format(e) for e in pair), root=root)
+            todo = to_measure(frames, *("campaign/" + name.format(e) for e in pair))
             rows.append({"what": what, "jobs": 1, "gpus": "2", **todo})
     runs = frames.runs
     done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
     jobs = {file: load_job(file) for file in sorted((root / "params/baseline").glob("*.yaml"))}
     left = {file: job for file, job in jobs.items() if job.baseline_job not in set(done)}
     if left:
-        todo = to_measure(frames, *(f"baseline/{file.stem}" for file in left), root=root)
+        todo = to_measure(frames, *(f"baseline/{file.stem}" for file in left))
         rows.insert(0, {
             "what": "baseline", "jobs": len({job.baseline_job for job in left.values()}),
             "gpus": " and ".join(map(str, sorted({job.num_gpus for job in left.values()}))),

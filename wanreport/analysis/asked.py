@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -34,25 +33,23 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     for column, fact, unit in (("gpus", gpus, " GPUs"), ("height", "s2.height", "p"),
                                ("frames", "s2.frames", " frames")):  # fmt: skip
         wanted = facts.number(fact) if fact else math.nan
-        other = runs[column].dropna()
-        other = other[other != wanted]
+        other = runs[column][runs[column] != wanted].dropna()
         if fact and len(other):
-            there = " and ".join(map(str, sorted(set(other))))
-            there += " GPU" if (there, column) == ("1", "gpus") else unit
+            there = " and ".join(map(str, sorted(set(other)))) + unit
+            there = "1 GPU" if there == "1 GPUs" else there
             some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
             said.append(f"{there} instead of {wanted:.0f}{unit if unit == 'p' else ''}{some}")
     return ", ".join(said)
 
 
-def to_measure(frames: Frames, *params: str, root: Path | None = None) -> dict[str, Any]:
+def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
     """Name the `command` that measures some jobs, and the `minutes` that it takes at most.
 
     `params` are files below ``params/`` without their ending. Minutes are those that the job took
     on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
     files = [f"params/{name}.yaml" for name in params]
-    paths = [(root or project_root()) / file for file in files]
-    runs = frames.full_scale()
+    paths, runs = [project_root() / file for file in files], frames.full_scale()
     known = dict(zip(runs.job, runs.wall_s, strict=True)) if len(runs) else {}
     took = sum(known.get(path.stem) or (load_job(path).timeout_s if path.is_file() else math.nan)
                for path in paths)  # fmt: skip
@@ -81,6 +78,12 @@ def told(one: Row, two: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def over_resident(cost: pd.DataFrame, one: Row, two: Row) -> dict[str, Any]:
+    """Compare the overheads of two rows of :func:`compare.overhead`, each over its `resident`."""
+    pairs = [(row, cost.loc[row["reference"]]) for row in (one, two)]
+    return compare.gap_difference(pairs[0], pairs[1])
+
+
 def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
     """Pair rows of :func:`compare.overhead`: of each machine, number of GPUs and height one pair.
 
@@ -88,12 +91,11 @@ def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
     """
     if ones.empty or others.empty:
         return []
-    both = ones.merge(others, on="group", suffixes=("", "_two"))
-    both = both[both.run != both.run_two]
-    boards = zip(both.boards, both.boards_two, strict=True)
-    both["same"] = [bool(one) and one == two for one, two in boards]
-    both["beside"] = both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True)
-    order = both.sort_values(["steps_run", "same", "beside", "started", "started_two"])
     where = ["machine", "gpus", "height"]
+    both = ones.merge(others, on="group", suffixes=("", "_two")).query("run != run_two")
+    order = both.assign(
+        same=both.boards.astype(bool) & (both.boards == both.boards_two),
+        beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
+    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
     return [(ones.loc[row.run], others.loc[row.run_two]) for row in picked.itertuples()]

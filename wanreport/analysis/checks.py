@@ -7,6 +7,7 @@ the setup that the baseline asks for, the nearest ones answer, and `setting` say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,11 +15,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Facts, Row, differs, nearest, plain_jobs, to_measure
+from wanreport.analysis.asked import NEW, OLD, Facts, differs, nearest, plain_jobs, to_measure, told
+from wanreport.analysis.compare import Row
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.overlap import shares
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
-from wanreport.words import counted, gibibytes, ratio, seconds, share, significant
+from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, significant
 
 STATUSES = ("pass", "fail", "within noise", "not measured")
 FOUR = "s9.1.new4.gpus"
@@ -29,12 +31,12 @@ Answer = dict[str, Any]
 
 
 class _Data(NamedTuple):
-    """What checks look at: all frames, the baseline's numbers, timed jobs, timelines by machine."""
+    """What checks look at: all frames, the baseline's numbers, timed jobs, measured timelines."""
 
     frames: Frames
     facts: Facts
     timed: pd.DataFrame
-    lanes: list[pd.DataFrame]
+    lanes: pd.DataFrame
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -48,17 +50,15 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `runs` and `setting`, how they differ from what was asked for; `command` and `minutes`, what
     would measure it as asked for, at most so long.
     """
-    timed, found, rows = plain_jobs(compare.overhead(frames), earlier=True), shares(frames), []
-    lanes = [here for _, here in found.groupby(["machine", "gpus"])] if len(found) else []
-    data = _Data(frames, facts, timed, lanes)
+    data = _Data(frames, facts, plain_jobs(compare.overhead(frames), earlier=True), shares(frames))
+    unknown = {"status": "not measured", "setting": "", "measured": "", "runs": []}
+    rows = []
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
         answers = list(answer(data)) if len(frames.runs) else []
         # Where a machine has what was asked for, what is near it tells no more.
         there = {each.get("machine") for each in answers if not each["setting"]}
         answers = [a for a in answers if not a["setting"] or a.get("machine") not in there]
-        for each in answers or [
-            {"status": "not measured", "setting": "", "measured": "", "runs": []}
-        ]:
+        for each in answers or [unknown]:
             settled = each["status"] in ("pass", "fail") and not each["setting"]
             todo = {} if settled or not jobs else to_measure(frames, *jobs.split())
             rows.append({"check": check, "question": question, "expected": expected, "machine": "",
@@ -88,41 +88,49 @@ def _judged(claim: str, wanted: str) -> str:
     return others.get(claim, "fail")
 
 
-def _each(runs: pd.DataFrame, *first: str) -> list[Row]:
+def _rows(runs: pd.DataFrame) -> list[Row]:
+    return [row for _, row in runs.iterrows()]
+
+
+def _last(runs: pd.DataFrame, *first: str) -> list[Row]:
     """Pick of each machine, number of GPUs and height the last run, in the order of `first`."""
     order = runs.sort_values([*first, "started"])
-    return [row for _, row in order.groupby(["machine", "gpus", "height"]).tail(1).iterrows()]
+    return _rows(order.groupby(["machine", "gpus", "height"]).tail(1))
 
 
 # The schedule and the engines, at any scale ------------------------------------------------------
 
 
-def _stand_ins(data: _Data, runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Runs of the baseline's own jobs, at any scale; else of other jobs, and how they differ."""
-    own, full = runs[runs.baseline_job.notna()], runs[~runs.rehearsal]
-    return (own, "") if len(own) else (full, differs(data.facts, full, FOUR))
+def _wanted(data: _Data, fact: str, values: pd.DataFrame) -> Iterator[Answer]:
+    """Hold all values of each job against a fact: the baseline's own jobs, else all at full scale.
+
+    `values` has a row for each run; infinity is never seen.
+    """
+    runs = data.frames.runs.loc[values.index]
+    own, setting = runs[runs.baseline_job.notna()], ""
+    if own.empty:
+        own = runs[~runs.rehearsal]
+        setting = differs(data.facts, own, FOUR)
+    if len(own):
+        values = values.loc[own.index].astype(float)
+        seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
+        yield _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
 
 
 def _shift(data: _Data) -> Iterator[Answer]:
     runs = data.frames.runs
-    runs, setting = _stand_ins(data, runs[(runs.source == "job") & runs.flow_shift.notna()])
-    if len(runs):
-        seen = ", ".join(f"{shift:g}" for shift in sorted(set(runs.flow_shift)))
-        yield _holds(runs.flow_shift == data.facts.number("s9.1.flow_shift"), seen, setting)
+    known = runs[(runs.source == "job") & runs.flow_shift.notna()]
+    yield from _wanted(data, "s9.1.flow_shift", known[["flow_shift"]])
 
 
 def _switch(data: _Data) -> Iterator[Answer]:
+    """What the schedule says, and which expert each step of each iteration really used."""
     runs, steps = data.frames.runs, data.frames.steps
-    runs, setting = _stand_ins(data, runs[(runs.source == "job") & runs.index.isin(steps.run)])
-    if len(runs):
-        # What the schedule says, and which expert each step of each iteration really used.
-        low = steps[steps.expert == "low_noise"].groupby(["run", "iteration"]).step.min()
-        ends = low.groupby("run").agg(["min", "max", "size"]).reindex(runs.index).astype(float)
-        ends["planned"], wanted = runs.switch_step, int(data.facts.number("s2.switch.new"))
-        each = ends[["min", "max", "planned"]].astype(float)
-        whole = ends["size"] == steps.groupby("run").iteration.nunique().reindex(runs.index)
-        seen = sorted({f"{step:.0f}" for step in each.stack()})
-        yield _holds((each == wanted).all(axis=1) & whole, ", ".join(seen), setting)
+    known = runs[(runs.source == "job") & runs.index.isin(steps.run)]
+    low = steps.step.where(steps.expert == "low_noise").astype(float)
+    first = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf)  # it never switched
+    ends = first.groupby("run").agg(["min", "max"]).reindex(known.index)
+    yield from _wanted(data, "s2.switch.new", ends.assign(planned=known.switch_step))
 
 
 def _bits(data: _Data) -> Iterator[Answer]:
@@ -151,8 +159,6 @@ def _every(column: str, data: _Data) -> Iterator[Answer]:
 def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
     runs = data.timed
-    if runs.empty:
-        return []
     new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
     return nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
@@ -160,25 +166,21 @@ def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
 def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
     for one, two in _pairs(data, other, deep):
-        gap = compare.difference(one, two, compare.pair_drift(one, two))
-        shown = f"{ratio(gap['difference'])}, {gap['step_difference_s']:+.2f} s a step"
-        yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown.replace("-", "−"))
+        gap, less = told(one, two), one.step_s - two.step_s
+        shown = f"{ratio(gap['difference'])}, {signed(f'{less:+.2f}')} s a step"
+        yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown)
 
 
 def _scaling(old: str, data: _Data) -> Iterator[Answer]:
-    pairs = _pairs(data, old)
     asked = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
+    pairs = _pairs(data, old)
     for wide in pairs:
-        new = wide[0]
-        alike = [pair for pair in pairs if pair[0].gpus < new.gpus
+        new, many = wide[0], int(wide[0].gpus)
+        alike = [pair for pair in pairs if pair[0].gpus < many
                  and pair[0].workload == new.workload and pair[0].gpu_model == new.gpu_model
                  and pair[0].interconnect in ("", new.interconnect)]  # fmt: skip
         for narrow in sorted(alike, key=lambda pair: pair[0].gpus)[-1:]:
-            gap, few, many = (
-                compare.gap_difference(wide, narrow),
-                int(narrow[0].gpus),
-                int(new.gpus),
-            )
+            gap, few = compare.gap_difference(wide, narrow), int(narrow[0].gpus)
             also = f"{few} and {many} GPUs instead of {asked[0]} and {asked[1]}"
             also += f", which adds collectives ({new.interconnect})" if few == 1 else ""
             shown = f"{ratio(gap['gap_before'])} on {few}, {ratio(gap['gap'])} on {many}"
@@ -188,14 +190,12 @@ def _scaling(old: str, data: _Data) -> Iterator[Answer]:
 
 def _spike(old: str, data: _Data) -> Iterator[Answer]:
     runs, steps = data.timed, data.frames.steps
-    steps = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
-    if len(runs):
-        runs = runs[runs.latest & (runs.engine == old) & runs.switch_s.notna()]
-    for row in _each(runs, "steps_run") if len(runs) else ():
-        low, high = steps.min()[row.run], steps.max()[row.run]
+    steady = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
+    runs = runs.assign(low=steady.min(), high=steady.max())
+    for row in _last(runs[runs.latest & (runs.engine == old) & runs.switch_s.notna()], "steps_run"):
         there = row.switch_step == data.facts.number("s2.switch.new")
-        spike = there and row.switch_s > high * (1 + SAME_CLOCKS)
-        shown = f"{seconds(row.switch_s)}, other steps {seconds(low)} to {seconds(high)}"
+        spike = there and row.switch_s > row.high * (1 + SAME_CLOCKS)
+        shown = f"{seconds(row.switch_s)}, other steps {seconds(row.low)} to {seconds(row.high)}"
         yield _answer(data, "pass" if spike else "fail", [row], shown)
 
 
@@ -207,13 +207,13 @@ def _pure(data: _Data) -> Iterator[Answer]:
     # The GPU's memory counts, and not the host's.
     oom = (runs.status == "oom") & runs.reason.str.contains("CUDA|OutOfMemoryError")
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
-    for row in _each(runs[runs.engine == "resident"]):
+    for row in _last(runs[runs.engine == "resident"]):
         shown = "out of memory" if row.oom else f"{gibibytes(row.reserved_bytes)} reserved"
         yield _answer(data, "pass" if row.oom else "fail", [row], shown)
 
 
 def _overlap(data: _Data) -> Iterator[Answer]:
-    for here in data.lanes:
+    for _, here in data.lanes.groupby(["machine", "gpus"]):
         here = here[here.hidden.notna() & here.engine.isin((NEW, *OLD))]
         new, old = here[here.engine == NEW].hidden, here[here.engine != NEW].hidden
         if len(new):
@@ -221,23 +221,23 @@ def _overlap(data: _Data) -> Iterator[Answer]:
             # The baseline expects something of both, so that one alone can only contradict it.
             status = "fail" if not agree else "pass" if len(old) else "not measured"
             shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
-            yield _answer(data, status, [row for _, row in here.iterrows()], shown,
+            yield _answer(data, status, _rows(here), shown,
                           "" if len(old) else "no copies of an old offload noted")  # fmt: skip
 
 
 def _contention(data: _Data) -> Iterator[Answer]:
-    for here in data.lanes:
-        here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")]
-        rows = [row for _, row in here.sort_values("beside").iterrows()]
-        orders = {
-            apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
-                  Median(1, row.alone_low, row.alone_high, row.alone_n)) for row in rows
-        }  # fmt: skip
-        if rows:
+    for _, here in data.lanes.groupby(["machine", "gpus"]):
+        here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")].sort_values("beside")
+        if len(here):
+            orders = {
+                apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
+                      Median(1, row.alone_low, row.alone_high, row.alone_n))
+                for row in here.itertuples()
+            }  # fmt: skip
             order = 0 if {1, -1} <= orders else max(orders, key=abs)
-            shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
             status = {1: "pass", -1: "fail"}.get(order, "within noise")
-            yield _answer(data, status, rows, shown)
+            shown = [f"{significant(r.beside, 3)}× in {r.engine}" for r in here.itertuples()]
+            yield _answer(data, status, _rows(here), ", ".join(shown))
 
 
 def _jobs(*engines: str, gpus: str = "4") -> str:

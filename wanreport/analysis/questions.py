@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Row, to_measure, told
+from wanreport.analysis.asked import NEW, OLD, Row, over_resident, to_measure, told
 from wanreport.analysis.frames import Frames
 
 JOBS = [f"campaign/480p-2gpu-{engine}" for engine in ("resident", NEW, *OLD)]
@@ -55,41 +55,41 @@ def questions(frames: Frames) -> pd.DataFrame:
 
 def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
     cost = cost[cost.latest & ~cost.again & ~cost.compiled & cost.vram_budget_gb.isna()]
+
+    def pairs(ones: pd.DataFrame, others: pd.DataFrame, *on: str) -> Iterator[tuple[Row, Row]]:
+        both = ones.merge(others, on=[*on] or "group")
+        return zip(_rows(cost.loc[both.run_x]), _rows(cost.loc[both.run_y]), strict=True)
+
     new = cost[cost.engine.isin((NEW, "sglang")) & (cost.prefetch.fillna(1) == 1)]
-    for one, two in _pairs(new[(new.gpus == 2) & (new.engine == NEW)], cost[cost.engine.isin(OLD)]):
+    on_two = new[(new.gpus == 2) & (new.engine == NEW)]
+    for one, two in pairs(on_two, cost[cost.engine.isin(OLD)]):
         yield _row(1, one.source == "job", one, two)
+
     near = new[new.tokens.between(7_800, 14_040) & new.overhead.notna()]
+    paths = [near[near.interconnect == path] for path in ("PCIe path", "NVLink")]
     best: dict[int, tuple[int, Row, Row]] = {}  # of each length the pair that is most alike
-    for one, two in _pairs(near[near.interconnect == "PCIe path"],
-                           near[near.interconnect == "NVLink"],
-                           ["gpu_model", "gpus", "tokens", "blocks"]):  # fmt: skip
+    for one, two in pairs(*paths, "gpu_model", "gpus", "tokens", "blocks"):
         alike = int(one.engine == two.engine) + int(one.branches == two.branches)
         if alike > best.get(one.tokens, (-1,))[0]:
             best[one.tokens] = alike, one, two
     for tokens, (alike, one, two) in sorted(best.items()):
-        gap = compare.gap_difference(*((run, cost.loc[run.reference]) for run in (one, two)))
-        yield _row(2, tokens == 10_000 and alike == 2, one, two, gap)
+        exact = tokens == 10_000 and alike == 2
+        yield _row(2, exact, one, two) | over_resident(cost, one, two)
+
     streams = cost[cost.engine == "stream"]
-    for number, (key, usual) in SETTINGS.items():
-        for one, two in _pairs(streams, streams):
-            changed = {
-                name for name in one.settings if one.settings[name] != two.settings.get(name)
-            }
+    for one, two in pairs(streams, streams):
+        changed = {key for key in one.settings if one.settings[key] != two.settings.get(key)}
+        for number, (key, usual) in SETTINGS.items():
             # Windows follow the parts of a block, not the schedule, so they are only near it.
-            if (
-                changed - ({"slots"} if number == 7 else set()) == {key}
-                and two.settings[key] == usual
-            ):
+            others = changed - {key, "slots"} if number == 7 else changed - {key}
+            if key in changed and not others and two.settings[key] == usual:
                 yield _row(number, number != 7, one, two)
 
 
-def _pairs(
-    ones: pd.DataFrame, others: pd.DataFrame, alike: list[str] | None = None
-) -> list[tuple[Row, Row]]:
-    both = ones.merge(others, on=alike or ["group"])
-    return [(ones.loc[a], others.loc[b]) for a, b in zip(both.run_x, both.run_y, strict=True)]
+def _rows(runs: pd.DataFrame) -> list[Row]:
+    return [row for _, row in runs.iterrows()]
 
 
-def _row(number: int, exact: bool, one: Row, two: Row, gap: Any = None) -> dict[str, Any]:
-    return {"number": number, "exact": exact, "one": one["name"], "two": two["name"],
-            **told(one, two), **(gap or {})}  # fmt: skip
+def _row(number: int, exact: bool, one: Row, two: Row) -> dict[str, Any]:
+    names = {"one": one["name"], "two": two["name"]}
+    return {"number": number, "exact": exact, **names, **told(one, two)}
