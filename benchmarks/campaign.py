@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,12 @@ from wanreport.measure import ranks as processes
 from wanreport.measure.machine import machine
 from wanreport.measure.worker import software
 from wanreport.model.weights import Layout, unit_parameters
-from wanreport.records.files import (
-    BENCH_SCHEMA,
-    FIRST,
-    LAST,
-    name_of,
-    read_bench,
-    stream_settings,
-)
-from wanreport.records.project import git_state, write_atomically
+from wanreport.records.files import BENCH_SCHEMA, FIRST, LAST, name_of, read_bench, stream_settings
+from wanreport.records.project import git_state
+from wanreport.records.record import replace_file
 
 from .peers import PEERS, Missing
-from .rank import in_turn, make_expert
+from .rank import make_expert
 
 SETTINGS = ("device", "ranks", "blocks", "branches", "compile", "warmup")
 VERSIONS = ("python", "torch", "diffusers", "cuda", "nccl")
@@ -93,13 +88,14 @@ class Campaign:
     def run(self) -> None:
         """Run what is pending, engine by engine or all in turn, until the time budget is used."""
         here = [label for label in self.order if name_of(label) not in self.missing]
-        known = {(row["label"], row["tokens"]) for row in self.report["rows"]}
         for label in self.order:
-            if missing := self.missing.get(name_of(label)):
-                self._end([label], self._pending(label), missing.status, str(missing))
-            # Replaced by what comes of it; what the budget or a signal leaves stays.
-            left = [tokens for tokens in self._pending(label) if (label, tokens) not in known]
-            self._end([label], left, "not run", "the call ended before")
+            missing = self.missing.get(name_of(label))
+            for tokens in self._pending(label):
+                if missing:
+                    self._end(label, tokens, missing.status, str(missing))
+                elif self._row(label, tokens) is None:
+                    # Replaced by what comes of it; what the budget or a signal leaves stays.
+                    self._end(label, tokens, "not run", "the call ended before")
         for labels in [here] if self.arguments.turns else [[label] for label in here]:
             while (pending := self._pending(*labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
@@ -127,13 +123,13 @@ class Campaign:
 
             def collect() -> None:
                 for tokens in self._pending(*labels):
-                    files = [[out / f"row-{tokens}-{i}-rank{rank}.json" for rank in range(count)]
-                             for i in range(len(labels))]  # fmt: skip
-                    if all(file.is_file() for each in files for file in each):
-                        for label, each in zip(labels, files, strict=True):
-                            parts = [json.loads(file.read_text()) for file in each]
-                            self._end([label], [tokens], "ok", "", out, parts,
-                                      self._turns(labels, label))  # fmt: skip
+                    files = [out / f"row-{tokens}-{i}-rank{rank}.json"
+                             for i in range(len(labels)) for rank in range(count)]  # fmt: skip
+                    if all(file.is_file() for file in files):
+                        parts = [json.loads(file.read_text()) for file in files]
+                        for i, label in enumerate(labels):
+                            mine = parts[i * count : (i + 1) * count]
+                            self._end(label, tokens, "ok", ranks=mine, out=out)
 
             deadline = min(time.monotonic() + timeout_s, self.until)
             start = processes.KINDS[spec["device"]]
@@ -146,61 +142,50 @@ class Campaign:
                 at = progress.read_text() if progress.is_file() else "attach"
                 found = processes.failure(timeout_s, results, codes, at)
                 # The other shapes get new processes; without attaching none of them would run.
-                ended = left if at == "attach" else left[:1]
-                self._end(labels, ended, found["status"], found["reason"], out)
+                for label, tokens in product(labels, left if at == "attach" else left[:1]):
+                    self._end(label, tokens, found["status"], found["reason"], out=out)
 
-    def _turns(self, labels: Sequence[str], label: str) -> dict[str, list[int]]:
-        """Where in the process's order this engine's turns were, each with as many samples."""
-        order = in_turn(len(labels), self.arguments.turns)
-        mine = [at for at, i in enumerate(order) if labels[i] == label]
-        return {"turns": mine} if mine else {}
-
-    def _end(
-        self, labels: Sequence[str], shapes: Sequence[int], status: str, reason: str,
-        out: Path | None = None, ranks: Sequence[Row] = (), more: Row | None = None,
-    ) -> None:  # fmt: skip
-        """Enter a row for each engine and shape and write the JSON."""
+    def _end(self, label: str, tokens: int, status: str, reason: str = "",
+             ranks: Sequence[Row] = (), out: Path | None = None) -> None:  # fmt: skip
+        """Enter a row and write the JSON."""
         logs = sorted(out.rglob("*.log")) if out and not ranks else []
-        log = "\n".join(file.read_text(errors="replace") for file in logs)[-4000:]
-        for label, tokens in [(label, tokens) for label in labels for tokens in shapes]:
-            row = {
-                "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
-                "reason": reason, "ranks": list(ranks), "log": log,
-                "transport": processes.transport(out) if out else [],
-                "settings": stream_settings(label, ranks), **git_state(),
-                "ended_at": datetime.now(UTC).isoformat(timespec="seconds"), **(more or {}),
-            }  # fmt: skip
-            rows = [r for r in self.report["rows"] if (r["label"], r["tokens"]) != (label, tokens)]
-            self.report["rows"] = [*rows, row]
-            if status != "not run":
-                self.done.add((label, tokens))
-                print(self.line(row), flush=True)
-        if self.arguments.json and labels and shapes:
+        row = {
+            "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
+            "reason": reason, "ranks": list(ranks),
+            "log": "\n".join(file.read_text(errors="replace") for file in logs)[-4000:],
+            "transport": processes.transport(out) if out else [],
+            "settings": stream_settings(label, ranks), **git_state(),
+            "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        others = [each for each in self.report["rows"] if each is not self._row(label, tokens)]
+        self.report["rows"] = [*others, row]
+        if status != "not run":
+            self.done.add((label, tokens))
+            print(self.line(row), flush=True)
+        if self.arguments.json:
             text = json.dumps(self.report, indent=1, allow_nan=False) + "\n"
-            write_atomically(self.arguments.json, text)
+            replace_file(self.arguments.json, text)
 
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
-        first, (median, low, high, n) = self._first(row), step_ms(row)
+        first, (median, low, high, n) = self._row(FIRST, row["tokens"]), step_ms(row)
         took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}" if n else row["status"]
         over = f"{median / step_ms(first)[0]:.3f} of resident" if n and first else ""
         bits = {True: "same bits", False: "OTHER BITS", None: ""}[identical(row, first)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
-        bytes_ = [rank["memory"]["allocated_bytes"] or 0 for rank in row["ranks"]]
-        peak = f"{max(bytes_) / 1e9:.2f} GB" if any(bytes_) else ""
-        said = [f"{row['tokens']:,} tokens", row["label"], took, over, peak, bits, note]
+        said = [f"{row['tokens']:,} tokens", row["label"], took, over, bits, note]
         return "; ".join(filter(None, said))
 
-    def _first(self, row: Row) -> Row | None:
-        key = FIRST, row["tokens"]
-        return next((r for r in self.report["rows"] if (r["label"], r["tokens"]) == key), None)
+    def _row(self, label: str, tokens: int) -> Row | None:
+        rows = self.report["rows"]
+        return next((r for r in rows if (r["label"], r["tokens"]) == (label, tokens)), None)
 
     def wrong(self) -> bool:
         """Whether an engine failed, or on CPU gave other bits than resident."""
         cpu = self.arguments.device == "cpu"
         return any(
             row["status"] in ("failed", "oom", "timeout")
-            or (cpu and identical(row, self._first(row)) is False)
+            or (cpu and identical(row, self._row(FIRST, row["tokens"])) is False)
             for row in self.report["rows"]
         )
 

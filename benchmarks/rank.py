@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,7 +31,7 @@ from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.planner.probe import Probe
-from wanreport.records.files import FIRST, parse_label
+from wanreport.records.files import FIRST, name_of, parse_label
 from wanreport.records.record import replace_file
 
 from .peers import PEERS, Peer
@@ -40,6 +39,7 @@ from .peers import PEERS, Peer
 EXPERT = EXPERTS[0]
 STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch
 Inputs = tuple[Tensor, Guidance]
+Make = Callable[[int], Expert]  # so many blocks, without weights
 
 
 class Planned(Stream):
@@ -78,10 +78,8 @@ def make_expert(device: str, blocks: int) -> Expert:
 class Lane:
     """One engine of the process, with an expert of its own."""
 
-    def __init__(
-        self, engine: Engine, make: Callable[[int], Expert], blocks: int, store: HostStore,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+    def __init__(self, engine: Engine, make: Make, blocks: int, store: HostStore,
+                 device: torch.device) -> None:  # fmt: skip
         self.engine, self.make, self.blocks = engine, make, blocks
         self.store, self.device, self.group = store, device, dist.group.WORLD
         self.plan: dict[str, Any] | None = None
@@ -89,9 +87,8 @@ class Lane:
             self.attach()
 
     def attach(self) -> None:
-        begun, self.expert = time.perf_counter(), self.make(self.blocks)
+        self.expert = self.make(self.blocks)
         self.engine.attach({EXPERT: self.expert}, self.store, self.device, self.group)
-        self.attach_s = time.perf_counter() - begun
 
     def prepare(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
         """Take a shape's inputs; an engine with a plan for each shape is attached anew."""
@@ -102,86 +99,72 @@ class Lane:
             self.plan = self.engine.plan(Probe(self.make, self.store, self.group, *inputs), link)
             self.attach()
 
-    def step(self) -> Tensor:
-        """A denoising step's passes, as the pipeline makes them; the same inputs each time."""
-        latents, guidance = self.inputs
-        timestep = torch.tensor([900.0], device=self.device)
-        return predict(self.expert, self.engine, latents, timestep, guidance)
-
     def begin(self, steps: int) -> None:
-        branches = 1 if self.inputs[1].uncond is None else 2
-        self.engine.begin([EXPERT] * -(-branches // self.engine.branches_per_visit) * steps)
+        visits = -(-self.inputs[1].branches // self.engine.branches_per_visit)
+        self.engine.begin([EXPERT] * visits * steps)
+
+    def steps(self, number: int) -> list[float]:
+        """Seconds of denoising steps' passes, as the pipeline makes them; all have the same inputs.
+
+        The last one's ``output`` is kept.
+        """
+        clock, timestep = StepClock(self.device), torch.tensor([900.0], device=self.device)
+        latents, guidance = self.inputs
+        for _ in range(number):
+            with clock.step():
+                self.output = predict(self.expert, self.engine, latents, timestep, guidance)
+        return clock.seconds()
 
     def warm_up(self, steps: int, passes: int) -> None:
         """The first steps of a shape; afterwards it is known how many make a GPU hot."""
         self.begin(steps)
-        clock, outputs = StepClock(self.device), []
-        for _ in range(steps):
-            with clock.step():
-                outputs.append(self.step())
-        self.samples: list[float] = []
-        self.first, self.warmup = sha256(outputs[0]), clock.seconds()
-        self.warm = hot_steps(self.warmup[-1], self.device, self.group)
+        self.steps(1)
+        self.first = sha256(self.output)
+        self.warm = hot_steps(self.steps(steps - 1)[-1], self.device, self.group)
         self.passes = max(passes, self.warm)  # short ones are more, for the clock wanders
-        self.sensors, self.wall, self.counters = Sensors(self.device), 0.0, Counters()
+        self.sensors, self.samples, self.counters = Sensors(self.device), [], Counters()
 
     def turn(self) -> None:
         """Some steps on a hot device, timed one by one; the first turn heats it."""
         sensors = Sensors(self.device)  # found before the GPU is hot: it must not wait then
         self.begin(self.warm + self.passes)
-        for _ in range(self.warm):
-            self.step()
+        self.steps(self.warm)
         self.warm = 1
         dist.barrier()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        before, begun = self.engine.mover.counters + Counters(), time.perf_counter()
-        clock = StepClock(self.device)
+        before = self.engine.mover.counters + Counters()
         with sensors:
-            for _ in range(self.passes):
-                with clock.step():
-                    self.output = self.step()
-            self.samples += clock.seconds()
-            self.wall += time.perf_counter() - begun
-        self.counters = self.counters + (self.engine.mover.counters - before)
+            self.samples += self.steps(self.passes)
+        self.counters += self.engine.mover.counters - before
         self.sensors.readings += sensors.readings
 
     def row(self, alone: bool) -> dict[str, Any]:
         """What this rank measured; peaks of memory only where the process has no other engine."""
         if not self.output.isfinite().all():
             raise RuntimeError("the output is not finite, so its bits show nothing")
-        cuda, engine = self.device.type == "cuda", self.engine
-        pinned = engine.registered_bytes if isinstance(engine, Peer) else self.store.pinned_bytes
-        memory = peaks(self.device, pinned)
+        engine, peer = self.engine, isinstance(self.engine, Peer)
+        memory = peaks(self.device, engine.registered_bytes if peer else self.store.pinned_bytes)
         return {
             # On CPU no time is claimed, so none is kept.
-            "samples_ms": [1e3 * s for s in self.samples] if cuda else [],
-            "warmup_ms": [1e3 * s for s in self.warmup] if cuda else [],
-            "wall_ms_per_step": 1e3 * self.wall / len(self.samples) if cuda else None,
+            "samples_ms": [1e3 * s for s in self.samples] if self.device.type == "cuda" else [],
             "memory": memory if alone else dict.fromkeys(memory),
             "gpu": self.sensors.summary(),
             "shared_pinned_bytes": self.store.pinned_bytes if engine.shares_store else 0,
             "output_sha256": sha256(self.output),
             "first_output_sha256": self.first,
-            "counters": None if isinstance(engine, Peer) else asdict(self.counters),
-            "attach_s": self.attach_s,
-            "note": getattr(engine, "note", ""),
+            "counters": None if peer else asdict(self.counters),
+            "note": engine.note if peer else "",
             "plan": self.plan,
         }
 
 
-def in_turn(engines: int, turns: int) -> list[int]:
-    """Which engine has each turn: all of them, there and back again."""
-    return [i for turn in range(turns) for i in range(engines)[:: -1 if turn % 2 else 1]]
-
-
 def measure(lanes: Sequence[Lane], warmup: int, passes: int, turns: int) -> list[dict[str, Any]]:
-    """Warm up and time one shape with each engine."""
+    """Warm up and time one shape with each engine; they take turns, there and back again."""
     for lane in lanes:
         lane.warm_up(warmup, passes)
     reset_peaks(lanes[0].device)
-    for i in in_turn(len(lanes), turns):
-        lanes[i].turn()
+    for turn in range(turns):
+        for lane in lanes[:: -1 if turn % 2 else 1]:
+            lane.turn()
     return [lane.row(alone=len(lanes) == 1) for lane in lanes]
 
 
@@ -197,21 +180,21 @@ def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torc
 
 
 @contextmanager
-def attached(
-    spec: dict[str, Any], make: Callable[[int], Expert], device: torch.device
-) -> Iterator[list[Lane]]:
+def attached(spec: dict[str, Any], make: Make, device: torch.device) -> Iterator[list[Lane]]:
     """The engines of ``spec["engines"]``; those that read host memory alike share one store."""
     stores: dict[Any, HostStore] = {}
-    lanes, cuda = [], device.type == "cuda"
+    lanes = []
     for label in spec["engines"]:
         engine = make_engine(label)
         key: Any = engine.pins_store, engine.shares_store
         if isinstance(engine, Peer):
             engine.code, key = spec["code"][engine.name], label  # it closes its store
         if key not in stores:
-            shared = dist.group.WORLD if engine.shares_store else None
-            stores[key] = HostStore({EXPERT: make(spec["blocks"])}, RandomWeights(),
-                                    pin=cuda and engine.pins_store, group=shared)  # fmt: skip
+            stores[key] = HostStore(
+                {EXPERT: make(spec["blocks"])}, RandomWeights(),
+                pin=device.type == "cuda" and engine.pins_store,
+                group=dist.group.WORLD if engine.shares_store else None,
+            )  # fmt: skip
         lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
     yield lanes
     for lane in lanes:
@@ -232,8 +215,8 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
         expert.parallel, expert.segments = parallel, segments
         return expert
 
-    names = {parse_label(label)[0] for label in spec["engines"]}
-    link = measure_link(device, dist.group.WORLD) if names & {FIRST, Planned.name} else None
+    linked = {FIRST, Planned.name} & set(map(name_of, spec["engines"]))
+    link = measure_link(device, dist.group.WORLD) if linked else None
     with attached(spec, make, device) as lanes:
         for tokens, grid in spec["grids"]:
             if rank == 0:
@@ -245,8 +228,8 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
                 lane.prepare(inputs, link)
             rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
             for number, row in enumerate(rows):
-                text = json.dumps(row | {"link": link})
-                replace_file(out / f"row-{tokens}-{number}-rank{rank}.json", text.encode())
+                path = out / f"row-{tokens}-{number}-rank{rank}.json"
+                replace_file(path, json.dumps(row | {"link": link}))
     return {}
 
 

@@ -73,9 +73,7 @@ def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeyp
     words = ["--ranks", "2", "--turns", "2", "--engines", "swap", "diffusers"]
     assert main([*CPU, *words, "--json", str(path)]) == 0
     found = rows(path)
-    assert {label: row["turns"] for label, row in found.items()} == {
-        files.FIRST: [0, 7], "swap": [1, 6], "diffusers": [2, 5], files.LAST: [3, 4],
-    }  # fmt: skip
+    assert set(found) == {files.FIRST, "swap", "diffusers", files.LAST}
     for row in found.values():
         assert row["same"] and len(row["ranks"]) == 2
         memory = row["ranks"][0]["memory"]
@@ -95,7 +93,8 @@ def test_what_a_signal_or_the_budget_leaves_is_a_row_and_the_same_call_goes_on(
         ran.extend(labels)
         if labels == ["layerwise"]:
             raise KeyboardInterrupt
-        self._end(labels, pending, "failed", "made up")
+        for tokens in pending:
+            self._end(labels[0], tokens, "failed", "made up")
 
     def statuses():
         return {row["label"]: row["status"] for row in json.loads(path.read_text())["rows"]}
@@ -153,8 +152,7 @@ def test_other_bits_are_seen_even_if_only_the_first_step_is_right() -> None:
 
 def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
     slow = [100.0, 100.0, 100.0, 100.0, 101.0, 103.0, 99.0]
-    base = {"note": "", "output_sha256": "a", "first_output_sha256": "a",
-            "memory": {"allocated_bytes": 3e9}}  # fmt: skip
+    base = {"note": "", "output_sha256": "a", "first_output_sha256": "a"}
 
     def row(label: str, *samples: list[float], **more: Any) -> dict[str, Any]:
         ranks = [base | {"samples_ms": each} for each in samples]
@@ -167,7 +165,7 @@ def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
     ]  # fmt: skip
     assert step_ms(campaign.report["rows"][0]) == (100.0, 99.0, 103.0, 7)
     lines = map(campaign.line, campaign.report["rows"])
-    for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040", "3.00 GB"],
+    for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040"],
                                    ["oom", "out of memory"]), strict=True):  # fmt: skip
         assert all(part in line for part in parts)
     base["output_sha256"] = "b"
@@ -255,7 +253,11 @@ def test_sglangs_manager_runs_without_its_server(sglang, monkeypatch):
     monkeypatch.setattr(torch.cuda, "host_memory_stats", dict)
     engines = [ENGINES["resident"](), peers.Sglang(prefetch=2)]
     engines[1].code = code
-    assert torch.equal(*(_lane(engine, 3).step() for engine in engines))
+    lanes = [_lane(engine, 3) for engine in engines]
+    for lane in lanes:
+        lane.begin(1)
+        lane.steps(1)
+    assert torch.equal(*(lane.output for lane in lanes))
     assert "0 of 3" in engines[1].note, "what is not pinned is not claimed to be"
     assert torch.backends.cuda.cudnn_sdp_enabled(), "its import changes no other row's kernels"
 
