@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from wanreport.traces import read
 from wanreport.traces.copies import (
     bandwidth,
     budget,
+    calls_like,
     copies_of,
     memcpy_calls,
-    names_like,
     rates,
     summary,
     tensors,
@@ -95,9 +94,9 @@ def summarised(trace: Trace) -> dict[str, Any]:
             "count": len(calls), "gt10us": int((calls.ns > 10_000).sum()),
             "gt100us": int((calls.ns > 100_000).sum()), "total_ns": int(calls.ns.sum()),
         } if (events.kind == "call").any() else None,
-        "sync_calls": _by_name(events, "call", SYNCS),
-        "sync_events": _by_name(events, "sync", ""),
-        "alloc_calls": _by_name(events, "call", ALLOCATIONS),
+        "sync_calls": _by_name(calls_like(events, SYNCS)),
+        "sync_events": _by_name(calls_like(events, "", "sync")),
+        "alloc_calls": _by_name(calls_like(events, ALLOCATIONS)),
         "steps": [[name, end - start] for name, start, end in
                   trace.steps[["name", "start_ns", "end_ns"]].itertuples(index=False)],
         "incomplete_steps": trace.steps.name[~trace.steps.complete].tolist(),
@@ -125,10 +124,11 @@ def _of_device(trace: Trace, device: int, ran: pd.DataFrame) -> dict[str, Any]:
         "memcpy_by_name": {name: {"count": int(n)} for name, n in names.items() if n},
     }  # fmt: skip
     for direction, some in copies.groupby("direction", observed=True):
-        rate, known = rates(some), some[some.bytes.notna()]
+        known = some[some.bytes.notna()]
+        rate = {key: None if pd.isna(rate) else rate for key, rate in rates(some).items()}
         pieces = union(known, "device")
         found[str(direction)] = {
-            "count": len(known), **{key: _plain(rate[name]) for key, name in KEYS.items()},
+            "count": len(known), **{key: rate[name] for key, name in KEYS.items()},
             **{f"overlap_{name}_ns": int(lanes.within(pieces, at[kind]).sum())
                for name, kind in (("compute", "kernel"), ("nccl", "collective"))},
             "memory": {str(k): int(n) for k, n in some.memory.value_counts().items() if n},
@@ -137,14 +137,8 @@ def _of_device(trace: Trace, device: int, ran: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _by_name(events: pd.DataFrame, kind: str, pattern: str) -> dict[str, Mapping[str, int]]:
-    some = events[(events.kind == kind) & events.name.isin(names_like(events, pattern))]
-    times = (some.end_ns - some.start_ns).groupby(some.name, observed=True)
+def _by_name(calls: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {
         str(name): {"count": len(ns), "total_ns": int(ns.sum()), "gt100us": int((ns > 1e5).sum())}
-        for name, ns in times
+        for name, ns in calls.groupby("name", observed=True).ns
     }
-
-
-def _plain(value: float) -> float | None:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,14 @@ LINKS = {  # GB/s of 16 lanes in one direction, by the GPU's name
     r"V100|P100|T4|RTX 20|TITAN": 8 * 16 * 128 / 130 / 8,
 }
 BUCKETS = (0, 5, 20, math.inf)  # GB/s, each from its lower edge
+SHARDS = (1, 2, 4, 6, 8)
 TO_DEVICE, HOST = "HtoD", ("HtoD", "DtoH")
 WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
-RULES = {  # how the host fares with a copy, by the call that launched it
-    "by its call": "blocking",  # cudaMemcpy, and all others without Async
-    "host waits next": "blocking",  # the thread's next call synchronises
-    "pageable": "may block",  # an asynchronous call that stages through pinned memory
-    "asynchronous call": "async",
-    "in a graph": "async",
-    "call not recorded": "unknown",
-}
 HOW = ("blocking", "may block", "async", "unknown")
 
 
 def copies_of(trace: Trace) -> pd.DataFrame:
-    """Each copy with ``ns``, ``gb_s``, ``how`` it is for the host, and the ``rule`` for that."""
+    """Each copy with ``ns``, ``gb_s``, and ``how`` the host fares with it, by its call."""
     found = trace.events[trace.events.kind == "copy"]
     ns = found.end_ns - found.start_ns
     rate = found.bytes.astype("Float64").to_numpy(float, na_value=math.nan) / ns.where(ns > 0)
@@ -45,15 +38,12 @@ def copies_of(trace: Trace) -> pd.DataFrame:
     calls = calls.assign(name=calls.name.astype(str))
     calls["next"] = calls.name.shift(-1).where(calls.thread == calls.thread.shift(-1), "")
     call = calls[["name", "next"]].reindex(found.call).fillna("").set_index(found.index)
-    name, memcpy = call.name, call.name.str.contains("memcpy", case=False)
-    rule = np.select(
-        [memcpy & ~name.str.contains("Async"),
-         memcpy & call.next.str.contains(WAITS),
-         memcpy & ~found.memory.isin(["", "pinned"]), memcpy, name.str.contains("GraphLaunch")],
-        list(RULES)[:5], "call not recorded",
-    )  # fmt: skip
-    rule = pd.Series(rule, found.index, dtype=str)
-    return found.assign(ns=ns, gb_s=rate, rule=rule, how=rule.map(RULES))
+    memcpy = call.name.str.contains("memcpy", case=False)
+    blocks = ~call.name.str.contains("Async") | call.next.str.contains(WAITS)
+    staged = ~found.memory.isin(["", "pinned"])  # an asynchronous call stages pageable memory
+    known = memcpy | call.name.str.contains("GraphLaunch")
+    how = np.select([memcpy & blocks, memcpy & staged, known], HOW[:3], HOW[3])
+    return found.assign(ns=ns, gb_s=rate, how=how.astype(object))
 
 
 def memcpy_calls(trace: Trace) -> pd.DataFrame:
@@ -61,9 +51,7 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
 
     A call that another one makes on the way is no call of its own.
     """
-    events = trace.events
-    calls = events[(events.kind == "call") & events.name.isin(names_like(events, "memcpy"))]
-    calls = calls.assign(ns=calls.end_ns - calls.start_ns)
+    events, calls = trace.events, calls_like(trace.events, "memcpy")
     calls = calls.sort_values(["thread", "start_ns", "ns"], ascending=[True, True, False])
     until = calls.groupby("thread").end_ns.cummax().groupby(calls.thread).shift(fill_value=-1)
     calls = calls[calls.end_ns > until]
@@ -73,9 +61,12 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
     return calls.assign(device=device.astype(int))
 
 
-def names_like(events: pd.DataFrame, pattern: str) -> list[str]:
-    """The names of events in which a pattern is found."""
-    return [n for n in events.name.cat.categories if re.search(pattern, n, re.IGNORECASE)]
+def calls_like(events: pd.DataFrame, pattern: str, kind: str = "call") -> pd.DataFrame:
+    """Calls in whose name a pattern is found, with their ``ns``; or events of another kind."""
+    names = events.name.cat.categories
+    names = names[names.str.contains(pattern, case=False)]
+    found = events[(events.kind == kind) & events.name.isin(names)]
+    return found.assign(ns=found.end_ns - found.start_ns)
 
 
 def summary(traces: Iterable[Trace]) -> pd.DataFrame:
@@ -111,11 +102,8 @@ def rates(copies: pd.DataFrame) -> dict[str, Any]:
     """How fast some copies are: by time, by copy and by byte; NaN where none has a rate."""
     known = copies[copies.bytes.notna()]
     timed = known[known.ns > 0].sort_values("gb_s")
-    nbytes, ns, busy = (
-        int(known.bytes.sum()),
-        int(known.ns.sum()),
-        int(union(known, "direction").ns.sum()),
-    )
+    nbytes, ns = int(known.bytes.sum()), int(known.ns.sum())
+    busy = int(union(known, "direction").ns.sum())
     moved = timed.bytes.astype(float).cumsum()
     quantiles = {"median": 0.5, "p10": 0.1, "p90": 0.9}
     spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
@@ -142,26 +130,23 @@ def bandwidth(
     known, and where the rate is above it: then the copy does not use that link.
     """
     rows = []
-    for trace in traces:
+    for trace, names, events in rows_of(traces):
         found = copies_of(trace)
-        for device, events in trace.devices():
-            peak, span = (
-                peak_gb_s or link(trace, device),
-                events.end_ns.max() - events.start_ns.min(),
-            )
-            for direction, these in found[found.device == device].groupby(
-                "direction", observed=True
-            ):
-                kinds = [("all", these)] * (these.memory.nunique() > 1)
-                for memory, some in [*these.groupby("memory", observed=True), *kinds]:
-                    row = rates(some)
-                    rate = row["throughput_gb_s"]
-                    fits = direction in HOST and rate <= peak
-                    row["of_peak"] = rate / peak if fits else math.nan
-                    row["of_peak_in_all"] = row["bytes"] / span / peak if fits else math.nan
-                    row["of_measured"] = rate / (measured_gb_s or math.nan) if fits else math.nan
-                    what = {"direction": direction, "memory": memory}
-                    rows.append(named(trace, device) | what | row)
+        peak = peak_gb_s or link(trace, names["device"])
+        span = events.end_ns.max() - events.start_ns.min()
+        by_direction = found[found.device == names["device"]].groupby("direction", observed=True)
+        for direction, these in by_direction:
+            kinds = [("all", these)] * (these.memory.nunique() > 1)
+            for memory, some in [*these.groupby("memory", observed=True), *kinds]:
+                row = rates(some)
+                rate = row["throughput_gb_s"]
+                fits = 1 if direction in HOST and rate <= peak else math.nan
+                rows.append({
+                    **names, "direction": direction, "memory": memory, **row,
+                    "of_peak": fits * rate / peak,
+                    "of_peak_in_all": fits * row["bytes"] / span / peak,
+                    "of_measured": fits * rate / (measured_gb_s or math.nan),
+                })  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -201,11 +186,12 @@ def budget(
 # Which tensor ------------------------------------------------------------------------------------
 
 
-def wan_tensors(dim: int = 5120, ffn: int = 13824, text: int = 4096) -> pd.DataFrame:
+def wan_tensors() -> pd.DataFrame:
     """What an expert of Wan2.2-T2V-A14B can be copied by: ``tensor``, ``bytes``.
 
     Weights are of 16 bits, but for those that stay in 32.
     """
+    dim, ffn, text = 5120, 13824, 4096
     square = dim * dim
     sizes = {  # numbers, bytes of each, how often in a block
         "attention q, k, v or out": (square, 2, 8), "ffn.net.0 or ffn.net.2": (dim * ffn, 2, 2),
@@ -225,15 +211,13 @@ def wan_tensors(dim: int = 5120, ffn: int = 13824, text: int = 4096) -> pd.DataF
     return pd.DataFrame(table.items(), columns=["tensor", "bytes"])
 
 
-def tensors(
-    traces: Iterable[Trace], inventory: pd.DataFrame, shards: Sequence[int] = (1, 2, 4, 6, 8)
-) -> pd.DataFrame:
+def tensors(traces: Iterable[Trace], inventory: pd.DataFrame) -> pd.DataFrame:
     """Copies to the device by size, with every tensor that has this size, whole or sharded.
 
     ``candidates`` are how many those are; ``tensor`` is missing where there is none. Equal sizes
     are no proof.
     """
-    whole = [(size // n, f"{name}, 1 of {n} shards" if n > 1 else name) for n in shards
+    whole = [(size // n, f"{name}, 1 of {n} shards" if n > 1 else name) for n in SHARDS
              for name, size in zip(inventory.tensor, inventory.bytes, strict=True)
              if size % n == 0]  # fmt: skip
     named = pd.DataFrame(whole, columns=["bytes", "tensor"]).groupby("bytes").tensor

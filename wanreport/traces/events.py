@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory", "overhead")
-ON_GPU = KINDS[:4]
+ON_GPU, KIND = KINDS[:4], pd.CategoricalDtype(KINDS)
 MISSING = np.iinfo(np.int64).min
 MOST_EVENTS = 4_000_000  # about 0.5 GB in memory; a profile of a few steps has a tenth of it
 MOST_NAMES, LONGEST_NAME = 50_000, 300
@@ -36,78 +36,54 @@ STEPS = re.compile(
 LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
 """Calls that put something on a GPU. A memset is none of them, as one of nothing puts nothing."""
 
-TIMES = ["start_ns", "end_ns"]
+TIMES, LINK = ["start_ns", "end_ns"], ["process", "correlation"]
 COLUMNS: dict[str, Any] = {
-    "kind": np.int8, "name": np.int32, "device": np.int64, "stream": np.int64, "process": np.int32,
-    "thread": np.int32, "start_ns": np.int64, "end_ns": np.int64, "bytes": np.int64,
-    "correlation": np.int64,
+    "kind": KIND, "name": np.int32, "device": np.int64, "stream": np.int64,
+    "process": np.int32, "thread": np.int32, "start_ns": np.int64, "end_ns": np.int64,
+    "bytes": np.int64, "correlation": np.int64,
 }  # fmt: skip
 
 
-class Kind:
-    """The numbers of :data:`KINDS`."""
-
-    KERNEL, COLLECTIVE, COPY, MEMSET, CALL, SYNC, STEP, MEMORY, OVERHEAD = range(len(KINDS))
-
-
 class Trace(NamedTuple):
-    """One file.
-
-    Attributes
-    ----------
-    events, steps
-        Its events, and its steps: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``,
-        ``launches`` and ``matched`` (calls, and those with an event on a GPU), ``complete``.
-    quality
-        What to know before a figure is read: ``check``, ``count``, ``what``; and ``bad`` where
-        figures lack something for it.
-    facts
-        ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
-        device), ``finished`` (whether its end is there; None if its format does not say).
-    """
+    """One file."""
 
     events: pd.DataFrame
     steps: pd.DataFrame
+    """``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``launches`` and ``matched``
+    (calls, and those with an event on a GPU), ``complete``."""
     quality: pd.DataFrame
+    """What to know first: ``check``, ``count``, ``what``; ``bad`` where figures lack something."""
     facts: dict[str, Any]
+    """``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
+    device), ``finished`` (whether its end is there; None if its format does not say)."""
 
     def devices(self) -> Iterator[tuple[int, pd.DataFrame]]:
         """Each device with the events on it; none if the file holds nothing that ran on a GPU."""
-        on_gpu = self.events[self.events.kind.isin(ON_GPU)]
-        yield from on_gpu.groupby("device")
-
-
-class _Names(dict[str, int]):
-    """Numbers of names, given out as they are asked for; long names are cut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short: dict[str, int] = {}
-
-    def __missing__(self, name: str) -> int:
-        short = name[:LONGEST_NAME].encode("utf-8", "replace").decode()
-        short = short if len(self.short) < MOST_NAMES else "(other)"
-        number = self.short.setdefault(short, len(self.short))
-        if len(self) < MOST_NAMES and len(name) < 10 * LONGEST_NAME:
-            self[name] = number
-        return number
+        yield from self.events[self.events.kind.isin(ON_GPU)].groupby("device")
 
 
 class Rows:
-    """Columns that grow by batches, the names that they refer to by number, and notes."""
+    """Batches of events, the names that they refer to by number, and notes."""
 
     def __init__(self) -> None:
-        self.batches: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-        self.names = _Names()
+        self.batches = [pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)]
+        self.names: dict[str, int] = {}
         self.notes: list[tuple[str, int, bool, str]] = []
         self.size = self.odd = 0
 
+    def name(self, name: str) -> int:
+        """The number of a name; long ones are cut, and too many share one."""
+        if (number := self.names.get(name)) is not None:
+            return number
+        short = name[:LONGEST_NAME].encode("utf-8", "replace").decode()
+        short = short if len(self.names) < MOST_NAMES else "(other)"
+        return self.names.setdefault(short, len(self.names))
+
     def add(self, **columns: Any) -> None:
         """Take a batch, without events that end before they begin or whose times are none."""
-        start, end = columns["start_ns"], columns["end_ns"]
-        good = (start != MISSING) & (end != MISSING) & (end >= start)
-        for name, kind in COLUMNS.items():
-            self.batches[name].append(columns[name][good].astype(kind, copy=False))
+        batch = pd.DataFrame(columns)
+        good = (batch.start_ns > MISSING) & (batch.end_ns >= batch.start_ns)
+        self.batches.append(batch[good].astype(COLUMNS))
         self.size += int(good.sum())
         self.odd += int((~good).sum())
 
@@ -118,21 +94,17 @@ class Rows:
 
     def trace(self, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
-        columns: dict[str, Any] = {}
-        for name, kind in COLUMNS.items():
-            columns[name] = np.concatenate([np.empty(0, kind), *self.batches.pop(name)])
-        columns["start_ns"] += shift
-        columns["end_ns"] += shift
-        names = [*self.names.short] or [""]
-        _by_name(columns, names)
-        steps = _steps(columns, names)
-        columns["call"] = _calls(columns)
-        step, by_time = _step_of(columns, steps)
-        columns["step"] = pd.arrays.IntegerArray(step, step < 0)
-        columns["bytes"] = pd.arrays.IntegerArray(columns["bytes"], columns["bytes"] == MISSING)
-        columns["name"] = pd.Categorical.from_codes(columns["name"], names)
-        columns["kind"] = pd.Categorical.from_codes(columns["kind"], KINDS)
-        events = pd.DataFrame(columns, copy=False)
+        events = pd.concat(self.batches, ignore_index=True)
+        self.batches.clear()
+        events[TIMES] += shift
+        events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])
+        _by_name(events)
+        steps = _steps(events)
+        events["call"] = _calls(events)
+        step, by_time = _step_of(events, steps)
+        events["step"] = pd.arrays.IntegerArray(step, step < 0)
+        nbytes = events.bytes.to_numpy()
+        events["bytes"] = pd.arrays.IntegerArray(nbytes, nbytes == MISSING)
         _complete(events, steps, whole)
         self._check(events, steps, by_time)
         quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
@@ -156,21 +128,19 @@ class Rows:
         note("no calls", not len(calls), "calls of CUDA or HIP are not in the file: what blocks,"
              " waits or allocates is not known")  # fmt: skip
         calls = calls[calls.correlation > 0]
-        note("correlations used twice", calls.duplicated(["process", "correlation"]).sum(),
+        note("correlations used twice", calls.duplicated(LINK).sum(),
              "the first call counts as the one that launched", 0)  # fmt: skip
 
 
-def _by_name(columns: dict[str, Any], names: list[str]) -> None:
+def _by_name(events: pd.DataFrame) -> None:
     """What names tell: which kernels are collectives; where copies go, from which memory."""
-    kind, code = columns["kind"], columns["name"]
-    collective = np.array([bool(COLLECTIVES.search(name)) for name in names])
-    kind[(kind == Kind.KERNEL) & collective[code]] = Kind.COLLECTIVE
-    told = [_copy(name) for name in names]
-    for at, column in enumerate(("direction", "memory")):
-        known = sorted({pair[at] for pair in told})
-        number = np.array([known.index(pair[at]) for pair in told], np.int8)
-        codes = np.where(kind == Kind.COPY, number[code], np.int8(-1))
-        columns[column] = pd.Categorical.from_codes(codes, known)
+    names, code = events.name.cat.categories, events.name.cat.codes
+    collective = names.str.contains(COLLECTIVES)[code]
+    events.loc[(events.kind == "kernel") & collective, "kind"] = "collective"
+    told = pd.DataFrame([_copy(name) for name in names], columns=["direction", "memory"])
+    for column in told:
+        known = told[column].astype("category").iloc[code]
+        events[column] = known.set_axis(events.index).where(events.kind == "copy")
 
 
 def _copy(name: str) -> tuple[str, str]:
@@ -183,13 +153,9 @@ def _copy(name: str) -> tuple[str, str]:
     return f"{source}to{target}", side if "H" in (source, target) else ""
 
 
-def _steps(columns: dict[str, Any], names: list[str]) -> pd.DataFrame:
+def _steps(events: pd.DataFrame) -> pd.DataFrame:
     """The host's windows of steps, by their begin, each with a number of its own."""
-    rows = np.flatnonzero(columns["kind"] == Kind.STEP)
-    steps = pd.DataFrame({
-        "name": pd.Series([names[code] for code in columns["name"][rows]], dtype=str),
-        **{name: columns[name][rows] for name in ("process", "start_ns", "end_ns")},
-    })  # fmt: skip
+    steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
     steps.insert(0, "step", steps.name.str.extract(r"(\d+)$")[0].astype("int32"))
@@ -198,38 +164,29 @@ def _steps(columns: dict[str, Any], names: list[str]) -> pd.DataFrame:
     return steps
 
 
-def _calls(columns: dict[str, Any]) -> np.ndarray:
+def _calls(events: pd.DataFrame) -> np.ndarray:
     """For each GPU event the row of the first call with its correlation; -1 for all others."""
-    found = np.full(len(columns["kind"]), -1, np.int32)
-    linked = columns["correlation"] > 0
-    calls = np.flatnonzero((columns["kind"] == Kind.CALL) & linked)
-    gpu = np.flatnonzero((columns["kind"] <= Kind.MEMSET) & linked)
-    for process in np.unique(columns["process"][calls]):
-        own = calls[columns["process"][calls] == process]
-        own = own[np.lexsort((columns["start_ns"][own], columns["correlation"][own]))]
-        wanted = gpu[columns["process"][gpu] == process]
-        numbers, sought = columns["correlation"][own], columns["correlation"][wanted]
-        at = np.minimum(np.searchsorted(numbers, sought), len(own) - 1)
-        same = numbers[at] == sought
-        found[wanted[same]] = own[at[same]]
+    linked = events.loc[events.correlation > 0, ["kind", "start_ns", *LINK]]
+    calls = linked[linked.kind == "call"].sort_values("start_ns", kind="stable")
+    calls = calls.drop_duplicates(LINK)[LINK].reset_index(names="call")
+    ran = linked[linked.kind.isin(ON_GPU)].reset_index(names="row").merge(calls, on=LINK)
+    found = np.full(len(events), -1, np.int32)
+    found[ran.row] = ran.call
     return found
 
 
-def _step_of(columns: dict[str, Any], steps: pd.DataFrame) -> tuple[np.ndarray, int]:
+def _step_of(events: pd.DataFrame, steps: pd.DataFrame) -> tuple[np.ndarray, int]:
     """The step of each row, -1 outside of all; and for how many GPU events their own time told."""
-    found = np.full(len(columns["kind"]), -1, np.int32)
-    for process in np.unique(columns["process"]) if len(steps) else ():
+    found = np.full(len(events), -1, np.int32)
+    for process, begun in events.groupby("process").start_ns if len(steps) else ():
         own = steps[steps.process == process]
         own = own if len(own) else steps
-        rows = np.flatnonzero(columns["process"] == process)
-        at = columns["start_ns"][rows]
-        last = np.searchsorted(own.start_ns, at, "right") - 1
-        inside = (last >= 0) & (at < own.end_ns.to_numpy()[last])
-        found[rows[inside]] = own.step.to_numpy()[last[inside]]
-    gpu, call = columns["kind"] <= Kind.MEMSET, columns["call"]
-    launched = gpu & (call >= 0)
-    found[launched] = found[call[launched]]
-    return found, int((gpu & ~launched & (found >= 0)).sum())
+        last = np.searchsorted(own.start_ns, begun, "right") - 1
+        inside = (last >= 0) & (begun < own.end_ns.to_numpy()[last])
+        found[begun.index[inside]] = own.step.to_numpy()[last[inside]]
+    on_gpu, launched = events.kind.isin(ON_GPU), events.call >= 0
+    found[launched] = found[events.call[launched]]
+    return found, int((on_gpu & ~launched & (found >= 0)).sum())
 
 
 def _complete(events: pd.DataFrame, steps: pd.DataFrame, whole: bool) -> None:
@@ -237,9 +194,9 @@ def _complete(events: pd.DataFrame, steps: pd.DataFrame, whole: bool) -> None:
     names = events.name.cat.categories
     launching = (events.kind == "call") & (events.correlation > 0)
     launching &= events.name.isin(names[names.str.contains(LAUNCHES)])
-    matched = launching & np.isin(np.arange(len(events)), events.call)
-    for column, rows in (("launches", launching), ("matched", matched)):
-        counts = events.loc[rows, "step"].value_counts()
+    for column, rows in (("launches", launching),
+                         ("matched", launching & events.index.isin(events.call))):  # fmt: skip
+        counts = events.step[rows].value_counts()
         steps[column] = steps.step.map(counts).fillna(0).astype(int)
     lacking = steps.launches - steps.matched
     ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])

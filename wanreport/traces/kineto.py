@@ -7,26 +7,25 @@ by event, and what is no event is skipped. So a file that ends anywhere gives al
 
 from __future__ import annotations
 
-import gc
+import gzip
 import json
 import re
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal, DecimalException
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Kind, Rows, Trace, integers
+from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace, integers
 
-CHUNK, AHEAD, BATCH = 1 << 20, 6, 6 << 20
+CHUNK, BATCH = 1 << 20, 6 << 20
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
 MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
@@ -39,11 +38,11 @@ AGAIN = re.compile(
 )
 GAP = re.compile(r"[\s,\x00]*")
 BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
-NONE, END = -1, 99  # of no use; may tell that all before it was written
+NONE, END = "none", "end"  # of no use; may tell that all before it was written
 CATEGORIES = {
-    "kernel": Kind.KERNEL, "memcpy": Kind.COPY, "memset": Kind.MEMSET, "runtime": Kind.CALL,
-    "driver": Kind.CALL, "cuda_sync": Kind.SYNC, "cpu_instant_event": Kind.MEMORY,
-    "overhead": Kind.OVERHEAD, "user_annotation": Kind.STEP, "operator": Kind.STEP,
+    "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
+    "driver": "call", "cuda_sync": "sync", "cpu_instant_event": "memory",
+    "overhead": "overhead", "user_annotation": "step", "operator": "step",
     "trace": END, "": END,
 }  # fmt: skip
 LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
@@ -53,18 +52,13 @@ LOST = (  # what the profiler says of events that it did not keep, and if steps 
 )
 
 
-class _Kinds(dict[str, int]):
-    """The kinds of events by category: new ones and old, of CUDA and of HIP."""
-
-    def __missing__(self, category: str) -> int:
-        name = category.lower()
-        kind = CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
-        if len(self) < 1000:
-            self[category] = kind
-        return kind
+@lru_cache(1000)
+def _kind(category: str) -> str:
+    """The kind of events of a category: a new one or an old, of CUDA or of HIP."""
+    name = category.lower()
+    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
 
 
-KIND_OF = _Kinds()
 Number = int | float | str | None
 
 
@@ -103,58 +97,26 @@ def read(path: Path) -> Trace:
     FileError
         If the file holds no trace events.
     """
-    reader, collecting = _Reader(path), gc.isenabled()
-    gc.disable()  # nothing made here refers to itself, and looking for such costs a tenth
-    try:
-        with path.open("rb") as file:
-            for chunk in _ahead(_inflated(file, reader.rows)):
-                if not reader.take(chunk):
-                    break
-        return reader.trace()
-    finally:
-        if collecting:
-            gc.enable()
+    reader = _Reader(path)
+    for chunk in _inflated(path, reader.rows):
+        if not reader.take(chunk):
+            break
+    return reader.trace()
 
 
-def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, made a batch ahead on another core."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, chunks, None) for _ in range(AHEAD))
-        while (chunk := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, chunks, None))
-            yield chunk
-
-
-def _inflated(file: BinaryIO, rows: Rows) -> Iterator[bytes]:
+def _inflated(path: Path, rows: Rows) -> Iterator[bytes]:
     """The file's bytes, inflated where it is gzipped; never more than a chunk at once."""
-    magic = b"\x1f\x8b"
-    start = file.read(2)
-    file.seek(0)
-    if start != magic:
-        yield from iter(partial(file.read, CHUNK), b"")
-        return
-    engine = zlib.decompressobj(31)
-    data = b""
-    while data := data or file.read(CHUNK >> 2):
-        if engine.eof:
-            if not data.startswith(magic):
-                return  # padding after the last member
-            engine = zlib.decompressobj(31)
-        before = engine.copy()
+    with path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if zipped else raw
         try:
-            out = engine.decompress(data, CHUNK)
-        except zlib.error as error:
-            what = f"the gzip stream is damaged before byte {file.tell():,}: {error}"
+            yield from iter(partial(file.read1, CHUNK), b"")
+        except EOFError:
+            rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
+        except (gzip.BadGzipFile, zlib.error) as error:
+            what = f"the gzip stream is damaged before byte {raw.tell():,}: {error}"
             rows.note("corrupt", 1, what)
-            with suppress(zlib.error):  # all up to the damage
-                for byte in data:
-                    yield before.decompress(bytes([byte]))
-            return
-        data = engine.unused_data if engine.eof else engine.unconsumed_tail
-        yield out
-    if not engine.eof:
-        rows.note("gzip cut", 1, f"the gzip stream stops at byte {file.tell():,}")
-        yield engine.flush()
 
 
 class _Reader:
@@ -262,44 +224,39 @@ class _Reader:
         """Keep the events that are of use."""
         self.count += len(events)
         self.phases |= bool(events and events[0].ph)
-        kept, which = [], []
-        for event in [event for event in events if KIND_OF[event.cat] != NONE]:
-            kind = KIND_OF[event.cat]
-            if kind == Kind.STEP and not STEPS.fullmatch(event.name):
-                continue
+        kept = []
+        for event in events:
+            kind = _kind(event.cat)
             if kind == END:
                 self.finished |= event.name == "Record Window End"
                 self.past_gpu |= self.finished or event.cat == "Trace"
-            elif event.ph == "X" or kind == Kind.MEMORY:
-                kept.append(event)
-                which.append(kind)
+            elif kind == NONE or kind == "step" and not STEPS.fullmatch(event.name):
+                continue
+            elif event.ph == "X" or kind == "memory":
+                kept.append((event, kind))
         if kept:
-            self._keep(kept, np.array(which, np.int8))
+            self._keep(*zip(*kept, strict=True))
 
-    def _keep(self, events: list[_Event], kind: np.ndarray) -> None:
+    def _keep(self, events: tuple[_Event, ...], kinds: tuple[str, ...]) -> None:
+        kind = pd.Series(kinds, dtype=KIND)
         args = [event.args or NO_ARGS for event in events]
         start, length = _ns([event.ts for event in events]), _ns([event.dur for event in events])
-        length[kind == Kind.MEMORY] = 0
+        length[kind == "memory"] = 0
         fine = (start != MISSING) & (length >= 0) & (length <= DAY)
         sizes = [each.allocated if each.bytes == MISSING else each.bytes for each in args]
         nbytes = integers(sizes, MISSING)
-        nbytes[(nbytes < 0) & (kind != Kind.MEMORY)] = MISSING
+        nbytes[(nbytes < 0) & (kind != "memory")] = MISSING
         device = integers([each.to if each.device == -1 else each.device for each in args])
-        unknown = np.flatnonzero((device < 0) & (kind <= Kind.MEMSET))
+        unknown = np.flatnonzero((device < 0) & (kind.isin(ON_GPU)))
         device[unknown] = integers([events[i].pid for i in unknown])
-        names, threads = self.rows.names, self.threads
+        name, threads = self.rows.name, self.threads
         self.rows.add(
-            kind=kind,
-            name=np.array([names[event.name] for event in events]),
-            device=device,
-            stream=integers([each.stream for each in args]),
-            process=np.zeros(len(kind), np.int8),
-            thread=np.array([threads.setdefault((e.pid, e.tid), len(threads)) for e in events]),
-            start_ns=start,
+            kind=kind, name=[name(event.name) for event in events], device=device, process=0,
+            stream=integers([each.stream for each in args]), start_ns=start, bytes=nbytes,
+            thread=[threads.setdefault((e.pid, e.tid), len(threads)) for e in events],
             end_ns=np.where(fine, start + length, MISSING),
-            bytes=nbytes,
             correlation=integers([each.correlation for each in args]),
-        )
+        )  # fmt: skip
 
     def trace(self) -> Trace:
         """Make the trace of all that was taken."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import compress, islice
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Kind, Rows, Trace, integers
+from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace, integers
 
 MAGIC = b"SQLite format 3\0"
 AT_ONCE = 50_000
@@ -28,6 +29,7 @@ COPY_KINDS = ("<unknown>", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA
 MEMORY_KINDS = ("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
                 "Managed Static", "Unknown")  # fmt: skip
 SYNC_KINDS = ("Unknown", "Event Sync", "Stream Wait Event", "Stream Sync", "Context Sync")
+COLUMNS = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c"
 VERSION = re.compile(r"_v\d+$")
 NUMBERS = ("start", "end", "deviceId", "streamId", "globalPid", "globalTid", "correlationId",
            "bytes")  # fmt: skip
@@ -57,11 +59,9 @@ class _Reader:
         self.processes: dict[int, int] = {}
         self.threads: dict[int, int] = {}
         database.text_factory = lambda text: text.decode("utf-8", "replace")
-        master = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        self.tables = {
-            name: {column[1] for column in database.execute(f"PRAGMA table_info({_quoted(name)})")}
-            for (name,) in database.execute(master)
-        }
+        self.tables: dict[str, set[str]] = defaultdict(set)
+        for table, column in database.execute(COLUMNS):
+            self.tables[table].add(column)
         self.strings: dict[Any, str] = dict(self._select("StringIds", "id", "value"))
         if not any(name.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for name in self.tables):
             raise FileError(
@@ -72,13 +72,13 @@ class _Reader:
     def trace(self) -> Trace:
         """Read all tables."""
         rows = self.rows
-        self._take(ACTIVITY + "KERNEL", Kind.KERNEL, "shortName", "demangledName")
-        self._take(ACTIVITY + "MEMCPY", Kind.COPY, "copyKind", "srcKind", "dstKind")
-        self._take(ACTIVITY + "MEMSET", Kind.MEMSET)
-        self._take(ACTIVITY + "RUNTIME", Kind.CALL, "nameId")
-        self._take(ACTIVITY + "SYNCHRONIZATION", Kind.SYNC, "syncType")
-        self._take(ACTIVITY + "OVERHEAD", Kind.OVERHEAD, "nameId")
-        self._take("NVTX_EVENTS", Kind.STEP, "text", "textId")
+        self._take(ACTIVITY + "KERNEL", "kernel", "shortName", "demangledName")
+        self._take(ACTIVITY + "MEMCPY", "copy", "copyKind", "srcKind", "dstKind")
+        self._take(ACTIVITY + "MEMSET", "memset")
+        self._take(ACTIVITY + "RUNTIME", "call", "nameId")
+        self._take(ACTIVITY + "SYNCHRONIZATION", "sync", "syncType")
+        self._take(ACTIVITY + "OVERHEAD", "overhead", "nameId")
+        self._take("NVTX_EVENTS", "step", "text", "textId")
         full = rows.size >= MOST_EVENTS
         rows.note("too many events", full, f"only the first {rows.size:,} were read")
         for severity, text in self._select("DIAGNOSTIC_EVENT", "severity", "text"):
@@ -96,18 +96,18 @@ class _Reader:
 
     def _select(self, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Rows of a table; None where it lacks a column, and none where it is not there."""
-        have = self.tables.get(table)
-        if have is not None:
-            asked = ", ".join(_quoted(name) if name in have else "NULL" for name in columns)
-            yield from self.database.execute(f"SELECT {asked} FROM {_quoted(table)}")
+        if table in self.tables:
+            have = self.tables[table]
+            asked = ", ".join(f'"{name}"' if name in have else "NULL" for name in columns)
+            yield from self.database.execute(f"SELECT {asked} FROM {table}")
 
-    def _take(self, table: str, kind: int, *named: str) -> None:
+    def _take(self, table: str, kind: str, *named: str) -> None:
         """Take the events of a table; `named` columns tell their names."""
         rows = self._select(table, *NUMBERS, *named)
         numbers = len(NUMBERS)
         while self.rows.size < MOST_EVENTS and (batch := list(islice(rows, AT_ONCE))):
             names = [self._name(kind, *row[numbers:]) for row in batch]
-            if kind == Kind.STEP:
+            if kind == "step":
                 found = [bool(STEPS.fullmatch(name)) for name in names]
                 batch, names = list(compress(batch, found)), list(compress(names, found))
             if not batch:
@@ -117,22 +117,22 @@ class _Reader:
             device, stream, pid, tid, correlation = (integers(columns[i]) for i in range(2, 7))
             process = np.where(pid >= 0, pid, np.where(tid >= 0, tid & PROCESS, -1))
             self.rows.add(
-                kind=np.full(len(batch), kind), start_ns=start, end_ns=end, device=device,
-                name=np.array([self.rows.names[name] for name in names]), stream=stream,
+                kind=kind, start_ns=start, end_ns=end, device=device,
+                name=[self.rows.name(name) for name in names], stream=stream,
                 process=_numbered(process, self.processes), thread=_numbered(tid, self.threads),
                 bytes=np.where(nbytes < 0, MISSING, nbytes), correlation=correlation,
             )  # fmt: skip
 
-    def _name(self, kind: int, first: Any = None, second: Any = None, third: Any = None) -> str:
+    def _name(self, kind: str, first: Any = None, second: Any = None, third: Any = None) -> str:
         text = self.strings.get(first) or self.strings.get(second) or ""
-        if kind == Kind.COPY:
+        if kind == "copy":
             ends = [_of(MEMORY_KINDS, each) for each in (second, third)]
             return f"Memcpy {_of(COPY_KINDS, first)} ({ends[0]} -> {ends[1]})"
-        if kind == Kind.SYNC:
+        if kind == "sync":
             return _of(SYNC_KINDS, first)
-        if kind == Kind.STEP:
+        if kind == "step":
             return first if isinstance(first, str) else text
-        return VERSION.sub("", text) or KINDS[kind]
+        return VERSION.sub("", text) or kind
 
 
 def _of(names: Sequence[str], number: Any) -> str:
@@ -144,7 +144,3 @@ def _numbered(values: np.ndarray, known: dict[int, int]) -> np.ndarray:
     each, where = np.unique(values, return_inverse=True)
     small = [known.setdefault(value, len(known)) if value >= 0 else -1 for value in each.tolist()]
     return np.array(small)[where]
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wanreport.traces.copies import TO_DEVICE, copies_of, names_like
+from wanreport.traces.copies import TO_DEVICE, calls_like, copies_of
 from wanreport.traces.events import ON_GPU, Lanes, Trace, rows_of, union
 
 CALL = "^(?:cuda|hip|cu)"
@@ -107,19 +107,19 @@ def _by_name(traces: Iterable[Trace], pattern: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for trace in traces:
         events = trace.events
-        calls = events[(events.kind == "call") & events.name.isin(names_like(events, pattern))]
+        calls = calls_like(events, pattern)
         if pattern == ALLOCATIONS:
-            calls = pd.concat([calls, events[events.kind == "memory"]])
+            calls = pd.concat([calls, calls_like(events, "", "memory")])
         ran = events[events.kind.isin(ON_GPU)]
         lanes = Lanes(pd.concat([ran, calls]))
         middle = (lanes.edges[:-1] >= ran.start_ns.min()) & (lanes.edges[1:] <= ran.end_ns.max())
         idle = middle & ~lanes.at(ran)
         steps = trace.steps.step[trace.steps.complete]
         for name, some in calls.groupby("name", observed=True):
-            ns, waits = some.end_ns - some.start_ns, union(some, "thread")
+            waits = union(some, "thread")
             rows.append({
                 "file": trace.facts["file"], "rank": trace.facts["rank"], "call": name,
-                "calls": len(some), "ns": int(ns.sum()), "over_100us": int((ns > 100_000).sum()),
+                "calls": len(some), "ns": some.ns.sum(), "over_100us": (some.ns > 1e5).sum(),
                 "idle_ns": int(lanes.within(waits, idle).sum()) if len(ran) else pd.NA,
                 "per_step": some.step.isin(steps).sum() / (len(steps) or np.nan),
                 "bytes": some.bytes.abs().sum() if some.bytes.notna().any() else pd.NA,
