@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from collections import defaultdict
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 COPIES = (("HtoD", "Pinned", "Device", 1, 1, 2), ("HtoD", "Pageable", "Device", 1, 0, 2),
           ("DtoH", "Device", "Pinned", 2, 2, 1), ("DtoD", "Device", "Device", 8, 2, 2))  # fmt: skip
-OLD = {
-    "kernel": "Kernel",
-    "gpu_memcpy": "Memcpy",
-    "gpu_memset": "Memset",
-    "cuda_runtime": "Runtime",
-}
+OLD = {"kernel": "Kernel", "gpu_memcpy": "Memcpy", "gpu_memset": "Memset",
+       "cuda_runtime": "Runtime"}  # fmt: skip
+ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 SYNCS = ("cudaStreamSynchronize", "cudaStreamWaitEvent", "cudaDeviceSynchronize")
 Event = dict[str, Any]
 
@@ -38,12 +38,8 @@ def events(seed: int, base: int = 0, steps: int = 3, hip: bool = False) -> list[
     for number in range(1, 60):
         step = rng.randrange(steps)
         at = base + 3000 * step + rng.randrange(2800)
-        ran, ns, stream = (
-            at + rng.randrange(400),
-            rng.choice([0, 1, 7, 80, 333]),
-            rng.choice([7, 23]),
-        )
-        gpu = {"device": 0, "stream": stream, "correlation": number}
+        ran, ns = at + rng.randrange(400), rng.choice([0, 1, 7, 80, 333])
+        gpu = {"device": 0, "stream": rng.choice([7, 23]), "correlation": number}
         name = rng.choice(["LaunchKernel", "MemcpyAsync", "Memcpy", "MemsetAsync", "sync"])
         if name == "sync":
             call = rng.choice(SYNCS).replace("cuda", prefix)
@@ -65,19 +61,12 @@ def events(seed: int, base: int = 0, steps: int = 3, hip: bool = False) -> list[
     return [*host, *made, {"ph": "i", "s": "g", "name": "Record Window End", "ts": Decimal(base)}]
 
 
-class _Encoder(json.JSONEncoder):
-    """Decimals as numbers with their own digits."""
-
-    def default(self, value: Any) -> Any:
-        return f"\0{value}\0"
-
-
 def text(made: list[Event], form: str = "new") -> str:
     """The file: with categories of today, old ones, or as a bare list."""
     if form == "old":
         made = [each | {"cat": OLD.get(each.get("cat", ""), each.get("cat", ""))} for each in made]
-    body = json.dumps(made, cls=_Encoder, indent=1 if form == "new" else None)
-    body = body.replace('"\\u0000', "").replace('\\u0000"', "")
+    body = json.dumps(made, default=lambda number: f"<{number}>", indent=(form == "new") or None)
+    body = body.replace('"<', "").replace('>"', "")  # Decimals as numbers with their own digits
     if form == "bare":
         return body
     device = '{"id": 0, "name": "NVIDIA A100", "sm": 108}, {"id": 1, "name": "NVIDIA A100"}'
@@ -146,45 +135,31 @@ def rates(known: list[Event]) -> dict[str, Any]:
 def sqlite(path: Path, made: list[Event]) -> None:
     """The same events as an export of Nsight Systems, in tables that have no other columns."""
     spans = [each for each in made if each["ph"] == "X"]
-    strings = {name: i for i, name in enumerate(sorted({each["name"] for each in spans}))}
+    names = sorted({each["name"] for each in spans})
     kinds = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
-
-    def row(each: Event, *more: Any) -> tuple[Any, ...]:
-        args, start = each["args"], int(each["ts"] * 1000)
-        return (start, start + int(each["dur"] * 1000), args.get("correlation"),
-                *((1 << 24, 0, args["stream"]) if "stream" in args else ()), *more)  # fmt: skip
-
-    rows: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
-        "KERNEL": ("globalPid, deviceId, streamId, shortName", []),
-        "MEMCPY": ("globalPid, deviceId, streamId, bytes, copyKind, srcKind, dstKind", []),
-        "MEMSET": ("globalPid, deviceId, streamId, bytes", []),
-        "RUNTIME": ("globalTid, nameId", []),
-    }  # fmt: skip
+    tables: dict[str, list[Event]] = defaultdict(list)
+    tables["StringIds"] = [{"id": i, "value": f"{name}_v3020"} for i, name in enumerate(names)]
     for each in spans:
-        size = each["args"].get("bytes")
-        code = strings[each["name"]]
+        args, start, code = each["args"], int(each["ts"] * 1000), names.index(each["name"])
+        row = {"start": start, "end": start + int(each["dur"] * 1000)}
+        linked = row | {"correlationId": args.get("correlation")}
+        gpu = linked | {"globalPid": 1 << 24, "deviceId": 0, "streamId": args.get("stream")}
         match each["cat"]:
             case "kernel":
-                rows["KERNEL"][1].append(row(each, code))
+                tables[f"{ACTIVITY}KERNEL"].append(gpu | {"shortName": code})
             case "gpu_memcpy":
-                rows["MEMCPY"][1].append(row(each, size, *kinds[each["name"]]))
+                numbers = zip(("copyKind", "srcKind", "dstKind"), kinds[each["name"]], strict=True)
+                tables[f"{ACTIVITY}MEMCPY"].append(
+                    gpu | {"bytes": args.get("bytes")} | dict(numbers)
+                )
             case "gpu_memset":
-                rows["MEMSET"][1].append(row(each, size))
+                tables[f"{ACTIVITY}MEMSET"].append(gpu | {"bytes": args["bytes"]})
             case "cuda_runtime":
-                rows["RUNTIME"][1].append(row(each, 1 << 24 | each["tid"] % 2**24, code))
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE StringIds (id, value)")
-        for name, i in strings.items():
-            database.execute("INSERT INTO StringIds VALUES (?, ?)", (i, f"{name}_v3020"))
-        for name, (columns, values) in rows.items():
-            table = f"CUPTI_ACTIVITY_KIND_{name}"
-            database.execute(f'CREATE TABLE {table} (start, "end", correlationId, {columns})')
-            marks = ", ".join("?" * (3 + columns.count(",") + 1))
-            database.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
-        database.execute('CREATE TABLE NVTX_EVENTS (start, "end", text, globalTid)')
-        for each in spans:
-            if each["cat"] == "user_annotation":
-                start = int(each["ts"] * 1000)
-                database.execute("INSERT INTO NVTX_EVENTS VALUES (?, ?, ?, ?)",
-                                 (start, start + 2900, each["name"], 1 << 24 | 1))  # fmt: skip
-    database.close()
+                thread = 1 << 24 | each["tid"] % 2**24
+                tables[f"{ACTIVITY}RUNTIME"].append(linked | {"globalTid": thread, "nameId": code})
+            case "user_annotation":
+                step = {"text": each["name"], "globalTid": 1 << 24 | 1}
+                tables["NVTX_EVENTS"].append(row | step)
+    with closing(sqlite3.connect(path)) as database:
+        for table, rows in tables.items():
+            pd.DataFrame(rows, dtype=object).to_sql(table, database, index=False)

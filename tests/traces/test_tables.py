@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,16 +15,8 @@ from tests.traces.madeup import Event, event, events, text, ticks
 from wanreport.analysis import frames
 from wanreport.analysis.overlap import shares
 from wanreport.report import render
+from wanreport.traces import copies as c
 from wanreport.traces import read
-from wanreport.traces.copies import (
-    bandwidth,
-    budget,
-    copies_of,
-    link,
-    summary,
-    tensors,
-    wan_tensors,
-)
 from wanreport.traces.events import Lanes, Trace, union
 from wanreport.traces.overlap import churn, overlap, stalls
 
@@ -53,6 +47,7 @@ def made(tmp_path: Path) -> Trace:
 def pair(
     number: int, at: int, call: str, name: str, begin: int, ns: int, **more: int
 ) -> list[Event]:
+    """A call and what it launched."""
     cat = "gpu_memcpy" if "Memcpy" in name else "kernel"
     gpu = {"device": 0, "stream": 23 if more else 7, "correlation": number, **more}
     launch = event("cuda_runtime", call, at, 10, correlation=number)
@@ -60,19 +55,17 @@ def pair(
 
 
 def traced(folder: Path, some: list[Event]) -> Trace:
-    for each in some:
-        each.setdefault("tid", 1)
-        each["tid"] = 1 if each.get("cat") == "cuda_runtime" else each["tid"]
-    path = folder / "t.json"
-    path.write_text(text(some))
-    return read(path)
+    """The trace of some events, all calls of which are of one thread."""
+    one = {"tid": 1}
+    some = [one | e | (one if e.get("cat") == "cuda_runtime" else {}) for e in some]
+    (folder / "t.json").write_text(text(some))
+    return read(folder / "t.json")
 
 
 def test_how_the_host_fares_with_copies(made: Trace) -> None:
-    copies = copies_of(made).set_index("correlation")
+    copies = c.copies_of(made).set_index("correlation")
     assert dict(copies.how) == {1: "async", 4: "may block", 5: "blocking", 7: "blocking"}
-    assert copies.rule[5] != copies.rule[7]
-    whole, first, second = (row for _, row in summary([made]).iterrows())
+    whole, first, second = (row for _, row in c.summary([made]).iterrows())
     columns = ["copies", "blocking", "may_block", "async", "unknown", "host_device", "collectives"]
     assert [*whole[columns]] == [4, 2, 1, 1, 0, 4, 1]
     assert [*first[columns]] == [2, 0, 1, 1, 0, 2, 1] and [*second[columns]][:2] == [2, 2]
@@ -84,22 +77,22 @@ def test_steps_that_lack_something_have_no_figures(tmp_path: Path) -> None:
     kept = [e for e in some if e.get("cat") != "kernel" or e["ts"] * 1000 > 3000]
     trace = traced(tmp_path, kept)
     assert not trace.steps.complete.iloc[0]
-    rows = summary([trace])
+    rows = c.summary([trace])
     assert rows[rows.step == 4].copies.isna().all() and rows[rows.step.isna()].copies.notna().all()
     assert 4 not in set(overlap([trace]).step.dropna())
 
 
 def test_bandwidth_by_memory_and_of_the_link(made: Trace) -> None:
-    rows = bandwidth([made], measured_gb_s=25).set_index("memory")
+    rows = c.bandwidth([made], measured_gb_s=25).set_index("memory")
     assert rows.copies.to_dict() == {"pageable": 1, "pinned": 3, "all": 4}
     assert rows.weighted_gb_s["pinned"] == pytest.approx(6040 / 310)
-    assert rows.of_peak["pinned"] == pytest.approx(6040 / 310 / link(made, 0))
+    assert rows.of_peak["pinned"] == pytest.approx(6040 / 310 / c.link(made, 0))
     assert rows.of_measured["pinned"] == pytest.approx(6040 / 310 / 25)
     assert rows.share_20_up["all"] == pytest.approx(300 / 360)
     # Half of all bytes go at 20 GB/s or less, and a tenth of copies at no more than 2.6 GB/s.
     assert rows.median_by_bytes_gb_s["all"] == rows.p10_by_bytes_gb_s["all"] == 20
     assert rows.p10_gb_s["all"] == pytest.approx(np.percentile([20, 2, 20, 4], 10))
-    assert bandwidth([made], peak_gb_s=10).of_peak.isna().sum() == 2  # faster than such a link
+    assert c.bandwidth([made], peak_gb_s=10).of_peak.isna().sum() == 2  # faster than such a link
 
 
 @pytest.mark.parametrize(("gpu", "peak"), [("NVIDIA H100 PCIe", 63.015), ("NVIDIA A100", 31.508),
@@ -107,11 +100,11 @@ def test_bandwidth_by_memory_and_of_the_link(made: Trace) -> None:
                                            ("Another", None)])  # fmt: skip
 def test_the_links_peak_by_the_gpus_name(made: Trace, gpu: str, peak: float | None) -> None:
     made.facts["gpus"] = {0: gpu}
-    assert link(made, 0) == pytest.approx(np.nan if peak is None else peak, rel=1e-4, nan_ok=True)
+    assert c.link(made, 0) == pytest.approx(np.nan if peak is None else peak, rel=1e-4, nan_ok=True)
 
 
 def test_what_a_step_moves(made: Trace) -> None:
-    rows = budget([made], measured_gb_s=10).set_index("scenario")
+    rows = c.budget([made], measured_gb_s=10).set_index("scenario")
     assert set(rows.step_bytes) == {6140 / 2} and set(rows.compute_ns) == {190 / 2}
     assert rows.ns["measured"] == pytest.approx(307) and rows.share["measured"] == 307 / 95
     assert rows.rate_gb_s["observed"] == pytest.approx(6140 / 360)
@@ -134,11 +127,10 @@ def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> No
     some = events(seed)
     trace = traced(tmp_path, some)
     row = overlap([trace]).iloc[0]
-    spans = [e for e in some if e["ph"] == "X"]
-    copies = ticks([e for e in spans if e["name"].startswith("Memcpy HtoD")])
-    kernels = [e for e in spans if e["cat"] == "kernel"]
-    nccl = ticks([e for e in kernels if "nccl" in e["name"]])
-    compute = ticks([e for e in kernels if "nccl" not in e["name"]])
+    nccl, compute, copies = (
+        ticks([e for e in some if re.match(names, e["name"])])
+        for names in ("nccl", "gemm|void", "Memcpy HtoD")
+    )
     assert row.copies_ns == len(copies) and row.hidden_ns == len(copies & compute)
     assert row.hidden_alone_ns == len(copies & compute - nccl)
     assert row.exposed_alone_ns == len(copies - compute - nccl)
@@ -146,12 +138,8 @@ def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> No
 
 def test_waits_and_allocations(made: Trace) -> None:
     waits = stalls([made]).iloc[0]
-    assert (waits.call, waits.calls, waits.ns, waits.per_step) == (
-        "cudaStreamSynchronize",
-        1,
-        400,
-        0.5,
-    )
+    wanted = ["cudaStreamSynchronize", 1, 400, 0.5]
+    assert [*waits[["call", "calls", "ns", "per_step"]]] == wanted
     assert waits.idle_ns == 400 - 200 + 0  # a copy runs from 1200 to 1400
     rows = churn([made]).set_index("call")
     assert rows.calls.to_dict() == {"cudaMalloc": 1, "[memory]": 1} and rows.bytes["[memory]"] == 8
@@ -159,16 +147,16 @@ def test_waits_and_allocations(made: Trace) -> None:
 
 def test_sizes_are_those_of_the_model() -> None:
     derived = json.loads((ROOT / "wanreport/baseline/derived/architecture.json").read_text())
-    sizes = wan_tensors().set_index("tensor").bytes
+    sizes = c.wan_tensors().set_index("tensor").bytes
     assert sizes["a block"] == derived["numbers"]["wan.block.bytes"] == 702_870_528
 
 
 def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
     sizes = [702_706_688, 26_214_400, 5]
-    name = H2D.format("Pinned")
-    pairs = [pair(i, 9, "cudaMemcpy", name, i, 1, bytes=size) for i, size in enumerate(sizes, 1)]
-    trace = traced(tmp_path, [each for both in pairs for each in both])
-    rows = tensors([trace], wan_tensors()).set_index("bytes")
+    pairs = [pair(i, 9, "cudaMemcpy", H2D.format("Pinned"), i, 1, bytes=size)
+             for i, size in enumerate(sizes, 1)]  # fmt: skip
+    trace = traced(tmp_path, sum(pairs, []))
+    rows = c.tensors([trace], c.wan_tensors()).set_index("bytes")
     assert rows.tensor[sizes[0]] == "a block's weights of 16 bits"
     assert rows.candidates[sizes[1]] > 1 and "1 of 2 shards" in rows.tensor[sizes[1]]
     assert pd.isna(rows.tensor[5]) and rows.candidates[5] == 0
@@ -177,33 +165,29 @@ def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
 # Traces of the committed runs --------------------------------------------------------------------
 
 RUNS = frames.load([ROOT / "results"], ROOT)
-TRACED = [
-    run
-    for run in RUNS.runs.index
-    if (ROOT / run).parent.joinpath("traces", Path(run).stem).exists()
-]
+TRACED = {run: (ROOT / run).parent / "traces" / Path(run).stem for run in RUNS.runs.index}
+TRACED = {run: at for run, at in TRACED.items() if at.exists() and "2gpu-layerwise" in run}
 
 
-@pytest.mark.parametrize("run", [r for r in TRACED if "2gpu-layerwise" in r])
+@pytest.mark.parametrize("run", TRACED)
 def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
     """Copies to 0.1 %; what they run beside to half a point, once packing counts as it does there.
 
     The run's own events have the kernels that pack and unpack an all-to-all within it.
     """
     own = shares(RUNS).loc[run]
-    trace = read(ROOT / Path(run).parent / "traces" / Path(run).stem / "rank0.json.gz")
+    trace = read(TRACED[run] / "rank0.json.gz")
     row = overlap([trace]).iloc[0]
     assert row.copies_ns / 1e6 == pytest.approx(own.copies_ms, rel=1e-3)
     _, ran = next(trace.devices())
-    kernels = ran[ran.kind.isin(["kernel", "collective"])].sort_values(
-        "start_ns", ignore_index=True
-    )
+    kernels = ran[ran.kind.isin(["kernel", "collective"])]
+    kernels = kernels.sort_values("start_ns", ignore_index=True)
     at = np.flatnonzero((kernels.kind == "collective") & kernels.name.str.contains("SendRecv"))
     into = kernels.name.str.contains("sdpa").to_numpy()[at + 1]  # attention follows
     start, end = at - np.where(into, 4, 0), at + np.where(into, 0, 1)
     wide = pd.DataFrame({"start_ns": kernels.start_ns.to_numpy()[start],
                          "end_ns": kernels.end_ns.to_numpy()[end]})  # fmt: skip
-    lanes, copies = Lanes(ran), copies_of(trace)
+    lanes, copies = Lanes(ran), c.copies_of(trace)
     copies = union(copies[copies.direction == "HtoD"], "device")
     apart = lanes.within(copies, ~lanes.at(wide)).sum() / copies.ns.sum()
     assert apart == pytest.approx(own.hidden, abs=5e-3)
@@ -213,10 +197,8 @@ def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
 def test_the_notebook_makes_a_page_of_any_trace(tmp_path: Path, made: Trace) -> None:
     (tmp_path / "cut.json").write_text(text(events(0)[:4], "bare")[:-9])
     script = ROOT / "notebooks/trace.py"
-    for files in (str(tmp_path / "t.json"), [str(tmp_path / "cut.json")]):
+    good: list[Any] = [str(tmp_path / "t.json"), [str(tmp_path / "cut.json")]]
+    for files in (*good, "none.json"):
         page = render.Page("trace", script, tmp_path / "page.html", parameters={"files": files})
-        assert render.make(page, ROOT) == ""
-    missing = render.Page(
-        "trace", script, tmp_path / "page.html", parameters={"files": "none.json"}
-    )
-    assert "none.json" in render.make(missing, ROOT)
+        failed = render.make(page, ROOT)
+        assert (failed == "") if files in good else ("none.json" in failed)

@@ -76,14 +76,15 @@ def summary(traces: Iterable[Trace]) -> pd.DataFrame:
         facts, found, calls = trace.facts, copies_of(trace), memcpy_calls(trace)
         recorded = dict(trace.devices())
         called = bool((trace.events.kind == "call").any())
+        steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
         for device, events in recorded.items() or [(None, trace.events[:0])]:
-            steps = zip(trace.steps.step, trace.steps.complete, strict=True)
-            for step, complete in [(None, True), *steps]:
+            parts = [some if device is None else some[some.device == device]
+                     for some in (found, calls, events)]  # fmt: skip
+            for step, complete in steps:
                 own, these, ran = (
-                    some[((some.device == device) | (device is None))
-                         & ((some.step == step).fillna(False) if step is not None else True)]
-                    for some in (found, calls, events)
-                )  # fmt: skip
+                    some if step is None else some[(some.step == step).fillna(False)]
+                    for some in parts
+                )
                 here = complete and bool(recorded)
                 counts: dict[str, Any] = {"copies": len(own)}
                 counts |= {how.replace(" ", "_"): (own.how == how).sum() for how in HOW}

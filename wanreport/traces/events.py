@@ -39,7 +39,7 @@ LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
 TIMES, LINK = ["start_ns", "end_ns"], ["process", "correlation"]
 COLUMNS: dict[str, Any] = {
     "kind": KIND, "name": np.int32, "device": np.int64, "stream": np.int64,
-    "process": np.int32, "thread": np.int32, "start_ns": np.int64, "end_ns": np.int64,
+    "process": np.int64, "thread": np.int64, "start_ns": np.int64, "end_ns": np.int64,
     "bytes": np.int64, "correlation": np.int64,
 }  # fmt: skip
 
@@ -208,8 +208,8 @@ def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
     try:
         return np.array(values, np.int64)
     except (TypeError, ValueError, OverflowError):
-        good = [v if type(v) is int and abs(v) < 1 << 62 else missing for v in values]
-        return np.array(good, np.int64)
+        good = (v if type(v) is int and abs(v) < 1 << 62 else missing for v in values)
+        return np.fromiter(good, np.int64)
 
 
 # Times -------------------------------------------------------------------------------------------

@@ -301,12 +301,10 @@ def _ns(microseconds: list[Any]) -> np.ndarray:
     """Times in integer nanoseconds, exactly; MISSING for what is none."""
     with suppress(ValueError, OverflowError):
         times = np.array(microseconds)
-        kind = times.dtype.kind if times.ndim == 1 else ""
-        if kind == "i" and (np.abs(times) < LATEST).all():
-            return times * 1000
-        if kind == "f" and (np.abs(times) < EXACT).all():
-            whole = np.floor(times)
-            return whole.astype(np.int64) * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
+        most = {"i": LATEST, "f": EXACT}.get(times.dtype.kind)
+        if times.ndim == 1 and most and (np.abs(times) < most).all():
+            whole = times.astype(np.int64)
+            return whole * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
     return np.array([_exact(value) for value in microseconds], np.int64)
 
 

@@ -56,8 +56,6 @@ def read(path: Path) -> Trace:
 class _Reader:
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self.database, self.rows = path, database, Rows()
-        self.processes: dict[int, int] = {}
-        self.threads: dict[int, int] = {}
         database.text_factory = lambda text: text.decode("utf-8", "replace")
         self.tables: dict[str, set[str]] = defaultdict(set)
         for table, column in database.execute(COLUMNS):
@@ -115,11 +113,11 @@ class _Reader:
             columns = list(zip(*batch, strict=True))
             start, end, nbytes = (integers(columns[i], MISSING) for i in (0, 1, 7))
             device, stream, pid, tid, correlation = (integers(columns[i]) for i in range(2, 7))
-            process = np.where(pid >= 0, pid, np.where(tid >= 0, tid & PROCESS, -1))
+            process = np.where(pid < 0, np.where(tid < 0, -1, tid & PROCESS), pid)
             self.rows.add(
                 kind=kind, start_ns=start, end_ns=end, device=device,
                 name=[self.rows.name(name) for name in names], stream=stream,
-                process=_numbered(process, self.processes), thread=_numbered(tid, self.threads),
+                process=process, thread=tid,
                 bytes=np.where(nbytes < 0, MISSING, nbytes), correlation=correlation,
             )  # fmt: skip
 
@@ -137,10 +135,3 @@ class _Reader:
 
 def _of(names: Sequence[str], number: Any) -> str:
     return names[number] if isinstance(number, int) and 0 <= number < len(names) else "unknown"
-
-
-def _numbered(values: np.ndarray, known: dict[int, int]) -> np.ndarray:
-    """Small numbers for large ones, the same in all tables."""
-    each, where = np.unique(values, return_inverse=True)
-    small = [known.setdefault(value, len(known)) if value >= 0 else -1 for value in each.tolist()]
-    return np.array(small)[where]

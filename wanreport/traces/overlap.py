@@ -66,8 +66,7 @@ def overlap(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
     found = pd.concat(tables, ignore_index=True)
     found["step"] = found.step.mask(found.step < 0)
     for name in ("hidden", "in_collectives"):
-        share = found[f"{name}_ns"] / found.copies_ns.mask(found.copies_ns == 0)
-        found[f"{name}_share"] = share
+        found[f"{name}_share"] = found[f"{name}_ns"] / found.copies_ns.replace(0, pd.NA)
     first = ["file", "rank", "device", "step"]
     return found[first + [name for name in found if name not in first]]
 
