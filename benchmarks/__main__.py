@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--branches", type=int, choices=(1, 2), default=1, help="2: a step with guidance")
     add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
         help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
-    add("--sglang", metavar="DIR|VERSION", help="folder of the package, or its installed version")
+    add("--sglang", metavar="DIR", help="folder of its package, if it is not installed")
     add("--compile", action="store_true", help="torch.compile on the segments")
     add("--passes", type=int, default=7, help="timed steps (default 7); on a GPU for 2 s or more")
     add("--warmup", type=int, default=2, help="steps before (default 2); on a GPU 2 s more")

@@ -157,8 +157,8 @@ class Campaign:
             "settings": stream_settings(label, ranks), **git_state(),
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        others = [each for each in self.report["rows"] if each is not self._row(label, tokens)]
-        self.report["rows"] = [*others, row]
+        before = self._row(label, tokens)
+        self.report["rows"] = [each for each in self.report["rows"] if each is not before] + [row]
         if status != "not run":
             self.done.add((label, tokens))
             print(self.line(row), flush=True)

@@ -118,28 +118,24 @@ class Sglang(Peer):
 def find_sglang(where: str | None) -> dict[str, str]:
     """Find SGLang's layerwise offload without importing it; raises `Missing`.
 
-    ``where`` is a folder with the package in it, a version, which must be the installed one, or
-    None for whatever is installed. The ``module`` moved between versions; ``sha256`` is its file's.
+    ``where`` is a folder with the package in it, or None for what is installed. The ``module``
+    moved between versions; ``sha256`` is its file's.
     """
-    version = where if where and where[0].isdigit() and not Path(where).exists() else ""
-    fix = f"pip install --no-deps --target DIR sglang=={version or '0.5.23'}, then --sglang DIR"
-    folder = Path(where).resolve() if where and not version else Path()
-    if version or not where:
+    fix = "pip install --no-deps --target DIR sglang==0.5.23, then --sglang DIR"
+    if where is None:
         spec = find_spec("sglang")
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None or spec.origin is None:
             raise Missing(f"SGLang is not installed; {fix}")
-        folder = Path(next(iter(spec.submodule_search_locations))).parent
+        where = str(Path(spec.origin).parents[1])
+    folder = Path(where).resolve()
     files = sorted((folder / "sglang" / "multimodal_gen").rglob("layerwise_offload.py"))
-    distributions = metadata.distributions(name="sglang", path=[str(folder)])
-    found = next((d.version for d in distributions), "of unknown version")
     if not files:
         raise Missing(f"{folder} has no sglang/multimodal_gen with layerwise offload; {fix}")
-    if version and found != version:
-        raise Missing(f"the installed SGLang is {found}, not {version}; {fix}")
+    distributions = metadata.distributions(name="sglang", path=[str(folder)])
     return {
         "folder": str(folder),
         "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),
-        "version": found,
+        "version": next((d.version for d in distributions), "of unknown version"),
         "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
     }
 

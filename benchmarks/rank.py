@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -122,7 +121,8 @@ class Lane:
         self.first = sha256(self.output)
         self.warm = hot_steps(self.steps(steps - 1)[-1], self.device, self.group)
         self.passes = max(passes, self.warm)  # short ones are more, for the clock wanders
-        self.sensors, self.samples, self.counters = Sensors(self.device), [], Counters()
+        self.samples: list[float] = []
+        self.sensors, self.counters = Sensors(self.device), Counters()
 
     def turn(self) -> None:
         """Some steps on a hot device, timed one by one; the first turn heats it."""
@@ -141,8 +141,9 @@ class Lane:
         """What this rank measured; peaks of memory only where the process has no other engine."""
         if not self.output.isfinite().all():
             raise RuntimeError("the output is not finite, so its bits show nothing")
-        engine, peer = self.engine, isinstance(self.engine, Peer)
-        memory = peaks(self.device, engine.registered_bytes if peer else self.store.pinned_bytes)
+        engine = self.engine
+        peer = engine if isinstance(engine, Peer) else None
+        memory = peaks(self.device, peer.registered_bytes if peer else self.store.pinned_bytes)
         return {
             # On CPU no time is claimed, so none is kept.
             "samples_ms": [1e3 * s for s in self.samples] if self.device.type == "cuda" else [],
@@ -152,7 +153,7 @@ class Lane:
             "output_sha256": sha256(self.output),
             "first_output_sha256": self.first,
             "counters": None if peer else asdict(self.counters),
-            "note": engine.note if peer else "",
+            "note": peer.note if peer else "",
             "plan": self.plan,
         }
 
@@ -179,8 +180,7 @@ def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torc
     return latents, Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
 
 
-@contextmanager
-def attached(spec: dict[str, Any], make: Make, device: torch.device) -> Iterator[list[Lane]]:
+def attached(spec: dict[str, Any], make: Make, device: torch.device) -> list[Lane]:
     """The engines of ``spec["engines"]``; those that read host memory alike share one store."""
     stores: dict[Any, HostStore] = {}
     lanes = []
@@ -196,11 +196,7 @@ def attached(spec: dict[str, Any], make: Make, device: torch.device) -> Iterator
                 group=dist.group.WORLD if engine.shares_store else None,
             )  # fmt: skip
         lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
-    yield lanes
-    for lane in lanes:
-        lane.engine.detach()
-    for store in stores.values():
-        store.close()
+    return lanes
 
 
 def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
@@ -217,19 +213,23 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
 
     linked = {FIRST, Planned.name} & set(map(name_of, spec["engines"]))
     link = measure_link(device, dist.group.WORLD) if linked else None
-    with attached(spec, make, device) as lanes:
-        for tokens, grid in spec["grids"]:
-            if rank == 0:
-                (out / "progress").write_text(f"{tokens:,} tokens")
-            if spec["compile"]:
-                torch._dynamo.reset()  # its limit of recompilations is meant for one shape
-            inputs = make_inputs(make(1), grid, spec["branches"], device)
-            for lane in lanes:
-                lane.prepare(inputs, link)
-            rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
-            for number, row in enumerate(rows):
-                path = out / f"row-{tokens}-{number}-rank{rank}.json"
-                replace_file(path, json.dumps(row | {"link": link}))
+    lanes = attached(spec, make, device)
+    for tokens, grid in spec["grids"]:
+        if rank == 0:
+            (out / "progress").write_text(f"{tokens:,} tokens")
+        if spec["compile"]:
+            torch._dynamo.reset()  # its limit of recompilations is meant for one shape
+        inputs = make_inputs(make(1), grid, spec["branches"], device)
+        for lane in lanes:
+            lane.prepare(inputs, link)
+        rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
+        for number, row in enumerate(rows):
+            path = out / f"row-{tokens}-{number}-rank{rank}.json"
+            replace_file(path, json.dumps(row | {"link": link}))
+    for lane in lanes:
+        lane.engine.detach()
+    for lane in lanes:
+        lane.store.close()
     return {}
 
 

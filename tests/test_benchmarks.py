@@ -265,7 +265,6 @@ def test_sglangs_manager_runs_without_its_server(sglang, monkeypatch):
 def test_a_missing_sglang_is_named_with_the_fix(sglang: Path, tmp_path: Path) -> None:
     for where, status, said in (
         (str(sglang), "needs a GPU", "0.5.23"),
-        ("0.0.1", "absent", "sglang==0.0.1, then --sglang DIR"),
         (str(tmp_path / "elsewhere"), "absent", "sglang/multimodal_gen"),
     ):
         with pytest.raises(peers.Missing) as caught:

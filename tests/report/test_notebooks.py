@@ -128,7 +128,7 @@ def test_the_index_opens_with_answer_picture_and_what_was_not_measured(
     told = first_screen(index)
     for place, rows in found.groupby(["place", found.height == 480]):
         assert quoted(rows, place[0], "layerwise") in told
-    assert not_measured(frames.cached(("results",), ROOT), ROOT).gpus.iloc[0] in told
+    assert not_measured(frames.cached(("results",), ROOT)).gpus.iloc[0] in told
 
 
 def test_the_index_has_a_row_for_each_committed_job_and_leads_to_its_page(

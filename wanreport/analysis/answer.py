@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from wanreport.analysis import compare
@@ -53,13 +51,13 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     return " and ".join(parts)
 
 
-def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
+def not_measured(frames: Frames) -> pd.DataFrame:
     """List what the question asks for and no run of the full model answers.
 
     `what` is "baseline" (the baseline's own jobs), "NVLink" or "720p"; `jobs` how many they are,
     `gpus` what they need ("4 and 6"), `command` and `minutes` what would measure them.
     """
-    root, found, rows = root or project_root(), answer(frames), []
+    found, rows = answer(frames), []
     pair = ("resident", "layerwise", "stream")
     for what, name, there in (("NVLink", "480p-2gpu-{}", found.place == "NVLink"),
                               ("720p", "720p-2gpu-{}-5steps", found.height == 720)):  # fmt: skip
@@ -68,7 +66,9 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
             rows.append({"what": what, "jobs": 1, "gpus": "2", **todo})
     runs = frames.runs
     done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
-    jobs = {file: load_job(file) for file in sorted((root / "params/baseline").glob("*.yaml"))}
+    jobs = {
+        file: load_job(file) for file in sorted((project_root() / "params/baseline").glob("*.yaml"))
+    }
     left = {file: job for file, job in jobs.items() if job.baseline_job not in set(done)}
     if left:
         todo = to_measure(frames, *(f"baseline/{file.stem}" for file in left))
@@ -80,12 +80,12 @@ def not_measured(frames: Frames, root: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
 
 
-def without_record(frames: Frames, root: Path | None = None) -> pd.DataFrame:
+def without_record(frames: Frames) -> pd.DataFrame:
     """List the params files whose job no record answers, in any state.
 
     `job`, `gpus`, `purpose`, `command`; `asked`, whether the baseline asks for it.
     """
-    root = root or project_root()
+    root = project_root()
     known = set(frames.runs.job_hash.dropna()) if len(frames.runs) else set()
     files = sorted((root / "params").glob("*/*.yaml"))
     return pd.DataFrame([

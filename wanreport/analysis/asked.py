@@ -68,6 +68,11 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
     return runs[plain & runs.vram_budget_gb.isna() & (runs.latest | earlier)]
 
 
+def rows_of(runs: pd.DataFrame) -> list[Row]:
+    """List a table's rows."""
+    return [row for _, row in runs.iterrows()]
+
+
 def told(one: Row, two: Row) -> dict[str, Any]:
     """Compare two rows of :func:`compare.overhead`: ``difference`` with its claim, and which."""
     return {
@@ -98,4 +103,6 @@ def nearest(ones: pd.DataFrame, others: pd.DataFrame) -> list[tuple[Row, Row]]:
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
-    return [(ones.loc[row.run], others.loc[row.run_two]) for row in picked.itertuples()]
+    return list(
+        zip(rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two]), strict=True)
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import Facts, Row, to_measure
+from wanreport.analysis.asked import Facts, Row, over_resident, to_measure, told
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import SAME_CLOCKS
 from wanreport.words import gigabytes
@@ -29,6 +29,11 @@ ALIKE = {"clock": SAME_CLOCKS, "bytes": 0.1, "allocations": 0.1, "waits": 0.1}
 """Shares by which these may differ and be alike; a sample begins or ends within a pass."""
 BLOCKS, BRANCHES = 40, 2
 """Of a step of the full model, to which cells with fewer are scaled."""
+SAME = ["engine", "gpus", "interconnect", "gpu_model", "torch", "compiled", "tokens", "blocks",
+        "branches", "prefetch", "allocations", "waits"]  # fmt: skip
+USUAL = {"slots": None, "residents": 0, "shard": False, "copy streams": 1, "priority": 0}
+"""Columns and settings of `stream` in which two runs may differ."""
+WAITS = ["event_waits", "stream_waits", "host_syncs"]
 
 ONE, TWO = "480p-1gpu-layerwise", "480p-2gpu-layerwise"
 PAIRS = (
@@ -149,11 +154,8 @@ def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]
     for row in runs.join(_counts(frames)).to_dict("records"):
         chosen = row["settings"] or {}
         known = {
-            **{name: row[name] for name in ("engine", "gpus", "interconnect", "gpu_model", "torch",
-               "compiled", "tokens", "blocks", "branches", "prefetch", "allocations", "waits")},
-            "slots": chosen.get("slots"), "residents": chosen.get("residents", 0),
-            "shard": chosen.get("shard", False), "copy streams": chosen.get("copy_streams", 1),
-            "priority": chosen.get("priority", 0),
+            **{name: row[name] for name in SAME},
+            **{name: chosen.get(name.replace(" ", "_"), usual) for name, usual in USUAL.items()},
             "windows": "timed" if chosen.get("windows") else "none",
             "branches a visit": min(chosen.get("branches_per_visit", 1), row["branches"]),
             "bytes": row["h2d_step_bytes"], "boards": row["boards"] or None, "clock": row["sm_mhz"],
@@ -164,26 +166,22 @@ def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]
 
 def _counts(frames: Frames) -> pd.DataFrame:
     """Allocations and waits of a step, on rank 0, by run; NaN where they were not counted."""
-    counters = frames.counters[(frames.counters.kind == "clean") & (frames.counters["rank"] == 0)]
+    counters = frames.counters.query("kind == 'clean' and rank == 0")
     steps = frames.steps.groupby(["run", "iteration"]).size().rename("steps")
     counters = counters.join(steps, on=["run", "iteration"]).drop_duplicates(["run", "counter"])
-    each = counters.assign(each=counters.measured / counters.steps).pivot(
-        index="run", columns="counter", values="each")  # fmt: skip
-    waits = each.reindex(columns=["event_waits", "stream_waits", "host_syncs"])
-    return pd.DataFrame({"allocations": each.get("allocations"),
-                         "waits": waits.sum(axis=1, min_count=1)}, dtype=float)  # fmt: skip
+    each = (counters.measured / counters.steps).groupby([counters.counter, counters.run]).first()
+    each = each.unstack(0).reindex(columns=["allocations", *WAITS]).astype(float)
+    return pd.DataFrame({"allocations": each.allocations,
+                         "waits": each[WAITS].sum(axis=1, min_count=1)})  # fmt: skip
 
 
 def _effect(a: Row, b: Row, changed: str, cost: pd.DataFrame) -> dict[str, Any]:
-    if changed in OWN_RESIDENT:
-        pairs = [(row, cost.loc[row["reference"]]) for row in (a, b)]
-        told, unit = compare.gap_difference(pairs[0], pairs[1]), a["resident_s"]
-    else:
-        told, unit = compare.difference(a, b, compare.pair_drift(a, b)), b["step_s"]
+    own = changed in OWN_RESIDENT
+    gap, unit = (over_resident(cost, a, b), a["resident_s"]) if own else (told(a, b), b["step_s"])
     scale = BLOCKS / a["blocks"] * BRANCHES / a["branches"]
-    effects = {f"effect{end}_s": scale * unit * told[f"difference{end}"]
+    effects = {f"effect{end}_s": scale * unit * gap[f"difference{end}"]
                for end in ("", "_low", "_high")}  # fmt: skip
-    return {**told, "scale": scale, **effects}
+    return {**gap, "scale": scale, **effects}
 
 
 def _missing(frames: Frames) -> Iterator[dict[str, Any]]:
@@ -191,9 +189,8 @@ def _missing(frames: Frames) -> Iterator[dict[str, Any]]:
     runs = frames.full_scale()
     done = runs.groupby(["interconnect", "machine"]).job.agg(set) if len(runs) else {}
     for cause, path, jobs in PAIRS:
-        if not any(
-            path in ("", there) and ran.issuperset(jobs) for (there, _), ran in done.items()
-        ):
+        there = [ran for (here, _), ran in done.items() if path in ("", here)]
+        if not any(ran.issuperset(jobs) for ran in there):
             todo = to_measure(frames, *(f"campaign/{job}" for job in jobs))
             yield {"cause": cause, "machine": path, "work": "", "changed": "", "run_a": None,
                    **todo}  # fmt: skip

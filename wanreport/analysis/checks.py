@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Facts, differs, nearest, plain_jobs, to_measure, told
-from wanreport.analysis.compare import Row
+from wanreport.analysis import asked, compare
+from wanreport.analysis.asked import NEW, OLD, Facts, Row
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.overlap import shares
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
@@ -50,7 +49,9 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `runs` and `setting`, how they differ from what was asked for; `command` and `minutes`, what
     would measure it as asked for, at most so long.
     """
-    data = _Data(frames, facts, plain_jobs(compare.overhead(frames), earlier=True), shares(frames))
+    data = _Data(
+        frames, facts, asked.plain_jobs(compare.overhead(frames), earlier=True), shares(frames)
+    )
     unknown = {"status": "not measured", "setting": "", "measured": "", "runs": []}
     rows = []
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
@@ -60,7 +61,7 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
         answers = [a for a in answers if not a["setting"] or a.get("machine") not in there]
         for each in answers or [unknown]:
             settled = each["status"] in ("pass", "fail") and not each["setting"]
-            todo = {} if settled or not jobs else to_measure(frames, *jobs.split())
+            todo = {} if settled or not jobs else asked.to_measure(frames, *jobs.split())
             rows.append({"check": check, "question": question, "expected": expected, "machine": "",
                          "command": "", "minutes": None, **each, **todo})  # fmt: skip
     return pd.DataFrame(rows).astype({"minutes": float})
@@ -69,17 +70,18 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
 def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str = "",
             gpus: str = FOUR) -> Answer:  # fmt: skip
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
-    setting = ", ".join(filter(None, [also, differs(data.facts, pd.DataFrame(rows), gpus)]))
+    setting = ", ".join(filter(None, [also, asked.differs(data.facts, pd.DataFrame(rows), gpus)]))
     return {"status": status, "machine": rows[-1].machine, "setting": setting,
             "runs": [row.run for row in rows], "measured": measured}  # fmt: skip
 
 
-def _holds(right: pd.Series, seen: str = "", setting: str = "", noun: str = "run") -> Answer:
+def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Iterator[Answer]:
     """An answer that holds for all runs, or fails for some: then these are its runs."""
-    wrong, many = list(right.index[~right]), counted(len(right), noun)
-    return {"status": "fail" if wrong else "pass", "setting": setting,
-            "runs": wrong or [*right.index],
-            "measured": f"{seen} in {many}" if seen else f"{right.sum()} of {many}"}  # fmt: skip
+    wrong, many = list(right.index[~right]), counted(len(right), "run")
+    if len(right):
+        yield {"status": "fail" if wrong else "pass", "setting": setting,
+               "runs": wrong or [*right.index],
+               "measured": f"{seen} in {many}" if seen else f"{right.sum()} of {many}"}  # fmt: skip
 
 
 def _judged(claim: str, wanted: str) -> str:
@@ -88,49 +90,42 @@ def _judged(claim: str, wanted: str) -> str:
     return others.get(claim, "fail")
 
 
-def _rows(runs: pd.DataFrame) -> list[Row]:
-    return [row for _, row in runs.iterrows()]
-
-
 def _last(runs: pd.DataFrame, *first: str) -> list[Row]:
     """Pick of each machine, number of GPUs and height the last run, in the order of `first`."""
     order = runs.sort_values([*first, "started"])
-    return _rows(order.groupby(["machine", "gpus", "height"]).tail(1))
+    return asked.rows_of(order.groupby(["machine", "gpus", "height"]).tail(1))
 
 
 # The schedule and the engines, at any scale ------------------------------------------------------
 
 
 def _wanted(data: _Data, fact: str, values: pd.DataFrame) -> Iterator[Answer]:
-    """Hold all values of each job against a fact: the baseline's own jobs, else all at full scale.
+    """Hold runs' values against a fact: of the baseline's own jobs, else of those at full scale.
 
-    `values` has a row for each run; infinity is never seen.
+    Infinity stands for what never came.
     """
     runs = data.frames.runs.loc[values.index]
-    own, setting = runs[runs.baseline_job.notna()], ""
-    if own.empty:
-        own = runs[~runs.rehearsal]
-        setting = differs(data.facts, own, FOUR)
-    if len(own):
-        values = values.loc[own.index].astype(float)
-        seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
-        yield _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
+    own = runs[runs.baseline_job.notna()]
+    chosen = own if len(own) else runs[~runs.rehearsal]
+    values = values.loc[chosen.index].astype(float)
+    seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
+    setting = "" if len(own) else asked.differs(data.facts, chosen, FOUR)
+    yield from _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
 
 
 def _shift(data: _Data) -> Iterator[Answer]:
-    runs = data.frames.runs
-    known = runs[(runs.source == "job") & runs.flow_shift.notna()]
-    yield from _wanted(data, "s9.1.flow_shift", known[["flow_shift"]])
+    known = data.frames.runs.query("source == 'job' and flow_shift.notna()")
+    return _wanted(data, "s9.1.flow_shift", known[["flow_shift"]])
 
 
 def _switch(data: _Data) -> Iterator[Answer]:
     """What the schedule says, and which expert each step of each iteration really used."""
-    runs, steps = data.frames.runs, data.frames.steps
-    known = runs[(runs.source == "job") & runs.index.isin(steps.run)]
+    runs, steps = data.frames.runs.query("source == 'job'"), data.frames.steps
     low = steps.step.where(steps.expert == "low_noise").astype(float)
-    first = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf)  # it never switched
-    ends = first.groupby("run").agg(["min", "max"]).reindex(known.index)
-    yield from _wanted(data, "s2.switch.new", ends.assign(planned=known.switch_step))
+    ends = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf).groupby("run")
+    planned = runs.switch_step[runs.index.isin(steps.run)]
+    each = pd.DataFrame({"planned": planned, "first": ends.min(), "last": ends.max()})
+    return _wanted(data, "s2.switch.new", each.loc[planned.index])
 
 
 def _bits(data: _Data) -> Iterator[Answer]:
@@ -139,18 +134,16 @@ def _bits(data: _Data) -> Iterator[Answer]:
         # For the buffers that fsdp gathers into, a GPU may choose other kernels.
         excused = (found.differ == "fsdp") & ~found.rehearsal
         right = found.same | excused
-        answer = _holds(right, noun="group")
         shown = found if right.all() else found[~right]
-        answer["runs"] = [run for runs in shown.each for run in runs]
-        answer["measured"] += ", but for fsdp" if excused.any() else ""
-        yield answer
+        measured = f"{right.sum()} of {counted(len(right), 'group')}"
+        yield {"status": "pass" if right.all() else "fail", "setting": "",
+               "runs": [run for runs in shown.each for run in runs],
+               "measured": measured + ", but for fsdp" * bool(excused.any())}  # fmt: skip
 
 
 def _every(column: str, data: _Data) -> Iterator[Answer]:
     runs = data.frames.runs
-    known = runs[(runs.source == "job") & runs[column].notna()]
-    if len(known):
-        yield _holds(known[column].astype(bool))
+    return _holds(runs[column][runs.source == "job"].dropna().astype(bool))
 
 
 # Times -------------------------------------------------------------------------------------------
@@ -160,19 +153,19 @@ def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
     runs = data.timed
     new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
-    return nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
+    return asked.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
 def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
     for one, two in _pairs(data, other, deep):
-        gap, less = told(one, two), one.step_s - two.step_s
+        gap, less = asked.told(one, two), one.step_s - two.step_s
         shown = f"{ratio(gap['difference'])}, {signed(f'{less:+.2f}')} s a step"
         yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown)
 
 
 def _scaling(old: str, data: _Data) -> Iterator[Answer]:
-    asked = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
+    wanted = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
     pairs = _pairs(data, old)
     for wide in pairs:
         new, many = wide[0], int(wide[0].gpus)
@@ -181,11 +174,11 @@ def _scaling(old: str, data: _Data) -> Iterator[Answer]:
                  and pair[0].interconnect in ("", new.interconnect)]  # fmt: skip
         for narrow in sorted(alike, key=lambda pair: pair[0].gpus)[-1:]:
             gap, few = compare.gap_difference(wide, narrow), int(narrow[0].gpus)
-            also = f"{few} and {many} GPUs instead of {asked[0]} and {asked[1]}"
+            also = f"{few} and {many} GPUs instead of {wanted[0]} and {wanted[1]}"
             also += f", which adds collectives ({new.interconnect})" if few == 1 else ""
             shown = f"{ratio(gap['gap_before'])} on {few}, {ratio(gap['gap'])} on {many}"
             yield _answer(data, _judged(gap["claim"], "slower"), [*narrow, *wide], shown,
-                          also * ([few, many] != asked), gpus="")  # fmt: skip
+                          also * ([few, many] != wanted), gpus="")  # fmt: skip
 
 
 def _spike(old: str, data: _Data) -> Iterator[Answer]:
@@ -203,7 +196,7 @@ def _spike(old: str, data: _Data) -> Iterator[Answer]:
 
 
 def _pure(data: _Data) -> Iterator[Answer]:
-    runs = plain_jobs(data.frames.runs)
+    runs = asked.plain_jobs(data.frames.runs)
     # The GPU's memory counts, and not the host's.
     oom = (runs.status == "oom") & runs.reason.str.contains("CUDA|OutOfMemoryError")
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
@@ -221,23 +214,24 @@ def _overlap(data: _Data) -> Iterator[Answer]:
             # The baseline expects something of both, so that one alone can only contradict it.
             status = "fail" if not agree else "pass" if len(old) else "not measured"
             shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
-            yield _answer(data, status, _rows(here), shown,
-                          "" if len(old) else "no copies of an old offload noted")  # fmt: skip
+            also = "" if len(old) else "no copies of an old offload noted"
+            yield _answer(data, status, asked.rows_of(here), shown, also)
 
 
 def _contention(data: _Data) -> Iterator[Answer]:
     for _, here in data.lanes.groupby(["machine", "gpus"]):
         here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")].sort_values("beside")
-        if len(here):
-            orders = {
-                apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
-                      Median(1, row.alone_low, row.alone_high, row.alone_n))
-                for row in here.itertuples()
-            }  # fmt: skip
-            order = 0 if {1, -1} <= orders else max(orders, key=abs)
-            status = {1: "pass", -1: "fail"}.get(order, "within noise")
-            shown = [f"{significant(r.beside, 3)}× in {r.engine}" for r in here.itertuples()]
-            yield _answer(data, status, _rows(here), ", ".join(shown))
+        if here.empty:
+            continue
+        rows = asked.rows_of(here)
+        orders = {
+            apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
+                  Median(1, row.alone_low, row.alone_high, row.alone_n)) for row in rows
+        }  # fmt: skip
+        order = 0 if {1, -1} <= orders else max(orders, key=abs)
+        status = {1: "pass", -1: "fail"}.get(order, "within noise")
+        shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
+        yield _answer(data, status, rows, shown)
 
 
 def _jobs(*engines: str, gpus: str = "4") -> str:

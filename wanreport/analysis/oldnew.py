@@ -9,8 +9,8 @@ steady ones.
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wanreport.analysis import compare
@@ -18,6 +18,9 @@ from wanreport.analysis.asked import NEW, OLD, Facts, Row, nearest, plain_jobs, 
 from wanreport.analysis.frames import Frames
 
 GIB = 2**30
+SIDES = ("new", "old")
+PREFETCH = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
+            "same_boards", "allocated_difference_bytes"]  # fmt: skip
 WHERE = ["machine", "gpus", "height", "work"]
 SHAPES = pd.DataFrame(
     [(section, *row) for section, rows in {
@@ -50,12 +53,12 @@ def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
     times, parts = _times(frames), []
     for new, beside in _groups(frames):
         here = SHAPES.assign(**new[WHERE], decoded=pd.notna(new.decode_s))
-        runs = {"resident": new.reference, "new": new.run, **dict.fromkeys(OLD), **beside.run}
+        runs = {"resident": new.reference, "new": new.run, **beside.run}
         for side in ("resident", "new", *OLD):
-            here[f"run_{side}"] = run = runs[side]
+            here[f"run_{side}"] = run = runs.get(side)
             here[f"{side}_s"] = times.loc[run, here.column].to_numpy(float) if run else math.nan
         for old in OLD:
-            gap = told(new, beside.loc[old]) if runs[old] else {}
+            gap = told(new, beside.loc[old]) if old in runs else {}
             here[f"minus_{old}_s"] = here.new_s - here[f"{old}_s"]
             here[f"boards_{old}"] = gap.get("same_boards")
             here[f"claim_{old}"] = here.quantity.map({"steady": gap.get("claim")})
@@ -69,11 +72,10 @@ def old_new(frames: Frames, facts: Facts) -> pd.DataFrame:
 
 def _times(frames: Frames) -> pd.DataFrame:
     """The runs' times: those of their rows, and what the baseline's tables have besides."""
-    if frames.runs.empty:
-        return frames.runs
-    steady = frames.steps.query("kind == 'clean' and role == 'steady'")
-    halves = steady.pivot_table(index="run", columns="expert", values="seconds", aggfunc="median")
-    runs = frames.runs
+    runs, steady = frames.runs, frames.steps.query("kind == 'clean' and role == 'steady'")
+    if runs.empty:
+        return runs
+    halves = steady.groupby(["expert", "run"]).seconds.median()
     return runs.assign(
         average_s=runs.denoise_s / runs.steps_whole, sum_s=runs.denoise_s + runs.decode_s.fillna(0),
         early_s=halves.get("high_noise"), late_s=halves.get("low_noise"),
@@ -90,17 +92,21 @@ def _groups(frames: Frames) -> list[tuple[Row, pd.DataFrame]]:
     return [(new, others[others.group == new.group]) for _, new in news.iterrows()]
 
 
+def _baselines(**columns: list[float]) -> pd.DataFrame:
+    """The baseline's own rows, new and old: they have no machine."""
+    names = {"machine": "", "engine": "", "name": ["baseline, new", "baseline, old"]}
+    return pd.DataFrame(names | columns)
+
+
 def memory(frames: Frames, facts: Facts) -> pd.DataFrame:
     """List peaks of GPU memory beside the baseline's, which are SGLang's: reserved, in GiB.
 
     The latest run of each engine and machine after the baseline's own (without a machine), with
     ``reserved_gib``, by the allocator at the peak, and ``free_gib``, what was left of the GPU.
     """
-    quoted = pd.DataFrame([
-        {"machine": "", "engine": "", "name": f"baseline, {side}",
-         "reserved_gib": facts.number(f"s3.2.peak.{side}"),
-         "free_gib": facts.number(f"s3.2.free.{side}")} for side in ("new", "old")
-    ])  # fmt: skip
+    peak, free = ([facts.number(f"s3.2.{name}.{side}") for side in SIDES]
+                  for name in ("peak", "free"))  # fmt: skip
+    quoted = _baselines(reserved_gib=peak, free_gib=free)
     runs = plain_jobs(frames.full_scale())
     if runs.empty:
         return quoted
@@ -124,43 +130,36 @@ def which_old(frames: Frames, facts: Facts) -> pd.DataFrame:
     ran to tell.
     """
     size = frames.runs.get("expert_bytes", pd.Series(dtype=float)).max()
-    new_s, new_gib = (facts.number(name) for name in ("s3.3.steady.new", "s3.2.peak.new"))
-    rows: list[dict[str, Any]] = []
-    for side in ("new", "old"):
-        steady, peak = (facts.number(f"{name}.{side}") for name in ("s3.3.steady", "s3.2.peak"))
-        rows.append({
-            "machine": "", "engine": "", "name": f"baseline, {side}",
-            "difference": steady / new_s - 1, "memory_experts": (peak - new_gib) * GIB / size,
-            "spike": facts.number(f"s3.3.switch.{side}") / steady - 1,
-        })  # fmt: skip
-    middle = {name: (rows[0][name] + rows[1][name]) / 2 for name in ("spike", "memory_experts")}
+    steady, switch, peak = (
+        np.array([facts.number(f"{name}.{side}") for side in SIDES])
+        for name in ("s3.3.steady", "s3.3.switch", "s3.2.peak")
+    )
+    quoted = _baselines(difference=steady / steady[0] - 1, spike=switch / steady - 1,
+                        memory_experts=(peak - peak[0]) * GIB / size)  # fmt: skip
+    middle, rows = quoted[["spike", "memory_experts"]].mean(), []
     for new, beside in _groups(frames):
         for _, row in beside.iterrows():
             above = row.reserved_bytes - new.reserved_bytes
             found = {**row[["engine", "name", "run"]], **told(row, new),
                      "spike": row.switch_s / row.step_s - 1,
                      "memory_experts": above / row.expert_bytes}  # fmt: skip
-            old = all(found[each] > middle[each] for each in middle) and found["claim"] != "slower"
+            old = all(found[each] > middle[each] for each in middle.index)
+            old = old and found["claim"] != "slower"
             rows.append(found | {"old": None if old and found["claim"] == "no interval" else old})
-    return pd.DataFrame(rows)
+    return pd.concat([quoted, pd.DataFrame(rows)], ignore_index=True)
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Compare the deeper prefetch with the default: a row for each machine that has both.
 
-    What :func:`told` has of their steps, with ``allocated_difference_bytes`` and
-    ``reserved_difference_bytes``.
+    What :func:`told` has of their steps, and ``allocated_difference_bytes``.
     """
     runs = plain_jobs(compare.overhead(frames))
     runs = runs[runs.engine == NEW] if len(runs) else runs
     deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
     pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base]) if len(runs) else []
-    rows = [{
-        **told(one, two), "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
-        "base_s": two.step_s, "run_deep": one.run, "run_base": two.run,
+    return pd.DataFrame([{
+        **told(one, two), "deep": one.prefetch, "base": two.prefetch,
+        "deep_s": one.step_s, "base_s": two.step_s,
         "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes,
-        "reserved_difference_bytes": one.reserved_bytes - two.reserved_bytes,
-    } for one, two in pairs]  # fmt: skip
-    columns = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
-               "same_boards", "allocated_difference_bytes"]  # fmt: skip
-    return pd.DataFrame(rows, columns=None if rows else columns)
+    } for one, two in pairs], columns=None if pairs else PREFETCH)  # fmt: skip

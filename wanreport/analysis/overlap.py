@@ -22,29 +22,9 @@ import pandas as pd
 
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import median_interval
+from wanreport.traces.events import Lanes
 
 TIMES = ["start_ms", "end_ms"]
-
-
-class Lanes:
-    """Events cut at every begin and end, and which lanes are busy in each piece between."""
-
-    def __init__(self, events: pd.DataFrame) -> None:
-        self.events = events
-        self.edges = np.unique(events[TIMES].to_numpy(float))
-        self.lengths = np.diff(self.edges)
-
-    def busy(self, lane: str) -> np.ndarray:
-        """Tell for each piece whether anything is on a lane."""
-        times = np.sort(self.events.loc[self.events.lane == lane, TIMES].to_numpy(float), axis=0)
-        begun, over = (np.searchsorted(each, self.edges[:-1], "right") for each in times.T)
-        return np.asarray(begun > over)
-
-    def within(self, events: pd.DataFrame, pieces: np.ndarray) -> np.ndarray:
-        """Compute how many milliseconds of each event some pieces cover."""
-        until = np.concatenate([[0.0], np.cumsum(self.lengths * pieces)])
-        start, end = (until[np.searchsorted(self.edges, events[name])] for name in TIMES)
-        return np.asarray(end - start)
 
 
 def shares(frames: Frames) -> pd.DataFrame:
@@ -75,10 +55,10 @@ def shares(frames: Frames) -> pd.DataFrame:
     return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
 
 
-def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) -> pd.DataFrame:
-    """Cut a few consecutive blocks out of a step's timeline: of all such, those of median length.
+def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
+    """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
 
-    `step` is by default the first noted. `blocks` counts blocks of one branch, so that excerpts of
+    `blocks` counts blocks of one branch, so that excerpts of
     several engines hold equal work. A pass's first block, at which ranks wait, is left out. Events
     are in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine` and
     the `branches` of a visit; none if the run has no timeline.
@@ -86,7 +66,7 @@ def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) 
     row = frames.runs.loc[run]
     events = _drawn(frames.events[frames.events.run == run], row.gpus)
     visits = events[events.lane == "compute"].sort_values("start_ms")
-    visits = visits[visits.step == (visits.step.min() if step is None else step)]
+    visits = visits[visits.step == visits.step.min()]
     if visits.empty:
         return visits
     passes = max(1, round(len(visits) / row.blocks))
@@ -104,9 +84,10 @@ def excerpt(frames: Frames, run: str, step: int | None = None, blocks: int = 4) 
 
 def crossings(events: pd.DataFrame) -> np.ndarray:
     """Find where a copy and a collective run at once: an array of begin and end, a row for each."""
-    lanes = Lanes(events)
-    both = np.r_[False, lanes.busy("copy") & lanes.busy("collective"), False]
-    return np.asarray(lanes.edges[np.flatnonzero(both[1:] != both[:-1])].reshape(-1, 2))
+    lanes, copy, meets = _lanes(events, "copy", "collective")
+    both = np.r_[False, copy & meets, False]
+    edges = lanes.edges[np.flatnonzero(both[1:] != both[:-1])] / 1e6
+    return np.asarray(edges.reshape(-1, 2))
 
 
 def _drawn(events: pd.DataFrame, gpus: int) -> pd.DataFrame:
@@ -114,27 +95,40 @@ def _drawn(events: pd.DataFrame, gpus: int) -> pd.DataFrame:
     return events[(events.what != "release") & ((events.lane != "collective") | (gpus > 1))]
 
 
+def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
+    """With times also in whole ns, so that equal ones are equal."""
+    ns = (events[TIMES] * 1e6).round().astype("int64")
+    return events.assign(start_ns=ns.start_ms, end_ns=ns.end_ms)
+
+
+def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
+    """A time axis cut at these events, and in which of its pieces each of some lanes is busy."""
+    events = _in_ns(events)
+    lanes = Lanes(events)
+    return lanes, *(lanes.at(events[events.lane == name]) for name in names)
+
+
 def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
     blocks = events[events.lane == "compute"].groupby("step")[TIMES].agg(["min", "max"])
     last = events.step.map(blocks[("end_ms", "max")]).where(events.lane == "copy", math.inf)
     counted = events.assign(end_ms=np.minimum(events.end_ms, last.astype(float)))
-    lanes = Lanes(counted[events.start_ms < last])
-    copy, meets = lanes.busy("copy"), lanes.busy("collective")
-    hidden = lanes.lengths[copy & lanes.busy("compute") & ~meets].sum()
-    copies, collectives = lanes.lengths[copy].sum(), lanes.lengths[meets].sum()
+    counted = counted[events.start_ms < last]
+    lanes, copy, meets, compute = _lanes(counted, "copy", "collective", "compute")
+    hidden, copies, collectives = (
+        lanes.lengths[pieces].sum() / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
+    )
     whole = (blocks[("end_ms", "max")] - blocks[("start_ms", "min")]).sum()
-    per_step = 1e3 * len(blocks)
-    loads, (alone, beside) = _loads(row, events), _alone_and_beside(lanes)
+    loads, (alone, beside) = _loads(row, events), _alone_and_beside(counted)
     outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
-    ratio, lone = median_interval(beside), median_interval(alone)
+    ratio, lone, several = median_interval(beside), median_interval(alone), row.gpus > 1
     return {
         "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
         "hidden": hidden / copies if copies else math.nan, "rate_gb_s": loads.gb_s.median(),
         "rate_n": len(loads), "rate_outside_gb_s": outside.gb_s.median(),
         "rate_inside_gb_s": left.median(), "inside_n": len(inside),
-        "collectives_s": collectives / per_step if row.gpus > 1 else math.nan,
-        "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
+        "collectives_s": collectives / 1e3 / len(blocks) if several else math.nan,
+        "collectives_share": collectives / whole if several else math.nan,
         "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
         "beside_n": ratio.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
     }  # fmt: skip
@@ -147,9 +141,9 @@ def _visits(events: pd.DataFrame, keys: list[str]) -> pd.Series:
 
 def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
     """Each load that a timeline holds whole: ``ms``, ``inside_ms`` beside collectives, ``gb_s``."""
-    settings, lanes = row.settings or {}, Lanes(events)
+    settings, (lanes, meets) = row.settings or {}, _lanes(events, "collective")
     parts = events[events.what == "load"].sort_values("start_ms")
-    parts = parts.assign(inside_ms=lanes.within(parts, lanes.busy("collective")))
+    parts = parts.assign(inside_ms=lanes.within(_in_ns(parts), meets) / 1e6)
     loads = parts.groupby(_visits(parts, ["expert", "block"]))[["ms", "inside_ms"]].sum()
     if settings.get("windows"):
         loads = loads[1:-1]  # of these, other parts may lie in steps that were not noted
@@ -159,12 +153,13 @@ def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
     return loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
 
 
-def _alone_and_beside(lanes: Lanes) -> tuple[pd.Series, pd.Series]:
+def _alone_and_beside(events: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
-    found = lanes.events[lanes.events.lane == "collective"].sort_values("start_ms")
+    lanes, copy, gather = _lanes(events, "copy", "gather")
+    found = events[events.lane == "collective"].sort_values("start_ms")
     size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
-    copied = lanes.within(found, lanes.busy("copy"))
-    clear = lanes.within(found, lanes.busy("gather")) == 0
-    alone, beside = clear & (copied == 0), clear & (copied > 0) & (copied >= found.ms / 2)
+    copied, gathered = (lanes.within(_in_ns(found), pieces) / 1e6 for pieces in (copy, gather))
+    alone = (copied == 0) & (gathered == 0)
+    beside = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
     ratio = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
     return ratio[alone], ratio[beside].dropna()

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Row, over_resident, to_measure, told
+from wanreport.analysis.asked import NEW, OLD, Row, over_resident, rows_of, to_measure, told
 from wanreport.analysis.frames import Frames
 
 JOBS = [f"campaign/480p-2gpu-{engine}" for engine in ("resident", NEW, *OLD)]
@@ -58,7 +58,7 @@ def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
     def pairs(ones: pd.DataFrame, others: pd.DataFrame, *on: str) -> Iterator[tuple[Row, Row]]:
         both = ones.merge(others, on=[*on] or "group")
-        return zip(_rows(cost.loc[both.run_x]), _rows(cost.loc[both.run_y]), strict=True)
+        return zip(rows_of(cost.loc[both.run_x]), rows_of(cost.loc[both.run_y]), strict=True)
 
     new = cost[cost.engine.isin((NEW, "sglang")) & (cost.prefetch.fillna(1) == 1)]
     on_two = new[(new.gpus == 2) & (new.engine == NEW)]
@@ -84,10 +84,6 @@ def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
             others = changed - {key, "slots"} if number == 7 else changed - {key}
             if key in changed and not others and two.settings[key] == usual:
                 yield _row(number, number != 7, one, two)
-
-
-def _rows(runs: pd.DataFrame) -> list[Row]:
-    return [row for _, row in runs.iterrows()]
 
 
 def _row(number: int, exact: bool, one: Row, two: Row) -> dict[str, Any]:

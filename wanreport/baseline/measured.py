@@ -20,20 +20,16 @@ from wanreport.baseline.facts import Facts
 from wanreport.words import gibibytes, gigabytes, ratio, seconds, share
 
 COLUMNS = ["by", "measured", "machine", "setting", "status", "runs", "command"]
-GPUS = "s9.1.new4.gpus"
 
 Row = dict[str, Any]
 
 
 def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Collect all that runs say.
+    """Collect all that runs say: a row for each question and machine.
 
-    Returns
-    -------
-    A row for each question and machine: `by`, the name of the question; what was `measured`, in
-    words; the `machine`; `setting`, how that differs from the document's, "" where it does not;
-    `status` as of :func:`checks`, "told" where a number is all that was asked for; the `runs`; and
-    the `command` that would measure it.
+    `by` is the name of the question; `measured` the answer in words; `setting` how the runs differ
+    from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
+    is all that was asked for; `command` what would measure it.
     """
     if len(frames.runs):
         real = frames.runs.run[~frames.runs.rehearsal]
@@ -41,8 +37,8 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     rows = []
     for row in checks(frames, facts).to_dict("records"):
         engine = row["check"].partition("-")[2]
-        rows.append(row | {"by": row["check"], "measured": f"{engine}: " * bool(engine)
-                           + row["measured"]})  # fmt: skip
+        words = f"{engine}: {row['measured']}" if engine else row["measured"]
+        rows.append({**row, "by": row["check"], "measured": words})
     if len(frames.runs):
         told = [*_causes(frames, facts), *_costs(frames), *_questions(frames),
                 *_memory(frames, facts), *_timelines(frames), *_first(frames)]  # fmt: skip
@@ -53,7 +49,7 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
 def _setting(frames: Frames, facts: Facts, row: Row) -> str:
     runs = frames.runs.loc[row["runs"]]
     part = "part of the model" if (runs.source == "bench").any() else ""
-    gpus = "" if row["by"].startswith("question") else GPUS
+    gpus = "" if row["by"].startswith("question") else "s9.1.new4.gpus"
     return ", ".join(filter(None, [part, differs(facts, runs, gpus)]))
 
 
@@ -63,12 +59,11 @@ def _told(by: str, measured: str, row: Any, *runs: str) -> Row:
 
 
 def _causes(frames: Frames, facts: Facts) -> Iterator[Row]:
-    found = causes(frames, facts)
-    for row in found[found.run_a.notna()].itertuples():
+    for row in causes(frames, facts).query("run_a.notna()").itertuples():
         beside = f", together with {', '.join(row.together_with)}" if row.together_with else ""
-        effect = f"{seconds(row.effect_s, 3)} a step, {row.claim}"
-        yield _told(f"cause-{row.cause}", f"{row.changed} {row.change}: {effect} ({row.work}"
-                    f"{beside})", row, row.run_a, row.run_b)  # fmt: skip
+        words = (f"{row.changed} {row.change}: {seconds(row.effect_s, 3)} a step, {row.claim}"
+                 f" ({row.work}{beside})")  # fmt: skip
+        yield _told(f"cause-{row.cause}", words, row, row.run_a, row.run_b)
 
 
 def _costs(frames: Frames) -> Iterator[Row]:
@@ -79,12 +74,13 @@ def _costs(frames: Frames) -> Iterator[Row]:
     best, peer = compare.headline(frames).index, cost.engine.isin(("sglang", "layerwise"))
     linked = cost[(cost.interconnect == "NVLink") & peer & cost.overhead.notna()]
     linked = linked[(linked.source == "job") | ~(linked.source == "job").any()]
-    for by, found in (("cost", cost[cost.index.isin(best)]), ("nvlink", linked)):
-        for row in found.itertuples():
-            name = by if by == "nvlink" else f"{by}-{row.engine}"
-            where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
-            words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
-            yield _told(name, words, row, row.run, row.reference)
+    best = cost[cost.index.isin(best)]
+    for row in pd.concat(
+        [best.assign(by="cost-" + best.engine), linked.assign(by="nvlink")]
+    ).itertuples():
+        where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
+        words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
+        yield _told(row.by, words, row, row.run, row.reference)
 
 
 def _questions(frames: Frames) -> Iterator[Row]:
@@ -104,9 +100,8 @@ def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
         yield _told("prefetch-memory", f"{more} more allocated", row, row.run_deep, row.run_base)
     runs = plain_jobs(frames.full_scale())
     for row in runs[runs.prefetch.fillna(1) == 1].itertuples() if len(runs) else ():
-        yield _told(
-            f"memory-{row.engine}", f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved", row
-        )
+        peak = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
+        yield _told(f"memory-{row.engine}", peak, row)
         if row.engine == "layerwise":
             yield _told("bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row)
 
@@ -126,5 +121,4 @@ def _first(frames: Frames) -> Iterator[Row]:
     first = steps[steps.kind == "warmup"].groupby("run").seconds.first()
     for row in runs[runs.compiled & runs.run.isin(first.index)].itertuples():
         times = seconds(first[row.run], 3), seconds(row.step_s, 3)
-        words = f"{row.name}: first step {times[0]}, later {times[1]}"
-        yield _told("first-step", words, row)
+        yield _told("first-step", f"{row.name}: first step {times[0]}, later {times[1]}", row)
