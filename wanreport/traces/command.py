@@ -11,18 +11,8 @@ from typing import Any
 import pandas as pd
 
 from wanreport.records.record import replace_file
-from wanreport.traces import read
-from wanreport.traces.copies import (
-    bandwidth,
-    budget,
-    calls_like,
-    copies_of,
-    memcpy_calls,
-    rates,
-    summary,
-    tensors,
-    wan_tensors,
-)
+from wanreport.traces import copies, read
+from wanreport.traces.copies import calls_like
 from wanreport.traces.events import Lanes, Trace, in_ms, union
 from wanreport.traces.overlap import ALLOCATIONS, SYNCS, churn, overlap, stalls
 
@@ -45,10 +35,10 @@ def run(
         for row in trace.quality.itertuples():
             print(f"  {'!' if row.bad else '-'} {row.check}: {row.count:,}; {row.what}")
     tables = {
-        "Summary": summary(traces), "Bandwidth": bandwidth(traces, peak, link),
-        "Bytes a step": budget(traces, peak, link), "Overlap": overlap(traces, link),
+        "Summary": copies.summary(traces), "Bandwidth": copies.bandwidth(traces, peak, link),
+        "Bytes a step": copies.budget(traces, peak, link), "Overlap": overlap(traces, link),
         "Waits": stalls(traces), "Allocations": churn(traces),
-        "Which tensor": tensors(traces, wan_tensors()).head(20),
+        "Which tensor": copies.tensors(traces, copies.wan_tensors()).head(20),
     }  # fmt: skip
     for title, table in tables.items():
         print(f"\n{title}\n{_text(table)}")
@@ -82,7 +72,7 @@ def summarised(trace: Trace) -> dict[str, Any]:
     """
     events, gpus = trace.events, trace.facts["gpus"]
     devices = {str(device): _of_device(trace, device, ran) for device, ran in trace.devices()}
-    calls, copies = memcpy_calls(trace), events[events.kind == "copy"]
+    calls, copied = copies.memcpy_calls(trace), events[events.kind == "copy"]
     found: dict[str, Any] = {
         "format": trace.facts["format"], "size_bytes": trace.facts["size_bytes"],
         "rank": trace.facts["rank"], "events": trace.facts["events"],
@@ -100,7 +90,7 @@ def summarised(trace: Trace) -> dict[str, Any]:
         "steps": [[name, end - start] for name, start, end in
                   trace.steps[["name", "start_ns", "end_ns"]].itertuples(index=False)],
         "incomplete_steps": trace.steps.name[~trace.steps.complete].tolist(),
-        "memcpy_without_runtime_call": int((copies.call < 0).sum()) if devices else None,
+        "memcpy_without_runtime_call": int((copied.call < 0).sum()) if devices else None,
     }  # fmt: skip
     return found
 
@@ -112,9 +102,9 @@ def _of_device(trace: Trace, device: int, ran: pd.DataFrame) -> dict[str, Any]:
     at = {kind: lanes.at(some) for kind, some in kinds.items()}
     both = int(lanes.within(unions["collective"], at["kernel"]).sum())
     busy = {kind: int(some.ns.sum()) for kind, some in unions.items()}
-    copies = copies_of(trace)
-    copies = copies[copies.device == device]
-    names = copies.name.value_counts()
+    own = copies.copies_of(trace)
+    own = own[own.device == device]
+    names = own.name.value_counts()
     found: dict[str, Any] = {
         "kernels": sum(map(len, kinds.values())), "nccl_kernels": len(kinds["collective"]),
         "compute_busy_ns": busy["kernel"], "nccl_busy_ns": busy["collective"],
@@ -123,9 +113,9 @@ def _of_device(trace: Trace, device: int, ran: pd.DataFrame) -> dict[str, Any]:
         if busy["collective"] else None,
         "memcpy_by_name": {name: {"count": int(n)} for name, n in names.items() if n},
     }  # fmt: skip
-    for direction, some in copies.groupby("direction", observed=True):
+    for direction, some in own.groupby("direction", observed=True):
         known = some[some.bytes.notna()]
-        rate = {key: None if pd.isna(rate) else rate for key, rate in rates(some).items()}
+        rate = {key: None if pd.isna(rate) else rate for key, rate in copies.rates(some).items()}
         pieces = union(known, "device")
         found[str(direction)] = {
             "count": len(known), **{key: rate[name] for key, name in KEYS.items()},

@@ -90,13 +90,7 @@ WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
 
 
 def read(path: Path) -> Trace:
-    """Read a trace; what is lost of a damaged file is said in the trace's quality.
-
-    Raises
-    ------
-    FileError
-        If the file holds no trace events.
-    """
+    """Read a trace; what is lost of a damaged file is said in the trace's quality."""
     reader = _Reader(path)
     for chunk in _inflated(path, reader.rows):
         if not reader.take(chunk):

@@ -36,13 +36,7 @@ NUMBERS = ("start", "end", "deviceId", "streamId", "globalPid", "globalTid", "co
 
 
 def read(path: Path) -> Trace:
-    """Read an export.
-
-    Raises
-    ------
-    FileError
-        If it is no database, a damaged one, or one without any table of Nsight Systems.
-    """
+    """Read an export."""
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             return _Reader(path, database).trace()
