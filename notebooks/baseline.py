@@ -406,7 +406,9 @@ section(11)
 # %%
 kinds = rows.assign(check=rows.checks.replace("", "none").str.split(", ")).explode("check")
 tallies = pd.crosstab(kinds.check, kinds.outcome).reindex(columns=list(page.OUTCOMES)).reset_index()
-versions = ", ".join(f"{name} {v}" for name, v in ledger.evidence.versions.items())
+versions = ", ".join(
+    f"{name} {v}" for name, v in sorted(ledger.evidence.architecture["versions"].items())
+)
 table(tallies, {"check": "Held against", **{name: name for name in page.OUTCOMES}}, kind=None,
       caption="Facts by the kind of check that they went through; a fact may have several",
       note=f"Sizes and schedule are derived with {versions}.")  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 
 import wanreport
 from wanreport.baseline import FactError
-from wanreport.baseline.evidence import DERIVED, SCHEMA, EvidenceError
+from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.jobs.job import Job, JobError, resolve_job
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
 from wanreport.planner import plan
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         print(*error.problems, "Nothing was run.", sep="\n", file=sys.stderr)
         return 2
-    except (RecordError, FactError, EvidenceError) as error:
+    except (RecordError, FactError) as error:
         print(error, file=sys.stderr)
     except BrokenPipeError:  # as of `| head`, which has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

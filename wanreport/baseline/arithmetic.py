@@ -22,11 +22,11 @@ ALLOWED = (
     ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod, ast.USub,
 )  # fmt: skip
 
-Outcome = Literal["contradicts", "open", "elsewhere", "unknown", "rounding", "holds"]
+Outcome = Literal["contradicts", "follows", "open", "elsewhere", "unknown", "rounding", "holds"]
 
 
-class FormulaError(ValueError):
-    """A formula that is not arithmetic, or that cannot be computed."""
+class FactError(ValueError):
+    """Data or a formula of the baseline that cannot be used; the message names it."""
 
 
 class Quantity(NamedTuple):
@@ -70,7 +70,7 @@ def evaluate(
 ) -> Any:
     """Compute a formula over the quantities and texts that `lookup` gives for ids.
 
-    Returns a quantity, or what a function in it gives. Raises FormulaError for anything but
+    Returns a quantity, or what a function in it gives. Raises FactError for anything but
     arithmetic and calls of `functions`, and for a division by zero.
     """
     ids = names(formula)
@@ -80,31 +80,28 @@ def evaluate(
     try:
         tree = ast.parse(source, mode="eval")
         if bad := [node for node in ast.walk(tree) if not isinstance(node, ALLOWED)]:
-            raise FormulaError(f"{type(bad[0]).__name__} is not arithmetic")
+            raise FactError(f"{type(bad[0]).__name__} is not arithmetic")
         code, scope = compile(tree, formula, "eval"), {"__builtins__": {}, **functions}
         found = [
             eval(code, scope, {f"_{n}": value for n, value in enumerate(values)})
             for values in product(*ends)
         ]  # as each quantity names its value first, so does the product
     except (SyntaxError, NameError, TypeError, ArithmeticError, ValueError, RecursionError) as why:
-        raise FormulaError(f"{formula!r}: {why}") from None
+        raise FactError(f"{formula!r}: {why}") from None
     if isinstance(found[0], int | float):
         return Quantity(float(found[0]), min(found), max(found))
     return found[0]
 
 
-def condition(
-    text: str, lookup: Callable[[str], Any], functions: Mapping[str, Callable[..., Any]]
-) -> Held:
+def condition(text: str, compute: Callable[[str], Any]) -> Held:
     """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does."""
     pieces = re.split(r"\s*(<=|<|==)\s*", text)
     if len(pieces) == 1:
-        held: Held = evaluate(text, lookup, functions)
-        return held
+        return Held(*compute(text))
     left, sign, right = pieces  # one comparison each
-    gap = evaluate(f"({left}) - ({right})", lookup, functions)
+    gap = compute(f"({left}) - ({right})")
     fits = {"<=": lambda x, y: x <= 0, "<": lambda x, y: x < 0, "==": lambda x, y: x <= 0 <= y}
     so, touch = fits[sign](gap.value, gap.value), fits[sign](gap.low, gap.high)
-    outcome: Outcome = "holds" if so else "rounding" if touch else "contradicts"
-    values = [f"{evaluate(side, lookup, functions).value:,.4g}" for side in (left, right)]
-    return Held(outcome, f"{values[0]} {sign} {values[1]}: {text}")
+    values = [f"{compute(side).value:,.4g}" for side in (left, right)]
+    words = f"{values[0]} {sign} {values[1]}: {text}"
+    return Held("holds" if so else "rounding" if touch else "contradicts", words)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, model_validator
 
-from wanreport.baseline.arithmetic import names
-from wanreport.baseline.facts import FactError, Facts, Loader, slots
+from wanreport.baseline.arithmetic import FactError
 
 Kind = Literal["architecture", "identification", "schedule", "source", "datasheet", "published",
                "arithmetic", "measured"]  # fmt: skip
@@ -19,24 +18,28 @@ Kind = Literal["architecture", "identification", "schedule", "source", "datashee
 KINDS: tuple[str, ...] = get_args(Kind)
 HERE = Path(__file__).parent
 
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
-class Check(_Entry):
-    """One thing that one fact is held against: a number, conditions, or another fact's verdict."""
+class Check(BaseModel, extra="forbid"):
+    """What some facts are held against: a number, conditions, or another fact's verdict."""
 
-    fact: str
+    fact: Texts
     check: Kind
     how: str = ""
-    holds: list[str] = []
+    holds: Texts = []
     repeats: str = ""
     why: str = ""
     instead: str = ""
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Check:
+        if sum(map(bool, (self.how, self.holds, self.repeats))) != 1:
+            raise ValueError(f"{self.fact}: a check needs one of how, holds, repeats")
+        return self
 
-class Group(_Entry):
+
+class Group(BaseModel, extra="forbid"):
     """Facts that runs bear on, `by` which answers; or that no source can judge, and `why`."""
 
     facts: list[str]
@@ -44,7 +47,7 @@ class Group(_Entry):
     why: str = ""
 
 
-class Conclusion(_Entry):
+class Conclusion(BaseModel, extra="forbid"):
     """One conclusion of the document in its words, the facts it needs, the answers of our runs."""
 
     name: str
@@ -53,8 +56,8 @@ class Conclusion(_Entry):
     by: list[str] = []
 
 
-class Judging(_Entry):
-    """The content of both files."""
+class Judging(BaseModel, extra="forbid"):
+    """The content of both files. An id's beginning stands for all facts below it."""
 
     checks: list[Check]
     measured: list[Group]
@@ -63,51 +66,19 @@ class Judging(_Entry):
     conclusions: list[Conclusion]
 
 
-def load_judging(facts: Facts, sizes: dict[str, float], folder: Path = HERE) -> Judging:
-    """Load what facts are held against.
-
-    Raises FactError for a key, a kind of check or an id that does not exist, and for a check that
-    has not exactly one way.
-    """
-    file = ""
+def load_judging(folder: Path = HERE) -> Judging:
+    """Load what facts are held against. Raises FactError for what is not of this form."""
     try:
-        file = "conclusions.yaml"
-        conclusions = yaml.load((folder / file).read_text(encoding="utf-8"), Loader=Loader)
-        file = "checks.yaml"
-        content = yaml.load((folder / file).read_text(encoding="utf-8"), Loader=Loader)
-        content["checks"] = [each for entry in content["checks"] for each in _each(entry, facts)]
-        for group in (*content["measured"], *content["unknowable"]):
-            group["facts"] = facts.below(group["facts"])
-        rests_on = content["rests_on"].items()
-        content["rests_on"] = {n: needs for start, needs in rests_on for n in facts.below([start])}
-        judging = Judging(**content, conclusions=conclusions)
-        for name in _used(judging):
-            if name not in sizes:
-                facts[name]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError, FactError) as error:
-        raise FactError(f"{file}: {error}") from None
-    return judging
-
-
-def _each(entry: dict[str, Any], facts: Facts) -> Iterator[dict[str, Any]]:
-    """A check for each of its facts, and for each of its `of` in the place of every @."""
-    if sum(key in entry for key in ("how", "holds", "repeats")) != 1:
-        raise FactError(f"{entry.get('fact')}: a check needs one of how, holds, repeats")
-    for of in entry.get("of", [""]):
-        one = {
-            key: [item.replace("@", of) for item in ([value] if isinstance(value, str) else value)]
-            for key, value in entry.items() if key != "of"
-        }  # fmt: skip
-        many = ("fact", "holds")
-        single = {key: value[0] for key, value in one.items() if key not in many}
-        for name in facts.below(one["fact"]):
-            yield {"holds": one.get("holds", []), **single, "fact": name}
-
-
-def _used(judging: Judging) -> Iterator[str]:
-    """Every id that a check or a conclusion names."""
-    for check in judging.checks:
-        texts = [check.how, check.repeats, *check.holds, *slots(check.why + check.instead)]
-        yield from names(" ".join(texts))
-    for needs in (*judging.rests_on.values(), *(one.needs for one in judging.conclusions)):
-        yield from needs
+        content, conclusions = (
+            yaml.load((folder / file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+            for file in ("checks.yaml", "conclusions.yaml")
+        )
+        # A check with `of` is one for each of these, which takes the place of every @.
+        content["checks"] = [
+            json.loads(json.dumps(entry).replace("@", of))
+            for entry in content["checks"]
+            for of in entry.pop("of", [""])
+        ]
+        return Judging(**content, conclusions=conclusions)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise FactError(f"{folder}/checks.yaml, conclusions.yaml: {error}") from None

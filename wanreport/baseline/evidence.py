@@ -1,4 +1,4 @@
-"""What facts are held against: files that ``make`` and ``baseline check`` wrote.
+"""Reads what facts are held against: files that ``make`` and ``baseline check`` wrote.
 
     architecture.json   sizes of the model and of what crosses the link
     schedule.json       timesteps and noise levels of diffusers' scheduler, by flow shift
@@ -15,48 +15,36 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wanreport.baseline.arithmetic import FactError
+
 SCHEMA = 1
 DERIVED = Path(__file__).parent / "derived"
-WRITTEN_BY = {
-    "source": "make citations",
-    "verdicts": "wanreport baseline check --accept",
-}
+WRITTEN_BY = {"source": "make citations", "verdicts": "wanreport baseline check --accept"}
 """What writes a file, where that is not ``make derive``."""
 
 
-class EvidenceError(ValueError):
-    """A derived file that is missing or damaged; the message names it and says what writes it."""
-
-
 class Evidence(NamedTuple):
-    """The derived files as one."""
+    """What the other files hold."""
 
-    numbers: dict[str, float]  # sizes and counts of the model by id, "wan.block.bytes"
-    steps: int
-    schedules: dict[str, dict[str, list[float]]]
-    sizes: dict[str, dict[str, Any]]  # by size as printed, "167.8 MB"
+    architecture: dict[str, Any]
+    schedule: dict[str, Any]
+    identified: dict[str, Any]
     source: dict[str, Any]
-    versions: dict[str, str]  # of the libraries that sizes and schedules were derived with
 
 
 def load_evidence(folder: Path = DERIVED) -> Evidence:
-    """Load what was derived. Raises EvidenceError for a file that is missing or damaged."""
-    numbers, versions = read(folder, "architecture", "numbers", "versions")
-    steps, schedules, more = read(folder, "schedule", "steps", "schedules", "versions")
-    (sizes,) = read(folder, "identified", "sizes")
-    keys = ("state", "releases", "files", "citations")
-    source = dict(zip(keys, read(folder, "source", *keys), strict=True))
-    return Evidence(numbers, steps, schedules, sizes, source, {**more, **versions})
+    """Load what was derived. Raises FactError for a file that is missing or damaged."""
+    return Evidence(*(read(name, folder) for name in Evidence._fields))
 
 
-def read(folder: Path, name: str, *keys: str) -> list[Any]:
-    """What one derived file has under some keys."""
+def read(name: str, folder: Path = DERIVED) -> dict[str, Any]:
+    """What one derived file holds; the error names what writes it."""
     path = folder / f"{name}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"not of schema {SCHEMA}")
-        return [content[key] for key in keys]
+        return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         fix = WRITTEN_BY.get(name, "make derive")
-        raise EvidenceError(f"{path}: {error!r}; run `{fix}`") from None
+        raise FactError(f"{path}: {error!r}; run `{fix}`") from None

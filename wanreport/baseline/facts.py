@@ -6,6 +6,7 @@ from others also carries the formula (`how`). Whether a fact is *true* is for th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -14,22 +15,16 @@ from string import Formatter
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
-from wanreport.baseline.arithmetic import Quantity, decimals_of, names, quantity
+from wanreport.baseline.arithmetic import FactError, Quantity, decimals_of, names, quantity
 from wanreport.words import MINUS, NBSP
 
 DOCUMENT = Path(__file__).parent / "document"
 
 
-class FactError(ValueError):
-    """A data file that does not hold facts; the message names the file or the fact."""
-
-
-class Fact(BaseModel):
+class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
     """One number or claim of the document."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: str  # "s3.2.denoise.new"
     part: str  # the section that it stands in, "3.2"
@@ -59,12 +54,15 @@ class Fact(BaseModel):
         count = not self.unit and (self.kind == "cited" or self.number % 1 == 0)
         return quantity(self.number, not self.approx and (count or self.kind == "specification"))
 
-    def worded(self, number: float | Decimal, more: int = 0) -> str:
-        """Return a number in this fact's unit, with as many decimals as the fact has, or more."""
-        digits = decimals_of(self.number) + more
-        text = f"{number:{'+' if self.sign else ''},.{digits}f}".replace("-", MINUS)
-        unit = self.unit.replace("us", "µs")
-        return f"{text}×" if unit == "x" else f"{text}{NBSP}{unit}" if unit else text
+    def worded(self, number: float | Decimal) -> str:
+        """Write a number in this fact's form, with a decimal more where that hides a difference."""
+        sign, unit = "+" if self.sign else "", self.unit.replace("us", "µs")
+        form = f"{sign},.{decimals_of(self.number)}f"
+        text, same = f"{number:{form}}", math.isclose(number, self.number)
+        if text == f"{self.number:{form}}" and not same:
+            text = f"{number:{sign},.{decimals_of(self.number) + 1}f}"
+        end = "×" if unit == "x" else f"{NBSP}{unit}" if unit else ""
+        return text.replace("-", MINUS) + end
 
 
 class Facts(dict[str, Fact]):
@@ -72,11 +70,6 @@ class Facts(dict[str, Fact]):
 
     def __missing__(self, name: str) -> Fact:
         raise FactError(f"{name}: there is no such fact")
-
-    def replace(self, name: str, value: str) -> Facts:
-        """Return the same facts with another value for one of them, to ask "what if"."""
-        new = Decimal(value) if isinstance(self[name].value, Decimal) else value
-        return Facts({**self, name: self[name].model_copy(update={"value": new})})
 
     def below(self, starts: Iterable[str]) -> list[str]:
         """Ids for ids and for beginnings of ids, such as ``s6.2`` for all of that section."""
@@ -113,12 +106,12 @@ def slots(text: str) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(text) if field]
 
 
-class Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.CSafeLoader):
     """Keeps a number's digits: 19.30 is not 19.3."""
 
 
-for kind in ("int", "float"):
-    Loader.add_constructor(f"tag:yaml.org,2002:{kind}", lambda _, node: Decimal(node.value))
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda _, node: Decimal(node.value))
 
 
 def load_facts(folder: Path | str | None = None) -> Facts:
@@ -130,24 +123,22 @@ def load_facts(folder: Path | str | None = None) -> Facts:
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-            for part in content["parts"]:
-                number = part["number"]
+            for part in yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["parts"]:
                 for entry in part["facts"]:
                     quote = _quote(part.get("quotes", {}), entry["id"])
-                    fact = Fact(part=number, quote=quote, **entry)
-                    if fact.id in facts or not re.fullmatch(rf"s{number}(\.[a-z]\w*)+", fact.id):
+                    fact = Fact(part=part["number"], quote=quote, **entry)
+                    form = rf"s{fact.part}(\.[a-z]\w*)+"
+                    if fact.id in facts or not re.fullmatch(form, fact.id):
                         raise FactError(f"{fact.id} occurs twice, or is of another section")
                     facts[fact.id] = fact
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError, FactError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise FactError(f"{path.name}: {error}") from None
     if not facts:
         raise FactError(f"{folder}: there is no .yaml file with facts in it")
     for fact in facts.values():
-        numbers = [name for name in names(fact.how) if not name.startswith("wan.")]
-        for name in [*numbers, *slots(f"{fact.statement} {fact.value}")]:
-            if name not in facts:
-                raise FactError(f"{fact.id}: {name}: there is no such fact")
+        used = [*names(fact.how), *slots(f"{fact.statement} {fact.value}")]
+        if lost := [name for name in used if name not in facts and not name.startswith("wan.")]:
+            raise FactError(f"{fact.id} names {', '.join(lost)}, which is not a fact")
     return facts
 
 

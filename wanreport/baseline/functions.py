@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from wanreport.baseline.arithmetic import FormulaError, Held, evaluate
+from wanreport.baseline.arithmetic import Held, evaluate
 from wanreport.baseline.evidence import Evidence
 from wanreport.jobs import sglang
 from wanreport.jobs.schedule import switch_step
@@ -18,21 +18,20 @@ PIPELINE = {"_class_name": "WanPipeline"}
 
 def of(evidence: Evidence) -> dict[str, Callable[..., Any]]:
     """The functions by name; `evidence` has the schedules and what sizes were identified as."""
+    schedules, sizes = evidence.schedule["schedules"], evidence.identified["sizes"]
 
     def switch(steps: float, shift: float, ratio: float) -> int:
         """The first step below the boundary, by the scheduler's own timesteps."""
-        found = evidence.schedules.get(f"{shift:g}")
-        if found is None or steps != evidence.steps:
-            raise FormulaError(
-                f"no schedule of {steps:g} steps with flow shift {shift:g} was derived; add it to"
-                " tools/derive.py and run `make derive`"
-            )
+        found = schedules.get(f"{shift:g}")
+        if found is None or steps != evidence.schedule["steps"]:
+            raise ValueError(f"add {steps:g} steps with flow shift {shift:g} to tools/derive.py,"
+                             " and run `make derive`")  # fmt: skip
         return switch_step(found["timesteps"], ratio) or 0
 
     def shifts(formula: str) -> Held:
         """Whether a formula of the noise level gives the scheduler's own levels."""
-        plain, largest = evidence.schedules["1"]["sigmas"], 0.0
-        for shift, found in evidence.schedules.items():
+        plain, largest = schedules["1"]["sigmas"], 0.0
+        for shift, found in schedules.items():
             for sigma, shifted in list(zip(plain, found["sigmas"], strict=True))[1:-1]:
                 given: Any = {"flow_shift": float(shift), "sigma": sigma}
                 largest = max(largest, abs(evaluate(formula, str, given).value - shifted))
@@ -41,11 +40,11 @@ def of(evidence: Evidence) -> dict[str, Callable[..., Any]]:
 
     def identified(size: float, unit: str, part: str) -> Held:
         """Whether a transfer of a printed size can be a whole `part`."""
-        found = evidence.sizes.get(f"{size:g} {unit}", {"whole": [], "best": ["run `make derive`"]})
+        found = sizes.get(f"{size:g} {unit}", {"whole": [], "best": ["run `make derive`"]})
         return _so(part in found["whole"], f"best matches: {'; '.join(found['best'])}")
 
-    here = (shifts, identified, engine, resolved, stated, within, held)
-    return {"switch_step": switch, "prefetch_layers": layers, **{f.__name__: f for f in here}}
+    here = (shifts, identified, engine, resolved, stated, within, held, prefetch_layers)
+    return {"switch_step": switch, **{f.__name__: f for f in here}}
 
 
 def _so(right: bool, words: str) -> Held:
@@ -93,6 +92,6 @@ def held(prefetch: float, blocks: float) -> int:
     return 2 * int(prefetch) + 1 + len(layerwise_left(int(blocks), int(prefetch)))
 
 
-def layers(size: float, blocks: float) -> int:
+def prefetch_layers(size: float, blocks: float) -> int:
     """How many layers ahead SGLang fetches."""
     return sglang.prefetch_layers(size, int(blocks))

@@ -71,13 +71,12 @@ def _costs(frames: Frames) -> Iterator[Row]:
     cost = compare.overhead(frames)
     if "overhead" not in cost:
         return
-    best, peer = compare.headline(frames).index, cost.engine.isin(("sglang", "layerwise"))
-    linked = cost[(cost.interconnect == "NVLink") & peer & cost.overhead.notna()]
+    best = cost[cost.index.isin(compare.headline(frames).index)]
+    peer = cost.engine.isin(("sglang", "layerwise")) & cost.overhead.notna()
+    linked = cost[(cost.interconnect == "NVLink") & peer]
     linked = linked[(linked.source == "job") | ~(linked.source == "job").any()]
-    best = cost[cost.index.isin(best)]
-    for row in pd.concat(
-        [best.assign(by="cost-" + best.engine), linked.assign(by="nvlink")]
-    ).itertuples():
+    both = pd.concat([best.assign(by="cost-" + best.engine), linked.assign(by="nvlink")])
+    for row in both.itertuples():
         where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
         words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
         yield _told(row.by, words, row, row.run, row.reference)
@@ -97,7 +96,7 @@ def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
     """What the deeper prefetch takes, and the peaks of both offloads."""
     for row in oldnew.prefetch(frames, facts).itertuples():
         more = gigabytes(row.allocated_difference_bytes, 3)
-        yield _told("prefetch-memory", f"{more} more allocated", row, row.run_deep, row.run_base)
+        yield _told("prefetch-memory", f"{more} more allocated", row, row.run_one, row.run_two)
     runs = plain_jobs(frames.full_scale())
     for row in runs[runs.prefetch.fillna(1) == 1].itertuples() if len(runs) else ():
         peak = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"

@@ -6,12 +6,12 @@ from typing import get_args
 
 import pandas as pd
 
-from wanreport.baseline.ledger import FOLLOWS, WORDS, Entry, Ledger, Status
+from wanreport.baseline.ledger import WORDS, Ledger, Status
 
-OUTCOMES = HOLDS, FALSE, FALLS, ELSEWHERE, OPEN, UNKNOWN = (
-    WORDS["holds"], WORDS["contradicts"], FOLLOWS, WORDS["elsewhere"], WORDS["open"],
-    WORDS["unknown"],
-)  # fmt: skip
+OUTCOMES = HOLDS, FALSE, FALLS, ELSEWHERE, OPEN, UNKNOWN = [
+    WORDS[outcome]
+    for outcome in ("holds", "contradicts", "follows", "elsewhere", "open", "unknown")
+]
 """What became of a fact: exactly one of these, so that their counts add up."""
 SIGNS = dict(zip(OUTCOMES, ["✓", "✗", "†", "◦", "…", ""], strict=True))
 """The mark behind a fact; without one where nothing can judge it."""
@@ -22,35 +22,32 @@ GROUPS = CONTRADICTED, MEASURED, PAPER = get_args(Status)
 def rows(ledger: Ledger) -> pd.DataFrame:
     """List the ledger: a row for each fact, indexed by its id, in the document's order.
 
-    Columns
-    -------
-    section, part
-        3 and "3.2".
-    quote, claim, printed
-        What the document says in its own words and in ours, and its value alone.
-    outcome, sign, instead, judged
-        What became of it, the mark for that, what is right instead, and both in words.
-    checks, working, run, href
-        The kinds of checks, how the outcome comes about, a run that it rests on, and a link to its
-        row on the page, whose anchor is the id.
+    `quote`, `claim` and `printed` are what the document says in its own words and in ours, and its
+    value alone; `outcome`, `sign`, `instead` and `judged` what became of it, the mark for that,
+    what is right instead, and both in words; `checks`, `working` and `run` the kinds of checks, how
+    the outcome comes about, and a run that it rests on. `href` leads to its row on the page.
     """
     listed = []
-    for name, entry in ledger.items():
-        says, printed = ledger.facts.fill(entry.fact.statement), ledger.facts.text(name)
-        became, instead = outcome(entry), _instead(ledger, entry)
+    for name, fact in ledger.facts.items():
+        entry, printed = ledger[name], ledger.facts.text(name)
+        says = [ledger.facts.fill(fact.statement), printed]
+        # Rounding does no harm.
+        became = WORDS[entry.outcome] if entry.outcome != "rounding" else HOLDS
+        instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
+        if entry.other:
+            instead = ("" if entry.decided else "or ") + fact.worded(entry.other.value)
         because = f" ({', '.join(entry.rests_on)})" if entry.rests_on else ""
-        runs = [run for verdict in entry.verdicts for run in verdict.runs]
         working = [f"{v.check} ({WORDS[v.outcome]}): {v.working}"
                    if v.check not in ("", "measured") else v.working
                    for v in entry.verdicts]  # fmt: skip
         listed.append({
-            "fact": name, "section": int(entry.fact.part.split(".")[0]), "part": entry.fact.part,
-            "quote": plain(entry.fact.quote), "printed": printed,
-            "claim": f"{says}: {printed}" if printed else says,
+            "fact": name, "section": int(fact.part.split(".")[0]), "quote": _plain(fact.quote),
+            "printed": printed, "claim": ": ".join(filter(None, says)),
             "outcome": became, "sign": SIGNS[became], "instead": instead,
             "judged": f"{SIGNS[became]} {became}{because}{'. Right: ' * bool(instead)}{instead}",
             "checks": ", ".join(dict.fromkeys(v.check for v in entry.verdicts if v.check)),
-            "working": "\n".join(working), "run": runs[0] if runs else None, "href": f"#{name}",
+            "working": "\n".join(working), "href": f"#{name}",
+            "run": next((run for verdict in entry.verdicts for run in verdict.runs), None),
         })  # fmt: skip
     return pd.DataFrame(listed).set_index("fact", drop=False)
 
@@ -63,29 +60,17 @@ def conclusions(ledger: Ledger) -> pd.DataFrame:
     """
     listed = []
     for one in ledger.judging.conclusions:
-        needed, seen = [ledger[name] for name in one.needs], ledger.seen(one.by)
-        decides = next((entry for entry in needed if entry.falls), needed[0]).fact.id
+        seen = ledger.seen(one.by).groupby("measured", sort=False)
+        decides = next((name for name in one.needs if ledger[name].falls), one.needs[0])
         ours = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
-                for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
+                for measured, some in seen]  # fmt: skip
         listed.append({
-            "group": ledger.status(one), "name": one.name, "quote": plain(one.quote),
+            "group": ledger.status(one), "name": one.name, "quote": _plain(one.quote),
             "ours": "; ".join(ours), "fact": decides, "href": f"#{decides}",
         })  # fmt: skip
     return pd.DataFrame(sorted(listed, key=lambda each: GROUPS.index(each["group"])))
 
 
-def outcome(entry: Entry) -> str:
-    """What became of a fact, one of :data:`OUTCOMES`; rounding does no harm."""
-    return HOLDS if entry.became == WORDS["rounding"] else entry.became
-
-
-def plain(quote: str) -> str:
+def _plain(quote: str) -> str:
     """The document's words without its Markdown."""
     return quote.replace("**", "").replace("`", "")
-
-
-def _instead(ledger: Ledger, entry: Entry) -> str:
-    """Say what is right: a number (after "or" if that may be wrong as well) or a sentence."""
-    if entry.other is None:
-        return " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
-    return ("" if entry.decided else "or ") + ledger.number_text(entry.fact.id, entry.other)
