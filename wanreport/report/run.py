@@ -61,7 +61,8 @@ def execute(
     try:
         notebook = _parameterized(jupytext.read(script), parameters)
     except Exception as error:  # not a notebook at all: the page says so
-        return _empty(), Failure(f"{type(error).__name__}: {error}", f"Fix {script.name}.")
+        empty = jupytext.reads("", "py:percent")
+        return empty, Failure(f"{type(error).__name__}: {error}", f"Fix {script.name}.")
     code = [n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source]
     sources = [notebook.cells[n].source for n in code]
     done, problem = 0, None
@@ -114,12 +115,6 @@ def _parameterized(notebook: Any, parameters: Mapping[str, Any]) -> Any:
     return notebook
 
 
-def _empty() -> Any:
-    import nbformat
-
-    return nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
-
-
 def _received(pipe: Connection) -> list[Any] | None:
     with suppress(EOFError, ConnectionError):
         return list(pipe.recv())
@@ -138,9 +133,8 @@ def _raised(outputs: Sequence[Any]) -> Failure | None:
 
 def _died(status: int) -> Failure:
     if status < 0:
-        return Failure(f"The notebook's process was killed by {signal.Signals(-status).name}.",
-                       "Most often that is the out-of-memory killer: free memory and run it again."
-                       " In a batch job, ask for more.")  # fmt: skip
+        what = f"The notebook's process was killed by {signal.Signals(-status).name}."
+        return Failure(what, "Most often it takes more memory: free some, or ask for more.")
     return Failure(f"The notebook's process ended with exit status {status}.",
                    "See what this cell calls.")  # fmt: skip
 
