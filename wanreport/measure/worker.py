@@ -236,7 +236,7 @@ class Rank:
         times = [float(t) for t in scheduler.timesteps]
         switch = switch_step(times, ratio, scheduler.config.num_train_timesteps)
         run = sampled_steps(len(times), switch, job["sampled_steps"])
-        if kind == "warmup" and len(run) < len(times):
+        if kind == "warmup" and (self.tiny or len(run) < len(times)):
             run = [index for index in run if index in (0, switch)]  # each expert once
         profile = None
         if kind == "profiled":

@@ -47,10 +47,11 @@ A14B: dict[str, Any] = {
 }
 # The same architecture and code paths, small enough for six ranks on a laptop.
 TINY: dict[str, Any] = A14B | {
+    "num_attention_heads": 20,
     "attention_head_dim": 6,
     "text_dim": 64,
     "freq_dim": 32,
-    "ffn_dim": 324,
+    "ffn_dim": 162,
     "num_layers": 6,
 }
 
