@@ -87,23 +87,30 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_the_same_notebook_gives_the_same_bytes(tmp_path: Path) -> None:
-    pages = []
+    running = []
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        command = [sys.executable, "-m", "wanreport.report.render"]
-        command += [str(write(folder, SCRIPT)), "out.html", "-p", "word", EVIL]
-        subprocess.run(
-            command, cwd=folder, check=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
-        )  # fmt: skip
-        assert {path.name for path in folder.iterdir()} == {"out.html", "small.py"}
-        pages.append((folder / "out.html").read_bytes())
-    assert pages[0] == pages[1]
-    assert not re.search(rb"0x[0-9a-f]{6}|/tmp/", pages[0])
+        write(folder, SCRIPT)
+        running.append(by_hand(folder, "-p", "word", EVIL, PYTHONHASHSEED=seed))
+    assert [process.wait(60) for process in running] == [0, 0]
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()}
+                     for seed in "12")  # fmt: skip
+    assert first == second and set(first) == {"out.html", "small.py"}
+    assert not re.search(rb"0x[0-9a-f]{6}|/tmp/", first["out.html"])
 
 
-def test_a_page_loads_nothing_and_runs_nothing(small: Any) -> None:
+def by_hand(folder: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Make the page of a folder's notebook in a process."""
+    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL)
+
+
+def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text(
+    small: Any,
+) -> None:
+    assert small.get_text().count(EVIL) >= 5
     active = ["script", "iframe", "object", "embed", "base", "form"]
     assert not small.find_all(active)
     for tag in small.find_all(True):
@@ -116,49 +123,32 @@ def test_a_page_loads_nothing_and_runs_nothing(small: Any) -> None:
     assert "default-src 'none'" in small.find("meta", {"http-equiv": True})["content"]
 
 
-def test_a_hostile_parameter_is_only_text(small: Any) -> None:
-    assert small.get_text().count(EVIL) >= 5
-
-
-def test_a_page_has_its_landmarks(small: Any) -> None:
+def test_a_page_has_its_landmarks_and_contents(small: Any) -> None:
     assert small.html["lang"] == "en"
     assert small.title.string == small.h1.get_text() == "Small"
     assert small.find("a", class_="skip")["href"] == "#main"
     assert small.find("main", id="main")
     assert small.find("footer").h2
     assert inputs(small) == "ab12"
-
-
-def test_contents_lead_to_headings_with_ids_of_their_own(small: Any) -> None:
     ids = [tag["id"] for tag in small.find_all(id=True)]
     assert len(ids) == len(set(ids))
     for contents in small.select(".toc-side, .toc-top"):
-        links = contents.find_all("a")
-        assert [small.find(id=a["href"][1:]).get_text() for a in links] == [
-            a.get_text() for a in links
-        ]
-        assert [a.get_text() for a in links][:4] == ["First", "Second", "Detail", "First"]
-        assert len({a["href"] for a in links}) == 5
+        links = {a["href"][1:]: a.get_text() for a in contents.find_all("a")}
+        assert {href: small.find(id=href).get_text() for href in links} == links
+        assert [*links.values()][:4] == ["First", "Second", "Detail", "First"] and len(links) == 5
 
 
-def test_code_is_folded_below_what_it_shows(small: Any) -> None:
+def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small: Any) -> None:
     (fold,) = small.find_all("details", class_="code")
     assert not fold.has_attr("open")
     assert 'word = ""' in fold.get_text()  # the parameters and imports joined it
     assert "show(figure" in fold.get_text()
-
-
-def test_every_table_is_in_a_box_that_scrolls_and_takes_the_focus(small: Any) -> None:
     assert len(small.find_all("table")) == 2
     for table in small.find_all("table"):
         (box,) = table.find_parents(class_="table-box")
         assert box["tabindex"] == "0" and box["aria-label"]
-
-
-def test_the_footer_gives_the_job_as_a_params_file(small: Any) -> None:
-    assert yaml.safe_load(small.find("pre", class_="copy").get_text()) == {
-        "word": EVIL, "name": "y",
-    }  # fmt: skip
+    given = yaml.safe_load(small.find("pre", class_="copy").get_text())
+    assert given == {"word": EVIL, "name": "y"}
 
 
 def test_a_page_without_a_heading_gets_one(tmp_path: Path) -> None:
@@ -265,20 +255,13 @@ def test_papermill_by_hand_gives_the_same_outputs(
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     script = write(tmp_path, SHOWS)
-    by_hand = papermill.execute_notebook(
-        jupytext.read(script),
-        None,
-        {"n": 2},
-        language="python",
-        kernel_name="python3",
-        progress_bar=False,
-    )
+    how = {"language": "python", "kernel_name": "python3", "progress_bar": False}
+    theirs = papermill.execute_notebook(jupytext.read(script), None, {"n": 2}, **how)
     ours, failure = execute(script, {"n": 2}, tmp_path)
     assert failure is None
-    assert [cell.source for cell in ours.cells] == [cell.source for cell in by_hand.cells]
-    for one, other in zip(ours.cells, by_hand.cells, strict=True):
-        assert one.get("outputs") == other.get("outputs")
-        assert one.get("execution_count") == other.get("execution_count")
+    for one, other in zip(ours.cells, theirs.cells, strict=True):
+        for key in ("source", "outputs", "execution_count"):
+            assert one.get(key) == other.get(key)
 
 
 def test_what_a_notebook_began_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
@@ -289,10 +272,7 @@ def test_what_a_notebook_began_ends_with_the_process_that_runs_it(tmp_path: Path
         "pathlib.Path('part').write_text(f'{os.getpid()} {child.pid}')\n"
         "os.rename('part', 'pids')\ntime.sleep(600)\n",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    process = by_hand(tmp_path, TMPDIR=str(tmp_path))
     while not (tmp_path / "pids").exists():
         assert process.poll() is None
         time.sleep(0.05)
