@@ -57,26 +57,21 @@ def not_measured(frames: Frames) -> pd.DataFrame:
     `what` is "baseline" (the baseline's own jobs), "NVLink" or "720p"; `jobs` how many they are,
     `gpus` what they need ("4 and 6"), `command` and `minutes` what would measure them.
     """
-    found, rows = answer(frames), []
-    pair = ("resident", "layerwise", "stream")
-    for what, name, there in (("NVLink", "480p-2gpu-{}", found.place == "NVLink"),
-                              ("720p", "720p-2gpu-{}-5steps", found.height == 720)):  # fmt: skip
-        if not there.any():
-            todo = to_measure(frames, *("campaign/" + name.format(e) for e in pair))
-            rows.append({"what": what, "jobs": 1, "gpus": "2", **todo})
-    runs = frames.runs
+    found, runs, rows = answer(frames), frames.runs, []
     done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
-    jobs = {
-        file: load_job(file) for file in sorted((project_root() / "params/baseline").glob("*.yaml"))
+    files = sorted((project_root() / "params/baseline").glob("*.yaml"))
+    pair, known = ("resident", "layerwise", "stream"), {*done}
+    asked = {
+        "baseline": [f"baseline/{f.stem}" for f in files if load_job(f).baseline_job not in known],
+        "NVLink": [f"campaign/480p-2gpu-{e}" for e in pair if "NVLink" not in set(found.place)],
+        "720p": [f"campaign/720p-2gpu-{e}-5steps" for e in pair if 720 not in set(found.height)],
     }
-    left = {file: job for file, job in jobs.items() if job.baseline_job not in set(done)}
-    if left:
-        todo = to_measure(frames, *(f"baseline/{file.stem}" for file in left))
-        rows.insert(0, {
-            "what": "baseline", "jobs": len({job.baseline_job for job in left.values()}),
-            "gpus": " and ".join(map(str, sorted({job.num_gpus for job in left.values()}))),
-            **todo,
-        })  # fmt: skip
+    for what, names in asked.items():
+        jobs = [load_job(project_root() / f"params/{name}.yaml") for name in names]
+        if jobs:
+            gpus = " and ".join(map(str, sorted({job.num_gpus for job in jobs})))
+            rows.append({"what": what, "jobs": len({job.baseline_job for job in jobs}),
+                         "gpus": gpus, **to_measure(frames, *names)})  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
 
 
