@@ -154,6 +154,7 @@ class Campaign:
             "reason": reason, "ranks": list(ranks),
             "log": "\n".join(file.read_text(errors="replace") for file in logs)[-4000:],
             "transport": processes.transport(out) if out else [],
+            "turns": self.arguments.turns,
             "settings": stream_settings(label, ranks), **git_state(),
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip

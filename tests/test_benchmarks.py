@@ -75,7 +75,7 @@ def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeyp
     found = rows(path)
     assert set(found) == {files.FIRST, "swap", "diffusers", files.LAST}
     for row in found.values():
-        assert row["same"] and len(row["ranks"]) == 2
+        assert row["same"] and len(row["ranks"]) == 2 and row["turns"] == 2
         memory = row["ranks"][0]["memory"]
         assert set(memory.values()) == {None}, "no engine's own where there are several"
     before = path.read_bytes()

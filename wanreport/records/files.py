@@ -272,6 +272,7 @@ class BenchRow(_Part):
     reason: str
     ranks: list[BenchRank]
     settings: StreamSettings | None  # of stream only
+    turns: int = 0  # engines in one process, there and back in the order of rows; 0: one each
     git_sha: str | None
     git_dirty: bool | None
     ended_at: str
