@@ -270,7 +270,7 @@ section(4)
 # ## 5. Source code verified facts
 
 # %%
-source = ledger.evidence.source
+source = ledger.evidence["source"]
 md(f"""
 Each citation was looked up in {len(source["releases"])} releases of SGLang. The source that was
 read lies {source["state"]}. Most lines say what the document says they do; where it errs, the lines
@@ -407,7 +407,7 @@ section(11)
 kinds = rows.assign(check=rows.checks.replace("", "none").str.split(", ")).explode("check")
 tallies = pd.crosstab(kinds.check, kinds.outcome).reindex(columns=list(page.OUTCOMES)).reset_index()
 versions = ", ".join(
-    f"{name} {v}" for name, v in sorted(ledger.evidence.architecture["versions"].items())
+    f"{name} {v}" for name, v in sorted(ledger.evidence["architecture"]["versions"].items())
 )
 table(tallies, {"check": "Held against", **{name: name for name in page.OUTCOMES}}, kind=None,
       caption="Facts by the kind of check that they went through; a fact may have several",

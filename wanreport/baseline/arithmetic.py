@@ -37,13 +37,6 @@ class Quantity(NamedTuple):
     high: float
 
 
-class Held(NamedTuple):
-    """What a condition says, and its working."""
-
-    outcome: Outcome
-    words: str
-
-
 def quantity(printed: Decimal, exact: bool) -> Quantity:
     """A number as printed; half a unit of its last digit either way is open unless it is exact."""
     half = 0 if exact else half_unit(printed)
@@ -58,6 +51,21 @@ def half_unit(printed: Decimal) -> Decimal:
 def decimals_of(printed: Decimal) -> int:
     """Digits after the decimal point, as written."""
     return max(0, -int(printed.as_tuple().exponent))
+
+
+def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
+    """Hold a printed number against a computed one; rounded or cut off, it never contradicts.
+
+    With "<" or ">" for a bound, the number is only said to be below or above what is printed.
+    """
+    value, half = float(printed), float(half_unit(printed)) * (1 + 1e-9)
+    if bound:
+        fits = [end < value if bound == "<" else end > value for end in computed]
+        return "holds" if fits[0] else "rounding" if any(fits) else "contradicts"
+    if abs(computed.value - value) <= half:
+        return "holds"
+    low, high = (value + half * (way if way * value < 0 else 2 * way) for way in (-1, 1))
+    return "rounding" if computed.low < high and low < computed.high else "contradicts"
 
 
 def names(formula: str) -> list[str]:
@@ -93,15 +101,19 @@ def evaluate(
     return found[0]
 
 
-def condition(text: str, compute: Callable[[str], Any]) -> Held:
-    """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does."""
+def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
+    """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does.
+
+    Returns the outcome and its working.
+    """
     pieces = re.split(r"\s*(<=|<|==)\s*", text)
     if len(pieces) == 1:
-        return Held(*compute(text))
+        so, words = compute(text)
+        return "holds" if so else "contradicts", words
     left, sign, right = pieces  # one comparison each
     gap = compute(f"({left}) - ({right})")
     fits = {"<=": lambda x, y: x <= 0, "<": lambda x, y: x < 0, "==": lambda x, y: x <= 0 <= y}
     so, touch = fits[sign](gap.value, gap.value), fits[sign](gap.low, gap.high)
     values = [f"{compute(side).value:,.4g}" for side in (left, right)]
     words = f"{values[0]} {sign} {values[1]}: {text}"
-    return Held("holds" if so else "rounding" if touch else "contradicts", words)
+    return "holds" if so else "rounding" if touch else "contradicts", words

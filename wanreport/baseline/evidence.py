@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from wanreport.baseline.arithmetic import FactError
 
@@ -23,18 +23,10 @@ WRITTEN_BY = {"source": "make citations", "verdicts": "wanreport baseline check 
 """What writes a file, where that is not ``make derive``."""
 
 
-class Evidence(NamedTuple):
-    """What the other files hold."""
-
-    architecture: dict[str, Any]
-    schedule: dict[str, Any]
-    identified: dict[str, Any]
-    source: dict[str, Any]
-
-
-def load_evidence(folder: Path = DERIVED) -> Evidence:
-    """Load what was derived. Raises FactError for a file that is missing or damaged."""
-    return Evidence(*(read(name, folder) for name in Evidence._fields))
+def load_evidence(folder: Path = DERIVED) -> dict[str, Any]:
+    """Load all but the verdicts, by file. Raises FactError for what is missing or damaged."""
+    names = ("architecture", "schedule", "identified", "source")
+    return {name: read(name, folder) for name in names}
 
 
 def read(name: str, folder: Path = DERIVED) -> dict[str, Any]:

@@ -8,29 +8,20 @@ it. A number contradicts another only where rounding or cutting off cannot expla
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from wanreport.analysis.frames import EMPTY, Frames
 from wanreport.baseline import functions
-from wanreport.baseline.arithmetic import (
-    ID,
-    Outcome,
-    Quantity,
-    condition,
-    evaluate,
-    half_unit,
-    names,
-)
-from wanreport.baseline.checks import KINDS, Check, Conclusion, Judging, load_judging
-from wanreport.baseline.evidence import DERIVED, Evidence, load_evidence, read
+from wanreport.baseline.arithmetic import ID, Outcome, Quantity, compare, condition, evaluate, names
+from wanreport.baseline.checks import KINDS, Check, Judging, load_judging
+from wanreport.baseline.evidence import DERIVED, load_evidence, read
 from wanreport.baseline.facts import Fact, Facts, load_facts, slots
 from wanreport.baseline.measured import answers
 
@@ -44,8 +35,6 @@ WORDS: dict[Outcome, str] = {
     "holds": "holds",
 }
 """The outcomes, worst first: a fact's own is the worst of its verdicts."""
-
-Status = Literal["contradicted", "re-measured", "consistent on paper only"]
 
 
 class Verdict(NamedTuple):
@@ -80,10 +69,10 @@ class Ledger(dict[str, Entry]):
     """The verdicts on all facts, by the fact's id, those first that others rest on."""
 
     def __init__(
-        self, facts: Facts, evidence: Evidence, judging: Judging, told: pd.DataFrame
+        self, facts: Facts, evidence: dict[str, Any], judging: Judging, told: pd.DataFrame
     ) -> None:
         self.facts, self.evidence, self.judging, self.answers = facts, evidence, judging, told
-        self.functions, self.sizes = functions.of(evidence), evidence.architecture["numbers"]
+        self.functions, self.sizes = functions.of(evidence), evidence["architecture"]["numbers"]
         self._rests_on = {name: needs for start, needs in judging.rests_on.items()
                           for name in facts.below([start])}  # fmt: skip
         self._verdicts = self._judged()
@@ -101,7 +90,7 @@ class Ledger(dict[str, Entry]):
         other = right.value if right else None
         if follows and not right:
             again = evaluate(fact.how, self._right, self.functions)
-            other = again if compare(fact, again) == "contradicts" else None
+            other = again if compare(fact.number, again, fact.bound) == "contradicts" else None
         rests_on = [] if wrong else list(self._rests_on.get(name, []))
         # Other numbers that leave this one as printed do it no harm.
         if not wrong and (other or not all(entry.other for entry in follows)):
@@ -115,12 +104,6 @@ class Ledger(dict[str, Entry]):
         found = list(dict.fromkeys(sum(roots, [])))
         self[name] = Entry(fact, verdicts, outcome, found, other, decided)
         return self[name]
-
-    def status(self, conclusion: Conclusion) -> Status:
-        """What became of a conclusion: by the facts that it needs, and by whether runs answer."""
-        if any(self[name].falls for name in conclusion.needs):
-            return "contradicted"
-        return "re-measured" if len(self.seen(conclusion.by)) else "consistent on paper only"
 
     def seen(self, by: Iterable[str]) -> pd.DataFrame:
         """What runs say to some questions; a row for each machine."""
@@ -166,7 +149,7 @@ class Ledger(dict[str, Entry]):
                 kind = "published" if fact.part == "8" else "arithmetic"
                 kind = "schedule" if "switch_step" in fact.how else kind
                 found[name].append(self._number(fact, kind, fact.how))
-        for citation in self.evidence.source["citations"]:
+        for citation in self.evidence["source"]["citations"]:
             found[self.facts[citation["fact"]].id].append(_cited(citation))
         for check in sorted(self.judging.checks, key=lambda check: bool(check.repeats)):
             for name in self.facts.below(check.fact):
@@ -189,8 +172,8 @@ class Ledger(dict[str, Entry]):
             other = fact.kind == "measured" or check.check in ("arithmetic", "published")
             return self._number(fact, check.check, check.how, why, elsewhere=other)
         held = [condition(text, self.compute) for text in check.holds]
-        outcome = worst(each.outcome for each in held)
-        words = f"{why} {'; '.join(each.words for each in held)}."
+        outcome = worst(each for each, _ in held)
+        words = f"{why} {'; '.join(working for _, working in held)}."
         shown = instead if outcome == "contradicts" else ""
         return Verdict(check.check, outcome, words.strip(), instead=shown)
 
@@ -206,7 +189,8 @@ class Ledger(dict[str, Entry]):
         computed: Quantity = self.compute(formula)
         steps = f"{ID.sub(digits, formula)} = " if re.search(r"[-+*/(]", formula) else ""
         words = f"{why} {steps}{fact.worded(computed.value)}. Formula: {formula}."
-        return Verdict(check, compare(fact, computed), words.strip(), computed, elsewhere)
+        outcome = compare(fact.number, computed, fact.bound)
+        return Verdict(check, outcome, words.strip(), computed, elsewhere)
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
         """What runs say, or what it would take; those of another setup decide nothing."""
@@ -220,20 +204,6 @@ class Ledger(dict[str, Entry]):
             asked = self.answers[self.answers.by.isin(by)].command
             todo = next((f" To measure: {command}." for command in asked if command), "")
             yield Verdict("measured", "open", f"No run.{todo}")
-
-
-def compare(fact: Fact, computed: Quantity) -> Outcome:
-    """Hold a printed number against a computed one; rounded or cut off, it never contradicts."""
-    printed, half = float(fact.number), float(half_unit(fact.number)) * (1 + 1e-9)
-    if fact.bound:
-        fits = operator.lt if fact.bound == "<" else operator.gt
-        if fits(computed.value, printed):
-            return "holds"
-        return "rounding" if any(fits(end, printed) for end in computed) else "contradicts"
-    if abs(computed.value - printed) <= half:
-        return "holds"
-    low, high = (printed + half * (way if way * printed < 0 else 2 * way) for way in (-1, 1))
-    return "rounding" if computed.low < high and low < computed.high else "contradicts"
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

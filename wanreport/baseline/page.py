@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pandas as pd
 
-from wanreport.baseline.ledger import WORDS, Ledger, Status
+from wanreport.baseline.ledger import WORDS, Ledger
 
 OUTCOMES = HOLDS, FALSE, FALLS, ELSEWHERE, OPEN, UNKNOWN = [
     WORDS[outcome]
@@ -15,7 +13,9 @@ OUTCOMES = HOLDS, FALSE, FALLS, ELSEWHERE, OPEN, UNKNOWN = [
 """What became of a fact: exactly one of these, so that their counts add up."""
 SIGNS = dict(zip(OUTCOMES, ["✓", "✗", "†", "◦", "…", ""], strict=True))
 """The mark behind a fact; without one where nothing can judge it."""
-GROUPS = CONTRADICTED, MEASURED, PAPER = get_args(Status)
+GROUPS = CONTRADICTED, MEASURED, PAPER = (
+    "contradicted", "re-measured", "consistent on paper only"
+)  # fmt: skip
 """What became of a conclusion, in the order in which they are listed."""
 
 
@@ -55,17 +55,18 @@ def rows(ledger: Ledger) -> pd.DataFrame:
 def conclusions(ledger: Ledger) -> pd.DataFrame:
     """List the document's conclusions by group.
 
-    A row for each, with its `name`, its `quote`, what our runs gave (`ours`), and the `fact` that
-    decides.
+    A row for each: its `group`, by the facts that it needs and by whether runs answer, its `name`,
+    its `quote`, what our runs gave (`ours`), and the `fact` that decides.
     """
     listed = []
     for one in ledger.judging.conclusions:
-        seen = ledger.seen(one.by).groupby("measured", sort=False)
+        seen = ledger.seen(one.by)
         decides = next((name for name in one.needs if ledger[name].falls), one.needs[0])
         ours = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
-                for measured, some in seen]  # fmt: skip
+                for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
+        group = CONTRADICTED if ledger[decides].falls else MEASURED if len(seen) else PAPER
         listed.append({
-            "group": ledger.status(one), "name": one.name, "quote": _plain(one.quote),
+            "group": group, "name": one.name, "quote": _plain(one.quote),
             "ours": "; ".join(ours), "fact": decides, "href": f"#{decides}",
         })  # fmt: skip
     return pd.DataFrame(sorted(listed, key=lambda each: GROUPS.index(each["group"])))
