@@ -23,7 +23,7 @@ from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import fit, jobs, launch, machine, ranks
+from wanreport.measure import fit, jobs, launch, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import is_rehearsal, read_record
@@ -138,11 +138,7 @@ def test_a_budget_below_two_blocks_cannot_run_and_says_what_would(tmp_path: Path
     assert "2.0 holds 1 blocks" in record["reason"] and "at least 2.5 GB" in record["hint"]
 
 
-def test_host_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def free(nbytes: int) -> None:
-        memory = {"total": 2 * nbytes, "available": nbytes}
-        monkeypatch.setattr(machine, "host_memory", lambda: memory)
-
+def test_host_memory_is_asked_for_before_it_is_taken() -> None:
     experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
     layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
@@ -154,11 +150,9 @@ def test_host_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyP
     }
     for name, needed in needs.items():
         engine = ENGINES[name](prefetch=1)
-        free(needed)
-        fit.require_host_memory(engine, layouts, 4)
-        free(needed - 100_000_000)
-        with pytest.raises(launch.Unsupported, match=r"0\.1 GB are missing") as refused:
-            fit.require_host_memory(engine, layouts, 4)
+        fit.require_host_memory(engine, layouts, 4, needed)
+        with pytest.raises(launch.Unsupported, match=r"0\.1 GB") as refused:
+            fit.require_host_memory(engine, layouts, 4, needed - 100_000_000)
         assert "--mem" in refused.value.hint
 
 

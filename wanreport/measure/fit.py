@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from wanreport.engines import Engine
-from wanreport.measure import machine
 from wanreport.measure.launch import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.weights import (
@@ -66,10 +65,12 @@ def blocks_in_budget(job: Mapping[str, Any], layouts: Sequence[Layout]) -> int:
     return blocks
 
 
-def require_host_memory(engine: Engine, layouts: Sequence[Layout], ranks: int) -> None:
-    """Refuse a job whose host copy of the weights does not fit, before anything is allocated."""
+def require_host_memory(engine: Engine, layouts: Sequence[Layout], ranks: int, free: int) -> None:
+    """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
+
+    ``free`` bytes there were before the ranks began, so that all of them decide alike.
+    """
     needed = engine.host_bytes(layouts, ranks) + ranks * HOST_OVERHEAD
-    free = machine.host_memory()["available"]
     if needed > free:
         raise Unsupported(
             f"{type(engine).__name__.lower()} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host"

@@ -137,7 +137,8 @@ def _measured(
     job: Job, settings: dict[str, Any], out: Path, plan_only: bool, log: TextIO | None
 ) -> dict[str, Any]:
     """What the ranks found, as parts of a record."""
-    spec = {"job": job.model_dump(mode="json"), "settings": settings, "plan_only": plan_only}
+    spec = {"job": job.model_dump(mode="json"), "settings": settings, "plan_only": plan_only,
+            "host_free": machine.host_memory()["available"]}  # fmt: skip
     (out / "spec.json").write_text(json.dumps(spec))
     deadline = time.monotonic() + job.timeout_s
     progress = Progress(job, out / "progress", log)
@@ -151,7 +152,7 @@ def _measured(
         # The codes from before our own kill: what we ended says nothing about the cause.
         return ranks.failure(job.timeout_s, results, codes, progress.last)
     found = _merge([result for result in results if result])
-    found["machine"] = {"link": found.pop("link"), "transport": ranks.transport(out)}
+    found["machine"] |= {"link": found.pop("link"), "transport": ranks.transport(out)}
     found["engine"]["plan"] = found.pop("plan", None)
     return found
 

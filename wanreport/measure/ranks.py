@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 WORKER = "wanreport.measure.worker"
-GRACE = 45.0  # seconds that ranks get to end by themselves after one of them failed
+GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -61,17 +61,16 @@ class Rank:
     """One rank's work on one job.
 
     ``spec`` holds the ``job`` (the resolved one's fields), ``settings`` (flow_shift,
-    boundary_ratio, guidance_scale, guidance_scale_2) and ``plan_only``. Results, progress and
-    traces go to the folder ``out``.
+    boundary_ratio, guidance_scale, guidance_scale_2), ``plan_only`` and ``host_free`` (bytes).
+    Results, progress and traces go to the folder ``out``.
     """
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
-        self.job, self.settings, self.plan_only = spec["job"], spec["settings"], spec["plan_only"]
+        self.spec, self.job, self.settings = spec, spec["job"], spec["settings"]
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job["scale"] == "tiny"
         self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
-        sizes = {key: self.job[key] for key in TINY_VIDEO}
-        self.video = TINY_VIDEO if self.tiny else sizes
+        self.video = TINY_VIDEO if self.tiny else {key: self.job[key] for key in TINY_VIDEO}
         self.checkpoint = Path(self.job["checkpoint"]) if self.job["checkpoint"] else None
 
     def run(self) -> dict[str, Any]:
@@ -98,9 +97,8 @@ class Rank:
         engine = ENGINES[job["engine"]](prefetch=prefetch)
         layouts = list(HostStore(experts, RandomWeights()).layouts.values())
         if not self.tiny:
-            require_host_memory(engine, layouts, self.world_size)
+            require_host_memory(engine, layouts, self.world_size, self.spec["host_free"])
         room = blocks_in_budget(job, layouts) if job["engine"] == "stream" else 0
-        dist.barrier()  # what is free is read by all ranks before one of them takes any
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
         pin = self.device.type == "cuda" and engine.pins_store
@@ -111,9 +109,14 @@ class Rank:
         self.vae = self._vae() if job["decode"] and self.rank == 0 else None
         self.say("weights")
         started = time.perf_counter()
+        memory = {}
+        if self.device.type == "cuda":  # what can be allocated; the driver counts its own share too
+            properties = torch.cuda.get_device_properties(self.device)
+            memory = {"gpu_memory_bytes": properties.total_memory}
         result: dict[str, Any] = {
             "model": self._model(configs[EXPERTS[0]], store),
             "link": link,
+            "machine": memory,
             "software": software(),
             "sglang": {"prefetch_layers": prefetch},
             "engine": {
@@ -125,7 +128,7 @@ class Rank:
         guidance = replace(guidance, pair=pair)
         if job["engine"] == "stream":
             engine = Stream(self._settings(make, store, guidance, link, room, result))
-        if self.plan_only:
+        if self.spec["plan_only"]:
             return result | {"iterations": []}
         engine.attach(experts, store, self.device, dist.group.WORLD)
         kinds = ["warmup"] * job["warmup_iterations"] + ["clean"] * job["clean_iterations"]
@@ -133,9 +136,8 @@ class Rank:
         result["iterations"] = []
         for number, kind in enumerate(kinds):
             iteration = self._iteration(kind, number, experts, engine, store, guidance, shape)
-            if number == 0:
-                result["cold_start_s"] = iteration.pop("first_step_done") - started
-            iteration.pop("first_step_done", None)
+            first = iteration.pop("first_step_done")
+            result.setdefault("cold_start_s", first - started)
             result["schedule"] = iteration.pop("schedule")
             result["iterations"].append(iteration)
         result["timeline"] = engine.mover.timeline.rows()
@@ -185,8 +187,7 @@ class Rank:
                 for _ in range(1 + job["cfg"])
             ]
         texts = [text.to(dtype) for text in texts]
-        scale = settings["guidance_scale"]
-        second = settings["guidance_scale_2"]
+        scale, second = settings["guidance_scale"], settings["guidance_scale_2"]
         scales = {"high_noise": scale, "low_noise": scale if second is None else second}
         return Guidance(texts[0], texts[1] if job["cfg"] else None, scales)
 
@@ -203,8 +204,7 @@ class Rank:
 
     def _model(self, config: dict[str, Any], store: HostStore) -> dict[str, Any]:
         p_t, p_h, p_w = config["patch_size"]
-        shape = latent_shape(**self.video)
-        _, _, frames, height, width = shape
+        shape = _, _, frames, height, width = latent_shape(**self.video)
         return {
             **{key: self.settings.get(key) for key in (
                 "config", "how", "flow_shift", "boundary_ratio", "guidance_scale",
@@ -368,6 +368,8 @@ def main(
 ) -> int:
     """Run one rank; 0 if it went well. The result or the error goes to ``rank<r>.json``."""
     die_with_parent()
+    if os.getppid() == 1:  # it had died before
+        return 1
     folder = Path(out)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
     try:
