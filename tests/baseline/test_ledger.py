@@ -17,7 +17,7 @@ from wanreport import cli
 from wanreport.analysis.frames import Frames, load
 from wanreport.baseline import FactError, Facts, load_facts, page
 from wanreport.baseline.arithmetic import Quantity, compare, evaluate, quantity
-from wanreport.baseline.checks import HERE, KINDS, load_judging
+from wanreport.baseline.checks import CHECKS, KINDS, load_judging
 from wanreport.baseline.evidence import DERIVED, load_evidence
 from wanreport.baseline.ledger import Ledger, Verdict, differences, load_ledger
 
@@ -305,11 +305,11 @@ def test_every_fact_is_judged_or_has_the_reason_why_nothing_can(ledger: Ledger) 
     ],
 )
 def test_a_bad_check_is_named(tmp_path: Path, ledger: Ledger, line: str, message: str) -> None:
-    shutil.copy(HERE / "conclusions.yaml", tmp_path)
-    text = (HERE / "checks.yaml").read_text(encoding="utf-8")
-    (tmp_path / "checks.yaml").write_text(text.replace("checks:\n", f"checks:\n- {line}\n", 1))
+    path = tmp_path / "checks.yaml"
+    text = CHECKS.read_text(encoding="utf-8")
+    path.write_text(text.replace("\nchecks:\n", f"\nchecks:\n- {line}\n", 1))
     with pytest.raises(FactError, match=re.escape(message)):
-        Ledger(ledger.facts, ledger.evidence, load_judging(tmp_path), ledger.answers)
+        Ledger(ledger.facts, ledger.evidence, load_judging(path), ledger.answers)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What facts are held against: ``checks.yaml`` and ``conclusions.yaml``, which say how."""
+"""What facts are held against, and how: ``checks.yaml``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["architecture", "identification", "schedule", "source", "datashee
 """The kinds of checks. Where two contradict a number, the first of them says what is right."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
-HERE = Path(__file__).parent
+CHECKS = Path(__file__).with_name("checks.yaml")
 
 Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
@@ -57,7 +57,7 @@ class Conclusion(BaseModel, extra="forbid"):
 
 
 class Judging(BaseModel, extra="forbid"):
-    """The content of both files. An id's beginning stands for all facts below it."""
+    """The content of the file. An id's beginning stands for all facts below it."""
 
     checks: list[Check]
     measured: list[Group]
@@ -66,19 +66,16 @@ class Judging(BaseModel, extra="forbid"):
     conclusions: list[Conclusion]
 
 
-def load_judging(folder: Path = HERE) -> Judging:
+def load_judging(path: Path = CHECKS) -> Judging:
     """Load what facts are held against. Raises FactError for what is not of this form."""
     try:
-        content, conclusions = (
-            yaml.load((folder / file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-            for file in ("checks.yaml", "conclusions.yaml")
-        )
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
         # A check with `of` is one for each of these, which takes the place of every @.
         content["checks"] = [
             json.loads(json.dumps(entry).replace("@", of))
             for entry in content["checks"]
             for of in entry.pop("of", [""])
         ]
-        return Judging(**content, conclusions=conclusions)
+        return Judging(**content)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise FactError(f"{folder}/checks.yaml, conclusions.yaml: {error}") from None
+        raise FactError(f"{path}: {error}") from None
