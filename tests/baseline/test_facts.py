@@ -19,11 +19,6 @@ SEED = next(iter(sorted((ROOT.parent / "shared" / "seed").glob("*.txt"))), None)
 needs_seed = pytest.mark.skipif(SEED is None, reason="the seed document is not at hand")
 
 
-@pytest.fixture(scope="module")
-def facts() -> Facts:
-    return load_facts()
-
-
 # Against the document ----------------------------------------------------------------------------
 
 # Digits anywhere, also inside words such as "H100" and "Wan2_2".

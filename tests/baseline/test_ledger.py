@@ -14,34 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanreport import cli
-from wanreport.analysis.frames import Frames, load
-from wanreport.baseline import FactError, Facts, load_facts, page
+from wanreport.analysis.frames import Frames
+from wanreport.baseline import FactError, Facts, page
 from wanreport.baseline.arithmetic import Quantity, compare, evaluate, quantity
 from wanreport.baseline.checks import CHECKS, KINDS, load_judging
 from wanreport.baseline.evidence import DERIVED, load_evidence
 from wanreport.baseline.ledger import Ledger, Verdict, differences, load_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def facts() -> Facts:
-    return load_facts()
-
-
-@pytest.fixture(scope="module")
-def committed_runs() -> Frames:
-    return load(["results"], ROOT)
-
-
-@pytest.fixture(scope="module")
-def ledger(facts: Facts) -> Ledger:
-    return load_ledger(facts)
-
-
-@pytest.fixture(scope="module")
-def measured(facts: Facts, committed_runs: Frames) -> Ledger:
-    return load_ledger(facts, committed_runs)
 
 
 def verdict(ledger: Ledger, name: str, check: str) -> Verdict:

@@ -13,15 +13,10 @@ from bs4 import BeautifulSoup
 
 from wanreport.baseline import page
 from wanreport.baseline.facts import DOCUMENT
-from wanreport.baseline.ledger import Ledger, load_ledger
+from wanreport.baseline.ledger import Ledger
 from wanreport.report import render
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def ledger() -> Ledger:
-    return load_ledger()
 
 
 @pytest.fixture(scope="module")

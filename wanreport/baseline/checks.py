@@ -22,29 +22,23 @@ Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str)
 
 
 class Check(BaseModel, extra="forbid"):
-    """What some facts are held against: a number, conditions, or another fact's verdict."""
+    """What some facts are held against: a number, conditions, another fact's verdict, or runs."""
 
     fact: Texts
-    check: Kind
+    check: Kind | Literal[""] = ""  # "" where nothing can judge them; `why` says the reason
     how: str = ""
     holds: Texts = []
     repeats: str = ""
+    by: list[str] | None = None  # the answers of our runs that bear on them
     why: str = ""
     instead: str = ""
 
     @model_validator(mode="after")
     def _one_way(self) -> Check:
-        if sum(map(bool, (self.how, self.holds, self.repeats))) != 1:
-            raise ValueError(f"{self.fact}: a check needs one of how, holds, repeats")
+        ways = [self.how, self.holds, self.repeats, self.by is not None]
+        if sum(map(bool, ways)) != bool(self.check):
+            raise ValueError(f"{self.fact}: a check needs one of how, holds, repeats, by")
         return self
-
-
-class Group(BaseModel, extra="forbid"):
-    """Facts that runs bear on, `by` which answers; or that no source can judge, and `why`."""
-
-    facts: list[str]
-    by: list[str] = []
-    why: str = ""
 
 
 class Conclusion(BaseModel, extra="forbid"):
@@ -60,8 +54,6 @@ class Judging(BaseModel, extra="forbid"):
     """The content of the file. An id's beginning stands for all facts below it."""
 
     checks: list[Check]
-    measured: list[Group]
-    unknowable: list[Group]
     rests_on: dict[str, list[str]]  # what a fact needs, where formula and text do not name it
     conclusions: list[Conclusion]
 

@@ -151,31 +151,29 @@ class Ledger(dict[str, Entry]):
                 found[name].append(self._number(fact, kind, fact.how))
         for citation in self.evidence["source"]["citations"]:
             found[self.facts[citation["fact"]].id].append(_cited(citation))
-        for check in sorted(self.judging.checks, key=lambda check: bool(check.repeats)):
+        # What others repeat comes before them; what runs say does not count there.
+        for check in sorted(self.judging.checks, key=lambda c: (c.by is not None, bool(c.repeats))):
+            repeated = found[self.facts[check.repeats].id] if check.repeats else []
             for name in self.facts.below(check.fact):
-                repeated = found[self.facts[check.repeats].id] if check.repeats else []
-                found[name].append(self._checked(self.facts[name], check, repeated))
-        for group in (*self.judging.measured, *self.judging.unknowable):
-            reason = [Verdict("", "unknown", group.why)]
-            verdicts = reason if group.why else list(self._measured(group.by))
-            for name in self.facts.below(group.facts):
-                found[name] += verdicts
+                found[name] += self._checked(self.facts[name], check, repeated)
         return found
 
-    def _checked(self, fact: Fact, check: Check, repeated: list[Verdict]) -> Verdict:
+    def _checked(self, fact: Fact, check: Check, repeated: list[Verdict]) -> list[Verdict]:
         why, instead = self.text(check.why), self.text(check.instead)
+        if check.by is not None:
+            return list(self._measured(check.by))
         if check.repeats:
             outcome = worst(verdict.outcome for verdict in repeated)
-            return Verdict(check.check, outcome, f"{why} See {check.repeats}.".strip())
+            return [Verdict(check.check, outcome, f"{why} See {check.repeats}.".strip())]
         if check.how:
             # No formula says what a measurement should have been.
             other = fact.kind == "measured" or check.check in ("arithmetic", "published")
-            return self._number(fact, check.check, check.how, why, elsewhere=other)
+            return [self._number(fact, check.check, check.how, why, elsewhere=other)]
         held = [condition(text, self.compute) for text in check.holds]
         outcome = worst(each for each, _ in held)
-        words = f"{why} {'; '.join(working for _, working in held)}."
+        words = f"{why} {'; '.join(working for _, working in held)}." if held else why
         shown = instead if outcome == "contradicts" else ""
-        return Verdict(check.check, outcome, words.strip(), instead=shown)
+        return [Verdict(check.check, outcome, words.strip(), instead=shown)]
 
     def _number(
         self, fact: Fact, check: str, formula: str, why: str = "", *, elsewhere: bool = False
