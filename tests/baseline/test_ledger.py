@@ -310,17 +310,12 @@ def test_a_schedule_that_was_not_derived_says_so(ledger: Ledger) -> None:
 # The command line ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def committed(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The verdicts without any record, as a copy that may be changed."""
-    monkeypatch.setattr(cli, "DERIVED", project)
-    assert cli.main(["baseline", "check", "--accept"]) == 0
-    return project / "verdicts.json"
-
-
 def test_check_prints_the_ledger_and_what_differs(
-    committed: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(cli, "DERIVED", project)
+    committed = project / "verdicts.json"
+    assert cli.main(["baseline", "check", "--accept"]) == 0  # without any record
     capsys.readouterr()
     assert cli.main(["baseline", "check"]) == 0
     out, err = capsys.readouterr()
