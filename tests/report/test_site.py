@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from bs4 import BeautifulSoup
 
-from tests import synthetic
+from tests import stand_in, synthetic
 from wanreport.jobs.job import JobError
 from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs, measure
@@ -26,7 +27,7 @@ from wanreport.records.record import read_record
 from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[2]
-SLUG = synthetic.CPU["slug"]
+SLUG = stand_in.SLUG
 
 JOB = """
 # %% tags=["parameters"]
@@ -55,32 +56,6 @@ runs = notebook.frames_of(results_dirs).runs
 links = [f"[{run}]({notebook.page(run)})" for run in runs.index]
 notebook.md(f"# Summary\\n\\n{' '.join(links)}")
 """
-STAND_IN = '''
-"""Stands in for measuring: a made-up record; a job's purpose says how it behaves."""
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests import synthetic
-from wanreport.jobs.job import job_hash
-from wanreport.measure import jobs
-from wanreport.records.record import record_path, write_record
-
-def run_job(job, root, *, plan_only=False, log=None):
-    if job.purpose == "hangs" and not (root / "go").exists():
-        (root / "pid").write_text(str(os.getpid()))
-        time.sleep(600)
-    record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
-    if job.purpose == "unsupported":
-        record |= {{"status": "unsupported", "reason": "too big", "hint": "get a bigger one"}}
-    if job.purpose == "dies":
-        record |= {{"status": "failed", "reason": "rank 0 was killed by SIGKILL"}}
-    record |= {{"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}}
-    path = record_path(root, {slug!r}, job.name, record["job_hash"])
-    write_record(record, path)
-    return path
-
-jobs.run_job, jobs.this_machine = run_job, lambda: jobs.Machine({slug!r}, 0)
-'''
 
 
 def add_job(project: Path, name: str, purpose: str = "") -> Path:
@@ -107,11 +82,8 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
     add_job(project, "one")
-    code = STAND_IN.format(root=str(ROOT), slug=SLUG)
-    (project / "stand_in.py").write_text(code)
     for name in ("run_job", "this_machine"):
-        monkeypatch.setattr(jobs, name, getattr(jobs, name))  # put back afterwards
-    exec(code, {})
+        monkeypatch.setattr(jobs, name, getattr(stand_in, name))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return project
 
@@ -305,10 +277,9 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
     one = list(load_jobs([file], project).values())
     log = project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
-    plain = jobs.run_job
 
-    def fails(job: Any, root: Path, **how: Any) -> Path:
-        return plain(job.model_copy(update={"purpose": "dies"}), root, **how)
+    def fails(job: Any, root: Path, **_: Any) -> Path:
+        return stand_in.run_job(job.model_copy(update={"purpose": "dies"}), root)
 
     monkeypatch.setattr(jobs, "run_job", fails)
     assert measure(one, project, log) == [], "as there was nothing to measure"
@@ -321,7 +292,9 @@ def driven(project: Path) -> subprocess.Popen[str]:
     """`wanreport report` in a process of its own."""
     driver = project / "driver.py"
     driver.write_text(
-        "import signal, sys, stand_in\nfrom wanreport import cli\n"
+        "import signal, sys\nfrom tests import stand_in\nfrom wanreport import cli\n"
+        "from wanreport.measure import jobs\n"
+        "jobs.run_job, jobs.this_machine = stand_in.run_job, stand_in.this_machine\n"
         # A shell's background job starts with Ctrl-C ignored, and so may these tests.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n    sys.exit(cli.main(['report', '--workers', '1']))\n"
@@ -349,8 +322,7 @@ def test_ctrl_c_keeps_what_is_measured_and_the_next_run_goes_on(project: Path) -
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert not psutil.pid_exists(pid)
     (kept,) = (results / SLUG).glob("one-*.json")
     before = kept.stat().st_mtime_ns
     assert read_record(kept)["status"] == "ok"
@@ -374,16 +346,11 @@ def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
     assert process.returncode == 143
     assert "Traceback" not in err
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (project / "reports/index.html").exists()
     assert list((project / "tmp").iterdir()) == []
-
-
-def _state(pid: int) -> str:
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return done.stdout or "Z"
 
 
 # Published ---------------------------------------------------------------------------------------

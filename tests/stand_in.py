@@ -1,0 +1,34 @@
+"""Stands in for measuring: a made-up record; a job's purpose says how it behaves."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tests import synthetic
+from wanreport.jobs.job import Job, job_hash
+from wanreport.measure.jobs import Machine
+from wanreport.records.record import record_path, write_record
+
+SLUG = synthetic.CPU["slug"]
+SAYS = {
+    "unsupported": {"status": "unsupported", "reason": "too big", "hint": "get a bigger one"},
+    "dies": {"status": "failed", "reason": "rank 0 was killed by SIGKILL"},
+}
+
+
+def this_machine() -> Machine:
+    return Machine(SLUG, 0)
+
+
+def run_job(job: Job, root: Path, **_: Any) -> Path:
+    if job.purpose == "hangs" and not (root / "go").exists():
+        (root / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+    record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
+    record |= {"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}
+    path = record_path(root, SLUG, job.name, record["job_hash"])
+    write_record(record | SAYS.get(job.purpose, {}), path)
+    return path
