@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 WORKER = "wanreport.measure.worker"
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -63,7 +65,7 @@ class ForkedRanks:
 
 
 def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> None:
-    """A forked rank, whose output goes to a log of its own."""
+    """A forked rank, whose output goes to its own log."""
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -115,11 +117,17 @@ class TorchrunRanks:
         return codes
 
     def kill(self) -> None:
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and all ranks before it
+            family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()  # which it passes on
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-        self.process.kill()  # a rank that hangs in a kernel dies with it
+        for process in (self.process, *family):  # a rank that hangs in a kernel needs more
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
+        psutil.wait_procs(family, GRACE)  # the next job needs their memory
 
 
 KINDS: dict[str, Callable[..., Ranks]] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}

@@ -1,7 +1,7 @@
 """What a GPU's own sensors say of it while it computes: clock, power and temperature.
 
 A GPU under load runs as fast as its power limit and its temperature allow, and two boards of one
-class differ in that by a per cent or two. So steps of two runs can be told apart no better than
+class differ in that by a per cent or two. So a difference between two runs counts only as far as
 the clocks of their GPUs are known.
 """
 

@@ -150,7 +150,7 @@ class Rank:
         link: dict[str, Any] | None, room: int, result: dict[str, Any],
     ) -> StreamSettings:  # fmt: skip
         """Choose how `stream` moves weights; why goes to the result's ``plan``."""
-        store.buffer(EXPERTS[0], None)  # filled now: that is no part of planning
+        store.buffer(EXPERTS[0], None)  # filled now: that is not planning
         self.say("plan")
         begun = time.perf_counter()
         probe = Probe(
