@@ -211,7 +211,7 @@ table(shown(allocations), {**CALLS, "data_bytes": "data"} if len(allocations) el
 # %% [markdown]
 # ## Which tensors
 #
-# A size is no proof, and several tensors can have it. These are sizes of Wan2.2-T2V-A14B's.
+# A size does not prove it, as several tensors can have the same. These sizes are Wan2.2-T2V-A14B's.
 
 # %%
 sizes = tensors(traces, wan_tensors())

@@ -1,7 +1,7 @@
 """The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|index|
 baseline``.
 
-Only measuring needs torch, and it runs in a process of its own. Only rendering and predicting need
+Only ranks need torch, and they are other processes. Only rendering and predicting need
 pandas, and import it when they run. So every command starts at once.
 """
 

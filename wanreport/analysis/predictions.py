@@ -109,7 +109,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise ValueError("it is of another schema or machine")
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise PredictionError(
-            f"{path}: is no readable prediction ({error!r}); restore it from git"
+            f"{path}: cannot be read as a prediction ({error!r}); restore it from git"
         ) from None
     return content
 

@@ -1,4 +1,4 @@
-"""Medians with intervals, and the rule by which two runs are told apart.
+"""Medians with intervals, and the rule for when two runs differ.
 
 Needs the standard library only, so that measuring programs can use it too.
 """

@@ -199,7 +199,7 @@ def failure(
     # A rank that ran out of memory or refused the job knows more than one that died.
     sure = [k for k in first if (results[k] or {}).get("status") in ("oom", "unsupported")]
     died = [k for k, code in enumerate(codes) if code and results[k] is None]
-    # By SIGTERM torchrun ends the ranks that outlive one: a cause only where there is no other.
+    # By SIGTERM torchrun ends the ranks that outlive one: a cause only where nothing else is one.
     died = [k for k in died if codes[k] != -signal.SIGTERM] or ([] if told else died)
     died.sort(key=lambda k: codes[k] or 0)  # signals first
     if died and not sure:

@@ -34,7 +34,7 @@ ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the sa
 
 
 class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used; the message says what is missing and the mend."""
+    """A checkpoint folder that cannot be used; the message says what is missing and the fix."""
 
 
 class Source(Protocol):

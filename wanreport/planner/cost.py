@@ -82,7 +82,7 @@ class Inputs:
     activation_bytes
         Device memory in use at the peak beside the weights.
     device_bytes
-        Memory of the device; None where that is no bound.
+        Memory of the device; None where that does not bound anything.
     """
 
     blocks: int

@@ -339,7 +339,7 @@ def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of device memory that this process can still take; 0 where that is no bound."""
+    """Bytes of device memory that this process can still take; 0 where nothing bounds it."""
     if device.type != "cuda":
         return 0
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
