@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Tests run side by side and start several ranks each; one thread a process keeps that bearable.
 # Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# How long an example takes depends on what else runs: it says nothing about the code.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
