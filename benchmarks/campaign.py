@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.analysis.stats import median_interval
+from wanreport.measure import machine
 from wanreport.measure import ranks as processes
-from wanreport.measure.machine import machine
 from wanreport.measure.worker import software
 from wanreport.model.weights import Layout, unit_parameters
 from wanreport.records.files import BENCH_SCHEMA, FIRST, LAST, name_of, read_bench, stream_settings
@@ -51,8 +51,8 @@ class Campaign:
             "schema_version": BENCH_SCHEMA,
             "settings": {key: getattr(arguments, key) for key in SETTINGS},
             "bytes": block.nbytes * arguments.blocks,
-            "machine": machine(arguments.device),
-            "software": software(),
+            "machine": machine.machine(arguments.device),
+            "software": machine.software() | software(),
             "peers": {},
             "rows": [],
         }

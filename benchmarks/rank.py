@@ -99,7 +99,7 @@ class Lane:
             self.attach()
 
     def begin(self, steps: int) -> None:
-        visits = -(-self.inputs[1].branches // self.engine.branches_per_visit)
+        visits = self.inputs[1].visits(self.engine)
         self.engine.begin([EXPERT] * visits * steps)
 
     def steps(self, number: int) -> list[float]:

@@ -145,8 +145,6 @@ def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """Give machines that share a short name their full class: other NCCL settings, say."""
-    if runs.empty:
-        return runs
     shared = runs.groupby("machine").slug.nunique()
     same = runs.machine.isin(list(shared[shared > 1].index))
     runs.loc[same, "machine"] = runs.machine_class[same]
@@ -159,8 +157,6 @@ def _latest(runs: pd.DataFrame) -> pd.DataFrame:
     That is the latest, of those that failed only where no other is there. Rows of benchmarks all
     count.
     """
-    if runs.empty:
-        return runs
     jobs = runs[runs.source == "job"]
     order = jobs.assign(counts=jobs.status.isin(list(REUSABLE))).sort_values(["counts", "started"])
     last = order.groupby(["slug", "scale", "job"]).tail(1).index

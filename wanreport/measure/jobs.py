@@ -112,8 +112,8 @@ def measure(
 
     found = all_records(root)
     left = missing(jobs, [] if again else found, this_machine())
-    stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
     if left:
+        stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
         done = measure_jobs(left, results or local_results(root), log, tell, minutes)
         if late := [job.name for job in left if job.name not in done]:

@@ -26,7 +26,6 @@ from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.jobs.job import job_from_mapping
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
-from wanreport.measure import machine
 from wanreport.measure.fit import blocks_in_budget, require_host_memory, weights_of
 from wanreport.measure.launch import Unsupported
 from wanreport.measure.link import measure_link
@@ -299,11 +298,10 @@ class Rank:
             raise RuntimeError(f"ranks disagree about the latents: {digests}")
         for step, value in zip(steps, seconds, strict=True):
             step["seconds"] = value
-        branches = guidance.branches
-        visits = -(-branches // engine.branches_per_visit)
+        visits = guidance.visits(engine)
         ran = [step["expert"] for step in steps]
         passes = {expert: ran.count(expert) * visits for expert in EXPERTS}
-        shape = replace(shape, passes=passes, branches=branches // visits)
+        shape = replace(shape, passes=passes, branches=guidance.branches // visits)
         wanted = engine.expected(shape, number)
         return {
             "kind": kind,
@@ -350,9 +348,9 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
 
 
 def software() -> dict[str, Any]:
-    """Versions that a result depends on."""
+    """What only torch can add to :func:`wanreport.measure.machine.software`."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
-    return machine.software() | {
+    return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, nccl)) if nccl else None,

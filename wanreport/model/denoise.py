@@ -77,6 +77,10 @@ class Guidance:
         """How many branches this rank runs."""
         return len(self.texts())
 
+    def visits(self, engine: Mover) -> int:
+        """How often this rank visits each block in a step."""
+        return -(-self.branches // engine.branches_per_visit)
+
 
 @torch.no_grad()
 def predict(
@@ -135,7 +139,7 @@ def denoise(
     # Known on the host before the loop, so that no step waits for the device to tell it.
     times = scheduler.timesteps.tolist()
     names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
-    visits = -(-guidance.branches // engine.branches_per_visit)
+    visits = guidance.visits(engine)
     ran = [name for index, name in enumerate(names) if run is None or index in run]
     engine.begin([name for name in ran for _ in range(visits)])
     for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):

@@ -190,7 +190,7 @@ class Probe:
         """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
-        visits = -(-self.branches // engine.branches_per_visit)
+        visits = self.guidance.visits(engine)
         engine.begin([self.name] * visits * (self._hot + PASSES))
         dist.barrier(self.group)
         for _ in range(self._hot):
@@ -294,7 +294,7 @@ class Probe:
 
     def _turn(self, engine: Stream, expert: Expert, steps: int, warm: int) -> float:
         """Seconds of a step, the median of some, after others that bring what they start from."""
-        visits = -(-self.branches // engine.branches_per_visit)
+        visits = self.guidance.visits(engine)
         engine.begin([self.name] * visits * (warm + steps))
         dist.barrier(self.group)
         for _ in range(warm):
