@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import campaigns
 from wanreport import cli
-from wanreport.analysis import predictions, scaling, sources
+from wanreport.analysis import predictions, scaling
 from wanreport.analysis.frames import EMPTY, Frames, load
 from wanreport.jobs.job import Job, load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
@@ -36,14 +36,14 @@ def frames() -> Frames:
     return load(["results"], ROOT)
 
 
-def known_of(content: dict[str, Any]) -> sources.Known:
+def known_of(content: dict[str, Any]) -> scaling.Known:
     found = [
-        sources.Source(**each | {"value": Inputs.of(each["value"])})
+        scaling.Source(**each | {"value": Inputs.of(each["value"])})
         if each["kind"] == "windows"
-        else sources.Source(**each)
+        else scaling.Source(**each)
         for each in content["measured"]
     ]
-    return sources.Known(content["gpu"], A14B, found)
+    return scaling.Known(content["gpu"], A14B, found)
 
 
 @pytest.mark.parametrize(
@@ -64,24 +64,24 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
 
 def test_what_is_measured_already_is_not_predicted(frames: Frames) -> None:
     jobs = [load_job(ROOT / "params/campaign/480p-2gpu-layerwise.yaml")]
-    with pytest.raises(sources.PredictionError, match="480p-2gpu-layerwise"):
+    with pytest.raises(scaling.PredictionError, match="480p-2gpu-layerwise"):
         predictions.predict(ROOT, frames, jobs, "NVIDIA H100 80GB HBM3", "host-memory")
 
 
 def test_a_gpu_without_a_record_of_stream_cannot_be_predicted(frames: Frames) -> None:
-    with pytest.raises(sources.PredictionError, match="480p-1gpu-stream.yaml"):
-        sources.gather(ROOT, frames, "NVIDIA B200", 2, "nvlink")
+    with pytest.raises(scaling.PredictionError, match="480p-1gpu-stream.yaml"):
+        predictions.gather(ROOT, frames, "NVIDIA B200", 2, "nvlink")
 
 
 def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
     path = predictions.write(tmp_path, FILES[0])
     before = path.read_bytes()
-    with pytest.raises(sources.PredictionError, match=path.name):
+    with pytest.raises(scaling.PredictionError, match=path.name):
         predictions.write(tmp_path, FILES[0])
     assert path.read_bytes() == before
     assert predictions.load(tmp_path) == [FILES[0]]
     path.write_text('{"schema": 2}')
-    with pytest.raises(sources.PredictionError, match=path.name):
+    with pytest.raises(scaling.PredictionError, match=path.name):
         predictions.load(tmp_path)
 
 
@@ -162,7 +162,7 @@ def write(root: Path, *records: dict[str, Any]) -> Path:
 
 def predicted(root: Path, name: str, wire: str = "nvlink", **changes: Any) -> dict[str, Any]:
     job = asked(name, **changes)
-    known = sources.gather(root, load(["results"], root), GPU, max(job.num_gpus, 2), wire)
+    known = predictions.gather(root, load(["results"], root), GPU, max(job.num_gpus, 2), wire)
     return scaling.predict_job(known, job, wire)
 
 
@@ -245,7 +245,7 @@ def test_windows_are_scaled_to_a_step_of_their_length(tmp_path: Path) -> None:
     hot = predicted(tmp_path, "720p-4gpu-resident")["inputs"]["windows_s"]
     cold = predicted(write(tmp_path / "cold", streamed()), "720p-4gpu-resident")["inputs"]
     assert hot == pytest.approx([1.1 * each for each in cold["windows_s"]])
-    with pytest.raises(sources.PredictionError, match="resident-75600"):
+    with pytest.raises(scaling.PredictionError, match="resident-75600"):
         predicted(write(tmp_path / "short", streamed(), resident(T720, 1.0)), "720p-4gpu-resident")
 
 
@@ -271,7 +271,7 @@ def test_rows_of_benchmarks_are_measurements_too(tmp_path: Path) -> None:
 
 def test_host_memory_is_shared_by_collectives_and_copies(tmp_path: Path) -> None:
     write(tmp_path, streamed())
-    fast, slow = (predicted(tmp_path, "720p-4gpu-layerwise", w) for w in sources.INTERCONNECTS)
+    fast, slow = (predicted(tmp_path, "720p-4gpu-layerwise", w) for w in scaling.INTERCONNECTS)
     assert fast["overhead"] == 0  # copies hide behind computation, and touch nothing else
     inputs = slow["inputs"]
     assert inputs["local"] == asdict(Route(LINK, LINK / 2, 1.0, 2.0))
@@ -345,14 +345,14 @@ def test_pcie_between_gpus_is_not_host_memory(tmp_path: Path) -> None:
     two["machine"] |= {"interconnect": "PCIe", "class": "2x NVIDIA H200, PCIe", "slug": "2x-pcie"}
     write(tmp_path, streamed(), two)
     found = load(["results"], tmp_path)
-    known = sources.gather(tmp_path, found, GPU, 4, "host-memory")
+    known = predictions.gather(tmp_path, found, GPU, 4, "host-memory")
     assert {source.ranks for source in known.sources} == {1}
 
 
 @settings(deadline=None, max_examples=20)
 @given(
     windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11),
-    gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(sources.INTERCONNECTS)),
+    gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(scaling.INTERCONNECTS)),
 )  # fmt: skip
 def test_no_engine_is_predicted_below_resident(
     windows: Any, rate: float, gpus: int, wire: str
@@ -360,7 +360,7 @@ def test_no_engine_is_predicted_below_resident(
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
     where: dict[str, Any] = {"tokens": T480, "ranks": 1, "at": "", "path": "", "sha256": ""}
     values = {"windows": inputs, "pageable": (1e9, 1e9)}
-    known = sources.Known(GPU, A14B, [sources.Source(k, v, **where) for k, v in values.items()])
+    known = scaling.Known(GPU, A14B, [scaling.Source(k, v, **where) for k, v in values.items()])
     for engine in ("layerwise", "fsdp", "stream", "swap"):
         found = scaling.predict_job(known, asked(f"720p-{gpus}gpu-{engine}"), wire)
         assert found["overhead"] >= -1e-9
@@ -384,7 +384,7 @@ def test_rehearsals_and_other_machines_are_not_measurements(
 ) -> None:
     record = streamed()
     (record[where] if where else record).update(change)
-    with pytest.raises(sources.PredictionError, match=GPU):
+    with pytest.raises(scaling.PredictionError, match=GPU):
         predicted(write(tmp_path, record), "720p-4gpu-resident")
 
 
@@ -392,7 +392,7 @@ def test_rehearsals_and_other_machines_are_not_measurements(
     "change", [{"compile": True}, {"dtype": "float32"}, {"cfg": False}, {"vram_budget_gb": 20.0}]
 )
 def test_jobs_of_another_kind_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(sources.PredictionError, match="720p-4gpu-stream"):
+    with pytest.raises(scaling.PredictionError, match="720p-4gpu-stream"):
         predicted(write(tmp_path, streamed()), "720p-4gpu-stream", **change)
 
 
@@ -400,8 +400,8 @@ def test_a_gpu_without_a_data_sheet_needs_two_of_them(tmp_path: Path) -> None:
     unknown = streamed()
     unknown["machine"]["gpu_name"] = "GPU X"
     write(tmp_path, unknown)
-    known = sources.gather(tmp_path, load(["results"], tmp_path), "GPU X", 4, "nvlink")
-    with pytest.raises(sources.PredictionError, match="GPU X"):
+    known = predictions.gather(tmp_path, load(["results"], tmp_path), "GPU X", 4, "nvlink")
+    with pytest.raises(scaling.PredictionError, match="GPU X"):
         scaling.predict_job(known, asked("720p-4gpu-resident"), "nvlink")
 
 

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import pandas as pd
 
-from wanreport.analysis import compare
-from wanreport.analysis.asked import to_measure
+from wanreport.analysis.compare import headline, to_measure
 from wanreport.analysis.frames import Frames
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
 from wanreport.words import ratio
 
-ONE_GPU = "1 GPU"
 KEYS = ["place", "gpus", "height", "engine"]
 
 
-def place(runs: pd.DataFrame) -> pd.Series:
-    """Name where each run's collectives go: nowhere ("1 GPU"), "NVLink", "PCIe path", ..."""
-    return runs.interconnect.where(runs.gpus > 1, ONE_GPU).rename("place")
-
-
 def answer(frames: Frames) -> pd.DataFrame:
-    """Sum up :func:`compare.headline`: what each engine costs a step, wherever it was measured.
+    """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
 
-    For each `place`, number of `gpus`, `height` and `engine` the row of the machine where the
-    overhead is largest, with `least` and `most`, the smallest and the largest overhead there,
-    `claim`, "slower" where it is so on any machine, and the names of the `machines`.
+    For each `place` ("1 GPU", else how GPUs exchange data), number of `gpus`, `height` and `engine`
+    the row of the machine where the overhead is largest, with `least` and `most`, the smallest and
+    the largest overhead there, `claim`, "slower" where it is so on any machine, and the names of
+    the `machines`.
     """
-    cost = compare.headline(frames)
-    if cost.empty:
-        return pd.DataFrame(columns=[*KEYS, "least", "most"])
-    by = cost.assign(place=place(cost), most=cost.overhead).sort_values("overhead").groupby(KEYS)
+    cost = headline(frames)
+    place = cost.interconnect.where(cost.gpus > 1, "1 GPU")
+    by = cost.assign(place=place, most=cost.overhead).sort_values("overhead").groupby(KEYS)
     return by.tail(1).set_index(KEYS).sort_index().assign(
         least=by.overhead.min(),
         claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
@@ -43,11 +36,12 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
 
     "" where it was not measured.
     """
-    parts = []
-    for row in found[(found.place == where) & (found.engine == engine)].itertuples():
+    here, parts = found[(found.place == where) & (found.engine == engine)], []
+    for row in here.itertuples():
         several = dict.fromkeys((ratio(row.least), ratio(row.most)))
         doubt = {"within noise": " (within noise)", "no interval": f" ({row.step_n} steps only)"}
-        parts.append(f"{' to '.join(several)} at {row.height}p{doubt.get(row.claim, '')}")
+        on = f" on {row.gpus} GPUs" * (here.gpus.nunique() > 1)
+        parts.append(f"{' to '.join(several)} at {row.height}p{on}{doubt.get(row.claim, '')}")
     return " and ".join(parts)
 
 
@@ -58,9 +52,9 @@ def not_measured(frames: Frames) -> pd.DataFrame:
     `gpus` what they need ("4 and 6"), `command` and `minutes` what would measure them.
     """
     found, runs, rows = answer(frames), frames.runs, []
-    done = runs[~runs.rehearsal & runs.status.isin(["ok", "oom"])].baseline_job if len(runs) else ()
+    known = {*runs.baseline_job[~runs.rehearsal & runs.status.isin(["ok", "oom"])]}
     files = sorted((project_root() / "params/baseline").glob("*.yaml"))
-    pair, known = ("resident", "layerwise", "stream"), {*done}
+    pair = ("resident", "layerwise", "stream")
     asked = {
         "baseline": [f"baseline/{f.stem}" for f in files if load_job(f).baseline_job not in known],
         "NVLink": [f"campaign/480p-2gpu-{e}" for e in pair if "NVLink" not in set(found.place)],
@@ -80,8 +74,7 @@ def without_record(frames: Frames) -> pd.DataFrame:
 
     `job`, `gpus`, `purpose`, `command`; `asked`, whether the baseline asks for it.
     """
-    root = project_root()
-    known = set(frames.runs.job_hash.dropna()) if len(frames.runs) else set()
+    root, known = project_root(), set(frames.runs.job_hash.dropna())
     files = sorted((root / "params").glob("*/*.yaml"))
     return pd.DataFrame([
         {"job": job.name, "gpus": job.num_gpus, "purpose": job.purpose,

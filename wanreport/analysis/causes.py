@@ -12,10 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis import compare
-from wanreport.analysis.asked import Facts, Row, over_resident, to_measure, told
+from wanreport.analysis.compare import Facts, over_resident, overhead, to_measure, told
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import SAME_CLOCKS
+from wanreport.analysis.stats import SAME_CLOCKS, Row
 from wanreport.words import gigabytes
 
 CAUSES = ["sync", "compile", "alloc", "contention", "late"]
@@ -67,18 +66,27 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
     command, minutes
         In rows without runs: what would measure the pair.
     """
-    cost = compare.overhead(frames)
+    runs = overhead(frames)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for a, b, changed, changes in _candidates(frames, cost):
-        own = (changed, "interconnect") if changed == "gpus" else (changed,)
-        others = [_shown(name, *both) for name, both in changes.items() if name not in own]
-        key = changed, a["machine"], a["tokens"], a["blocks"]
-        if key not in found or len(others) < len(found[key]["together_with"]):
+    for (a, mine), (b, theirs) in product(_known(frames, runs), repeat=2):
+        changes = differences(mine, theirs)
+        for changed in _removed(a, b, changes):
+            own = (changed, "interconnect") if changed == "gpus" else (changed,)
+            others = [_shown(name, *both) for name, both in changes.items() if name not in own]
+            key = changed, a["machine"], a["layout"], a["tokens"], a["blocks"]
+            if key in found and len(others) >= len(found[key]["together_with"]):
+                continue
+            resident = changed in OWN_RESIDENT
+            gap = over_resident(runs, a, b) if resident else told(a, b)
+            scale = BLOCKS / a["blocks"] * BRANCHES / a["branches"]
+            seconds = scale * (a["resident_s"] if resident else b["step_s"])
             found[key] = {
-                "cause": MADE_BY[changed], "changed": changed, "machine": a["machine"],
+                **gap, "cause": MADE_BY[changed], "changed": changed, "machine": a["machine"],
                 "change": _shown("", *changes[changed]), "together_with": others,
                 "run_a": a["run"], "run_b": b["run"], "name_a": a["name"], "name_b": b["name"],
-                "machine_b": b["machine"], "work": a["work"], **_effect(a, b, changed, cost),
+                "machine_b": b["machine"], "work": a["work"], "scale": scale,
+                **{f"effect{end}_s": seconds * gap[f"difference{end}"]
+                   for end in ("", "_low", "_high")},
             }  # fmt: skip
     table = pd.DataFrame([*found.values(), *_missing(frames)])
     table["number"] = table.cause.map(CAUSES.index) + 1
@@ -87,33 +95,26 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
     return table.sort_values(["number", "changed", "machine", "work"], ignore_index=True)
 
 
-def _candidates(frames: Frames, cost: pd.DataFrame
-                ) -> Iterator[tuple[Row, Row, str, dict[str, tuple[Any, Any]]]]:  # fmt: skip
-    """Pairs of comparable runs of which only the first has a cause; its setting; what differs."""
-    for (a, mine), (b, theirs) in product(_known(frames, cost), repeat=2):
-        changes = differences(mine, theirs)
-        here = a["group"] == b["group"] and ("windows" in changes or a["engine"] != "stream")
-        elsewhere = a["engine"] != "stream" and all(
-            a[key] == b[key] for key in ("name", "gpu_model", "tokens", "blocks"))  # fmt: skip
-        for changed in [name for name in changes if name in MADE_BY]:
-            if changed in OWN_RESIDENT:
-                fits = elsewhere and pd.notna(a["overhead"] + b["overhead"])
-            else:  # what windows take away is contention: beside it no other cause is to be seen
-                fits = here and changed == ("windows" if "windows" in changes else changed)
-            if fits and mine["prefetch"] in (1, None) and _has_cause(changed, mine, theirs):
-                yield a, b, changed, changes
-
-
-def _has_cause(changed: str, mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether the setting makes a cause, and of the two the first has more of it."""
-    one, two = mine[changed], theirs[changed]
-    if one is None or two is None:
-        return False
-    if changed in ("windows", "interconnect"):
-        return (one, two) in (("none", "timed"), ("PCIe path", "NVLink"))
-    if changed == "gpus" and mine["interconnect"] != "PCIe path":
-        return False  # where copies have the link to themselves, one GPU takes no contention away
-    return bool(one < two if changed == "prefetch" else one > two)
+def _removed(a: Row, b: Row, changes: dict[str, tuple[Any, Any]]) -> Iterator[str]:
+    """Settings that make a cause and of which the first run has more, if the two tell of it."""
+    if pd.notna(a["prefetch"]) and a["prefetch"] != 1:
+        return
+    stream = a["engine"] == "stream"
+    here = a["group"] == b["group"] and ("windows" in changes or not stream)
+    elsewhere = not stream and pd.notna(a["overhead"] + b["overhead"]) and all(
+        a[key] == b[key] for key in ("name", "gpu_model", "tokens", "blocks"))  # fmt: skip
+    for name, (one, two) in changes.items():
+        if name not in MADE_BY or one is None or two is None:
+            continue
+        more = one < two if name == "prefetch" else one > two
+        if name in ("windows", "interconnect"):
+            more = (one, two) in (("none", "timed"), ("PCIe path", "NVLink"))
+        if name == "gpus":  # where copies have the link to themselves, no contention goes away
+            more = a["interconnect"] == "PCIe path" and two == 1
+        # What windows take away is contention: beside it no other cause is to be seen.
+        alone = here and name == ("windows" if "windows" in changes else name)
+        if more and (elsewhere if name in OWN_RESIDENT else alone):
+            yield name
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -145,13 +146,17 @@ def _shown(name: str, *values: Any) -> str:
     return f"{name} {' → '.join(map(word, values))}".strip()
 
 
-def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]]]:
+def _known(frames: Frames, runs: pd.DataFrame) -> list[tuple[Row, dict[str, Any]]]:
     """The runs that may be one of a pair, each with every setting in which two may differ."""
-    if "overhead" not in cost:
-        return []
-    runs = cost[cost.engine.isin(("layerwise", "sglang", "stream")) & cost.vram_budget_gb.isna()]
-    found = []
-    for row in runs.join(_counts(frames)).to_dict("records"):
+    counters = frames.counters.query("kind == 'clean' and rank == 0")
+    steps = frames.steps.groupby(["run", "iteration"]).size().rename("steps")
+    counters = counters.join(steps, on=["run", "iteration"]).drop_duplicates(["run", "counter"])
+    a_step = (counters.measured / counters.steps).groupby([counters.run, counters.counter]).first()
+    a_step = a_step.unstack().reindex(columns=["allocations", *WAITS]).astype(float)
+    waits = a_step[WAITS].sum(axis=1, min_count=1)
+    runs = runs[runs.engine.isin(("layerwise", "sglang", "stream")) & runs.vram_budget_gb.isna()]
+    runs, found = runs.join(a_step.allocations).join(waits.rename("waits")), []
+    for row in runs.to_dict("records"):
         chosen = row["settings"] or {}
         known = {
             **{name: row[name] for name in SAME},
@@ -164,30 +169,9 @@ def _known(frames: Frames, cost: pd.DataFrame) -> list[tuple[Row, dict[str, Any]
     return found
 
 
-def _counts(frames: Frames) -> pd.DataFrame:
-    """Allocations and waits of a step, on rank 0, by run; NaN where they were not counted."""
-    counters = frames.counters.query("kind == 'clean' and rank == 0")
-    steps = frames.steps.groupby(["run", "iteration"]).size().rename("steps")
-    counters = counters.join(steps, on=["run", "iteration"]).drop_duplicates(["run", "counter"])
-    each = (counters.measured / counters.steps).groupby([counters.counter, counters.run]).first()
-    each = each.unstack(0).reindex(columns=["allocations", *WAITS]).astype(float)
-    return pd.DataFrame({"allocations": each.allocations,
-                         "waits": each[WAITS].sum(axis=1, min_count=1)})  # fmt: skip
-
-
-def _effect(a: Row, b: Row, changed: str, cost: pd.DataFrame) -> dict[str, Any]:
-    own = changed in OWN_RESIDENT
-    gap, unit = (over_resident(cost, a, b), a["resident_s"]) if own else (told(a, b), b["step_s"])
-    scale = BLOCKS / a["blocks"] * BRANCHES / a["branches"]
-    effects = {f"effect{end}_s": scale * unit * gap[f"difference{end}"]
-               for end in ("", "_low", "_high")}  # fmt: skip
-    return {**gap, "scale": scale, **effects}
-
-
 def _missing(frames: Frames) -> Iterator[dict[str, Any]]:
     """A row for each of :data:`PAIRS` that no machine has measured whole."""
-    runs = frames.full_scale()
-    done = runs.groupby(["interconnect", "machine"]).job.agg(set) if len(runs) else {}
+    done = frames.full_scale().groupby(["interconnect", "machine"]).job.agg(set)
     for cause, path, jobs in PAIRS:
         there = [ran for (here, _), ran in done.items() if path in ("", here)]
         if not any(ran.issuperset(jobs) for ran in there):

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis import asked, compare
-from wanreport.analysis.asked import NEW, OLD, Facts, Row
+from wanreport.analysis import compare
+from wanreport.analysis.compare import NEW, OLD, Facts, rows_of
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.overlap import shares
-from wanreport.analysis.stats import SAME_CLOCKS, Median, apart
+from wanreport.analysis.stats import SAME_CLOCKS, Median, Row, apart, gap_difference
 from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, significant
 
-STATUSES = ("pass", "fail", "within noise", "not measured")
 FOUR = "s9.1.new4.gpus"
 PARTLY, HARDLY = 0.05, 0.01
 """Shares of copies' time that are hidden: of an engine that overlaps, and of one that does not."""
@@ -46,40 +45,39 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `check`, its `question`, and `expected`, the fact that holds the expectation; `status`: "pass",
     the runs agree with it, "fail", they contradict it, "within noise", they are too close to tell,
     or "not measured"; `machine`, or "" where it is of any; `measured`, the answer as text; the
-    `runs` and `setting`, how they differ from what was asked for; `command` and `minutes`, what
-    would measure it as asked for, at most so long.
+    `runs` and `setting`, how they differ from what was asked for; until some machine has answered
+    just that, `command` and `minutes`, what would measure it, at most so long.
     """
-    data = _Data(
-        frames, facts, asked.plain_jobs(compare.overhead(frames), earlier=True), shares(frames)
-    )
-    unknown = {"status": "not measured", "setting": "", "measured": "", "runs": []}
-    rows = []
+    timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
+    data, rows = _Data(frames, facts, timed, shares(frames)), []
     for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
-        answers = list(answer(data)) if len(frames.runs) else []
+        answers = list(answer(data))
         # Where a machine has what was asked for, what is near it tells no more.
-        there = {each.get("machine") for each in answers if not each["setting"]}
-        answers = [a for a in answers if not a["setting"] or a.get("machine") not in there]
-        for each in answers or [unknown]:
-            settled = each["status"] in ("pass", "fail") and not each["setting"]
-            todo = {} if settled or not jobs else asked.to_measure(frames, *jobs.split())
-            rows.append({"check": check, "question": question, "expected": expected, "machine": "",
-                         "command": "", "minutes": None, **each, **todo})  # fmt: skip
-    return pd.DataFrame(rows).astype({"minutes": float})
+        there = {each["machine"] for each in answers if not each["setting"]}
+        answers = [a for a in answers if not a["setting"] or a["machine"] not in there]
+        settled = any(a["status"] in ("pass", "fail") and not a["setting"] for a in answers)
+        todo = {} if settled or not jobs else compare.to_measure(frames, *jobs.split())
+        row = {"check": check, "question": question, "expected": expected, "machine": "",
+               "status": "not measured", "setting": "", "measured": "", "runs": [], "command": "",
+               "minutes": math.nan, **todo}  # fmt: skip
+        rows += [row | each for each in answers or [{}]]
+    return pd.DataFrame(rows)
 
 
 def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str = "",
             gpus: str = FOUR) -> Answer:  # fmt: skip
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
-    setting = ", ".join(filter(None, [also, asked.differs(data.facts, pd.DataFrame(rows), gpus)]))
-    return {"status": status, "machine": rows[-1].machine, "setting": setting,
-            "runs": [row.run for row in rows], "measured": measured}  # fmt: skip
+    differs = compare.differs(data.facts, pd.DataFrame(rows), gpus)
+    return {"status": status, "machine": rows[-1].machine, "measured": measured,
+            "setting": ", ".join(filter(None, [also, differs])),
+            "runs": [row.run for row in rows]}  # fmt: skip
 
 
 def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Iterator[Answer]:
     """An answer that holds for all runs, or fails for some: then these are its runs."""
     wrong, many = list(right.index[~right]), counted(len(right), "run")
     if len(right):
-        yield {"status": "fail" if wrong else "pass", "setting": setting,
+        yield {"status": "fail" if wrong else "pass", "setting": setting, "machine": "",
                "runs": wrong or [*right.index],
                "measured": f"{seen} in {many}" if seen else f"{right.sum()} of {many}"}  # fmt: skip
 
@@ -92,8 +90,7 @@ def _judged(claim: str, wanted: str) -> str:
 
 def _last(runs: pd.DataFrame, *first: str) -> list[Row]:
     """Pick of each machine, number of GPUs and height the last run, in the order of `first`."""
-    order = runs.sort_values([*first, "started"])
-    return asked.rows_of(order.groupby(["machine", "gpus", "height"]).tail(1))
+    return rows_of(runs.sort_values([*first, "started"]).groupby(compare.WHERE).tail(1))
 
 
 # The schedule and the engines, at any scale ------------------------------------------------------
@@ -109,7 +106,7 @@ def _wanted(data: _Data, fact: str, values: pd.DataFrame) -> Iterator[Answer]:
     chosen = own if len(own) else runs[~runs.rehearsal]
     values = values.loc[chosen.index].astype(float)
     seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
-    setting = "" if len(own) else asked.differs(data.facts, chosen, FOUR)
+    setting = "" if len(own) else compare.differs(data.facts, chosen, FOUR)
     yield from _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
 
 
@@ -129,16 +126,24 @@ def _switch(data: _Data) -> Iterator[Answer]:
 
 
 def _bits(data: _Data) -> Iterator[Answer]:
-    found = compare.bits(data.frames)
-    if len(found):
-        # For the buffers that fsdp gathers into, a GPU may choose other kernels.
-        excused = (found.differ == "fsdp") & ~found.rehearsal
-        right = found.same | excused
-        shown = found if right.all() else found[~right]
-        measured = f"{right.sum()} of {counted(len(right), 'group')}"
-        yield {"status": "pass" if right.all() else "fail", "setting": "",
-               "runs": [run for runs in shown.each for run in runs],
-               "measured": measured + ", but for fsdp" * bool(excused.any())}  # fmt: skip
+    """Compare latents within each group of comparable jobs of two engines or more.
+
+    `fsdp` decides nothing at full scale: for the buffers that it gathers into, a GPU may choose
+    other kernels.
+    """
+    runs = data.frames.runs
+    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
+    jobs = jobs[jobs.groupby("group").engine.transform("nunique") > 1]
+    groups = [group for _, group in jobs.groupby("group")]
+    told = [each[each.rehearsal | (each.engine != "fsdp")] for each in groups]
+    right = [group.latents.nunique() < 2 for group in told]
+    excused = any(each.latents.nunique() > 1 for each, ok in zip(groups, right, strict=True) if ok)
+    shown = [each for each, ok in zip(groups, right, strict=True) if ok == all(right)]
+    if groups:
+        yield {"status": "pass" if all(right) else "fail", "setting": "", "machine": "",
+               "runs": [run for group in shown for run in group.index],
+               "measured": f"{sum(right)} of {counted(len(right), 'group')}"
+               + ", but for fsdp" * excused}  # fmt: skip
 
 
 def _every(column: str, data: _Data) -> Iterator[Answer]:
@@ -153,13 +158,13 @@ def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
     runs = data.timed
     new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
-    return asked.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
+    return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
 def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
     for one, two in _pairs(data, other, deep):
-        gap, less = asked.told(one, two), one.step_s - two.step_s
+        gap, less = compare.told(one, two), one.step_s - two.step_s
         shown = f"{ratio(gap['difference'])}, {signed(f'{less:+.2f}')} s a step"
         yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown)
 
@@ -173,7 +178,7 @@ def _scaling(old: str, data: _Data) -> Iterator[Answer]:
                  and pair[0].workload == new.workload and pair[0].gpu_model == new.gpu_model
                  and pair[0].interconnect in ("", new.interconnect)]  # fmt: skip
         for narrow in sorted(alike, key=lambda pair: pair[0].gpus)[-1:]:
-            gap, few = compare.gap_difference(wide, narrow), int(narrow[0].gpus)
+            gap, few = gap_difference(wide, narrow), int(narrow[0].gpus)
             also = f"{few} and {many} GPUs instead of {wanted[0]} and {wanted[1]}"
             also += f", which adds collectives ({new.interconnect})" if few == 1 else ""
             shown = f"{ratio(gap['gap_before'])} on {few}, {ratio(gap['gap'])} on {many}"
@@ -196,7 +201,7 @@ def _spike(old: str, data: _Data) -> Iterator[Answer]:
 
 
 def _pure(data: _Data) -> Iterator[Answer]:
-    runs = asked.plain_jobs(data.frames.runs)
+    runs = compare.plain_jobs(data.frames.runs)
     # The GPU's memory counts, and not the host's.
     oom = (runs.status == "oom") & runs.reason.str.contains("CUDA|OutOfMemoryError")
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
@@ -215,23 +220,22 @@ def _overlap(data: _Data) -> Iterator[Answer]:
             status = "fail" if not agree else "pass" if len(old) else "not measured"
             shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
             also = "" if len(old) else "no copies of an old offload noted"
-            yield _answer(data, status, asked.rows_of(here), shown, also)
+            yield _answer(data, status, rows_of(here), shown, also)
 
 
 def _contention(data: _Data) -> Iterator[Answer]:
     for _, here in data.lanes.groupby(["machine", "gpus"]):
         here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")].sort_values("beside")
-        if here.empty:
-            continue
-        rows = asked.rows_of(here)
+        rows = rows_of(here)
         orders = {
             apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
                   Median(1, row.alone_low, row.alone_high, row.alone_n)) for row in rows
         }  # fmt: skip
-        order = 0 if {1, -1} <= orders else max(orders, key=abs)
-        status = {1: "pass", -1: "fail"}.get(order, "within noise")
-        shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
-        yield _answer(data, status, rows, shown)
+        if rows:
+            order = 0 if {1, -1} <= orders else max(orders, key=abs)
+            status = {1: "pass", -1: "fail"}.get(order, "within noise")
+            shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
+            yield _answer(data, status, rows, shown)
 
 
 def _jobs(*engines: str, gpus: str = "4") -> str:

@@ -1,277 +1,162 @@
-"""Compares runs: overhead over resident, the limit, same bits, repeated runs.
-
-Each function takes :class:`~wanreport.analysis.frames.Frames` or its `runs`, and returns a
-DataFrame with a row for each run.
-"""
+"""Which runs are compared: those that count, pairs of them, and how their setup differs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import Median, Run, allowance, apart
+from wanreport.analysis.stats import Row, difference, gap_difference
+from wanreport.jobs.job import load_job
+from wanreport.records.project import project_root
 
-CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
-
-COMPARED = ("resident_s", "overhead", "overhead_low", "overhead_high", "allowance", "claim",
-            "same_boards", "bracketed", "limit_s", "over_limit", "same_bits")  # fmt: skip
-"""Columns that :func:`overhead` adds, all missing where a run has no reference."""
-
-Row = Any  # a row of `runs`
+NEW, OLD = "layerwise", ("fsdp", "swap")
+"""The baseline's new offload, and the two engines that may be its old one."""
+WHERE = ["machine", "gpus", "height"]
 
 
-def as_run(row: Row) -> Run:
-    """The part of a run's row that telling two runs apart needs."""
-    step = Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
-    clock = row["sm_mhz"]
-    return Run(step, math.nan if clock is None else float(clock))
+class Facts(Protocol):
+    """The numbers of the baseline document, by the id of the fact."""
 
-
-def timed(frames: Frames) -> pd.DataFrame:
-    """Runs with a steady step at full scale: the only ones that times are compared of."""
-    runs = frames.full_scale()
-    return runs[runs.step_s.notna()] if len(runs) else runs
-
-
-def references(frames: Frames) -> pd.Series:
-    """Find the run of `resident` that each timed run is held against, by run; None without one.
-
-    In a benchmark file it is the file's first one at the same number of tokens. Of jobs it is one
-    on the same boards, the latest; else the latest on that class of machine.
-    """
-    runs = timed(frames)[["group", "engine", "again", "latest", "started", "boards"]]
-    found: dict[str, str | None] = {}
-    for _, group in runs.groupby("group"):
-        residents = group[(group.engine == "resident") & ~group.again]
-        residents = residents.sort_values(["latest", "started"], ascending=False)
-        on = dict(zip(residents.index, residents.boards, strict=True))
-        for run, boards, latest in zip(group.index, group.boards, group.latest, strict=True):
-            same = [each for each, theirs in on.items() if boards and boards == theirs]
-            if run in on and latest:
-                same = [run]
-            found[run] = next(iter(same or on), None)
-    return pd.Series(found, dtype=object, name="reference")
-
-
-def drift(frames: Frames) -> pd.Series:
-    """Compute by what share `resident` moved while each run was measured, by run; NaN if unknown.
-
-    In a benchmark file that is the closing run of `resident` over the first, less 1. Of jobs it is
-    the spread of `resident`'s runs on the same boards, where there are several.
-    """
-    runs = timed(frames)[["group", "engine", "again", "source", "step_s", "boards"]]
-    found = pd.Series(math.nan, index=runs.index, name="drift")
-    for _, group in runs.groupby("group"):
-        residents = group[group.engine == "resident"]
-        if group.source.iloc[0] == "bench":
-            first, last = residents[~residents.again].step_s, residents[residents.again].step_s
-            if len(first) and len(last):
-                found[group.index] = last.iloc[0] / first.iloc[0] - 1
-            continue
-        for boards, here in residents.groupby("boards"):
-            if boards and len(here) > 1:
-                alike = group.boards == boards
-                found[group.index[alike]] = here.step_s.max() / here.step_s.min() - 1
-    return found
+    def number(self, name: str) -> float: ...
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
-    """Compare each timed run's steady step with `resident`'s.
+    """Pick the runs with a steady step at full scale: the only ones that times are compared of.
 
-    Returns
-    -------
-    The runs' rows, with
-
-    reference
-        The run of `resident` that it is held against (:func:`references`).
-    resident_s
-        Its steady step.
-    overhead, overhead_low, overhead_high
-        The step over resident's, less 1, and the least and the most that both intervals allow.
-    allowance
-        The share below which no difference is claimed (:func:`wanreport.analysis.stats.allowance`).
-    claim
-        "slower", "faster", "within noise", or "no interval" where a run has fewer than six steps.
-    same_boards, drift
-        Whether both ran on the same GPUs, and by how much resident moved meanwhile (:func:`drift`).
-    bracketed
-        Whether resident ran again on the same boards after the first time.
-    limit_s, over_limit
-        What no engine can beat with the same bytes: the larger of resident's step and of the bytes
-        of a step over the link's measured bandwidth; and the step over it.
-    same_bits
-        Whether its latents, or a benchmark's outputs, have resident's bits.
+    What each costs over `resident` is in their rows
+    (:func:`wanreport.analysis.summary.against_resident`).
     """
-    runs = timed(frames).copy()
-    if runs.empty:
-        return runs
-    runs["reference"] = references(frames)
-    runs["drift"] = drift(frames)
-    known = runs.to_dict("index")
-    rows = [_against(row, known) for row in known.values()]
-    return runs.join(pd.DataFrame(rows, index=runs.index, columns=[*COMPARED]))
+    runs = frames.full_scale()
+    return runs[runs.step_s.notna()]
 
 
-def _against(row: Row, runs: dict[Any, Row]) -> dict[str, Any]:
-    if row["reference"] is None:
-        return {}
-    resident = runs[row["reference"]]
-    gap = difference(row, resident, row["drift"])
-    copying = row["h2d_step_bytes"] / (row["link_gb_s"] * 1e9)
-    limit = max(resident["step_s"], copying) if pd.notna(copying) else math.nan
-    known = pd.notna(row["latents"]) and pd.notna(resident["latents"])
-    bits = bool(row["latents"] == resident["latents"]) if known else None
-    return {
-        "resident_s": resident["step_s"],
-        "overhead": gap["difference"],
-        "overhead_low": gap["difference_low"], "overhead_high": gap["difference_high"],
-        "allowance": gap["allowance"], "claim": gap["claim"],
-        "same_boards": bool(row["boards"]) and row["boards"] == resident["boards"],
-        "bracketed": not math.isnan(row["drift"]),
-        "limit_s": limit, "over_limit": row["step_s"] / limit,
-        "same_bits": False if row["repeats"] is False else bits,
-    }  # fmt: skip
+def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
+    """Keep jobs that did what the baseline asks for, but for their size; maybe earlier runs too.
 
-
-def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
-    """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
-
-    `one` and `two` are rows of `runs`. ``step_difference_s`` is the difference in seconds, from
-    ``low_s`` to ``high_s``.
+    Both branches on all GPUs, eager, without a memory budget.
     """
-    mine, theirs, over = as_run(one).step, as_run(two).step, _ratio(one, two)
-    share = allowance(as_run(one), as_run(two), drift=drift)
-    return {
-        "difference": over.median - 1,
-        "difference_low": over.low - 1, "difference_high": over.high - 1,
-        "step_difference_s": mine.median - theirs.median,
-        "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
-        "allowance": share, "claim": _claim(mine, theirs, share),
-    }  # fmt: skip
-
-
-def _claim(one: Median, two: Median, share: float) -> str:
-    known = not math.isnan(one.low + two.low)
-    return CLAIMS[apart(one, two, share)] if known else "no interval"
-
-
-def pair_drift(one: Row, two: Row) -> float:
-    """The larger drift known of two rows of :func:`overhead`; 0 where none is."""
-    return max((abs(row["drift"]) for row in (one, two) if row["drift"] == row["drift"]), default=0)
-
-
-def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any]:
-    """Compare two gaps: by how much more of a step one pair of runs is apart than another.
-
-    Each pair is rows of `runs`, and its gap the first one's steady step over the second one's.
-    Clocks count either way, as they may have widened one gap or narrowed the other.
-
-    Returns
-    -------
-    ``gap`` and ``gap_before`` of both pairs, less 1; ``difference`` of the two with
-    ``difference_low`` and ``difference_high``, ``allowance``, and ``claim`` for the first gap:
-    "slower" where it is the wider one.
-    """
-    wide, narrow = _ratio(*many), _ratio(*few)
-    share = sum(allowance(as_run(one), as_run(two), either_way=True) for one, two in (many, few))
-    return {
-        "gap": wide.median - 1, "gap_before": narrow.median - 1,
-        "difference": wide.median - narrow.median,
-        "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
-        "allowance": share, "claim": _claim(wide, narrow, share),
-    }  # fmt: skip
-
-
-def _ratio(one: Row, two: Row) -> Median:
-    """The ratio of two medians, with what both intervals leave open."""
-    mine, theirs = as_run(one).step, as_run(two).step
-    return Median(mine.median / theirs.median, mine.low / theirs.high, mine.high / theirs.low,
-                  min(mine.n, theirs.n))  # fmt: skip
+    plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2) & ~runs.cfg_parallel
+    return runs[plain & runs.vram_budget_gb.isna() & (runs.latest | earlier)]
 
 
 def headline(frames: Frames) -> pd.DataFrame:
     """Pick the runs for the first screen: the full model, each engine's run that counts.
 
-    :func:`overhead` of the latest run of each full-model job (eager, both branches, prefetch 1),
-    `resident` left out, by machine and resolution. An overhead whose reference ran on the same
-    boards goes before one that did not, and one with `resident` again afterwards before both.
+    The latest plain job with prefetch 1, `resident` left out, by machine, number of GPUs and
+    resolution. An overhead whose reference ran on the same boards goes before one that did not, and
+    one with `resident` again afterwards before both.
     """
-    cost = overhead(frames)
-    if cost.empty or cost.overhead.isna().all():
-        return cost[:0]
-    plain = cost[
-        (cost.source == "job") & cost.latest & cost.overhead.notna() & ~cost.compiled
-        & ~cost.cfg_parallel
-        & (cost.engine != "resident") & (cost.prefetch.fillna(1) == 1)
-        & cost.vram_budget_gb.isna() & (cost.branches == 2)
-    ]  # fmt: skip
-    order = plain.sort_values(["same_boards", "bracketed", "steps_run", "started"])
-    return order.groupby(["machine", "height", "engine"]).tail(1)
+    plain = plain_jobs(overhead(frames))
+    plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
+    order = plain[plain.prefetch.fillna(1) == 1].sort_values(
+        ["same_boards", "bracketed", "steps_run", "started"]
+    )
+    return order.groupby([*WHERE, "engine"]).tail(1)
 
 
-def spread(frames: Frames) -> pd.DataFrame:
-    """Compute how far the medians of repeated runs lie apart: a row for each repeated job.
+# Pairs of runs -----------------------------------------------------------------------------------
 
-    ``spread`` is the largest over the smallest median, less 1; ``interval`` the widest interval
-    within one run, as a share of its median.
+
+def rows_of(runs: pd.DataFrame) -> list[Row]:
+    """List a table's rows."""
+    return [row for _, row in runs.iterrows()]
+
+
+def told(one: Row, two: Row) -> dict[str, Any]:
+    """Compare two runs' steps (:func:`difference`), with the larger drift known of both.
+
+    Also whether both had the same boards, the first one's machine and work, and which runs.
     """
-    runs = timed(frames)
-    rows = []
-    for _, group in runs[runs.source == "job"].groupby(["group", "job"]) if len(runs) else ():
-        if len(group) > 1:
-            width = ((group.step_high_s - group.step_low_s) / 2 / group.step_s).max()
-            rows.append({
-                "machine": group.machine.iloc[0], "name": group["name"].iloc[0],
-                "work": group.work.iloc[0], "runs": len(group),
-                "boards": len(set(group.boards) - {()}),
-                "least_s": group.step_s.min(), "most_s": group.step_s.max(),
-                "spread": group.step_s.max() / group.step_s.min() - 1, "interval": width,
-            })  # fmt: skip
-    return pd.DataFrame(rows, columns=["machine", "name", "work", "runs", "boards", "least_s",
-                                       "most_s", "spread", "interval"])  # fmt: skip
+    return {
+        **difference(one, two, max(0.0, abs(one["drift"]), abs(two["drift"]))),  # NaN is no more
+        "same_boards": bool(one["boards"]) and one["boards"] == two["boards"],
+        **{key: one[key] for key in (*WHERE, "work")},
+        "run_one": one["run"], "run_two": two["run"],
+    }  # fmt: skip
 
 
-def bits(frames: Frames) -> pd.DataFrame:
-    """Compare latents within each group of comparable jobs, rehearsals included.
+def over_resident(runs: pd.DataFrame, one: Row, two: Row) -> dict[str, Any]:
+    """Compare two runs' overheads, each over its own `resident` (:func:`gap_difference`)."""
+    return gap_difference(*((row, runs.loc[row["reference"]]) for row in (one, two)))  # type: ignore[arg-type]
 
-    A row for each group with two engines or more: ``engines`` by name, ``each`` the runs, ``same``
-    whether all have the same bits, ``differ`` the names of those that have others than most. `fsdp`
-    does not decide what is usual: for the buffers that it gathers into, a GPU may choose other
-    kernels.
+
+def nearest(
+    ones: pd.DataFrame, others: pd.DataFrame, on: Sequence[str] = ("group",)
+) -> list[tuple[Row, Row]]:
+    """Pair runs that agree `on` some columns: one pair of each machine, GPUs, height and engine.
+
+    The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
-    runs = frames.runs
-    if runs.empty:
-        return runs
-    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
-    rows = []
-    for _, group in jobs.groupby("group"):
-        if group.engine.nunique() < 2:
-            continue
-        others = group[group.engine != "fsdp"]
-        usual = (others if len(others) else group).latents.mode().iloc[0]
-        odd = group[group.latents != usual]
-        rows.append({
-            "machine": group.machine.iloc[0], "work": group.work.iloc[0],
-            "gpus": group.gpus.iloc[0], "rehearsal": bool(group.rehearsal.iloc[0]),
-            "engines": ", ".join(sorted(set(group["name"]))), "runs": len(group),
-            "each": list(group.index),
-            "same": odd.empty, "differ": ", ".join(sorted(set(odd["name"]))),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    where = [*WHERE, "engine"]
+    both = ones.reset_index(drop=True).merge(
+        others.reset_index(drop=True), on=[*on], suffixes=("", "_two")
+    )
+    both = both[both.run != both.run_two]
+    order = both.assign(
+        same=both.boards.astype(bool) & (both.boards == both.boards_two),
+        beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
+    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
+    picked = order.drop_duplicates(where, keep="last").sort_values(where)
+    pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
+    return list(zip(*pairs, strict=True))
 
 
-def predicted(frames: Frames) -> pd.DataFrame:
-    """Compare each plan's predicted step with the measured one, full-model jobs included.
+def layouts(frames: Frames) -> pd.DataFrame:
+    """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
-    ``error`` is predicted over measured, less 1.
+    Returns
+    -------
+    `machine`, `gpus`, `height`, `work`, `engine`, what :func:`told` has of the steps (with branches
+    apart over together), and of both layouts (``_cfg``, ``_ulysses``) ``step_s``, ``overhead`` over
+    resident of the same layout, its ``claim``, and the ``job``.
     """
-    runs = timed(frames)
-    if "planned_step_s" not in runs:
-        return runs
-    planned = runs[runs.planned_step_s.notna()].copy()
-    planned["error"] = (planned.planned_step_s / planned.step_s - 1).astype(np.float64)
-    return planned
+    runs = overhead(frames)
+    plain = plain_jobs(runs.assign(cfg_parallel=False))
+    plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
+    apart = runs.cfg_parallel[plain.index]
+    return pd.DataFrame([
+        {"engine": one.engine, **told(one, two),
+         **{f"{name}_{of}": row[name] for of, row in (("cfg", one), ("ulysses", two))
+            for name in ("step_s", "overhead", "claim", "job")}}
+        for one, two in nearest(plain[apart], plain[~apart], [*WHERE, "engine", "frames"])
+    ])  # fmt: skip
+
+
+# The setup that was asked for --------------------------------------------------------------------
+
+
+def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
+    """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
+
+    "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
+    """
+    said = []
+    for column, fact, unit in (("gpus", gpus, " GPUs"), ("height", "s2.height", "p"),
+                               ("frames", "s2.frames", " frames")):  # fmt: skip
+        wanted = facts.number(fact) if fact else math.nan
+        other = runs[column][runs[column] != wanted].dropna()
+        if fact and len(other):
+            there = " and ".join(map(str, sorted(set(other)))) + unit
+            there = "1 GPU" if there == "1 GPUs" else there
+            some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
+            said.append(f"{there} instead of {wanted:.0f}{unit if unit == 'p' else ''}{some}")
+    return ", ".join(said)
+
+
+def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
+    """Name the `command` that measures some jobs, and the `minutes` that it takes at most.
+
+    `params` are files below ``params/`` without their ending. Minutes are those that the job took
+    on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
+    """
+    files = [f"params/{name}.yaml" for name in params]
+    paths, runs = [project_root() / file for file in files], frames.full_scale()
+    known = dict(zip(runs.job, runs.wall_s, strict=True))
+    took = sum(known.get(path.stem) or (load_job(path).timeout_s if path.is_file() else math.nan)
+               for path in paths)  # fmt: skip
+    return {"command": f"wanreport measure {' '.join(files)}",
+            "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

@@ -8,7 +8,8 @@
 
 Column names end in their unit: ``_s``, ``_ms``, ``_bytes``, ``_gb_s`` (10^9 bytes a second),
 ``_mhz``, ``_w``. Whatever was not measured is NaN, NA or None, never 0. `run`, the path of the file
-(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them.
+(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. What `runs` has is
+told in :mod:`wanreport.analysis.rows` and :mod:`wanreport.analysis.summary`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from wanreport.analysis.rows import MEMORY, Rows, add_bench, add_record
-from wanreport.analysis.summary import summed_up
+from wanreport.analysis.summary import against_resident, summed_up
 from wanreport.records.files import (
     FileError,
     Record,
@@ -53,21 +54,17 @@ class Frames(NamedTuple):
 
     def full_scale(self) -> pd.DataFrame:
         """Runs that may answer for time, memory and overlap: finished, on GPUs, in full width."""
-        runs = self.runs
-        return runs[(runs.status == "ok") & ~runs.rehearsal] if len(runs) else runs
+        return self.runs[(self.runs.status == "ok") & ~self.runs.rehearsal]
 
 
-STATE = ("sm_mhz", "power_w", "celsius", "boards")
 KEY = ("run", "iteration", "kind")
 COLUMNS = {
-    "runs": ("run",),
     "steps": (*KEY, "step", "role", "expert", "timestep", "seconds", "h2d_bytes", "h2d_bytes_all"),
-    "iterations": (*KEY, "decode_s", "total_s", "latents", "complete", *MEMORY, *STATE),
+    "iterations": (*KEY, "decode_s", "total_s", "latents", "complete", *MEMORY, "sm_mhz", "power_w",
+                   "celsius", "boards"),
     "counters": (*KEY, "rank", "counter", "measured", "formula"),
     "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
-}
-EMPTY = Frames(*(pd.DataFrame(columns=pd.Index(COLUMNS[name])) for name in Frames._fields))
-"""Frames of nothing measured."""
+}  # fmt: skip
 
 
 def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
@@ -90,20 +87,19 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     rows: Rows = {name: [] for name in Frames._fields}
     problems: list[str] = []
     for folder in dict.fromkeys(root / each for each in directories):
-        for path in record_files(folder):
+        for path in [*record_files(folder), *bench_files(folder)]:
+            name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             try:
-                record = parse_record(path, read_json(path, "delete it and measure again"))
-                add_record(rows, _relative(path, root), record)
-            except FileError as error:
-                problems.append(str(error))
-        for path in bench_files(folder):
-            try:
-                add_bench(rows, _relative(path, root), path, read_bench(path)[0])
+                if path.parent.name == "benchmarks":
+                    add_bench(rows, name, path, read_bench(path)[0])
+                else:
+                    content = read_json(path, "delete it and measure again")
+                    add_record(rows, name, parse_record(path, content))
             except FileError as error:
                 problems.append(str(error))
     if problems:
         raise FileError("\n".join(problems))
-    return _frames(rows)
+    return _frames(rows) if rows["runs"] else EMPTY
 
 
 def of_record(record: Record) -> Frames:
@@ -125,40 +121,29 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _relative(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
 def _frames(rows: Rows) -> Frames:
-    runs, steps, iterations, counters, events = (_frame(name, rows[name]) for name in rows)
-    if runs.empty:
-        return EMPTY
-    runs = summed_up(runs.set_index("run", drop=False), steps, iterations, counters)
-    return Frames(_latest(_distinct(runs)), steps, iterations, counters, events)
+    def frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+        made = pd.DataFrame(rows, columns=COLUMNS.get(name))
+        kinds = {name: "float64" for name in made if name.endswith(UNITS)}
+        return made.astype(kinds | {name: "Int64" for name in WHOLE if name in made})
 
-
-def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=None if name == "runs" and rows else COLUMNS[name])
-    kinds = {name: "float64" for name in frame if name.endswith(UNITS)}
-    return frame.astype(kinds | {name: "Int64" for name in WHOLE if name in frame})
-
-
-def _distinct(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give machines that share a short name their full class: other NCCL settings, say."""
-    shared = runs.groupby("machine").slug.nunique()
-    same = runs.machine.isin(list(shared[shared > 1].index))
-    runs.loc[same, "machine"] = runs.machine_class[same]
-    return runs
-
-
-def _latest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mark of each job's runs on a machine the one that counts.
-
-    That is the latest, of those that failed only where no other is there. Rows of benchmarks all
-    count.
-    """
+    runs, *others = (frame(name, found) for name, found in rows.items())
+    runs = summed_up(runs.set_index("run", drop=False), *others[:3])
+    # Machines that share a short name get their full class: other NCCL settings, say.
+    several = runs.groupby("machine").slug.transform("nunique") > 1
+    runs["machine"] = runs.machine.mask(several, runs.machine_class)
+    # Of each job's runs on a machine the latest counts, a failed one only where there is no other.
     jobs = runs[runs.source == "job"]
     order = jobs.assign(counts=jobs.status.isin(list(REUSABLE))).sort_values(["counts", "started"])
     last = order.groupby(["slug", "scale", "job"]).tail(1).index
     runs["latest"] = runs.index.isin(last) | (runs.source == "bench")
-    return runs
+    return Frames(against_resident(runs), *others)
+
+
+EMPTY = Frames(*(frame[:0] for frame in of_record(Record.model_validate(
+    {"schema_version": 1, "benchmark_version": 0, "job": {"scale": "tiny"}, "job_hash": "",
+     "status": "failed", "reason": "Nothing ran.", "hint": "", "started_at": "", "wall_s": 0.0,
+     "cold_start_s": None, "iterations": [], "timeline": [], "traces": []}
+    | {part: {} for part in ("model", "schedule", "sglang", "machine", "software", "engine")}
+))))  # fmt: skip
+"""Frames of nothing measured, with all columns."""

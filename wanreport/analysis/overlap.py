@@ -44,27 +44,25 @@ def shares(frames: Frames) -> pd.DataFrame:
     beside, beside_low, beside_high, beside_n; alone_low, alone_high, alone_n
         How long an all-to-all beside a copy takes over lone ones of its size, whose median is 1.
     """
-    runs = frames.full_scale()
-    events = dict(iter(frames.events.groupby("run"))) if len(frames.events) else {}
-    links = runs.groupby("slug").link_gb_s.max() if events else {}  # one measurement may be low
-    rows = {
-        run: _measure(row, _drawn(events[run], row.gpus), links[row.slug])
-        for run, row in runs.iterrows()
-        if run in events and (events[run].lane == "compute").any()
-    }
+    runs, rows = frames.full_scale(), {}
+    links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
+    for run, row in runs[runs.run.isin(frames.events.run)].iterrows():
+        events = _timeline(frames, row)
+        if (events.lane == "compute").any():
+            rows[run] = _measure(row, events, links[row.slug])
     return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
     """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
 
-    `blocks` counts blocks of one branch, so that excerpts of
-    several engines hold equal work. A pass's first block, at which ranks wait, is left out. Events
-    are in milliseconds from 0, cut at both ends, with the run's `engine`, `name` and `machine` and
-    the `branches` of a visit; none if the run has no timeline.
+    `blocks` counts blocks of one branch, so that excerpts of several engines hold equal work. A
+    pass's first block, at which ranks wait, is left out. Events are in milliseconds from 0, cut at
+    both ends, with the run's `engine`, `name` and `machine` and the `branches` of a visit; none if
+    the run has no timeline.
     """
     row = frames.runs.loc[run]
-    events = _drawn(frames.events[frames.events.run == run], row.gpus)
+    events = _timeline(frames, row)
     visits = events[events.lane == "compute"].sort_values("start_ms")
     visits = visits[visits.step == visits.step.min()]
     if visits.empty:
@@ -90,15 +88,10 @@ def crossings(events: pd.DataFrame) -> np.ndarray:
     return np.asarray(edges.reshape(-1, 2))
 
 
-def _drawn(events: pd.DataFrame, gpus: int) -> pd.DataFrame:
-    """Leave out releases, which are points in time, and a lone GPU's collectives."""
-    return events[(events.what != "release") & ((events.lane != "collective") | (gpus > 1))]
-
-
-def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
-    """With times also in whole ns, so that equal ones are equal."""
-    ns = (events[TIMES] * 1e6).round().astype("int64")
-    return events.assign(start_ns=ns.start_ms, end_ns=ns.end_ms)
+def _timeline(frames: Frames, row: Any) -> pd.DataFrame:
+    """A run's events without releases, which are points in time, and a lone GPU's collectives."""
+    events = frames.events[(frames.events.run == row.run) & (frames.events.what != "release")]
+    return events[(events.lane != "collective") | (row.gpus > 1)]
 
 
 def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
@@ -108,27 +101,42 @@ def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
     return lanes, *(lanes.at(events[events.lane == name]) for name in names)
 
 
+def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
+    """With times also in whole ns, so that equal ones are equal."""
+    ns = (events[TIMES] * 1e6).round().astype("int64")
+    return events.assign(start_ns=ns.start_ms, end_ns=ns.end_ms)
+
+
 def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
     blocks = events[events.lane == "compute"].groupby("step")[TIMES].agg(["min", "max"])
     last = events.step.map(blocks[("end_ms", "max")]).where(events.lane == "copy", math.inf)
     counted = events.assign(end_ms=np.minimum(events.end_ms, last.astype(float)))
     counted = counted[events.start_ms < last]
-    lanes, copy, meets, compute = _lanes(counted, "copy", "collective", "compute")
+    lanes, copy, meets, gather, compute = _lanes(counted, "copy", "collective", "gather", "compute")
     hidden, copies, collectives = (
         lanes.lengths[pieces].sum() / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
     )
     whole = (blocks[("end_ms", "max")] - blocks[("start_ms", "min")]).sum()
-    loads, (alone, beside) = _loads(row, events), _alone_and_beside(counted)
+
+    loads = _loads(row, events)
     outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
-    ratio, lone, several = median_interval(beside), median_interval(alone), row.gpus > 1
+
+    found = _in_ns(counted[counted.lane == "collective"].sort_values("start_ms"))
+    size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
+    copied, gathered = (lanes.within(found, pieces) / 1e6 for pieces in (copy, gather))
+    alone = (copied == 0) & (gathered == 0)
+    beside = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
+    times = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
+    ratio, lone = median_interval(times[beside]), median_interval(times[alone])
     return {
         "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
-        "hidden": hidden / copies if copies else math.nan, "rate_gb_s": loads.gb_s.median(),
-        "rate_n": len(loads), "rate_outside_gb_s": outside.gb_s.median(),
-        "rate_inside_gb_s": left.median(), "inside_n": len(inside),
-        "collectives_s": collectives / 1e3 / len(blocks) if several else math.nan,
-        "collectives_share": collectives / whole if several else math.nan,
+        "hidden": hidden / copies if copies else math.nan,
+        "rate_gb_s": loads.gb_s.median(), "rate_n": len(loads),
+        "rate_outside_gb_s": outside.gb_s.median(), "rate_inside_gb_s": left.median(),
+        "inside_n": len(inside),
+        "collectives_s": collectives / 1e3 / len(blocks) if row.gpus > 1 else math.nan,
+        "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
         "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
         "beside_n": ratio.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
     }  # fmt: skip
@@ -151,15 +159,3 @@ def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
         loads = loads[:0]  # loads share the link, so the time of one is not its own
     nbytes = row.block_bytes / (row.gpus if settings.get("shard") else 1)
     return loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
-
-
-def _alone_and_beside(events: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Lengths of all-to-alls alone and beside copies, over the median of their size alone."""
-    lanes, copy, gather = _lanes(events, "copy", "gather")
-    found = events[events.lane == "collective"].sort_values("start_ms")
-    size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
-    copied, gathered = (lanes.within(_in_ns(found), pieces) / 1e6 for pieces in (copy, gather))
-    alone = (copied == 0) & (gathered == 0)
-    beside = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
-    ratio = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
-    return ratio[alone], ratio[beside].dropna()

@@ -1,38 +1,50 @@
 """Predictions as files: made before a run, never changed, judged by what was measured later.
 
 ``predictions/<GPU model>-<n>gpu-<interconnect>.json`` holds what :mod:`wanreport.analysis.scaling`
-predicts for jobs on so many GPUs, all that it was computed from, and when.
+predicts for jobs on so many GPUs, all that it was computed from, and when. What is predicted later
+for other jobs on such a machine goes beside it, with a number at the end of its name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis import compare
+from wanreport.analysis.compare import overhead
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import predict_job
-from wanreport.analysis.sources import INTERCONNECTS, PredictionError, gather, runs_on
+from wanreport.analysis.scaling import (
+    DTYPE,
+    INTERCONNECTS,
+    Known,
+    PredictionError,
+    Source,
+    predict_job,
+)
 from wanreport.jobs.job import Job, resolve_job
+from wanreport.planner.cost import Inputs
 from wanreport.records.project import git_state, write_atomically
+from wanreport.records.record import EARLIER, RESULTS_DIRS
 from wanreport.words import counted, gigabytes, ratio, seconds
 
-FOLDER = "predictions"
-SCHEMA = 1
+FOLDER, SCHEMA = "predictions", 1
+STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
 TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
-
-SAME = ("engine", "prefetch", "height", "tokens", "low_s", "high_s", "first_s", "switch_s",
-        "total_s", "h2d_bytes", "all_to_all_bytes")  # fmt: skip
-"""What :func:`judged` takes from a prediction as it is."""
+SAID = ["engine", "prefetch", "height", "tokens", "low_s", "high_s", "first_s", "switch_s",
+        "total_s", "h2d_bytes", "all_to_all_bytes"]  # fmt: skip
+JUDGED = ["gpu", "gpus", "interconnect", "job", *SAID, "cfg_parallel", "made_at", "predicted_s",
+          "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
+          "held"]  # fmt: skip
 
 
 def predict(
@@ -47,8 +59,8 @@ def predict(
     """
     full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
     (number,) = {job.num_gpus for job in full}
-    here = runs_on(frames.full_scale(), gpu, interconnect)
-    past = {row.job_hash: row.file for row in here if row.source == "job"}
+    here = _runs_on(frames.full_scale(), gpu, interconnect).dropna(subset="job_hash")
+    past = dict(zip(here.job_hash, here.file, strict=True))
     for job in full:
         if job.hashes()[0] in past:
             raise PredictionError(
@@ -69,20 +81,72 @@ def predict(
     }
 
 
-def write(root: Path, content: Mapping[str, Any]) -> Path:
-    """Write a prediction's file.
+def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
+    """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
+
+    Rehearsals tell nothing, nor do compiled jobs, earlier runs or those with CFG parallelism;
+    several GPUs only on the ``interconnect``.
 
     Raises
     ------
     PredictionError
-        If there is one already: it stays as it is.
+        Naming what is missing.
     """
-    path = root / FOLDER / f"{_slug(content)}.json"
-    if path.exists():
+    sources: list[Source] = []
+    model: Mapping[str, Any] = {}
+    here = _runs_on(frames.full_scale(), gpu, interconnect)
+    here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
+    here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
+    for row in here.sort_values(["source", "file"], kind="stable").itertuples():
+        data = (root / row.file).read_bytes()
+        note = partial(Source, tokens=int(row.tokens), ranks=int(row.gpus), at=row.started,
+                       path=row.file, sha256=hashlib.sha256(data).hexdigest())  # fmt: skip
+        if row.source == "job":
+            record = json.loads(data)
+            if record["job"]["dtype"] != DTYPE:
+                continue
+            model = record["model"]
+        if row.plan_inputs:
+            sources.append(note("windows", Inputs.of(row.plan_inputs)))
+        if row.pageable_rates:
+            sources.append(note("pageable", [rate * 1e9 for rate in row.pageable_rates]))
+        if row.engine == "resident" and not row.again and row.step_s > 0:
+            sources.append(note("resident", (row.step_s, int(row.blocks), int(row.branches))))
+        if row.engine == "swap" and row.source == "job" and row.switch_s > 0:
+            spikes = [max(s - row.step_s, 0.0) for s in (row.first_s, row.switch_s)]
+            sources.append(note("swap", spikes))
+    known = Known(gpu, model, sorted(sources, key=lambda source: source.at))
+    if not model or not known.alone:
         raise PredictionError(
-            f"{path.relative_to(root)}: was made at {_load(path)['made_at']} and is never changed,"
-            " as it must stand beside what is measured later"
+            f"{gpu}: no committed record of stream on one GPU says how long windows take;"
+            f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
         )
+    return known
+
+
+def _runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
+    """Pick the runs on a GPU model, on one GPU or over just this interconnect."""
+    wired = runs.machine_class.str.contains(INTERCONNECTS[interconnect], regex=False)
+    return runs[(runs.gpu_model == gpu) & ((runs.gpus == 1) | wired)]
+
+
+def write(root: Path, content: Mapping[str, Any]) -> Path:
+    """Write a prediction's file, beside those of other jobs on such a machine.
+
+    Raises
+    ------
+    PredictionError
+        If one of its jobs was predicted for this machine already: that stays as it is.
+    """
+    slug, told = _slug(content), [each for each in load(root) if _slug(each) == _slug(content)]
+    new = {job["job_hash"] for job in content["jobs"].values()}
+    for each in told:
+        if here := [name for name, job in each["jobs"].items() if job["job_hash"] in new]:
+            raise PredictionError(
+                f"{FOLDER}/{slug}.json: {here[0]} was predicted at {each['made_at']}, and that is"
+                " never changed, as it must stand beside what is measured later; leave it out"
+            )
+    path = root / FOLDER / f"{slug}{f'-{len(told) + 1}' if told else ''}.json"
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
@@ -92,46 +156,32 @@ def _slug(content: Mapping[str, Any]) -> str:
     return f"{model}-{content['gpus']}gpu-{content['interconnect']}"
 
 
-def files(root: Path) -> list[Path]:
-    """The predictions that there are."""
-    return sorted((root / FOLDER).glob("*.json"))
-
-
 def load(root: Path) -> list[dict[str, Any]]:
     """Read all predictions; raises PredictionError naming a file that is none."""
-    return [_load(path) for path in files(root)]
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if (content["schema"], _slug(content)) != (SCHEMA, path.stem):
-            raise ValueError("it is of another schema or machine")
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise PredictionError(
-            f"{path}: cannot be read as a prediction ({error!r}); restore it from git"
-        ) from None
-    return content
+    found = []
+    for path in sorted((root / FOLDER).glob("*.json")):
+        try:
+            found.append(json.loads(path.read_bytes()))
+            if (found[-1]["schema"], _slug(found[-1])) != (SCHEMA, re.sub(r"-\d+$", "", path.stem)):
+                raise ValueError("it is of another schema or machine")
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise PredictionError(
+                f"{path}: cannot be read as a prediction ({error!r}); restore it from git"
+            ) from None
+    return found
 
 
 def lines(content: Mapping[str, Any]) -> list[str]:
     """Write a prediction as lines of text."""
-    rows = [
-        {"job": name, "steady step": seconds(job["step_s"]),
-         "range": f"[{seconds(job['low_s'])}, {seconds(job['high_s'])}]",
-         "to resident": ratio(job["overhead"]), "first": seconds(job["first_s"]),
-         "switch": seconds(job["switch_s"]), "all steps": seconds(job["total_s"]),
-         "H2D/GPU": gigabytes(job["h2d_bytes"]),
-         "all-to-all/GPU": gigabytes(job["all_to_all_bytes"])}
-        for name, job in content["jobs"].items()
-    ]  # fmt: skip
+    times = ("step_s", "low_s", "high_s", "first_s", "switch_s", "total_s")
+    written = {**dict.fromkeys(times, seconds), "overhead": ratio,
+               **dict.fromkeys(("h2d_bytes", "all_to_all_bytes"), gigabytes)}  # fmt: skip
+    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")
     said = dict.fromkeys(word for job in content["jobs"].values() for word in job["from"])
     where = f"{content['gpu']}, {counted(content['gpus'], 'GPU')}"
-    return [
-        f"{where}, {INTERCONNECTS[content['interconnect']]}",
-        pd.DataFrame(rows).to_string(index=False),
-        *(f"  {word}" for word in said),
-    ]
+    return [f"{where}, {INTERCONNECTS[content['interconnect']]}",
+            jobs.to_string(columns=[*written], formatters=written),
+            *(f"  {word}" for word in said)]  # fmt: skip
 
 
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -140,54 +190,28 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
     Returns
     -------
     A row for each job predicted: gpu, gpus, interconnect, job, engine, prefetch, height, tokens,
-    made_at; predicted_s with low_s and high_s, first_s, switch_s, total_s, predicted_overhead,
-    h2d_bytes and all_to_all_bytes a step and GPU. Where its job ran later on such a machine also
-    run, measured_s, overhead, ``error``, the predicted step over the measured one less 1,
-    ``inside``, whether what was measured lies in the range, and ``held``, whether it is within
-    :data:`TOLERANCE` of the prediction. Of several such runs the latest counts.
+    cfg_parallel, made_at; predicted_s with low_s and high_s, first_s, switch_s, total_s,
+    predicted_overhead, h2d_bytes and all_to_all_bytes a step and GPU. Where its job ran later on
+    such a machine also run, measured_s, overhead, ``error``, the predicted step over the measured
+    one less 1, ``inside``, whether what was measured lies in the range, and ``held``, whether it is
+    within :data:`TOLERANCE` of the prediction. Of several such runs the latest counts.
     """
-    runs = compare.overhead(frames)
-    rows = []
+    runs, rows = overhead(frames), []
+    runs = runs.assign(at=pd.to_datetime(runs.started, utc=True)).sort_values("at")
     for content in predictions:
-        machine = {"gpu": content["gpu"], "gpus": content["gpus"], "made_at": content["made_at"],
-                   "interconnect": path_of(INTERCONNECTS[content["interconnect"]])}  # fmt: skip
-        here = runs_on(runs, content["gpu"], content["interconnect"])
+        here = _runs_on(runs, content["gpu"], content["interconnect"])
+        later = here[here["at"] > pd.Timestamp(content["made_at"])]
+        ran = {row.job_hash: row for row in later.itertuples()}
         for name, job in content["jobs"].items():
-            row = machine | {"job": name} | {key: job[key] for key in SAME}
-            row |= {"predicted_s": job["step_s"], "predicted_overhead": job["overhead"]}
-            later = [run for run in here if run.job_hash == job["job_hash"]
-                     and _when(run.started) > _when(content["made_at"])]  # fmt: skip
-            for run in sorted(later, key=lambda run: _when(run.started))[-1:]:
-                step = run.step_s
-                row |= {"run": run.run, "measured_s": step, "overhead": run.overhead,
-                        "error": job["step_s"] / step - 1,
-                        "inside": job["low_s"] <= step <= job["high_s"],
-                        "held": abs(step / job["step_s"] - 1) <= TOLERANCE}  # fmt: skip
+            row = {key: content[key] for key in ("gpu", "gpus", "made_at")}
+            row |= {key: job[key] for key in SAID} | {
+                "job": name, "interconnect": path_of(INTERCONNECTS[content["interconnect"]]), "predicted_s": job["step_s"],
+                "predicted_overhead": job["overhead"],
+                "cfg_parallel": job.get("cfg_parallel", False)}  # fmt: skip
+            if run := ran.get(job["job_hash"]):
+                row |= {"run": run.run, "measured_s": run.step_s, "overhead": run.overhead,
+                        "error": job["step_s"] / run.step_s - 1,
+                        "inside": job["low_s"] <= run.step_s <= job["high_s"],
+                        "held": abs(run.step_s / job["step_s"] - 1) <= TOLERANCE}  # fmt: skip
             rows.append(row)
-    columns = ["gpu", "gpus", "interconnect", "job", *SAME, "made_at", "predicted_s",
-               "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
-               "held"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _when(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def curve(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """List overhead over resident by number of GPUs, measured and predicted.
-
-    Columns gpus, engine, name, overhead, kind ("measured" or "predicted"), gpu_model, interconnect,
-    height. Measured are the runs of :func:`compare.headline`; of predictions the latest counts.
-    """
-    found = compare.headline(frames)
-    keep = ["gpus", "engine", "name", "overhead", "gpu_model", "interconnect", "height"]
-    parts = [found[keep].assign(kind="measured")] if "overhead" in found else []
-    told = judged(frames, predictions)
-    if len(told):
-        told = told[(told.engine != "resident") & (told.prefetch.fillna(1) == 1)]
-        told = told.rename(columns={"gpu": "gpu_model"}).assign(name=told.engine, kind="predicted")
-        told["overhead"] = told.predicted_overhead
-        told = told.sort_values("made_at").drop_duplicates([*keep[:2], *keep[4:]], keep="last")
-        parts.append(told[[*keep, "kind"]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*keep, "kind"])
+    return pd.DataFrame(rows, columns=JUDGED)

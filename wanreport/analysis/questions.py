@@ -8,9 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis import compare
-from wanreport.analysis.asked import NEW, OLD, Row, over_resident, rows_of, to_measure, told
+from wanreport.analysis.compare import (
+    NEW,
+    OLD,
+    over_resident,
+    overhead,
+    rows_of,
+    to_measure,
+    told,
+)
 from wanreport.analysis.frames import Frames
+from wanreport.analysis.stats import Row
 
 JOBS = [f"campaign/480p-2gpu-{engine}" for engine in ("resident", NEW, *OLD)]
 MINUTES = 10
@@ -22,7 +30,6 @@ CAMPAIGNS = {
     6: f"{BENCH}14040 --engines stream:slots=4 stream:slots=4,copy_streams=2",
 }
 """What would answer a question: a few cells each, in :data:`MINUTES`, start included."""
-
 COLUMNS = ["number", "exact", "one", "two", "machine", "work", "difference", "claim", "run_one",
            "run_two", "command", "minutes"]  # fmt: skip
 SETTINGS = {3: ("shard", False), 5: ("priority", 0), 6: ("copy_streams", 1), 7: ("windows", None)}
@@ -40,8 +47,14 @@ def questions(frames: Frames) -> pd.DataFrame:
     pair is what was asked for, or only near it. A question without an exact pair has a row without
     runs, with `command` and `minutes`; "" and NaN where no engine does so.
     """
-    cost = compare.overhead(frames)
-    rows = list(_answers(cost)) if "overhead" in cost else []
+    runs = overhead(frames)
+    runs = runs[runs.latest & ~runs.again & ~runs.compiled & ~runs.cfg_parallel
+                & runs.vram_budget_gb.isna()]  # fmt: skip
+    rows = [
+        {"number": number, "exact": exact, "one": one["name"], "two": two["name"],
+         **told(one, two), **(over_resident(frames.runs, one, two) if number == 2 else {})}
+        for number, exact, one, two in _answers(runs)
+    ]  # fmt: skip
     for number in set(range(1, 8)) - {row["number"] for row in rows if row["exact"]}:
         minutes = MINUTES * (1 + (number == 2)) if number in CAMPAIGNS else math.nan
         todo = {"command": CAMPAIGNS.get(number, ""), "minutes": minutes}
@@ -53,17 +66,17 @@ def questions(frames: Frames) -> pd.DataFrame:
                              ignore_index=True)  # fmt: skip
 
 
-def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    cost = cost[cost.latest & ~cost.again & ~cost.compiled & cost.vram_budget_gb.isna()]
+def _answers(runs: pd.DataFrame) -> Iterator[tuple[int, bool, Row, Row]]:
+    """Each question's number, whether the pair is just what was asked for, and the pair."""
 
     def pairs(ones: pd.DataFrame, others: pd.DataFrame, *on: str) -> Iterator[tuple[Row, Row]]:
         both = ones.merge(others, on=[*on] or "group")
-        return zip(rows_of(cost.loc[both.run_x]), rows_of(cost.loc[both.run_y]), strict=True)
+        return zip(rows_of(runs.loc[both.run_x]), rows_of(runs.loc[both.run_y]), strict=True)
 
-    new = cost[cost.engine.isin((NEW, "sglang")) & (cost.prefetch.fillna(1) == 1)]
+    new = runs[runs.engine.isin((NEW, "sglang")) & (runs.prefetch.fillna(1) == 1)]
     on_two = new[(new.gpus == 2) & (new.engine == NEW)]
-    for one, two in pairs(on_two, cost[cost.engine.isin(OLD)]):
-        yield _row(1, one.source == "job", one, two)
+    for one, two in pairs(on_two, runs[runs.engine.isin(OLD)]):
+        yield 1, one.source == "job", one, two
 
     near = new[new.tokens.between(7_800, 14_040) & new.overhead.notna()]
     paths = [near[near.interconnect == path] for path in ("PCIe path", "NVLink")]
@@ -73,19 +86,13 @@ def _answers(cost: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if alike > best.get(one.tokens, (-1,))[0]:
             best[one.tokens] = alike, one, two
     for tokens, (alike, one, two) in sorted(best.items()):
-        exact = tokens == 10_000 and alike == 2
-        yield _row(2, exact, one, two) | over_resident(cost, one, two)
+        yield 2, tokens == 10_000 and alike == 2, one, two
 
-    streams = cost[cost.engine == "stream"]
+    streams = runs[runs.engine == "stream"]
     for one, two in pairs(streams, streams):
         changed = {key for key in one.settings if one.settings[key] != two.settings.get(key)}
         for number, (key, usual) in SETTINGS.items():
             # Windows follow the parts of a block, not the schedule, so they are only near it.
             others = changed - {key, "slots"} if number == 7 else changed - {key}
             if key in changed and not others and two.settings[key] == usual:
-                yield _row(number, number != 7, one, two)
-
-
-def _row(number: int, exact: bool, one: Row, two: Row) -> dict[str, Any]:
-    names = {"one": one["name"], "two": two["name"]}
-    return {"number": number, "exact": exact, **names, **told(one, two)}
+                yield number, number != 7, one, two

@@ -25,31 +25,59 @@ from typing import Any
 
 import numpy as np
 
-from wanreport.analysis.sources import DTYPE, INTERCONNECTS, Known, PredictionError
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
+from wanreport.records.files import FileError
 from wanreport.words import counted
 
+INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
+"""Of a record's machine (`measure.machine`), by the name that a prediction has for it."""
+DTYPE, ELEMENT = "bfloat16", 2
+"""What all jobs to predict compute in, and its bytes."""
 DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.35e12)}
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
-
-ELEMENT = 2  # bytes of what all jobs to predict compute in
-
 COPIES = 11
 """Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls:
 q, k and v by stack, reshape and cat (`ulysses.to_heads`); reshape and cat (`to_tokens`)."""
 
 
-def tokens_of(job: Job) -> int:
-    """Length of a video's sequence: the VAE's strides are 4 and 8, a patch is 2 latents wide."""
-    return ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
+class PredictionError(FileError):
+    """What is missing for a prediction, or wrong with one; the message names the fix."""
 
 
-def sharers(job: Job) -> int:
-    """Number of GPUs that share a branch's tokens: half of them under CFG parallelism."""
-    return job.num_gpus // 2 if job.enable_cfg_parallel else job.num_gpus
+@dataclass(frozen=True)
+class Source:
+    """One measured value and the file that it is from."""
+
+    kind: str  # "windows", "resident", "pageable" or "swap"
+    value: Any  # of these: a plan's Inputs; a step's seconds, blocks and branches; bytes a second
+    # of pageable memory, to the device and back; seconds of the first step and switch beyond others
+    tokens: int
+    ranks: int
+    at: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last."""
+
+    gpu: str
+    model: Mapping[str, Any]
+    sources: list[Source]
+
+    def of(self, kind: str) -> list[Source]:
+        """What was measured of a kind."""
+        return [source for source in self.sources if source.kind == kind]
+
+    @property
+    def alone(self) -> dict[int, Inputs]:
+        """Windows that one GPU was measured at, by tokens, the shortest first."""
+        found = {s.tokens: s.value for s in self.of("windows") if s.ranks == 1}
+        return dict(sorted(found.items()))
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
@@ -64,69 +92,130 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     return 4 * row * most
 
 
-Windows = Callable[[int, int], tuple[float, float, float]]
-"""Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
+def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
+    """Predict one job; JSON-ready.
 
-# From fewer GPUs to more -------------------------------------------------------------------------
-
-
-def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
-    """What lies between the points, linearly, and beyond them the nearest."""
-    xs = sorted(points)
-    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
-
-
-def inputs_for(known: Known, job: Job, interconnect: str) -> tuple[Inputs, list[str]]:
-    """What a plan for ``job`` would be made from, as its ranks are expected to measure it.
+    ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
+    where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
+    all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
+    link and the rest from the other ranks; ``stream`` what its plan says. The range of the step is
+    that of all-to-alls that take no time at all, and twice the time.
 
     Returns
     -------
-    The inputs, and in words what they come from and what was assumed.
+    Seconds (``step_s``, ``low_s``, ``high_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole
+    schedule), ``overhead`` over resident, bytes of a step that a rank brings from the host
+    (``h2d_bytes``) and exchanges in all-to-alls (``all_to_all_bytes``), ``settings`` of `stream`,
+    the ``inputs`` and where they come ``from``.
 
     Raises
     ------
     PredictionError
-        If nothing tells the interconnect's speed, or measured steps contradict measured windows.
+        For a job of another kind; if nothing tells the interconnect's speed; if measured steps
+        contradict measured windows.
     """
-    tokens, gpus, model = tokens_of(job), job.num_gpus, known.model
-    number = sharers(job)
+    if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
+        raise PredictionError(
+            f"{job.name}: only jobs in {DTYPE} and with guidance, not compiled and without a"
+            " memory budget, are predicted; leave this one out"
+        )
+    # The VAE's strides are 4 and 8, a patch is 2 latents wide.
+    tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
+    inputs, exchanged, words = _inputs(known, job, tokens, interconnect)
+    # How the cost model sees an engine; `stream` as its plan would have it.
+    settings = StreamSettings(shard=job.engine == "fsdp", branches_per_visit=1)
+    if job.engine == "stream":
+        settings = make_plan(inputs, DEFAULT_ROOM)[1]
+    passes = -(-inputs.branches // settings.branches_per_visit)
+    expert = inputs.blocks * inputs.block_bytes + inputs.outer_bytes
+    nbytes = {
+        "layerwise": (inputs.blocks - 1) * inputs.block_bytes,
+        "fsdp": expert,
+        "stream": settings.moving(inputs.blocks) * inputs.block_bytes,
+    }.get(job.engine, 0)
+
+    def step(collectives: float = 1.0, nbytes: int = nbytes) -> float:
+        given = replace(inputs, collectives_s=collectives * inputs.collectives_s)
+        return passes * pass_seconds(given, settings, nbytes) + inputs.other_s
+
+    first = switch = step()
+    if job.engine == "stream":
+        found = predict(inputs, settings)
+        first, switch = found.first_s, found.switch_s
+    if job.engine == "swap":
+        spikes, said = _spikes(known, expert)
+        first, switch, words = first + spikes[0], switch + spikes[1], [*words, said]
+    return {
+        "engine": job.engine, "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0],
+        "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
+        "width": job.width, "height": job.height, "num_frames": job.num_frames, "tokens": tokens,
+        "step_s": step(), "low_s": step(0.0), "high_s": step(2.0), "first_s": first,
+        "switch_s": switch, "total_s": first + switch + max(inputs.steps - 2, 0) * step(),
+        "overhead": step() / step(nbytes=0) - 1,
+        "h2d_bytes": passes * -(-nbytes // (job.num_gpus if settings.shard else 1)),
+        "all_to_all_bytes": inputs.branches * inputs.blocks * exchanged,
+        "settings": asdict(settings) if job.engine == "stream" else None,
+        "inputs": asdict(inputs), "from": words,
+    }  # fmt: skip
+
+
+def _spikes(known: Known, expert: int) -> tuple[list[float], str]:
+    """What `swap` adds to the first step and to the switch, in seconds, and where that is from."""
+    if spikes := known.of("swap"):
+        return spikes[-1].value, "move of an expert: assumed, as long as measured with fewer GPUs"
+    if not (rates := known.of("pageable")):
+        raise PredictionError(
+            f"{known.gpu}: no committed record has its link's bandwidth to pageable memory; measure"
+            " any job on it again"
+        )
+    said = "move of an expert: assumed, as fast for all GPUs at once as a pageable copy for fewer"
+    return [sum(expert / rate for rate in rates[-1].value)] * 2, said
+
+
+# From fewer GPUs to more -------------------------------------------------------------------------
+
+
+def _inputs(
+    known: Known, job: Job, tokens: int, interconnect: str
+) -> tuple[Inputs, int, list[str]]:
+    """What a plan for ``job`` would be made from, as its ranks are expected to measure it.
+
+    Also bytes of a visit's all-to-alls, and in words what all comes from and what was assumed.
+    """
+    gpus, model = job.num_gpus, known.model
+    number = gpus // 2 if job.enable_cfg_parallel else gpus  # that share a branch's tokens
     heads, row = model["num_heads"], model["head_dim"] * ELEMENT
     windows, rest, words = _alone(known, tokens, number)
     waiting, said = _waiting(known, windows, rest) if number > 1 else (1.0, [])
-    words += said
     base = max(known.of("windows"), key=lambda source: (source.ranks, source.at))
-    local, branches = base.value.local, 1 + (job.cfg and not job.enable_cfg_parallel)
+    local, exchanged = base.value.local, all_to_all_bytes(tokens, heads, row, number)
     at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
     at_once += f", assumed for {gpus} at once" if gpus > base.ranks else ""
-    words.append(f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}")
+    words += [*said, f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}"]
     collectives, sharded = 0.0, None
     if gpus > 1:
-        wire = _wire(known, interconnect, local.rate)
-        moved = all_to_all_bytes(tokens, heads, row, number)
-        packed = wire.copied if number > 1 else 0.0
-        collectives = moved / wire.rate + packed * -(-tokens // number) * heads * row
-        local = replace(local, collective_rate=local.rate * wire.left,
-                        collective_factor=wire.factor)  # fmt: skip
-        part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / wire.rate
+        rate, copied, left, factor, said = _wire(known, interconnect, local.rate)
+        packed = copied * -(-tokens // number) * heads * row if number > 1 else 0.0
+        collectives = exchanged / rate + packed
+        local = replace(local, collective_rate=local.rate * left, collective_factor=factor)
+        part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / rate
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
-        sharded = replace(local, rate=rate, collective_rate=rate * wire.left)
-        words += wire.words
+        sharded = replace(local, rate=rate, collective_rate=rate * left)
+        words += said
+    branches = 1 if job.enable_cfg_parallel else 2
     pre, attend, post = windows(tokens, number)
-    return Inputs(
-        blocks=model["num_layers"],
-        block_bytes=model["block_bytes"],
-        outer_bytes=model["outer_bytes"],
-        ranks=gpus,
-        branches=branches,
-        steps=job.num_inference_steps,
-        windows_s=(waiting * pre, waiting * attend, waiting * post),
-        collectives_s=collectives,
-        other_s=branches * rest(tokens) * tokens,
-        link=base.value.link,
-        local=local,
-        sharded=sharded,
-    ), words
+    inputs = Inputs(
+        blocks=model["num_layers"], block_bytes=model["block_bytes"], ranks=gpus, branches=branches,
+        outer_bytes=model["outer_bytes"], steps=job.num_inference_steps,
+        windows_s=(waiting * pre, waiting * attend, waiting * post), collectives_s=collectives,
+        other_s=branches * rest(tokens) * tokens, link=base.value.link, local=local, sharded=sharded,
+    )  # fmt: skip
+    return inputs, exchanged, words
+
+
+Windows = Callable[[int, int], tuple[float, float, float]]
+"""Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
 
 
 def _alone(
@@ -140,14 +229,11 @@ def _alone(
         (step, blocks, branches), n = source.value, source.tokens
         if source.ranks == 1:
             visits[n] = (step / branches - rest(n) * n) / blocks
-    pre, attend, post, factors = {}, {}, {}, {}
-    for n, w in alone.items():
-        factor = visits[n] / sum(w.windows_s) if n in visits else 1.0
-        pre[n], attend[n], post[n] = (
-            factor * s / n**p for s, p in zip(w.windows_s, (1, 2, 1), strict=True)
-        )
-        if n in visits:
-            factors[n] = factor
+    factors = {n: visits[n] / sum(w.windows_s) for n, w in alone.items() if n in visits}
+    pre, attend, post = (
+        {n: factors.get(n, 1.0) * w.windows_s[part] / n**power for n, w in alone.items()}
+        for part, power in enumerate((1, 2, 1))
+    )
     for n in sorted(n for n in visits if n > max(alone)):
         attend[n] = (visits[n] / n - _curve(pre)(n) - _curve(post)(n)) / n
     if wrong := [n for n, each in attend.items() if each <= 0]:
@@ -162,13 +248,18 @@ def _alone(
         attended = _curve(attend)(tokens) * tokens**2 * h / heads
         return _curve(pre)(t) * t, attended, _curve(post)(t) * t
 
-    t = -(-tokens // number)
-    words = [_from("pre and post", list(pre), t), _from("attention", list(attend), tokens)]
+    words = [_from("pre and post", pre, -(-tokens // number)), _from("attention", attend, tokens)]
     if factors:
         times = " to ".join(dict.fromkeys(f"{f(factors.values()):.3f}" for f in (min, max)))
         at = _ends(factors, " to ")
         words.append(f"windows at {at} tokens: times {times}, as resident's steps")
     return windows, rest, words
+
+
+def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
+    """What lies between the points, linearly, and beyond them the nearest."""
+    xs = sorted(points)
+    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
 
 
 def _waiting(
@@ -194,7 +285,7 @@ def _ends(numbers: Iterable[int], word: str) -> str:
     return word.join(dict.fromkeys(f"{pick(numbers):,}" for pick in (min, max)))
 
 
-def _from(what: str, at: list[int], wanted: int) -> str:
+def _from(what: str, at: Iterable[int], wanted: int) -> str:
     """Say whether a cost was measured at this many tokens, or follows from others."""
     if wanted in at:
         return f"{what}: measured at {wanted:,} tokens"
@@ -203,27 +294,22 @@ def _from(what: str, at: list[int], wanted: int) -> str:
     return f"{what}: {how} to {wanted:,} tokens from {_ends(near, ' and ')}"
 
 
-@dataclass(frozen=True)
-class Wire:
-    """An interconnect: what it is like, and in words what that rests on."""
+def _wire(
+    known: Known, interconnect: str, link: float
+) -> tuple[float, float, float, float, list[str]]:
+    """An interconnect as measured with the most ranks, packing included, else as assumed.
 
-    rate: float  # bytes a second of a collective
-    copied: float  # seconds a byte of a rank's own tokens, packed and unpacked, beside that
-    left: float  # share of its rate that a load beside a collective keeps
-    factor: float  # how much longer the collective takes then
-    words: list[str]
-
-
-def _wire(known: Known, interconnect: str, link: float) -> Wire:
-    """As measured with the most ranks, packing included, else as assumed."""
-    several = [source for source in known.of("windows") if source.ranks > 1]
-    if several:
+    Bytes a second of a collective; seconds a byte of a rank's own tokens, packed and unpacked,
+    beside that; the share of its rate that a load beside a collective keeps; how much longer the
+    collective takes then; and in words what that rests on.
+    """
+    if several := [source for source in known.of("windows") if source.ranks > 1]:
         best = max(several, key=lambda source: (source.ranks, source.at))
         row = known.model["head_dim"] * ELEMENT
         moved = all_to_all_bytes(best.tokens, known.model["num_heads"], row, best.ranks)
         rate, route = moved / best.value.collectives_s, best.value.local
         said = f"all-to-alls: {rate / 1e9:.3g} GB/s, measured with {best.ranks} GPUs"
-        return Wire(rate, 0.0, route.collective_rate / route.rate, route.collective_factor, [said])
+        return rate, 0.0, route.collective_rate / route.rate, route.collective_factor, [said]
     if known.gpu not in DATASHEET:
         raise PredictionError(
             f"{known.gpu}: nothing tells how fast its GPUs exchange bytes; it needs a committed"
@@ -236,95 +322,10 @@ def _wire(known: Known, interconnect: str, link: float) -> Wire:
     if interconnect == "nvlink":
         said = f"all-to-alls: assumed, the data sheet's {nvlink / 1e9:g} GB/s each way"
         apart = "copies beside all-to-alls, gathers of fsdp beside both: assumed not to touch"
-        return Wire(nvlink, copied, 1.0, 1.0, [said, packing, apart])
+        return nvlink, copied, 1.0, 1.0, [said, packing, apart]
     said = (
         f"all-to-alls: assumed, {link / 2e9:.3g} GB/s, half the measured link, as what goes out to"
         " host memory and what comes in are taken to take turns on it"
     )
     apart = "copies beside all-to-alls: assumed, each has half of the link"
-    return Wire(link / 2, copied, 0.5, 2.0, [said, packing, apart])
-
-
-# Engines -----------------------------------------------------------------------------------------
-
-
-def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
-    """Predict one job; JSON-ready.
-
-    ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
-    where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
-    all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says. The range of the step is
-    that of all-to-alls that take no time at all, and twice the time.
-
-    Returns
-    -------
-    Seconds (``step_s``, ``low_s``, ``high_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole
-    schedule), ``overhead`` over resident, bytes of a step that a rank brings from the host
-    (``h2d_bytes``) and exchanges in all-to-alls (``all_to_all_bytes``), ``settings`` of `stream`,
-    the ``inputs`` and where they come ``from``.
-    """
-    if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
-        raise PredictionError(
-            f"{job.name}: only jobs in {DTYPE} and with guidance, not compiled and without a"
-            " memory budget, are predicted; leave this one out"
-        )
-    inputs, words = inputs_for(known, job, interconnect)
-    # How the cost model sees an engine; `stream` as its plan would have it.
-    settings = StreamSettings(shard=job.engine == "fsdp", branches_per_visit=1)
-    if job.engine == "stream":
-        settings = make_plan(inputs, DEFAULT_ROOM)[1]
-    passes = inputs.branches // settings.branches_per_visit
-    nbytes = {
-        "layerwise": (inputs.blocks - 1) * inputs.block_bytes,
-        "fsdp": inputs.blocks * inputs.block_bytes + inputs.outer_bytes,
-        "stream": settings.moving(inputs.blocks) * inputs.block_bytes,
-    }.get(job.engine, 0)
-
-    def step(collectives: float = 1.0, nbytes: int = nbytes) -> float:
-        given = replace(inputs, collectives_s=collectives * inputs.collectives_s)
-        return passes * pass_seconds(given, settings, nbytes) + inputs.other_s
-
-    first = switch = step()
-    if job.engine == "stream":
-        found = predict(inputs, settings)
-        first, switch = found.first_s, found.switch_s
-    if job.engine == "swap":
-        spikes, said = _spikes(known, inputs)
-        first, switch, words = first + spikes[0], switch + spikes[1], [*words, said]
-    row, number = known.model["head_dim"] * ELEMENT, job.num_gpus
-    exchanged = all_to_all_bytes(tokens_of(job), known.model["num_heads"], row, sharers(job))
-    return {
-        "engine": job.engine,
-        "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
-        "job_hash": job.hashes()[0],
-        **{key: getattr(job, key) for key in ("width", "height", "num_frames")},
-        "tokens": tokens_of(job),
-        "step_s": step(),
-        "low_s": step(0.0),
-        "high_s": step(2.0),
-        "first_s": first,
-        "switch_s": switch,
-        "total_s": first + switch + max(inputs.steps - 2, 0) * step(),
-        "overhead": step() / step(nbytes=0) - 1,
-        "h2d_bytes": passes * -(-nbytes // (number if settings.shard else 1)),
-        "all_to_all_bytes": inputs.branches * inputs.blocks * exchanged,
-        "settings": asdict(settings) if job.engine == "stream" else None,
-        "inputs": asdict(inputs),
-        "from": words,
-    }
-
-
-def _spikes(known: Known, inputs: Inputs) -> tuple[tuple[float, float], str]:
-    """What `swap` adds to the first step and to the switch, in seconds, and where that is from."""
-    if spikes := known.of("swap"):
-        return spikes[-1].value, "move of an expert: assumed, as long as measured with fewer GPUs"
-    if not (rates := known.of("pageable")):
-        raise PredictionError(
-            f"{known.gpu}: no committed record has its link's bandwidth to pageable memory; measure"
-            " any job on it again"
-        )
-    expert = inputs.blocks * inputs.block_bytes + inputs.outer_bytes
-    both = sum(expert / rate for rate in rates[-1].value)
-    said = "move of an expert: assumed, as fast for all GPUs at once as a pageable copy for fewer"
-    return (both, both), said
+    return link / 2, copied, 0.5, 2.0, [said, packing, apart]

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 SAME_CLOCKS = 0.01
 UNKNOWN_CLOCKS = SAME_CLOCKS + 0.04
 """Below these shares no difference between two runs' steady steps is claimed. They are allowances:
 `resident` drifts by up to one per cent within one campaign, and two runs of it on one class of
 machine lay 3.8 per cent apart."""
+
+CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
+Row = Any  # of a run: its step_s, step_low_s, step_high_s, step_n, and sm_mhz, maybe NaN
 
 
 class Median(NamedTuple):
@@ -25,13 +29,6 @@ class Median(NamedTuple):
     n: int
 
 
-class Run(NamedTuple):
-    """What telling two runs apart needs: the steady step, and the SM clock in MHz or NaN."""
-
-    step: Median
-    sm_mhz: float
-
-
 def median_interval(samples: Iterable[float]) -> Median:
     """Compute the median and its distribution-free 95 % interval.
 
@@ -40,20 +37,12 @@ def median_interval(samples: Iterable[float]) -> Median:
     independent samples and nothing about their distribution. Below six samples there is none.
     """
     ordered = sorted(float(sample) for sample in samples if not math.isnan(sample))
-    n = len(ordered)
-    if n == 0:
-        return Median(math.nan, math.nan, math.nan, 0)
-    half = n // 2
-    median = ordered[half] if n % 2 else (ordered[half - 1] + ordered[half]) / 2
-    below, k = 0, 0
-    while True:
-        below += math.comb(n, k)  # how many of the 2**n outcomes have at most k successes
-        if below * 40 > 2**n:
-            break
+    n, k, fewer = len(ordered), 0, 1
+    while fewer * 40 <= 2**n:  # of the 2**n outcomes have at most k successes
         k += 1
-    if k == 0:
-        return Median(median, math.nan, math.nan, n)
-    return Median(median, ordered[k - 1], ordered[n - k], n)
+        fewer += math.comb(n, k)
+    ends = (ordered[k - 1], ordered[n - k]) if k else (math.nan, math.nan)
+    return Median(median(ordered) if ordered else math.nan, *ends, n)
 
 
 def apart(one: Median, two: Median, allowance: float = 0.0) -> int:
@@ -62,31 +51,78 @@ def apart(one: Median, two: Median, allowance: float = 0.0) -> int:
     They are apart where their intervals are, by more than the share `allowance`. Without an
     interval nothing is claimed.
     """
-    if math.isnan(one.low + one.high + two.low + two.high):
-        return 0
-    more = 1 + allowance
+    more = 1 + allowance  # a comparison with NaN is false
     return 1 if one.low > two.high * more else -1 if one.high * more < two.low else 0
 
 
-def allowance(one: Run, two: Run, *, drift: float = 0.0, either_way: bool = False) -> float:
+def allowance(one: Row, two: Row, *, drift: float = 0.0, either_way: bool = False) -> float:
     """Compute the share below which no difference between two runs' steps is claimed.
 
     A clock counts only where it may explain the difference: where the run of the longer step has
     the slower one. With `either_way` it always counts, as where two differences are compared. A
-    clock that was not read is an unknown one, never an equal one.
-
-    Parameters
-    ----------
-    drift
-        By what share the same work drifted while both ran, where that was measured. Where it is
-        more than the allowance for equal clocks, it takes its place.
+    clock that was not read is an unknown one, never an equal one. `drift` is by what share the same
+    work drifted while both ran, where that was measured; where it is more than the allowance for
+    equal clocks, it takes its place.
     """
     least = max(SAME_CLOCKS, 0.0 if math.isnan(drift) else abs(drift))
-    if not (one.sm_mhz > 0 and two.sm_mhz > 0):
+    mine, theirs = one["sm_mhz"], two["sm_mhz"]
+    if not (mine > 0 and theirs > 0):
         return max(UNKNOWN_CLOCKS, least)
     if either_way:
-        slow, fast = sorted((one.sm_mhz, two.sm_mhz))
-        return least + fast / slow - 1
-    clocks = two.sm_mhz / one.sm_mhz
-    longer = one.step.median >= two.step.median
-    return least + max(0.0, clocks - 1 if longer else 1 / clocks - 1)
+        return least + max(mine, theirs) / min(mine, theirs) - 1
+    longer = one["step_s"] >= two["step_s"]
+    return least + max(0.0, (theirs / mine if longer else mine / theirs) - 1)
+
+
+def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
+    """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
+
+    ``difference`` is a share, from ``difference_low`` to ``difference_high`` as both intervals
+    allow; ``step_difference_s`` is in seconds, from ``low_s`` to ``high_s``. `claim` is "slower",
+    "faster", "within noise" below the `allowance`, or "no interval" with fewer than six steps.
+    """
+    mine, theirs, ratio = _step(one), _step(two), _ratio(one, two)
+    share = allowance(one, two, drift=drift)
+    return {
+        **{f"difference{end}": value - 1 for end, value in _ends(ratio)},
+        "step_difference_s": mine.median - theirs.median,
+        "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
+        "allowance": share, "claim": _claim(mine, theirs, share),
+    }  # fmt: skip
+
+
+def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any]:
+    """Compare two gaps: by how much more of a step one pair of runs is apart than another.
+
+    A pair's gap is the first one's steady step over the second one's, less 1: ``gap`` and
+    ``gap_before``. ``difference``, its ends, `allowance` and `claim` are as in :func:`difference`,
+    "slower" where the first gap is the wider one. Clocks count either way, as they may have widened
+    one gap or narrowed the other.
+    """
+    wide, narrow = _ratio(*many), _ratio(*few)
+    share = sum(allowance(*pair, either_way=True) for pair in (many, few))
+    between = Median(wide.median - narrow.median, wide.low - narrow.high, wide.high - narrow.low, 0)
+    return {
+        "gap": wide.median - 1, "gap_before": narrow.median - 1,
+        **{f"difference{end}": value for end, value in _ends(between)},
+        "allowance": share, "claim": _claim(wide, narrow, share),
+    }  # fmt: skip
+
+
+def _step(row: Row) -> Median:
+    return Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
+
+
+def _ratio(one: Row, two: Row) -> Median:
+    """The ratio of two steady steps, with what both intervals leave open."""
+    mine, theirs = _step(one), _step(two)
+    return Median(mine.median / theirs.median, mine.low / theirs.high, mine.high / theirs.low, 0)
+
+
+def _ends(of: Median) -> list[tuple[str, float]]:
+    return list(zip(("", "_low", "_high"), of, strict=False))
+
+
+def _claim(one: Median, two: Median, share: float) -> str:
+    known = not math.isnan(one.low + two.low)
+    return CLAIMS[apart(one, two, share)] if known else "no interval"

@@ -1,11 +1,16 @@
-"""Sums up a run's steps, iterations and counters: the numbers of `frames.runs`."""
+"""Sums up a run's steps, iterations and counters, and holds it against `resident`.
+
+These are the numbers of `frames.runs` that no file says.
+"""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from wanreport.analysis.rows import MEMORY
-from wanreport.analysis.stats import Median, median_interval
+from wanreport.analysis.stats import Median, difference, median_interval
+
+COMPARED = ["difference", "difference_low", "difference_high", "allowance", "claim"]
 
 
 def summed_up(
@@ -39,9 +44,8 @@ def summed_up(
     """
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
-    step = steady.seconds.agg(median_interval)
+    step, nothing = steady.seconds.agg(median_interval), median_interval([])
     names = ["step_s", "step_low_s", "step_high_s", "step_n"]
-    nothing = median_interval([])
     medians = [step.get(run, nothing) for run in runs.index]
     found = runs.join(pd.DataFrame(medians, runs.index, Median._fields).set_axis(names, axis=1))
     moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
@@ -53,50 +57,91 @@ def summed_up(
     found = found.join(quiet.groupby("run")[["sm_mhz", "power_w", "celsius"]].median())
     boards = quiet.groupby("run").boards.first()
     found["boards"] = [boards.get(run, ()) for run in found.index]
-    bench = found.source == "bench"  # a campaign repeats one step: it has no schedule
-    found.loc[bench, "h2d_schedule_bytes"] = found.h2d_step_bytes[bench]
-    return _agreement(found, each, counters)
+    job = found.source == "job"  # a campaign repeats one step: it has no schedule
+    found["h2d_schedule_bytes"] = found.h2d_schedule_bytes.where(job, found.h2d_step_bytes)
+
+    ends = each.latents[each.complete.astype(bool) & each.latents.notna()].groupby("run")
+    same = ends.nunique() == 1
+    found["latents"] = found.latents.where(~job, ends.last().where(same))
+    found["repeats"] = found.repeats.where(~job, same.where(ends.size() > 1).astype(object))
+    agree = counters.measured == counters.formula
+    known, right = (
+        series.groupby(counters.run).all() for series in (counters.formula.notna(), agree)
+    )
+    told = known.reindex(found.index, fill_value=False) & ~found.counters_derived
+    found["formula_ok"] = right.reindex(found.index).astype(object).where(told, None)
+    return found
 
 
 def _whole(clean: pd.DataFrame, iterations: pd.DataFrame, planned: pd.Series) -> pd.DataFrame:
     """Times and bytes of the whole schedule, by run and iteration; missing without a first step."""
     by = clean.groupby(["run", "iteration"])
     roles = clean.pivot_table(index=["run", "iteration"], columns="role", values="seconds")
-    first, switch, mean = (
-        roles[role] if role in roles else by.seconds.sum() * float("nan")
-        for role in ("first", "switch", "steady")
-    )
-    left = planned.reindex(by.size().index, level="run").astype(float) - by.size()
+    roles = roles.reindex(columns=["first", "switch", "steady"]).astype(float)
+    first, left = roles["first"], planned.reindex(by.size().index, level="run") - by.size()
+    left = left.astype(float).clip(lower=0).fillna(0)
     typical = clean[clean.role == "steady"].groupby(["run", "iteration"]).h2d_bytes.median()
-    denoise = (by.seconds.sum() + (left * mean).where(left > 0, 0.0)).where(first.notna())
+    denoise = by.seconds.sum() + (left * roles.steady).where(left > 0, 0.0)
     moved = by.h2d_bytes.agg(lambda column: column.sum(skipna=False))
-    decode, total = iterations.decode_s, iterations.total_s
-    return pd.DataFrame({
-        "first_s": first, "switch_s": switch, "steady_s": denoise - first - switch.fillna(0),
-        "decode_s": decode, "denoise_s": denoise,
-        "end_to_end_s": total.where(left == 0).fillna(denoise + decode.fillna(0)),
-        "h2d_schedule_bytes": (moved + (left * typical).where(left > 0, 0.0)).where(first.notna()),
-    })  # fmt: skip
+    found = pd.DataFrame({
+        "first_s": first, "switch_s": roles.switch, "denoise_s": denoise,
+        "h2d_schedule_bytes": moved + (left * typical).where(left > 0, 0.0),
+    }).where(first.notna())  # fmt: skip
+    found["steady_s"] = found.denoise_s - first - found.switch_s.fillna(0)
+    found = found.join(iterations[["decode_s", "total_s"]], how="outer")
+    whole = found.pop("total_s").where(left == 0)
+    return found.assign(end_to_end_s=whole.fillna(found.denoise_s + found.decode_s.fillna(0)))
 
 
-def _agreement(
-    runs: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
-) -> pd.DataFrame:
-    """Whether a run's iterations end in the same bits, and its counters equal their formulas."""
-    ends = iterations[iterations.complete & iterations.latents.notna()].groupby("run").latents
-    kinds, number, last = ends.nunique(), ends.size(), ends.last()
-    known = counters.assign(
-        known=counters.formula.notna(), same=counters.measured == counters.formula
-    )
-    known = known.groupby("run")[["known", "same"]].all()
-    job = runs.source == "job"
-    runs["latents"] = runs.get("latents", pd.Series(index=runs.index, dtype=object)).where(
-        ~job, last.where(kinds == 1).reindex(runs.index)
-    )
-    repeats = (kinds == 1).where(number > 1).reindex(runs.index).astype(object)
-    runs["repeats"] = runs.get("repeats", pd.Series(index=runs.index, dtype=object)).where(
-        ~job, repeats
-    )
-    told = known.known.reindex(runs.index, fill_value=False) & ~runs.counters_derived
-    runs["formula_ok"] = known.same.reindex(runs.index).astype(object).where(told, None)
-    return runs
+def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
+    """Hold each finished run at full scale against `resident`; the others have no such numbers.
+
+    Returns
+    -------
+    `runs` with
+
+    reference, resident_s
+        The run of `resident` that it is held against, and its steady step. In a benchmark file that
+        is the file's first one at the same number of tokens; of jobs, of the same work and layout,
+        one on the same boards, the latest; else the latest on that class of machine.
+    drift
+        By what share resident moved meanwhile; NaN if unknown. In a benchmark file that is its
+        closing run over the first, less 1; of jobs the spread of its runs on the same boards.
+    overhead, overhead_low, overhead_high
+        The step over resident's, less 1, and the least and the most that both intervals allow.
+    allowance, claim
+        Below which share no difference is claimed, and what is
+        (:func:`wanreport.analysis.stats.difference`).
+    same_boards, bracketed
+        Whether both ran on the same GPUs, and whether resident ran there again another time.
+    limit_s, over_limit
+        What no engine can beat with the same bytes: the larger of resident's step and of the bytes
+        of a step over the link's measured bandwidth; and the step over it.
+    same_bits
+        Whether its latents, or a benchmark's outputs, have resident's bits.
+    """
+    timed = runs[(runs.status == "ok") & ~runs.rehearsal & runs.step_s.notna()]
+    boards = timed.group + " " + timed.boards.map(" ".join)
+    resident = timed[timed.engine == "resident"].sort_values(["latest", "started"], ascending=False)
+    first, again = resident[~resident.again], resident[resident.again].groupby("group").step_s
+    beside = first[first.boards.astype(bool)].groupby(boards)
+    reference = boards.map(beside.run.first()).fillna(timed.group.map(first.groupby("group").run.first()))
+    reference = reference.mask(timed.latest & timed.run.isin(first.run), timed.run)
+    spread = (beside.step_s.max() / beside.step_s.min() - 1).where(beside.size() > 1)
+    moved = again.first() / first.groupby("group").step_s.first() - 1
+    found = timed.assign(reference=reference, drift=timed.group.map(moved).fillna(boards.map(spread)))
+    found = found[found.reference.notna()]
+    theirs = runs.loc[found.reference].set_axis(found.index)
+    pairs = zip(found.to_dict("records"), theirs.to_dict("records"), strict=True)
+    gaps = [difference(one, two, one["drift"]) for one, two in pairs]
+    gaps = pd.DataFrame(gaps, found.index, COMPARED).rename(columns=lambda name: name.replace("difference", "overhead"))
+    found = found.assign(resident_s=theirs.step_s).join(gaps)
+    copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
+    found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
+    found["over_limit"] = found.step_s / found.limit_s
+    found["same_boards"] = found.boards.astype(bool) & (found.boards == theirs.boards)
+    found["bracketed"] = found.drift.notna()
+    known = found.latents.notna() & theirs.latents.notna()
+    same = (found.latents == theirs.latents).astype(object).where(known, None)
+    found["same_bits"] = same.mask(found.repeats.eq(False), False)
+    return runs.join(found[[name for name in found if name not in runs]])

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare, oldnew, overlap
-from wanreport.analysis.asked import differs, plain_jobs
+from wanreport.analysis.compare import differs, plain_jobs
 from wanreport.analysis.causes import causes
 from wanreport.analysis.checks import checks
 from wanreport.analysis.frames import Frames
