@@ -38,7 +38,7 @@ frames = frames_of(results_dirs)
 found, left = answer(frames), not_measured(frames)
 
 # %%
-two = found[(found.gpus == 2) & (found.height == 480)] if len(found) else found
+two = found[(found.gpus == 2) & (found.height == 480)]
 shared = {engine: quoted(two, "PCIe path", engine) for engine in ("layerwise", "stream")}
 if all(shared.values()):
     claims = two[two.place == "PCIe path"].set_index("engine").claim
@@ -62,17 +62,18 @@ head = compare.headline(frames)
 if len(head):
     absent = ["2× H100, NVLink"] if "NVLink" in set(left.what) else []
     pair = head[head.engine.isin(["layerwise", "stream"])]
-    claims = found[(found.engine == "layerwise") & (found.height == 480)].groupby(
-        "claim", sort=False
-    )
-    claims = "; ".join(f"{claim} ({', '.join(here.place)})" for claim, here in claims)
+    claims = found[(found.engine == "layerwise") & (found.height == 480)]
+    where = claims.place + claims.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
+    claims = where.groupby(claims.claim, sort=False)
+    claims = "; ".join(f"{claim} ({', '.join(here)})" for claim, here in claims)
     show(
         figures.overhead(pair, missing=absent),
         f"A step of layerwise against resident's at 480p: {claims}.",
     )
 
 # %%
-spread = compare.spread(frames)["spread"].max()
+again = compare.overhead(frames).query("source == 'job'").groupby(["group", "job"]).step_s
+spread = (again.max() / again.min() - 1).max()
 names = {
     "baseline": "the {jobs} jobs that the baseline asks for, 720p on {gpus} GPUs",
     "NVLink": "the full model on GPUs that talk over NVLink",
@@ -107,22 +108,19 @@ else:
 # fullest GPU.
 
 # %%
-jobs = frames.runs[frames.runs.source == "job"] if len(frames.runs) else frames.runs
-full = failed = small = jobs[:0]
-if len(jobs):
-    jobs = jobs.join(compare.overhead(frames).reindex(columns=["resident_s", "overhead", "claim"]))
-    claim = jobs.claim.mask(jobs.resident_s.isna(), "no resident of this work")
-    jobs = jobs.assign(
-        name=jobs.job,  # it holds the engine's
-        page=[page(run) for run in jobs.run],
-        claim=claim.mask((jobs.engine == "resident") & (jobs.overhead == 0), "the reference"),
-        decoded=jobs.decode_s.notna(),
-        over=jobs.overhead.map(ratio).where(jobs.overhead.notna(), "none"),
-        against=jobs.resident_s.map("{:.3f} s".format).where(jobs.resident_s.notna(), "none"),
-    )
-    ok = jobs.status == "ok"
-    full, failed = jobs[ok & ~jobs.rehearsal], jobs[~ok & jobs.latest]
-    small = jobs[ok & jobs.rehearsal & jobs.latest]
+jobs = frames.runs[frames.runs.source == "job"]
+claim = jobs.claim.mask(jobs.resident_s.isna(), "no resident of this work")
+jobs = jobs.assign(
+    name=jobs.job,  # it holds the engine's
+    page=[page(run) for run in jobs.run],
+    claim=claim.mask((jobs.engine == "resident") & (jobs.overhead == 0), "the reference"),
+    decoded=jobs.decode_s.notna(),
+    over=jobs.overhead.map(ratio).where(jobs.overhead.notna(), "none"),
+    against=jobs.resident_s.map("{:.3f} s".format).where(jobs.resident_s.notna(), "none"),
+)
+ok = jobs.status == "ok"
+full, failed = jobs[ok & ~jobs.rehearsal], jobs[~ok & jobs.latest]
+small = jobs[ok & jobs.rehearsal & jobs.latest]
 
 # %%
 shown = {
@@ -135,7 +133,7 @@ shown = {
     "decoded": "decoded",
     "allocated_bytes": "peak",
 }
-for machine in sorted(set(full.get("machine", ()))):
+for machine in sorted(set(full.machine)):
     runs = full[full.machine == machine].sort_values(["height", "work", "step_s"])
     md(f"### {plain(machine)}")
     latest, earlier = runs[runs.latest], runs[~runs.latest]

@@ -60,7 +60,6 @@ import json
 
 import pandas as pd
 
-from wanreport.analysis import compare
 from wanreport.report import figures, job_tables
 from wanreport.report.notebook import (
     frames_of,
@@ -86,9 +85,7 @@ tried = bool(record.machine.class_)
 steps, ok = frames.steps[frames.steps.run == run], me.status == "ok"
 timed = len(steps) > 0 and not me.rehearsal  # the times of a rehearsal are no results
 
-cost = compare.overhead(frames)
-me = cost.loc[run] if run in cost.index else me
-resident = cost.loc[me.reference] if me.get("reference") else None
+resident = frames.runs.loc[me.reference] if pd.notna(me.reference) else None
 held = resident is not None and resident.run != run
 runs = frames.runs[frames.runs.group == me.group] if run else frames.runs[:0]
 alike = runs[runs.latest & ((runs.status == "ok") | (runs.run == run))] if run else runs

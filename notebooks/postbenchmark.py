@@ -28,7 +28,7 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, oldnew, overlap, predictions
+from wanreport.analysis import causes, checks, compare, overlap, predictions
 from wanreport.analysis.answer import answer, not_measured, quoted, without_record
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
@@ -102,8 +102,10 @@ ahead = told[(told.gpus == 2) & (told.height == 480) & (told.interconnect == "NV
              & (told.engine != "resident")]  # fmt: skip
 ahead = ahead.assign(machine="2× H100, NVLink", overhead=ahead.predicted_overhead)
 ahead = ahead[~ahead.engine.isin(head.engine[head.machine == "2× H100, NVLink"])]
-claims = found[(found.engine == "layerwise") & (found.height == 480)].groupby("claim", sort=False)
-claims = "; ".join(f"{claim} ({', '.join(here.place)})" for claim, here in claims)
+claims = found[(found.engine == "layerwise") & (found.height == 480)]
+where = claims.place + claims.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
+claims = where.groupby(claims.claim, sort=False)
+claims = "; ".join(f"{claim} ({', '.join(here)})" for claim, here in claims)
 show(figures.overhead(head, predicted=ahead),
      caption=f"A step of layerwise against resident's at 480p: {claims}. Steady steps; whiskers: what "
              "both 95 % intervals allow; hollow: predicted, not measured.")  # fmt: skip
@@ -113,6 +115,8 @@ cost = compare.overhead(f)
 jobs = cost[(cost.source == "job") & cost.latest]
 left = not_measured(f).set_index("what")
 held = jobs[jobs.reference.notna() & (jobs.reference != jobs.run)]
+again = cost[cost.source == "job"].groupby(["group", "job"]).step_s
+spread = (again.max() / again.min() - 1).max()
 names = {
     "baseline": "the baseline's own {jobs} jobs, which need {gpus} GPUs",
     "NVLink": "the full model over NVLink", "720p": "anything at 720p",
@@ -123,7 +127,7 @@ md(f"""
 {head.step_n.min()} to {head.step_n.max()} steady steps; {int(held.same_bits.sum())} of {len(held)} runs of
 other engines have the bits of `resident`. On the same boards `resident` ran once more for
 {int(head.bracketed.sum())} of {len(head)} bars; how far the GPUs drifted beside the others is unknown. The
-same job on other boards of one kind moved by up to {share(compare.spread(f).spread.max())}. **Not run:**
+same job on other boards of one kind moved by up to {share(spread)}. **Not run:**
 {"; ".join(gaps) or "nothing that was asked"}.
 """, look="trust")  # fmt: skip
 
@@ -172,7 +176,7 @@ Under `layerwise` the all-to-alls take {than(collided)} a step than under `strea
 {gigabytes(new.h2d_step_bytes, 3)}, as both branches of guidance use a layer while it is there; below are
 pairs of runs that copy the same bytes, with windows between all-to-alls and without.
 """)  # fmt: skip
-large = found[(found.height == 720) & (found.place == "PCIe path")]
+large = found[(found.height == 720) & (found.place == "PCIe path") & (found.gpus == 2)]
 if len(large):
     both = " and ".join(f"`{row.engine}` {ratio(row.most)}" for row in large.itertuples())
     few = large[large.claim == "no interval"]
@@ -261,20 +265,34 @@ table(pairs[pairs.run_a.isna()],
 # itself by a steady step no longer than the new one's, a spike at the switch, and more memory.
 
 # %%
-old = oldnew.which_old(f, facts)
-given = {"machine": "the baseline's", "work": THEIRS, "claim": "one run", "same_boards": "unknown", "old": ["no", "yes"]}  # fmt: skip
-old[[*given]] = old[[*given]].astype(object)
-old.loc[old.engine == "", [*given]] = pd.DataFrame(given)
-old["experts"] = old.memory_experts.map(lambda experts: gap(experts, ""))
-old["difference_spike"] = old.spike
-like = old[(old.engine != "") & (old.old == True)]  # noqa: E712
-table(old,
+GIB, OLD = 2**30, ["swap", "fsdp"]
+steady, switch, peak = (pd.Series([facts.number(f"{name}.{side}") for side in ("new", "old")])
+                        for name in ("s3.3.steady", "s3.3.switch", "s3.2.peak"))  # fmt: skip
+theirs = pd.DataFrame({
+    "name": ["baseline, new", "baseline, old"], "engine": "", "machine": "the baseline's", "work": THEIRS,
+    "difference": steady / steady[0] - 1, "claim": "one run", "same_boards": "unknown",
+    "spike": switch / steady - 1, "old": ["no", "yes"],
+    "experts": (peak - peak[0]) * GIB / f.runs.expert_bytes.max()})  # fmt: skip
+middle, rows = theirs[["spike", "experts"]].mean(), []
+news = head[head.engine == "layerwise"].sort_values(["machine", "gpus", "height"])
+for _, new in news.iterrows():
+    for _, row in head[(head.group == new.group) & (head.engine != "layerwise")].iterrows():
+        row["spike"] = row.switch_s / row.step_s - 1
+        row["experts"] = (row.reserved_bytes - new.reserved_bytes) / row.expert_bytes
+        against = compare.told(row, new)
+        like = all(row[middle.index] > middle) and against["claim"] != "slower"
+        like = None if like and against["claim"] == "no interval" else like
+        rows.append({**row, **against, "old": like})
+old = pd.concat([theirs, pd.DataFrame(rows)], ignore_index=True)
+like = old[old.old.eq(True)]
+table(old.assign(memory=old.experts.map(lambda experts: gap(experts, "")), difference_spike=old.spike),
       {"name": "engine", "machine": "machine", "work": "work",
        "difference": "steady step over layerwise's", "claim": "that is",
        "same_boards": "same boards", "difference_spike": "switch over a steady step",
-       "experts": "memory above layerwise's, experts", "old": "as the old one"},
+       "memory": "memory above layerwise's, experts", "old": "as the old one"},
       caption=f"What behaves as the baseline's old offload: {spelled(like.engine)}", kind="derived",
-      note="Memory: peak reserved by the allocator, as SGLang reports it, in units of one expert.")  # fmt: skip
+      note="Memory: peak reserved by the allocator, as SGLang reports it, in units of one expert. As the old one: in "
+           "both of the last columns nearer to it than to the new one, and not slower than layerwise.")  # fmt: skip
 
 # %% [markdown]
 # A *steady* step is neither the first nor the switch. *End to end* is the clean iteration, the one
@@ -282,23 +300,51 @@ table(old,
 # sample of the schedule, each step left out counts as the mean of its steady ones.
 
 # %%
-QUANTITIES = {
-    "denoise": "denoising", "step": "average step", "decode": "decoding", "total": "end to end",
-    "first": "first step", "early": "median before the switch", "switch": "switch step",
-    "late": "median after it", "steady": "median steady step", "other": "other steps",
+SECTIONS = {  # the baseline's rows by the names of its facts: what they are, and our column
+    "s3.3": ("Per step (§3.3)", {
+        "first": ("first step", "first_s"), "early": ("median before the switch", "early_s"),
+        "switch": ("switch step", "switch_s"), "late": ("median after it", "late_s"),
+        "steady": ("median steady step", "step_s")}),
+    "s3.2": ("End to end (§3.2)", {
+        "denoise": ("denoising", "denoise_s"), "step": ("average step", "average_s"),
+        "decode": ("decoding", "decode_s"), "total": ("end to end", "end_to_end_s")}),
+    "s3.3.budget": ("Time budget (§3.3)", {
+        "first": ("first step", "first_s"), "switch": ("switch step", "switch_s"),
+        "other": ("other steps", "steady_s"), "decode": ("decoding", "decode_s"), "total": ("sum", "sum_s")}),
 }  # fmt: skip
-SECTIONS = {"s3.3": "Per step (§3.3)", "s3.2": "End to end (§3.2)", "s3.3.budget": "Time budget (§3.3)"}  # fmt: skip
-tables = oldnew.old_new(f, facts)
-tables["what"] = tables.quantity.map(QUANTITIES).where(tables.section + tables.quantity != "s3.3.budgettotal", "sum")  # fmt: skip
-for engine in oldnew.OLD:
-    claim = tables[f"claim_{engine}"].astype(object).map(", {}".format, na_action="ignore")
-    tables[f"less_{engine}"] = tables[f"minus_{engine}_s"].map(gap) + claim.fillna("")
-BOARDS = {True: "on the same boards as layerwise", False: "on other boards than layerwise"}
+halves = f.steps.query("kind == 'clean' and role == 'steady'").groupby(["run", "expert"]).seconds
+halves = halves.median().unstack().rename(columns={"high_noise": "early_s", "low_noise": "late_s"})
+times = f.runs.join(halves).assign(
+    average_s=f.runs.denoise_s / f.runs.steps_whole,
+    sum_s=f.runs.denoise_s + f.runs.decode_s.fillna(0),
+)
+parts, claims = [], {}
+for _, new in news.iterrows():
+    others = head[(head.group == new.group) & head.engine.isin(OLD)].set_index("engine", drop=False)
+    sides = {"resident": new.reference, "new": new.run, **others.run}
+    claims[new.group] = {engine: compare.told(new, others.loc[engine]) for engine in others.index}
+    for section, (_, rows) in SECTIONS.items():
+        part = pd.DataFrame({"section": section, "quantity": [*rows], "what": [what for what, _ in rows.values()]})
+        part = part.assign(**{f"run_{side}": run for side, run in sides.items()}, **{
+            f"{side}_s": times.loc[run, [column for _, column in rows.values()]].to_numpy(float)
+            for side, run in sides.items()})  # fmt: skip
+        parts.append(part.assign(**new[["machine", "gpus", "height", "work", "group"]], decoded=pd.notna(new.decode_s)))
+tables = pd.concat(parts, ignore_index=True)
+tables = tables.reindex(columns=[*tables.columns.union([f"{engine}_s" for engine in OLD])])
+for end, side in (("new", "new"), ("old", "old"), ("minus", "delta")):
+    names = tables.section + "." + tables.quantity + f".{side}"
+    tables[f"baseline_{end}_s"] = names.map(facts.number)
+for engine in OLD:
+    steady = tables.group.map(lambda group: claims[group].get(engine, {}).get("claim"))
+    steady = (", " + steady).where(tables.quantity == "steady").fillna("")
+    tables[f"less_{engine}"] = (tables.new_s - tables[f"{engine}_s"]).map(gap) + steady
 for (machine, height), here in tables.groupby(["machine", "height"]):
     md(f"### {machine}, {height}p")
-    first = here.iloc[0]
-    boards = {each: BOARDS.get(first[f"boards_{each}"], "not measured") for each in oldnew.OLD}
-    for section, title in SECTIONS.items():
+    first, said = here.iloc[0], {}
+    for engine in ("fsdp", "swap"):
+        same = claims[first.group].get(engine, {}).get("same_boards")
+        said[engine] = {True: "on the same boards as layerwise", False: "on other boards than layerwise"}.get(same, "not measured")  # fmt: skip
+    for section, (title, _) in SECTIONS.items():
         table(here[here.section == section],
               {"what": "time of", "resident_s": "resident", "new_s": "layerwise", "swap_s": "swap",
                "fsdp_s": "fsdp", "less_swap": "layerwise − swap", "less_fsdp": "layerwise − fsdp",
@@ -307,7 +353,7 @@ for (machine, height), here in tables.groupby(["machine", "height"]):
               kinds=dict.fromkeys(["baseline_new_s", "baseline_old_s", "baseline_minus_s"],
                "quoted"), caption=f"{title}: {machine}, {height}p",
               note=f"{first.work}; one clean iteration, {'with' if first.decoded else 'without'} decoding. "
-                   f"{'. '.join(f'{each}: {said}' for each, said in boards.items())}. A claim needs "
+                   f"{'. '.join(f'{engine}: {words}' for engine, words in said.items())}. A claim needs "
                    "repeated steps; a first step, a switch or a sum is one value. The baseline ran "
                    f"{THEIRS}, compiled, once, under a profiler.",
               fold="" if section == "s3.3" else title)  # fmt: skip
@@ -349,10 +395,13 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 # numbers of GPUs that were not measured were written down before any such run and are never changed.
 
 # %%
-curve = predictions.curve(f, predictions.load(project_root()))
-curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"]) & (curve.height == 720)]
-curve = curve[curve.gpu_model.str.contains("H100") & (curve.interconnect == "PCIe path")]
-curve["name"] = curve.engine
+like = told[(told.height == 720) & (told.prefetch.fillna(1) == 1) & ~told.cfg_parallel.astype(bool)]
+ahead = like[like.gpu.str.contains("H100") & (like.interconnect == "PCIe path")].sort_values("made_at")
+ahead = ahead.drop_duplicates(["gpus", "engine"], keep="last").assign(kind="predicted")
+seen = head[head.gpu_model.str.contains("H100") & (head.interconnect == "PCIe path") & (head.height == 720)]
+curve = pd.concat([seen.assign(kind="measured"), ahead.assign(overhead=ahead.predicted_overhead)])
+curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"])]
+curve = curve[["gpus", "engine", "overhead", "kind"]].assign(name=curve.engine)
 ends = curve[curve.kind == "predicted"].sort_values("gpus").groupby("engine", sort=False)
 ends = "; ".join(
     f"{engine} {ratio(here.overhead.iloc[0])} on {here.gpus.min()} GPUs, {ratio(here.overhead.iloc[-1])} on {here.gpus.max()}"
@@ -378,7 +427,8 @@ table(met,
 
 # %%
 ours = jobs[(jobs.height == 480) & jobs.engine.isin(["layerwise", "fsdp", "stream"]) & ~jobs.compiled & jobs.overhead.notna()
-            & jobs.vram_budget_gb.isna() & (jobs.prefetch.fillna(1) == 1) & ~jobs.job.str.endswith("-profiled")]  # fmt: skip
+            & jobs.vram_budget_gb.isna() & (jobs.prefetch.fillna(1) == 1) & ~jobs.job.str.endswith("-profiled")
+            & ~jobs.cfg_parallel]  # fmt: skip
 ours["all_bytes"] = ours.h2d_step_bytes_all
 moved = ours[ours.engine == "layerwise"]
 table(ours.sort_values(["gpus", "machine", "engine"]),
@@ -391,7 +441,6 @@ table(ours.sort_values(["gpus", "machine", "engine"]),
            "any resolution; stream moves what its plan leaves in host memory.")  # fmt: skip
 
 # %%
-like = told[(told.height == 720) & (told.prefetch.fillna(1) == 1)]
 like = like.drop_duplicates(["gpus", "engine"]).set_index(["gpus", "engine"])
 NAMES = {"new_each": ("new, each GPU", "layerwise", "h2d_bytes"), "old_each": ("old, each GPU", "fsdp", "h2d_bytes"),
          "new_all": ("new, all GPUs", "layerwise", "h2d_bytes"), "old_all": ("old, all GPUs", "fsdp", "h2d_bytes"),
@@ -413,12 +462,50 @@ table(pd.DataFrame(rows),
            "of both branches and all blocks.")  # fmt: skip
 
 # %% [markdown]
+# ## Which layout wins at four GPUs?
+#
+# Four GPUs can share a step in two ways. With Ulysses over all four, each has a quarter of the tokens,
+# and both branches of guidance go round. With CFG parallelism, each branch has two of the GPUs: half
+# of the tokens each, one branch, so that a GPU brings each layer once a step instead of twice.
+
+# %%
+pairs = compare.layouts(f)
+pairs = pairs[pairs.gpus == 4].copy()
+ahead = told.dropna(subset="run").drop_duplicates("run", keep="last").set_index("run").predicted_s
+pairs["predicted_share"] = pairs.run_one.map(ahead) / pairs.run_two.map(ahead) - 1
+for row in pairs[pairs.engine == "resident"].itertuples():
+    verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(row.claim, "Neither layout wins clearly")
+    guess = "" if pd.isna(row.predicted_share) else f" Predicted was {ratio(row.predicted_share)}."
+    md(f"""
+**{row.machine}, {row.height}p: {verdict}.** With all weights on the GPUs a step takes {seconds(row.step_s_cfg, 3)}
+with two branches on two GPUs each, and {seconds(row.step_s_ulysses, 3)} with Ulysses over four:
+{ratio(row.difference)}, {row.claim}.{guess}
+""")  # fmt: skip
+wins = [f"{engine} {' and '.join(map(ratio, here))}" for engine, here in pairs.groupby("engine", sort=False).difference]
+pairs["predicted"] = pairs.predicted_share.map(ratio).where(pairs.predicted_share.notna(), "not predicted")
+if len(pairs):
+    table(pairs.sort_values(["machine", "height", "step_s_ulysses"]),
+          {"engine": "engine", "machine": "machine", "height": "video height", "step_s_ulysses": "step, Ulysses 4",
+           "step_s_cfg": "CFG 2 × Ulysses 2", "difference": "CFG over Ulysses", "claim": "that is",
+           "predicted": "predicted", "overhead_ulysses": "over resident, Ulysses 4", "overhead_cfg": "CFG 2 × Ulysses 2"},
+          kinds={"predicted": "predicted"}, kind="derived",
+          caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
+          note="Each engine's overhead is over resident with the same layout and shape.")  # fmt: skip
+else:
+    todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
+            for layout in ("", "-cfg")]  # fmt: skip
+    todo = pd.DataFrame([{"what": path, **compare.to_measure(f, *todo)} for path in ("PCIe path", "NVLink")])
+    todo["command"] = ("NCCL_P2P_DISABLE=1 " + todo.command).where(todo.what == "PCIe path", todo.command)
+    table(todo, {"what": "where", "command": "command", "minutes": "minutes"}, kind=None,
+          caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
+
+# %% [markdown]
 # ## More prefetch
 #
 # Comparison B of the baseline (§9.3): more layers ahead against the default.
 
 # %%
-deep = oldnew.prefetch(f, facts)
+deep = compare.prefetch(f, facts)
 worth = spelled(f"{claim} on {', '.join(here.machine)}" for claim, here in deep.groupby("claim"))
 md(f"""
 It expected {facts.text("s9.2.prefetch.gain_low")} to {facts.text("s9.2.prefetch.gain_high")} less a step, and
@@ -492,7 +579,7 @@ for machine, here in cells.groupby("machine"):
                "link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip
 
 # %%
-plans = compare.predicted(f)
+plans = cost[cost.planned_step_s.notna()].assign(error=cost.planned_step_s / cost.step_s - 1)
 plans["of"] = plans.source.map({"job": "the full model", "bench": "cells of fewer blocks"})
 errors = plans.assign(size=plans.error.abs()).groupby("of", as_index=False).agg(
     n=("size", "size"), median_share=("size", "median"), worst_share=("size", "max"),
@@ -512,10 +599,16 @@ table(errors,
 # same way.
 
 # %%
-memory = oldnew.memory(f, facts)
+memory = compare.plain_jobs(f.full_scale()).sort_values("started")
+memory = memory.groupby(["machine", "height", "name"]).tail(1).sort_values(["machine", "height", "reserved_bytes"])
+memory["reserved_gib"] = memory.reserved_bytes / GIB
+memory["free_gib"] = (memory.gpu_memory_bytes - memory.reserved_bytes) / GIB
+peaks = {f"{key}_gib": [facts.number(f"s3.2.{name}.{side}") for side in ("new", "old")]
+         for key, name in {"reserved": "peak", "free": "free"}.items()}  # fmt: skip
+theirs = pd.DataFrame({**peaks, "name": ["baseline, new", "baseline, old"], "engine": "",
+                       "machine": "the baseline's", "work": "the baseline's"})  # fmt: skip
+memory = pd.concat([theirs.assign(kind="quoted"), memory.assign(kind="measured")], ignore_index=True)
 memory["pinned_bytes"] = memory.pinned_bytes.where(~(memory.pinned_bytes < 1e6), 0)
-memory["kind"] = memory.machine.map(lambda machine: "measured" if machine else "quoted")
-memory[["machine", "work"]] = memory[["machine", "work"]].where(memory.machine != "", "the baseline's")  # fmt: skip
 stream_bytes, resident_bytes = f.runs.loc[[windows.run, windows.reference]].reserved_bytes
 kinds = dict.fromkeys(["reserved_gib", "free_gib", "allocated_bytes", "pinned_bytes"], "kind")
 table(memory,
@@ -695,7 +788,7 @@ table(asked[asked.command != ""].drop_duplicates("command"),
 # %%
 full = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal & (f.runs.status == "ok")]
 copying = shares[shares.engine == "layerwise"]
-swapped = tables[(tables.quantity == "steady") & tables.minus_swap_s.notna()]
+swapped = tables[(tables.quantity == "steady") & tables.swap_s.notna()]
 OURS = {
     "s1.gpu": spelled(full.gpu_model.unique()),
     "s1.gpu_memory": spelled(sorted({gigabytes(size, 3) for size in full.gpu_memory_bytes.dropna()})),
@@ -712,9 +805,9 @@ OURS = {
     "s2.steps": f"{spelled(full.steps_whole)}, of which {spelled(sorted(set(full.steps_run)))} ran",
     "s2.width": spelled(full.width.map("{} px".format)), "s2.frames": spelled(full.frames),
     "s3.1.new.status": f"{(full.engine == 'layerwise').sum()} runs of layerwise, complete",
-    "s3.1.old.status": f"{full.engine.isin(oldnew.OLD).sum()} runs of swap and fsdp, complete",
+    "s3.1.old.status": f"{full.engine.isin(OLD).sum()} runs of swap and fsdp, complete",
     "s3.1.pure.status": f"{(full.engine == 'resident').sum()} runs of resident, complete",
-    "s9.3.a.gap": spelled(f"{ratio(row.minus_swap_s / row.swap_s)} over swap on {row.machine}" for row in swapped.itertuples()),
+    "s9.3.a.gap": spelled(f"{ratio(row.new_s / row.swap_s - 1)} over swap on {row.machine}" for row in swapped.itertuples()),
     "s9.3.a.question": "see old against new", "s9.3.b.sizes": spelled(f"{row.deep} / {row.base}" for row in deep.itertuples()),
     "s9.3.b.delta": spelled(f"{gap(row.step_difference_s)} on {row.machine}" for row in deep.itertuples()),
     "s9.3.b.vram": spelled(gigabytes(size, 3) + " more" for size in deep.allocated_difference_bytes),

@@ -34,13 +34,13 @@ def answer(frames: Frames) -> pd.DataFrame:
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     """Write an engine's overhead at a place: "+6.5 % at 480p and 0 % at 720p (within noise)".
 
-    "" where it was not measured.
+    More GPUs than two are named; "" where it was not measured.
     """
-    here, parts = found[(found.place == where) & (found.engine == engine)], []
-    for row in here.itertuples():
+    parts = []
+    for row in found[(found.place == where) & (found.engine == engine)].itertuples():
         several = dict.fromkeys((ratio(row.least), ratio(row.most)))
         doubt = {"within noise": " (within noise)", "no interval": f" ({row.step_n} steps only)"}
-        on = f" on {row.gpus} GPUs" * (here.gpus.nunique() > 1)
+        on = f" on {row.gpus} GPUs" if row.gpus > 2 else ""
         parts.append(f"{' to '.join(several)} at {row.height}p{on}{doubt.get(row.claim, '')}")
     return " and ".join(parts)
 

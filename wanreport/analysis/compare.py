@@ -16,6 +16,8 @@ from wanreport.records.project import project_root
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
+PREFETCH = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
+            "same_boards", "step_difference_s", "allocated_difference_bytes"]  # fmt: skip
 
 
 class Facts(Protocol):
@@ -124,6 +126,23 @@ def layouts(frames: Frames) -> pd.DataFrame:
             for name in ("step_s", "overhead", "claim", "job")}}
         for one, two in nearest(plain[apart], plain[~apart], [*WHERE, "engine", "frames"])
     ])  # fmt: skip
+
+
+def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
+    """Compare the deeper prefetch with the default: a row for each machine that has both.
+
+    What :func:`told` has of their steps, and ``allocated_difference_bytes``.
+    """
+    runs = plain_jobs(overhead(frames))
+    runs = runs[runs.engine == NEW]
+    deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
+    pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base])
+    return pd.DataFrame([
+        {**told(one, two), "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
+         "base_s": two.step_s,
+         "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes}
+        for one, two in pairs
+    ], columns=None if pairs else PREFETCH)  # fmt: skip
 
 
 # The setup that was asked for --------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis import compare, oldnew, overlap
+from wanreport.analysis import compare, overlap
 from wanreport.analysis.compare import differs, plain_jobs
 from wanreport.analysis.causes import causes
 from wanreport.analysis.checks import checks
@@ -69,8 +69,6 @@ def _causes(frames: Frames, facts: Facts) -> Iterator[Row]:
 def _costs(frames: Frames) -> Iterator[Row]:
     """What an engine costs a step over resident weights."""
     cost = compare.overhead(frames)
-    if "overhead" not in cost:
-        return
     best = cost[cost.index.isin(compare.headline(frames).index)]
     peer = cost.engine.isin(("sglang", "layerwise")) & cost.overhead.notna()
     linked = cost[(cost.interconnect == "NVLink") & peer]
@@ -94,7 +92,7 @@ def _questions(frames: Frames) -> Iterator[Row]:
 
 def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
     """What the deeper prefetch takes, and the peaks of both offloads."""
-    for row in oldnew.prefetch(frames, facts).itertuples():
+    for row in compare.prefetch(frames, facts).itertuples():
         more = gigabytes(row.allocated_difference_bytes, 3)
         yield _told("prefetch-memory", f"{more} more allocated", row, row.run_one, row.run_two)
     runs = plain_jobs(frames.full_scale())
