@@ -120,7 +120,9 @@ show(
 
 # %%
 gpus = " and ".join(map(str, sorted(set(ours.gpus)))) or "no"
-decide = "only those in its own setup decide anything" if len(own) else "decide nothing by themselves"
+decide = (
+    "only those in its own setup decide anything" if len(own) else "decide nothing by themselves"
+)
 md(f"""
 **How far to trust this.** Arithmetic, model sizes, datasheets and source code need no GPU, and
 decide all that falls. Our runs are of {gpus} GPUs, mostly at 480p; the document's of

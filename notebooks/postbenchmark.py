@@ -203,7 +203,7 @@ pairs = causes.causes(f, facts)
 pairs["what"] = pairs.cause.map(CAUSES)
 guess = {cause: f"{facts.number(f's7.{cause}.low'):.1f} to {facts.text(f's7.{cause}.high')}" for cause in [*CAUSES, "total"]}  # fmt: skip
 pairs["guess"] = pairs.cause.map(guess)
-measured = pairs[pairs.run_a.notna()].copy()
+measured = pairs.copy()
 measured["pair"] = measured.name_a + " → " + measured.name_b
 same = measured.machine == measured.machine_b
 measured["where"] = measured.machine.where(same, measured.machine + " → " + measured.machine_b)
@@ -251,7 +251,26 @@ table(measured, closest_columns | {"change": "what changed"},
       caption="Every pair, with all settings in which it differs", kind="derived", fold="All pairs",
       note="Effect: the first run's step less the second's; where the number of GPUs or their "
            "interconnect changed, the difference of both overheads times the first resident's step.")  # fmt: skip
-table(pairs[pairs.run_a.isna()],
+
+
+# %%
+ONE, TWO = "480p-1gpu-layerwise", "480p-2gpu-layerwise"
+PAIRS = [  # jobs that tell of a cause, to run on one machine; and the path between its GPUs if it counts
+    ("sync", "", (ONE, "480p-1gpu-stream")),
+    ("compile", "", (ONE, "480p-1gpu-resident", f"{ONE}-compiled", "480p-1gpu-resident-compiled")),
+    ("alloc", "", (ONE, "480p-1gpu-stream")),
+    ("contention", "PCIe path", (TWO, "480p-2gpu-resident", "480p-2gpu-stream")),
+    ("contention", "NVLink", (TWO, "480p-2gpu-resident")),
+    ("late", "", (ONE, f"{ONE}-prefetch3")),
+    ("late", "PCIe path", (TWO, f"{TWO}-prefetch3")),
+]
+ran = f.full_scale().groupby(["interconnect", "machine"]).job.agg(set)
+missing = [
+    {"what": CAUSES[cause], "machine": path, **compare.to_measure(f, *(f"campaign/{job}" for job in names))}
+    for cause, path, names in PAIRS
+    if not any(there.issuperset(names) for (at_path, _), there in ran.items() if path in ("", at_path))
+]  # fmt: skip
+table(pd.DataFrame(missing, columns=["what", "machine", "command", "minutes"]),
       {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
       caption="Pairs that are not measured yet, and what would measure them", kind=None,
       empty="All pairs were measured.",
@@ -324,11 +343,18 @@ for _, new in news.iterrows():
     sides = {"resident": new.reference, "new": new.run, **others.run}
     claims[new.group] = {engine: compare.told(new, others.loc[engine]) for engine in others.index}
     for section, (_, rows) in SECTIONS.items():
-        part = pd.DataFrame({"section": section, "quantity": [*rows], "what": [what for what, _ in rows.values()]})
+        part = pd.DataFrame(
+            {"section": section, "quantity": [*rows], "what": [what for what, _ in rows.values()]}
+        )
         part = part.assign(**{f"run_{side}": run for side, run in sides.items()}, **{
             f"{side}_s": times.loc[run, [column for _, column in rows.values()]].to_numpy(float)
             for side, run in sides.items()})  # fmt: skip
-        parts.append(part.assign(**new[["machine", "gpus", "height", "work", "group"]], decoded=pd.notna(new.decode_s)))
+        parts.append(
+            part.assign(
+                **new[["machine", "gpus", "height", "work", "group"]],
+                decoded=pd.notna(new.decode_s),
+            )
+        )
 tables = pd.concat(parts, ignore_index=True)
 tables = tables.reindex(columns=[*tables.columns.union([f"{engine}_s" for engine in OLD])])
 for end, side in (("new", "new"), ("old", "old"), ("minus", "delta")):
@@ -396,9 +422,13 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 
 # %%
 like = told[(told.height == 720) & (told.prefetch.fillna(1) == 1) & ~told.cfg_parallel.astype(bool)]
-ahead = like[like.gpu.str.contains("H100") & (like.interconnect == "PCIe path")].sort_values("made_at")
+ahead = like[like.gpu.str.contains("H100") & (like.interconnect == "PCIe path")].sort_values(
+    "made_at"
+)
 ahead = ahead.drop_duplicates(["gpus", "engine"], keep="last").assign(kind="predicted")
-seen = head[head.gpu_model.str.contains("H100") & (head.interconnect == "PCIe path") & (head.height == 720)]
+seen = head[
+    head.gpu_model.str.contains("H100") & (head.interconnect == "PCIe path") & (head.height == 720)
+]
 curve = pd.concat([seen.assign(kind="measured"), ahead.assign(overhead=ahead.predicted_overhead)])
 curve = curve[curve.engine.isin(["layerwise", "fsdp", "swap", "stream"])]
 curve = curve[["gpus", "engine", "overhead", "kind"]].assign(name=curve.engine)
@@ -474,15 +504,22 @@ pairs = pairs[pairs.gpus == 4].copy()
 ahead = told.dropna(subset="run").drop_duplicates("run", keep="last").set_index("run").predicted_s
 pairs["predicted_share"] = pairs.run_one.map(ahead) / pairs.run_two.map(ahead) - 1
 for row in pairs[pairs.engine == "resident"].itertuples():
-    verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(row.claim, "Neither layout wins clearly")
+    verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(
+        row.claim, "Neither layout wins clearly"
+    )
     guess = "" if pd.isna(row.predicted_share) else f" Predicted was {ratio(row.predicted_share)}."
     md(f"""
 **{row.machine}, {row.height}p: {verdict}.** With all weights on the GPUs a step takes {seconds(row.step_s_cfg, 3)}
 with two branches on two GPUs each, and {seconds(row.step_s_ulysses, 3)} with Ulysses over four:
 {ratio(row.difference)}, {row.claim}.{guess}
 """)  # fmt: skip
-wins = [f"{engine} {' and '.join(map(ratio, here))}" for engine, here in pairs.groupby("engine", sort=False).difference]
-pairs["predicted"] = pairs.predicted_share.map(ratio).where(pairs.predicted_share.notna(), "not predicted")
+wins = [
+    f"{engine} {' and '.join(map(ratio, here))}"
+    for engine, here in pairs.groupby("engine", sort=False).difference
+]
+pairs["predicted"] = pairs.predicted_share.map(ratio).where(
+    pairs.predicted_share.notna(), "not predicted"
+)
 if len(pairs):
     table(pairs.sort_values(["machine", "height", "step_s_ulysses"]),
           {"engine": "engine", "machine": "machine", "height": "video height", "step_s_ulysses": "step, Ulysses 4",
@@ -494,8 +531,12 @@ if len(pairs):
 else:
     todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
-    todo = pd.DataFrame([{"what": path, **compare.to_measure(f, *todo)} for path in ("PCIe path", "NVLink")])
-    todo["command"] = ("NCCL_P2P_DISABLE=1 " + todo.command).where(todo.what == "PCIe path", todo.command)
+    todo = pd.DataFrame(
+        [{"what": path, **compare.to_measure(f, *todo)} for path in ("PCIe path", "NVLink")]
+    )
+    todo["command"] = ("NCCL_P2P_DISABLE=1 " + todo.command).where(
+        todo.what == "PCIe path", todo.command
+    )
     table(todo, {"what": "where", "command": "command", "minutes": "minutes"}, kind=None,
           caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
 
@@ -600,14 +641,20 @@ table(errors,
 
 # %%
 memory = compare.plain_jobs(f.full_scale()).sort_values("started")
-memory = memory.groupby(["machine", "height", "name"]).tail(1).sort_values(["machine", "height", "reserved_bytes"])
+memory = (
+    memory.groupby(["machine", "height", "name"])
+    .tail(1)
+    .sort_values(["machine", "height", "reserved_bytes"])
+)
 memory["reserved_gib"] = memory.reserved_bytes / GIB
 memory["free_gib"] = (memory.gpu_memory_bytes - memory.reserved_bytes) / GIB
 peaks = {f"{key}_gib": [facts.number(f"s3.2.{name}.{side}") for side in ("new", "old")]
          for key, name in {"reserved": "peak", "free": "free"}.items()}  # fmt: skip
 theirs = pd.DataFrame({**peaks, "name": ["baseline, new", "baseline, old"], "engine": "",
                        "machine": "the baseline's", "work": "the baseline's"})  # fmt: skip
-memory = pd.concat([theirs.assign(kind="quoted"), memory.assign(kind="measured")], ignore_index=True)
+memory = pd.concat(
+    [theirs.assign(kind="quoted"), memory.assign(kind="measured")], ignore_index=True
+)
 memory["pinned_bytes"] = memory.pinned_bytes.where(~(memory.pinned_bytes < 1e6), 0)
 stream_bytes, resident_bytes = f.runs.loc[[windows.run, windows.reference]].reserved_bytes
 kinds = dict.fromkeys(["reserved_gib", "free_gib", "allocated_bytes", "pinned_bytes"], "kind")
@@ -765,7 +812,25 @@ table(open_, {"what": "question", "command": "what would answer it as asked", "t
 # nothing about time, memory or overlap.
 
 # %%
+CHECKS = {
+    "shift": "Is the right flow shift loaded?",
+    "switch": "Does the schedule switch where it should?",
+    "pure": "Does the job run out of memory without offload?",
+    "prefetch": "Does a deeper prefetch make steps shorter?",
+    "overlap": "Do copies to the device overlap compute?",
+    "contention": "Do copies to the device and collectives contend for PCIe?",
+    "bits": "Do all engines end in the same bits, at each number of GPUs?",
+    "repeat": "Does each job end in the same bits in each iteration?",
+    "formula": "Do counted copies, bytes, allocations and waits equal the formulas?",
+    **{f"spike-{old}": f"Is the old offload's spike ({old}) at the switch?" for old in OLD},
+    **{f"slower-{old}": f"Is layerwise still slower than {old}?" for old in OLD},
+    **{
+        f"scaling-{old}": f"Does layerwise lose more to {old} on more GPUs?"
+        for old in (*OLD, "resident")
+    },
+}
 asked = checks.checks(f, facts)
+asked["question"] = asked.check.map(CHECKS)
 asked["expects"] = [(facts.text(name) or says(name)) if name else "all of them" for name in asked.expected]  # fmt: skip
 for name, nothing in {"machine": "any", "setting": "nothing", "measured": "nothing"}.items():
     asked[name] = asked[name].replace("", nothing)

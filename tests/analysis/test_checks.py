@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import synthetic
-
 from wanreport.analysis.asked import differs
+
 from wanreport.analysis.checks import FURTHER, STATUSES, checks
 from wanreport.analysis.frames import EMPTY, load
 from wanreport.baseline.facts import Facts, load_facts

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from madeup import frames, run
+from wanreport.analysis.oldnew import GIB, memory, old_new, prefetch, which_old
 
 from wanreport.analysis.frames import EMPTY, Frames, load
-from wanreport.analysis.oldnew import GIB, memory, old_new, prefetch, which_old
 from wanreport.analysis.questions import questions
 from wanreport.baseline.facts import Facts, load_facts
 

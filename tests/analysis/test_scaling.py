@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import synthetic
 import torch
@@ -17,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import campaigns
 from wanreport import cli
 from wanreport.analysis import predictions, scaling
-from wanreport.analysis.frames import EMPTY, Frames, load
+from wanreport.analysis.frames import Frames, load
 from wanreport.jobs.job import Job, load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
-from wanreport.planner.cost import Inputs, Route
+from wanreport.planner.cost import Route
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)
@@ -37,13 +38,7 @@ def frames() -> Frames:
 
 
 def known_of(content: dict[str, Any]) -> scaling.Known:
-    found = [
-        scaling.Source(**each | {"value": Inputs.of(each["value"])})
-        if each["kind"] == "windows"
-        else scaling.Source(**each)
-        for each in content["measured"]
-    ]
-    return scaling.Known(content["gpu"], A14B, found)
+    return scaling.Known(content["gpu"], A14B, pd.DataFrame(content["measured"]))
 
 
 @pytest.mark.parametrize(
@@ -96,15 +91,6 @@ def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
     assert (met.held == ((met.measured_s / met.predicted_s - 1).abs() <= 0.1)).all()
     late = [{**content, "made_at": "2100-01-01T00:00:00+00:00"} for content in FILES]
     assert predictions.judged(frames, late).run.isna().all()
-
-
-def test_the_curve_has_measured_and_predicted_points(frames: Frames) -> None:
-    found = predictions.curve(frames, FILES)
-    assert set(found.kind) == {"measured", "predicted"}
-    assert found[found.kind == "predicted"].gpus.max() == 8
-    assert not found.duplicated(["gpus", "engine", "name", "gpu_model", "interconnect", "height",
-                                 "kind"]).any()  # fmt: skip
-    assert set(predictions.curve(EMPTY, FILES).kind) == {"predicted"}
 
 
 # The formulas, over made-up records --------------------------------------------------------------
@@ -346,7 +332,7 @@ def test_pcie_between_gpus_is_not_host_memory(tmp_path: Path) -> None:
     write(tmp_path, streamed(), two)
     found = load(["results"], tmp_path)
     known = predictions.gather(tmp_path, found, GPU, 4, "host-memory")
-    assert {source.ranks for source in known.sources} == {1}
+    assert set(known.measured.ranks) == {1}
 
 
 @settings(deadline=None, max_examples=20)
@@ -359,8 +345,9 @@ def test_no_engine_is_predicted_below_resident(
 ) -> None:
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
     where: dict[str, Any] = {"tokens": T480, "ranks": 1, "at": "", "path": "", "sha256": ""}
-    values = {"windows": inputs, "pageable": (1e9, 1e9)}
-    known = scaling.Known(GPU, A14B, [scaling.Source(k, v, **where) for k, v in values.items()])
+    values = {"windows": asdict(inputs), "pageable": (1e9, 1e9)}
+    rows = [{"kind": kind, "value": value, **where} for kind, value in values.items()]
+    known = scaling.Known(GPU, A14B, pd.DataFrame(rows))
     for engine in ("layerwise", "fsdp", "stream", "swap"):
         found = scaling.predict_job(known, asked(f"720p-{gpus}gpu-{engine}"), wire)
         assert found["overhead"] >= -1e-9

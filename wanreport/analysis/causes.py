@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis.compare import Facts, over_resident, overhead, to_measure, told
+from wanreport.analysis.compare import Facts, over_resident, overhead, told
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import SAME_CLOCKS, Row
 from wanreport.words import gigabytes
@@ -33,38 +33,22 @@ SAME = ["engine", "gpus", "interconnect", "gpu_model", "torch", "compiled", "tok
 USUAL = {"slots": None, "residents": 0, "shard": False, "copy streams": 1, "priority": 0}
 """Columns and settings of `stream` in which two runs may differ."""
 WAITS = ["event_waits", "stream_waits", "host_syncs"]
-
-ONE, TWO = "480p-1gpu-layerwise", "480p-2gpu-layerwise"
-PAIRS = (
-    ("sync", "", (ONE, "480p-1gpu-stream")),
-    ("compile", "", (ONE, "480p-1gpu-resident", f"{ONE}-compiled", "480p-1gpu-resident-compiled")),
-    ("alloc", "", (ONE, "480p-1gpu-stream")),
-    ("contention", "PCIe path", (TWO, "480p-2gpu-resident", "480p-2gpu-stream")),
-    ("contention", "NVLink", (TWO, "480p-2gpu-resident")),
-    ("late", "", (ONE, f"{ONE}-prefetch3")),
-    ("late", "PCIe path", (TWO, f"{TWO}-prefetch3")),
-)
-"""Jobs that tell of a cause, to run on one machine; and the path between its GPUs if it counts."""
+COLUMNS = ["cause", "changed", "machine", "machine_b", "work", "run_a", "run_b", "name_a", "name_b",
+           "change", "together_with", "claim", "scale", "effect_s", "effect_low_s",
+           "effect_high_s"]  # fmt: skip
 
 
 def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Find for each cause, machine and work the pair of runs that comes closest to removing it.
 
-    Returns
-    -------
-    number, cause, estimate_low_s, estimate_high_s
-        The cause, and the baseline's guess of what it costs in a step.
-    run_a, run_b, name_a, name_b, machine, machine_b, work
-        The run that has the cause, and the one that has not; machine and work are of the first.
-    changed, change, together_with
-        The setting that makes the cause, its two values, and all else that differs.
-    difference, difference_low, difference_high, allowance, claim
-        By how much a step of `run_a` is longer for all of that, as a share of `run_b`'s. For a
-        setting of :data:`OWN_RESIDENT`: by how much its overhead over its own `resident` is larger.
-    scale, effect_s, effect_low_s, effect_high_s
-        The same in seconds of a step of the full model, which is taken for `scale` of these steps.
-    command, minutes
-        In rows without runs: what would measure the pair.
+    Rows of the cause (its `number`, and the baseline's guess of what it costs in a step, from
+    ``estimate_low_s`` to ``estimate_high_s``) with `run_a`, which has it, and `run_b`, which has
+    not, their `name_a`, `name_b`, `machine`, `machine_b`, and the first one's `work`; the setting
+    that makes the cause, `changed`, both its values, `change`, and all else that differs,
+    `together_with`. ``difference`` with its ends and claim is by how much a step of `run_a` is
+    longer for all of that, as a share of `run_b`'s; for a setting of :data:`OWN_RESIDENT`, by how
+    much its overhead over its own resident is larger. ``effect_s`` with its ends is the same in
+    seconds of a step of the full model, which is taken for `scale` of these steps.
     """
     runs = overhead(frames)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -73,7 +57,7 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
         for changed in _removed(a, b, changes):
             own = (changed, "interconnect") if changed == "gpus" else (changed,)
             others = [_shown(name, *both) for name, both in changes.items() if name not in own]
-            key = changed, a["machine"], a["layout"], a["tokens"], a["blocks"]
+            key = changed, a["machine"], a["cfg_parallel"], a["tokens"], a["blocks"]
             if key in found and len(others) >= len(found[key]["together_with"]):
                 continue
             resident = changed in OWN_RESIDENT
@@ -88,7 +72,7 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
                 **{f"effect{end}_s": seconds * gap[f"difference{end}"]
                    for end in ("", "_low", "_high")},
             }  # fmt: skip
-    table = pd.DataFrame([*found.values(), *_missing(frames)])
+    table = pd.DataFrame(found.values(), columns=None if found else COLUMNS)
     table["number"] = table.cause.map(CAUSES.index) + 1
     for end in ("low", "high"):
         table[f"estimate_{end}_s"] = ("s7." + table.cause + f".{end}").map(facts.number)
@@ -122,26 +106,31 @@ def differences(one: dict[str, Any], two: dict[str, Any]) -> dict[str, tuple[Any
 
     Boards and clocks that are not known are not the same; what neither run has is.
     """
-
-    def same(name: str, mine: Any, theirs: Any) -> bool:
+    found = {}
+    for name, mine in one.items():
+        theirs = two[name]
         if mine is None or theirs is None:
-            return mine is theirs and name not in ("boards", "clock")
-        if name in ALIKE:
-            return bool(max(mine, theirs) <= min(mine, theirs) * (1 + ALIKE[name]))
-        return bool(mine == theirs)
-
-    return {name: (one[name], two[name]) for name in one if not same(name, one[name], two[name])}
+            same = mine is theirs and name not in ("boards", "clock")
+        elif name in ALIKE:
+            same = max(mine, theirs) <= min(mine, theirs) * (1 + ALIKE[name])
+        else:
+            same = mine == theirs
+        if not same:
+            found[name] = mine, theirs
+    return found
 
 
 def _shown(name: str, *values: Any) -> str:
     """ "waits 158 → 77": a setting with its two values."""
 
     def word(value: Any) -> str:
-        if isinstance(value, (bool, tuple)) or value is None:
-            return " ".join(value) if isinstance(value, tuple) else "yes" if value else "none"
+        if isinstance(value, tuple):
+            return " ".join(value)
         if name == "bytes":
             return gigabytes(value, 3).replace("\u00a0", " ")
-        return f"{value:.{4 if value >= 1e3 else 3}g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:.{4 if value >= 1e3 else 3}g}"
+        return {"None": "none", "False": "none", "True": "yes"}.get(str(value), str(value))
 
     return f"{name} {' → '.join(map(word, values))}".strip()
 
@@ -167,14 +156,3 @@ def _known(frames: Frames, runs: pd.DataFrame) -> list[tuple[Row, dict[str, Any]
         }  # fmt: skip
         found.append((row, {k: None if v is pd.NA or v != v else v for k, v in known.items()}))
     return found
-
-
-def _missing(frames: Frames) -> Iterator[dict[str, Any]]:
-    """A row for each of :data:`PAIRS` that no machine has measured whole."""
-    done = frames.full_scale().groupby(["interconnect", "machine"]).job.agg(set)
-    for cause, path, jobs in PAIRS:
-        there = [ran for (here, _), ran in done.items() if path in ("", here)]
-        if not any(ran.issuperset(jobs) for ran in there):
-            todo = to_measure(frames, *(f"campaign/{job}" for job in jobs))
-            yield {"cause": cause, "machine": path, "work": "", "changed": "", "run_a": None,
-                   **todo}  # fmt: skip

@@ -24,8 +24,9 @@ from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, s
 FOUR = "s9.1.new4.gpus"
 PARTLY, HARDLY = 0.05, 0.01
 """Shares of copies' time that are hidden: of an engine that overlaps, and of one that does not."""
+SHARED = "PCIe path"
 
-Answer = dict[str, Any]
+Answers = Iterator[dict[str, Any]]
 
 
 class _Data(NamedTuple):
@@ -40,40 +41,37 @@ class _Data(NamedTuple):
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
-    Returns
-    -------
-    `check`, its `question`, and `expected`, the fact that holds the expectation; `status`: "pass",
-    the runs agree with it, "fail", they contradict it, "within noise", they are too close to tell,
-    or "not measured"; `machine`, or "" where it is of any; `measured`, the answer as text; the
-    `runs` and `setting`, how they differ from what was asked for; until some machine has answered
-    just that, `command` and `minutes`, what would measure it, at most so long.
+    Columns are `check`; `expected`, the fact that holds the expectation; `status`: "pass", the runs
+    agree with it, "fail", they contradict it, "within noise", they are too close to tell, or "not
+    measured"; `machine`, or "" where it is of any; `measured`, the answer as text; the `runs` and
+    `setting`, how they differ from what was asked for; until some machine has answered just that,
+    `command` and `minutes`, what would measure it, at most so long.
     """
     timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []
-    for check, (question, expected, jobs, answer) in (BASELINE | FURTHER).items():
+    for check, (expected, jobs, answer) in (BASELINE | FURTHER).items():
         answers = list(answer(data))
         # Where a machine has what was asked for, what is near it tells no more.
         there = {each["machine"] for each in answers if not each["setting"]}
         answers = [a for a in answers if not a["setting"] or a["machine"] not in there]
         settled = any(a["status"] in ("pass", "fail") and not a["setting"] for a in answers)
         todo = {} if settled or not jobs else compare.to_measure(frames, *jobs.split())
-        row = {"check": check, "question": question, "expected": expected, "machine": "",
-               "status": "not measured", "setting": "", "measured": "", "runs": [], "command": "",
-               "minutes": math.nan, **todo}  # fmt: skip
-        rows += [row | each for each in answers or [{}]]
+        row = {"check": check, "expected": expected, "machine": "", "status": "not measured",
+               "setting": "", "measured": "", "runs": [], "command": "", "minutes": math.nan}  # fmt: skip
+        rows += [row | todo | each for each in answers or [{}]]
     return pd.DataFrame(rows)
 
 
 def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str = "",
-            gpus: str = FOUR) -> Answer:  # fmt: skip
+            gpus: str = FOUR) -> dict[str, Any]:  # fmt: skip
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
+    path = f"NVLink instead of the {SHARED}" if rows[-1].interconnect == "NVLink" else ""
     differs = compare.differs(data.facts, pd.DataFrame(rows), gpus)
-    return {"status": status, "machine": rows[-1].machine, "measured": measured,
-            "setting": ", ".join(filter(None, [also, differs])),
-            "runs": [row.run for row in rows]}  # fmt: skip
+    return {"status": status, "machine": rows[-1].machine, "runs": [row.run for row in rows],
+            "measured": measured, "setting": ", ".join(filter(None, [also, differs, path]))}  # fmt: skip
 
 
-def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Iterator[Answer]:
+def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Answers:
     """An answer that holds for all runs, or fails for some: then these are its runs."""
     wrong, many = list(right.index[~right]), counted(len(right), "run")
     if len(right):
@@ -96,57 +94,49 @@ def _last(runs: pd.DataFrame, *first: str) -> list[Row]:
 # The schedule and the engines, at any scale ------------------------------------------------------
 
 
-def _wanted(data: _Data, fact: str, values: pd.DataFrame) -> Iterator[Answer]:
-    """Hold runs' values against a fact: of the baseline's own jobs, else of those at full scale.
+def _schedule(fact: str, data: _Data) -> Answers:
+    """Hold runs against a fact: of the baseline's own jobs, else of those at full scale.
 
-    Infinity stands for what never came.
+    Of the switch: what the schedule says, and when steps of each iteration used the other expert.
     """
-    runs = data.frames.runs.loc[values.index]
+    runs, steps = (
+        data.frames.runs.query("source == 'job' and flow_shift.notna()"),
+        data.frames.steps,
+    )
     own = runs[runs.baseline_job.notna()]
     chosen = own if len(own) else runs[~runs.rehearsal]
-    values = values.loc[chosen.index].astype(float)
+    values = chosen[["flow_shift"]]
+    if fact == "s2.switch.new":
+        low = steps.step.where(steps.expert == "low_noise").astype(float)
+        ends = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf).groupby("run")
+        values = pd.DataFrame(
+            {"planned": chosen.switch_step, "first": ends.min(), "last": ends.max()}
+        )
+        values = values.loc[chosen.index[chosen.index.isin(steps.run)]].astype(float)
     seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
     setting = "" if len(own) else compare.differs(data.facts, chosen, FOUR)
     yield from _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
 
 
-def _shift(data: _Data) -> Iterator[Answer]:
-    known = data.frames.runs.query("source == 'job' and flow_shift.notna()")
-    return _wanted(data, "s9.1.flow_shift", known[["flow_shift"]])
-
-
-def _switch(data: _Data) -> Iterator[Answer]:
-    """What the schedule says, and which expert each step of each iteration really used."""
-    runs, steps = data.frames.runs.query("source == 'job'"), data.frames.steps
-    low = steps.step.where(steps.expert == "low_noise").astype(float)
-    ends = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf).groupby("run")
-    planned = runs.switch_step[runs.index.isin(steps.run)]
-    each = pd.DataFrame({"planned": planned, "first": ends.min(), "last": ends.max()})
-    return _wanted(data, "s2.switch.new", each.loc[planned.index])
-
-
-def _bits(data: _Data) -> Iterator[Answer]:
+def _bits(data: _Data) -> Answers:
     """Compare latents within each group of comparable jobs of two engines or more.
 
     `fsdp` decides nothing at full scale: for the buffers that it gathers into, a GPU may choose
     other kernels.
     """
-    runs = data.frames.runs
-    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
+    jobs = data.frames.runs.query("source == 'job' and status == 'ok' and latents.notna()")
     jobs = jobs[jobs.groupby("group").engine.transform("nunique") > 1]
-    groups = [group for _, group in jobs.groupby("group")]
-    told = [each[each.rehearsal | (each.engine != "fsdp")] for each in groups]
-    right = [group.latents.nunique() < 2 for group in told]
-    excused = any(each.latents.nunique() > 1 for each, ok in zip(groups, right, strict=True) if ok)
-    shown = [each for each, ok in zip(groups, right, strict=True) if ok == all(right)]
-    if groups:
-        yield {"status": "pass" if all(right) else "fail", "setting": "", "machine": "",
-               "runs": [run for group in shown for run in group.index],
-               "measured": f"{sum(right)} of {counted(len(right), 'group')}"
-               + ", but for fsdp" * excused}  # fmt: skip
+    counts = jobs.rehearsal | (jobs.engine != "fsdp")
+    same = jobs[counts].groupby("group").latents.nunique() == 1
+    excused = jobs.groupby("group").latents.nunique().gt(1) & same
+    if len(same):
+        yield {"status": "pass" if same.all() else "fail", "setting": "", "machine": "",
+               "runs": [*jobs.index[jobs.group.map(same) == same.all()]],
+               "measured": f"{same.sum()} of {counted(len(same), 'group')}"
+               + ", but for fsdp" * bool(excused.any())}  # fmt: skip
 
 
-def _every(column: str, data: _Data) -> Iterator[Answer]:
+def _every(column: str, data: _Data) -> Answers:
     runs = data.frames.runs
     return _holds(runs[column][runs.source == "job"].dropna().astype(bool))
 
@@ -161,7 +151,7 @@ def _pairs(data: _Data, other: str, ahead: int = 1) -> list[tuple[Row, Row]]:
     return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
-def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
+def _compared(wanted: str, other: str, data: _Data) -> Answers:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
     for one, two in _pairs(data, other, deep):
         gap, less = compare.told(one, two), one.step_s - two.step_s
@@ -169,7 +159,7 @@ def _compared(wanted: str, other: str, data: _Data) -> Iterator[Answer]:
         yield _answer(data, _judged(gap["claim"], wanted), [one, two], shown)
 
 
-def _scaling(old: str, data: _Data) -> Iterator[Answer]:
+def _scaling(old: str, data: _Data) -> Answers:
     wanted = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
     pairs = _pairs(data, old)
     for wide in pairs:
@@ -186,7 +176,7 @@ def _scaling(old: str, data: _Data) -> Iterator[Answer]:
                           also * ([few, many] != wanted), gpus="")  # fmt: skip
 
 
-def _spike(old: str, data: _Data) -> Iterator[Answer]:
+def _spike(old: str, data: _Data) -> Answers:
     runs, steps = data.timed, data.frames.steps
     steady = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
     runs = runs.assign(low=steady.min(), high=steady.max())
@@ -200,7 +190,7 @@ def _spike(old: str, data: _Data) -> Iterator[Answer]:
 # Memory and overlap ------------------------------------------------------------------------------
 
 
-def _pure(data: _Data) -> Iterator[Answer]:
+def _pure(data: _Data) -> Answers:
     runs = compare.plain_jobs(data.frames.runs)
     # The GPU's memory counts, and not the host's.
     oom = (runs.status == "oom") & runs.reason.str.contains("CUDA|OutOfMemoryError")
@@ -210,7 +200,7 @@ def _pure(data: _Data) -> Iterator[Answer]:
         yield _answer(data, "pass" if row.oom else "fail", [row], shown)
 
 
-def _overlap(data: _Data) -> Iterator[Answer]:
+def _overlap(data: _Data) -> Answers:
     for _, here in data.lanes.groupby(["machine", "gpus"]):
         here = here[here.hidden.notna() & here.engine.isin((NEW, *OLD))]
         new, old = here[here.engine == NEW].hidden, here[here.engine != NEW].hidden
@@ -223,16 +213,16 @@ def _overlap(data: _Data) -> Iterator[Answer]:
             yield _answer(data, status, rows_of(here), shown, also)
 
 
-def _contention(data: _Data) -> Iterator[Answer]:
-    for _, here in data.lanes.groupby(["machine", "gpus"]):
-        here = here[(here.beside_n > 0) & (here.interconnect == "PCIe path")].sort_values("beside")
-        rows = rows_of(here)
-        orders = {
+def _contention(data: _Data) -> Answers:
+    lanes = data.lanes[data.lanes.interconnect == SHARED]
+    for _, here in lanes.groupby(["machine", "gpus"]):
+        rows = rows_of(here[here.beside_n > 0].sort_values("beside"))
+        orders = [
             apart(Median(row.beside, row.beside_low, row.beside_high, row.beside_n),
                   Median(1, row.alone_low, row.alone_high, row.alone_n)) for row in rows
-        }  # fmt: skip
+        ]  # fmt: skip
         if rows:
-            order = 0 if {1, -1} <= orders else max(orders, key=abs)
+            order = 0 if {1, -1} <= {*orders} else max(orders, key=abs)
             status = {1: "pass", -1: "fail"}.get(order, "within noise")
             shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}" for row in rows)
             yield _answer(data, status, rows, shown)
@@ -242,31 +232,24 @@ def _jobs(*engines: str, gpus: str = "4") -> str:
     return " ".join(f"campaign/720p-{n}gpu-{engine}" for n in gpus for engine in engines)
 
 
-Asked = tuple[str, str, str, Callable[[_Data], Iterator[Answer]]]
-BASELINE: dict[str, Asked] = {
-    "shift": ("Is the right flow shift loaded?", "s9.2.shift.expected", _jobs(NEW), _shift),
-    "switch": ("Does the schedule switch where it should?", "s2.switch.new", _jobs(NEW), _switch),
-    **{f"spike-{old}": (f"Is the old offload's spike ({old}) at the switch?",
-       "s9.2.switch.expected", _jobs(old), partial(_spike, old)) for old in OLD},
-    **{f"slower-{old}": (f"Is layerwise still slower than {old}?", "s9.2.slower.expected",
-       _jobs(NEW, old), partial(_compared, "slower", old)) for old in OLD},
-    **{f"scaling-{old}": (f"Does layerwise lose more to {old} on more GPUs?", "s6.1.new_grows",
-       _jobs(NEW, old, gpus="46"), partial(_scaling, old)) for old in (*OLD, "resident")},
-    "pure": ("Does the job run out of memory without offload?", "s9.2.pure.expected",
-             _jobs("resident"), _pure),
-    "prefetch": ("Does a deeper prefetch make steps shorter?", "s9.2.prefetch.expected",
-                 _jobs(NEW, f"{NEW}-prefetch3"), partial(_compared, "faster", NEW)),
-    "overlap": ("Do copies to the device overlap compute?", "s9.2.overlap.expected",
-                "baseline/new-4gpu baseline/old-4gpu-fsdp baseline/old-4gpu-swap", _overlap),
-    "contention": ("Do copies to the device and collectives contend for PCIe?",
-                   "s9.2.contention.expected", "baseline/new-4gpu", _contention),
+OWN, BOTH = "baseline/new-4gpu", "baseline/old-4gpu-fsdp baseline/old-4gpu-swap"
+BASELINE: dict[str, tuple[str, str, Callable[[_Data], Answers]]] = {
+    "shift": ("s9.2.shift.expected", _jobs(NEW), partial(_schedule, "s9.1.flow_shift")),
+    "switch": ("s2.switch.new", _jobs(NEW), partial(_schedule, "s2.switch.new")),
+    **{f"spike-{old}": ("s9.2.switch.expected", _jobs(old), partial(_spike, old)) for old in OLD},
+    **{f"slower-{old}": ("s9.2.slower.expected", _jobs(NEW, old),
+                         partial(_compared, "slower", old)) for old in OLD},
+    **{f"scaling-{old}": ("s6.1.new_grows", _jobs(NEW, old, gpus="46"), partial(_scaling, old))
+       for old in (*OLD, "resident")},
+    "pure": ("s9.2.pure.expected", _jobs("resident"), _pure),
+    "prefetch": ("s9.2.prefetch.expected", _jobs(NEW, f"{NEW}-prefetch3"),
+                 partial(_compared, "faster", NEW)),
+    "overlap": ("s9.2.overlap.expected", f"{OWN} {BOTH}", _overlap),
+    "contention": ("s9.2.contention.expected", OWN, _contention),
 }  # fmt: skip
-"""The question, the fact that holds the expectation, jobs that would tell, what answers."""
-FURTHER: dict[str, Asked] = {
-    "bits": ("Do all engines end in the same bits, at each number of GPUs?", "", "", _bits),
-    "repeat": ("Does each job end in the same bits in each iteration?", "", "",
-               partial(_every, "repeats")),
-    "formula": ("Do counted copies, bytes, allocations and waits equal the formulas?", "", "",
-                partial(_every, "formula_ok")),
+"""The fact that holds the expectation, jobs that would tell, and what answers."""
+FURTHER: dict[str, tuple[str, str, Callable[[_Data], Answers]]] = {
+    "bits": ("", "", _bits), "repeat": ("", "", partial(_every, "repeats")),
+    "formula": ("", "", partial(_every, "formula_ok")),
 }  # fmt: skip
 """Checks of the engines themselves; all others are the baseline's."""

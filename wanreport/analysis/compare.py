@@ -27,11 +27,7 @@ class Facts(Protocol):
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
-    """Pick the runs with a steady step at full scale: the only ones that times are compared of.
-
-    What each costs over `resident` is in their rows
-    (:func:`wanreport.analysis.summary.against_resident`).
-    """
+    """Pick the runs with a steady step at full scale: the only ones that times are compared of."""
     runs = frames.full_scale()
     return runs[runs.step_s.notna()]
 
@@ -48,16 +44,15 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
 def headline(frames: Frames) -> pd.DataFrame:
     """Pick the runs for the first screen: the full model, each engine's run that counts.
 
-    The latest plain job with prefetch 1, `resident` left out, by machine, number of GPUs and
-    resolution. An overhead whose reference ran on the same boards goes before one that did not, and
-    one with `resident` again afterwards before both.
+    The latest plain job with prefetch 1, but for `resident`, by machine, GPUs and resolution. An
+    overhead whose reference ran on the same boards goes before one that did not, and one with
+    `resident` again afterwards before both.
     """
     plain = plain_jobs(overhead(frames))
     plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
-    order = plain[plain.prefetch.fillna(1) == 1].sort_values(
-        ["same_boards", "bracketed", "steps_run", "started"]
-    )
-    return order.groupby([*WHERE, "engine"]).tail(1)
+    order = ["same_boards", "bracketed", "steps_run", "started"]
+    plain = plain[plain.prefetch.fillna(1) == 1].sort_values(order)
+    return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
 # Pairs of runs -----------------------------------------------------------------------------------
@@ -83,7 +78,7 @@ def told(one: Row, two: Row) -> dict[str, Any]:
 
 def over_resident(runs: pd.DataFrame, one: Row, two: Row) -> dict[str, Any]:
     """Compare two runs' overheads, each over its own `resident` (:func:`gap_difference`)."""
-    return gap_difference(*((row, runs.loc[row["reference"]]) for row in (one, two)))  # type: ignore[arg-type]
+    return gap_difference((one, runs.loc[one["reference"]]), (two, runs.loc[two["reference"]]))
 
 
 def nearest(
@@ -93,39 +88,16 @@ def nearest(
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
-    where = [*WHERE, "engine"]
-    both = ones.reset_index(drop=True).merge(
-        others.reset_index(drop=True), on=[*on], suffixes=("", "_two")
-    )
-    both = both[both.run != both.run_two]
+    ones, others = (runs.rename_axis(None) for runs in (ones, others))
+    both = ones.merge(others, on=[*on], suffixes=("", "_two")).query("run != run_two")
     order = both.assign(
         same=both.boards.astype(bool) & (both.boards == both.boards_two),
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
+    where = [*WHERE, "engine"]
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
     pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
     return list(zip(*pairs, strict=True))
-
-
-def layouts(frames: Frames) -> pd.DataFrame:
-    """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
-
-    Returns
-    -------
-    `machine`, `gpus`, `height`, `work`, `engine`, what :func:`told` has of the steps (with branches
-    apart over together), and of both layouts (``_cfg``, ``_ulysses``) ``step_s``, ``overhead`` over
-    resident of the same layout, its ``claim``, and the ``job``.
-    """
-    runs = overhead(frames)
-    plain = plain_jobs(runs.assign(cfg_parallel=False))
-    plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
-    apart = runs.cfg_parallel[plain.index]
-    return pd.DataFrame([
-        {"engine": one.engine, **told(one, two),
-         **{f"{name}_{of}": row[name] for of, row in (("cfg", one), ("ulysses", two))
-            for name in ("step_s", "overhead", "claim", "job")}}
-        for one, two in nearest(plain[apart], plain[~apart], [*WHERE, "engine", "frames"])
-    ])  # fmt: skip
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -138,11 +110,29 @@ def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
     pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base])
     return pd.DataFrame([
-        {**told(one, two), "deep": one.prefetch, "base": two.prefetch, "deep_s": one.step_s,
-         "base_s": two.step_s,
+        {**told(one, two), "deep": one.prefetch, "base": two.prefetch,
+         "deep_s": one.step_s, "base_s": two.step_s,
          "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes}
         for one, two in pairs
     ], columns=None if pairs else PREFETCH)  # fmt: skip
+
+
+def layouts(frames: Frames) -> pd.DataFrame:
+    """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
+
+    What :func:`told` has of their steps, the `engine`, and of both (``_cfg``, ``_ulysses``) the
+    ``step_s`` and the ``overhead`` over resident of the same layout, with its ``claim``.
+    """
+    runs = overhead(frames)
+    plain = plain_jobs(runs.assign(cfg_parallel=False))
+    plain = runs.loc[plain.run[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]]
+    ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
+    return pd.DataFrame([
+        {"engine": one.engine, **told(one, two),
+         **{f"{name}_{layout}": row[name] for name in ("step_s", "overhead", "claim")
+            for layout, row in (("cfg", one), ("ulysses", two))}}
+        for one, two in nearest(ones, others, [*WHERE, "engine", "frames"])
+    ], columns=None if len(ones) and len(others) else ["engine", *WHERE])  # fmt: skip
 
 
 # The setup that was asked for --------------------------------------------------------------------
@@ -153,16 +143,15 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 
     "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
     """
-    said = []
-    for column, fact, unit in (("gpus", gpus, " GPUs"), ("height", "s2.height", "p"),
-                               ("frames", "s2.frames", " frames")):  # fmt: skip
-        wanted = facts.number(fact) if fact else math.nan
-        other = runs[column][runs[column] != wanted].dropna()
-        if fact and len(other):
+    said, wanted = [], {"height": ("s2.height", "p"), "frames": ("s2.frames", " frames")}
+    for column, (fact, unit) in (({"gpus": (gpus, " GPUs")} if gpus else {}) | wanted).items():
+        asked = facts.number(fact)
+        other = runs[column][runs[column] != asked].dropna()
+        if len(other):
             there = " and ".join(map(str, sorted(set(other)))) + unit
             there = "1 GPU" if there == "1 GPUs" else there
             some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
-            said.append(f"{there} instead of {wanted:.0f}{unit if unit == 'p' else ''}{some}")
+            said.append(f"{there} instead of {asked:.0f}{unit if unit == 'p' else ''}{some}")
     return ", ".join(said)
 
 
@@ -172,10 +161,10 @@ def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
     `params` are files below ``params/`` without their ending. Minutes are those that the job took
     on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
-    files = [f"params/{name}.yaml" for name in params]
-    paths, runs = [project_root() / file for file in files], frames.full_scale()
-    known = dict(zip(runs.job, runs.wall_s, strict=True))
-    took = sum(known.get(path.stem) or (load_job(path).timeout_s if path.is_file() else math.nan)
-               for path in paths)  # fmt: skip
+    files, took = [f"params/{name}.yaml" for name in params], 0.0
+    known = frames.full_scale().set_index("job").wall_s.groupby("job").last()
+    for path in (project_root() / file for file in files):
+        limit = load_job(path).timeout_s if path.is_file() else math.nan
+        took += known.get(path.stem, limit)
     return {"command": f"wanreport measure {' '.join(files)}",
             "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

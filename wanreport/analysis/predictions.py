@@ -11,9 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,9 @@ from wanreport.analysis.scaling import (
     INTERCONNECTS,
     Known,
     PredictionError,
-    Source,
     predict_job,
 )
 from wanreport.jobs.job import Job, resolve_job
-from wanreport.planner.cost import Inputs
 from wanreport.records.project import git_state, write_atomically
 from wanreport.records.record import EARLIER, RESULTS_DIRS
 from wanreport.words import counted, gigabytes, ratio, seconds
@@ -42,6 +38,7 @@ TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
 SAID = ["engine", "prefetch", "height", "tokens", "low_s", "high_s", "first_s", "switch_s",
         "total_s", "h2d_bytes", "all_to_all_bytes"]  # fmt: skip
+MEASURED = ["kind", "value", "tokens", "ranks", "at", "path", "sha256"]
 JUDGED = ["gpu", "gpus", "interconnect", "job", *SAID, "cfg_parallel", "made_at", "predicted_s",
           "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
           "held"]  # fmt: skip
@@ -77,7 +74,7 @@ def predict(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **git_state(),
         "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
-        "measured": [asdict(source) for source in known.sources],
+        "measured": known.measured.to_dict("records"),
     }
 
 
@@ -92,31 +89,35 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     PredictionError
         Naming what is missing.
     """
-    sources: list[Source] = []
+    rows: list[dict[str, Any]] = []
     model: Mapping[str, Any] = {}
     here = _runs_on(frames.full_scale(), gpu, interconnect)
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
         data = (root / row.file).read_bytes()
-        note = partial(Source, tokens=int(row.tokens), ranks=int(row.gpus), at=row.started,
-                       path=row.file, sha256=hashlib.sha256(data).hexdigest())  # fmt: skip
         if row.source == "job":
             record = json.loads(data)
             if record["job"]["dtype"] != DTYPE:
                 continue
             model = record["model"]
-        if row.plan_inputs:
-            sources.append(note("windows", Inputs.of(row.plan_inputs)))
-        if row.pageable_rates:
-            sources.append(note("pageable", [rate * 1e9 for rate in row.pageable_rates]))
-        if row.engine == "resident" and not row.again and row.step_s > 0:
-            sources.append(note("resident", (row.step_s, int(row.blocks), int(row.branches))))
-        if row.engine == "swap" and row.source == "job" and row.switch_s > 0:
-            spikes = [max(s - row.step_s, 0.0) for s in (row.first_s, row.switch_s)]
-            sources.append(note("swap", spikes))
-    known = Known(gpu, model, sorted(sources, key=lambda source: source.at))
-    if not model or not known.alone:
+        rates, spikes = row.pageable_rates, [row.first_s - row.step_s, row.switch_s - row.step_s]
+        values = {
+            "windows": row.plan_inputs or None,
+            "pageable": [rate * 1e9 for rate in rates] if rates else None,
+            "resident": [row.step_s, row.blocks, row.branches]
+            if row.engine == "resident" and not row.again and row.step_s > 0 else None,
+            "swap": [max(spike, 0.0) for spike in spikes]
+            if row.engine == "swap" and row.source == "job" and row.switch_s > 0 else None,
+        }  # fmt: skip
+        rows += [
+            {"kind": kind, "value": value, "tokens": row.tokens, "ranks": row.gpus,
+             "at": row.started, "path": row.file, "sha256": hashlib.sha256(data).hexdigest()}
+            for kind, value in values.items() if value
+        ]  # fmt: skip
+    known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
+    alone = [row for row in known.of("windows", several=False)]
+    if not model or not alone:
         raise PredictionError(
             f"{gpu}: no committed record of stream on one GPU says how long windows take;"
             f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"

@@ -11,18 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wanreport.records.files import (
-    FIRST,
-    LAST,
-    PEERS,
-    Bench,
-    BenchRow,
-    FileError,
-    Gpu,
-    Machine,
-    Record,
-    parse_label,
-)
+from wanreport.records import files
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows of each frame, by its name."""
@@ -35,7 +24,7 @@ MODEL = ("height", "width", "num_frames", "num_layers", "flow_shift", "boundary_
 """What must be equal, beside machine, torch and layout, before two jobs' times are compared."""
 
 
-def add_record(rows: Rows, run: str, r: Record) -> None:
+def add_record(rows: Rows, run: str, r: files.Record) -> None:
     """Add the rows of one record; `run` is its file."""
     job, model, plan, link = r.job, r.model, r.engine.plan or {}, r.machine.link or {}
     engine, gpus = str(r.engine.name or job.get("engine")), int(job.get("num_gpus") or 0)
@@ -59,8 +48,8 @@ def add_record(rows: Rows, run: str, r: Record) -> None:
         "baseline_job": job.get("baseline_job"), "scale": job.get("scale"),
         "status": r.status, "reason": r.reason, "hint": r.hint, "rehearsal": r.is_rehearsal,
         "engine": engine, "setting": setting, "name": _joined(engine, setting), "again": False,
-        "gpus": gpus, "layout": layout(gpus, bool(split)), "cfg_parallel": bool(split),
-        "tokens": model.tokens, "blocks": model.num_layers, "branches": branches, "compiled": compiled,
+        "gpus": gpus, "cfg_parallel": bool(split), "branches": branches, "compiled": compiled,
+        "tokens": model.tokens, "blocks": model.num_layers,
         # A job that ran out of memory may have no model yet: then what it asked for counts.
         "height": model.height or job.get("height"), "width": model.width or job.get("width"),
         "frames": model.num_frames or job.get("num_frames"),
@@ -108,26 +97,26 @@ def add_record(rows: Rows, run: str, r: Record) -> None:
                        for event in r.timeline if event.end_ms is not None]  # fmt: skip
 
 
-def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
+def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
     """Add the rows of a benchmark file: each of its rows is a run of one iteration."""
     said = bench.settings
     if bench.machine.slug != (folder := path.parent.parent.name):
-        raise FileError(
+        raise files.FileError(
             f"{path}: machine.slug is {bench.machine.slug}, and the folder is {folder}'s; move the"
             f" file to {bench.machine.slug}/benchmarks/"
         )
     links: dict[int, float] = {}  # that of the slowest rank, by tokens
     for row in bench.rows:
-        if row.label == FIRST:
+        if row.label == files.FIRST:
             rates = [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
             links |= {row.tokens: min(rates)} if rates else {}
     for row in bench.rows:
-        name, given = parse_label(row.label)
-        engine, again = "stream" if name == "planned" else name, row.label == LAST
+        name, given = files.parse_label(row.label)
+        engine, again = "stream" if name == "planned" else name, row.label == files.LAST
         parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
         setting = _joined(name == "planned" and name, *parts)
         shown = _joined(engine, setting)
-        if name in PEERS:
+        if name in files.PEERS:
             setting = bench.peers[name].version if name in bench.peers else ""
             shown = f"{'SGLang' if name == 'sglang' else name} {setting}".strip()
         plan = row.ranks[0].plan if row.ranks else None
@@ -140,15 +129,14 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
             "status": row.status, "reason": row.reason, "hint": "", "scale": "blocks",
             "rehearsal": said.device != "cuda", "engine": engine, "setting": setting,
             "name": shown + " again" * again, "again": again, "gpus": said.ranks,
-            "layout": layout(said.ranks, False), "cfg_parallel": False, "tokens": row.tokens,
-            "blocks": said.blocks, "branches": said.branches, "compiled": said.compile,
-            "work": work + ("a CFG step" if said.branches == 2 else "one branch"),
+            "cfg_parallel": False, "tokens": row.tokens, "blocks": said.blocks,
+            "branches": said.branches, "compiled": said.compile, "work": work + ("a CFG step" if said.branches == 2 else "one branch"),
             "workload": f"{bench.software.torch} {row.tokens} {said.blocks} {said.branches}"
             f" {said.compile}", "group": f"{file}#{row.tokens}", "started": row.ended_at,
             "prefetch": given.get("prefetch"), "link_gb_s": links.get(row.tokens),
             "settings": row.settings.__dict__ if row.settings else {},
             "block_bytes": bench.bytes // said.blocks, "plan_inputs": plan and plan.inputs,
-            "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
+            "pageable_rates": None, "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
             "counters_derived": False, "traces": 0,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
             "repeats": len(digests) == 1 if digests else None,
@@ -169,7 +157,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
         ]
 
 
-def _moved(bench: Bench, row: BenchRow, name: str) -> float | None:
+def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     """Bytes that the busiest rank must copy to its device in a steady step.
 
     By `stream`'s settings where it has any, else as the engine counted. What a peer moves is not
@@ -180,14 +168,14 @@ def _moved(bench: Bench, row: BenchRow, name: str) -> float | None:
         passes = -(-said.branches // row.settings.branches_per_visit)
         block = bench.bytes / said.blocks / (said.ranks if row.settings.shard else 1)
         return passes * row.settings.moving(said.blocks) * block
-    if name in PEERS:
+    if name in files.PEERS:
         return float(bench.bytes * said.branches)
     brought = [rank.counters["h2d_bytes"] / len(rank.samples_ms)
                for rank in row.ranks if rank.counters and rank.samples_ms]  # fmt: skip
     return max(brought, default=None)
 
 
-def _pinned(row: BenchRow) -> int | None:
+def _pinned(row: files.BenchRow) -> int | None:
     """Pinned bytes of the host: what each rank has, but once what ranks share."""
     each = [rank.memory.pinned_bytes for rank in row.ranks]
     if not each or None in each:
@@ -198,7 +186,7 @@ def _pinned(row: BenchRow) -> int | None:
 # What both kinds share ---------------------------------------------------------------------------
 
 
-def _about(run: str, machine: Machine, software: Any) -> dict[str, Any]:
+def _about(run: str, machine: files.Machine, software: Any) -> dict[str, Any]:
     """Which run it is, and on what: a machine's short name is like "2× H100, PCIe path".
 
     H100 alone is the SXM board with 80 GB of HBM3; other boards keep the rest of their name.
@@ -218,12 +206,7 @@ def path_of(interconnect: str) -> str:
     return "PCIe path" if "PCIe" in interconnect else interconnect
 
 
-def layout(gpus: int, cfg_parallel: bool) -> str:
-    """Name how GPUs share a step: "Ulysses 4", or "CFG 2 × Ulysses 2" where branches are apart."""
-    return f"CFG 2 × Ulysses {gpus // 2}" if cfg_parallel else f"Ulysses {gpus}"
-
-
-def _gpu_state(ranks: Sequence[Gpu | None]) -> dict[str, Any]:
+def _gpu_state(ranks: Sequence[files.Gpu | None]) -> dict[str, Any]:
     """How the GPUs ran: what the rank with the slowest clock read, and all boards."""
     read = [rank for rank in ranks if rank]
     if not read or len(read) < len(ranks):

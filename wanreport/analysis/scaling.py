@@ -20,10 +20,11 @@ The engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
@@ -47,37 +48,28 @@ class PredictionError(FileError):
     """What is missing for a prediction, or wrong with one; the message names the fix."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """One measured value and the file that it is from."""
+class Known(NamedTuple):
+    """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last.
 
-    kind: str  # "windows", "resident", "pageable" or "swap"
-    value: Any  # of these: a plan's Inputs; a step's seconds, blocks and branches; bytes a second
-    # of pageable memory, to the device and back; seconds of the first step and switch beyond others
-    tokens: int
-    ranks: int
-    at: str
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Known:
-    """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last."""
+    `measured` has a row for each value: `kind`, `value`, `tokens`, `ranks`, `at`, when, `path` and
+    `sha256` of its file. A value is, by kind, of "windows" a plan's inputs; of "resident" a step's
+    seconds, blocks and branches; of "pageable" bytes a second to the device and back; of "swap"
+    seconds that the first step and the switch take beyond others.
+    """
 
     gpu: str
     model: Mapping[str, Any]
-    sources: list[Source]
+    measured: pd.DataFrame
 
-    def of(self, kind: str) -> list[Source]:
-        """What was measured of a kind."""
-        return [source for source in self.sources if source.kind == kind]
+    def of(self, kind: str, several: bool | None = None) -> list[Any]:
+        """Rows of a kind; of `several` ranks, or of one, where that is given."""
+        rows = [row for row in self.measured.itertuples() if row.kind == kind]
+        return [row for row in rows if several in (None, row.ranks > 1)]
 
     @property
-    def alone(self) -> dict[int, Inputs]:
-        """Windows that one GPU was measured at, by tokens, the shortest first."""
-        found = {s.tokens: s.value for s in self.of("windows") if s.ranks == 1}
-        return dict(sorted(found.items()))
+    def base(self) -> Any:
+        """The windows measured with the most ranks, the latest."""
+        return max(self.of("windows"), key=lambda row: (row.ranks, row.at))
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
@@ -98,21 +90,15 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
     where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
     all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says. The range of the step is
-    that of all-to-alls that take no time at all, and twice the time.
+    link and the rest from the other ranks; ``stream`` what its plan says.
 
     Returns
     -------
-    Seconds (``step_s``, ``low_s``, ``high_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole
-    schedule), ``overhead`` over resident, bytes of a step that a rank brings from the host
-    (``h2d_bytes``) and exchanges in all-to-alls (``all_to_all_bytes``), ``settings`` of `stream`,
-    the ``inputs`` and where they come ``from``.
-
-    Raises
-    ------
-    PredictionError
-        For a job of another kind; if nothing tells the interconnect's speed; if measured steps
-        contradict measured windows.
+    Seconds (``step_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole schedule; ``low_s`` and
+    ``high_s`` of a step with all-to-alls that take no time, and twice the time), ``overhead`` over
+    resident, bytes of a step that a rank brings from the host (``h2d_bytes``) and exchanges in
+    all-to-alls (``all_to_all_bytes``), ``settings`` of `stream`, the ``inputs`` and where they come
+    ``from``. Raises PredictionError for a job of another kind, or if measurements are missing.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
@@ -187,8 +173,8 @@ def _inputs(
     heads, row = model["num_heads"], model["head_dim"] * ELEMENT
     windows, rest, words = _alone(known, tokens, number)
     waiting, said = _waiting(known, windows, rest) if number > 1 else (1.0, [])
-    base = max(known.of("windows"), key=lambda source: (source.ranks, source.at))
-    local, exchanged = base.value.local, all_to_all_bytes(tokens, heads, row, number)
+    base, plan = known.base, Inputs.of(known.base.value)
+    local, exchanged = plan.local, all_to_all_bytes(tokens, heads, row, number)
     at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
     at_once += f", assumed for {gpus} at once" if gpus > base.ranks else ""
     words += [*said, f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}"]
@@ -209,7 +195,7 @@ def _inputs(
         blocks=model["num_layers"], block_bytes=model["block_bytes"], ranks=gpus, branches=branches,
         outer_bytes=model["outer_bytes"], steps=job.num_inference_steps,
         windows_s=(waiting * pre, waiting * attend, waiting * post), collectives_s=collectives,
-        other_s=branches * rest(tokens) * tokens, link=base.value.link, local=local, sharded=sharded,
+        other_s=branches * rest(tokens) * tokens, link=plan.link, local=local, sharded=sharded,
     )  # fmt: skip
     return inputs, exchanged, words
 
@@ -222,13 +208,13 @@ def _alone(
     known: Known, tokens: int, number: int
 ) -> tuple[Windows, Callable[[int], float], list[str]]:
     """What one GPU tells: the length of windows, the rest's seconds a token, and in words how."""
-    alone, heads = known.alone, known.model["num_heads"]
+    alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
+    alone, heads = dict(sorted(alone.items())), known.model["num_heads"]
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
     visits = {}  # seconds of one branch in one block
-    for source in known.of("resident"):
-        (step, blocks, branches), n = source.value, source.tokens
-        if source.ranks == 1:
-            visits[n] = (step / branches - rest(n) * n) / blocks
+    for row in known.of("resident", several=False):
+        (step, blocks, branches), n = row.value, row.tokens
+        visits[n] = (step / branches - rest(n) * n) / blocks
     factors = {n: visits[n] / sum(w.windows_s) for n, w in alone.items() if n in visits}
     pre, attend, post = (
         {n: factors.get(n, 1.0) * w.windows_s[part] / n**power for n, w in alone.items()}
@@ -237,7 +223,7 @@ def _alone(
     for n in sorted(n for n in visits if n > max(alone)):
         attend[n] = (visits[n] / n - _curve(pre)(n) - _curve(post)(n)) / n
     if wrong := [n for n, each in attend.items() if each <= 0]:
-        files = ", ".join(s.path for s in known.of("resident") if s.tokens in wrong)
+        files = ", ".join(row.path for row in known.of("resident") if row.tokens in wrong)
         raise PredictionError(
             f"{known.gpu}: a step of resident at {wrong[0]:,} tokens ({files}) is too short beside"
             " what stream measured; measure one of them again"
@@ -270,8 +256,10 @@ def _waiting(
     It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
     whose all-to-alls are known; 1 without one.
     """
-    exchanges = {(s.tokens, s.ranks): s.value.collectives_s for s in known.of("windows")}
-    found = [s for s in known.of("resident") if s.ranks > 1 and (s.tokens, s.ranks) in exchanges]
+    exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
+    found = [
+        row for row in known.of("resident", several=True) if (row.tokens, row.ranks) in exchanges
+    ]
     if not found:
         return 1.0, []
     (step, blocks, branches), at = found[-1].value, (found[-1].tokens, found[-1].ranks)
@@ -303,11 +291,10 @@ def _wire(
     beside that; the share of its rate that a load beside a collective keeps; how much longer the
     collective takes then; and in words what that rests on.
     """
-    if several := [source for source in known.of("windows") if source.ranks > 1]:
-        best = max(several, key=lambda source: (source.ranks, source.at))
-        row = known.model["head_dim"] * ELEMENT
+    if (best := known.base).ranks > 1:
+        row, route = known.model["head_dim"] * ELEMENT, Inputs.of(best.value).local
         moved = all_to_all_bytes(best.tokens, known.model["num_heads"], row, best.ranks)
-        rate, route = moved / best.value.collectives_s, best.value.local
+        rate = moved / best.value["collectives_s"]
         said = f"all-to-alls: {rate / 1e9:.3g} GB/s, measured with {best.ranks} GPUs"
         return rate, 0.0, route.collective_rate / route.rate, route.collective_factor, [said]
     if known.gpu not in DATASHEET:

@@ -15,9 +15,9 @@ UNKNOWN_CLOCKS = SAME_CLOCKS + 0.04
 """Below these shares no difference between two runs' steady steps is claimed. They are allowances:
 `resident` drifts by up to one per cent within one campaign, and two runs of it on one class of
 machine lay 3.8 per cent apart."""
-
 CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
-Row = Any  # of a run: its step_s, step_low_s, step_high_s, step_n, and sm_mhz, maybe NaN
+
+Row = Any  # of `frames.runs`; here its step_s, step_low_s, step_high_s, step_n and sm_mhz count
 
 
 class Median(NamedTuple):
@@ -27,6 +27,11 @@ class Median(NamedTuple):
     low: float
     high: float
     n: int
+
+    def over(self, other: Median) -> Median:
+        """The ratio of two medians, with what both intervals leave open."""
+        return Median(self.median / other.median, self.low / other.high, self.high / other.low,
+                      min(self.n, other.n))  # fmt: skip
 
 
 def median_interval(samples: Iterable[float]) -> Median:
@@ -38,7 +43,7 @@ def median_interval(samples: Iterable[float]) -> Median:
     """
     ordered = sorted(float(sample) for sample in samples if not math.isnan(sample))
     n, k, fewer = len(ordered), 0, 1
-    while fewer * 40 <= 2**n:  # of the 2**n outcomes have at most k successes
+    while fewer * 40 <= 2**n:  # so many of the 2**n outcomes have at most k successes
         k += 1
         fewer += math.comb(n, k)
     ends = (ordered[k - 1], ordered[n - k]) if k else (math.nan, math.nan)
@@ -48,10 +53,10 @@ def median_interval(samples: Iterable[float]) -> Median:
 def apart(one: Median, two: Median, allowance: float = 0.0) -> int:
     """Compare two medians: 1 where `one` lies above `two`, -1 below, 0 where nothing is claimed.
 
-    They are apart where their intervals are, by more than the share `allowance`. Without an
-    interval nothing is claimed.
+    They are apart where their intervals are, by more than the share `allowance`; without an
+    interval, whose ends are NaN, never.
     """
-    more = 1 + allowance  # a comparison with NaN is false
+    more = 1 + allowance
     return 1 if one.low > two.high * more else -1 if one.high * more < two.low else 0
 
 
@@ -60,9 +65,8 @@ def allowance(one: Row, two: Row, *, drift: float = 0.0, either_way: bool = Fals
 
     A clock counts only where it may explain the difference: where the run of the longer step has
     the slower one. With `either_way` it always counts, as where two differences are compared. A
-    clock that was not read is an unknown one, never an equal one. `drift` is by what share the same
-    work drifted while both ran, where that was measured; where it is more than the allowance for
-    equal clocks, it takes its place.
+    clock that was not read is an unknown one, never an equal one. `drift`, by what share the same
+    work drifted while both ran, takes the place of the allowance for equal clocks if it is more.
     """
     least = max(SAME_CLOCKS, 0.0 if math.isnan(drift) else abs(drift))
     mine, theirs = one["sm_mhz"], two["sm_mhz"]
@@ -81,10 +85,11 @@ def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
     allow; ``step_difference_s`` is in seconds, from ``low_s`` to ``high_s``. `claim` is "slower",
     "faster", "within noise" below the `allowance`, or "no interval" with fewer than six steps.
     """
-    mine, theirs, ratio = _step(one), _step(two), _ratio(one, two)
-    share = allowance(one, two, drift=drift)
+    mine, theirs, share = _step(one), _step(two), allowance(one, two, drift=drift)
+    ratio = mine.over(theirs)
     return {
-        **{f"difference{end}": value - 1 for end, value in _ends(ratio)},
+        "difference": ratio.median - 1,
+        "difference_low": ratio.low - 1, "difference_high": ratio.high - 1,
         "step_difference_s": mine.median - theirs.median,
         "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
         "allowance": share, "claim": _claim(mine, theirs, share),
@@ -95,32 +100,21 @@ def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any
     """Compare two gaps: by how much more of a step one pair of runs is apart than another.
 
     A pair's gap is the first one's steady step over the second one's, less 1: ``gap`` and
-    ``gap_before``. ``difference``, its ends, `allowance` and `claim` are as in :func:`difference`,
-    "slower" where the first gap is the wider one. Clocks count either way, as they may have widened
-    one gap or narrowed the other.
+    ``gap_before``. The rest is as in :func:`difference`, "slower" where the first gap is the wider
+    one. Clocks count either way, as they may have widened one gap or narrowed the other.
     """
-    wide, narrow = _ratio(*many), _ratio(*few)
+    wide, narrow = (_step(one).over(_step(two)) for one, two in (many, few))
     share = sum(allowance(*pair, either_way=True) for pair in (many, few))
-    between = Median(wide.median - narrow.median, wide.low - narrow.high, wide.high - narrow.low, 0)
     return {
         "gap": wide.median - 1, "gap_before": narrow.median - 1,
-        **{f"difference{end}": value for end, value in _ends(between)},
+        "difference": wide.median - narrow.median,
+        "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
         "allowance": share, "claim": _claim(wide, narrow, share),
     }  # fmt: skip
 
 
 def _step(row: Row) -> Median:
     return Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
-
-
-def _ratio(one: Row, two: Row) -> Median:
-    """The ratio of two steady steps, with what both intervals leave open."""
-    mine, theirs = _step(one), _step(two)
-    return Median(mine.median / theirs.median, mine.low / theirs.high, mine.high / theirs.low, 0)
-
-
-def _ends(of: Median) -> list[tuple[str, float]]:
-    return list(zip(("", "_low", "_high"), of, strict=False))
 
 
 def _claim(one: Median, two: Median, share: float) -> str:

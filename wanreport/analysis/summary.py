@@ -8,9 +8,12 @@ from __future__ import annotations
 import pandas as pd
 
 from wanreport.analysis.rows import MEMORY
-from wanreport.analysis.stats import Median, difference, median_interval
+from wanreport.analysis.stats import difference, median_interval
 
-COMPARED = ["difference", "difference_low", "difference_high", "allowance", "claim"]
+STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
+OVERHEAD = {"difference": "overhead", "difference_low": "overhead_low",
+            "difference_high": "overhead_high", "allowance": "allowance",
+            "claim": "claim"}  # fmt: skip
 
 
 def summed_up(
@@ -18,21 +21,16 @@ def summed_up(
 ) -> pd.DataFrame:
     """Add to each run what follows from its rows in the other frames.
 
-    Times are those of clean iterations: medians where there are several. Memory is the peak of all
-    ranks and iterations.
-
-    Returns
-    -------
-    `runs` with
+    Times are those of clean iterations: medians where there are several. Memory (``_bytes``) is the
+    peak of all ranks and iterations.
 
     step_s, step_low_s, step_high_s, step_n
         A steady step, neither the first nor the switch: its median with interval and n.
-    first_s, switch_s, decode_s
-        The first step, the switch, decoding.
-    denoise_s, steady_s, end_to_end_s, h2d_schedule_bytes
-        The whole schedule, its steady steps, both with decoding, and the bytes that the busiest
-        rank copies to its device. A step that did not run counts as the mean of the steady ones
-        that did; its bytes as their median, since the step before the switch may load ahead.
+    first_s, switch_s, decode_s; denoise_s, steady_s, end_to_end_s; h2d_schedule_bytes
+        The first step, the switch, decoding; the whole schedule, its steady steps, both with
+        decoding; the bytes that the busiest rank copies to its device. A step that did not run
+        counts as the mean of the steady ones that did; its bytes as their median, since the step
+        before the switch may load ahead.
     h2d_step_bytes, h2d_step_bytes_all
         Bytes of a steady step to the device: of the busiest rank, of all ranks.
     sm_mhz, power_w, celsius, boards
@@ -45,29 +43,27 @@ def summed_up(
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])
-    names = ["step_s", "step_low_s", "step_high_s", "step_n"]
-    medians = [step.get(run, nothing) for run in runs.index]
-    found = runs.join(pd.DataFrame(medians, runs.index, Median._fields).set_axis(names, axis=1))
+    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index, STEP)
     moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
-    found = found.join(moved.set_axis(["h2d_step_bytes", "h2d_step_bytes_all"], axis=1))
     each = iterations.set_index(["run", "iteration"])
     quiet = each[each.kind == "clean"]
-    whole = _whole(clean, quiet, runs.steps_whole).groupby("run").median()
-    found = found.join(whole).join(each.groupby("run")[[*MEMORY]].max())
-    found = found.join(quiet.groupby("run")[["sm_mhz", "power_w", "celsius"]].median())
-    boards = quiet.groupby("run").boards.first()
+    found = runs.join([
+        medians, moved.set_axis(["h2d_step_bytes", "h2d_step_bytes_all"], axis=1),
+        _whole(clean, quiet, runs.steps_whole).groupby("run").median(),
+        each.groupby("run")[[*MEMORY]].max(),
+        quiet.groupby("run")[["sm_mhz", "power_w", "celsius"]].median(),
+    ])  # fmt: skip
+    boards, job = quiet.groupby("run").boards.first(), found.source == "job"
     found["boards"] = [boards.get(run, ()) for run in found.index]
-    job = found.source == "job"  # a campaign repeats one step: it has no schedule
+    # A campaign repeats one step: it has no schedule.
     found["h2d_schedule_bytes"] = found.h2d_schedule_bytes.where(job, found.h2d_step_bytes)
 
     ends = each.latents[each.complete.astype(bool) & each.latents.notna()].groupby("run")
     same = ends.nunique() == 1
     found["latents"] = found.latents.where(~job, ends.last().where(same))
     found["repeats"] = found.repeats.where(~job, same.where(ends.size() > 1).astype(object))
-    agree = counters.measured == counters.formula
-    known, right = (
-        series.groupby(counters.run).all() for series in (counters.formula.notna(), agree)
-    )
+    right = (counters.measured == counters.formula).groupby(counters.run).all()
+    known = counters.formula.notna().groupby(counters.run).all()
     told = known.reindex(found.index, fill_value=False) & ~found.counters_derived
     found["formula_ok"] = right.reindex(found.index).astype(object).where(told, None)
     return found
@@ -81,10 +77,10 @@ def _whole(clean: pd.DataFrame, iterations: pd.DataFrame, planned: pd.Series) ->
     first, left = roles["first"], planned.reindex(by.size().index, level="run") - by.size()
     left = left.astype(float).clip(lower=0).fillna(0)
     typical = clean[clean.role == "steady"].groupby(["run", "iteration"]).h2d_bytes.median()
-    denoise = by.seconds.sum() + (left * roles.steady).where(left > 0, 0.0)
     moved = by.h2d_bytes.agg(lambda column: column.sum(skipna=False))
     found = pd.DataFrame({
-        "first_s": first, "switch_s": roles.switch, "denoise_s": denoise,
+        "first_s": first, "switch_s": roles.switch,
+        "denoise_s": by.seconds.sum() + (left * roles.steady).where(left > 0, 0.0),
         "h2d_schedule_bytes": moved + (left * typical).where(left > 0, 0.0),
     }).where(first.notna())  # fmt: skip
     found["steady_s"] = found.denoise_s - first - found.switch_s.fillna(0)
@@ -94,53 +90,43 @@ def _whole(clean: pd.DataFrame, iterations: pd.DataFrame, planned: pd.Series) ->
 
 
 def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
-    """Hold each finished run at full scale against `resident`; the others have no such numbers.
-
-    Returns
-    -------
-    `runs` with
+    """Add to each finished run at full scale how it compares with `resident`.
 
     reference, resident_s
         The run of `resident` that it is held against, and its steady step. In a benchmark file that
         is the file's first one at the same number of tokens; of jobs, of the same work and layout,
         one on the same boards, the latest; else the latest on that class of machine.
-    drift
-        By what share resident moved meanwhile; NaN if unknown. In a benchmark file that is its
-        closing run over the first, less 1; of jobs the spread of its runs on the same boards.
-    overhead, overhead_low, overhead_high
-        The step over resident's, less 1, and the least and the most that both intervals allow.
-    allowance, claim
-        Below which share no difference is claimed, and what is
-        (:func:`wanreport.analysis.stats.difference`).
-    same_boards, bracketed
-        Whether both ran on the same GPUs, and whether resident ran there again another time.
+    overhead, overhead_low, overhead_high, allowance, claim
+        The step over resident's, less 1, as :func:`wanreport.analysis.stats.difference` has it.
+    drift, bracketed
+        By what share resident moved meanwhile, and whether that is known. In a benchmark file it is
+        its closing run over the first, less 1; of jobs the spread of its runs on the same boards.
     limit_s, over_limit
         What no engine can beat with the same bytes: the larger of resident's step and of the bytes
         of a step over the link's measured bandwidth; and the step over it.
-    same_bits
-        Whether its latents, or a benchmark's outputs, have resident's bits.
+    same_boards, same_bits
+        Whether both ran on the same GPUs, and have the same latents, or a benchmark's outputs.
     """
     timed = runs[(runs.status == "ok") & ~runs.rehearsal & runs.step_s.notna()]
     boards = timed.group + " " + timed.boards.map(" ".join)
     resident = timed[timed.engine == "resident"].sort_values(["latest", "started"], ascending=False)
     first, again = resident[~resident.again], resident[resident.again].groupby("group").step_s
-    beside = first[first.boards.astype(bool)].groupby(boards)
-    reference = boards.map(beside.run.first()).fillna(timed.group.map(first.groupby("group").run.first()))
+    of_group, beside = first.groupby("group"), first[first.boards.astype(bool)].groupby(boards)
+    reference = boards.map(beside.run.first()).fillna(timed.group.map(of_group.run.first()))
     reference = reference.mask(timed.latest & timed.run.isin(first.run), timed.run)
     spread = (beside.step_s.max() / beside.step_s.min() - 1).where(beside.size() > 1)
-    moved = again.first() / first.groupby("group").step_s.first() - 1
-    found = timed.assign(reference=reference, drift=timed.group.map(moved).fillna(boards.map(spread)))
-    found = found[found.reference.notna()]
+    drift = timed.group.map(again.first() / of_group.step_s.first() - 1).fillna(boards.map(spread))
+    found = timed.assign(reference=reference, drift=drift, bracketed=drift.notna())
+    found = found[reference.notna()]
     theirs = runs.loc[found.reference].set_axis(found.index)
     pairs = zip(found.to_dict("records"), theirs.to_dict("records"), strict=True)
     gaps = [difference(one, two, one["drift"]) for one, two in pairs]
-    gaps = pd.DataFrame(gaps, found.index, COMPARED).rename(columns=lambda name: name.replace("difference", "overhead"))
-    found = found.assign(resident_s=theirs.step_s).join(gaps)
+    found = found.join(pd.DataFrame(gaps, found.index, [*OVERHEAD]).rename(columns=OVERHEAD))
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
+    found["resident_s"] = theirs.step_s
     found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
     found["over_limit"] = found.step_s / found.limit_s
     found["same_boards"] = found.boards.astype(bool) & (found.boards == theirs.boards)
-    found["bracketed"] = found.drift.notna()
     known = found.latents.notna() & theirs.latents.notna()
     same = (found.latents == theirs.latents).astype(object).where(known, None)
     found["same_bits"] = same.mask(found.repeats.eq(False), False)

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis import compare, overlap
-from wanreport.analysis.compare import differs, plain_jobs
 from wanreport.analysis.causes import causes
 from wanreport.analysis.checks import checks
+from wanreport.analysis.compare import differs, plain_jobs
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.questions import questions
 from wanreport.baseline.facts import Facts
@@ -59,7 +59,7 @@ def _told(by: str, measured: str, row: Any, *runs: str) -> Row:
 
 
 def _causes(frames: Frames, facts: Facts) -> Iterator[Row]:
-    for row in causes(frames, facts).query("run_a.notna()").itertuples():
+    for row in causes(frames, facts).itertuples():
         beside = f", together with {', '.join(row.together_with)}" if row.together_with else ""
         words = (f"{row.changed} {row.change}: {seconds(row.effect_s, 3)} a step, {row.claim}"
                  f" ({row.work}{beside})")  # fmt: skip
