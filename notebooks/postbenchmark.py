@@ -361,8 +361,10 @@ for end, side in (("new", "new"), ("old", "old"), ("minus", "delta")):
     names = tables.section + "." + tables.quantity + f".{side}"
     tables[f"baseline_{end}_s"] = names.map(facts.number)
 for engine in OLD:
-    steady = tables.group.map(lambda group: claims[group].get(engine, {}).get("claim"))
-    steady = (", " + steady).where(tables.quantity == "steady").fillna("")
+    steady = {
+        group: f", {pair[engine]['claim']}" for group, pair in claims.items() if engine in pair
+    }
+    steady = tables.group.map(steady).where(tables.quantity == "steady").fillna("")
     tables[f"less_{engine}"] = (tables.new_s - tables[f"{engine}_s"]).map(gap) + steady
 for (machine, height), here in tables.groupby(["machine", "height"]):
     md(f"### {machine}, {height}p")

@@ -52,7 +52,7 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
         assert {key: found[key] for key in TIMES} == pytest.approx(
             {key: told[key] for key in TIMES}
         )
-        alike = ("engine", "prefetch", "tokens", "from")
+        alike = ("engine", "prefetch", "tokens")
         assert [found[key] for key in alike] == [told[key] for key in alike]
         assert json.loads(json.dumps(found["settings"])) == told["settings"]
 

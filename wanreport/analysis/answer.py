@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from wanreport.analysis.compare import headline, to_measure
+from wanreport.analysis.compare import headline
 from wanreport.analysis.frames import Frames
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
@@ -48,25 +48,18 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
 def not_measured(frames: Frames) -> pd.DataFrame:
     """List what the question asks for and no run of the full model answers.
 
-    `what` is "baseline" (the baseline's own jobs), "NVLink" or "720p"; `jobs` how many they are,
-    `gpus` what they need ("4 and 6"), `command` and `minutes` what would measure them.
+    `what` is "baseline" (the baseline's own jobs: how many `jobs`, on how many `gpus`, as in "4 and
+    6"), "NVLink" or "720p".
     """
-    found, runs, rows = answer(frames), frames.runs, []
+    found, runs = answer(frames), frames.runs
     known = {*runs.baseline_job[~runs.rehearsal & runs.status.isin(["ok", "oom"])]}
-    files = sorted((project_root() / "params/baseline").glob("*.yaml"))
-    pair = ("resident", "layerwise", "stream")
-    asked = {
-        "baseline": [f"baseline/{f.stem}" for f in files if load_job(f).baseline_job not in known],
-        "NVLink": [f"campaign/480p-2gpu-{e}" for e in pair if "NVLink" not in set(found.place)],
-        "720p": [f"campaign/720p-2gpu-{e}-5steps" for e in pair if 720 not in set(found.height)],
-    }
-    for what, names in asked.items():
-        jobs = [load_job(project_root() / f"params/{name}.yaml") for name in names]
-        if jobs:
-            gpus = " and ".join(map(str, sorted({job.num_gpus for job in jobs})))
-            rows.append({"what": what, "jobs": len({job.baseline_job for job in jobs}),
-                         "gpus": gpus, **to_measure(frames, *names)})  # fmt: skip
-    return pd.DataFrame(rows, columns=["what", "jobs", "gpus", "command", "minutes"])
+    files = (project_root() / "params/baseline").glob("*.yaml")
+    left = [job for job in map(load_job, files) if job.baseline_job not in known]
+    gpus = " and ".join(map(str, sorted({job.num_gpus for job in left})))
+    rows = [("baseline", len({job.baseline_job for job in left}), gpus)] if left else []
+    rows += [("NVLink", 0, "")] * ("NVLink" not in set(found.place))
+    rows += [("720p", 0, "")] * (720 not in set(found.height))
+    return pd.DataFrame(rows, columns=["what", "jobs", "gpus"])
 
 
 def without_record(frames: Frames) -> pd.DataFrame:

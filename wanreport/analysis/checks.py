@@ -56,8 +56,9 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
         answers = [a for a in answers if not a["setting"] or a["machine"] not in there]
         settled = any(a["status"] in ("pass", "fail") and not a["setting"] for a in answers)
         todo = {} if settled or not jobs else compare.to_measure(frames, *jobs.split())
-        row = {"check": check, "expected": expected, "machine": "", "status": "not measured",
-               "setting": "", "measured": "", "runs": [], "command": "", "minutes": math.nan}  # fmt: skip
+        row = {"check": check, "expected": expected, "status": "not measured", "runs": [],
+               **dict.fromkeys(("machine", "setting", "measured", "command"), ""),
+               "minutes": math.nan}  # fmt: skip
         rows += [row | todo | each for each in answers or [{}]]
     return pd.DataFrame(rows)
 
@@ -67,8 +68,9 @@ def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str 
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
     path = f"NVLink instead of the {SHARED}" if rows[-1].interconnect == "NVLink" else ""
     differs = compare.differs(data.facts, pd.DataFrame(rows), gpus)
-    return {"status": status, "machine": rows[-1].machine, "runs": [row.run for row in rows],
-            "measured": measured, "setting": ", ".join(filter(None, [also, differs, path]))}  # fmt: skip
+    setting = ", ".join(filter(None, [also, differs, path]))
+    return {"status": status, "machine": rows[-1].machine, "measured": measured,
+            "runs": [row.run for row in rows], "setting": setting}  # fmt: skip
 
 
 def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Answers:

@@ -30,19 +30,14 @@ TIMES = ["start_ms", "end_ms"]
 def shares(frames: Frames) -> pd.DataFrame:
     """Measure the timeline of each profiled run at full scale.
 
-    Returns
-    -------
-    The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives)
-
-    steps, whole_ms, copies_ms, hidden_ms, hidden
-        Steps noted and their time; time in which anything is copied; what is hidden, also a share.
-    rate_gb_s, rate_n, rate_outside_gb_s, rate_inside_gb_s, inside_n
-        Median rate of a load; of loads that meet no collective; an estimate of those that do,
-        beside it, if they elsewhere run as fast as the link alone.
-    collectives_s, collectives_share
-        All-to-alls a step, with packing and waiting for slower ranks; over the step.
-    beside, beside_low, beside_high, beside_n; alone_low, alone_high, alone_n
-        How long an all-to-all beside a copy takes over lone ones of its size, whose median is 1.
+    The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives) `steps` noted
+    and their time, ``whole_ms``; ``copies_ms`` in which anything is copied, ``hidden_ms`` of it and
+    `hidden`, its share; ``rate_gb_s``, the median of `rate_n` loads, ``rate_outside_gb_s`` of those
+    that meet no collective, ``rate_inside_gb_s``, an estimate of the `inside_n` that do, while
+    beside one, if they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a
+    step, with packing and waiting for slower ranks, and ``collectives_share`` of the step;
+    `beside`, how long an all-to-all beside a copy takes over lone ones of its size, whose median is
+    1, with `beside_low`, `beside_high`, `beside_n`, `alone_low`, `alone_high` and `alone_n`.
     """
     runs, rows = frames.full_scale(), {}
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low

@@ -21,6 +21,7 @@ from wanreport.analysis.compare import overhead
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
 from wanreport.analysis.scaling import (
+    ASSUMED,
     DTYPE,
     INTERCONNECTS,
     Known,
@@ -36,12 +37,8 @@ FOLDER, SCHEMA = "predictions", 1
 STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
 TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
-SAID = ["engine", "prefetch", "height", "tokens", "low_s", "high_s", "first_s", "switch_s",
-        "total_s", "h2d_bytes", "all_to_all_bytes"]  # fmt: skip
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path", "sha256"]
-JUDGED = ["gpu", "gpus", "interconnect", "job", *SAID, "cfg_parallel", "made_at", "predicted_s",
-          "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
-          "held"]  # fmt: skip
+MACHINE = ("gpu", "gpus", "interconnect", "made_at")
 
 
 def predict(
@@ -66,16 +63,14 @@ def predict(
                 " job out"
             )
     known = gather(root, frames, gpu, number, interconnect)
+    assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
     return {
-        "schema": SCHEMA,
-        "gpu": gpu,
-        "gpus": number,
-        "interconnect": interconnect,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **git_state(),
+        "schema": SCHEMA, "gpu": gpu, "gpus": number, "interconnect": interconnect,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
         "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
+        "assumed": [ASSUMED[each] for each in assumed],
         "measured": known.measured.to_dict("records"),
-    }
+    }  # fmt: skip
 
 
 def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
@@ -178,41 +173,38 @@ def lines(content: Mapping[str, Any]) -> list[str]:
     written = {**dict.fromkeys(times, seconds), "overhead": ratio,
                **dict.fromkeys(("h2d_bytes", "all_to_all_bytes"), gigabytes)}  # fmt: skip
     jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")
-    said = dict.fromkeys(word for job in content["jobs"].values() for word in job["from"])
+    measured = pd.DataFrame(content["measured"])[["kind", "tokens", "ranks", "path"]]
     where = f"{content['gpu']}, {counted(content['gpus'], 'GPU')}"
     return [f"{where}, {INTERCONNECTS[content['interconnect']]}",
             jobs.to_string(columns=[*written], formatters=written),
-            *(f"  {word}" for word in said)]  # fmt: skip
+            "from", measured.to_string(index=False), *content["assumed"]]  # fmt: skip
 
 
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Hold every prediction against the runs that were made after it.
 
-    Returns
-    -------
-    A row for each job predicted: gpu, gpus, interconnect, job, engine, prefetch, height, tokens,
-    cfg_parallel, made_at; predicted_s with low_s and high_s, first_s, switch_s, total_s,
-    predicted_overhead, h2d_bytes and all_to_all_bytes a step and GPU. Where its job ran later on
-    such a machine also run, measured_s, overhead, ``error``, the predicted step over the measured
-    one less 1, ``inside``, whether what was measured lies in the range, and ``held``, whether it is
-    within :data:`TOLERANCE` of the prediction. Of several such runs the latest counts.
+    A row for each job predicted: `job`, `gpu`, `gpus`, `interconnect`, `cfg_parallel`, `made_at`,
+    ``predicted_s``, ``predicted_overhead`` and all else that :func:`predict_job` tells. Where its
+    job ran later on such a machine, the latest `run`, its ``measured_s`` and ``overhead``,
+    ``error``, the predicted step over the measured one less 1, `inside`, whether what was measured
+    lies in the range, and `held`, whether it is within :data:`TOLERANCE` of the prediction.
     """
-    runs, rows = overhead(frames), []
-    runs = runs.assign(at=pd.to_datetime(runs.started, utc=True)).sort_values("at")
-    for content in predictions:
-        here = _runs_on(runs, content["gpu"], content["interconnect"])
-        later = here[here["at"] > pd.Timestamp(content["made_at"])]
-        ran = {row.job_hash: row for row in later.itertuples()}
-        for name, job in content["jobs"].items():
-            row = {key: content[key] for key in ("gpu", "gpus", "made_at")}
-            row |= {key: job[key] for key in SAID} | {
-                "job": name, "interconnect": path_of(INTERCONNECTS[content["interconnect"]]), "predicted_s": job["step_s"],
-                "predicted_overhead": job["overhead"],
-                "cfg_parallel": job.get("cfg_parallel", False)}  # fmt: skip
-            if run := ran.get(job["job_hash"]):
-                row |= {"run": run.run, "measured_s": run.step_s, "overhead": run.overhead,
-                        "error": job["step_s"] / run.step_s - 1,
-                        "inside": job["low_s"] <= run.step_s <= job["high_s"],
-                        "held": abs(run.step_s / job["step_s"] - 1) <= TOLERANCE}  # fmt: skip
-            rows.append(row)
-    return pd.DataFrame(rows, columns=JUDGED)
+    table = pd.DataFrame([
+        {"cfg_parallel": False, **job, "job": name, "predicted_s": job["step_s"],
+         "predicted_overhead": job["overhead"], **{key: content[key] for key in MACHINE}}
+        for content in predictions for name, job in content["jobs"].items()
+    ])  # fmt: skip
+    ran = overhead(frames)
+    ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")
+    table["run"] = [
+        next(iter(here.run[(here.job_hash == job.job_hash) & (here["at"] > made)][::-1]), None)
+        for job in table.itertuples()
+        for made, here in [(pd.Timestamp(job.made_at), _runs_on(ran, job.gpu, job.interconnect))]
+    ]
+    seen = ran.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
+    error = table.predicted_s / seen.step_s - 1
+    return table.assign(
+        interconnect=table.interconnect.map(INTERCONNECTS).map(path_of), measured_s=seen.step_s,
+        overhead=seen.overhead, error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
+        inside=seen.step_s.between(table.low_s, table.high_s),
+    )  # fmt: skip

@@ -7,15 +7,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from wanreport.analysis.compare import (
-    NEW,
-    OLD,
-    over_resident,
-    overhead,
-    rows_of,
-    to_measure,
-    told,
-)
+from wanreport.analysis import compare
+from wanreport.analysis.compare import NEW, OLD, rows_of, told
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import Row
 
@@ -38,27 +31,25 @@ SETTINGS = {3: ("shard", False), 5: ("priority", 0), 6: ("copy_streams", 1), 7: 
 def questions(frames: Frames) -> pd.DataFrame:
     """Answer the baseline's open questions (its section 10), each by pairs of runs.
 
-    Returns
-    -------
     A row for each pair, with `number`, 1 to 7, `one` and `two`, the names of the runs, and what
     :func:`told` has of their steps. In question 2 the first ran over PCIe and the second over
     NVLink, and ``difference`` is that of their overheads over resident. `exact` says whether the
     pair is what was asked for, or only near it. A question without an exact pair has a row without
     runs, with `command` and `minutes`; "" and NaN where no engine does so.
     """
-    runs = overhead(frames)
+    runs = compare.overhead(frames)
     runs = runs[runs.latest & ~runs.again & ~runs.compiled & ~runs.cfg_parallel
                 & runs.vram_budget_gb.isna()]  # fmt: skip
     rows = [
         {"number": number, "exact": exact, "one": one["name"], "two": two["name"],
-         **told(one, two), **(over_resident(frames.runs, one, two) if number == 2 else {})}
+         **told(one, two), **(compare.over_resident(frames.runs, one, two) if number == 2 else {})}
         for number, exact, one, two in _answers(runs)
     ]  # fmt: skip
     for number in set(range(1, 8)) - {row["number"] for row in rows if row["exact"]}:
         minutes = MINUTES * (1 + (number == 2)) if number in CAMPAIGNS else math.nan
         todo = {"command": CAMPAIGNS.get(number, ""), "minutes": minutes}
         rows.append({"number": number, "exact": False, "run_one": None,
-                     **(to_measure(frames, *JOBS) if number == 1 else todo)})  # fmt: skip
+                     **(compare.to_measure(frames, *JOBS) if number == 1 else todo)})  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*dict.fromkeys([*COLUMNS, *table])])
     return table.sort_values(["number", "exact"], ascending=[True, False], kind="stable",

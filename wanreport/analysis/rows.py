@@ -32,14 +32,14 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
     split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
-    setting = _joined(prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split)  # fmt: skip
+    limit = f"{budget:g} GB budget" if budget else ""
+    setting = _joined(prefetch and f"prefetch {prefetch}", limit, split)
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
     alike = [r.software.torch, *map(job.get, WORKLOAD), *map(model.model_dump().get, MODEL)]
     workload = json.dumps(alike + [split] * bool(split), default=str)
-    work = _joined(
-        f"{model.width}×{model.height}", f"{model.num_frames} frames", branches == 1 and "one branch",
-        compiled and "compiled", split, f"{ran} of {whole} steps" if 0 < ran < whole else f"{whole} steps",
-    ) if model.width else ""  # fmt: skip
+    size = f"{model.width}×{model.height}, {model.num_frames} frames"
+    steps = f"{ran} of {whole} steps" if 0 < ran < whole else f"{whole} steps"
+    work = _joined(size, branches == 1 and "one branch", compiled and "compiled", split, steps)
     taken = plan["candidates"][plan["chosen"]] if plan else None
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
     rows["runs"].append({
@@ -55,11 +55,12 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "frames": model.num_frames or job.get("num_frames"),
         "steps_run": ran, "steps_whole": whole, "switch_step": r.schedule.switch_step,
         "flow_shift": model.flow_shift, "boundary_ratio": model.boundary_ratio,
-        "work": work, "workload": workload,
+        "work": work if model.width else "", "workload": workload,
         # What two runs must share before their times are compared: all but the engine.
         "group": f"{r.machine.slug} {gpus} {workload}",
         "started": r.started_at, "wall_s": r.wall_s, "cold_start_s": r.cold_start_s,
-        "prefetch": prefetch, "vram_budget_gb": budget, "settings": taken["settings"] if taken else {},
+        "prefetch": prefetch, "vram_budget_gb": budget,
+        "settings": taken["settings"] if taken else {},
         "block_bytes": model.block_bytes, "expert_bytes": model.expert_bytes,
         "link_gb_s": link.get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
@@ -120,9 +121,12 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             setting = bench.peers[name].version if name in bench.peers else ""
             shown = f"{'SGLang' if name == 'sglang' else name} {setting}".strip()
         plan = row.ranks[0].plan if row.ranks else None
+        pinned = [rank.memory.pinned_bytes for rank in row.ranks if rank.memory.pinned_bytes]
+        shared = row.ranks[0].shared_pinned_bytes if row.ranks else 0
         digests = {d for rank in row.ranks for d in (rank.first_output_sha256, rank.output_sha256)}
         key = {"run": f"{file}#{row.tokens}/{row.label}", "iteration": 0, "kind": "clean"}
-        work = f"{row.tokens:,} tokens, {said.blocks} blocks, "
+        step = "a CFG step" if said.branches == 2 else "one branch"
+        work = f"{row.tokens:,} tokens, {said.blocks} blocks, {step}"
         rows["runs"].append({
             **_about(key["run"], bench.machine, bench.software), "source": "bench",
             "commit": row.git_sha, "campaign": path.stem, "label": row.label, "job": "",
@@ -130,13 +134,14 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "rehearsal": said.device != "cuda", "engine": engine, "setting": setting,
             "name": shown + " again" * again, "again": again, "gpus": said.ranks,
             "cfg_parallel": False, "tokens": row.tokens, "blocks": said.blocks,
-            "branches": said.branches, "compiled": said.compile, "work": work + ("a CFG step" if said.branches == 2 else "one branch"),
+            "branches": said.branches, "compiled": said.compile, "work": work,
             "workload": f"{bench.software.torch} {row.tokens} {said.blocks} {said.branches}"
             f" {said.compile}", "group": f"{file}#{row.tokens}", "started": row.ended_at,
             "prefetch": given.get("prefetch"), "link_gb_s": links.get(row.tokens),
             "settings": row.settings.__dict__ if row.settings else {},
             "block_bytes": bench.bytes // said.blocks, "plan_inputs": plan and plan.inputs,
-            "pageable_rates": None, "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
+            "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
+            "pageable_rates": None,
             "counters_derived": False, "traces": 0,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
             "repeats": len(digests) == 1 if digests else None,
@@ -144,7 +149,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         rows["iterations"].append({
             **key, "complete": False, **_gpu_state([rank.gpu for rank in row.ranks]),
             **{name: _most(getattr(rank.memory, name) for rank in row.ranks) for name in MEMORY},
-            "pinned_bytes": _pinned(row),
+            # What ranks share of the host's pinned memory counts once.
+            "pinned_bytes": sum(pinned) - shared * (len(pinned) - 1) if pinned else None,
         })  # fmt: skip
         moved = _moved(bench, row, name)
         samples = zip(*(rank.samples_ms for rank in row.ranks), strict=True)
@@ -173,14 +179,6 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     brought = [rank.counters["h2d_bytes"] / len(rank.samples_ms)
                for rank in row.ranks if rank.counters and rank.samples_ms]  # fmt: skip
     return max(brought, default=None)
-
-
-def _pinned(row: files.BenchRow) -> int | None:
-    """Pinned bytes of the host: what each rank has, but once what ranks share."""
-    each = [rank.memory.pinned_bytes for rank in row.ranks]
-    if not each or None in each:
-        return None
-    return sum(filter(None, each)) - row.ranks[0].shared_pinned_bytes * (len(each) - 1)
 
 
 # What both kinds share ---------------------------------------------------------------------------

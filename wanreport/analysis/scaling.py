@@ -7,19 +7,17 @@ With T tokens and H heads over N ranks the busiest rank has t = ⌈T/N⌉ tokens
     attend      β T² h / H         quadratic: all tokens of its own heads
 
 with α at t and β at T interpolated between the token counts that one GPU was measured at, and
-constant beyond them. Both come from windows that a plan of `stream` was made from
-(:class:`~wanreport.planner.cost.Inputs`), scaled to steps of `resident` of the same length where
-there are some: a probe is too short to slow a GPU's clocks as a job does. Of a longer step all that
-is not linear is attention. What lies outside the blocks is linear in T and not shared out.
-
-Between the windows of each visit lie two all-to-alls; :func:`all_to_all_bytes` follows from the
-shape. Their speed is that of the same interconnect with fewer GPUs, or assumed, and then named so.
-The engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
+constant beyond them. Both come from windows that a plan of `stream` was made from, scaled to steps
+of `resident` of the same length where there are some: a probe is too short to slow a GPU's clocks
+as a job does. Of a longer step all that is not linear is attention. What lies outside the blocks is
+linear in T and not shared out. Between the windows of each visit lie two all-to-alls
+(:func:`all_to_all_bytes`), as fast as on the same interconnect with fewer GPUs, or as assumed. The
+engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +29,6 @@ from wanreport.jobs.settings import StreamSettings
 from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.records.files import FileError
-from wanreport.words import counted
 
 INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
 """Of a record's machine (`measure.machine`), by the name that a prediction has for it."""
@@ -42,6 +39,13 @@ DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.
 COPIES = 11
 """Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls:
 q, k and v by stack, reshape and cat (`ulysses.to_heads`); reshape and cat (`to_tokens`)."""
+ASSUMED = {
+    "nvlink": "all-to-alls have the data sheet's NVLink, and copies beside them do not touch",
+    "host-memory": "all-to-alls have half the measured link, as their ways out and in take turns;"
+    " beside copies each has half of that again",
+    "swap": "moving an expert takes as long as copying pageable memory with fewer GPUs",
+}
+"""What is assumed where it was not measured."""
 
 
 class PredictionError(FileError):
@@ -97,8 +101,8 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     Seconds (``step_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole schedule; ``low_s`` and
     ``high_s`` of a step with all-to-alls that take no time, and twice the time), ``overhead`` over
     resident, bytes of a step that a rank brings from the host (``h2d_bytes``) and exchanges in
-    all-to-alls (``all_to_all_bytes``), ``settings`` of `stream`, the ``inputs`` and where they come
-    ``from``. Raises PredictionError for a job of another kind, or if measurements are missing.
+    all-to-alls (``all_to_all_bytes``), ``settings`` of `stream` and all ``inputs``. Raises
+    PredictionError for a job of another kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
@@ -107,7 +111,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
-    inputs, exchanged, words = _inputs(known, job, tokens, interconnect)
+    inputs, exchanged = _inputs(known, job, tokens, interconnect)
     # How the cost model sees an engine; `stream` as its plan would have it.
     settings = StreamSettings(shard=job.engine == "fsdp", branches_per_visit=1)
     if job.engine == "stream":
@@ -115,10 +119,9 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     passes = -(-inputs.branches // settings.branches_per_visit)
     expert = inputs.blocks * inputs.block_bytes + inputs.outer_bytes
     nbytes = {
-        "layerwise": (inputs.blocks - 1) * inputs.block_bytes,
-        "fsdp": expert,
+        "layerwise": (inputs.blocks - 1) * inputs.block_bytes, "fsdp": expert,
         "stream": settings.moving(inputs.blocks) * inputs.block_bytes,
-    }.get(job.engine, 0)
+    }.get(job.engine, 0)  # fmt: skip
 
     def step(collectives: float = 1.0, nbytes: int = nbytes) -> float:
         given = replace(inputs, collectives_s=collectives * inputs.collectives_s)
@@ -129,8 +132,14 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         found = predict(inputs, settings)
         first, switch = found.first_s, found.switch_s
     if job.engine == "swap":
-        spikes, said = _spikes(known, expert)
-        first, switch, words = first + spikes[0], switch + spikes[1], [*words, said]
+        rates, spikes = known.of("pageable"), known.of("swap")
+        if not (rates or spikes):
+            raise PredictionError(
+                f"{known.gpu}: no committed record has its link's bandwidth to pageable memory;"
+                " measure any job on it again"
+            )
+        moved = spikes[-1].value if spikes else [sum(expert / rate for rate in rates[-1].value)] * 2
+        first, switch = first + moved[0], switch + moved[1]
     return {
         "engine": job.engine, "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0],
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
@@ -140,47 +149,24 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         "overhead": step() / step(nbytes=0) - 1,
         "h2d_bytes": passes * -(-nbytes // (job.num_gpus if settings.shard else 1)),
         "all_to_all_bytes": inputs.branches * inputs.blocks * exchanged,
-        "settings": asdict(settings) if job.engine == "stream" else None,
-        "inputs": asdict(inputs), "from": words,
+        "settings": asdict(settings) if job.engine == "stream" else None, "inputs": asdict(inputs),
     }  # fmt: skip
-
-
-def _spikes(known: Known, expert: int) -> tuple[list[float], str]:
-    """What `swap` adds to the first step and to the switch, in seconds, and where that is from."""
-    if spikes := known.of("swap"):
-        return spikes[-1].value, "move of an expert: assumed, as long as measured with fewer GPUs"
-    if not (rates := known.of("pageable")):
-        raise PredictionError(
-            f"{known.gpu}: no committed record has its link's bandwidth to pageable memory; measure"
-            " any job on it again"
-        )
-    said = "move of an expert: assumed, as fast for all GPUs at once as a pageable copy for fewer"
-    return [sum(expert / rate for rate in rates[-1].value)] * 2, said
 
 
 # From fewer GPUs to more -------------------------------------------------------------------------
 
 
-def _inputs(
-    known: Known, job: Job, tokens: int, interconnect: str
-) -> tuple[Inputs, int, list[str]]:
-    """What a plan for ``job`` would be made from, as its ranks are expected to measure it.
-
-    Also bytes of a visit's all-to-alls, and in words what all comes from and what was assumed.
-    """
-    gpus, model = job.num_gpus, known.model
+def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inputs, int]:
+    """What a plan for ``job`` would be made from, and bytes of a visit's all-to-alls."""
+    gpus, model, plan = job.num_gpus, known.model, Inputs.of(known.base.value)
     number = gpus // 2 if job.enable_cfg_parallel else gpus  # that share a branch's tokens
     heads, row = model["num_heads"], model["head_dim"] * ELEMENT
-    windows, rest, words = _alone(known, tokens, number)
-    waiting, said = _waiting(known, windows, rest) if number > 1 else (1.0, [])
-    base, plan = known.base, Inputs.of(known.base.value)
+    windows, rest = _alone(known)
+    waiting = _waiting(known, windows, rest) if number > 1 else 1.0
     local, exchanged = plan.local, all_to_all_bytes(tokens, heads, row, number)
-    at_once = f"measured with {counted(base.ranks, 'GPU')} copying"
-    at_once += f", assumed for {gpus} at once" if gpus > base.ranks else ""
-    words += [*said, f"weights: {local.rate / 1e9:.3g} GB/s to each GPU, {at_once}"]
     collectives, sharded = 0.0, None
     if gpus > 1:
-        rate, copied, left, factor, said = _wire(known, interconnect, local.rate)
+        rate, copied, left, factor = _wire(known, interconnect, local.rate)
         packed = copied * -(-tokens // number) * heads * row if number > 1 else 0.0
         collectives = exchanged / rate + packed
         local = replace(local, collective_rate=local.rate * left, collective_factor=factor)
@@ -188,36 +174,32 @@ def _inputs(
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * left)
-        words += said
     branches = 1 if job.enable_cfg_parallel else 2
-    pre, attend, post = windows(tokens, number)
-    inputs = Inputs(
+    pre, attend, post = (waiting * each for each in windows(tokens, number))
+    return Inputs(
         blocks=model["num_layers"], block_bytes=model["block_bytes"], ranks=gpus, branches=branches,
-        outer_bytes=model["outer_bytes"], steps=job.num_inference_steps,
-        windows_s=(waiting * pre, waiting * attend, waiting * post), collectives_s=collectives,
-        other_s=branches * rest(tokens) * tokens, link=plan.link, local=local, sharded=sharded,
-    )  # fmt: skip
-    return inputs, exchanged, words
+        outer_bytes=model["outer_bytes"], steps=job.num_inference_steps, link=plan.link,
+        windows_s=(pre, attend, post), collectives_s=collectives,
+        other_s=branches * rest(tokens) * tokens, local=local, sharded=sharded,
+    ), exchanged  # fmt: skip
 
 
 Windows = Callable[[int, int], tuple[float, float, float]]
 """Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
 
 
-def _alone(
-    known: Known, tokens: int, number: int
-) -> tuple[Windows, Callable[[int], float], list[str]]:
-    """What one GPU tells: the length of windows, the rest's seconds a token, and in words how."""
+def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
+    """What one GPU tells: the length of windows, and the rest's seconds a token."""
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
-    alone, heads = dict(sorted(alone.items())), known.model["num_heads"]
+    heads = known.model["num_heads"]
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
     visits = {}  # seconds of one branch in one block
     for row in known.of("resident", several=False):
         (step, blocks, branches), n = row.value, row.tokens
         visits[n] = (step / branches - rest(n) * n) / blocks
-    factors = {n: visits[n] / sum(w.windows_s) for n, w in alone.items() if n in visits}
+    factors = {n: visits[n] / sum(w.windows_s) if n in visits else 1.0 for n, w in alone.items()}
     pre, attend, post = (
-        {n: factors.get(n, 1.0) * w.windows_s[part] / n**power for n, w in alone.items()}
+        {n: factors[n] * w.windows_s[part] / n**power for n, w in alone.items()}
         for part, power in enumerate((1, 2, 1))
     )
     for n in sorted(n for n in visits if n > max(alone)):
@@ -234,12 +216,7 @@ def _alone(
         attended = _curve(attend)(tokens) * tokens**2 * h / heads
         return _curve(pre)(t) * t, attended, _curve(post)(t) * t
 
-    words = [_from("pre and post", pre, -(-tokens // number)), _from("attention", attend, tokens)]
-    if factors:
-        times = " to ".join(dict.fromkeys(f"{f(factors.values()):.3f}" for f in (min, max)))
-        at = _ends(factors, " to ")
-        words.append(f"windows at {at} tokens: times {times}, as resident's steps")
-    return windows, rest, words
+    return windows, rest
 
 
 def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
@@ -248,55 +225,34 @@ def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
     return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
 
 
-def _waiting(
-    known: Known, windows: Windows, rest: Callable[[int], float]
-) -> tuple[float, list[str]]:
+def _waiting(known: Known, windows: Windows, rest: Callable[[int], float]) -> float:
     """How many times as long windows take with several GPUs: waiting ones clock up.
 
     It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
     whose all-to-alls are known; 1 without one.
     """
+    factor = 1.0
     exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
-    found = [
-        row for row in known.of("resident", several=True) if (row.tokens, row.ranks) in exchanges
-    ]
-    if not found:
-        return 1.0, []
-    (step, blocks, branches), at = found[-1].value, (found[-1].tokens, found[-1].ranks)
-    visit = (step / branches - rest(at[0]) * at[0]) / blocks - exchanges[at]
-    factor = visit / sum(windows(*at))
-    return factor, [f"windows beside all-to-alls: times {factor:.3f}, as with {at[1]} GPUs"]
+    for row in known.of("resident", several=True):
+        if (at := (row.tokens, row.ranks)) in exchanges:
+            step, blocks, branches = row.value
+            visit = (step / branches - rest(row.tokens) * row.tokens) / blocks - exchanges[at]
+            factor = visit / sum(windows(*at))
+    return factor
 
 
-def _ends(numbers: Iterable[int], word: str) -> str:
-    """The least and the largest number, if they are two."""
-    return word.join(dict.fromkeys(f"{pick(numbers):,}" for pick in (min, max)))
-
-
-def _from(what: str, at: Iterable[int], wanted: int) -> str:
-    """Say whether a cost was measured at this many tokens, or follows from others."""
-    if wanted in at:
-        return f"{what}: measured at {wanted:,} tokens"
-    near = [*sorted(n for n in at if n < wanted)[-1:], *sorted(n for n in at if n > wanted)[:1]]
-    how = "scaled" if len(near) == 1 else "interpolated"
-    return f"{what}: {how} to {wanted:,} tokens from {_ends(near, ' and ')}"
-
-
-def _wire(
-    known: Known, interconnect: str, link: float
-) -> tuple[float, float, float, float, list[str]]:
-    """An interconnect as measured with the most ranks, packing included, else as assumed.
+def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
+    """An interconnect as measured with the most ranks, packing included, else :data:`ASSUMED`.
 
     Bytes a second of a collective; seconds a byte of a rank's own tokens, packed and unpacked,
     beside that; the share of its rate that a load beside a collective keeps; how much longer the
-    collective takes then; and in words what that rests on.
+    collective takes then.
     """
     if (best := known.base).ranks > 1:
-        row, route = known.model["head_dim"] * ELEMENT, Inputs.of(best.value).local
+        row, plan = known.model["head_dim"] * ELEMENT, Inputs.of(best.value)
         moved = all_to_all_bytes(best.tokens, known.model["num_heads"], row, best.ranks)
-        rate = moved / best.value["collectives_s"]
-        said = f"all-to-alls: {rate / 1e9:.3g} GB/s, measured with {best.ranks} GPUs"
-        return rate, 0.0, route.collective_rate / route.rate, route.collective_factor, [said]
+        left, factor = plan.local.collective_rate / plan.local.rate, plan.local.collective_factor
+        return moved / plan.collectives_s, 0.0, left, factor
     if known.gpu not in DATASHEET:
         raise PredictionError(
             f"{known.gpu}: nothing tells how fast its GPUs exchange bytes; it needs a committed"
@@ -305,14 +261,4 @@ def _wire(
         )
     nvlink, memory = DATASHEET[known.gpu]
     copied = 2 * COPIES / memory  # each is read and written
-    packing = f"packing: assumed, {COPIES} copies at the data sheet's {memory / 1e12:g} TB/s"
-    if interconnect == "nvlink":
-        said = f"all-to-alls: assumed, the data sheet's {nvlink / 1e9:g} GB/s each way"
-        apart = "copies beside all-to-alls, gathers of fsdp beside both: assumed not to touch"
-        return nvlink, copied, 1.0, 1.0, [said, packing, apart]
-    said = (
-        f"all-to-alls: assumed, {link / 2e9:.3g} GB/s, half the measured link, as what goes out to"
-        " host memory and what comes in are taken to take turns on it"
-    )
-    apart = "copies beside all-to-alls: assumed, each has half of the link"
-    return link / 2, copied, 0.5, 2.0, [said, packing, apart]
+    return (nvlink, copied, 1.0, 1.0) if interconnect == "nvlink" else (link / 2, copied, 0.5, 2.0)
