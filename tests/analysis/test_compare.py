@@ -1,8 +1,9 @@
-"""How runs are told apart, and what each is held against."""
+"""How runs are told apart, what each is held against, and which are paired."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,24 +12,29 @@ from hypothesis import strategies as st
 from madeup import NAN, frames, run
 
 from wanreport.analysis import compare
-from wanreport.analysis.frames import EMPTY
+from wanreport.analysis.answer import answer, quoted
+from wanreport.analysis.frames import EMPTY, load
 from wanreport.analysis.stats import (
     SAME_CLOCKS,
     UNKNOWN_CLOCKS,
     Median,
-    Run,
     allowance,
     apart,
+    difference,
+    gap_difference,
     median_interval,
 )
+from wanreport.baseline.facts import load_facts
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def of(step: float, mhz: float = 1600.0, off: float = 0.001) -> Run:
-    return Run(Median(step, step * (1 - off), step * (1 + off), 6), mhz)
+def of(step: float, mhz: float = 1600.0) -> Any:
+    return run("swap", step, sm_mhz=mhz)
 
 
-def steps_apart(one: Run, two: Run, drift: float = 0.0) -> int:
-    return apart(one.step, two.step, allowance(one, two, drift=drift))
+def claim(one: Any, two: Any, drift: float = 0.0) -> str:
+    return str(difference(one, two, drift)["claim"])
 
 
 # Medians ------------------------------------------------------------------------------------------
@@ -55,23 +61,24 @@ def test_medians_are_apart_where_their_intervals_are() -> None:
 @pytest.mark.parametrize(
     ("step", "clocks", "told"),
     [
-        (20.5, (1600, 1600), 1),
-        (20.1, (1600, 1600), 0),  # within the drift of one run
-        (20.5, (1560, 1600), 0),  # the longer step had the slower clock
-        (20.7, (1650, 1600), 1),  # a faster clock makes no step longer
-        (22.5, (1740, 1575), 1),  # an engine 12.5 % slower, at a clock 10 % faster
-        (20.7, (NAN, 1600), 0),  # an unknown clock is no equal one
-        (20.7, (NAN, NAN), 0),
-        (21.5, (NAN, NAN), 1),
-        (18.5, (NAN, 1600), -1),
-        (18.5, (1600, 0.0), -1),  # nor is one that was read as nothing
+        (20.5, (1600, 1600), "slower"),
+        (20.1, (1600, 1600), "within noise"),  # within the drift of one run
+        (20.5, (1560, 1600), "within noise"),  # the longer step had the slower clock
+        (20.7, (1650, 1600), "slower"),  # a faster clock makes no step longer
+        (22.5, (1740, 1575), "slower"),  # an engine 12.5 % slower, at a clock 10 % faster
+        (20.7, (NAN, 1600), "within noise"),  # an unknown clock is no equal one
+        (20.7, (NAN, NAN), "within noise"),
+        (21.5, (NAN, NAN), "slower"),
+        (18.5, (NAN, 1600), "faster"),
+        (18.5, (1600, 0.0), "faster"),  # nor is one that was read as nothing
     ],
 )
 def test_a_difference_is_claimed_beyond_what_clocks_explain(
-    step: float, clocks: tuple[float, float], told: int
+    step: float, clocks: tuple[float, float], told: str
 ) -> None:
     one, two = of(step, clocks[0]), of(20.0, clocks[1])
-    assert steps_apart(one, two) == told and steps_apart(two, one) == -told
+    other = {"slower": "faster", "faster": "slower"}
+    assert claim(one, two) == told and claim(two, one) == other.get(told, told)
 
 
 def test_clocks_explain_in_one_direction_only_but_where_gaps_are_compared() -> None:
@@ -88,12 +95,32 @@ def test_measured_drift_takes_the_place_of_the_usual_one_where_it_is_more() -> N
     one, two = of(20.5), of(20.0)
     assert allowance(one, two, drift=0.03) == allowance(one, two, drift=-0.03) == 0.03
     assert allowance(one, two, drift=0.002) == allowance(one, two, drift=NAN) == SAME_CLOCKS
-    assert steps_apart(one, two) == 1 and steps_apart(one, two, drift=0.03) == 0
+    assert claim(one, two) == "slower" and claim(one, two, drift=0.03) == "within noise"
 
 
 @given(*[st.floats(10, 30), st.sampled_from([NAN, 1500.0, 1600.0, 1980.0])] * 2)
 def test_no_order_depends_on_who_is_named_first(a: float, ma: float, b: float, mb: float) -> None:
-    assert steps_apart(of(a, ma), of(b, mb)) == -steps_apart(of(b, mb), of(a, ma))
+    both = {claim(of(a, ma), of(b, mb)), claim(of(b, mb), of(a, ma))}
+    assert both in ({"within noise"}, {"slower", "faster"})
+
+
+def test_a_difference_has_seconds_and_shares() -> None:
+    found = difference(run("layerwise", 21.0), run("swap", 20.0))
+    assert found["difference"] == pytest.approx(0.05) and found["claim"] == "slower"
+    assert found["step_difference_s"] == pytest.approx(1.0)
+    assert found["low_s"] < 1.0 < found["high_s"]
+    assert claim(run("swap"), run("swap", n=3)) == "no interval"
+
+
+def test_two_gaps_are_compared_with_clocks_either_way() -> None:
+    few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
+    found = gap_difference(wide, few)
+    assert found["claim"] == "slower" and found["gap"] > found["gap_before"]
+    assert found["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
+    assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
+    same = gap_difference(few, few)
+    assert same["claim"] == "within noise" and same["difference"] == 0
+    assert gap_difference((run("swap", 21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
 
 # Overhead -----------------------------------------------------------------------------------------
@@ -104,14 +131,14 @@ def told(*rows: Any) -> Any:
 
 
 def test_overhead_is_over_resident_with_what_both_intervals_leave_open() -> None:
-    resident, layerwise = run("resident", 20.0), run("layerwise", 21.0)
-    row = told(resident, layerwise).loc[layerwise["run"]]
+    resident, layerwise, few = run("resident"), run("layerwise", 21.0), run("fsdp", 21.0, n=3)
+    found = told(resident, layerwise, few)
+    row = found.loc[layerwise["run"]]
     assert row.reference == resident["run"] and row.resident_s == 20.0
     assert row.overhead == pytest.approx(0.05) and row.claim == "slower"
     assert row.overhead_low == pytest.approx(21 * 0.999 / (20 * 1.001) - 1)
     assert row.same_boards and not row.bracketed and row.same_bits
-    few = run("layerwise", 21.0, n=3)
-    assert told(resident, few).loc[few["run"]].claim == "no interval"
+    assert found.claim[few["run"]] == "no interval"
 
 
 def test_resident_on_the_same_boards_goes_first_then_the_latest() -> None:
@@ -121,20 +148,19 @@ def test_resident_on_the_same_boards_goes_first_then_the_latest() -> None:
     on_a, on_c, on_d, unknown = (
         run("layerwise", 22.5, boards=boards) for boards in (("a",), ("c",), ("d",), ())
     )
-    found = told(earlier, middle, last, on_a, on_c, on_d, unknown).reference
-    assert found[on_a["run"]] == earlier["run"]
-    assert found[on_c["run"]] == found[on_d["run"]] == found[unknown["run"]] == last["run"]
-    assert found[last["run"]] == last["run"], "the one that counts is held against itself"
-    swapped = told(earlier, last, on_d).same_boards
-    assert not swapped[on_d["run"]]
+    found = told(earlier, middle, last, on_a, on_c, on_d, unknown)
+    assert found.reference[on_a["run"]] == earlier["run"]
+    assert set(found.reference[[each["run"] for each in (on_c, on_d, unknown)]]) == {last["run"]}
+    assert found.reference[last["run"]] == last["run"], "the one that counts is its own"
+    assert not found.same_boards[on_d["run"]]
 
 
 def test_runs_of_other_work_and_rehearsals_are_no_reference() -> None:
     mine = run("layerwise", 21.0)
     others = [run("resident", group="other"), run("resident", rehearsal=True),
               run("resident", status="failed")]  # fmt: skip
-    found = told(mine, *others)
-    assert found.loc[mine["run"]].reference is None and math.isnan(found.overhead[mine["run"]])
+    found = told(mine, *others).loc[mine["run"]]
+    assert found[["reference", "overhead", "claim"]].isna().all()
     assert told(mine, run("resident")).overhead.notna().all()
     assert compare.overhead(EMPTY).empty
 
@@ -149,14 +175,16 @@ def test_resident_again_at_the_end_gives_a_campaigns_drift() -> None:
     assert cost.drift.tolist() == [pytest.approx(0.03)] * 3 and cost.bracketed.all()
     assert cost.claim[rows[1]["run"]] == "within noise", "resident moved as much"
     assert (cost.reference == rows[0]["run"]).all()
-    assert compare.pair_drift(cost.iloc[0], cost.iloc[1]) == pytest.approx(0.03)
+    assert compare.told(cost.iloc[1], cost.iloc[0])["allowance"] == pytest.approx(0.03)
 
 
 def test_residents_on_the_same_boards_give_a_jobs_drift() -> None:
     again = [run("resident", step, latest=latest) for step, latest in ((20.0, False), (20.6, True))]
     here, there = run("layerwise", 21.0), run("layerwise", 21.0, boards=("b",))
-    drift = told(*again, here, there).drift
-    assert drift[here["run"]] == pytest.approx(0.03) and math.isnan(drift[there["run"]])
+    found = told(*again, here, there)
+    assert found.drift[here["run"]] == pytest.approx(0.03)
+    assert math.isnan(found.drift[there["run"]])
+    assert compare.told(found.loc[there["run"]], found.loc[here["run"]])["allowance"] > 0.02
 
 
 def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
@@ -175,67 +203,74 @@ def test_bits_are_residents_unless_one_differs_or_does_not_repeat() -> None:
     assert told(*rows).same_bits.tolist()[1:] == [True, False, False, None]
 
 
-# Differences --------------------------------------------------------------------------------------
-
-
-def test_a_difference_has_seconds_shares_and_a_claim() -> None:
-    found = compare.difference(run("layerwise", 21.0), run("swap", 20.0))
-    assert found["difference"] == pytest.approx(0.05) and found["claim"] == "slower"
-    assert found["step_difference_s"] == pytest.approx(1.0)
-    assert found["low_s"] < 1.0 < found["high_s"]
-    assert compare.difference(run("swap"), run("swap", 20.1))["claim"] == "within noise"
-    assert compare.difference(run("swap"), run("swap", n=3))["claim"] == "no interval"
-    drifted = compare.difference(run("layerwise", 21.0), run("swap", 20.0), 0.06)
-    assert drifted["claim"] == "within noise"
-
-
-def test_two_gaps_are_compared_with_clocks_either_way() -> None:
-    few = run("layerwise", 21.0), run("swap", 20.0)
-    wide = compare.gap_difference((run("layerwise", 16.5), run("swap", 14.5)), few)
-    assert wide["claim"] == "slower" and wide["gap"] > wide["gap_before"]
-    assert wide["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
-    fast = run("layerwise", 21.0, sm_mhz=1700.0), run("swap", 20.0)
-    noisy = compare.gap_difference((run("layerwise", 16.5), run("swap", 14.5)), fast)
-    assert noisy["claim"] == "within noise"
-    same = compare.gap_difference(few, few)
-    assert same["claim"] == "within noise" and same["difference"] == 0
-    short = run("layerwise", 21.0, n=3), run("swap", 20.0)
-    assert compare.gap_difference(short, few)["claim"] == "no interval"
-
-
-def test_repeated_runs_have_a_spread_beside_the_interval_within_one() -> None:
-    rows = [run("resident", 20.0, off=0.002), run("resident", 20.76, latest=False, boards=("b",)),
-            run("layerwise"), run("resident", 30.0, group="other")]  # fmt: skip
-    (row,) = compare.spread(frames(*rows)).to_dict("records")
-    assert (row["name"], row["runs"], row["boards"]) == ("resident", 2, 2)
-    assert row["spread"] == pytest.approx(0.038) and row["interval"] == pytest.approx(0.002)
-
-
 def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it() -> None:
-    resident = run("resident", 20.0)
-    here = run("layerwise", 21.0)
+    resident, here = run("resident", 20.0), run("layerwise", 21.0)
     elsewhere = run("layerwise", 23.0, boards=("b",), started="2026-02-02")
     left_out = [run("layerwise", 19.0, prefetch=3), run("stream", 19.0, vram_budget_gb=30.0),
-                run("swap", 19.0, latest=False), run("fsdp", 19.0, compiled=True)]  # fmt: skip
+                run("swap", 19.0, latest=False), run("fsdp", 19.0, compiled=True),
+                run("layerwise", 19.0, cfg_parallel=True)]  # fmt: skip
     found = compare.headline(frames(resident, here, elsewhere, *left_out))
     assert found.run.tolist() == [here["run"]]
-    assert compare.headline(EMPTY).empty
+    assert compare.headline(EMPTY).empty and answer(EMPTY).empty
 
 
-def test_same_bits_within_each_group_of_engines() -> None:
-    def bits(*rows: Any) -> Any:
-        return compare.bits(frames(*rows))
-
-    alike = run("resident"), run("layerwise")
-    (row,) = bits(*alike).to_dict("records")
-    assert row["same"] and row["differ"] == "" and row["each"] == [each["run"] for each in alike]
-    odd = bits(*alike, run("swap", latents="x")).iloc[0]
-    assert not odd.same and odd.differ == "swap"
-    for latents in ("a", "z"):  # whichever digest sorts first
-        assert bits(run("swap"), run("fsdp", latents=latents)).iloc[0].differ == "fsdp"
-    assert bits(run("swap"), run("swap")).empty and compare.bits(EMPTY).empty
+# Several GPUs -------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_held_against_what_was_measured() -> None:
-    found = compare.predicted(frames(run("stream", 20.0, planned_step_s=19.0), run("swap")))
-    assert found.error.tolist() == [pytest.approx(-0.05)]
+def on(gpus: int, engine: str, step: float, **changes: Any) -> Any:
+    """A run at 720p of GPUs on the PCIe path."""
+    where = {"gpus": gpus, "machine": f"{gpus}× H100, PCIe path", "interconnect": "PCIe path",
+             "height": 720, "group": f"{gpus} {changes.get('cfg_parallel')}"}  # fmt: skip
+    return run(engine, step, **where | changes)
+
+
+def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_resident() -> None:
+    steps = {"resident": (8.4, 7.6), "layerwise": (8.7, 7.62), "stream": (8.41, 8.4)}
+    rows = [on(4, engine, step, cfg_parallel=apart)
+            for engine, both in steps.items()
+            for step, apart in zip(both, (False, True), strict=True)]  # fmt: skip
+    found = compare.layouts(frames(*rows, on(2, "resident", 12.0))).set_index("engine")
+    assert found.claim.to_dict() == {
+        "resident": "faster", "layerwise": "faster", "stream": "within noise"
+    }  # fmt: skip
+    layerwise = found.loc["layerwise"]
+    assert (layerwise.step_s_cfg, layerwise.step_s_ulysses) == (7.62, 8.7)
+    assert layerwise.difference == pytest.approx(7.62 / 8.7 - 1)
+    assert layerwise.overhead_cfg == pytest.approx(7.62 / 7.6 - 1)
+    assert layerwise.overhead_ulysses == pytest.approx(8.7 / 8.4 - 1)
+    assert (layerwise.claim_cfg, layerwise.claim_ulysses) == ("within noise", "slower")
+    assert compare.layouts(frames(*rows[::2])).empty and compare.layouts(EMPTY).empty
+
+
+def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named() -> None:
+    rows = [on(gpus, engine, step) for gpus in (2, 4)
+            for engine, step in (("resident", 20.0), ("layerwise", 20.0 + gpus / 5))]  # fmt: skip
+    found = answer(frames(*rows))
+    assert found.gpus.tolist() == [2, 4] and set(found.place) == {"PCIe path"}
+    first, second = quoted(found, "PCIe path", "layerwise").split(" and ")
+    assert "4 GPUs" in second and "GPU" not in first
+    assert quoted(found, "NVLink", "layerwise") == ""
+
+
+def test_prefetch_shows_steps_and_memory() -> None:
+    facts, base = load_facts(), run("layerwise", 20.0)
+    deep = run("layerwise", 19.0, prefetch=3, allocated_bytes=15e9)
+    (row,) = compare.prefetch(frames(run("resident"), base, deep), facts).itertuples()
+    assert (row.deep_s, row.base_s, row.claim, row.same_boards) == (19.0, 20.0, "faster", True)
+    assert row.step_difference_s == pytest.approx(-1.0)
+    assert row.allocated_difference_bytes == 6e9
+    assert compare.prefetch(frames(base), facts).empty and compare.prefetch(EMPTY, facts).empty
+    committed = compare.prefetch(load(["results"], ROOT), facts).set_index("machine")
+    h100 = committed.loc["1× H100"]
+    assert h100.claim == "within noise" and h100.same_boards
+    assert h100.allocated_difference_bytes == pytest.approx(5.62e9, rel=1e-3)
+
+
+def test_a_setting_says_how_many_runs_differ() -> None:
+    facts = load_facts()
+    runs = frames(run("swap", gpus=4), run("swap", gpus=4, height=720)).runs
+    assert compare.differs(facts, runs, "s9.1.new4.gpus") == "480p instead of 720p in 1 of 2 runs"
+    assert compare.differs(facts, runs[1:], "s9.1.new4.gpus") == ""
+    one = runs.assign(gpus=1)[1:]
+    assert compare.differs(facts, one, "s9.1.new4.gpus") == "1 GPU instead of 4"
+    assert compare.differs(facts, one) == ""

@@ -100,7 +100,7 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
         values = {
             "windows": row.plan_inputs or None,
             "pageable": [rate * 1e9 for rate in rates] if rates else None,
-            "resident": [row.step_s, row.blocks, row.branches]
+            "resident": [row.step_s, int(row.blocks), int(row.branches)]
             if row.engine == "resident" and not row.again and row.step_s > 0 else None,
             "swap": [max(spike, 0.0) for spike in spikes]
             if row.engine == "swap" and row.source == "job" and row.switch_s > 0 else None,
@@ -111,8 +111,7 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
             for kind, value in values.items() if value
         ]  # fmt: skip
     known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
-    alone = [row for row in known.of("windows", several=False)]
-    if not model or not alone:
+    if not model or not known.of("windows", several=False):
         raise PredictionError(
             f"{gpu}: no committed record of stream on one GPU says how long windows take;"
             f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
@@ -189,18 +188,19 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
     ``error``, the predicted step over the measured one less 1, `inside`, whether what was measured
     lies in the range, and `held`, whether it is within :data:`TOLERANCE` of the prediction.
     """
-    table = pd.DataFrame([
-        {"cfg_parallel": False, **job, "job": name, "predicted_s": job["step_s"],
-         "predicted_overhead": job["overhead"], **{key: content[key] for key in MACHINE}}
-        for content in predictions for name, job in content["jobs"].items()
-    ])  # fmt: skip
-    ran = overhead(frames)
+    ran, rows = overhead(frames), []
     ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")
-    table["run"] = [
-        next(iter(here.run[(here.job_hash == job.job_hash) & (here["at"] > made)][::-1]), None)
-        for job in table.itertuples()
-        for made, here in [(pd.Timestamp(job.made_at), _runs_on(ran, job.gpu, job.interconnect))]
-    ]
+    for content in predictions:
+        here = _runs_on(ran, content["gpu"], content["interconnect"])
+        here = here[here["at"] > pd.Timestamp(content["made_at"])]
+        last = dict(zip(here.job_hash, here.run, strict=True))
+        rows += [
+            {"cfg_parallel": False, **job, "job": name, "run": last.get(job["job_hash"]),
+             "predicted_s": job["step_s"], "predicted_overhead": job["overhead"],
+             **{key: content[key] for key in MACHINE}}
+            for name, job in content["jobs"].items()
+        ]  # fmt: skip
+    table = pd.DataFrame(rows)
     seen = ran.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
     error = table.predicted_s / seen.step_s - 1
     return table.assign(
