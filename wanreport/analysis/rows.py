@@ -124,11 +124,12 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         pinned = [rank.memory.pinned_bytes for rank in row.ranks if rank.memory.pinned_bytes]
         shared = row.ranks[0].shared_pinned_bytes if row.ranks else 0
         digests = {d for rank in row.ranks for d in (rank.first_output_sha256, rank.output_sha256)}
-        key = {"run": f"{file}#{row.tokens}/{row.label}", "iteration": 0, "kind": "clean"}
+        run = f"{file}#{row.tokens}/{row.label}"
+        key = {"run": run, "iteration": 0, "kind": "clean"}
         step = "a CFG step" if said.branches == 2 else "one branch"
         work = f"{row.tokens:,} tokens, {said.blocks} blocks, {step}"
         rows["runs"].append({
-            **_about(key["run"], bench.machine, bench.software), "source": "bench",
+            **_about(run, bench.machine, bench.software), "source": "bench",
             "commit": row.git_sha, "campaign": path.stem, "label": row.label, "job": "",
             "status": row.status, "reason": row.reason, "hint": "", "scale": "blocks",
             "rehearsal": said.device != "cuda", "engine": engine, "setting": setting,
