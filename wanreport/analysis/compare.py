@@ -127,12 +127,13 @@ def layouts(frames: Frames) -> pd.DataFrame:
     plain = plain_jobs(runs.assign(cfg_parallel=False))
     plain = runs.loc[plain.run[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]]
     ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
+    pairs = nearest(ones, others, [*WHERE, "engine", "frames"])
     return pd.DataFrame([
         {"engine": one.engine, **told(one, two),
          **{f"{name}_{layout}": row[name] for name in ("step_s", "overhead", "claim")
             for layout, row in (("cfg", one), ("ulysses", two))}}
-        for one, two in nearest(ones, others, [*WHERE, "engine", "frames"])
-    ], columns=None if len(ones) and len(others) else ["engine", *WHERE])  # fmt: skip
+        for one, two in pairs
+    ], columns=None if pairs else [*WHERE, "engine", "run_one", "run_two"])  # fmt: skip
 
 
 # The setup that was asked for --------------------------------------------------------------------

@@ -142,7 +142,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "settings": row.settings.__dict__ if row.settings else {},
             "block_bytes": bench.bytes // said.blocks, "plan_inputs": plan and plan.inputs,
             "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
-            "pageable_rates": None,
+            "pageable_rates": None, "steps_whole": None,
             "counters_derived": False, "traces": 0,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
             "repeats": len(digests) == 1 if digests else None,
