@@ -515,14 +515,14 @@ for row in pairs[pairs.engine == "resident"].itertuples():
 with two branches on two GPUs each, and {seconds(row.step_s_ulysses, 3)} with Ulysses over four:
 {ratio(row.difference)}, {row.claim}.{guess}
 """)  # fmt: skip
-wins = [
-    f"{engine} {' and '.join(map(ratio, here))}"
-    for engine, here in pairs.groupby("engine", sort=False).difference
-]
 pairs["predicted"] = pairs.predicted_share.map(ratio).where(
     pairs.predicted_share.notna(), "not predicted"
 )
 if len(pairs):
+    wins = [
+        f"{engine} {' and '.join(map(ratio, here))}"
+        for engine, here in pairs.groupby("engine", sort=False).difference
+    ]
     table(pairs.sort_values(["machine", "height", "step_s_ulysses"]),
           {"engine": "engine", "machine": "machine", "height": "video height", "step_s_ulysses": "step, Ulysses 4",
            "step_s_cfg": "CFG 2 × Ulysses 2", "difference": "CFG over Ulysses", "claim": "that is",

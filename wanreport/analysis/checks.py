@@ -66,7 +66,8 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
 def _answer(data: _Data, status: str, rows: list[Row], measured: str, also: str = "",
             gpus: str = FOUR) -> dict[str, Any]:  # fmt: skip
     """An answer for the last row's machine; `gpus` is the fact with the number asked for."""
-    path = f"NVLink instead of the {SHARED}" if rows[-1].interconnect == "NVLink" else ""
+    linked = len(rows) > 1 and rows[-1].interconnect == "NVLink"  # of one run it does not count
+    path = f"NVLink instead of the {SHARED}" if linked else ""
     differs = compare.differs(data.facts, pd.DataFrame(rows), gpus)
     setting = ", ".join(filter(None, [also, differs, path]))
     return {"status": status, "machine": rows[-1].machine, "measured": measured,

@@ -38,7 +38,10 @@ STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
 TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path", "sha256"]
-MACHINE = ("gpu", "gpus", "interconnect", "made_at")
+MACHINE = ["gpu", "gpus", "interconnect", "made_at"]
+TOLD = [*MACHINE, "job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens",
+        "predicted_s", "predicted_overhead", "low_s", "high_s", "first_s", "switch_s", "total_s",
+        "h2d_bytes", "all_to_all_bytes"]  # fmt: skip
 
 
 def predict(
@@ -182,11 +185,10 @@ def lines(content: Mapping[str, Any]) -> list[str]:
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Hold every prediction against the runs that were made after it.
 
-    A row for each job predicted: `job`, `gpu`, `gpus`, `interconnect`, `cfg_parallel`, `made_at`,
-    ``predicted_s``, ``predicted_overhead`` and all else that :func:`predict_job` tells. Where its
-    job ran later on such a machine, the latest `run`, its ``measured_s`` and ``overhead``,
-    ``error``, the predicted step over the measured one less 1, `inside`, whether what was measured
-    lies in the range, and `held`, whether it is within :data:`TOLERANCE` of the prediction.
+    A row for each job predicted, with :data:`TOLD` of it; where its job ran later on such a machine
+    the latest `run`, its ``measured_s`` and ``overhead``, ``error``, the predicted step over the
+    measured one less 1, `inside`, whether what was measured lies in the range, and `held`, whether
+    it is within :data:`TOLERANCE` of the prediction.
     """
     ran, rows = overhead(frames), []
     ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")
@@ -200,7 +202,7 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
              **{key: content[key] for key in MACHINE}}
             for name, job in content["jobs"].items()
         ]  # fmt: skip
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=TOLD)
     seen = ran.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
     error = table.predicted_s / seen.step_s - 1
     return table.assign(

@@ -192,10 +192,12 @@ class Ledger(dict[str, Entry]):
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
         """What runs say, or what it would take; those of another setup decide nothing."""
-        decides: dict[str, Outcome] = {"pass": "holds", "fail": "contradicts"}
+        decides: dict[str, Outcome] = {
+            "pass": "holds", "fail": "contradicts", "not measured": "open"
+        }  # fmt: skip
         seen = self.seen(by)
         for row in seen.itertuples():
-            outcome = "elsewhere" if row.setting else decides.get(row.status, "open")
+            outcome = "elsewhere" if row.setting else decides.get(row.status, "elsewhere")
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
