@@ -127,7 +127,8 @@ def _bits(data: _Data) -> Answers:
     `fsdp` decides nothing at full scale: for the buffers that it gathers into, a GPU may choose
     other kernels.
     """
-    jobs = data.frames.runs.query("source == 'job' and status == 'ok' and latents.notna()")
+    runs = data.frames.runs
+    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
     jobs = jobs[jobs.groupby("group").engine.transform("nunique") > 1]
     counts = jobs.rehearsal | (jobs.engine != "fsdp")
     same = jobs[counts].groupby("group").latents.nunique() == 1

@@ -88,13 +88,14 @@ def nearest(
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
-    ones, others = (runs.rename_axis(None) for runs in (ones, others))
-    both = ones.merge(others, on=[*on], suffixes=("", "_two")).query("run != run_two")
+    where = [*WHERE, "engine"]
+    keep = [*dict.fromkeys([*on, *where, "run", "boards", "same_boards", "steps_run", "started"])]
+    both = ones[keep].merge(others[keep], on=[*on], suffixes=("", "_two"))
+    both = both[both.run != both.run_two]
     order = both.assign(
         same=both.boards.astype(bool) & (both.boards == both.boards_two),
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
-    where = [*WHERE, "engine"]
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
     pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
     return list(zip(*pairs, strict=True))
