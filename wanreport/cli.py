@@ -1,5 +1,5 @@
-"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|index|
-baseline``.
+"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|import|
+index|baseline``.
 
 Only ranks need torch, and they are other processes. Only rendering and predicting need
 pandas, and import it when they run. So every command starts at once.
@@ -106,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
         ("--json", {"type": Path, "metavar": "OUT", "help": "write the figures here too"}),
         ("--peak", {**rate, "help": "of the link to the host (default: by the GPU's name)"}),
         ("--link", {**rate, "help": "what a benchmark of that link measured"}))  # fmt: skip
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    add("import", _import, "make a record of a run of SGLang from its log",
+        ("name", {"metavar": "NAME", "help": "of the run: the beginning of the record's name"}),
+        ("--log", {**file, "required": True, "help": "what SGLang printed"}),
+        ("--params", {**file, "required": True, "help": "the job that it ran"}),
+        ("--perf-dump", {**file, "help": "of SGLang's --perf-dump-path"}),
+        ("--trace", {**file, "nargs": "+", "default": [], "help": "of torch.profiler, by rank"}),
+        ("--nsys", {**file, "help": "an SQLite export of Nsight Systems"}),
+        ("--machine", {**file, "help": "YAML: gpu, count, interconnect, driver, node, sglang"}),
+        ("--out", {"type": Path, "metavar": "DIR", "help": "default: results/local"}))  # fmt: skip
     add("baseline", _baseline, "print the verdicts; fail where they differ from the committed ones",
         ("action", {"choices": ["check"]}),
         switch("--accept", "write the verdicts as they are now"))  # fmt: skip
@@ -152,6 +162,18 @@ def _trace(arguments: Namespace, _: Path) -> int:
     from wanreport.traces import command
 
     return command.run(arguments.files, arguments.json, arguments.peak, arguments.link)
+
+
+def _import(given: Namespace, root: Path) -> int:
+    from wanreport.traces import sglang
+
+    path, record = sglang.import_run(
+        given.name, given.log, given.params, given.out or project.local_results(root),
+        dump=given.perf_dump, machine=given.machine, traces=given.trace, nsys=given.nsys,
+    )  # fmt: skip
+    said = [f"{record['status']} {record['reason']}".strip(), *record["notes"]]
+    print(path, *said, sep="\n  ")
+    return 0
 
 
 def _plan(arguments: Namespace, root: Path) -> int:

@@ -50,14 +50,17 @@ def add_record(rows: Rows, run: str, r: Record) -> None:
     longest = max((len(it.steps) for it in r.iterations), default=0)
     link = r.machine.link or {}
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
-    work = _workload(r)
+    work, program = _workload(r), (r.source or "").replace("sglang", "SGLang")
     rows["runs"].append({
         **_about(run, r.machine, r.software), "source": "job", "campaign": "", "label": "",
-        "job": str(job.get("name", "unnamed job")), "job_hash": r.job_hash,
+        # Runs of another program are compared among themselves, as if on a machine of their own.
+        "machine": joined(_machine_name(r.machine), program), "program": program,
+        "job": str(job.get("name", "unnamed job")), "job_hash": None if program else r.job_hash,
         "baseline_job": job.get("baseline_job"),
         "status": r.status, "reason": r.reason, "hint": r.hint, "rehearsal": r.is_rehearsal,
         "scale": job.get("scale"), "engine": engine, "setting": setting,
-        "name": joined(engine, setting), "peer": False, "again": False,
+        "name": ("SGLang " if program else "") + joined(engine, setting), "peer": False,
+        "again": False,
         "gpus": int(job.get("num_gpus") or 0), "tokens": model.tokens, "blocks": model.num_layers,
         "branches": 1 + bool(job.get("cfg", True)), "compiled": bool(job.get("compile")),
         "cfg_parallel": bool(job.get("enable_cfg_parallel")),
@@ -155,7 +158,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: Bench) -> None:
                  if rank.link]  # fmt: skip
         key = {"run": run, "iteration": 0, "kind": "clean"}
         rows["runs"].append({
-            **_about(run, bench.machine, bench.software), "source": "bench",
+            **_about(run, bench.machine, bench.software), "source": "bench", "program": "",
             "campaign": path.stem, "label": row.label, "job": "", "status": row.status,
             "reason": row.reason, "hint": "", "rehearsal": said.device != "cuda",
             "scale": "blocks", "engine": engine, "setting": setting,

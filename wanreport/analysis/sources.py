@@ -90,7 +90,9 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     aside = (f"{RESULTS_DIRS[1]}/", f"/{EARLIER}/")
     here = runs_on(frames.full_scale(), gpu, interconnect)
     for row in sorted(here, key=lambda row: (row.source, row.file)):
-        if row.gpus >= below or row.compiled or any(each in row.file for each in aside):
+        if row.gpus >= below or row.compiled or row.program:
+            continue
+        if any(each in row.file for each in aside):
             continue
         data = (root / row.file).read_bytes()
         note = partial(

@@ -75,7 +75,7 @@ def summarised(trace: Trace) -> dict[str, Any]:
         "sync_calls": _by_name(called[like(called, copies.SYNCS)]),
         "sync_events": _by_name(events[events.kind == "sync"]),
         "alloc_calls": _by_name(called[like(called, copies.ALLOCATIONS)]),
-        "steps": [list(step) for step in zip(steps.name, (steps.end_ns - steps.start_ns).tolist())],
+        "steps": [[*step] for step in (steps.end_ns - steps.start_ns).set_axis(steps.name).items()],
         "incomplete_steps": steps.name[~steps.complete].tolist(),
         "memcpy_without_runtime_call":
             int((events.call[events.kind == "copy"] < 0).sum()) if devices else None,

@@ -236,9 +236,9 @@ def budget(
         steps = steps[steps.step.notna() & steps.copies.notna() & (steps.device == names["device"])]
         nbytes, compute = (_over(steps[name].sum(), len(steps)) for name in
                            ("down_bytes", "kernels_ns"))  # fmt: skip
-        scenarios = {"peak": peak_gb_s or link(trace, names["device"]),
-                     "measured": measured_gb_s or math.nan,
-                     "observed": rates(found[found.direction == TO_DEVICE])["weighted_gb_s"]}  # fmt: skip
+        observed = rates(found[found.direction == TO_DEVICE])["weighted_gb_s"]
+        peak = peak_gb_s or link(trace, names["device"])
+        scenarios = {"peak": peak, "measured": measured_gb_s or math.nan, "observed": observed}
         rows += [{**names, "scenario": scenario, "rate_gb_s": rate, "steps": len(steps),
                   "step_bytes": nbytes, "ns": nbytes / rate, "compute_ns": compute,
                   "share": _over(nbytes / rate, compute)}
