@@ -171,8 +171,9 @@ def _import(given: Namespace, root: Path) -> int:
         given.name, given.log, given.params, given.out or project.local_results(root),
         dump=given.perf_dump, machine=given.machine, traces=given.trace, nsys=given.nsys,
     )  # fmt: skip
-    said = [f"{record['status']} {record['reason']}".strip(), *record["notes"]]
-    print(path, *said, sep="\n  ")
+    print(path, f"{record['source']}: {record['status']} {record['reason']}".strip(), sep="\n  ")
+    for it in record["iterations"]:
+        print(f"  {it['kind']}: {len(it['steps'])} steps timed ({it['steps_from']})")
     return 0
 
 
