@@ -18,7 +18,7 @@ from wanreport.records.files import FileError
 
 LONGEST_LINE, MOST_ITERATIONS, LONGEST_ERROR = 1 << 20, 100, 300
 SMOOTHING = 0.3  # of tqdm's rate, an exponential average
-CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
+CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[^\x20-\x7e\xa0-\u1fff\u2030-\u2064\u2070-\ud7ff]")
 RANK = re.compile(r"^(?:\[rank\d+\]: ?|\d{1,3}: (?=\S))")
 BAR = re.compile(r"\s*\d{1,3}%\|.*?(\d{1,5})/(\d{1,5}) \[[\d:]+<[\d:?]+, +([\d.]+|\?)(s/it|it/s)")
 NUMBER = r"(\d{1,12}(?:\.\d+)?)"

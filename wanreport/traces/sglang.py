@@ -138,11 +138,10 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
         pairs[key] = (args.get(key), job.dit_offload_prefetch_size)
     problems = [f"{log} {key}: is {there}, and {here} in {params}; give this run's params file"
                 for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
-    if len(_kinds(said, job)) > (
-        most := job.warmup_iterations + job.clean_iterations + job.profile
-    ):
-        problems.append(f"{log} has {len(said.iterations)} iterations, and {params} {most}; correct"
-                        " warmup_iterations or clean_iterations")  # fmt: skip
+    most = job.warmup_iterations + job.clean_iterations + job.profile
+    if (ran := sum(not it.warmup for it in said.iterations)) > most:
+        problems.append(f"{log} iterations: are {ran}, and {params} has {most} (warm-up, clean,"
+                        " profiled); correct its warmup_iterations or clean_iterations")  # fmt: skip
     if not args and not said.iterations and not said.errors:
         problems.append(f"{log} has nothing that SGLang prints: no server_args, step or traceback")
     if problems:
