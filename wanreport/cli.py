@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
          "begin no job whose timeout_s would not fit in; run it again to go on"}),
         ("--results", {"type": Path, "metavar": "DIR", "help":
          "where records go (default: results/local; results/ is for those to commit)"}),
+        switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
     add("check", _check, "say what params files resolve to; run nothing", params)
     add("plan", _plan, "say how stream would move weights; run no job", params)
@@ -136,6 +139,10 @@ def _report(arguments: Namespace, root: Path) -> int:
 def _measure(arguments: Namespace, root: Path) -> int:
     jobs = list(load_jobs(arguments.params, root).values())
     log = project.local_results(root) / "logs" / "measure.log"
+    if arguments.nsys:
+        if not (nsys := shutil.which("nsys")):
+            raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
+        os.environ[ranks.NSYS] = nsys
     failed = measure(jobs, root, log, arguments.results, arguments.minutes, again=arguments.again)
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)

@@ -156,8 +156,8 @@ def test_warm_up_that_sglang_names_and_iterations_that_end_early(tmp_path: Path)
     lone = log[:second]
     assert taken("new-4gpu", tmp_path, lone)["iterations"][0]["kind"] == "clean"
     cut = lone[: lone.index("15/27")]
-    ends = {"": "failed", "\nDetected 1 oom_kill event\n": "oom",
-            "\nslurmstepd: error: *** JOB 1 CANCELLED AT 1 DUE TO TIME LIMIT ***\n": "timeout"}  # fmt: skip
+    ended = "slurmstepd: error: *** JOB 1 CANCELLED AT 1 DUE TO TIME LIMIT ***"
+    ends = {"": "failed", "\nDetected 1 oom_kill event\n": "oom", f"\n{ended}\n": "timeout"}
     for end, status in ends.items():
         record = taken("new-4gpu", tmp_path, cut + end)
         assert record["status"] == status and "14 of 27" in record["reason"]

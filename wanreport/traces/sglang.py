@@ -140,8 +140,8 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
                 for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
     most = job.warmup_iterations + job.clean_iterations + job.profile
     if (ran := sum(not it.warmup for it in said.iterations)) > most:
-        problems.append(f"{log} iterations: are {ran}, and {params} has {most} (warm-up, clean,"
-                        " profiled); correct its warmup_iterations or clean_iterations")  # fmt: skip
+        what = f"{log} iterations: are {ran}, and {params} has {most} (warm-up, clean, profiled)"
+        problems.append(f"{what}; correct its warmup_iterations or clean_iterations")
     if not args and not said.iterations and not said.errors:
         problems.append(f"{log} has nothing that SGLang prints: no server_args, step or traceback")
     if problems:
