@@ -111,8 +111,9 @@ class Rows:
 
     def _check(self, events: pd.DataFrame, steps: pd.DataFrame) -> None:
         note, left = self.note, steps.step[~steps.complete]
-        ran, copies = events[events.kind.isin(ON_GPU)], events[events.kind == "copy"]
-        calls = events[events.kind == "call"]
+        # Only the columns that are looked at: a copy of all would be the peak of memory.
+        ran = events.loc[events.kind.isin(ON_GPU), ["call", "step"]]
+        copies, calls = events[events.kind == "copy"], events.loc[events.kind == "call", LINK]
         note("times", self.odd, "events that have no times, or wrong ones, are left out")
         note("no GPU events", ran.empty, "nothing that ran on a GPU is in the file: that there were"
              " no copies is not what this says")  # fmt: skip
@@ -152,10 +153,11 @@ def _copy(name: str) -> tuple[str, str]:
 
 def _calls(events: pd.DataFrame) -> np.ndarray:
     """For each GPU event the row of the first call with its correlation; -1 for all others."""
-    linked = events.loc[events.correlation > 0, ["kind", "start_ns", *LINK]]
-    calls = linked[linked.kind == "call"].sort_values("start_ns", kind="stable")
-    calls = calls.drop_duplicates(LINK)[LINK].reset_index(names="call")
-    ran = linked[linked.kind.isin(ON_GPU)].reset_index(names="row").merge(calls, on=LINK)
+    linked, launching = events.correlation > 0, events.kind == "call"
+    begun = events.start_ns[linked & launching].sort_values(kind="stable")
+    calls = events.loc[begun.index, LINK].drop_duplicates().reset_index(names="call")
+    ran = events.loc[linked & events.kind.isin(ON_GPU), LINK].reset_index(names="row")
+    ran = ran.merge(calls, on=LINK)
     found = np.full(len(events), -1, np.int32)
     found[ran.row] = ran.call
     return found

@@ -25,7 +25,7 @@ import pandas as pd
 from wanreport.records.files import FileError
 from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace, integers
 
-CHUNK, BATCH = 1 << 20, 6 << 20
+CHUNK, BATCH = 1 << 20, 4 << 20
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
 MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
