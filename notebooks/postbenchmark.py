@@ -677,7 +677,6 @@ table(memory,
 # %%
 from wanreport import traces
 from wanreport.traces import copies
-from wanreport.traces import overlap as spans
 
 two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])]
 files = {f"{row.engine}, {row.interconnect}":
@@ -750,7 +749,7 @@ if read:
           note=f"Peak: the baseline's {facts.text('s4.3.peak.bandwidth')}. Measured: pinned copies alone, before "
                f"the run. Observed: in the trace. The baseline counts {facts.text('s4.3.peak.bytes')} a step.")  # fmt: skip
     met = pd.concat(
-        [spans.overlap([trace], link[name]).assign(run=name) for name, trace in read.items()]
+        [copies.summary([trace], link[name]).assign(run=name) for name, trace in read.items()]
     )
     met = met[met.step.isna()]
     table(met, {"run": "run", "hidden_share": "beside kernels", "in_collectives_share": "beside collectives",

@@ -34,9 +34,16 @@ from matplotlib.figure import Figure
 from wanreport.records.files import FileError
 from wanreport.report.style import INK, WIDTH, theme
 from wanreport.traces import read
-from wanreport.traces.copies import bandwidth, budget, summary, tensors, wan_tensors
+from wanreport.traces.copies import (
+    ALLOCATIONS,
+    bandwidth,
+    budget,
+    summary,
+    tensors,
+    waits,
+    wan_tensors,
+)
 from wanreport.traces.events import in_ms
-from wanreport.traces.overlap import churn, overlap, stalls
 from wanreport.words import counted
 
 try:
@@ -55,9 +62,10 @@ def shown(frame):
     return in_ms(frame.assign(file=frame.file.map(names))).rename(columns={"bytes": "data_bytes"})
 
 
-beside, rates = overlap(traces, link_gb_s), bandwidth(traces, peak_gb_s, link_gb_s)
-whole = beside[beside.step.isna()] if len(beside) else beside
-copied = whole[whole.copies_ns > 0] if len(whole) else whole
+counts, rates = summary(traces, link_gb_s), bandwidth(traces, peak_gb_s, link_gb_s)
+beside = counts[counts.span_ns.notna()]
+whole = beside[beside.step.isna()]
+copied = whole[whole.copies_ns > 0]
 down = rates[rates.direction == "HtoD"] if len(rates) else rates
 
 # %%
@@ -86,16 +94,14 @@ LANES = {"kernel": "kernels", "collective": "collectives", "copy": "copies from 
 
 def excerpt(trace, device, most=300):
     """Cut out the time around the middle one of the device's long copies, a few copies each way."""
-    ran = dict(trace.devices())[device]
+    ran = next(ran for names, ran in trace.devices() if names["device"] == device)
     ran = ran[(ran.kind != "copy") | (ran.direction == "HtoD")].sort_values("start_ns")
-    copies = ran[ran.kind == "copy"].sort_values("start_ns")
-    long = copies[
-        (copies.end_ns - copies.start_ns) >= (copies.end_ns - copies.start_ns).quantile(0.75)
-    ]
+    copies = ran[ran.kind == "copy"]
+    long = copies[copies.ns >= copies.ns.quantile(0.75)]
     near = long.iloc[max(0, len(long) // 2 - 3) : len(long) // 2 + 3]
     cut = ran[(ran.end_ns > near.start_ns.min()) & (ran.start_ns < near.end_ns.max())]
     return cut.assign(start=(cut.start_ns - near.start_ns.min()) / 1e6,
-                      ms=(cut.end_ns - cut.start_ns) / 1e6)  # fmt: skip
+                      ms=cut.ns / 1e6)  # fmt: skip
 
 
 if len(copied):
@@ -137,7 +143,6 @@ table(shown(bad[["file", "check", "count", "what"]]), caption="What to know of t
       empty="Nothing is missing or damaged.")  # fmt: skip
 
 # %%
-counts = summary(traces)
 COUNTED = {"copies": "copies", "blocking": "blocking", "may_block": "may block", "async": "async",
            "unknown": "unknown", "host_device": "host and device", "calls_over_10us": "calls > 10 µs",
            "calls_over_100us": "calls > 100 µs", "collectives": "collectives"}  # fmt: skip
@@ -202,8 +207,8 @@ table(shown(beside), {"file": "file", "device": "device", "step": "step", "copie
 # %%
 CALLS = {"file": "file", "call": "call", "calls": "calls", "time_ms": "time", "over_100us": "> 100 µs",
          "idle_ms": "with all GPUs idle", "per_step": "a step"}  # fmt: skip
-waits, allocations = stalls(traces), churn(traces)
-table(shown(waits), CALLS if len(waits) else None, caption="Calls that wait, or have a stream wait.",
+waiting, allocations = waits(traces), waits(traces, ALLOCATIONS)
+table(shown(waiting), CALLS if len(waiting) else None, caption="Calls that wait, or have a stream wait.",
       empty="No such calls were recorded.")  # fmt: skip
 table(shown(allocations), {**CALLS, "data_bytes": "data"} if len(allocations) else None,
       caption="Calls that allocate or free memory.", empty="No such calls were recorded.")  # fmt: skip

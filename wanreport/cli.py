@@ -1,5 +1,5 @@
-"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|index|
-baseline``.
+"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|import|
+index|baseline``.
 
 Only ranks need torch, and they are other processes. Only rendering and predicting need
 pandas, and import it when they run. So every command starts at once.
@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
          "begin no job whose timeout_s would not fit in; run it again to go on"}),
         ("--results", {"type": Path, "metavar": "DIR", "help":
          "where records go (default: results/local; results/ is for those to commit)"}),
+        switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
     add("check", _check, "say what params files resolve to; run nothing", params)
     add("plan", _plan, "say how stream would move weights; run no job", params)
@@ -106,6 +109,16 @@ def _parser() -> argparse.ArgumentParser:
         ("--json", {"type": Path, "metavar": "OUT", "help": "write the figures here too"}),
         ("--peak", {**rate, "help": "of the link to the host (default: by the GPU's name)"}),
         ("--link", {**rate, "help": "what a benchmark of that link measured"}))  # fmt: skip
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    add("import", _import, "make a record of a run of SGLang from its log",
+        ("name", {"metavar": "NAME", "help": "of the run: the beginning of the record's name"}),
+        ("--log", {**file, "required": True, "help": "what SGLang printed"}),
+        ("--params", {**file, "required": True, "help": "the job that it ran"}),
+        ("--perf-dump", {**file, "help": "of SGLang's --perf-dump-path"}),
+        ("--trace", {**file, "nargs": "+", "default": [], "help": "of torch.profiler, by rank"}),
+        ("--nsys", {**file, "help": "an SQLite export of Nsight Systems"}),
+        ("--machine", {**file, "help": "YAML: gpu, count, interconnect, driver, node, sglang"}),
+        ("--out", {"type": Path, "metavar": "DIR", "help": "default: results/local"}))  # fmt: skip
     add("baseline", _baseline, "print the verdicts; fail where they differ from the committed ones",
         ("action", {"choices": ["check"]}),
         switch("--accept", "write the verdicts as they are now"))  # fmt: skip
@@ -126,6 +139,10 @@ def _report(arguments: Namespace, root: Path) -> int:
 def _measure(arguments: Namespace, root: Path) -> int:
     jobs = list(load_jobs(arguments.params, root).values())
     log = project.local_results(root) / "logs" / "measure.log"
+    if arguments.nsys:
+        if not (nsys := shutil.which("nsys")):
+            raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
+        os.environ[ranks.NSYS] = nsys
     failed = measure(jobs, root, log, arguments.results, arguments.minutes, again=arguments.again)
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
@@ -152,6 +169,19 @@ def _trace(arguments: Namespace, _: Path) -> int:
     from wanreport.traces import command
 
     return command.run(arguments.files, arguments.json, arguments.peak, arguments.link)
+
+
+def _import(given: Namespace, root: Path) -> int:
+    from wanreport.traces import sglang
+
+    path, record = sglang.import_run(
+        given.name, given.log, given.params, given.out or project.local_results(root),
+        dump=given.perf_dump, machine=given.machine, traces=given.trace, nsys=given.nsys,
+    )  # fmt: skip
+    print(path, f"{record['source']}: {record['status']} {record['reason']}".strip(), sep="\n  ")
+    for it in record["iterations"]:
+        print(f"  {it['kind']}: {len(it['steps'])} steps timed ({it['steps_from']})")
+    return 0
 
 
 def _plan(arguments: Namespace, root: Path) -> int:

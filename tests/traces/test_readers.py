@@ -143,7 +143,7 @@ def test_base_time_and_rank_of_other_forms(tmp_path: Path) -> None:
     whole = f'{{"traceEvents": [{body}], "baseTimeNanoseconds": 1700000000000000001}}'
     trace = read(put(tmp_path, whole, "run-rank_12.json"))
     assert trace.facts["rank"] == 12 and trace.events.start_ns[0] == 1700000000000002501
-    assert [device for device, _ in trace.devices()] == [1]
+    assert [names["device"] for names, _ in trace.devices()] == [1]
     other = f'{{"distributedInfo":{{"rank":"3"}},"traceEvents":[{body}]}}'
     assert read(put(tmp_path, other)).facts["rank"] == 3
 

@@ -17,8 +17,7 @@ from wanreport.analysis.overlap import shares
 from wanreport.report import render
 from wanreport.traces import copies as c
 from wanreport.traces import read
-from wanreport.traces.events import Lanes, Trace, union
-from wanreport.traces.overlap import churn, overlap, stalls
+from wanreport.traces.events import Lanes, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 H2D = "Memcpy HtoD ({} -> Device)"
@@ -79,7 +78,7 @@ def test_steps_that_lack_something_have_no_figures(tmp_path: Path) -> None:
     assert not trace.steps.complete.iloc[0]
     rows = c.summary([trace])
     assert rows[rows.step == 4].copies.isna().all() and rows[rows.step.isna()].copies.notna().all()
-    assert 4 not in set(overlap([trace]).step.dropna())
+    assert rows[rows.step == 4].hidden_ns.isna().all()
 
 
 def test_bandwidth_by_memory_and_of_the_link(made: Trace) -> None:
@@ -111,7 +110,7 @@ def test_what_a_step_moves(made: Trace) -> None:
 
 
 def test_what_copies_run_beside(made: Trace) -> None:
-    whole, first, second = (row for _, row in overlap([made], link_gb_s=21).iterrows())
+    whole, first, second = (row for _, row in c.summary([made], link_gb_s=21).iterrows())
     names = ["copies_ns", "hidden_ns", "hidden_alone_ns", "exposed_ns", "exposed_alone_ns",
              "in_collectives_ns", "kernels_ns", "collectives_ns"]  # fmt: skip
     assert [*whole[names]] == [360, 50, 30, 310, 310, 20, 190, 20]
@@ -119,14 +118,14 @@ def test_what_copies_run_beside(made: Trace) -> None:
     assert [*second[names]] == [210, 0, 0, 210, 210, 0, 40, 0]
     assert whole.meeting_gb_s == 20 and whole.outside_gb_s == pytest.approx(4140 / 260)
     assert whole.inside_gb_s == pytest.approx((2000 - 21 * 80) / 20)
-    assert pd.isna(second.meeting_gb_s) and pd.isna(overlap([made]).inside_gb_s[0])
+    assert pd.isna(second.meeting_gb_s) and pd.isna(c.summary([made]).inside_gb_s[0])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> None:
     some = events(seed)
     trace = traced(tmp_path, some)
-    row = overlap([trace]).iloc[0]
+    row = c.summary([trace]).iloc[0]
     nccl, compute, copies = (
         ticks([e for e in some if re.match(names, e["name"])])
         for names in ("nccl", "gemm|void", "Memcpy HtoD")
@@ -137,11 +136,11 @@ def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> No
 
 
 def test_waits_and_allocations(made: Trace) -> None:
-    waits = stalls([made]).iloc[0]
+    waits = c.waits([made]).iloc[0]
     wanted = ["cudaStreamSynchronize", 1, 400, 0.5]
     assert [*waits[["call", "calls", "ns", "per_step"]]] == wanted
     assert waits.idle_ns == 400 - 200 + 0  # a copy runs from 1200 to 1400
-    rows = churn([made]).set_index("call")
+    rows = c.waits([made], c.ALLOCATIONS).set_index("call")
     assert rows.calls.to_dict() == {"cudaMalloc": 1, "[memory]": 1} and rows.bytes["[memory]"] == 8
 
 
@@ -177,7 +176,7 @@ def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
     """
     own = shares(RUNS).loc[run]
     trace = read(TRACED[run] / "rank0.json.gz")
-    row = overlap([trace]).iloc[0]
+    row = c.summary([trace]).iloc[0]
     assert row.copies_ns / 1e6 == pytest.approx(own.copies_ms, rel=1e-3)
     _, ran = next(trace.devices())
     kernels = ran[ran.kind.isin(["kernel", "collective"])]
@@ -188,8 +187,8 @@ def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
     wide = pd.DataFrame({"start_ns": kernels.start_ns.to_numpy()[start],
                          "end_ns": kernels.end_ns.to_numpy()[end]})  # fmt: skip
     lanes, copies = Lanes(ran), c.copies_of(trace)
-    copies = union(copies[copies.direction == "HtoD"], "device")
-    apart = lanes.within(copies, ~lanes.at(wide)).sum() / copies.ns.sum()
+    copying = lanes.at(copies[copies.direction == "HtoD"])
+    apart = lanes.lengths[copying & ~lanes.at(wide)].sum() / lanes.lengths[copying].sum()
     assert apart == pytest.approx(own.hidden, abs=5e-3)
     assert (wide.end_ns - wide.start_ns).sum() / 2e9 == pytest.approx(own.collectives_s, rel=5e-3)
 

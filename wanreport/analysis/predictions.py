@@ -90,7 +90,7 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     rows: list[dict[str, Any]] = []
     model: Mapping[str, Any] = {}
     here = _runs_on(frames.full_scale(), gpu, interconnect)
-    here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
+    here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel & (here.program == "")]
     here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
         data = (root / row.file).read_bytes()

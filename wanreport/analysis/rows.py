@@ -40,14 +40,16 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     size = f"{model.width}×{model.height}, {model.num_frames} frames"
     steps = f"{ran} of {whole} steps" if 0 < ran < whole else f"{whole} steps"
     work = _joined(size, branches == 1 and "one branch", compiled and "compiled", split, steps)
+    program = (r.source or "").replace("sglang", "SGLang")
     taken = plan["candidates"][plan["chosen"]] if plan else None
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
     rows["runs"].append({
-        **_about(run, r.machine, r.software), "source": "job", "campaign": "", "label": "",
-        "job": str(job.get("name", "unnamed job")), "job_hash": r.job_hash,
+        **_about(run, r.machine, r.software, program), "source": "job", "campaign": "", "label": "",
+        "job": str(job.get("name", "unnamed job")), "job_hash": None if program else r.job_hash,
         "baseline_job": job.get("baseline_job"), "scale": job.get("scale"),
         "status": r.status, "reason": r.reason, "hint": r.hint, "rehearsal": r.is_rehearsal,
-        "engine": engine, "setting": setting, "name": _joined(engine, setting), "again": False,
+        "engine": engine, "setting": setting, "again": False,
+        "name": ("SGLang " if program else "") + _joined(engine, setting),
         "gpus": gpus, "cfg_parallel": bool(split), "branches": branches, "compiled": compiled,
         "tokens": model.tokens, "blocks": model.num_layers,
         # A job that ran out of memory may have no model yet: then what it asked for counts.
@@ -185,18 +187,20 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
 # What both kinds share ---------------------------------------------------------------------------
 
 
-def _about(run: str, machine: files.Machine, software: Any) -> dict[str, Any]:
+def _about(run: str, machine: files.Machine, software: Any, program: str = "") -> dict[str, Any]:
     """Which run it is, and on what: a machine's short name is like "2× H100, PCIe path".
 
-    H100 alone is the SXM board with 80 GB of HBM3; other boards keep the rest of their name.
+    H100 alone is the SXM board with 80 GB of HBM3; other boards keep the rest of their name. Runs
+    of another program are compared among themselves, as if on a machine of their own.
     """
     path = path_of(machine.interconnect or "") if machine.gpu_count > 1 else ""
     board = (machine.gpu_name or "").removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")
     short = _joined(f"{machine.gpu_count}× {board}", path) if board else machine.class_
     return {
-        "run": run, "file": run.partition("#")[0], "machine": short or "unknown machine",
-        "machine_class": machine.class_, "slug": machine.slug, "interconnect": path,
-        "gpu_model": machine.gpu_name, "torch": software.torch, "commit": software.git_sha,
+        "run": run, "file": run.partition("#")[0], "program": program,
+        "machine": _joined(short or "unknown machine", program), "machine_class": machine.class_,
+        "slug": machine.slug, "interconnect": path, "gpu_model": machine.gpu_name,
+        "torch": software.torch, "commit": software.git_sha,
     }  # fmt: skip
 
 

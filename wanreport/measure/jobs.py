@@ -66,6 +66,7 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     Another machine's rehearsal stands in only where this machine has no record at all, so that it
     never hides a failure here.
     """
+    found = [item for item in found if not item[1].get("source")]  # of other programs
     real = [item for item in found if item[1]["job"]["scale"] == "a14b"]
     return best_record(job, [*real, *_of_machine(found, here.slug)]) or best_record(job, found)
 

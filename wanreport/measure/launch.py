@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -177,7 +178,7 @@ def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
     """Move traces beside the record; their paths are relative to the record's folder."""
     kept = []
     folder = record.parent / "traces" / record.stem
-    for source in sorted((out / "traces").glob("rank*.json.gz")):
+    for source in sorted((out / "traces").glob("rank*.json.gz")) + sorted(out.glob("nsys.sqlite")):
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / source.name
         part = target.with_suffix(".part")
@@ -187,7 +188,8 @@ def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
         finally:
             part.unlink(missing_ok=True)
         kept.append({
-            "rank": int(source.name.removeprefix("rank").split(".")[0]),
+            # One export holds all ranks.
+            "rank": int(re.sub(r"\D", "", source.name) or 0),
             "path": str(target.relative_to(record.parent)),
             "bytes": target.stat().st_size,
             "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from wanreport.engines import Engine
+from wanreport.engines.base import Event
+from wanreport.measure.ranks import NSYS
 
 
 class SwitchProfile:
@@ -38,10 +40,15 @@ class SwitchProfile:
         first = min(max(at - 1, 0), max(len(steps) - self.LENGTH, 0))
         self.watched = steps[first : first + self.LENGTH]
         self.begin = steps[max(first - 1, 0)]
+        self.nsys = bool(os.environ.get(NSYS)) and engine.mover.cuda
         self._profiler: Any = None
 
     @contextmanager
     def step(self, index: int) -> Iterator[None]:
+        if self.nsys:
+            with self._ranges(index) if index in self.watched else nullcontext():
+                yield
+            return
         if index == self.begin:
             warm = index not in self.watched
             self._profiler = torch.profiler.profile(
@@ -63,6 +70,38 @@ class SwitchProfile:
             self._profiler.step()
             if index == self.watched[-1]:
                 self.close()
+
+    @contextmanager
+    def _ranges(self, index: int) -> Iterator[None]:
+        """Let Nsight Systems record a step, with NVTX ranges for it, its blocks and its copies."""
+        timeline, nvtx, marks = self.engine.mover.timeline, torch.cuda.nvtx, {}
+        begin, end = timeline.begin, timeline.end
+
+        def begun(lane: str, what: str, expert: str, block: int | None) -> Event | None:
+            event = begin(lane, what, expert, block)
+            marks[id(event)] = nvtx.range_start(f"{what} {expert} {block}")
+            return event
+
+        def ended(event: Event | None) -> None:
+            if (mark := marks.pop(id(event), None)) is not None:
+                nvtx.range_end(mark)
+            end(event)
+
+        if index == self.watched[0]:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+        vars(timeline).update(step=index, begin=begun, end=ended)
+        mark = nvtx.range_start(f"step {index}")
+        try:
+            yield
+            torch.cuda.synchronize()
+        finally:
+            nvtx.range_end(mark)
+            vars(timeline).update(step=None, begin=begin, end=end)
+        if index == self.watched[-1]:
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # the first rank to stop stops it for all
+            torch.cuda.profiler.stop()
 
     def close(self) -> None:
         """Stop where the schedule ended before the two steps did."""

@@ -27,6 +27,12 @@ from typing import Any, Protocol
 import psutil
 
 WORKER = "wanreport.measure.worker"
+NSYS = "WANREPORT_NSYS"
+"""Set to the program of Nsight Systems: ranks on GPUs run under it, and it records what is profiled
+in place of torch's profiler, as both cannot."""
+UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
+              "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
+              "--export=sqlite", "--force-overwrite=true")  # fmt: skip
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -91,6 +97,8 @@ class TorchrunRanks:
             f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
             "-m", module, str(spec), str(out),
         ]  # fmt: skip
+        if nsys := os.environ.get(NSYS):
+            command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
         # NCCL says only in its log which transport it chose.
         told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log")}
         package = str(Path(__file__).resolve().parents[2])

@@ -198,6 +198,7 @@ class Record(_Part):
     iterations: list[Iteration]
     timeline: list[Event]
     traces: list[dict[str, Any]]
+    source: str | None = None  # what ran it, where that was not wanreport: "sglang 0.5.9"
 
     @model_validator(mode="after")
     def _says_why_and_at_which_scale(self) -> Self:

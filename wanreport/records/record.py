@@ -42,7 +42,7 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
     `job` must be resolved: its scale is a part of what was measured. Without a status among
     `known` the record stands for a failed job.
     """
-    empty: dict[str, Any] = {key: {} for key in Record.model_fields}  # the order of the file
+    empty: dict[str, Any] = {key: {} for key in Record.model_fields if key != "source"}  # in order
     return empty | {
         "schema_version": 1,
         "benchmark_version": BENCHMARK_VERSION,

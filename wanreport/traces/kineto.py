@@ -25,19 +25,19 @@ import pandas as pd
 from wanreport.records.files import FileError
 from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace, integers
 
-CHUNK, BATCH = 1 << 20, 6 << 20
+CHUNK, BATCH = 1 << 20, 4 << 20
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
 MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
 EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for one time in ns
 DAY = 86_400 * 10**9  # no event of a profile is longer
 
-BETWEEN = re.compile(rb'\}\s*,\s*\{\s*"')
+BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
+BETWEEN = re.compile(rb'\}\s*,\s*(?=\{\s*")')
 AGAIN = re.compile(
     r'\}\s*(?:,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)|(?=\]\s*(?:,\s*"\w+"\s*:|\}?\s*\Z)))'
 )
 GAP = re.compile(r"[\s,\x00]*")
-BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
 NONE, END = "none", "end"  # of no use; may tell that all before it was written
 CATEGORIES = {
     "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
@@ -50,14 +50,6 @@ LOST = (  # what the profiler says of events that it did not keep, and if steps 
     (r"CUPTI stopped early\? = [1-9]", "the profiler stopped early", True),
     (r"Out-of-range = ([1-9]\d*)", "lay outside the recorded window and were dropped", False),
 )
-
-
-@lru_cache(1000)
-def _kind(category: str) -> str:
-    """The kind of events of a category: a new one or an old, of CUDA or of HIP."""
-    name = category.lower()
-    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
-
 
 Number = int | float | str | None
 
@@ -91,135 +83,117 @@ WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
 
 def read(path: Path) -> Trace:
     """Read a trace; what is lost of a damaged file is said in the trace's quality."""
-    reader = _Reader(path)
-    for chunk in _inflated(path, reader.rows):
-        if not reader.take(chunk):
-            break
-    return reader.trace()
-
-
-def _inflated(path: Path, rows: Rows) -> Iterator[bytes]:
-    """The file's bytes, inflated where it is gzipped; never more than a chunk at once."""
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file = gzip.GzipFile(fileobj=raw) if zipped else raw
-        try:
-            yield from iter(partial(file.read1, CHUNK), b"")
-        except EOFError:
-            rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
-        except (gzip.BadGzipFile, zlib.error) as error:
-            what = f"the gzip stream is damaged before byte {raw.tell():,}: {error}"
-            rows.note("corrupt", 1, what)
+    return _Reader(path).trace()
 
 
 class _Reader:
-    """Takes a trace's bytes in order and keeps what is of use."""
-
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, Rows()
+        self.path, self.rows, self.chunks = path, Rows(), self._inflated()
         self.threads: dict[tuple[int | str, int | str], int] = {}
-        self.buffer, self.around, self.place = bytearray(), bytearray(), "before"
-        self.read = self.count = self.skipped = self.idle = 0
-        self.wanted = BATCH
-        self.past_gpu = self.finished = self.phases = False
+        self.buffer, self.around = bytearray(), bytearray()
+        self.read = self.count = self.skipped = 0
+        self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
-    def take(self, chunk: bytes) -> bool:
-        """Take the next bytes; returns whether more are wanted."""
+    def _inflated(self) -> Iterator[bytes]:
+        """The file's bytes, inflated where it is gzipped; never more than a chunk at once."""
+        with self.path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if zipped else raw
+            try:
+                yield from iter(partial(file.read1, CHUNK), b"")
+            except EOFError:
+                self.rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
+            except (gzip.BadGzipFile, zlib.error) as error:
+                self.damaged = True
+                what = f"the gzip stream is damaged before byte {raw.tell():,} ({error});"
+                self.rows.note("corrupt", 1, f"{what} any number of it may be wrong")
+
+    def _more(self) -> bool:
+        chunk = next(self.chunks, b"")
         self.read += len(chunk)
-        if self.place == "after":
-            self.around += chunk[: max(0, 2 * MOST_AROUND - len(self.around))]
-            return True
         self.buffer += chunk
-        if self.place == "before":
-            self._begin(len(chunk))
-        elif len(self.buffer) >= self.wanted:
-            self._batch()
-        return self.rows.size < MOST_EVENTS
+        return bool(chunk)
 
-    def _begin(self, new: int) -> None:
-        """Look for where the events begin: a list on its own, or under ``traceEvents``."""
-        found = BEGIN.match(self.buffer) or BEGIN.search(self.buffer, max(0, self.read - new - 99))
-        end = found.end() if found else 0
-        del found  # it holds the buffer
-        if end:
-            self.around += self.buffer[: min(end, MOST_AROUND)]
-            del self.buffer[:end]
-            self.place = "events"
-        elif len(self.buffer) > MOST_BETWEEN:
-            raise self._no_trace(f'no "traceEvents" in its first {len(self.buffer):,} bytes')
+    def trace(self) -> Trace:
+        """Read the file from its begin to its end."""
+        self._find_events()
+        wanted, idle, last = BATCH, 0, False
+        while not (last or self.over or self.rows.size >= MOST_EVENTS):
+            last = not self._more()
+            if len(self.buffer) < wanted and not last:
+                continue
+            before, done = self.count, self._batch(last)
+            del self.buffer[:done]
+            wanted = BATCH if done else 2 * len(self.buffer)
+            idle = 0 if self.count > before else idle + done
+            if idle + len(self.buffer) > MOST_BETWEEN:
+                raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are no event")
+        inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
+        while self.over and self._more():
+            del self.buffer[2 * MOST_AROUND :]
+        self.around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
+        known = b"traceEvents" in self.around
+        if not self.phases and (self.count or self.skipped or (self.buffer and not known)):
+            raise self._no_trace("its list holds no events")
+        return self._told(inside)
 
-    def _batch(self, last: bool = False) -> None:
-        """Take what the buffer holds, up to the last event that is complete."""
-        before, (at, done) = self.count, (0, 0) if last else self._between()
-        if not at or not self._decoded(at):
-            done = self._one_by_one(last)
-        del self.buffer[:done]
-        self.wanted = BATCH if done else 2 * len(self.buffer)
-        self.idle = 0 if self.count > before else self.idle + done
-        if self.idle + len(self.buffer) > MOST_BETWEEN:
-            raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are no event")
-        if self.place == "after":
-            self.around += self.buffer[:MOST_AROUND]
-            self.buffer.clear()
+    def _find_events(self) -> None:
+        """Go to where the events begin: a list on its own, or under ``traceEvents``."""
+        end = 0
+        while not end:
+            if len(self.buffer) > MOST_BETWEEN or not self._more():
+                raise self._no_trace(f'no "traceEvents" in its first {self.read:,} bytes')
+            found = BEGIN.search(self.buffer, max(0, len(self.buffer) - CHUNK - 99))
+            end = found.end() if found else 0
+            del found  # it holds the buffer
+        self.around += self.buffer[: min(end, MOST_AROUND)]
+        del self.buffer[:end]
 
-    def _between(self) -> tuple[int, int]:
-        """Where the last event ends that another follows, and where that one begins."""
-        for back in (1 << 16, len(self.buffer)):
-            start = max(0, len(self.buffer) - back)
-            if spans := [match.span() for match in BETWEEN.finditer(self.buffer, start)]:
-                start, end = spans[-1]
-                return start + 1, self.buffer.index(b"{", start, end)
-        return 0, 0
-
-    def _decoded(self, end: int) -> bool:
-        """Take all events up to a byte; False if they are no list of such."""
-        data = b"".join((b"[", memoryview(self.buffer)[:end], b"]"))
-        try:
-            events = FLOATS.decode(data)
-            if any(type(event.ts) is float and event.ts >= EXACT for event in events):
-                events = DECIMALS.decode(data)
-        except WRONG:
-            return False
-        self._add(events)
-        return True
+    def _batch(self, last: bool) -> int:
+        """Take the buffer's events up to the last complete one; returns its bytes done with."""
+        near = max(0, len(self.buffer) - (1 << 16))
+        if not last and (gaps := [gap.span() for gap in BETWEEN.finditer(self.buffer, near)]):
+            end, following = gaps[-1][0] + 1, gaps[-1][1]
+            data = b"".join((b"[", memoryview(self.buffer)[:end], b"]"))
+            with suppress(*WRONG):
+                events = FLOATS.decode(data)
+                if any(type(event.ts) is float and event.ts >= EXACT for event in events):
+                    events = DECIMALS.decode(data)
+                self._keep(events)
+                return following
+        return self._one_by_one(last)
 
     def _one_by_one(self, last: bool) -> int:
-        """Go through the buffer event by event; returns how many bytes of it are done with."""
         text = self.buffer.decode("utf-8", "surrogateescape")
         events: list[_Event] = []
         at = 0
         while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             if text[at] == "]":
-                self.place, at = "after", at + 1
+                self.over, at = True, at + 1
                 break
             try:
-                value, end = ONE.raw_decode(text, at)
+                value, at = ONE.raw_decode(text, at)
             except WRONG:
                 if not last and len(text) - at < CHUNK:
                     break  # the rest of it may be on its way
-                following = AGAIN.search(text, at + 1)
-                if following is None:
+                if (following := AGAIN.search(text, at + 1)) is None:
                     break
                 self.skipped, at = self.skipped + 1, following.end()
                 continue
-            at = end
             try:
                 events.append(msgspec.convert(value, _Event))
             except WRONG:
                 self.skipped += 1
-            if len(events) >= 4096:
-                self._add(events)
-                events = []
-        self._add(events)
+        self._keep(events)
         return len(text[:at].encode("utf-8", "surrogateescape"))
 
-    def _add(self, events: list[_Event]) -> None:
+    def _keep(self, all_events: list[_Event]) -> None:
         """Keep the events that are of use."""
-        self.count += len(events)
-        self.phases |= bool(events and events[0].ph)
-        kept = []
-        for event in events:
+        self.count += len(all_events)
+        self.phases |= bool(all_events and all_events[0].ph)
+        events, kinds = [], []
+        for event in all_events:
             kind = _kind(event.cat)
             if kind == END:
                 self.finished |= event.name == "Record Window End"
@@ -227,11 +201,10 @@ class _Reader:
             elif kind == NONE or kind == "step" and not STEPS.fullmatch(event.name):
                 continue
             elif event.ph == "X" or kind == "memory":
-                kept.append((event, kind))
-        if kept:
-            self._keep(*zip(*kept, strict=True))
-
-    def _keep(self, events: tuple[_Event, ...], kinds: tuple[str, ...]) -> None:
+                events.append(event)
+                kinds.append(kind)
+        if not events:
+            return
         kind = pd.Series(kinds, dtype=KIND)
         args = [event.args or NO_ARGS for event in events]
         start, length = _ns([event.ts for event in events]), _ns([event.dur for event in events])
@@ -243,32 +216,24 @@ class _Reader:
         device = integers([each.to if each.device == -1 else each.device for each in args])
         unknown = np.flatnonzero((device < 0) & (kind.isin(ON_GPU)))
         device[unknown] = integers([events[i].pid for i in unknown])
-        name, threads = self.rows.name, self.threads
+        threads = self.threads
         self.rows.add(
-            kind=kind, name=[name(event.name) for event in events], device=device, process=0,
+            kind=kind, name=[self.rows.name(event.name) for event in events], device=device,
             stream=integers([each.stream for each in args]), start_ns=start, bytes=nbytes,
             thread=[threads.setdefault((e.pid, e.tid), len(threads)) for e in events],
-            end_ns=np.where(fine, start + length, MISSING),
+            end_ns=np.where(fine, start + length, MISSING), process=0,
             correlation=integers([each.correlation for each in args]),
         )  # fmt: skip
 
-    def trace(self) -> Trace:
-        """Make the trace of all that was taken."""
-        if self.place == "before":
-            raise self._no_trace("it is empty" if not self.read else 'no "traceEvents" in it')
-        if self.place == "events":
-            self._batch(last=True)
+    def _told(self, inside: str) -> Trace:
+        """Make the trace; what stands around the events tells more of it."""
+        note, around = self.rows.note, self.around.decode("utf-8", "replace")
         full = self.rows.size >= MOST_EVENTS
-        known = b"traceEvents" in self.around
-        if not self.phases and (self.count or self.skipped or (self.buffer and not known)):
-            raise self._no_trace("its list holds no events")
-        note, cut = self.rows.note, self.place == "events"
-        inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
+        cut = not self.over and not full
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
-        note("cut", cut and not full, f"the file ends {inside}, after {self.count:,} complete"
-             f" events and {self.read:,} bytes of JSON")  # fmt: skip
+        note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
+             f" {self.read:,} bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was no event is left out")
-        around = self.around.decode("utf-8", "replace")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
                 note("dropped", int(found[1][:18]) if found.groups() else 1, what, bad)
@@ -277,7 +242,7 @@ class _Reader:
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
         gpus = re.findall(r'"id"\s*:\s*(\d{1,9})\s*,\s*"name"\s*:\s*"([^"]*)"', around)
         return self.rows.trace(
-            whole=self.past_gpu or not cut and not full,
+            whole=(self.past_gpu or not cut and not full) and not self.damaged,
             shift=min(int(base[1]), LATEST * 1000) if base else 0,
             file=str(self.path), format="Kineto", size_bytes=self.path.stat().st_size,
             rank=int(rank[1]) if rank else None, events=self.count,
@@ -289,6 +254,13 @@ class _Reader:
             f"{self.path}: is not a trace ({why}); give a JSON file of torch.profiler,"
             " gzipped or not, or an SQLite export of Nsight Systems"
         )
+
+
+@lru_cache(1000)
+def _kind(category: str) -> str:
+    """The kind of events of a category: a new one or an old, of CUDA or of HIP."""
+    name = category.lower()
+    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
 
 
 def _ns(microseconds: list[Any]) -> np.ndarray:

@@ -24,15 +24,22 @@ MAGIC = b"SQLite format 3\0"
 AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
 ACTIVITY = "CUPTI_ACTIVITY_KIND_"
+TABLES = {  # by the kind of event: the table, and its columns that tell an event's name
+    "kernel": (ACTIVITY + "KERNEL", "shortName", "demangledName"),
+    "copy": (ACTIVITY + "MEMCPY", "copyKind", "srcKind", "dstKind"),
+    "memset": (ACTIVITY + "MEMSET",),
+    "call": (ACTIVITY + "RUNTIME", "nameId"),
+    "sync": (ACTIVITY + "SYNCHRONIZATION", "syncType"),
+    "overhead": (ACTIVITY + "OVERHEAD", "nameId"),
+    "step": ("NVTX_EVENTS", "text", "textId"),
+}
 COPY_KINDS = ("<unknown>", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH",
               "PtoP", "HtoD", "DtoH", "DtoD")  # fmt: skip
 MEMORY_KINDS = ("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
                 "Managed Static", "Unknown")  # fmt: skip
 SYNC_KINDS = ("Unknown", "Event Sync", "Stream Wait Event", "Stream Sync", "Context Sync")
-COLUMNS = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c"
-VERSION = re.compile(r"_v\d+$")
-NUMBERS = ("start", "end", "deviceId", "streamId", "globalPid", "globalTid", "correlationId",
-           "bytes")  # fmt: skip
+NUMBERS = ("start", "end", "bytes", "deviceId", "streamId", "globalPid", "globalTid",
+           "correlationId")  # fmt: skip
 
 
 def read(path: Path) -> Trace:
@@ -52,9 +59,9 @@ class _Reader:
         self.path, self.database, self.rows = path, database, Rows()
         database.text_factory = lambda text: text.decode("utf-8", "replace")
         self.tables: dict[str, set[str]] = defaultdict(set)
-        for table, column in database.execute(COLUMNS):
+        columns = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c"
+        for table, column in database.execute(columns):
             self.tables[table].add(column)
-        self.strings: dict[Any, str] = dict(self._select("StringIds", "id", "value"))
         if not any(name.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for name in self.tables):
             raise FileError(
                 f"{path}: holds no table of Nsight Systems; give what `nsys export --type sqlite`"
@@ -63,14 +70,16 @@ class _Reader:
 
     def trace(self) -> Trace:
         """Read all tables."""
-        rows = self.rows
-        self._take(ACTIVITY + "KERNEL", "kernel", "shortName", "demangledName")
-        self._take(ACTIVITY + "MEMCPY", "copy", "copyKind", "srcKind", "dstKind")
-        self._take(ACTIVITY + "MEMSET", "memset")
-        self._take(ACTIVITY + "RUNTIME", "call", "nameId")
-        self._take(ACTIVITY + "SYNCHRONIZATION", "sync", "syncType")
-        self._take(ACTIVITY + "OVERHEAD", "overhead", "nameId")
-        self._take("NVTX_EVENTS", "step", "text", "textId")
+        rows, strings = self.rows, dict(self._select("StringIds", "id", "value"))
+        for kind, (table, *named) in TABLES.items():
+            found = self._select(table, *NUMBERS, *named)
+            while rows.size < MOST_EVENTS and (batch := list(islice(found, AT_ONCE))):
+                names = [_name(kind, strings, *row[len(NUMBERS) :]) for row in batch]
+                if kind == "step":
+                    steps = [bool(STEPS.fullmatch(name)) for name in names]
+                    batch, names = list(compress(batch, steps)), list(compress(names, steps))
+                if batch:
+                    self._take(kind, batch, names)
         full = rows.size >= MOST_EVENTS
         rows.note("too many events", full, f"only the first {rows.size:,} were read")
         for severity, text in self._select("DIAGNOSTIC_EVENT", "severity", "text"):
@@ -93,39 +102,32 @@ class _Reader:
             asked = ", ".join(f'"{name}"' if name in have else "NULL" for name in columns)
             yield from self.database.execute(f"SELECT {asked} FROM {table}")
 
-    def _take(self, table: str, kind: str, *named: str) -> None:
-        """Take the events of a table; `named` columns tell their names."""
-        rows = self._select(table, *NUMBERS, *named)
-        numbers = len(NUMBERS)
-        while self.rows.size < MOST_EVENTS and (batch := list(islice(rows, AT_ONCE))):
-            names = [self._name(kind, *row[numbers:]) for row in batch]
-            if kind == "step":
-                found = [bool(STEPS.fullmatch(name)) for name in names]
-                batch, names = list(compress(batch, found)), list(compress(names, found))
-            if not batch:
-                continue
-            columns = list(zip(*batch, strict=True))
-            start, end, nbytes = (integers(columns[i], MISSING) for i in (0, 1, 7))
-            device, stream, pid, tid, correlation = (integers(columns[i]) for i in range(2, 7))
-            process = np.where(pid < 0, np.where(tid < 0, -1, tid & PROCESS), pid)
-            self.rows.add(
-                kind=kind, start_ns=start, end_ns=end, device=device,
-                name=[self.rows.name(name) for name in names], stream=stream,
-                process=process, thread=tid,
-                bytes=np.where(nbytes < 0, MISSING, nbytes), correlation=correlation,
-            )  # fmt: skip
-
-    def _name(self, kind: str, first: Any = None, second: Any = None, third: Any = None) -> str:
-        text = self.strings.get(first) or self.strings.get(second) or ""
-        if kind == "copy":
-            ends = [_of(MEMORY_KINDS, each) for each in (second, third)]
-            return f"Memcpy {_of(COPY_KINDS, first)} ({ends[0]} -> {ends[1]})"
-        if kind == "sync":
-            return _of(SYNC_KINDS, first)
-        if kind == "step":
-            return first if isinstance(first, str) else text
-        return VERSION.sub("", text) or kind
+    def _take(self, kind: str, batch: list[tuple[Any, ...]], names: list[str]) -> None:
+        columns = list(zip(*batch, strict=True))
+        start, end, nbytes = (integers(column, MISSING) for column in columns[:3])
+        device, stream, pid, tid, correlation = map(integers, columns[3 : len(NUMBERS)])
+        process = np.where(pid < 0, np.where(tid < 0, -1, tid & PROCESS), pid)
+        self.rows.add(
+            kind=kind, name=[self.rows.name(name) for name in names], start_ns=start, end_ns=end,
+            bytes=np.where(nbytes < 0, MISSING, nbytes), device=device, stream=stream,
+            process=process, thread=tid, correlation=correlation,
+        )  # fmt: skip
 
 
-def _of(names: Sequence[str], number: Any) -> str:
-    return names[number] if isinstance(number, int) and 0 <= number < len(names) else "unknown"
+def _name(kind: str, strings: dict[Any, str], *codes: Any) -> str:
+    """An event's name by what its table has of it."""
+
+    def one(names: Sequence[str], number: Any) -> str:
+        known = isinstance(number, int) and 0 <= number < len(names)
+        return names[number] if known else "unknown"
+
+    match kind:
+        case "copy":
+            ends = [one(MEMORY_KINDS, code) for code in codes[1:]]
+            return f"Memcpy {one(COPY_KINDS, codes[0])} ({ends[0]} -> {ends[1]})"
+        case "sync":
+            return one(SYNC_KINDS, codes[0])
+        case "step" if isinstance(codes[0], str):
+            return codes[0]
+    text = next((strings[code] for code in codes if strings.get(code)), "")
+    return re.sub(r"_v\d+$", "", text) or kind

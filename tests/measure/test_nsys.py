@@ -1,0 +1,78 @@
+"""Ranks under Nsight Systems, with a stand-in for `nsys`; and what it is told to record."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from wanreport.cli import main
+from wanreport.engines.base import Timeline
+from wanreport.jobs.job import job_from_mapping
+from wanreport.measure import launch, ranks
+from wanreport.measure.profile import SwitchProfile
+from wanreport.records.record import read_record
+
+STAND_IN = """#!/bin/sh
+for word; do case $word in --output=*) out=${word#--output=};; esac; done
+echo "$@" > %s
+while [ "$1" = profile ] || [ "${1#--}" != "$1" ]; do shift; done
+"$@"; code=$?
+echo export > "$out.sqlite"
+exit $code
+"""
+
+
+def test_the_export_of_a_stand_in_lies_beside_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nsys, told = tmp_path / "nsys", tmp_path / "told"
+    nsys.write_text(STAND_IN % told)
+    nsys.chmod(0o755)
+    monkeypatch.setenv(ranks.NSYS, str(nsys))
+    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
+    quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
+    job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 1, **quick})
+    path = launch.run_job(job, tmp_path / "results")
+    record = read_record(path)
+    assert record["status"] == "ok", record["reason"]
+    (trace,) = record["traces"]
+    data = (path.parent / trace["path"]).read_bytes()
+    assert data == b"export\n" and trace["sha256"] == hashlib.sha256(data).hexdigest()
+    assert {"--capture-range=cudaProfilerApi", "--export=sqlite"} <= {*told.read_text().split()}
+
+
+def test_without_nsys_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    params = str(Path(__file__).resolve().parents[2] / "params/baseline/new-4gpu.yaml")
+    assert main(["measure", "--nsys", params]) == 1
+    assert "nsys" in capsys.readouterr().err
+
+
+def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    nvtx = SimpleNamespace(range_start=lambda name: said.append(name) or name,
+                           range_end=lambda name: said.append(f"end {name}"))  # fmt: skip
+    profiler = SimpleNamespace(start=lambda: said.append("on"), stop=lambda: said.append("off"))
+    for name, stand_in in (("nvtx", nvtx), ("profiler", profiler), ("synchronize", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setenv(ranks.NSYS, "nsys")
+    timeline = Timeline(torch.device("cpu"))
+    engine: Any = SimpleNamespace(mover=SimpleNamespace(timeline=timeline, cuda=True))
+    profile = SwitchProfile(tmp_path / "t", range(6), 3, engine, timeline=False)
+    for index in range(6):
+        with profile.step(index), timeline.during("compute", "block", "high_noise", 7):
+            pass
+    profile.close()
+    block = "block high_noise 7"
+    steps = [[f"step {n}", block, f"end {block}", f"end step {n}"] for n in (2, 3)]
+    assert said == ["on", *steps[0], *steps[1], "off"]
+    assert [event.step for event in timeline.events] == [2, 3]

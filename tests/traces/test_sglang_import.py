@@ -1,0 +1,217 @@
+"""Runs of SGLang: made-up logs of all six jobs become records, and hostile ones clear errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.traces.madeup import events, sqlite, text
+from wanreport.analysis import frames
+from wanreport.analysis.checks import checks
+from wanreport.baseline import load_facts
+from wanreport.cli import main
+from wanreport.jobs.job import load_job
+from wanreport.measure import jobs
+from wanreport.records.files import FileError
+from wanreport.records.record import find_records, read_record
+from wanreport.traces.log import Log
+from wanreport.traces.sglang import import_run
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = Path(__file__).parent / "sglang"
+PARAMS = ROOT / "params/baseline"
+JOBS = {  # status, GPUs, kinds of iterations, where the clean one's steps are from, GiB reserved
+    "new-4gpu": ("ok", ["warmup", "clean", "profiled"], "perf dump", 22.27),
+    "old-4gpu-swap": ("ok", ["warmup", "clean", "profiled"], "progress bar", 44.31),
+    "new-4gpu-prefetch3": ("ok", ["warmup", "clean", "profiled"], "progress bar", 22.27),
+    "pure-4gpu": ("oom", [], None, None),
+    "new-6gpu": ("ok", ["warmup", "clean"], "perf dump", 22.27),
+    "old-6gpu-fsdp": ("failed", ["warmup", "clean"], None, None),
+}
+PLACE = "gpu: NVIDIA H100 80GB HBM3\ncount: 8\ninterconnect: NVLink\nsglang: 0.5.9\n"
+
+
+def taken(job: str, out: Path, log: str | bytes | None = None, **more: Any) -> dict[str, Any]:
+    """The record of a log, of a job's own one where none is given."""
+    path = LOGS / f"{job}.log"
+    if log is not None:
+        path = out / "given.log"
+        path.write_bytes(log.encode() if isinstance(log, str) else log)
+    return import_run("mine", path, PARAMS / f"{job}.yaml", out / "records", **more)[1]
+
+
+def said(job: str) -> str:
+    return (LOGS / f"{job}.log").read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All six jobs, imported by one command each."""
+    out = tmp_path_factory.mktemp("imported")
+    (out / "place.yaml").write_text(PLACE)
+    for job in JOBS:
+        dump = LOGS / f"{job}.perf.json"
+        given = ["--perf-dump", str(dump)] if dump.exists() else []
+        given += ["--machine", str(out / "place.yaml"), "--out", str(out / "results")]
+        files = ["--log", f"{LOGS / job}.log", "--params", f"{PARAMS / job}.yaml"]
+        assert main(["import", f"cluster-{job}", *files, *given]) == 0
+    return out / "results"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_each_jobs_log_is_a_record(imported: Path, job: str) -> None:
+    status, kinds, source, reserved = JOBS[job]
+    (path,) = imported.glob(f"*/cluster-{job}-????????????-*.json")
+    record, version = read_record(path), "0.5.23" if "6gpu" in job else "0.5.9"
+    assert record["source"] == f"sglang {version}" and path.stem.endswith(f"-sglang-{version}")
+    assert "sglang" in path.parent.name
+    assert record["job_hash"] == load_job(PARAMS / f"{job}.yaml").hashes()[0]
+    assert (record["status"], [it["kind"] for it in record["iterations"]]) == (status, kinds)
+    assert record["model"]["flow_shift"] == 12 and record["schedule"]["switch_step"] == 18
+    if source:
+        clean = record["iterations"][1]
+        assert clean["steps_from"] == source and len(clean["steps"]) == 27
+        assert clean["memory"][0]["reserved_bytes"] == pytest.approx(reserved * 2**30, rel=1e-3)
+        assert clean["decode_s"] == pytest.approx(7.8)
+        assert sum(s["seconds"][0] for s in clean["steps"]) == pytest.approx(
+            27 * clean["average_step_s"], rel=1e-3)  # fmt: skip
+    if status != "ok":
+        reasons = {"pure-4gpu": "OutOfMemoryError: CUDA out of memory", "old-6gpu-fsdp": "11 of 27"}
+        assert reasons[job] in record["reason"] and "\x1b" not in record["reason"]
+
+
+def test_steps_of_a_progress_bar_are_those_that_its_averages_come_from() -> None:
+    for it in Log(LOGS / "new-4gpu.log").iterations[1:]:
+        wanted = [21.6 * (1 + 0.003 * ((i * 7) % 5)) for i in range(27)]
+        assert it.steps == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_pages_answer_from_them(imported: Path) -> None:
+    found = frames.load([ROOT / "results", imported], ROOT)
+    rows = found.runs[found.runs.program != ""]
+    assert len(rows) == 6 and rows.latest.all() and rows.job_hash.isna().all()
+    assert not set(rows.machine) & set(found.runs.machine[found.runs.program == ""])
+    told = checks(found, load_facts())
+    mine = told[told.machine.str.endswith("SGLang 0.5.9")].set_index("check").status
+    assert mine.to_dict() == {"spike-swap": "pass", "slower-swap": "pass", "pure": "pass",
+                              "prefetch": "within noise"}  # fmt: skip
+    assert told.set_index("check").status[["shift", "switch"]].tolist() == ["pass", "pass"]
+
+
+def test_they_never_stand_for_our_own_runs(imported: Path) -> None:
+    job, found = load_job(PARAMS / "new-4gpu.yaml"), find_records(imported)
+    here = jobs.Machine("some-machine", 8)
+    assert len(found) == 6 and jobs.spoken_for(job, found, here) is None
+    assert jobs.missing([job], found, here)
+
+
+def test_the_switch_is_where_the_times_say_it_is(tmp_path: Path) -> None:
+    bar = said("old-4gpu-swap").split("\r")
+    late = [it.steps.index(max(it.steps[1:])) for it in Log(LOGS / "old-4gpu-swap.log").iterations]
+    assert late == [18, 18, 18] and len(bar) > 80
+    dump = json.loads((LOGS / "new-4gpu.perf.json").read_text())
+    for n, step in enumerate(dump["denoise_steps_ms"]):
+        step["duration_ms"] = 50_000 if n == 20 else 20_000
+    (tmp_path / "dump.json").write_text(json.dumps(dump))
+    log = said("old-4gpu-swap").splitlines()[0] + "\n"
+    record = taken("old-4gpu-swap", tmp_path, log, dump=tmp_path / "dump.json")
+    experts = [step["expert"] for step in record["iterations"][0]["steps"]]
+    assert experts.index("low_noise") == 20 and record["iterations"][0]["kind"] == "clean"
+
+
+WRONG = {
+    "flow_shift": ('"flow_shift": 12.0', '"flow_shift": 3.0', "new-4gpu", "12"),
+    "num_gpus": ('"num_gpus": 4', '"num_gpus": 8', "new-4gpu", "4"),
+    "engine": ('layerwise_offload": true', 'layerwise_offload": false', "new-4gpu", "swap"),
+    "dit_offload_prefetch_size": ("prefetch_size\": 0.0", "prefetch_size\": 5.0", "new-4gpu", "5"),
+    "num_inference_steps": ("infer_steps: 27", "infer_steps: 40", "new-6gpu", "40"),
+    "height": ("height: 720", "height: 480", "new-6gpu", "480"),
+    "iterations": ("", "", "new-4gpu", "6"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_what_contradicts_the_params_file_is_named_with_both(key: str, tmp_path: Path) -> None:
+    old, new, job, number = WRONG[key]
+    log = said(job) * 2 if key == "iterations" else said(job).replace(old, new)
+    with pytest.raises(FileError, match=rf"given\.log:? {key}.*{number}.*{job}\.yaml"):
+        taken(job, tmp_path, log)
+    assert not (tmp_path / "records").exists()
+
+
+def test_warm_up_that_sglang_names_and_iterations_that_end_early(tmp_path: Path) -> None:
+    log = said("new-4gpu")
+    first = log.index("[", log.index("Processing prompt 1/1") - 20)
+    second = log.index("[", log.index("Processing prompt 1/1", first + 99) - 20)
+    warm = (
+        "[09-21 14:14:52] Processing warmup req... (1/1)\n\r100%|##| 1/1 [00:20<00:00, 20.1s/it]\n"
+        "[09-21 14:15:52] Warmup req (1/1) processed in \x1b[92m22.31\x1b[0;0m seconds\n"
+    )
+    record = taken("new-4gpu", tmp_path, log[:first] + warm + log[second:])
+    assert [it["kind"] for it in record["iterations"]] == ["warmup", "clean", "profiled"]
+    assert [len(it["steps"]) for it in record["iterations"]] == [0, 27, 27]
+    lone = log[:second]
+    assert taken("new-4gpu", tmp_path, lone)["iterations"][0]["kind"] == "clean"
+    cut = lone[: lone.index("15/27")]
+    ended = "slurmstepd: error: *** JOB 1 CANCELLED AT 1 DUE TO TIME LIMIT ***"
+    ends = {"": "failed", "\nDetected 1 oom_kill event\n": "oom", f"\n{ended}\n": "timeout"}
+    for end, status in ends.items():
+        record = taken("new-4gpu", tmp_path, cut + end)
+        assert record["status"] == status and "14 of 27" in record["reason"]
+
+
+def test_a_perf_dump_of_another_run_or_version(tmp_path: Path) -> None:
+    good, path = json.loads((LOGS / "new-4gpu.perf.json").read_text()), tmp_path / "dump.json"
+    steps = good["denoise_steps_ms"]
+    bad = [good | {"denoise_steps_ms": steps[:20]}, {"steps": [1.0, 2.0], "stages": {}}, [], {},
+           good | {"denoise_steps_ms": [s | {"duration_ms": 2e3} for s in steps]},
+           good | {"denoise_steps_ms": [s | {"duration_ms": -1} for s in steps]},
+           good | {"denoise_steps_ms": [s | {"duration_ms": float("nan")} for s in steps]},
+           good | {"timestamp": "<b>"}]  # fmt: skip
+    for text_ in [*map(json.dumps, bad), "{", "[" * 10**5]:
+        path.write_text(text_)
+        with pytest.raises(FileError, match=r"dump\.json"):
+            taken("new-4gpu", tmp_path, said("new-4gpu"), dump=path)
+    assert not (tmp_path / "records").exists()
+    path.write_text(json.dumps(good | {"memory_checkpoints": {}, "new": 1}))
+    assert taken("new-4gpu", tmp_path, dump=path)["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "log",
+    ["", "hello\n", b"\x00\xff" * 999, "server_args: {\n", 
+     "server_args: {" + '"a":[' * 10**5 + "}\n",
+     "\r100%|#| 1/1 [00:01<00:00, 1.0s/it]\n\r  0%|#| 0/1 [00:01<?, ?s/it]\n" * 999],
+    ids=range(6),
+)  # fmt: skip
+def test_what_is_no_log_is_named(log: str | bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"given\.log"):
+        taken("new-4gpu", tmp_path, log)
+    assert not (tmp_path / "records").exists()
+
+
+def test_hostile_text_becomes_plain_text(tmp_path: Path) -> None:
+    nasty = "ValueError: <script>alert(1)</script>\x1b]0;x\x07\x00\u202e\u2028" + "x" * 10**6
+    log = said("new-4gpu")[:3000] + f"\nTraceback (most recent call last):\n  x\n{nasty}\n"
+    record = taken("new-4gpu", tmp_path, log + "y" * (3 << 20))
+    assert record["status"] == "failed" and len(record["reason"]) < 1000
+    assert record["reason"].isprintable() and "<script>" in record["reason"]
+
+
+def test_traces_lie_beside_the_record(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text(events(0)))
+    sqlite(tmp_path / "b.sqlite", events(0))
+    given: dict[str, Any] = {"traces": [tmp_path / "a.json"], "nsys": tmp_path / "b.sqlite"}
+    record = taken("new-4gpu", tmp_path, **given)
+    folder = tmp_path / "records" / record["machine"]["slug"]
+    assert [trace["rank"] for trace in record["traces"]] == [5, 1]
+    assert all((folder / t["path"]).stat().st_size == t["bytes"] for t in record["traces"])
+    with pytest.raises(FileError, match=r"place\.yaml"):
+        (tmp_path / "place.yaml").write_text("gpu: H100\ncount: 2\n")
+        taken("new-4gpu", tmp_path, machine=tmp_path / "place.yaml")
+    (tmp_path / "place.yaml").write_text("GPU: H100\nnodes: 2\n")
+    with pytest.raises(FileError, match=r"place\.yaml"):
+        taken("new-4gpu", tmp_path, machine=tmp_path / "place.yaml")

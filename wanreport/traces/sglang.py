@@ -1,0 +1,267 @@
+"""``wanreport import``: a run of SGLang's diffusion models, from its log, as a record beside ours.
+
+What SGLang 0.5.9 and 0.5.23 print is read by :mod:`wanreport.traces.log`. Runs of SGLang are
+compared among themselves: their record names the source, as do its folder and its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from wanreport.jobs.job import Job, job_from_mapping, load_job
+from wanreport.jobs.schedule import flow_schedule, switch_step
+from wanreport.jobs.sglang import prefetch_layers, resolve_model
+from wanreport.records.files import FileError, parse_record, read_json
+from wanreport.records.record import new_record, record_path, write_record
+from wanreport.traces import read
+from wanreport.traces.log import Log
+
+SPIKE = 1.5  # a step as long as so many others is one at which a whole expert moved
+A14B = {"num_layers": 40, "block_bytes": 702_870_528, "outer_bytes": 520_530_176,
+        "expert_bytes": 28_635_351_296}  # fmt: skip
+
+
+class Place(BaseModel, extra="forbid"):
+    """Where a run was, which a log does not say: the file of ``--machine``."""
+
+    gpu: str | None = None
+    count: int = Field(0, ge=1)
+    interconnect: str | None = None
+    driver: str | None = None
+    node: str | None = None
+    sglang: str | None = None  # its version, where the log does not name it
+    torch: str = ""
+
+
+class _Timed(BaseModel):
+    name: str = ""
+    duration_ms: float = Field(gt=0, allow_inf_nan=False)
+
+
+class _Peak(BaseModel):
+    peak_allocated_mb: float = Field(ge=0, allow_inf_nan=False)
+    peak_reserved_mb: float = Field(ge=0, allow_inf_nan=False)
+
+
+class PerfDump(BaseModel):
+    """What is read of a file of ``--perf-dump-path``."""
+
+    timestamp: str = Field("", max_length=40, pattern=r"^[\d:.T+Z-]*$")
+    total_duration_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    steps: list[_Timed] = []
+    denoise_steps_ms: Annotated[list[_Timed], Field(min_length=1, max_length=1000)]
+    memory_checkpoints: dict[str, _Peak] = {}
+
+
+def import_run(
+    name: str, log: Path, params: Path, out: Path, *, dump: Path | None = None,
+    machine: Path | None = None, traces: Sequence[Path] = (), nsys: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """Make the record of a run of SGLang below `out`; returns its path and itself.
+
+    Raises
+    ------
+    FileError, JobError
+        Naming the file and what contradicts the params file; then nothing is written.
+    """
+    given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
+    job, place, said = job_from_mapping(given, "NAME"), _place(machine), Log(log)
+    if place.count and place.count < job.num_gpus:
+        raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
+    shift = _checked(said, job, f"{log}:", params)
+    began = _dumped(said, dump, job, params) if dump else ""
+    version = said.version or place.sglang
+    source = f"sglang {version or ''}".strip()
+    record = new_record(
+        job, source=source, **_filled(said, job, shift), **_outcome(said, job),
+        machine=_machine(place, source), software={"torch": place.torch, "sglang": version},
+    )  # fmt: skip
+    year = datetime.fromtimestamp(log.stat().st_mtime, UTC).year  # SGLang logs none
+    record["started_at"] = began or f"{year}-{said.began or '01-01'}"
+    stem = f"{record['job_hash']}-{source.replace(' ', '-')}"
+    path = record_path(out, record["machine"]["slug"], name, stem)
+    kept = {}
+    for number, file in enumerate([*traces, *([nsys] if nsys else [])]):
+        facts = read(file).facts  # or it is no trace
+        rank = number if facts["rank"] is None else facts["rank"]
+        form = {"Kineto": f"rank{rank}.json"}.get(facts["format"], "nsys.sqlite")
+        with file.open("rb") as data:
+            form += ".gz" if data.read(2) == b"\x1f\x8b" else ""
+            data.seek(0)
+            digest = hashlib.file_digest(data, "sha256").hexdigest()
+        kept[path.parent / "traces" / path.stem / form] = file
+        record["traces"].append({"rank": rank, "path": f"traces/{path.stem}/{form}",
+                                 "bytes": facts["size_bytes"], "sha256": digest})  # fmt: skip
+    parse_record(path, record)
+    for target, file in kept.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    write_record(record, path)
+    return path, record
+
+
+def _place(path: Path | None) -> Place:
+    try:
+        content = yaml.safe_load(path.read_bytes()) if path else {}
+        return Place(**{str(key).lower(): value for key, value in content.items()})
+    except (OSError, yaml.YAMLError, AttributeError, ValidationError) as error:
+        keys = ", ".join(Place.model_fields)
+        raise FileError(f"{path}: is not usable ({error}); it takes {keys}") from None
+
+
+def _checked(said: Log, job: Job, log: str, params: Path) -> float:
+    """Hold what the log says against the params file; return the flow shift."""
+    args, asked, own = said.args, said.asked, said.args.get("pipeline_config")
+    loaded = asked.get("flow_shift", own.get("flow_shift") if isinstance(own, dict) else None)
+    wanted = job.flow_shift or resolve_model(job.model_path).flow_shift
+    bars = [it.total for it in said.iterations if not it.warmup and it.total]
+    pairs = {
+        "flow_shift": (loaded, wanted), "num_gpus": (args.get("num_gpus"), job.num_gpus),
+        "num_inference_steps": (asked.get("infer_steps") or max(bars, default=None),
+                                job.num_inference_steps),
+        **{key: (asked.get(key), getattr(job, key)) for key in ("width", "height", "num_frames")},
+        "engine": (_engine(args) if args else None, job.engine),
+    }  # fmt: skip
+    if job.engine == "layerwise":
+        key = "dit_offload_prefetch_size"
+        pairs[key] = (args.get(key), job.dit_offload_prefetch_size)
+    problems = [f"{log} {key}: is {there}, and {here} in {params}; give this run's params file"
+                for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
+    most = job.warmup_iterations + job.clean_iterations + job.profile
+    if (ran := sum(not it.warmup for it in said.iterations)) > most:
+        what = f"{log} iterations: are {ran}, and {params} has {most} (warm-up, clean, profiled)"
+        problems.append(f"{what}; correct its warmup_iterations or clean_iterations")
+    if not args and not said.iterations and not said.errors:
+        problems.append(f"{log} has nothing that SGLang prints: no server_args, step or traceback")
+    if problems:
+        raise FileError("\n".join(problems))
+    return float(loaded or wanted)
+
+
+def _engine(args: dict[str, Any]) -> str:
+    """The engine that the resolved flags amount to."""
+
+    def on(flag: str, listed: str) -> bool:
+        return bool(args.get(flag) or {"dit", "transformer", "all"} & {*(args.get(listed) or ())})
+
+    if on("dit_layerwise_offload", "layerwise_offload_components"):
+        return "layerwise"
+    if args.get("use_fsdp_inference"):
+        return "fsdp"
+    return "swap" if on("dit_cpu_offload", "cpu_offload_components") else "resident"
+
+
+def _kinds(said: Log, job: Job) -> list[str]:
+    """Tell iterations apart as the params file does, but for what SGLang itself calls warm-up.
+
+    A lone iteration is a clean one, as of nothing else it would be of use.
+    """
+    own = [it.warmup for it in said.iterations]
+    first = ["warmup"] * job.warmup_iterations if not any(own) and len(own) != 1 else []
+    planned: Iterator[str] = iter([*first, *["clean"] * job.clean_iterations, "profiled"])
+    return ["warmup" if warm else next(planned, "profiled") for warm in own]
+
+
+def _dumped(said: Log, path: Path, job: Job, params: Path) -> str:
+    """Give a perf dump's times and peaks to the iteration that it is of; return its time."""
+    try:
+        dump = PerfDump.model_validate(read_json(path, "give what --perf-dump-path named"))
+    except ValidationError as error:
+        raise FileError(f"{path}: is no perf dump of SGLang 0.5.9 to 0.5.23: {error}") from None
+    seconds = [each.duration_ms / 1e3 for each in dump.denoise_steps_ms]
+    ran = [it for it in said.iterations if not it.warmup] or [said.add()]
+    apart = [abs(it.average_s / fmean(seconds) - 1) if it.average_s else 0.04 for it in ran]
+    best = ran[apart.index(min(apart))]
+    for what, there, here in (("steps", len(seconds), job.num_inference_steps),
+                              ("seconds a step", fmean(seconds), best.average_s)):  # fmt: skip
+        if here and abs(there / here - 1) > 0.05 * (what != "steps"):
+            raise FileError(f"{path}: has {there:g} {what}, and {params} and the log {here:g}; give"
+                            " the dump of this run")  # fmt: skip
+    best.dumped = [round(each, 6) for each in seconds]
+    best.stages_s |= {stage.name: stage.duration_ms / 1e3 for stage in dump.steps}
+    if dump.total_duration_ms and best.total_s is None:
+        best.total_s = dump.total_duration_ms / 1e3
+    if peaks := dump.memory_checkpoints.values():
+        best.memory = {
+            f"{kind}_bytes": round(max(getattr(peak, f"peak_{kind}_mb") for peak in peaks) * 2**20)
+            for kind in ("reserved", "allocated")
+        }
+    return dump.timestamp
+
+
+def _outcome(said: Log, job: Job) -> dict[str, str]:
+    """Status, reason and hint: why a run ended that did not reach its end."""
+    ran, errors = [it for it in said.iterations if not it.warmup], said.errors
+    # What fails after the last picture, as processes end, costs nothing.
+    if ran and ran[-1].denoised and (ran[-1].total_s or not errors):
+        return {"status": "ok"}
+    at = said.iterations[-1] if said.iterations else None
+    ends = f"the log ends at step {at.at} of {job.num_inference_steps}" if at else \
+        "the log ends before the first step"  # fmt: skip
+    memory = [line for line in errors if "OutOfMemory" in line or "out of memory" in line]
+    # The first one out of memory says how much was asked for, and the last line ended the run.
+    lines = dict.fromkeys([*memory[:1], *errors[-1:], ends])
+    return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines),
+            "hint": "Read SGLang's log, run it again and import that log."}  # fmt: skip
+
+
+def _machine(place: Place, source: str) -> dict[str, Any]:
+    board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
+    name = ", ".join(filter(None, [board, place.interconnect, source]))
+    return {
+        "class": name, "slug": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:120],
+        "device": "cuda", "gpu_name": place.gpu, "gpu_count": place.count,
+        "interconnect": place.interconnect, "driver": place.driver, "node": place.node,
+    }  # fmt: skip
+
+
+def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
+    """Model, schedule, engine and iterations of a record."""
+    settings = resolve_model(job.model_path)
+    ratio = said.args.get("boundary_ratio") or job.boundary_ratio or settings.boundary_ratio
+    timesteps = [float(t) for t in flow_schedule(job.num_inference_steps, shift).timesteps]
+    planned = switch_step(timesteps, ratio)
+    layers = prefetch_layers(job.dit_offload_prefetch_size, A14B["num_layers"])
+    iterations = []
+    for it, kind in zip(said.iterations, _kinds(said, job), strict=True):
+        seconds = it.steps if len(it.steps) == len(timesteps) else []
+        switch = _spike(seconds) if job.engine == "swap" and kind != "warmup" else planned
+        iterations.append({
+            "kind": kind,
+            "steps": [{"index": n, "timestep": timesteps[n], "seconds": [each], "expert":
+                       "high_noise" if switch is None or n < switch else "low_noise"}
+                      for n, each in enumerate(seconds)],
+            "decode_s": next((s for name, s in it.stages_s.items() if "Decod" in name), None),
+            "total_s": it.total_s, "average_step_s": it.average_s, "stages_s": it.stages_s,
+            "memory": [it.memory, *([None] * (job.num_gpus - 1))] if it.memory else None,
+            "steps_from": "perf dump" if it.dumped else "progress bar" if seconds else None,
+        })  # fmt: skip
+    return {
+        "model": {
+            **asdict(settings), **(A14B if "A14B" in settings.config else {}),
+            "tokens": ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16),
+            "height": job.height, "width": job.width, "num_frames": job.num_frames,
+            "flow_shift": shift, "boundary_ratio": ratio, "weights": "of the checkpoint",
+        },
+        "schedule": {"timesteps": timesteps, "switch_step": planned},
+        "sglang": {**asdict(job.sglang()), "prefetch_layers": layers},
+        "engine": {"name": job.engine, "prefetch": layers if job.engine == "layerwise" else None},
+        "iterations": iterations,
+    }  # fmt: skip
+
+
+def _spike(seconds: list[float]) -> int | None:
+    """Where the times say that an expert came: the longest step but the first, if it is far off."""
+    longest = max(range(1, len(seconds)), key=lambda n: seconds[n], default=0)
+    return longest if longest and seconds[longest] > SPIKE * median(seconds[1:]) else None
