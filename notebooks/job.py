@@ -69,6 +69,7 @@ from wanreport.report.notebook import (
     md,
     measure,
     page,
+    passed,
     plain,
     ratio,
     seconds,
@@ -396,3 +397,4 @@ Save these lines as `{me.job}.yaml`, then run `wanreport run {me.job}.yaml`:
 {yaml}
 ```
 """)
+passed(me)

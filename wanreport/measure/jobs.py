@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -161,6 +162,12 @@ def within(path: Path, root: Path) -> Path:
     """`path` relative to the project, where it lies inside."""
     resolved = path.resolve()
     return resolved.relative_to(root) if resolved.is_relative_to(root) else path
+
+
+def terminate(*_: object) -> None:
+    """Make SystemExit of the first SIGTERM; a second one must not disturb writing the record."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def say(text: str, *, error: bool = False) -> None:
