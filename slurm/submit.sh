@@ -77,6 +77,7 @@ each_array() {
     done <<<"$groups"
 }
 
+# shellcheck disable=SC2329 # each_array calls it
 try() { sbatch --test-only "${@:2}" </dev/null; }
 
 failed=0

@@ -150,7 +150,7 @@ def software() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "diffusers")},
         "cuda": None, "nccl": None, "wanreport": __version__, **git_state(),
-        **{"slurm_job": os.environ[key] for key in ("SLURM_JOB_ID",) if key in os.environ},
+        **({"slurm_job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}),
     }  # fmt: skip
 
 

@@ -1,0 +1,237 @@
+"""The batch scripts on a real Slurm of one node, which lives as long as these tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wanreport.measure.machine import host_memory
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}"),
+    pytest.mark.skipif(os.getuid() != 0, reason="starts Slurm's daemons, and so must be root"),
+]
+
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmdPort={slurmd}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge.socket
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={dir}/jobcomp
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.pid
+SlurmctldLogFile={dir}/slurmctld.log
+SlurmdLogFile={dir}/slurmd.log
+MpiDefault=none
+ReturnToService=2
+SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=9000 Gres=gpu:8 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+JOB = """\
+name: {name}
+engine: resident
+num_gpus: 1
+num_frames: 5
+num_inference_steps: 2
+height: 64
+width: 64
+profile: false
+decode: false
+warmup_iterations: 0
+dit_layerwise_offload: false
+dit_cpu_offload: false
+"""
+
+
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.25)
+
+
+class Slurm:
+    """The daemons in a folder, and a checkout to submit from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir, self.root = folder, folder / "checkout"
+        (folder / "state").mkdir()
+        (folder / "spool").mkdir()
+        host = socket.gethostname().split(".")[0]
+        for number in range(8):
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
+        values = {"host": host, "dir": folder, "ctld": port(), "slurmd": port(),
+                  "cpus": os.cpu_count()}  # fmt: skip
+        (folder / "slurm.conf").write_text(CONF.format(**values))
+        self.host = host
+        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"),
+                    "WANREPORT_RESULTS": "results/local",
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}  # fmt: skip
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        for name in ("slurm", "notebooks", "wanreport"):
+            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("logs"))
+        (self.root / "params" / "baseline").mkdir(parents=True)
+
+    def start(self) -> None:
+        key = self.dir / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        self.dir.chmod(0o755)
+        munge = ["--socket", "munge.socket", "--key-file", "munge.key", "--pid-file", "munge.pid",
+                 "--log-file", "munge.log", "--seed-file", "munge.seed"]  # fmt: skip
+        paths = [word if word.startswith("--") else str(self.dir / word) for word in munge]
+        self._daemon("munged", "--foreground", "--force", *paths)
+        until((self.dir / "munge.socket").exists, 10)
+        self._daemon("slurmctld", "-D", "-i")
+        self._daemon("slurmd", "-D", "-N", self.host)
+        until(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout)
+
+    def _daemon(self, *words: str) -> None:
+        with (self.dir / f"{words[0]}.out").open("w") as log:
+            self.daemons.append(
+                subprocess.Popen(words, env=self.env, stdout=log, stderr=log, cwd=self.dir)
+            )
+
+    def stop(self) -> None:
+        self.run("scancel", "--user=root")
+        until(lambda: not self.queue(), 45)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, env=self.env, cwd=self.root, capture_output=True, text=True, check=False,
+            timeout=120,
+        )  # fmt: skip
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run("slurm/submit.sh", *words)
+
+    def queue(self) -> str:
+        return self.run("squeue", "--noheader").stdout
+
+    def job(self, name: str, extra: str, folder: str = "params/baseline") -> str:
+        path = self.root / folder / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(JOB.format(name=name) + extra)
+        return str(path)
+
+    def ended(self) -> dict[str, str]:
+        """The state of each task in the order of its end, by its job's name, as Slurm kept it."""
+        path = self.dir / "jobcomp"
+        found: dict[str, str] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
+            found[pairs["Name"]] = pairs["JobState"]
+        return found
+
+    def records(self) -> dict[str, dict[str, object]]:
+        paths = (self.root / "results" / "local").glob("*/*.json")
+        found = [json.loads(path.read_text()) for path in paths]
+        return {record["job"]["name"]: record for record in found}
+
+    def log(self, job: str) -> str:
+        return "\n".join(path.read_text() for path in self.root.glob(f"slurm/logs/{job}-*.log"))
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/wr-XXXXXX"], text=True).strip())
+    made = Slurm(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_states_records_and_the_queue(slurm: Slurm) -> None:
+    """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
+    good = slurm.job("good", "scale: tiny\n", "elsewhere")
+    bad = slurm.job("bad", "scale: tiny\ncheckpoint: /not/there\n")
+    blind = slurm.job("blind", "scale: a14b\n")
+    long = slurm.job("long", "scale: tiny\nclean_iterations: 2000\n")
+    (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
+
+    refused = slurm.submit(blind, "--", "--gres=gpu:9")
+    assert refused.returncode != 0 and not slurm.queue()
+
+    for file in (good, bad, blind, long):
+        done = slurm.submit(file, "--", f"--job-name={Path(file).stem}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    before = slurm.queue()
+    again = slurm.submit(long)
+    assert again.returncode == 0 and len(slurm.queue().splitlines()) <= len(before.splitlines())
+
+    until(lambda: "clean iteration" in slurm.log("long"), 90)
+    slurm.run("scancel", "--name=long")
+    until(lambda: not slurm.queue(), 120)
+
+    states, records = slurm.ended(), slurm.records()
+    assert states["good"] == "COMPLETED", slurm.log("good")
+    assert (states["bad"], states["blind"]) == ("FAILED", "FAILED")
+    assert states["wanreport-index"] == "COMPLETED", slurm.log("wanreport-index")
+    assert records["good"]["status"] == "ok" and records["good"]["software"]["slurm_job"]
+    assert records["long"]["status"] == "failed" and "143" in records["long"]["reason"]
+    assert "blind" not in records and "torch sees 0" in slurm.log("blind")
+    index = (slurm.root / "reports" / "index.html").read_text()
+    assert all(name in index for name in ("good", "bad", "long", "blind"))
+
+    assert "Nothing" in slurm.submit(good).stdout
+    status = slurm.submit("--status").stdout
+    assert all(name in status for name in ("good", "bad", "blind", "long"))
+
+
+def test_memory_is_the_least_of_all_cgroups_around(tmp_path: Path) -> None:
+    for proc, names, base in (
+        ("0::/job/step\n", ("memory.max", "memory.current"), tmp_path / "two"),
+        ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+         tmp_path / "one"),
+    ):  # fmt: skip
+        job = base / ("memory/job" if "5:" in proc else "job")
+        (job / "step").mkdir(parents=True)
+        (tmp_path / "proc").write_text(proc)
+        for folder, limit in ((job, "1000"), (job / "step", "max")):
+            (folder / names[0]).write_text(limit)
+            (folder / names[1]).write_text("400")
+        assert host_memory(tmp_path / "proc", base) == {"total": 1000, "available": 600}
