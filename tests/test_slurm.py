@@ -23,7 +23,9 @@ PROGRAMS = {
     "wanreport": f'PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m wanreport "$@"',
     "python": f'PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} "$@"',
     "squeue": 'cat "$CALLS.queue" 2>/dev/null || true',
-    "sbatch": 'case "$*" in *--test-only*) exit "${REFUSED:-0}";; esac; echo "$*" >> "$CALLS"; echo "$((100 + $(wc -l < "$CALLS")));cluster"',
+    "sbatch": """case "$*" in *--test-only*) exit "${REFUSED:-0}";; esac
+    echo "$*" >> "$CALLS"; echo "$((100 + $(wc -l < "$CALLS")));cluster"
+""",
     "jupytext": 'echo "jupytext $*" >> "$CALLS"; true',
     "papermill": """echo "papermill $*" >> "$CALLS"; env >> "$CALLS"
 echo '{"cells": [{"cell_type": "code", "execution_count": '"${LAST:-1}"'}]}' > "$2"

@@ -99,13 +99,13 @@ class Slurm:
                   "cpus": os.cpu_count()}  # fmt: skip
         (folder / "slurm.conf").write_text(CONF.format(**values))
         self.host = host
-        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"),
-                    "WANREPORT_RESULTS": "results/local",
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}  # fmt: skip
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path,
+                    "PYTHONPATH": str(self.root)}  # fmt: skip
         self.daemons: list[subprocess.Popen[bytes]] = []
-        for name in ("slurm", "notebooks", "wanreport"):
-            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("logs"))
-        (self.root / "params" / "baseline").mkdir(parents=True)
+        for name in ("slurm", "notebooks", "wanreport", "params/campaign"):
+            others = ("logs", "site.sh", "postbenchmark.py", "baseline.py", "__pycache__")
+            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns(*others))
 
     def start(self) -> None:
         key = self.dir / "munge.key"
@@ -156,12 +156,13 @@ class Slurm:
         return str(path)
 
     def ended(self) -> dict[str, str]:
-        """The state of each task in the order of its end, by its job's name, as Slurm kept it."""
+        """The last state of each job and array task, as Slurm kept it."""
         path = self.dir / "jobcomp"
         found: dict[str, str] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
             pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
-            found[pairs["Name"]] = pairs["JobState"]
+            name = "_".join(filter(None, [pairs["Name"], pairs.get("ArrayTaskId")]))
+            found[name] = pairs["JobState"]
         return found
 
     def records(self) -> dict[str, dict[str, object]]:
@@ -169,8 +170,8 @@ class Slurm:
         found = [json.loads(path.read_text()) for path in paths]
         return {record["job"]["name"]: record for record in found}
 
-    def log(self, job: str) -> str:
-        return "\n".join(path.read_text() for path in self.root.glob(f"slurm/logs/{job}-*.log"))
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in self.root.glob("slurm/logs/*.log"))
 
 
 @pytest.fixture(scope="module")
@@ -196,24 +197,24 @@ def test_states_records_and_the_queue(slurm: Slurm) -> None:
     refused = slurm.submit(blind, "--", "--gres=gpu:9")
     assert refused.returncode != 0 and not slurm.queue()
 
-    for file in (good, bad, blind, long):
-        done = slurm.submit(file, "--", f"--job-name={Path(file).stem}")
-        assert done.returncode == 0, done.stdout + done.stderr
-    before = slurm.queue()
-    again = slurm.submit(long)
-    assert again.returncode == 0 and len(slurm.queue().splitlines()) <= len(before.splitlines())
+    done = slurm.submit(good, bad, blind, long)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing" in slurm.submit(bad, blind, long).stdout  # they are in the queue
 
-    until(lambda: "clean iteration" in slurm.log("long"), 90)
-    slurm.run("scancel", "--name=long")
+    until(lambda: "long: clean iteration" in slurm.log(), 120)
+    slurm.run("scancel", "--name=wanreport-0gpu")
     until(lambda: not slurm.queue(), 120)
 
     states, records = slurm.ended(), slurm.records()
-    assert states["good"] == "COMPLETED", slurm.log("good")
-    assert (states["bad"], states["blind"]) == ("FAILED", "FAILED")
-    assert states["wanreport-index"] == "COMPLETED", slurm.log("wanreport-index")
+    assert states == {
+        "wanreport-0gpu_0": "COMPLETED", "wanreport-0gpu_1": "FAILED",
+        "wanreport-0gpu_2": "CANCELLED", "wanreport-1gpu_0": "FAILED",
+        "wanreport-index": "COMPLETED",
+    }, slurm.log()  # fmt: skip
     assert records["good"]["status"] == "ok" and records["good"]["software"]["slurm_job"]
+    assert records["bad"]["status"] in ("unsupported", "failed")
     assert records["long"]["status"] == "failed" and "143" in records["long"]["reason"]
-    assert "blind" not in records and "torch sees 0" in slurm.log("blind")
+    assert "blind" not in records and "torch sees 0" in slurm.log()
     index = (slurm.root / "reports" / "index.html").read_text()
     assert all(name in index for name in ("good", "bad", "long", "blind"))
 
