@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from wanreport.jobs.job import load_job
+from wanreport.jobs.job import load_job, resolve_job
+from wanreport.measure import launch
+from wanreport.measure.machine import host_memory
+from wanreport.records.record import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
@@ -244,3 +247,44 @@ def test_scripts_are_clean_by_shellcheck() -> None:
     scripts = [*map(str, SCRIPTS), str(ROOT / ".ci" / "run")]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+# Under a batch system ----------------------------------------------------------------------------
+
+
+def test_memory_is_the_least_of_all_cgroups_around(tmp_path: Path) -> None:
+    for proc, names, base in (
+        ("0::/job/step\n", ("memory.max", "memory.current"), tmp_path / "two"),
+        ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+         tmp_path / "one"),
+    ):  # fmt: skip
+        job = base / ("memory/job" if "5:" in proc else "job")
+        (job / "step").mkdir(parents=True)
+        (tmp_path / "proc").write_text(proc)
+        for folder, limit in ((job, "1000"), (job / "step", "max")):
+            (folder / names[0]).write_text(limit)
+            (folder / names[1]).write_text("400")
+        assert host_memory(tmp_path / "proc", base) == {"total": 1000, "available": 600}
+
+
+def test_sigterm_leaves_a_record_and_never_replaces_a_result(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(*_: object) -> None:
+        raise SystemExit(143)
+
+    job = resolve_job(load_job(tree.job("a", 1, "scale: tiny\n")), gpus=0)
+    monkeypatch.setattr(launch, "_measured", terminated)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with pytest.raises(SystemExit):
+        launch.run_job(job, tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("*/*.json")
+    record = read_record(path)
+    assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77")
+    assert "143" in record["reason"]
+
+    monkeypatch.setattr(launch, "_is_ok", lambda _: True)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        launch.run_job(job, tmp_path / "results")
+    assert path.read_bytes() == before

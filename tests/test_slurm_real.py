@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from wanreport.measure.machine import host_memory
-
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
@@ -221,18 +219,3 @@ def test_states_records_and_the_queue(slurm: Slurm) -> None:
     assert "Nothing" in slurm.submit(good).stdout
     status = slurm.submit("--status").stdout
     assert all(name in status for name in ("good", "bad", "blind", "long"))
-
-
-def test_memory_is_the_least_of_all_cgroups_around(tmp_path: Path) -> None:
-    for proc, names, base in (
-        ("0::/job/step\n", ("memory.max", "memory.current"), tmp_path / "two"),
-        ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-         tmp_path / "one"),
-    ):  # fmt: skip
-        job = base / ("memory/job" if "5:" in proc else "job")
-        (job / "step").mkdir(parents=True)
-        (tmp_path / "proc").write_text(proc)
-        for folder, limit in ((job, "1000"), (job / "step", "max")):
-            (folder / names[0]).write_text(limit)
-            (folder / names[1]).write_text("400")
-        assert host_memory(tmp_path / "proc", base) == {"total": 1000, "available": 600}
