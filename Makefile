@@ -9,7 +9,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 LAB   := $(VENV)/.lab
-SH    := .ci/run slurm/submit.sh slurm/jobs.sbatch slurm/index.sbatch
+SH    := .ci/run slurm/submit.sh slurm/jobs.sbatch slurm/index.sbatch slurm/site.example.sh
 
 # The releases that the baseline's citations are checked against, and where their wheels are kept.
 SGLANG := 0.5.6 0.5.6.post1 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.9 0.5.10 0.5.10.post1

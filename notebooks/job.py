@@ -68,6 +68,7 @@ from wanreport.report.notebook import (
     md,
     measure,
     page,
+    passed,
     plain,
     ratio,
     seconds,
@@ -393,3 +394,4 @@ Save these lines as `{me.job}.yaml`, then run `wanreport run {me.job}.yaml`:
 {yaml}
 ```
 """)
+passed(me)

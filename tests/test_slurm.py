@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from wanreport.jobs.job import load_job
+from wanreport.jobs.job import load_job, resolve_job
+from wanreport.measure import launch
+from wanreport.measure.machine import host_memory
+from wanreport.records.record import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
@@ -22,9 +25,12 @@ BATCH_SCRIPTS = [path for path in SCRIPTS if path.suffix == ".sbatch"]
 PROGRAMS = {
     "wanreport": f'PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m wanreport "$@"',
     "python": f'PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} "$@"',
-    "sbatch": 'echo "$*" >> "$CALLS"; echo "$((100 + $(wc -l < "$CALLS")));cluster"',
-    "jupytext": 'echo "jupytext $*" >> "$CALLS"; echo NOTEBOOK',
-    "papermill": """echo "papermill $*" >> "$CALLS"; cat >> "$CALLS"; env >> "$CALLS"
+    "squeue": 'cat "$CALLS.queue" 2>/dev/null || true',
+    "sbatch": """case "$*" in *--test-only*) exit "${REFUSED:-0}";; esac
+    echo "$*" >> "$CALLS"; echo "$((100 + $(wc -l < "$CALLS")));cluster"
+""",
+    "jupytext": 'echo "jupytext $*" >> "$CALLS"; true',
+    "papermill": """echo "papermill $*" >> "$CALLS"; env >> "$CALLS"
 echo '{"cells": [{"cell_type": "code", "execution_count": '"${LAST:-1}"'}]}' > "$2"
 exit ${PAPERMILL_STATUS:-0}""",
 }
@@ -86,9 +92,9 @@ def test_one_array_per_gpu_count_then_one_index_job_after_any(tree: Tree) -> Non
     done = tree.submit()
     assert done.returncode == 0, done.stderr
     four, six, index = tree.calls
-    assert "--gres=gpu:4 --array=0-2 slurm/jobs.sbatch" in four
+    assert {"--gres=gpu:4", "--array=0-2", "--time=60"} <= {*four.split()}
     assert four.endswith(" ".join(f"params/baseline/{name}.yaml" for name in "acd"))
-    assert "--gres=gpu:6 --array=0-0 slurm/jobs.sbatch params/baseline/b.yaml" in six
+    assert {"--gres=gpu:6", "--array=0-0"} <= {*six.split()} and six.endswith("/b.yaml")
     assert "--dependency=afterany:101:102 " in index and "--gres" not in index
     assert index.endswith("slurm/index.sbatch")
     assert (tree.root / "slurm" / "logs").is_dir()
@@ -106,12 +112,45 @@ def test_files_options_and_the_gpu_type_are_passed_on(tree: Tree, tmp_path: Path
     mine = Path(shutil.move(tree.job("mine", 2), tmp_path))
     done = tree.run(
         tree.root / "slurm" / "submit.sh", "--dry-run", "mine.yaml", "--", "--partition=fast gpus",
-        cwd=tmp_path, GPU_TYPE="h100",
+        "--array=0-0%1", cwd=tmp_path, GPU_TYPE="h100",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     jobs, index = (shlex.split(line) for line in done.stdout.splitlines())
     assert "--gres=gpu:h100:2" in jobs and (tree.root / jobs[-1]).resolve() == mine
     assert "--partition=fast gpus" in jobs and "--partition=fast gpus" in index
+    assert jobs.index("--array=0-0%1") > jobs.index("--array=0-0")
+    assert not [word for word in index if word.startswith(("--array", "--gres"))]
+
+
+def test_what_is_queued_is_left_out_and_what_is_refused_queues_nothing(tree: Tree) -> None:
+    files = [tree.job("a", 4), tree.job("tiny", 2, "scale: tiny\n")]
+    assert tree.submit(REFUSED="1").returncode != 0
+    assert tree.calls == []
+    assert tree.submit(THROTTLE="2").returncode == 0
+    none, four, _ = tree.calls
+    assert "--gres" not in none and "--array=0-0%2" in none and "--gres=gpu:4" in four
+    Path(f"{tree.calls_file}.queue").write_text("102_0 RUNNING\n")
+    assert tree.submit(files[0]).returncode == 0
+    assert len(tree.calls) == 3
+    assert "102_0      RUNNING" in tree.submit("--status").stdout
+
+
+def test_a_site_has_a_file_of_its_own_and_files_from_elsewhere_are_copied(
+    tree: Tree, tmp_path: Path
+) -> None:
+    mine = shutil.move(tree.job("mine", 2), tmp_path)
+    (tree.root / "slurm" / "site.sh").write_text("GPU_TYPE=a100\nJOB_OPTIONS=(--nice=5)\n")
+    assert tree.submit(mine).returncode == 0
+    jobs, index = tree.calls
+    assert "--gres=gpu:a100:2" in jobs and "--nice=5" in jobs and "--nice" not in index
+    assert jobs.endswith("params/submitted/mine.yaml")
+    assert (tree.root / "params/submitted/mine.yaml").exists()
+
+
+def test_a_task_without_the_gpus_that_it_needs_fails_before_papermill(tree: Tree) -> None:
+    done = tree.task(tree.job("a", 4), SLURM_ARRAY_TASK_ID="0", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and "torch sees 0" in done.stderr
+    assert tree.calls == []
 
 
 def test_one_bad_file_or_option_and_nothing_is_submitted(tree: Tree) -> None:
@@ -126,16 +165,16 @@ def test_one_bad_file_or_option_and_nothing_is_submitted(tree: Tree) -> None:
 
 
 def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
-    files = [tree.job(name) for name in ("a", "b")]
+    files = [tree.job(name, extra="scale: tiny\n") for name in ("a", "b")]
     done = tree.task(*files, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="77")
     assert done.returncode == 0, done.stderr
     papermill = next(call for call in tree.calls if call.startswith("papermill"))
-    assert papermill.startswith("papermill - slurm/logs/b-77_1.ipynb")
+    assert "/job.ipynb slurm/logs/b-77_1.ipynb" in papermill
     assert str(files[1]) in papermill
-    assert "NOTEBOOK" in tree.calls  # what jupytext wrote reached papermill
     variables = dict(call.split("=", 1) for call in tree.calls if "=" in call)
     assert variables["PYTHONNOUSERSITE"] == "1"
     own = [variables[name] for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")]
+    assert len(variables["TMPDIR"]) < 40
     (scratch,) = {Path(folder).parent for folder in own}
     assert not scratch.exists()  # removed when the task ends
 
@@ -146,7 +185,7 @@ def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
 def test_a_notebook_that_failed_or_was_killed_fails_its_task(
     tree: Tree, env: dict[str, str], status: int
 ) -> None:
-    done = tree.task(tree.job("a"), SLURM_ARRAY_TASK_ID="0", **env)
+    done = tree.task(tree.job("a", extra="scale: tiny\n"), SLURM_ARRAY_TASK_ID="0", **env)
     assert done.returncode == status
     assert "slurm/logs/a-0_0.ipynb" in done.stdout + done.stderr
 
@@ -191,13 +230,12 @@ def test_a_requeued_job_appends_to_its_log_and_no_real_partition_is_committed(pa
     assert {"--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= {*options}
     assert [o for o in options if o.startswith("--output=slurm/logs/%x-")]
     assert not [o for o in options if o.startswith(("--partition", "--account"))]
-    assert "##SBATCH --partition=EDIT" in path.read_text()
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_stop_at_the_first_error_and_never_use_srun(path: Path) -> None:
     commands = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert "set -euo pipefail" in commands
+    assert "set -euo pipefail" in commands or "example" in path.name
     assert not [line for line in commands if "srun" in line.split("#")[0].split()]
 
 
@@ -209,3 +247,44 @@ def test_scripts_are_clean_by_shellcheck() -> None:
     scripts = [*map(str, SCRIPTS), str(ROOT / ".ci" / "run")]
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+# Under a batch system ----------------------------------------------------------------------------
+
+
+def test_memory_is_the_least_of_all_cgroups_around(tmp_path: Path) -> None:
+    for proc, names, base in (
+        ("0::/job/step\n", ("memory.max", "memory.current"), tmp_path / "two"),
+        ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+         tmp_path / "one"),
+    ):  # fmt: skip
+        job = base / ("memory/job" if "5:" in proc else "job")
+        (job / "step").mkdir(parents=True)
+        (tmp_path / "proc").write_text(proc)
+        for folder, limit in ((job, "1000"), (job / "step", "max")):
+            (folder / names[0]).write_text(limit)
+            (folder / names[1]).write_text("400")
+        assert host_memory(tmp_path / "proc", base) == {"total": 1000, "available": 600}
+
+
+def test_sigterm_leaves_a_record_and_never_replaces_a_result(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(*_: object) -> None:
+        raise SystemExit(143)
+
+    job = resolve_job(load_job(tree.job("a", 1, "scale: tiny\n")), gpus=0)
+    monkeypatch.setattr(launch, "_measured", terminated)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with pytest.raises(SystemExit):
+        launch.run_job(job, tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("*/*.json")
+    record = read_record(path)
+    assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77")
+    assert "143" in record["reason"]
+
+    monkeypatch.setattr(launch, "_is_ok", lambda _: True)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        launch.run_job(job, tmp_path / "results")
+    assert path.read_bytes() == before

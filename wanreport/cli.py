@@ -27,7 +27,7 @@ from wanreport.baseline import FactError
 from wanreport.baseline.evidence import DERIVED, SCHEMA
 from wanreport.jobs.job import Job, JobError, resolve_job
 from wanreport.measure import ranks
-from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
+from wanreport.measure.jobs import load_jobs, measure, measure_jobs, terminate, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.record import RESULTS_DIRS, RecordError, is_rehearsal
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
     arguments = _parser().parse_args(argv)
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, terminate)
     try:
         return int(arguments.command(arguments, project.project_root()))
     except JobError as error:

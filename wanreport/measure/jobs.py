@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -55,9 +56,12 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 
 
 def reusable(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
-    """This machine's own record of the resolved `job` that measuring again would only repeat."""
+    """This machine's own record of the resolved `job` that measuring again would only repeat.
+
+    What is unsupported for want of a checkpoint, memory or GPUs may not be so the next time.
+    """
     best = best_record(job, _of_machine(found, here.slug))
-    return best if best and best[1]["status"] in REUSABLE else None
+    return best if best and best[1]["status"] in REUSABLE - {"unsupported"} else None
 
 
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
@@ -162,6 +166,12 @@ def within(path: Path, root: Path) -> Path:
     """`path` relative to the project, where it lies inside."""
     resolved = path.resolve()
     return resolved.relative_to(root) if resolved.is_relative_to(root) else path
+
+
+def terminate(*_: object) -> None:
+    """Make SystemExit of the first SIGTERM; a second one must not disturb writing the record."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def say(text: str, *, error: bool = False) -> None:

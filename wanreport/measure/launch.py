@@ -20,7 +20,13 @@ from tqdm import tqdm
 from wanreport.jobs.job import Job
 from wanreport.jobs.sglang import ModelPathError, resolve_model
 from wanreport.measure import machine, ranks
-from wanreport.records.record import new_record, record_path, write_record
+from wanreport.records.record import (
+    RecordError,
+    new_record,
+    read_record,
+    record_path,
+    write_record,
+)
 
 HINTS = {
     "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"
@@ -70,11 +76,15 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         started_at=started.isoformat(timespec="seconds"),
     )  # fmt: skip
     path = record_path(root, record["machine"]["slug"], job.name, record["job_hash"])
+    stopped: SystemExit | None = None
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as tmp:
         try:
             found = _measured(job, _settings(job, here["gpu_count"]), Path(tmp), plan_only, log)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
+        except SystemExit as error:  # of SIGTERM, as at a batch system's limit
+            stopped = error
+            found = {"status": "failed", "reason": f"ended from outside (exit {error.code})"}
         except Exception as error:
             traceback.print_exc(file=log)
             found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
@@ -90,8 +100,18 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
                 record["hint"] = f"{HINTS[record['status']]} ({logs})"
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
-    write_record(record, path)
+    if not (stopped and _is_ok(path)):
+        write_record(record, path)
+    if stopped:
+        raise stopped
     return path
+
+
+def _is_ok(path: Path) -> bool:
+    try:
+        return bool(read_record(path)["status"] == "ok")
+    except RecordError:  # nothing, or nothing usable
+        return False
 
 
 def _settings(job: Job, gpus: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,23 +117,31 @@ def interconnect(handles: list[Any]) -> str | None:
     return "NVLink" if status == pynvml.NVML_P2P_STATUS_OK else "PCIe"
 
 
-def host_memory() -> dict[str, int]:
-    """Total and available host memory in bytes, the smaller of the machine's and the cgroup's."""
+def host_memory(
+    proc: Path = Path("/proc/self/cgroup"), base: Path = Path("/sys/fs/cgroup")
+) -> dict[str, int]:
+    """Total and available host memory in bytes, the least of the machine's and its cgroups'."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
+    for folder in _cgroups(proc, base):
+        v1 = folder.is_relative_to(base / "memory")
+        names = ("limit_in_bytes", "usage_in_bytes") if v1 else ("max", "current")
         try:
-            limit = int(Path(limit_file).read_text())
-            used = int(Path(used_file).read_text())
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
         except (OSError, ValueError):
             continue  # no such hierarchy, or "max"
-        if limit < total:
-            total, available = limit, min(available, limit - used)
+        total, available = min(total, limit), min(available, max(limit - used, 0))
     return {"total": total, "available": available}
+
+
+def _cgroups(proc: Path, base: Path) -> Iterator[Path]:
+    """The memory cgroups of this process, its own and all around it, of version 1 or 2."""
+    lines = proc.read_text().splitlines() if proc.exists() else []
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds == "" or "memory" in kinds.split(","):
+            root = base / "memory" if kinds else base
+            own = root / path.lstrip("/")
+            yield from (each for each in (own, *own.parents) if each.is_relative_to(root))
 
 
 def software() -> dict[str, Any]:
@@ -142,6 +150,7 @@ def software() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "diffusers")},
         "cuda": None, "nccl": None, "wanreport": __version__, **git_state(),
+        **({"slurm_job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}),
     }  # fmt: skip
 
 

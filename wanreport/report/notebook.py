@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Stop", "frames_of", "gb", "gib", "interval", "legend", "md", "measure", "page", "parameters",
-    "plain", "ratio", "seconds", "setup", "share", "show", "table",
+    "passed", "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
         With every problem, one per line.
     """
     job = given.job_of(namespace, source)
+    if not os.environ.get(jobs.NO_MEASURING):
+        signal.signal(signal.SIGTERM, jobs.terminate)
     _look()
     return job
 
@@ -109,6 +112,15 @@ def measure(job: Job, machine: str | None = None) -> str | None:
             f" folders that have records: {folders}"
         )
     return shown[0].relative_to(root).as_posix()
+
+
+def passed(run: Any) -> None:
+    """End a notebook that measures with an error unless `run` is ok, so that papermill fails too.
+
+    A page is only read: there it does nothing.
+    """
+    if run.status != "ok" and not os.environ.get(jobs.NO_MEASURING):
+        raise Stop(f"{run.job}: {run.status}: {run.reason}")
 
 
 def frames_of(results_dirs: Sequence[str | Path] = records.RESULTS_DIRS) -> frames.Frames:

@@ -1,0 +1,221 @@
+"""The batch scripts on a real Slurm of one node, which lives as long as these tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}"),
+    pytest.mark.skipif(os.getuid() != 0, reason="starts Slurm's daemons, and so must be root"),
+]
+
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld}
+SlurmdPort={slurmd}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge.socket
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={dir}/jobcomp
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.pid
+SlurmctldLogFile={dir}/slurmctld.log
+SlurmdLogFile={dir}/slurmd.log
+MpiDefault=none
+ReturnToService=2
+SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=9000 Gres=gpu:8 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+JOB = """\
+name: {name}
+engine: resident
+num_gpus: 1
+num_frames: 5
+num_inference_steps: 2
+height: 64
+width: 64
+profile: false
+decode: false
+warmup_iterations: 0
+dit_layerwise_offload: false
+dit_cpu_offload: false
+"""
+
+
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.25)
+
+
+class Slurm:
+    """The daemons in a folder, and a checkout to submit from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir, self.root = folder, folder / "checkout"
+        (folder / "state").mkdir()
+        (folder / "spool").mkdir()
+        host = socket.gethostname().split(".")[0]
+        for number in range(8):
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
+        values = {"host": host, "dir": folder, "ctld": port(), "slurmd": port(),
+                  "cpus": os.cpu_count()}  # fmt: skip
+        (folder / "slurm.conf").write_text(CONF.format(**values))
+        self.host = host
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path,
+                    "PYTHONPATH": str(self.root)}  # fmt: skip
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        for name in ("slurm", "notebooks", "wanreport", "params/campaign"):
+            others = ("logs", "site.sh", "postbenchmark.py", "baseline.py", "__pycache__")
+            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns(*others))
+
+    def start(self) -> None:
+        key = self.dir / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        self.dir.chmod(0o755)
+        munge = ["--socket", "munge.socket", "--key-file", "munge.key", "--pid-file", "munge.pid",
+                 "--log-file", "munge.log", "--seed-file", "munge.seed"]  # fmt: skip
+        paths = [word if word.startswith("--") else str(self.dir / word) for word in munge]
+        self._daemon("munged", "--foreground", "--force", *paths)
+        until((self.dir / "munge.socket").exists, 10)
+        self._daemon("slurmctld", "-D", "-i")
+        self._daemon("slurmd", "-D", "-N", self.host)
+        until(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout)
+
+    def _daemon(self, *words: str) -> None:
+        with (self.dir / f"{words[0]}.out").open("w") as log:
+            self.daemons.append(
+                subprocess.Popen(words, env=self.env, stdout=log, stderr=log, cwd=self.dir)
+            )
+
+    def stop(self) -> None:
+        self.run("scancel", "--user=root")
+        until(lambda: not self.queue(), 45)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, env=self.env, cwd=self.root, capture_output=True, text=True, check=False,
+            timeout=120,
+        )  # fmt: skip
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run("slurm/submit.sh", *words)
+
+    def queue(self) -> str:
+        return self.run("squeue", "--noheader").stdout
+
+    def job(self, name: str, extra: str, folder: str = "params/baseline") -> str:
+        path = self.root / folder / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(JOB.format(name=name) + extra)
+        return str(path)
+
+    def ended(self) -> dict[str, str]:
+        """The last state of each job and array task, as Slurm kept it."""
+        path = self.dir / "jobcomp"
+        found: dict[str, str] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
+            name = "_".join(filter(None, [pairs["Name"], pairs.get("ArrayTaskId")]))
+            found[name] = pairs["JobState"]
+        return found
+
+    def records(self) -> dict[str, dict[str, object]]:
+        paths = (self.root / "results" / "local").glob("*/*.json")
+        found = [json.loads(path.read_text()) for path in paths]
+        return {record["job"]["name"]: record for record in found}
+
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in self.root.glob("slurm/logs/*.log"))
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/wr-XXXXXX"], text=True).strip())
+    made = Slurm(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_states_records_and_the_queue(slurm: Slurm) -> None:
+    """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
+    good = slurm.job("good", "scale: tiny\n", "elsewhere")
+    bad = slurm.job("bad", "scale: tiny\ncheckpoint: /not/there\n")
+    blind = slurm.job("blind", "scale: a14b\n")
+    long = slurm.job("long", "scale: tiny\nclean_iterations: 2000\n")
+    (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
+
+    refused = slurm.submit(blind, "--", "--gres=gpu:9")
+    assert refused.returncode != 0 and not slurm.queue()
+
+    done = slurm.submit(good, bad, blind, long)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing" in slurm.submit(bad, blind, long).stdout  # they are in the queue
+
+    until(lambda: "long: clean iteration" in slurm.log(), 120)
+    slurm.run("scancel", "--name=wanreport-0gpu")
+    until(lambda: not slurm.queue(), 120)
+
+    states, records = slurm.ended(), slurm.records()
+    assert states == {
+        "wanreport-0gpu_0": "COMPLETED", "wanreport-0gpu_1": "FAILED",
+        "wanreport-0gpu_2": "CANCELLED", "wanreport-1gpu_0": "FAILED",
+        "wanreport-index": "COMPLETED",
+    }, slurm.log()  # fmt: skip
+    assert records["good"]["status"] == "ok" and records["good"]["software"]["slurm_job"]
+    assert records["bad"]["status"] in ("unsupported", "failed")
+    assert records["long"]["status"] == "failed" and "143" in records["long"]["reason"]
+    assert "blind" not in records and "torch sees 0" in slurm.log()
+    index = (slurm.root / "reports" / "index.html").read_text()
+    assert all(name in index for name in ("good", "bad", "long", "blind"))
+
+    assert "Nothing" in slurm.submit(good).stdout
+    status = slurm.submit("--status").stdout
+    assert all(name in status for name in ("good", "bad", "blind", "long"))
