@@ -241,6 +241,8 @@ class Rank:
         if kind == "profiled":
             path = self.out / "traces" / f"rank{self.rank}.json.gz"
             profile = SwitchProfile(path, run, switch, engine, timeline=self.rank == 0)
+            if self.tiny:  # a page shows no more of it than what the profiler watches
+                run = [index for index in run if index in (profile.begin, *profile.watched)]
 
         clock, steps, done = StepClock(device), [], 0.0
 
