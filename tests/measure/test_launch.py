@@ -97,7 +97,7 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("budget", "rooms", "buffers"), [(None, 2, 2), (24.0, 4, 4), (31.0, 6, 6), (60.0, 12, 12)]
+    ("budget", "rooms", "buffers"), [(None, 2, 2), (31.0, 6, 6), (60.0, 12, 12)]
 )
 def test_a_budget_makes_room_in_proportion(
     budget: float | None, rooms: int, buffers: int, tmp_path: Path
@@ -238,7 +238,7 @@ def test_a_rank_that_hangs_is_a_timeout(
     arguments = (scratch, seen, signal.SIGSTOP)
     stopper = threading.Thread(target=_signal_rank_1, args=arguments)
     stopper.start()
-    job = _job(num_inference_steps=200, timeout_s=15)
+    job = _job(num_inference_steps=200, timeout_s=8)
     record = read_record(launch.run_job(job, tmp_path / "results"))
     stopper.join()
     assert seen
