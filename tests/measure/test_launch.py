@@ -238,7 +238,7 @@ def test_a_rank_that_hangs_is_a_timeout(
     arguments = (scratch, seen, signal.SIGSTOP)
     stopper = threading.Thread(target=_signal_rank_1, args=arguments)
     stopper.start()
-    job = _job(num_inference_steps=200, timeout_s=8)
+    job = _job(num_inference_steps=200, timeout_s=15)
     record = read_record(launch.run_job(job, tmp_path / "results"))
     stopper.join()
     assert seen
