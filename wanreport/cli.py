@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     force = switch("--force", "render all pages, changed or not")
     workers: Option = "--workers", {"type": int, "choices": range(1, 65), "default": 2,
                                     "metavar": "N", "help": "pages made at a time"}  # fmt: skip
-    add("report", _report, "measure what is missing, render what is stale: reports/index.html",
+    add("report", lambda given, root: _site().report(
+        root, measuring=not given.no_measure, force=given.force, workers=given.workers),
+        "measure what is missing, render what is stale: reports/index.html",
         switch("--no-measure", "render from the records at hand only"), force, workers)  # fmt: skip
     add("publish", lambda given, root: _site().publish(root, given.workers),
         "render the committed records alone, to commit: reports/published", workers)  # fmt: skip
@@ -129,11 +131,6 @@ def _site() -> Any:
     from wanreport.report import site
 
     return site
-
-
-def _report(arguments: Namespace, root: Path) -> int:
-    how = {"force": arguments.force, "workers": arguments.workers}
-    return int(_site().report(root, measuring=not arguments.no_measure, **how))
 
 
 def _measure(arguments: Namespace, root: Path) -> int:

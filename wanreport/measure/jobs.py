@@ -141,12 +141,7 @@ def measure_jobs(
     With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
     `timeout_s` would not fit in is not begun, and has no record. `log` takes what is not for a
     person at a terminal. An interrupt ends the job with all its ranks and goes on to the caller;
-    records written so far stay.
-
-    Raises
-    ------
-    RecordError
-        If a record could not be written.
+    records written so far stay. Raises RecordError if a record could not be written.
     """
     done: dict[str, Found] = {}
     end = time.monotonic() + 60 * minutes

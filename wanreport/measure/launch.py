@@ -51,14 +51,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 
     ``log`` takes a line an iteration and tracebacks; by default stderr does.
 
-    Returns
-    -------
-    The record's path.
-
-    Raises
-    ------
-    RecordError
-        If the record could not be written.
+    Returns the record's path; raises RecordError if it could not be written.
     """
     started, begun = datetime.now(UTC), time.perf_counter()
     here, sglang = machine.machine(), job.sglang()
@@ -137,7 +130,7 @@ def _settings(job: Job, gpus: int) -> dict[str, Any]:
         found = resolve_model(job.model_path, index=index)
     except (ModelPathError, OSError, ValueError) as error:
         raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error
-    resolved = {
+    return {
         "config": found.config,
         "how": found.how,
         **{
@@ -145,13 +138,6 @@ def _settings(job: Job, gpus: int) -> dict[str, Any]:
             for key in ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
         },
     }
-    for key in ("flow_shift", "guidance_scale"):
-        if resolved[key] is None:
-            raise Unsupported(
-                f"model_path {job.model_path!r} resolves to {found.config}, which has no {key}",
-                f"give {key} in the job, or the path of a Wan text-to-video model",
-            )
-    return resolved
 
 
 def _measured(

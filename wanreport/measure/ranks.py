@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -35,15 +35,6 @@ UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-tra
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class Ranks(Protocol):
-    """The processes of one job."""
-
-    def exit_codes(self) -> list[int | None]:
-        """Of each process; None while it runs, negative for a signal."""
-
-    def kill(self) -> None: ...
 
 
 class ForkedRanks:
@@ -61,6 +52,7 @@ class ForkedRanks:
             process.start()
 
     def exit_codes(self) -> list[int | None]:
+        """Of each process; None while it runs, negative for a signal."""
         return [process.exitcode for process in self.processes]
 
     def kill(self) -> None:
@@ -138,7 +130,7 @@ class TorchrunRanks:
         psutil.wait_procs(family, GRACE)  # the next job needs their memory
 
 
-KINDS: dict[str, Callable[..., Ranks]] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
+KINDS: dict[str, Any] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
 """How ranks are started on a kind of device; each takes spec, folder, number and module."""
 
 
@@ -148,7 +140,11 @@ def die_with_parent() -> None:
 
 
 def watch(
-    ranks: Ranks, out: Path, world_size: int, deadline: float, update: Callable[[], None]
+    ranks: ForkedRanks | TorchrunRanks,
+    out: Path,
+    world_size: int,
+    deadline: float,
+    update: Callable[[], None],
 ) -> tuple[list[dict[str, Any] | None], list[int | None]]:
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
@@ -191,16 +187,8 @@ def failure(
 ) -> dict[str, Any]:
     """Status and reason of ranks that did not end well: the first cause, not its echoes.
 
-    Parameters
-    ----------
-    timeout_s
-        The time that they had, in seconds.
-    results
-        What each rank left, if anything; failures say when (``at``).
-    codes
-        Exit code of each rank before the launcher ended the rest; None for one that still ran.
-    last
-        The last progress there was.
+    ``results`` are what each rank left, where failures say when (``at``), and ``codes`` the exit
+    codes from before the launcher ended the rest; ``last`` is the last progress there was.
     """
     told = sorted((r["at"], k) for k, r in enumerate(results) if r and r["status"] != "ok")
     first = [k for _, k in told]

@@ -105,7 +105,10 @@ class Rank:
         store = HostStore(experts, source, pin=pin, group=shared)
         shape = self._shape(experts[EXPERTS[0]], store)
         guidance = self._guidance(configs[EXPERTS[0]]["text_dim"], dtype)
-        self.vae = self._vae() if job["decode"] and self.rank == 0 else None
+        self.vae = None
+        if job["decode"] and self.rank == 0:
+            config = TINY_VAE if self.tiny else VAE
+            self.vae = make_vae(config, self.checkpoint, self.device, job["seed"])
         self.say("weights")
         started = time.perf_counter()
         memory = {}
@@ -159,8 +162,7 @@ class Rank:
         rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
         inputs = probe.inputs(rate, self.job["num_inference_steps"])
         result["plan"], settings = make_plan(inputs, room, probe.trial)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the probe held is not the job's
+        torch.cuda.empty_cache()  # what the probe held is not the job's
         result["plan"]["planning_s"] = time.perf_counter() - begun
         return settings
 
@@ -168,10 +170,6 @@ class Rank:
         """The latents that denoising starts from; a plan is made on them too."""
         generator = torch.Generator().manual_seed(self.job["seed"])
         return torch.randn(latent_shape(**self.video), generator=generator).to(self.device)
-
-    def _vae(self) -> Any:
-        config = TINY_VAE if self.tiny else VAE
-        return make_vae(config, self.checkpoint, self.device, self.job["seed"])
 
     def _guidance(self, text_dim: int, dtype: torch.dtype) -> Guidance:
         job, settings = self.job, self.settings
@@ -186,8 +184,8 @@ class Rank:
                 for _ in range(1 + job["cfg"])
             ]
         texts = [text.to(dtype) for text in texts]
-        scale, second = settings["guidance_scale"], settings["guidance_scale_2"]
-        scales = {"high_noise": scale, "low_noise": scale if second is None else second}
+        given = settings["guidance_scale"], settings["guidance_scale_2"]
+        scales = dict(zip(EXPERTS, given, strict=True))
         return Guidance(texts[0], texts[1] if job["cfg"] else None, scales)
 
     def _shape(self, expert: Expert, store: HostStore) -> Shape:
@@ -241,6 +239,8 @@ class Rank:
         if kind == "profiled":
             path = self.out / "traces" / f"rank{self.rank}.json.gz"
             profile = SwitchProfile(path, run, switch, engine, timeline=self.rank == 0)
+            if self.tiny:  # a page shows no more of it than what the profiler watches
+                run = [index for index in run if index in (profile.begin, *profile.watched)]
 
         clock, steps, done = StepClock(device), [], 0.0
 
@@ -287,8 +287,7 @@ class Rank:
             decode_s = clock.seconds()[0]
         dist.barrier()
         total = time.perf_counter() - begun
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # what decoding held is not the next iteration's
+        torch.cuda.empty_cache()  # what decoding held is not the next iteration's
         digest = sha256(latents)
         video = None if frames is None else sha256(frames)
         del frames
@@ -357,13 +356,10 @@ def software() -> dict[str, Any]:
     }
 
 
-def run_rank(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
-    return Rank(spec, out, rank, world_size).run()
-
-
 def main(
-    spec_file: str, out: str, rank: int, world_size: int, run: Callable[..., Any] = run_rank
-) -> int:
+    spec_file: str, out: str, rank: int, world_size: int,
+    run: Callable[..., Any] = lambda *given: Rank(*given).run(),
+) -> int:  # fmt: skip
     """Run one rank; 0 if it went well. The result or the error goes to ``rank<r>.json``."""
     die_with_parent()
     if os.getppid() == 1:  # it had died before
