@@ -52,7 +52,7 @@ citations: $(READY) ## check the baseline's citations of SGLang again; fetches i
 	done
 	@$(BIN)/python -m tools.citations $(WHEELS)
 
-derive: $(READY) ## compute the model's sizes and schedules for the baseline again
+derive: $(READY) ## compute the model's sizes for the baseline again
 	@$(BIN)/python -m tools.derive
 
 clean: ## remove .venv, pages and caches; records and published pages stay

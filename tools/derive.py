@@ -21,7 +21,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tools.identify import identified
-from wanreport.baseline.evidence import DERIVED, SCHEMA
+from wanreport.baseline.formulas import DERIVED
 from wanreport.engines import ENGINES, Counters, Shape
 from wanreport.model.denoise import VAE, latent_shape
 from wanreport.model.expert import A14B, EXPERTS, Expert
@@ -40,11 +40,8 @@ UMT5_XXL: dict[str, Any] = {
 """Configuration of the pipeline's text encoder, that of google/umt5-xxl."""
 
 VIDEO = {"height": 720, "width": 1280, "num_frames": 81}
-STEPS = 27
 BRANCHES = 2
 RANKS = (2, 4, 6)
-SHIFTS = (1.0, 3.0, 5.0, 8.0, 12.0)
-"""Flow shifts of SGLang's Wan configurations, and 1, which leaves the noise levels as they are."""
 
 SMALLEST = 1_000_000
 """Elements of the smallest tensor that is listed; no transfer spoken of is as small."""
@@ -57,8 +54,7 @@ def write(folder: Path = DERIVED) -> list[Path]:
     paths = []
     sizes = architecture()
     found = identified(sizes["numbers"], sizes.pop("tensors"))
-    derived = {"architecture": sizes, "schedule": schedule(),
-               "identified": {"schema": SCHEMA, "sizes": found}}  # fmt: skip
+    derived = {"architecture": sizes, "identified": {"schema": 1, "sizes": found}}
     for name, content in derived.items():
         paths.append(folder / f"{name}.json")
         text = json.dumps(content, indent=1)
@@ -117,7 +113,7 @@ def architecture() -> dict[str, Any]:
         numbers |= {f"{part}.large.count": len(large), f"{part}.large.params": sum(large)}
     parts = {"block": first.blocks[0], "expert": first, "text encoder": text_encoder, "VAE": vae}
     return {
-        "schema": SCHEMA,
+        "schema": 1,
         "versions": _versions("torch", "diffusers", "transformers"),
         "numbers": {f"wan.{key}": value for key, value in numbers.items()},
         "tensors": [row for part, module in parts.items() for row in _tensors(part, module)],
@@ -184,27 +180,6 @@ def _tensors(part: str, module: nn.Module) -> list[dict[str, Any]]:
         )
         row["count"] += 1
     return list(rows.values())
-
-
-def schedule() -> dict[str, Any]:
-    """The schedules of diffusers' scheduler: timesteps and noise levels, by flow shift."""
-    schedules = {}
-    for shift in SHIFTS:
-        scheduler = UniPCMultistepScheduler(
-            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift
-        )
-        scheduler.set_timesteps(STEPS)
-        schedules[f"{shift:g}"] = {
-            "timesteps": scheduler.timesteps.tolist(),
-            "sigmas": [round(float(sigma), 7) for sigma in scheduler.sigmas],
-        }
-    return {
-        "schema": SCHEMA,
-        "versions": _versions("diffusers"),
-        "scheduler": UniPCMultistepScheduler.__name__,
-        "steps": STEPS,
-        "schedules": schedules,
-    }
 
 
 if __name__ == "__main__":

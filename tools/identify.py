@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from wanreport.baseline.arithmetic import Quantity, quantity
+from wanreport.baseline.formulas import Quantity, quantity
 
 SIZES = (("167.8", "MB"), ("670", "MB"), ("17.6", "GB"))
 """The sizes of which the document says what they are: its s4.1.typical, s5.1.layer_vram, s6.1."""
@@ -26,27 +26,15 @@ UNITS: dict[str, tuple[int, str, int]] = {
 
 
 class Match(NamedTuple):
-    """A candidate beside a stated size.
+    """A candidate beside a stated size."""
 
-    Attributes
-    ----------
-    what, part, whole
-        "block in fp32, 1 of 4 shards"; what it is of, "block"; whether it is all of that.
-    nbytes
-        Its size.
-    unit, fits
-        The unit in which the stated size is read; whether the printed digits can stand for it.
-    mismatch
-        Its size less the stated size as read, in bytes.
-    """
-
-    what: str
-    part: str
-    whole: bool
+    what: str  # "block in fp32, 1 of 4 shards"
+    part: str  # what it is of, "block"
+    whole: bool  # whether it is all of that
     nbytes: float
-    unit: str
-    mismatch: float
-    fits: bool
+    unit: str  # in which the stated size is read
+    mismatch: float  # its size less the stated size as read, in bytes
+    fits: bool  # whether the printed digits can stand for it
 
 
 def identified(

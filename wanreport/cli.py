@@ -24,7 +24,7 @@ from typing import Any
 
 import wanreport
 from wanreport.baseline import FactError
-from wanreport.baseline.evidence import DERIVED, SCHEMA
+from wanreport.baseline.formulas import DERIVED
 from wanreport.jobs.job import Job, JobError, resolve_job
 from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, terminate, this_machine
@@ -253,7 +253,7 @@ def _baseline(arguments: Namespace, _: Path) -> int:
         print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
     print(", ".join(f"{count} {outcome}" for outcome, count in rows.outcome.value_counts().items()))
     if arguments.accept:
-        content = {"schema": SCHEMA, "verdicts": judged.summaries()}
+        content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         project.write_atomically(DERIVED / "verdicts.json", text)
     elif found := ledger.differences(judged, DERIVED):

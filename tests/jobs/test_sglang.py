@@ -1,6 +1,5 @@
 """SGLang 0.5.9's flags and model paths come out as its own code brings them out."""
 
-import itertools
 import json
 
 import pytest
@@ -16,7 +15,6 @@ from wanreport.jobs.sglang import (
     resolve_text,
 )
 
-BOOLS = (None, False, True)
 A14B = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 WAN = {"_class_name": "WanPipeline"}
 
@@ -47,13 +45,6 @@ def test_a_count_of_layers_is_cut_to_a_whole_one(size, kept):
     assert found.prefetch_size == kept and bool(found.steps) is (size != kept)
 
 
-@pytest.mark.parametrize("flags", list(itertools.product(BOOLS, BOOLS, (False, True))))
-def test_resolving_again_changes_nothing(flags):
-    once = resolve(*flags, 2.5)
-    twice = resolve(once.layerwise, once.cpu_offload, once.fsdp, once.prefetch_size)
-    assert vars(twice) | {"steps": 0} == vars(once) | {"steps": 0}
-
-
 @pytest.mark.parametrize("engine", sorted(ENGINE_FLAGS))
 def test_the_flags_listed_for_an_engine_lead_to_it(engine):
     given = {"dit_layerwise_offload": None, "dit_cpu_offload": None, "use_fsdp_inference": False}
@@ -72,21 +63,11 @@ def test_prefetch_size_is_a_ratio_below_one_and_a_count_from_there(size, layers)
     assert prefetch_layers(size, 40) == layers
 
 
-sizes = st.floats(min_value=0, max_value=1e6)
-
-
-@given(sizes, sizes, st.integers(1, 100))
+@given(*[st.floats(min_value=0, max_value=1e6)] * 2, st.integers(1, 100))
 def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
-    small, large = sorted((a, b))
-    assert 1 <= prefetch_layers(small, layers) <= layers
-    if (small < 1) == (large < 1):
-        assert prefetch_layers(small, layers) <= prefetch_layers(large, layers)
-
-
-@pytest.mark.parametrize(("size", "layers"), [(-0.1, 40), (float("nan"), 40), (1, 0)])
-def test_what_is_not_a_prefetch_size_is_refused(size, layers):
-    with pytest.raises(ValueError, match=str(size)):
-        prefetch_layers(size, layers)
+    few, many = (prefetch_layers(size, layers) for size in sorted((a, b)))
+    assert 1 <= few <= layers and 1 <= many <= layers
+    assert few <= many or min(a, b) < 1 <= max(a, b)
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -99,35 +80,21 @@ def folder(path, **index):
 
 
 @pytest.mark.parametrize(
-    ("path", "index", "how", "config"),
+    ("path", "index", "how", "config", "shift"),
     [
-        (A14B, None, "exact", "Wan2_2_T2V_A14B_Config"),
-        (A14B.lower(), None, "partial", "Wan2_2_T2V_A14B_Config"),  # exact is case-sensitive
-        (f"/data/{A14B}/", WAN, "partial", "Wan2_2_T2V_A14B_Config"),
-        ("Wan2.2-T2V-A14B-Diffusers", WAN, "partial", "Wan2_2_T2V_A14B_Config"),
-        ("/data/Wan2.2-T2V-A14B-Diffusers-bf16", WAN, "detector", "WanT2V480PConfig"),
-        ("/data/Wan2.2-T2V-A14B-Diffusers/.", WAN, "detector", "WanT2V480PConfig"),
-        ("./models/wan2.2", WAN, "detector", "WanT2V480PConfig"),  # the baseline's own path
-        ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig"),
+        (A14B, None, "exact", "Wan2_2_T2V_A14B_Config", 12),
+        (A14B.lower(), None, "partial", "Wan2_2_T2V_A14B_Config", 12),  # exact is case-sensitive
+        (f"/data/{A14B}/", WAN, "partial", "Wan2_2_T2V_A14B_Config", 12),
+        ("Wan2.2-TI2V-5B-Diffusers", WAN, "partial", "Wan2_2_TI2V_5B_Config", 5),
+        ("/data/Wan2.2-T2V-A14B-Diffusers-bf16", WAN, "detector", "WanT2V480PConfig", 3),
+        ("/data/Wan2.2-T2V-A14B-Diffusers/.", WAN, "detector", "WanT2V480PConfig", 3),
+        ("./models/wan2.2", WAN, "detector", "WanT2V480PConfig", 3),  # the baseline's own path
+        ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig", 3),
     ],
 )
-def test_only_the_text_of_the_path_counts(path, index, how, config):
+def test_only_the_text_of_the_path_counts(path, index, how, config, shift):
     found = resolve_model(path, index=index)
-    assert (found.how, found.config) == (how, config) and found.steps
-
-
-@pytest.mark.parametrize(
-    ("name", "shift", "boundary", "guidance"),
-    [
-        ("Wan2.1-T2V-1.3B", 3.0, None, (3.0, 3.0)), ("Wan2.1-T2V-14B", 5.0, None, (5.0, 5.0)),
-        ("Wan2.1-I2V-14B-480P", 3.0, None, (5.0, 5.0)), ("Wan2.2-TI2V-5B", 5.0, None, (5.0, 5.0)),
-        ("Wan2.2-I2V-A14B", 5.0, 0.9, (3.5, 3.5)), ("Wan2.2-T2V-A14B", 12.0, 0.875, (4.0, 3.0)),
-    ],
-)  # fmt: skip
-def test_settings_of_registered_models(name, shift, boundary, guidance):
-    found = resolve_model(f"Wan-AI/{name}-Diffusers")
-    assert (found.flow_shift, found.boundary_ratio) == (shift, boundary)
-    assert (found.guidance_scale, found.guidance_scale_2) == guidance
+    assert (found.how, found.config, found.flow_shift) == (how, config, shift) and found.steps
 
 
 def test_the_experts_boundary_comes_from_the_checkpoint(tmp_path, monkeypatch):

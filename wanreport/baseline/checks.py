@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, model_validator
 
-from wanreport.baseline.arithmetic import FactError
+from wanreport.baseline.formulas import FactError
 
 Kind = Literal["architecture", "identification", "schedule", "source", "datasheet", "published",
                "arithmetic", "measured"]  # fmt: skip

@@ -11,16 +11,16 @@ import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
-from string import Formatter
 from typing import Literal
 
 import yaml
 from pydantic import BaseModel
 
-from wanreport.baseline.arithmetic import FactError, Quantity, decimals_of, names, quantity
+from wanreport.baseline.formulas import FactError, Quantity, decimals_of, quantity
 from wanreport.words import MINUS, NBSP
 
 DOCUMENT = Path(__file__).parent / "document"
+SLOT = re.compile(r"\{([^{}:]+):?(\.\df)?\}")
 
 
 class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -57,12 +57,11 @@ class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
     def worded(self, number: float | Decimal) -> str:
         """Write a number in this fact's form, with a decimal more where that hides a difference."""
         sign, unit = "+" if self.sign else "", self.unit.replace("us", "µs")
-        form = f"{sign},.{decimals_of(self.number)}f"
-        text, same = f"{number:{form}}", math.isclose(number, self.number)
-        if text == f"{self.number:{form}}" and not same:
-            text = f"{number:{sign},.{decimals_of(self.number) + 1}f}"
+        decimals, same = decimals_of(self.number), math.isclose(number, self.number)
+        if not same and f"{number:.{decimals}f}" == f"{self.number:.{decimals}f}":
+            decimals += 1
         end = "×" if unit == "x" else f"{NBSP}{unit}" if unit else ""
-        return text.replace("-", MINUS) + end
+        return f"{number:{sign},.{decimals}f}".replace("-", MINUS) + end
 
 
 class Facts(dict[str, Fact]):
@@ -91,19 +90,13 @@ class Facts(dict[str, Fact]):
 
     def fill(self, text: str, compute: Callable[[str], Quantity] | None = None) -> str:
         """Put facts as printed for ``{id}``, and computed numbers for ``{formula:.1f}``."""
-        said = ""
-        for literal, field, spec, _ in Formatter().parse(text):
-            said += literal
-            if field and compute and field not in self:
-                said += format(compute(field).value, f",{spec or '.0f'}").replace("-", MINUS)
-            elif field:
-                said += self.text(field)
-        return said
 
+        def put(slot: re.Match[str]) -> str:
+            if compute is None or slot[1] in self:
+                return self.text(slot[1])
+            return format(compute(slot[1]).value, f",{slot[2] or '.0f'}").replace("-", MINUS)
 
-def slots(text: str) -> list[str]:
-    """What stands in a text's braces."""
-    return [field for _, field, _, _ in Formatter().parse(text) if field]
+        return SLOT.sub(put, text)
 
 
 class _Loader(yaml.CSafeLoader):
@@ -117,32 +110,26 @@ for _kind in ("int", "float"):
 def load_facts(folder: Path | str | None = None) -> Facts:
     """Load the facts of every ``*.yaml`` in a folder, by default the package's own.
 
-    Raises FactError for a file that cannot be read, an unknown key or kind, an id that does not fit
-    its section or occurs twice, and a formula or text that names no fact.
+    Raises FactError for a file that cannot be read, an unknown key or kind, and an id that does not
+    fit its section or occurs twice.
     """
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         try:
             for part in yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["parts"]:
+                quotes = part.get("quotes", {})
                 for entry in part["facts"]:
-                    quote = _quote(part.get("quotes", {}), entry["id"])
+                    # The document's words are those of the longest beginning of the id.
+                    starts = [
+                        start for start in quotes if f"{entry['id']}.".startswith(f"{start}.")
+                    ]
+                    quote = quotes[max(starts, key=len)] if starts else ""
                     fact = Fact(part=part["number"], quote=quote, **entry)
-                    form = rf"s{fact.part}(\.[a-z]\w*)+"
-                    if fact.id in facts or not re.fullmatch(form, fact.id):
+                    if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
                         raise FactError(f"{fact.id} occurs twice, or is of another section")
                     facts[fact.id] = fact
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise FactError(f"{path.name}: {error}") from None
     if not facts:
         raise FactError(f"{folder}: there is no .yaml file with facts in it")
-    for fact in facts.values():
-        used = [*names(fact.how), *slots(f"{fact.statement} {fact.value}")]
-        if lost := [name for name in used if name not in facts and not name.startswith("wan.")]:
-            raise FactError(f"{fact.id} names {', '.join(lost)}, which is not a fact")
     return facts
-
-
-def _quote(quotes: dict[str, str], name: str) -> str:
-    """The document's words for a fact: those of the longest beginning of its id."""
-    fits = [start for start in quotes if f"{name}.".startswith(f"{start}.")]
-    return quotes[max(fits, key=len)] if fits else ""

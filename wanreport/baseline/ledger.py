@@ -18,11 +18,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from wanreport.analysis.frames import EMPTY, Frames
-from wanreport.baseline import functions
-from wanreport.baseline.arithmetic import ID, Outcome, Quantity, compare, condition, evaluate, names
 from wanreport.baseline.checks import KINDS, Check, Judging, load_judging
-from wanreport.baseline.evidence import DERIVED, load_evidence, read
-from wanreport.baseline.facts import Fact, Facts, load_facts, slots
+from wanreport.baseline.facts import SLOT, Fact, Facts, load_facts
+from wanreport.baseline.formulas import (
+    DERIVED,
+    ID,
+    Outcome,
+    Quantity,
+    compare,
+    condition,
+    derived,
+    evaluate,
+    names,
+)
 from wanreport.baseline.measured import answers
 
 WORDS: dict[Outcome, str] = {
@@ -72,7 +80,7 @@ class Ledger(dict[str, Entry]):
         self, facts: Facts, evidence: dict[str, Any], judging: Judging, told: pd.DataFrame
     ) -> None:
         self.facts, self.evidence, self.judging, self.answers = facts, evidence, judging, told
-        self.functions, self.sizes = functions.of(evidence), evidence["architecture"]["numbers"]
+        self.sizes = evidence["architecture"]["numbers"]
         self._rests_on = {name: needs for start, needs in judging.rests_on.items()
                           for name in facts.below([start])}  # fmt: skip
         self._verdicts = self._judged()
@@ -89,14 +97,14 @@ class Ledger(dict[str, Entry]):
         right = min(valued, key=lambda verdict: KINDS.index(verdict.check), default=None)
         other = right.value if right else None
         if follows and not right:
-            again = evaluate(fact.how, self._right, self.functions)
+            again = evaluate(fact.how, self._right)
             other = again if compare(fact.number, again, fact.bound) == "contradicts" else None
         rests_on = [] if wrong else list(self._rests_on.get(name, []))
         # Other numbers that leave this one as printed do it no harm.
         if not wrong and (other or not all(entry.other for entry in follows)):
             rests_on += [entry.fact.id for entry in follows]
         if not wrong and not isinstance(fact.value, Decimal):
-            rests_on += slots(f"{fact.statement} {fact.value}")
+            rests_on += [slot[0] for slot in SLOT.findall(f"{fact.statement} {fact.value}")]
         roots = [[used] if self[used].outcome == "contradicts" else self[used].rests_on
                  for used in rests_on]  # fmt: skip
         decided = not right.elsewhere if right else all(entry.decided for entry in follows)
@@ -133,7 +141,7 @@ class Ledger(dict[str, Entry]):
 
     def compute(self, formula: str) -> Any:
         """Compute a formula over the numbers as printed, and over the model's sizes."""
-        return evaluate(formula, self.lookup, self.functions)
+        return evaluate(formula, self.lookup)
 
     def text(self, text: str) -> str:
         """Put facts as printed for ``{id}`` and computed numbers for ``{formula:.1f}``."""
@@ -227,12 +235,13 @@ def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
     Raises FactError for data that is damaged, missing or does not fit together.
     """
     facts = facts or load_facts()
-    return Ledger(facts, load_evidence(), load_judging(), answers(frames, facts))
+    evidence = {name: derived(name) for name in ("architecture", "source")}
+    return Ledger(facts, evidence, load_judging(), answers(frames, facts))
 
 
-def differences(ledger: Ledger, derived: Path = DERIVED) -> list[str]:
+def differences(ledger: Ledger, folder: Path = DERIVED) -> list[str]:
     """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
-    committed, computed = read("verdicts", derived)["verdicts"], ledger.summaries()
+    committed, computed = derived("verdicts", folder)["verdicts"], ledger.summaries()
     return [
         f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
         for name in dict.fromkeys([*committed, *computed])

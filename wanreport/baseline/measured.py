@@ -21,7 +21,8 @@ from wanreport.words import gibibytes, gigabytes, ratio, seconds, share
 
 COLUMNS = ["by", "measured", "machine", "setting", "status", "runs", "command"]
 
-Row = dict[str, Any]
+Told = tuple[str, str, str, list[str]]
+"""A question's name, the answer in words, the machine, and the runs."""
 
 
 def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -31,91 +32,73 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
     is all that was asked for; `command` what would measure it.
     """
+    rows: list[dict[str, Any]] = []
     if len(frames.runs):
         real = frames.runs.run[~frames.runs.rehearsal]
         frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
-    rows = []
     for row in checks(frames, facts).to_dict("records"):
         engine = row["check"].partition("-")[2]
         words = f"{engine}: {row['measured']}" if engine else row["measured"]
         rows.append({**row, "by": row["check"], "measured": words})
     if len(frames.runs):
-        told = [*_causes(frames, facts), *_costs(frames), *_questions(frames),
-                *_memory(frames, facts), *_timelines(frames), *_first(frames)]  # fmt: skip
-        rows += [{**row, "setting": _setting(frames, facts, row)} for row in told]
+        for row in questions(frames).query("run_one.isna()").itertuples():
+            rows.append({"by": f"question-{row.number}", "status": "not measured", "runs": [],
+                         "command": row.command})  # fmt: skip
+        for by, words, machine, names in [*_pairs(frames, facts), *_single(frames, facts)]:
+            runs = frames.runs.loc[names]
+            part = "part of the model" if (runs.source == "bench").any() else ""
+            gpus = "" if by.startswith("question") else "s9.1.new4.gpus"
+            setting = ", ".join(filter(None, [part, differs(facts, runs, gpus)]))
+            rows.append({"by": by, "measured": words, "machine": machine, "setting": setting,
+                         "status": "told", "runs": names, "command": ""})  # fmt: skip
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _setting(frames: Frames, facts: Facts, row: Row) -> str:
-    runs = frames.runs.loc[row["runs"]]
-    part = "part of the model" if (runs.source == "bench").any() else ""
-    gpus = "" if row["by"].startswith("question") else "s9.1.new4.gpus"
-    return ", ".join(filter(None, [part, differs(facts, runs, gpus)]))
-
-
-def _told(by: str, measured: str, row: Any, *runs: str) -> Row:
-    return {"by": by, "measured": measured, "machine": row.machine, "status": "told",
-            "runs": [*runs] or [row.run], "command": ""}  # fmt: skip
-
-
-def _causes(frames: Frames, facts: Facts) -> Iterator[Row]:
-    for row in causes(frames, facts).itertuples():
+def _pairs(frames: Frames, facts: Facts) -> Iterator[Told]:
+    """What two runs say beside one another."""
+    for row in causes(frames, facts).query("run_a.notna()").itertuples():
         beside = f", together with {', '.join(row.together_with)}" if row.together_with else ""
         words = (f"{row.changed} {row.change}: {seconds(row.effect_s, 3)} a step, {row.claim}"
                  f" ({row.work}{beside})")  # fmt: skip
-        yield _told(f"cause-{row.cause}", words, row, row.run_a, row.run_b)
-
-
-def _costs(frames: Frames) -> Iterator[Row]:
-    """What an engine costs a step over resident weights."""
+        yield f"cause-{row.cause}", words, row.machine, [row.run_a, row.run_b]
+    # What an engine costs a step over resident weights: with NVLink by jobs, if there are any.
     cost = compare.overhead(frames)
-    best = cost[cost.index.isin(compare.headline(frames).index)]
-    peer = cost.engine.isin(("sglang", "layerwise")) & cost.overhead.notna()
-    linked = cost[(cost.interconnect == "NVLink") & peer]
-    linked = linked[(linked.source == "job") | ~(linked.source == "job").any()]
-    both = pd.concat([best.assign(by="cost-" + best.engine), linked.assign(by="nvlink")])
-    for row in both.itertuples():
-        where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
-        words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
-        yield _told(row.by, words, row, row.run, row.reference)
-
-
-def _questions(frames: Frames) -> Iterator[Row]:
-    for row in questions(frames).itertuples():
-        by = f"question-{row.number}"
-        if not isinstance(row.run_one, str):
-            yield {"by": by, "status": "not measured", "runs": [], "command": row.command}
-        else:
-            words = f"{row.one} over {row.two}, {row.work}: {ratio(row.difference)}, {row.claim}"
-            yield _told(by, words, row, row.run_one, row.run_two)
-
-
-def _memory(frames: Frames, facts: Facts) -> Iterator[Row]:
-    """What the deeper prefetch takes, and the peaks of both offloads."""
+    if "overhead" in cost:
+        best = cost[cost.index.isin(compare.headline(frames).index)]
+        peer = cost.engine.isin(("sglang", "layerwise")) & cost.overhead.notna()
+        linked = cost[(cost.interconnect == "NVLink") & peer]
+        linked = linked[(linked.source == "job") | ~(linked.source == "job").any()]
+        both = pd.concat([best.assign(by="cost-" + best.engine), linked.assign(by="nvlink")])
+        for row in both.itertuples():
+            where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
+            words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
+            yield row.by, words, row.machine, [row.run, row.reference]
+    for row in questions(frames).query("run_one.notna()").itertuples():
+        words = f"{row.one} over {row.two}, {row.work}: {ratio(row.difference)}, {row.claim}"
+        yield f"question-{row.number}", words, row.machine, [row.run_one, row.run_two]
     for row in compare.prefetch(frames, facts).itertuples():
-        more = gigabytes(row.allocated_difference_bytes, 3)
-        yield _told("prefetch-memory", f"{more} more allocated", row, row.run_one, row.run_two)
-    runs = plain_jobs(frames.full_scale())
+        words = f"{gigabytes(row.allocated_difference_bytes, 3)} more allocated"
+        yield "prefetch-memory", words, row.machine, [row.run_one, row.run_two]
+
+
+def _single(frames: Frames, facts: Facts) -> Iterator[Told]:
+    """What single jobs say: memory, bytes and times of their copies, the first step."""
+    every = frames.full_scale()
+    runs = plain_jobs(every)
     for row in runs[runs.prefetch.fillna(1) == 1].itertuples() if len(runs) else ():
-        peak = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
-        yield _told(f"memory-{row.engine}", peak, row)
+        words = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
+        yield f"memory-{row.engine}", words, row.machine, [row.run]
         if row.engine == "layerwise":
-            yield _told("bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row)
-
-
-def _timelines(frames: Frames) -> Iterator[Row]:
+            yield "bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row.machine, [row.run]
     found = overlap.shares(frames)
     for row in found[found.engine == "layerwise"].itertuples() if len(found) else ():
-        yield _told("rate", f"{row.rate_gb_s:.1f} GB/s", row)
+        yield "rate", f"{row.rate_gb_s:.1f} GB/s", row.machine, [row.run]
         if row.collectives_share > 0:
-            taken = share(row.collectives_share)
-            yield _told("collectives", f"all-to-all takes {taken} of a step", row)
-
-
-def _first(frames: Frames) -> Iterator[Row]:
-    """What the first step of a process takes where it compiles; later ones are in the runs."""
-    runs, steps = frames.full_scale(), frames.steps
-    first = steps[steps.kind == "warmup"].groupby("run").seconds.first()
-    for row in runs[runs.compiled & runs.run.isin(first.index)].itertuples():
+            words = f"all-to-all takes {share(row.collectives_share)} of a step"
+            yield "collectives", words, row.machine, [row.run]
+    # Where a process compiles, its first step takes long; later ones are in the runs.
+    first = frames.steps[frames.steps.kind == "warmup"].groupby("run").seconds.first()
+    for row in every[every.compiled & every.run.isin(first.index)].itertuples():
         times = seconds(first[row.run], 3), seconds(row.step_s, 3)
-        yield _told("first-step", f"{row.name}: first step {times[0]}, later {times[1]}", row)
+        words = f"{row.name}: first step {times[0]}, later {times[1]}"
+        yield "first-step", words, row.machine, [row.run]

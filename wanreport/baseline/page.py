@@ -6,13 +6,12 @@ import pandas as pd
 
 from wanreport.baseline.ledger import WORDS, Ledger
 
-OUTCOMES = HOLDS, FALSE, FALLS, ELSEWHERE, OPEN, UNKNOWN = [
-    WORDS[outcome]
-    for outcome in ("holds", "contradicts", "follows", "elsewhere", "open", "unknown")
-]
-"""What became of a fact: exactly one of these, so that their counts add up."""
-SIGNS = dict(zip(OUTCOMES, ["✓", "✗", "†", "◦", "…", ""], strict=True))
+HOLDS, FALSE, FALLS = WORDS["holds"], WORDS["contradicts"], WORDS["follows"]
+ELSEWHERE, OPEN, UNKNOWN = WORDS["elsewhere"], WORDS["open"], WORDS["unknown"]
+SIGNS = {HOLDS: "✓", FALSE: "✗", FALLS: "†", ELSEWHERE: "◦", OPEN: "…", UNKNOWN: ""}
 """The mark behind a fact; without one where nothing can judge it."""
+OUTCOMES = [*SIGNS]
+"""What became of a fact: exactly one of these, so that their counts add up."""
 GROUPS = CONTRADICTED, MEASURED, PAPER = (
     "contradicted", "re-measured", "consistent on paper only"
 )  # fmt: skip
@@ -30,19 +29,18 @@ def rows(ledger: Ledger) -> pd.DataFrame:
     listed = []
     for name, fact in ledger.facts.items():
         entry, printed = ledger[name], ledger.facts.text(name)
-        says = [ledger.facts.fill(fact.statement), printed]
         # Rounding does no harm.
-        became = WORDS[entry.outcome] if entry.outcome != "rounding" else HOLDS
+        became = HOLDS if entry.outcome == "rounding" else WORDS[entry.outcome]
         instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
         if entry.other:
             instead = ("" if entry.decided else "or ") + fact.worded(entry.other.value)
         because = f" ({', '.join(entry.rests_on)})" if entry.rests_on else ""
-        working = [f"{v.check} ({WORDS[v.outcome]}): {v.working}"
-                   if v.check not in ("", "measured") else v.working
-                   for v in entry.verdicts]  # fmt: skip
+        working = [f"{v.check} ({WORDS[v.outcome]}): " * (v.check not in ("", "measured"))
+                   + v.working for v in entry.verdicts]  # fmt: skip
         listed.append({
             "fact": name, "section": int(fact.part.split(".")[0]), "quote": _plain(fact.quote),
-            "printed": printed, "claim": ": ".join(filter(None, says)),
+            "printed": printed,
+            "claim": ": ".join(filter(None, [ledger.facts.fill(fact.statement), printed])),
             "outcome": became, "sign": SIGNS[became], "instead": instead,
             "judged": f"{SIGNS[became]} {became}{because}{'. Right: ' * bool(instead)}{instead}",
             "checks": ", ".join(dict.fromkeys(v.check for v in entry.verdicts if v.check)),

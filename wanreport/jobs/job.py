@@ -7,19 +7,17 @@ are reported at once; each names the file and the key, what is wrong and what to
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
-import keyword
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from wanreport.jobs import sglang
 from wanreport.jobs.schedule import MIN_SAMPLE
@@ -50,12 +48,9 @@ class JobError(ValueError):
         return "\n".join(self.problems)
 
 
-class Job(BaseModel):
+class Job(BaseModel, strict=True, frozen=True, extra="forbid", allow_inf_nan=False,
+          protected_namespaces=()):  # fmt: skip
     """One benchmark job. A field's None means that the model's registry entry decides."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=80)
     engine: Literal["resident", "swap", "fsdp", "layerwise", "stream"]
@@ -93,25 +88,6 @@ class Job(BaseModel):
     dit_offload_prefetch_size: float = Field(default=0.0, ge=0)
     cache_dit: Literal[False] = False  # it would change what is computed
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _agrees_with_itself(cls, data: Any, handler: Callable[[Any], Job]) -> Job:
-        """Tell at once which fields are wrong, and which of the others contradict each other."""
-        errors: list[Any] = []
-        try:
-            job = handler(data)
-            values = job.model_dump()
-        except ValidationError as failed:
-            errors = failed.errors()
-            wrong = {error["loc"][0] for error in errors}
-            values = {k: v for k, v in {**field_defaults(), **data}.items() if k not in wrong}
-        for key, what, fix in _contradictions(values):
-            problem = PydanticCustomError("contradiction", f"{what}; {fix}")
-            errors.append(InitErrorDetails(type=problem, loc=(key,), input=values[key]))
-        if errors:
-            raise ValidationError.from_exception_data(cls.__name__, errors)
-        return job
-
     def sglang(self) -> sglang.SglangResolution:
         """What SGLang 0.5.9 makes of this job's flags."""
         return sglang.resolve(*(getattr(self, key) for key in FLAGS))
@@ -142,9 +118,8 @@ def job_hash(job: Job) -> str:
     """12 hex digits that identify what a job measures; ValueError if its scale is still "auto"."""
     if job.scale == "auto":
         raise ValueError(f"job {job.name} has no scale yet: resolve_job() it before job_hash()")
-    given = {key for key in HASHED_IF_GIVEN if getattr(job, key) != field_defaults()[key]}
-    left_out = {*NOT_HASHED, *HASHED_IF_GIVEN} - given
-    content = job.model_dump(mode="json", exclude=left_out)
+    unset = {key for key in HASHED_IF_GIVEN if getattr(job, key) == field_defaults()[key]}
+    content = job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
     content["benchmark_version"] = BENCHMARK_VERSION
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -153,139 +128,97 @@ def job_hash(job: Job) -> str:
 def load_job(path: str | Path) -> Job:
     """Read and check the job in the YAML file at `path`; raises JobError with all its problems."""
     try:
-        entries = _read(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError([f"{path}: cannot be read ({error.strerror or error})"]) from None
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node() or yaml.MappingNode("", [])
+        if not isinstance(root, yaml.MappingNode):
+            raise yaml.YAMLError("there are no `key: value` lines (mind the space after the colon)")
+        entries = [(str(key.value), loader.construct_document(each)) for key, each in root.value]
     # A value that does not suit its tag, as in `!!int x`, raises what PyYAML stumbles over.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         what, fix = " ".join(str(error).split()), "write `key: value` on each line, in UTF-8"
-        raise JobError([f"{path}: cannot be read as YAML: {what}; {fix}"]) from None
-    return _check(entries, str(path), stem=Path(path).stem)
+        raise JobError([f"{path}: cannot be read: {what}; {fix}"]) from None
+    times, values, stem = Counter(key for key, _ in entries), dict(entries), Path(path).stem
+    problems = [f"{key!r:.80}: is given twice; keep one" for key in times if times[key] > 1]
+    if not problems and values.get("name", stem) != stem:
+        problems = [f"name: is not the file's name; write `name: {stem}` or rename the file"]
+        values["name"] = "told-already"
+    return job_from_mapping(values, str(path), problems)
 
 
-def job_from_mapping(mapping: Mapping[str, Any], source: str = "injected parameters") -> Job:
-    """Check the job in `mapping`, such as a notebook's parameters; raises JobError as load_job."""
-    return _check(mapping.items(), source)
+def job_from_mapping(
+    mapping: Mapping[Any, Any], source: str = "injected parameters", known: Iterable[str] = ()
+) -> Job:
+    """Check the job in `mapping`, such as a notebook's parameters; raises JobError as load_job.
 
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without dates, as papermill reads parameters, and without merging."""
-
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":merge"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _read(text: str) -> list[tuple[Any, Any]]:
-    """The keys of a flat YAML file, some perhaps given twice, and their values."""
-    loader = _Loader(text)
-    root = loader.get_single_node()
-    if root and not isinstance(root, yaml.MappingNode):
-        raise yaml.YAMLError("there are no `key: value` lines (mind the space after the colon)")
-    build = loader.construct_document
-    return [(build(key), build(value)) for key, value in (root.value if root else [])]
-
-
-def _check(entries: Iterable[tuple[Any, Any]], source: str, stem: str | None = None) -> Job:
-    values: dict[str, Any] = {}
-    problems = []
-    for key, value in entries:
-        # papermill writes `KEY = value` into a notebook, so any other key would be run as code
-        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
-            meant = _meant(key, Job.model_fields) or "remove it"
-            problems.append(f"{key!r:.80}: is not an identifier; {meant}")
-        elif key in values:
-            problems.append(f"{key}: is given twice; keep one of the two")
-        else:
-            values[key] = value
+    All problems are told at once, after those that are `known`.
+    """
+    values, problems = {str(key): value for key, value in mapping.items()}, [*known]
     try:
         job = Job.model_validate(values)
-        wrong = set()
+        right = job.model_dump()
     except ValidationError as failed:
         problems += map(_problem, failed.errors())
         wrong = {error["loc"][0] for error in failed.errors()}
-    if stem is not None and "name" not in wrong and values["name"] != stem:
-        problems.append(f"name: is not the file's name; write `name: {stem}` or rename the file")
+        right = {k: v for k, v in {**field_defaults(), **values}.items() if k not in wrong}
+    problems += [f"{key}: {what}" for key, what in _contradictions(right)]
     if problems:
         raise JobError(f"{source}: {problem}" for problem in problems)
     return job
 
 
-def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without dates, as papermill reads parameters."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Key, problem and fix of what single fields do not show; a wrong field is not in `given`."""
-    frames, steps, engine = map(given.get, ("num_frames", "num_inference_steps", "engine"))
+    frames, steps, gpus = map(given.get, ("num_frames", "num_inference_steps", "num_gpus"))
     if frames and frames % 4 != 1:
         below = (frames - 1) // 4 * 4 + 1
-        what = f"is {frames}, not 1 more than a multiple of 4 (VAE stride in time)"
-        yield "num_frames", what, f"write {below} or {below + 4}"
+        yield "num_frames", f"is not 1 more than a multiple of 4; write {below} or {below + 4}"
     if steps and (given.get("sampled_steps") or 0) > steps:
-        yield "sampled_steps", "is more than all steps", f"write at most {steps}, or remove it"
-    if given.get("cfg") is False:
-        for key in ("guidance_scale", "guidance_scale_2", "negative_prompt"):
-            if given.get(key) not in (None, ""):
-                yield key, "has no effect without guidance", "remove it, or write `cfg: true`"
-    if given.get("enable_cfg_parallel"):
-        gpus = given.get("num_gpus") or 2
-        if given.get("cfg") is False:
-            yield "enable_cfg_parallel", "has no effect without guidance", "remove it"
-        if gpus % 2:
-            what = f"gives each branch half of the GPUs, and {gpus} is odd"
-            yield "enable_cfg_parallel", what, f"remove it, or write `num_gpus: {gpus + 1}`"
-    if engine:
-        yield from _flags_against(engine, given)
-
-
-def _flags_against(engine: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What is set for another engine, and an engine that SGLang would not choose."""
+        yield "sampled_steps", f"is more than all steps; write at most {steps}, or remove it"
+    for key in ("guidance_scale", "guidance_scale_2", "negative_prompt", "enable_cfg_parallel"):
+        if given.get("cfg") is False and given.get(key):
+            yield key, "has no effect without guidance; remove it, or write `cfg: true`"
+    if given.get("cfg") and given.get("enable_cfg_parallel") and gpus and gpus % 2:
+        what = f"gives each branch half of the GPUs, and {gpus} is odd"
+        yield "enable_cfg_parallel", f"{what}; remove it, or write `num_gpus: {gpus + 1}`"
+    engine = given.get("engine")
+    if engine is None:
+        return
+    # What is set for another engine, and an engine that SGLang would not choose.
     takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
     for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
-        unset = given.get(key) in (None, Job.model_fields[key].default)
-        if engine not in engines and not unset:
-            yield key, f"is for {', '.join(engines)}; this job's engine is {engine}", "remove it"
+        if engine not in engines and given.get(key) not in (None, Job.model_fields[key].default):
+            yield key, f"is for {', '.join(engines)}, and the engine is {engine}; remove it"
     if engine in sglang.ENGINE_FLAGS and given.keys() >= {*FLAGS}:
         found = sglang.resolve(*(given[key] for key in FLAGS))
+        wanted = {"use_fsdp_inference": False, **sglang.ENGINE_FLAGS[engine]}
+        lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
         if found.engine != engine:
-            wanted = {"use_fsdp_inference": False, **sglang.ENGINE_FLAGS[engine]}
-            lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
             what = f"is {engine}, and SGLang 0.5.9 makes {found.engine} of this job's flags"
-            yield "engine", what, f"write {', '.join(lines)}"
+            yield "engine", f"{what}; write {', '.join(lines)}"
 
 
 def _problem(error: ErrorDetails) -> str:
     """The line for one of pydantic's errors, which says what a field should be, and a fix."""
     key, kind, value = str(error["loc"][0]), error["type"], error["input"]
-    if kind == "contradiction":
-        return f"{key}: {error['msg']}"
-    if kind == "missing" or (value is None and field_defaults().get(key, "") is None):
-        return f"{key}: is missing; add a line `{key}: ...`"
+    if kind == "missing" or (key in Job.model_fields and value is None):
+        return f"{key}: is missing; write `{key}: ...`"
     if kind == "extra_forbidden":
-        known = ", ".join(Job.model_fields)
-        meant = _meant(key, Job.model_fields) or f"remove it (a job has {known})"
-        return f"{key}: is not a field of a job; {meant}"
-    shown = "empty" if value in (None, "") else f"{value!r:.80}"
-    should, hint = re.sub("^.*?(?=should)", "", error["msg"]), _hint(error)
-    return f"{key}: is {shown}; it {should}" + f" ({hint})" * bool(hint)
-
-
-def _meant(word: object, known: Iterable[str]) -> str:
-    """What somebody who wrote `word` may have meant; empty if nothing known is close."""
-    word = str(word).strip("-").replace("-", "_").lower()
-    return "".join(f"did you mean {k}?" for k in difflib.get_close_matches(word, [*known], n=1))
-
-
-def _hint(error: ErrorDetails) -> str:
-    """What to write instead of a value, where more than pydantic's words can be said."""
-    kind, value = error["type"], error["input"]
-    if value in (None, ""):
-        return f"write it, or remove the line for {field_defaults()[str(error['loc'][0])]!r}"
-    if kind == "literal_error":
-        return _meant(value, re.findall(r"'(\w+)'", error["msg"]))
-    if isinstance(value, bool):
-        return "YAML 1.1 reads yes, no, on and off as true or false, unless in quotes"
-    if kind in ("int_type", "float_type") and isinstance(value, str | float):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 and what is in quotes as text
-            number = yaml.safe_dump(float(value)).split()[0].removesuffix(".0")
-            if number.isdigit() or (kind == "float_type" and number[-1].isdigit()):
-                return f"write {number}"
-    return "put it in quotes" if kind == "string_type" else ""
+        word = key.strip("-").replace("-", "_").lower()
+        meant = difflib.get_close_matches(word, Job.model_fields, n=1)
+        fix = f"did you mean {meant[0]}?" if meant else f"use {', '.join(Job.model_fields)}"
+        return f"{key!r:.80}: is not a field of a job; {fix}"
+    should = error["msg"].removeprefix("Input ").removeprefix("String ")
+    # YAML 1.1 surprises.
+    hint = "1e-3 and what is in quotes are text; yes, no, on and off are true or false"
+    hint = f" ({hint})" if kind.endswith("_type") else ""
+    return f"{key}: is {value!r:.80}; it {should}{hint}"

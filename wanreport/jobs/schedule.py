@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import numpy as np
 
 MIN_SAMPLE = 5
 """The least sample of a schedule: the first two steps, the switch and its neighbours."""
-
 
 TRAIN_TIMESTEPS = 1000
 
@@ -29,9 +28,7 @@ class Schedule:
 
 
 def flow_schedule(steps: int, shift: float) -> Schedule:
-    """The schedule of `steps` denoising steps at flow shift `shift`; ValueError if it has none."""
-    if steps < 1 or not shift > 0:
-        raise ValueError(f"no schedule has {steps} steps and shift {shift}")
+    """The schedule of `steps` denoising steps at flow shift `shift`."""
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     # the solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
@@ -65,13 +62,8 @@ def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int
     """
     if count is None or count >= steps:
         return list(range(steps))
-    chosen = [0, 1]
-    late = iter(range(1, steps))
-    if switch is not None and switch > 0:
-        chosen += [switch, switch - 1, switch + 1]
-        late = iter(range(switch + 2, steps))
-    for pair in zip_longest(late, range(2, steps)):
-        chosen += [index for index in pair if index is not None]
-    chosen += range(steps)  # a switch near an end leaves some unnamed
-    unique = dict.fromkeys(index for index in chosen if 0 <= index < steps)
+    near = [switch, switch - 1, switch + 1] if switch else []
+    late = range(switch + 2 if switch else 1, steps)
+    chosen = [0, 1, *near, *chain(*zip_longest(late, range(2, steps))), *range(steps)]
+    unique = dict.fromkeys(i for i in chosen if i is not None and 0 <= i < steps)
     return sorted(list(unique)[:count])

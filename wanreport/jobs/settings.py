@@ -37,21 +37,17 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
             raise ValueError(f"slots, residents and streams cannot be negative or none: {self}")
-        if self.branches_per_visit not in (1, 2):
-            raise ValueError(f"branches_per_visit is 1 or 2, not {self.branches_per_visit}")
-        if self.windows is not None and (len(self.windows) != 3 or min(self.windows) < 0):
-            raise ValueError(f"windows are three numbers of bytes, not {self.windows}")
+        windows = (0, 0, 0) if self.windows is None else self.windows
+        if self.branches_per_visit not in (1, 2) or len(windows) != 3 or min(windows) < 0:
+            raise ValueError(f"branches_per_visit is 1 or 2, windows three sizes: {self}")
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed, slots = self._streamed(blocks)
         places, position = [], 0
         for block in range(blocks):
-            if self.spread:
-                streams = (block + 1) * streamed // blocks > block * streamed // blocks
-            else:
-                streams = block >= blocks - streamed
-            if streams:
+            spread = (block + 1) * streamed // blocks > block * streamed // blocks
+            if spread if self.spread else block >= blocks - streamed:
                 places.append(position % slots)
                 position += 1
             else:
@@ -76,11 +72,10 @@ class StreamSettings:
         return min(streamed, 2 * (streamed - slots))
 
     def loads(self, blocks: int, passes: Mapping[str, int], iteration: int) -> int:
-        """Blocks loaded in one iteration.
+        """Blocks loaded in one iteration, with so many passes over each expert.
 
-        Blocks that share a slot are loaded in every pass. All others are loaded in the first pass
-        of an expert, unless they are still there: from the very first iteration on where each
-        expert has buffers of its own, or where only one expert ever runs.
+        Those that share a slot are loaded in every pass, all others in an expert's first one,
+        unless they are still there: each expert has its own buffers, or only one ever runs.
         """
         runs = [number for number in passes.values() if number]
         arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0

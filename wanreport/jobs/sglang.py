@@ -1,21 +1,21 @@
 """What SGLang 0.5.9 makes of a job's offload flags and of its model path.
 
-Line numbers cite SGLang 0.5.9's ``multimodal_gen``. The order of the rules for flags decides:
-defaults are filled in first, the platform's follow, and mutual exclusion comes last, when some of
-what it tests for can no longer happen. A model's settings follow from the *text* of its path; what
-the folder holds plays no part, and symlinks are not followed. So a copy of Wan2.2-T2V-A14B in a
-folder with another name gets the settings of the first Wan model, 1.3B at 480p: flow shift 3, not
-12.
+Line numbers cite its ``multimodal_gen``. A model's settings follow from the *text* of its path:
+what the folder holds plays no part. So a copy of Wan2.2-T2V-A14B in a folder with another name gets
+the settings of the first Wan model, 1.3B at 480p, with flow shift 3 and not 12.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 ENGINE_FLAGS: dict[str, dict[str, bool]] = {
     "resident": {"dit_layerwise_offload": False, "dit_cpu_offload": False},
@@ -24,9 +24,6 @@ ENGINE_FLAGS: dict[str, dict[str, bool]] = {
     "layerwise": {"dit_layerwise_offload": True},
 }
 """For each engine, job fields with which SGLang 0.5.9 arrives at that engine."""
-
-
-# Flags -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -44,28 +41,29 @@ class SglangResolution:
 def resolve(
     layerwise: bool | None, cpu_offload: bool | None, fsdp: bool, prefetch: float
 ) -> SglangResolution:
-    """Resolve the flags as SGLang does for a Wan video model on an NVIDIA GPU."""
-    steps: list[str] = []
+    """Resolve the flags as SGLang does for a Wan video model on an NVIDIA GPU.
 
-    def fires(rule: str, line: int) -> None:
-        steps.append(f"{rule} (server_args.py:{line})")
-
+    The order of its rules decides: defaults come first, and mutual exclusion comes last, when some
+    of what it tests for can no longer happen.
+    """
+    steps = []
     if cpu_offload is None:
         cpu_offload = True
-        fires("dit_cpu_offload was not given: true for a video model", 440)
+        steps.append("dit_cpu_offload was not given: true for a video model (server_args.py:440)")
     if layerwise is None:
         layerwise = True
-        fires("dit_layerwise_offload was not given: true for a Wan model on CUDA", 555)
+        rule = "dit_layerwise_offload was not given: true for a Wan model on CUDA"
+        steps.append(f"{rule} (server_args.py:555)")
     if prefetch > 1 and prefetch != math.floor(prefetch):
-        fires(f"dit_offload_prefetch_size {prefetch:g} is cut to {math.floor(prefetch)}", 1078)
+        rule = f"dit_offload_prefetch_size {prefetch:g} is cut to {math.floor(prefetch)}"
+        steps.append(f"{rule} (server_args.py:1078)")
         prefetch = math.floor(prefetch)
     if layerwise and fsdp:
         fsdp = False
-        fires("layerwise offload turns use_fsdp_inference off", 1099)
+        steps.append("layerwise offload turns use_fsdp_inference off (server_args.py:1099)")
     if layerwise and cpu_offload:
-        fires(
-            "dit_cpu_offload stays true: line 440 decided it before layerwise offload could", 1101
-        )
+        rule = "dit_cpu_offload stays true: line 440 decided it before layerwise offload could"
+        steps.append(f"{rule} (server_args.py:1101)")
     engines = {"layerwise": layerwise, "fsdp": fsdp and cpu_offload, None: fsdp,
                "swap": cpu_offload, "resident": True}  # fmt: skip
     engine = next(name for name, chosen in engines.items() if chosen)
@@ -74,14 +72,13 @@ def resolve(
 
 def resolve_text(flags: str) -> SglangResolution:
     """Resolve flags written as on a command line; those not about offloading are passed over."""
-    words = flags.split()
-    given = dict(zip(words, [*words[1:], ""], strict=True))
+    given = dict(re.findall(r"--(\S+) (\S+)", flags))
     truth = {"true": True, "false": False}
     return resolve(
-        truth.get(given.get("--dit-layerwise-offload", "")),
-        truth.get(given.get("--dit-cpu-offload", "")),
-        truth.get(given.get("--use-fsdp-inference", ""), False),
-        float(given.get("--dit-offload-prefetch-size", 0)),
+        truth.get(given.get("dit-layerwise-offload", "")),
+        truth.get(given.get("dit-cpu-offload", "")),
+        truth.get(given.get("use-fsdp-inference", ""), False),
+        float(given.get("dit-offload-prefetch-size", 0)),
     )
 
 
@@ -91,8 +88,6 @@ def prefetch_layers(size: float, num_layers: int) -> int:
     Below 1, `size` is a ratio of the layers after the first one; from 1 on it is a count
     (``layerwise_offload.py:421``, clamped at ``:42``). Halves round to even, as ``round`` does.
     """
-    if not math.isfinite(size) or size < 0 or num_layers < 1:
-        raise ValueError(f"{size} of {num_layers} layers cannot be prefetched")
     wanted = 1 + round(size * (num_layers - 1)) if size < 1 else int(size)
     return min(max(1, wanted), num_layers)
 
@@ -135,58 +130,51 @@ _DETECTORS = {"ltx-2": None, "hunyuan": None,
               "wanimagetovideo": _MODELS["Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]}  # fmt: skip
 
 
+class _Index(BaseModel):
+    """What counts of a checkpoint's ``model_index.json``."""
+
+    class_name: str = Field("", alias="_class_name")
+    boundary_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+
+
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
     """The settings that SGLang would take for a name on the hub, or for a checkpoint's folder.
 
     `index` is what ``model_index.json`` would hold where there is no such folder. Raises
     ModelPathError if nothing matches, or a folder's index is missing or unusable.
     """
-    if Path(model_path).exists():
-        index = _read_index(Path(model_path) / "model_index.json")
-    found = _find(model_path, index)
-    ratio = None if index is None else index.get("boundary_ratio")
-    if ratio is None:
-        return found
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
-        raise ModelPathError(
-            f"{model_path}/model_index.json: boundary_ratio is {ratio!r}; write a number from 0 to"
-            " 1, or remove it"
-        )
-    step = f"boundary_ratio {ratio} is the checkpoint's (composed_pipeline_base.py:216)"
-    return replace(found, boundary_ratio=float(ratio), steps=(*found.steps, step))
-
-
-def _find(path: str, index: Mapping[str, Any] | None) -> ModelSettings:
-    if path in _MODELS:
-        step = f"{path!r} is a registered name (registry.py:249)"
-        return replace(_MODELS[path], how="exact", steps=(step,))
-    last = path.lower().rstrip("/").split("/")[-1]
-    for name, settings in _MODELS.items():
-        if name.lower().split("/")[-1] == last:
-            step = f"{path!r} ends like {name} (registry.py:260)"
-            return replace(settings, how="partial", steps=(step,))
-    fix = "give a folder in diffusers' format that is named as on the hub, or one of"
-    fix = f"{fix} {', '.join(_MODELS)}; nothing is downloaded"
-    if index is None:
-        raise ModelPathError(f"model_path {path!r} is neither a folder nor a known name; {fix}")
-    class_name = str(index.get("_class_name", ""))
-    for word, detected in _DETECTORS.items():
-        if word in path.lower() or word in class_name.lower():
-            if detected is None:
-                break
-            steps = (
-                f"{path!r} is not a registered name and ends like none (registry.py:249, :260)",
-                f"path or class name ({class_name}) contain {word!r} (registry.py:277)",
-            )
-            return replace(detected, how="detector", steps=steps)
-    raise ModelPathError(f"model_path {path!r} ({class_name!r}) is not a Wan model; {fix}")
-
-
-def _read_index(path: Path) -> dict[str, Any]:
+    file = Path(model_path) / "model_index.json"
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(index, dict):
-            raise ValueError("not a JSON object")
+        text = file.read_bytes() if Path(model_path).exists() else json.dumps(index)
+        read = TypeAdapter(_Index | None).validate_json(text)
     except (OSError, ValueError) as error:
-        raise ModelPathError(f"{path}: {error}; copy the checkpoint again") from error
-    return index
+        raise ModelPathError(f"{file}: {error}; copy the checkpoint again") from error
+    found = _find(model_path, read.class_name if read else None)
+    if not read or read.boundary_ratio is None:
+        return found
+    ratio = read.boundary_ratio
+    step = f"boundary_ratio {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"
+    return replace(found, boundary_ratio=ratio, steps=(*found.steps, step))
+
+
+def _find(path: str, class_name: str | None) -> ModelSettings:
+    for name, settings in _MODELS.items():
+        if name.lower().split("/")[-1] == path.lower().rstrip("/").split("/")[-1]:
+            if path == name:
+                how, step = "exact", f"{path!r} is a registered name (registry.py:249)"
+            else:
+                how, step = "partial", f"{path!r} ends like {name} (registry.py:260)"
+            return replace(settings, how=how, steps=(step,))
+    texts = [] if class_name is None else [path.lower(), class_name.lower()]
+    word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
+    if not (detected := _DETECTORS.get(word)):
+        raise ModelPathError(
+            f"model_path {path!r} ({class_name or 'no folder'}) is not a Wan model; give a folder"
+            " in diffusers' format that is named as on the hub, or one of"
+            f" {', '.join(_MODELS)}; nothing is downloaded"
+        )
+    steps = (
+        f"{path!r} is not a registered name and ends like none (registry.py:249, :260)",
+        f"path or class name ({class_name}) contain {word!r} (registry.py:277)",
+    )
+    return replace(detected, how="detector", steps=steps)

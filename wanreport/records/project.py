@@ -53,10 +53,9 @@ def git_state() -> dict[str, Any]:
 def _git(*words: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def commit(known: Mapping[str, Any]) -> str | None:

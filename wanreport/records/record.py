@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.jobs.job import BENCHMARK_VERSION, Job, job_hash
-from wanreport.records.files import FileError, Record, parse_record, read_json
+from wanreport.records.files import FileError, parse_record, read_json
 
 RESULTS = "WANREPORT_RESULTS"
 """Set to look for records elsewhere, or, for published pages, among the committed ones alone."""
@@ -37,59 +37,38 @@ Found = tuple[Path, dict[str, Any]]
 
 
 def new_record(job: Job, **known: Any) -> dict[str, Any]:
-    """A record for `job` with every top-level key, empty where `known` does not fill it.
+    """A record of a resolved job with every top-level key; it failed unless `known` has a status.
 
-    `job` must be resolved: its scale is a part of what was measured. Without a status among
-    `known` the record stands for a failed job.
+    The keys have the order of the file.
     """
-    empty: dict[str, Any] = {key: {} for key in Record.model_fields if key != "source"}  # in order
-    return empty | {
-        "schema_version": 1,
-        "benchmark_version": BENCHMARK_VERSION,
-        "job": job.model_dump(mode="json"),
-        "job_hash": job_hash(job),
-        "status": "failed",
-        **dict.fromkeys(("reason", "hint", "started_at"), ""),
-        "wall_s": 0.0,
-        "cold_start_s": None,
-        **{key: [] for key in ("iterations", "timeline", "traces")},
-        **known,
-    }
+    return {
+        "schema_version": 1, "benchmark_version": BENCHMARK_VERSION,
+        "job": job.model_dump(mode="json"), "job_hash": job_hash(job),
+        "status": "failed", "reason": "", "hint": "", "model": {}, "schedule": {}, "sglang": {},
+        "machine": {}, "software": {}, "engine": {}, "started_at": "", "wall_s": 0.0,
+        "cold_start_s": None, "iterations": [], "timeline": [], "traces": [], **known,
+    }  # fmt: skip
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> None:
     """Check `record` and write it to `path`; a reader sees the old record or the new.
 
-    A result of the full model that stood there is kept under ``earlier/``; the traces beside
-    records are the last run's.
-
-    Raises
-    ------
-    RecordError
-        If it is not a record, or if the disk refuses it; an older record is then untouched.
+    A result of the full model that another run left there is kept under ``earlier/``. Raises
+    RecordError if it is not a record, or if the disk refuses it; nothing is changed then.
     """
     path = Path(path)
     parse_record(path, record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        _keep(path, record)
+        with contextlib.suppress(RecordError):  # nothing there, or nothing usable
+            old = read_record(path)
+            result = old["status"] == "ok" and not is_rehearsal(old)
+            if result and old["started_at"] != record["started_at"]:
+                replace_file(_kept(path, old), path.read_bytes())
         replace_file(path, text)
     except OSError as error:
         kept = "nothing was lost: an earlier record stays as it was"
         raise RecordError(f"{path}: not written ({error.strerror or error}); {kept}") from error
-
-
-def _keep(path: Path, record: Mapping[str, Any]) -> None:
-    """Keep the result that stands at `path`, of another run than `record` and of the full model."""
-    try:
-        old = read_record(path)
-    except RecordError:  # nothing, or nothing usable
-        return
-    if old["status"] != "ok" or is_rehearsal(old) or old["started_at"] == record["started_at"]:
-        return
-    kept = _kept(path, old)
-    if not kept.exists():
-        replace_file(kept, path.read_bytes())
 
 
 def _kept(path: Path, record: Mapping[str, Any]) -> Path:
@@ -106,23 +85,18 @@ def put_back(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: str | bytes) -> None:
     """Write `data` to `path`, so that a reader sees the old file or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        with made.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(handle)
-            os.fchmod(handle, 0o644)  # mkstemp's 0600 would hide it from a shared folder
-        Path(name).replace(path)
-    except BaseException:  # an interrupt must not leave the temporary file behind either
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+            os.fsync(file.fileno())
+        made.replace(path)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read and check one record; raises RecordError for a file that is not one."""
-    record = read_json(Path(path), "delete it and measure the job again, or restore it from git")
+    record = read_json(Path(path))
     parse_record(Path(path), record)
     return dict(record)
 
@@ -139,9 +113,7 @@ def find_records(root: str | Path) -> list[Found]:
     job missing from the report.
     """
     found, problems = [], []
-    for path in sorted(Path(root).glob("*/*.json")):
-        if path.name.startswith("."):  # what editors and file managers leave behind
-            continue
+    for path in sorted(Path(root).glob("*/[!.]*.json")):  # others are editors'
         try:
             found.append((path, read_record(path)))
         except RecordError as error:
@@ -152,11 +124,10 @@ def find_records(root: str | Path) -> list[Found]:
 
 
 def best_record(job: Job, records: Iterable[Found]) -> Found | None:
-    """The record that speaks best for `job`, or None.
+    """The record of the job's hash, at a scale at which it may run, that speaks best for it.
 
-    A record belongs to `job` if it has the job's hash at a scale at which the job may run.
-    The real scale goes before tiny; then what ran before what did not, and a result that
-    stands before one to be tried again; then the job's own name, and the latest.
+    The real scale goes before tiny; then what ran before what did not, and a result that stands
+    before one to be tried again; then the job's own name, and the latest.
     """
 
     def rank(item: Found) -> tuple[Any, ...]:
@@ -169,8 +140,5 @@ def best_record(job: Job, records: Iterable[Found]) -> Found | None:
 
 
 def is_rehearsal(record: Mapping[str, Any]) -> bool:
-    """Whether times, memory and overlap of this record say nothing about the real thing.
-
-    So it is for a run at tiny scale, and for any run without a GPU.
-    """
+    """Whether times, memory and overlap say nothing about the full model on a GPU."""
     return record["job"].get("scale") != "a14b" or record["machine"].get("device") != "cuda"
