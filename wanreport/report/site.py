@@ -1,7 +1,8 @@
 """`make report` and `make publish`: measure what is missing, and render what is stale.
 
 Every step leaves finished files behind, so that an interrupted run goes on where it stopped. What a
-page was made from is hashed into the page; it is rendered again only when that changes.
+page was made from is hashed into the page; it is rendered again only when that changes. A published
+site shows the committed records alone, and nothing in it may tell of this machine.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import re
 import time
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import wanreport
+from wanreport.analysis import frames
 from wanreport.jobs.job import Job
 from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
-from wanreport.records.record import RESULTS
-from wanreport.report.render import Page
-from wanreport.report.workers import make_pages
+from wanreport.records.record import RESULTS_DIRS
+from wanreport.report.render import make_pages
+from wanreport.report.run import Page
 
 REPORTED = Path("params/baseline")
 """The jobs that a report measures; others in params/ get a page once they have a record."""
@@ -37,23 +38,18 @@ NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Bas
 
 @dataclass(frozen=True)
 class Site:
-    """Pages, where they are written, and the folders of the records that they show."""
+    """Where pages go: those of all records at hand, or published ones."""
 
     root: Path
-    out: Path
-    results: tuple[str, ...]
     published: bool = False
-    """Whether the pages are for any reader, so that nothing in them may tell of this machine."""
 
+    @property
+    def out(self) -> Path:
+        return self.root / ("reports/published" if self.published else "reports")
 
-def local_site(root: Path) -> Site:
-    """The pages of all records at hand."""
-    return Site(root, root / "reports", ("results", "results/local"))
-
-
-def published_site(root: Path) -> Site:
-    """The pages of the committed records alone."""
-    return Site(root, root / "reports/published", ("results",), published=True)
+    @property
+    def results(self) -> tuple[str, ...]:
+        return tuple(map(str, RESULTS_DIRS[:1] if self.published else RESULTS_DIRS))
 
 
 # Which pages there are ---------------------------------------------------------------------------
@@ -65,33 +61,40 @@ def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> lis
     A job of the report without a record has a page too, unless the site is published; so has any
     job in `names`, also where the record that answers for it was measured under another name.
     """
-    from wanreport.analysis import frames
-
-    runs = frames.load(site.results, site.root).runs
+    frames.cached.cache_clear()  # what was measured since counts too
+    runs = frames.cached(site.results, site.root).runs
     scripts = {path.stem: path for path in (site.root / "notebooks").glob("*.py")}
-    job_script = scripts.pop("job", None)
     scripts.pop("trace", None)  # a page of anybody's own files, made by hand
-    stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
+    stems = sorted({*scripts} - {"job"}, key=lambda stem: ([*NAMES, stem].index(stem), stem))
     data = _digests(site)
     commits = sorted({str(commit)[:12] for commit in runs.commit.dropna()}) if len(runs) else []
     facts = (("Commits measured", ", ".join(commits)),)
-    pages = [Page(stem, scripts[stem], site.out / f"{stem}.html", f"{stem}.html", {},
-                  facts=facts, files=tuple(data), repair="") for stem in stems]  # fmt: skip
-    if job_script:
-        pages += _results(site, job_script, jobs, runs, data)
-        if not site.published:
-            pages += _unmeasured(site, job_script, jobs, names, runs)
+    pages = [Page(stem, scripts[stem], site.out / f"{stem}.html", f"{stem}.html", facts=facts,
+                  files=tuple(data), repair="") for stem in stems]  # fmt: skip
+    if "job" in scripts:
+        counting = _counting(runs)
+        pages += _measured(site, scripts["job"], jobs, counting, data)
+        pages += [] if site.published else _others(site, scripts["job"], jobs, names, counting)
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
     return [_sealed(page, site, links, data) for page in pages]
 
 
-def _results(
-    site: Site, script: Path, jobs: Mapping[Path, Job], runs: Any, data: Sequence[str]
+def _counting(runs: Any) -> list[Any]:
+    """The runs that jobs' pages show, sorted: of one job at two scales the full one."""
+    if not len(runs):
+        return []
+    latest = runs[(runs.source == "job") & runs.latest].sort_values("rehearsal")
+    kept = latest.drop_duplicates(["slug", "job"]).sort_values(["slug", "job"])
+    return list(kept.itertuples())
+
+
+def _measured(
+    site: Site, script: Path, jobs: Mapping[Path, Job], counting: Sequence[Any], data: Sequence[str]
 ) -> Iterator[Page]:
     """The page of each job on each machine that measured it."""
     files = {job.name: file for file, job in jobs.items()}
     defaults = {name: field.get_default() for name, field in Job.model_fields.items()}
-    for row in _counting(runs):
+    for row in counting:
         kept = json.loads((site.root / row.run).read_text("utf-8"))["job"]
         asked = {k: v for k, v in kept.items() if k in defaults and v != defaults[k]}
         commit = f"wanreport (commit {row.commit[:12]})" if isinstance(row.commit, str) else ""
@@ -106,12 +109,12 @@ def _results(
                    )  # fmt: skip
 
 
-def _unmeasured(
-    site: Site, script: Path, jobs: Mapping[Path, Job], names: Sequence[str], runs: Any
-) -> Iterator[Page]:
+def _others(
+    site: Site, script: Path, jobs: Mapping[Path, Job], names: Sequence[str],
+    counting: Sequence[Any],
+) -> Iterator[Page]:  # fmt: skip
     """The page of each job that has no record and is in the report, or among `names`."""
-    rows = _counting(runs)
-    hashes, named = {row.job_hash for row in rows}, {row.job for row in rows}
+    hashes, named = {row.job_hash for row in counting}, {row.job for row in counting}
     for file, job in jobs.items():
         reported = file.parent == REPORTED and not hashes & set(job.hashes())
         if reported or job.name in names and job.name not in named:
@@ -121,18 +124,9 @@ def _unmeasured(
             yield Page(job.name, script, site.out / href, href, given, repair=again)
 
 
-def _counting(runs: Any) -> list[Any]:
-    """The runs that jobs' pages show, sorted: of one job at two scales the full one."""
-    if not len(runs):
-        return []
-    latest = runs[(runs.source == "job") & runs.latest].sort_values("rehearsal")
-    kept = latest.drop_duplicates(["slug", "job"]).sort_values(["slug", "job"])
-    return list(kept.itertuples())
-
-
 def _sealed(page: Page, site: Site, links: tuple[tuple[str, str], ...], data: list[str]) -> Page:
     """A page with all that it shows, and the hash over it."""
-    text, given = page.script.read_text("utf-8"), dict(page.parameters or {})
+    text, given = page.script.read_text("utf-8"), dict(page.parameters)
     if re.search(r"^results_dirs\s*=", text, re.MULTILINE):
         given["results_dirs"] = list(site.results)
     facts = {name: value for name, value in page.facts if value}
@@ -142,7 +136,7 @@ def _sealed(page: Page, site: Site, links: tuple[tuple[str, str], ...], data: li
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     make = "wanreport publish" if site.published else "wanreport report"
     return replace(page, parameters=given, links=links, facts=tuple(facts.items()), inputs=digest,
-                   repair=page.repair or make)  # fmt: skip
+                   repair=page.repair or make, results=site.results)  # fmt: skip
 
 
 def _digests(site: Site) -> list[str]:
@@ -174,11 +168,10 @@ def _libraries() -> list[str]:
 
 @cache
 def _software() -> str:
-    names = ("papermill", "nbconvert", "pandas", "seaborn", "matplotlib")
-    own = f"wanreport {wanreport.__version__}"
-    if commit := project.commit(project.git_state()):
-        own += f" (commit {commit})"
-    known = [own, f"python {platform.python_version()}"]
+    commit = project.commit(project.git_state())
+    known = [f"wanreport {wanreport.__version__}" + (f" (commit {commit})" if commit else ""),
+             f"python {platform.python_version()}"]  # fmt: skip
+    names = ("nbconvert", "pandas", "seaborn", "matplotlib")
     return ", ".join([*known, *(f"{name} {metadata.version(name)}" for name in names)])
 
 
@@ -242,44 +235,39 @@ def report(
         log = project.local_results(root) / "logs" / f"{name}.log"
         failed = measure(list(wanted.values()), root, log)
     names = [job.name for job in asked.values()]
-    return _render(local_site(root), jobs, names, pages, force, workers, failed)
+    return _render(Site(root), jobs, names, pages, force, workers, failed)
 
 
 def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
     jobs = load_jobs(sorted((root / "params").rglob("*.yaml")), root)
-    return _render(published_site(root), jobs, (), (), True, workers, [])
+    return _render(Site(root, published=True), jobs, force=True, workers=workers)
 
 
 def _render(
-    site: Site, jobs: Mapping[Path, Job], names: Sequence[str], hrefs: Sequence[str], force: bool,
-    workers: int, failed: Sequence[str],
+    site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = (), hrefs: Sequence[str] = (),
+    force: bool = False, workers: int = 2, failed: Sequence[str] = (),
 ) -> int:  # fmt: skip
     begun = time.monotonic()
     pages = plan(site, jobs, names)
     if not names and not hrefs:
         _remove_others(site, pages)
-    mine = [page for page in pages if (not names or (page.parameters or {}).get("name") in names)
+    mine = [page for page in pages if (not names or page.parameters.get("name") in names)
             and (not hrefs or page.href in hrefs)]  # fmt: skip
     due = [page for page in mine if force or is_stale(page)]
     if due:
         say(f"Rendering {len(due)} of {len(pages)} pages")
     bad = 0
-    environment = {RESULTS: os.pathsep.join(site.results)}  # which records the package shows
-    for page, problem, seconds in make_pages(due, site.root, environment, workers):
+    for page, problem, seconds in make_pages(due, site.root, workers):
         bad += bool(problem)
         if problem:
-            say(f"  {_shown(page, site)}: {' '.join(problem.split())[:300]}", error=True)
+            where = within(page.out, site.root)
+            say(f"  {where}: {' '.join(problem.split())[:300]}", error=True)
         else:
             say(f"  {page.name:<24} {'rendered':<12} {seconds:6.1f} s")
     said = [f"{len(due)} of {len(pages)} pages rendered" if due else "nothing has changed"]
     said += [f"{bad} incomplete"] if bad else []
     said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
-    first = _shown(mine[0], site) if mine else "no page"
+    first = within(mine[0].out, site.root) if mine else "no page"
     say(f"{first}: {'; '.join(said)} ({time.monotonic() - begun:.1f} s)")
     return 1 if bad or failed else 0
-
-
-def _shown(page: Page, site: Site) -> str:
-    """A page's path, as a person would type it."""
-    return within(page.out, site.root).as_posix()

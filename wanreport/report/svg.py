@@ -1,4 +1,4 @@
-"""A matplotlib figure as HTML: an inline SVG in the page's own text colour, with its caption."""
+"""A matplotlib figure as an inline SVG, in the page's own text colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 
 from wanreport.report.style import INK
-from wanreport.report.tables import rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,49 +18,24 @@ if TYPE_CHECKING:
 _SHOWN: Counter[str] = Counter()  # two equal figures of one page need different ids
 
 
-def figure(fig: Figure, caption: str, alt: str | None = None) -> str:
-    """Return a figure with its caption as HTML.
-
-    Raises
-    ------
-    ValueError
-        If there is no caption.
-    """
-    if not caption.strip():
-        raise ValueError("a figure needs a caption: a sentence that says what it shows")
-    picture = inline(fig)
-    _SHOWN[picture] += 1
-    if (again := _SHOWN[picture]) > 1:
-        picture = _marked(picture, f"n{again}-")
-    return rendered("figure.html.j2", svg=picture, caption=caption, alt=alt or caption)
-
-
-def inline(fig: Figure) -> str:
+def inline(figure: Figure) -> str:
     """Return a figure as an SVG whose ink is the text colour around it.
 
-    The same figure gives the same string: no date, no random ids. Ids start with a hash of the
-    figure, since all figures of a page share one name space.
+    The same figure gives the same string: no date, no random ids. All figures of a page share one
+    name space, so ids start with a hash of the figure, and a number where it is shown again.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        fig.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
-    out = buffer.getvalue()
-    out = out[out.index("<svg") :].strip()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
     # Its one style rule would apply to the whole page.
-    for useless in (
-        r"<metadata>.*?</metadata>",
-        r'<style type="text/css">.*?</style>',
-        "<!--.*?-->",
-    ):
-        out = re.sub(rf"\s*{useless}", "", out, flags=re.DOTALL)
-    out = re.sub(r"(font: [^;'\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", out)
-    out = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", out)
-    return _marked(out, f"f{hashlib.sha256(out.encode()).hexdigest()[:8]}-")
-
-
-def _marked(svg: str, mark: str) -> str:
-    """Put `mark` in front of every id."""
-    svg = re.sub(r'\bid="', f'id="{mark}', svg)
-    svg = re.sub(r'(?:xlink:)?href="#', f'href="#{mark}', svg)
-    return re.sub(r"url\(#", f"url(#{mark}", svg)
+    for useless in ("<metadata>.*?</metadata>", "<style .*?</style>", "<!--.*?-->"):
+        svg = re.sub(rf"\s*{useless}", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(font: [^;'\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+    svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
+    _SHOWN[svg] += 1
+    again = f"n{_SHOWN[svg]}-" * (_SHOWN[svg] > 1)
+    mark = f"{again}f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{mark}", svg)
