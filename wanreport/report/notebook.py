@@ -26,7 +26,7 @@ from wanreport.measure import jobs
 from wanreport.records import project
 from wanreport.records.files import FileError
 from wanreport.records.record import EARLIER, RESULTS_DIRS, Found, best_record
-from wanreport.report import svg, tables
+from wanreport.report import style, tables
 from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
@@ -218,7 +218,7 @@ def table(*args: Any, **options: Any) -> None:
 
 def show(figure: Figure, caption: str) -> None:
     """Show a figure as SVG, with the sentence that it proves, and close it."""
-    html = tables.rendered("figure.html.j2", svg=svg.inline(figure), caption=caption)
+    html = tables.rendered("figure.html.j2", svg=style.inline(figure), caption=caption)
     _display({"text/html": html, "text/plain": f"(figure: {caption})"})
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(figure)
