@@ -41,28 +41,17 @@ _FORK = multiprocessing.get_context("fork")
 class Page:
     """A page to make: a notebook, and what is said around it."""
 
-    name: str
-    """For messages, and the heading of a page whose notebook shows none."""
-    script: Path
-    """The notebook, in jupytext's percent format."""
-    out: Path
-    """The file to write, …"""
-    href: str = "index.html"
-    """… and its path within the site, for links."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """What is injected into the notebook."""
-    results: tuple[str, ...] = tuple(map(str, RESULTS_DIRS))
-    """The folders whose records it may show."""
-    links: tuple[tuple[str, str], ...] = ()
-    """Text and path within the site, for the bar at the top."""
-    facts: tuple[tuple[str, str], ...] = ()
-    """Names and values, for the footer, …"""
-    files: tuple[str, ...] = ()
-    """… and the files that the page was made from."""
-    inputs: str = ""
-    """Hash over everything that the page was made from; pages of failed notebooks have none."""
-    repair: str = "wanreport report"
-    """The command that makes this page again."""
+    name: str  # for messages, and the heading of a page whose notebook shows none
+    script: Path  # in jupytext's percent format
+    out: Path  # the file to write
+    href: str = "index.html"  # its path within the site, for links
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # injected into the notebook
+    results: tuple[str, ...] = tuple(map(str, RESULTS_DIRS))  # folders whose records it may show
+    links: tuple[tuple[str, str], ...] = ()  # text and path, for the bar at the top
+    facts: tuple[tuple[str, str], ...] = ()  # names and values, for the footer
+    files: tuple[str, ...] = ()  # what the page was made from, and
+    inputs: str = ""  # a hash over it all; pages of failed notebooks show none
+    repair: str = "wanreport report"  # the command that makes this page again
 
 
 @dataclass

@@ -65,7 +65,7 @@ def table(
         The kind of all numbers, and of single columns where it differs. In `kinds`, the name of
         another column says that this one tells the kind row by row.
     links
-        For a column, the column with its targets. Only relative and web addresses become links.
+        For a column, the column with its targets.
     interval
         Columns such as ``step_s`` to show with ``step_low_s``, ``step_high_s`` and ``step_n``.
     fold
@@ -129,7 +129,7 @@ def _column(
     }  # fmt: skip
     return head, [
         {
-            "text": text, "bounds": between[i], "href": _href(targets[i]),
+            "text": text, "bounds": between[i], "href": "" if _gone(targets[i]) else targets[i],
             "missing": MISSING.get(str(each[i]), "not measured") if text == EM_DASH else "",
             "tick": {"✓": "yes", "✗": "no"}.get(text, ""),
             "kind": each[i] if own and each[i] != kind else "",
@@ -138,13 +138,6 @@ def _column(
         }
         for i, text in enumerate(shown)
     ]  # fmt: skip
-
-
-def _href(target: Any) -> str:
-    """A link's target; nothing where it would be neither relative nor on the web."""
-    scheme = re.match(r"\s*([^/?#]*?):", str(target))
-    web = scheme is None or scheme[1].lower() in ("http", "https")
-    return str(target) if not _gone(target) and web else ""
 
 
 # Values as text ----------------------------------------------------------------------------------
