@@ -60,14 +60,13 @@ link, costs {shared["stream"]}. Elsewhere `layerwise` costs: {elsewhere or "not 
 # %%
 head = compare.headline(frames)
 if len(head):
-    absent = ["2× H100, NVLink"] if "NVLink" in set(left.what) else []
     pair = head[head.engine.isin(["layerwise", "stream"])]
     claims = found[(found.engine == "layerwise") & (found.height == 480)]
     where = claims.place + claims.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
     claims = where.groupby(claims.claim, sort=False)
     claims = "; ".join(f"{claim} ({', '.join(here)})" for claim, here in claims)
     show(
-        figures.overhead(pair, missing=absent),
+        figures.overhead(pair),
         f"A step of layerwise against resident's at 480p: {claims}.",
     )
 

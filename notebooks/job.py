@@ -314,7 +314,7 @@ if len(moved):
 # %%
 events = job_tables.around_switch(frames, run)
 if len(events):
-    show(figures.timeline(events, timed=not me.rehearsal),
+    show(figures.timelines(events, timed=not me.rehearsal),
          f"Blocks, copies and collectives of {me['name']} around the switch.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,27 +16,8 @@ PAGES = sorted(path for path in REPORTS.rglob("*.html") if "published" not in pa
 REQUIRED = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
 SHOWN = 6  # problems of one kind listed a page
 
-DESK = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
-PHONE = {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark"}
-
-
-@contextmanager
-def opened(browser: Any, path: Path, options: dict[str, Any]) -> Iterator[tuple[Any, list[str]]]:
-    """A loaded page in a context of its own, and what it asked for or complained about."""
-    context = browser.new_context(**options)
-    noise: list[str] = []
-    try:
-        page = context.new_page()
-        page.on("console", lambda m: m.type == "error" and noise.append(f"console: {m.text}"))
-        page.on("pageerror", lambda error: noise.append(f"script error: {error}"))
-        page.on("request", lambda request: noise.append(f"asks for {request.url[:120]}")
-                if request.url != path.as_uri() and not request.url.startswith("data:") else None
-                )  # fmt: skip
-        page.goto(path.as_uri())
-        yield page, noise
-    finally:
-        context.close()
-
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 780}
 
 UNFOLD = "document.querySelectorAll('details').forEach(details => { details.open = true })"
 
@@ -73,20 +52,37 @@ OUTLINE = """() => {
 }"""
 
 
-def axe(page: Any, *rules: str, code: bool) -> list[str]:
-    """Serious and critical violations of accessibility rules: these, or all.
+# Of elements with the same colours and type, one is looked at: contrast is what axe is slow at.
+LOOKS = """() => {
+  const seen = new Set();
+  document.querySelectorAll('[data-look]').forEach(e => e.removeAttribute('data-look'));
+  for (const e of document.body.querySelectorAll('*')) {
+    if (![...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())) continue;
+    const own = getComputedStyle(e), look = [own.color, own.fontSize, own.fontWeight];
+    for (let up = e; up; up = up.parentElement) {
+      const style = getComputedStyle(up);
+      look.push(style.backgroundColor, style.opacity);
+    }
+    const key = [...new Set(look)].join();
+    if (e.checkVisibility() && !seen.has(key)) { seen.add(key); e.dataset.look = ''; }
+  }
+}"""
 
-    Without `code` the words of code cells, which are most of a page, are left out: their colours
-    are the same on all pages.
-    """
+
+def axe(page: Any, **options: Any) -> list[str]:
+    """Serious and critical violations of accessibility rules; of contrast, one for each look."""
     from axe_playwright_python.sync_playwright import Axe
 
-    options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
-    context = None if code else {"exclude": [[".highlight"]]}
-    found = Axe().run(page, context=context, options=options).response["violations"]
+    page.evaluate(LOOKS)
+    contrast = {"runOnly": ["color-contrast"]}
+    off = options or {"rules": {"color-contrast": {"enabled": False}}}
+    runs = [({"include": [["[data-look]"]]}, contrast), (None, off)]
     return [
         f"{rule['id']}: {node['html'][:160]} {' '.join(node['failureSummary'].split())[:200]}"
-        for rule in found if rule["impact"] in ("serious", "critical")
+        for where, how in runs
+        for rule in Axe().run(page, where, {"resultTypes": ["violations"], **how}).response[
+            "violations"]
+        if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"][:SHOWN]
     ]  # fmt: skip
 
@@ -110,32 +106,46 @@ def structure(page: Any, path: Path) -> list[str]:
     return problems
 
 
-def problems_of(browser: Any, path: Path) -> list[str]:
-    """All that is wrong with a page, on a desk and, in the dark, on a phone."""
-    problems = []
-    with opened(browser, path, DESK) as (page, noise):
-        page.emulate_media(media="print")
-        problems += [f"not printed: {e}" for e in page.evaluate(PRINTED)[:SHOWN]]
-        page.emulate_media(media="screen")
+def problems_of(page: Any, path: Path) -> list[str]:
+    """All that is wrong with a page: printed, in the dark on a phone, and on a desk."""
+    problems: list[str] = []
+    listeners = {
+        "console": lambda m: m.type == "error" and problems.append(f"console: {m.text}"),
+        "pageerror": lambda error: problems.append(f"script error: {error}"),
+        "request": lambda request: problems.append(f"asks for {request.url[:120]}")
+        if request.url != path.as_uri() and not request.url.startswith("data:") else None,
+    }  # fmt: skip
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size(PHONE)
+    page.goto(path.as_uri())
+    problems += [f"not printed: {e}" for e in page.evaluate(PRINTED)[:SHOWN]]
+    page.emulate_media(media="screen")
+    for state in ("folded", "unfolded"):
+        problems += [f"phone, {state}: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
         page.evaluate(UNFOLD)
-        problems += [f"clipped: {e}" for e in page.evaluate(CLIPPED)[:SHOWN]]
-        problems += [f"too wide: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
-        problems += structure(page, path)
-        code = path.stem not in ("postbenchmark", "baseline") and "jobs" not in path.parts
-        problems += axe(page, code=code) + noise
-    with opened(browser, path, PHONE) as (page, _):
-        for state in ("folded", "unfolded"):
-            problems += [f"phone, {state}: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
-            page.evaluate(UNFOLD)
-        # The other rules ask for neither colours nor widths.
-        again = axe(page, "color-contrast", "scrollable-region-focusable", code=code)
-        problems += [f"phone: {e}" for e in again]
-        ground = page.evaluate(
-            "getComputedStyle(document.body).backgroundColor"
-            " + getComputedStyle(document.documentElement).backgroundColor"
-        )
-        problems += ["phone: white in the dark"] * ("rgb(255" in ground)
+    # The other rules ask for neither colours nor widths.
+    problems += [f"phone: {e}" for e in axe(page, runOnly=["scrollable-region-focusable"])]
+    ground = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor"
+        " + getComputedStyle(document.documentElement).backgroundColor"
+    )
+    problems += ["phone: white in the dark"] * ("rgb(255" in ground)
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(DESK)
+    problems += [f"clipped: {e}" for e in page.evaluate(CLIPPED)[:SHOWN]]
+    problems += [f"too wide: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
+    problems += structure(page, path) + axe(page)
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
     return problems
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Any:
+    """One tab for all pages."""
+    return browser.new_context().new_page()
 
 
 def test_there_are_pages() -> None:
@@ -145,8 +155,8 @@ def test_there_are_pages() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_page(path: Path, browser: Any) -> None:
-    assert not problems_of(browser, path)
+def test_page(path: Path, tab: Any) -> None:
+    assert not problems_of(tab, path)
 
 
 def test_no_page_is_too_large_to_send_or_to_commit() -> None:
@@ -207,15 +217,15 @@ FAULTS = [  # those of one page do not hide one another
 ]
 
 
-def test_a_good_page_passes(browser: Any, tmp_path: Path) -> None:
+def test_a_good_page_passes(tab: Any, tmp_path: Path) -> None:
     page = tmp_path / "good.html"
     page.write_text(GOOD)
-    assert problems_of(browser, page) == []
+    assert problems_of(tab, page) == []
 
 
 @pytest.mark.parametrize("faults", FAULTS)
-def test_planted_faults_are_found(faults: dict[str, str], browser: Any, tmp_path: Path) -> None:
+def test_planted_faults_are_found(faults: dict[str, str], tab: Any, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text(GOOD.replace("<!-- fault -->", "".join(faults)))
-    found = "\n".join(problems_of(browser, page))
+    found = "\n".join(problems_of(tab, page))
     assert {message for message in faults.values() if message not in found} == set()

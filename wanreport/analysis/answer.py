@@ -67,7 +67,7 @@ def without_record(frames: Frames) -> pd.DataFrame:
 
     `job`, `gpus`, `purpose`, `command`; `asked`, whether the baseline asks for it.
     """
-    root, known = project_root(), set(frames.runs.job_hash.dropna())
+    root, known = project_root(), set(frames.runs[frames.runs.program == ""].job_hash.dropna())
     files = sorted((root / "params").glob("*/*.yaml"))
     return pd.DataFrame([
         {"job": job.name, "gpus": job.num_gpus, "purpose": job.purpose,

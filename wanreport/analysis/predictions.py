@@ -90,7 +90,7 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     rows: list[dict[str, Any]] = []
     model: Mapping[str, Any] = {}
     here = _runs_on(frames.full_scale(), gpu, interconnect)
-    here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel & (here.program == "")]
+    here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
         data = (root / row.file).read_bytes()
@@ -123,9 +123,10 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
 
 
 def _runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
-    """Pick the runs on a GPU model, on one GPU or over just this interconnect."""
+    """Pick our runs on a GPU model, on one GPU or over just this interconnect."""
     wired = runs.machine_class.str.contains(INTERCONNECTS[interconnect], regex=False)
-    return runs[(runs.gpu_model == gpu) & ((runs.gpus == 1) | wired)]
+    ours = (runs.gpu_model == gpu) & (runs.program == "")
+    return runs[ours & ((runs.gpus == 1) | wired)]
 
 
 def write(root: Path, content: Mapping[str, Any]) -> Path:

@@ -45,7 +45,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
     rows["runs"].append({
         **_about(run, r.machine, r.software, program), "source": "job", "campaign": "", "label": "",
-        "job": str(job.get("name", "unnamed job")), "job_hash": None if program else r.job_hash,
+        "job": str(job.get("name", "unnamed job")), "job_hash": r.job_hash,
         "baseline_job": job.get("baseline_job"), "scale": job.get("scale"),
         "status": r.status, "reason": r.reason, "hint": r.hint, "rehearsal": r.is_rehearsal,
         "engine": engine, "setting": setting, "again": False,

@@ -1,21 +1,18 @@
 """Pictures of tidy frames: each function takes a DataFrame and returns a matplotlib Figure.
 
 An engine has its colour and marker in all of them (:mod:`wanreport.report.style`). What was
-measured is solid, what was predicted or extrapolated is hollow or hatched, and what is missing says
-so. Values stand beside their marks; captions are the notebook's. Shares are drawn in per cent,
-bytes in GB (10^9).
+measured is solid, what was predicted or extrapolated is hollow or hatched. Values stand beside
+their marks; captions are the notebook's. Shares are drawn in per cent, bytes in GB (10^9).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ContextDecorator
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,43 +35,47 @@ PARTS = {  # of an iteration's time: what they are called, hatch, whether they a
 }  # fmt: skip
 
 
-def themed(values: Literal["x", "y"]) -> ContextDecorator:
-    """Draw a figure in the look of all pages, with a grid on the axis of `values`."""
-    return cast(ContextDecorator, theme(values))  # which a context of matplotlib's is
-
-
-@themed("x")
-def overhead(
-    df: pd.DataFrame, predicted: pd.DataFrame | None = None, missing: Sequence[str] | None = None
-) -> Figure:
+@theme("x")
+def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     """Draw overhead over resident by engine and machine, those with a shared link first.
 
     Parameters
     ----------
     df
-        Columns machine, engine, claim, overhead, overhead_low, overhead_high; and height, where
-        there are several resolutions.
+        Columns machine, height, engine, claim, overhead, overhead_low, overhead_high; a row for
+        each engine.
     predicted
-        Columns machine, engine, overhead (and height): drawn hollow.
-    missing
-        Machines to show even if nothing was measured on them.
+        Columns machine, height, engine, overhead, of what was not measured: drawn hollow.
     """
-    told = df[:0] if predicted is None else predicted
-    both = [each for each in (df.assign(told=False), told.assign(told=True)) if len(each)]
-    every = pd.concat(both) if both else pd.DataFrame({"machine": [], "engine": [], "told": []})
-    several = "height" in every and every.height.nunique() > 1
-    named = [
-        f"{row.machine}, {row.height}p" if several else row.machine for row in every.itertuples()
-    ]
-    every = every.assign(place=named, told=every.told.astype(bool))
-    groups_of = {*every.place, *(missing or ())} or {""}
-    places = sorted(groups_of, key=lambda at: ("PCIe path" not in at, "NVLink" not in at, at))
-    groups = [every[every.place == place] for place in places]
-    rows = [sorted(set(group.engine), key=_rank) or [""] for group in groups]
-    ratios = [len(row) + 1.0 for row in rows]
+    parts = [df.assign(told=False)]
+    parts += [predicted.assign(told=True)] if predicted is not None and len(predicted) else []
+    every = pd.concat(parts)
+    if every.height.nunique() > 1:
+        every["machine"] += every.height.map(", {}p".format)
+    places = sorted(
+        set(every.machine), key=lambda at: ("PCIe path" not in at, "NVLink" not in at, at)
+    )
+    groups = [every[every.machine == place] for place in places]
+    order = {engine: n for n, engine in enumerate(ENGINES)}
+    groups = [group.sort_values("engine", key=lambda names: names.map(order)) for group in groups]
+    ratios = [len(group) + 1.0 for group in groups]
     figure, panels = _figure(0.5 + 0.26 * sum(ratios), len(places), height_ratios=ratios)
-    for axes, place, group, order in zip(panels, places, groups, rows, strict=True):
-        _bars(axes, group[~group.told], group[group.told], order)
+    for axes, place, group in zip(panels, places, groups, strict=True):
+        for y, row in enumerate(group.itertuples()):
+            value, paint = 100 * row.overhead, colour(row.engine)
+            if row.told:
+                axes.barh(y, value, 0.6, facecolor="none", edgecolor=paint, linewidth=1.5,
+                          linestyle=DASHES)  # fmt: skip
+                text = f"not measured, predicted {ratio(row.overhead)}"
+                _beside(axes, max(value, 0), y, text)
+            else:
+                ends = [100 * row.overhead_low, 100 * row.overhead_high]
+                axes.barh(y, value, 0.6, color=paint)
+                axes.plot(ends, [y, y], color=INK, linewidth=1.8, solid_capstyle="butt")
+                sure = "" if row.claim in ("slower", "faster") else f", {row.claim}"
+                _beside(axes, np.nanmax([*ends, value, 0]), y, ratio(row.overhead) + sure)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        _rows(axes, group.engine)
         axes.set_title(place)
         axes.tick_params(axis="x", length=0)
         axes.spines["bottom"].set_visible(axes is panels[-1])
@@ -85,130 +86,94 @@ def overhead(
     return figure
 
 
-def _bars(axes: Axes, seen: pd.DataFrame, told: pd.DataFrame, order: list[str]) -> None:
-    if len(seen):
-        sns.barplot(seen.assign(percent=100 * seen.overhead), x="percent", y="engine", hue="engine",
-                    palette={engine: colour(engine) for engine in order}, order=order, width=0.6,
-                    saturation=1, errorbar=None, legend=False, ax=axes)  # fmt: skip
-    for row in seen.itertuples():
-        y, ends = order.index(row.engine), [100 * row.overhead_low, 100 * row.overhead_high]
-        axes.plot(ends, [y, y], color=INK, linewidth=1.8, solid_capstyle="butt")
-        sure = "" if row.claim in ("slower", "faster") else f", {row.claim}"
-        _beside(axes, np.nanmax([*ends, 100 * row.overhead, 0]), y, ratio(row.overhead) + sure)
-    for row in told.itertuples():
-        y, alone, share = order.index(row.engine), row.engine not in set(seen.engine), row.overhead
-        axes.barh(y, 100 * share, 0.6 if alone else 0.86, facecolor="none", linestyle=DASHES,
-                  edgecolor=colour(row.engine), linewidth=1.5)  # fmt: skip
-        if alone:
-            _beside(axes, max(100 * share, 0), y, f"not measured, predicted {ratio(share)}")
-    if order == [""]:
-        _beside(axes, 0, 0, "not measured")
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_ylabel("")
-    _rows(axes, order)
-
-
-@themed("y")
-def lines(df: pd.DataFrame, *, x: str = "tokens") -> Figure:
+@theme("y")
+def lines(df: pd.DataFrame) -> Figure:
     """Draw the step over resident by tokens: a panel for each machine and number of branches.
 
     Parameters
     ----------
     df
-        Columns machine, branches, engine, name, campaign, overhead, bracketed and `x`. Each
+        Columns machine, branches, engine, name, campaign, overhead, bracketed and tokens. Each
         campaign has its own line, so that none hides another; its markers are hollow where resident
         did not run again at the end.
     """
     every = sorted(df.groupby(["machine", "branches"]).groups)
-    across, down = min(2, len(every)), -(-len(every) // 2)
-    figure, panels = _figure(0.9 + 2.3 * down, down, across, sharey=True)
+    down = -(-len(every) // 2)
+    figure, panels = _figure(0.9 + 2.3 * down, down, 2, sharey=True)
     keys: dict[str, Line2D] = {}
     for axes, (machine, branches) in zip(panels, every, strict=False):
-        some = df[(df.machine == machine) & (df.branches == branches)].sort_values(x)
+        some = df[(df.machine == machine) & (df.branches == branches)].sort_values("tokens")
         for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
             look: dict[str, Any] = {
                 "color": colour(engine), "marker": MARKERS.get(engine, "o"), "markersize": 6,
                 "linestyle": DASHES if "slots" in name else "-", "linewidth": 1.2,
             }  # fmt: skip
             fill = colour(engine) if line.bracketed.all() else "none"
-            axes.plot(line[x].astype(float), 100 * line.overhead, markerfacecolor=fill, **look)
+            axes.plot(line.tokens.astype(float), 100 * line.overhead, markerfacecolor=fill, **look)
             keys[name] = Line2D([], [], label=name, **look)
         axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
         axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
     ticks: list[int] = []
-    for value in sorted(set(df[x].astype(int))):
+    for value in sorted(set(df.tokens.astype(int))):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    for axes in panels:
-        axes.set(xscale="log", xlabel=x if axes in panels[-across:] else "")
+    for number, axes in enumerate(panels):
+        axes.set(xscale="log", xlabel="tokens" if number >= len(panels) - 2 else "")
         axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
         axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
         axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
         axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
         axes.minorticks_off()
-    for axes in panels[len(every) :]:
-        axes.set_visible(False)
+        axes.set_visible(number < len(every))
     figure.supylabel("over resident, %", fontsize=10)
     figure.legend(handles=[keys[name] for name in sorted(keys)], loc="outside upper left", ncols=4)
     return figure
 
 
-@themed("y")
+@theme("y")
 def scaling(df: pd.DataFrame) -> Figure:
     """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed.
 
-    Columns gpus, engine, name, overhead, kind ("measured" or "predicted"); with `panel`, a panel
-    for each of its values.
+    Columns gpus, engine, overhead, kind ("measured" or "predicted").
     """
-    df = df.assign(panel=df.get("panel", ""), percent=100 * df.overhead).sort_values("gpus")
-    names = sorted(set(df.panel))
-    figure, panels = _figure(0.4 + 2.6 * len(names), len(names), sharey=True)
-    for axes, panel in zip(panels, names, strict=True):
-        here = df[df.panel == panel]
-        for (_, engine, kind), line in here.groupby(["name", "engine", "kind"]):
-            told = kind == "predicted"
-            axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
-                      marker=MARKERS.get(engine, "o"), linestyle=DASHES if told else "",
-                      markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
-        axes.set(title=panel, ylabel="over resident, %", xticks=sorted(set(df.gpus)))
+    df = df.assign(percent=100 * df.overhead).sort_values("gpus")
+    figure, (axes,) = _figure(3.0)
+    for (engine, kind), line in df.groupby(["engine", "kind"]):
+        told = kind == "predicted"
+        axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
+                  marker=MARKERS.get(engine, "o"), linestyle=DASHES if told else "",
+                  markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1), max(1.05 * high, 5))
-    for axes, panel in zip(panels, names, strict=True):
-        ends = df[df.panel == panel].groupby("name").tail(1).sort_values("percent")
-        above = -math.inf
-        for row in ends[ends.gpus == df.gpus.max()].itertuples():
-            above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
-            _beside(axes, row.gpus, above, f"{row.name} {ratio(row.overhead)}", 8)
-        for row in ends[ends.gpus < df.gpus.max()].itertuples():
-            text = f"{row.name} {ratio(row.overhead)}"
-            axes.annotate(text, (row.gpus, row.percent), xytext=(0, -8), ha="center", va="top",
-                          textcoords="offset points")  # fmt: skip
+    above = -math.inf
+    for row in df.groupby("engine").tail(1).sort_values("percent").itertuples():
+        above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
+        _beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)
+    axes.set(ylabel="over resident, %", xticks=sorted(set(df.gpus)))
     axes.set_xlabel("GPUs; hollow: predicted")
     return figure
 
 
-@themed("x")
+@theme("x")
 def memory(df: pd.DataFrame) -> Figure:
     """Draw peaks of the fullest rank: allocated solid, reserved as outline; pinned host memory.
 
     Columns name, engine, allocated_bytes, reserved_bytes, pinned_bytes.
     """
     figure, (gpu, host) = _figure(0.9 + 0.34 * len(df), 1, 2, sharey=True, width_ratios=[3, 2])
-    sizes = df[["allocated_bytes", "reserved_bytes", "pinned_bytes"]].astype(float) / 1e9
-    for y, (engine, row) in enumerate(zip(df.engine, sizes.to_numpy(), strict=True)):
-        inside, around, pinned = row
-        gpu.barh(y, inside, 0.5, color=colour(engine))
-        gpu.barh(y, around, 0.74, facecolor="none", edgecolor=INK, linewidth=1)
-        host.barh(y, pinned, 0.5, color=colour(engine), hatch="///")
-        both = f"{inside:.1f} / {around:.1f}".replace("nan", "?")
-        _beside(gpu, np.nanmax([inside, around, 0]), y, both)
-        _beside(host, max(0, np.nan_to_num(pinned)), y, f"{pinned:.1f}".replace("nan", "?"))
+    allocated, reserved, pinned = (
+        df[f"{which}_bytes"].astype(float).to_numpy() / 1e9
+        for which in ("allocated", "reserved", "pinned")
+    )
+    gpu.barh(range(len(df)), reserved, 0.74, facecolor="none", edgecolor=INK, linewidth=1)
+    both = [f"{a:.1f} / {b:.1f}" for a, b in zip(allocated, reserved, strict=True)]
+    _bars(gpu, df, allocated, both, 0.5, ends=np.fmax(allocated, reserved))
+    _bars(host, df, pinned, map("{:.1f}".format, pinned), 0.5, hatch="///")
     for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
         axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
-        _rows(axes, df.name)
     return figure
 
 
-@themed("x")
+@theme("x")
 def moved(df: pd.DataFrame) -> Figure:
     """Draw what the busiest rank copies to its device: GB a step, over the whole schedule.
 
@@ -217,15 +182,12 @@ def moved(df: pd.DataFrame) -> Figure:
     df = df.dropna(subset="h2d_schedule_bytes")
     size = df.h2d_schedule_bytes / df.steps_whole.fillna(1).astype(float) / 1e9
     figure, (axes,) = _figure(0.8 + 0.32 * len(df))
-    axes.barh(range(len(df)), size, 0.6, color=[colour(engine) for engine in df.engine])
-    for y, value in enumerate(size):
-        _beside(axes, value, y, f"{value:.3g}")
+    _bars(axes, df, size, map("{:.3g}".format, size), 0.6)
     axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*size, 1])))
-    _rows(axes, df.name)
     return figure
 
 
-@themed("x")
+@theme("x")
 def budget(df: pd.DataFrame) -> Figure:
     """Draw where a clean iteration's time goes, a bar for each run; what did not run is hatched.
 
@@ -237,61 +199,55 @@ def budget(df: pd.DataFrame) -> Figure:
         "first": df.first_s, "switch": df.switch_s, "steady": df.steady_s * ran,
         "left": df.steady_s * (1 - ran), "decode": df.decode_s,
     }).fillna(0)  # fmt: skip
-    usual = df.steady_s / (df.steps_whole - apart)
+    usual, ends, paint = (
+        df.steady_s / (df.steps_whole - apart), spent.cumsum(axis=1), [*map(colour, df.engine)],
+    )  # fmt: skip
     figure, (axes,) = _figure(1.2 + 0.42 * len(df))
-    for y, (engine, (run, parts)) in enumerate(zip(df.engine, spent.iterrows(), strict=True)):
-        for part, end in parts.cumsum().items():
-            _, hatch, hollow = PARTS[part]
-            face, edge = ("none", colour(engine)) if hollow else (colour(engine), INK)
-            axes.barh(y, parts[part], 0.62, left=end - parts[part], facecolor=face, edgecolor=edge,
-                      linewidth=0.8, hatch=hatch)  # fmt: skip
+    for part, (_, hatch, hollow) in PARTS.items():
+        axes.barh(range(len(df)), spent[part], 0.62, left=ends[part] - spent[part], hatch=hatch,
+                  linewidth=0.8, color="none" if hollow else paint,
+                  edgecolor=paint if hollow else INK)  # fmt: skip
+    for y, (run, parts) in enumerate(spent.iterrows()):
         spikes = [f"{part} {parts[part]:.0f}" for part in ("first", "switch")
                   if parts[part] > 2 * usual[run]]  # fmt: skip
         text = f"{parts.sum():.0f} s" + (f" ({', '.join(spikes)})" if spikes else "")
         _beside(axes, parts.sum(), y, text)
     _rows(axes, df.name)
-    axes.set(xlabel="seconds", xlim=(0, 1.35 * spent.sum(axis=1).max()))
+    axes.set(xlabel="seconds", xlim=(0, 1.35 * ends.decode.max()))
     keys = [Patch(facecolor="none" if hollow else FALLBACK, edgecolor=INK, label=text, hatch=hatch)
             for part, (text, hatch, hollow) in PARTS.items() if spent[part].any()]  # fmt: skip
     axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
-@themed("x")
-def timelines(*events: pd.DataFrame) -> Figure:
+@theme("x")
+def timelines(*events: pd.DataFrame, timed: bool = True) -> Figure:
     """Draw what blocks, copies and all-to-alls did, one excerpt above another on one time axis.
 
-    Each is what :func:`wanreport.analysis.overlap.excerpt` returns. Where a copy and an all-to-all
-    run at once, both are shaded.
+    Columns as of :func:`wanreport.analysis.overlap.excerpt`. Where a copy and an all-to-all run at
+    once, both are shaded. Events of a rehearsal are not `timed`: they are drawn as they began.
     """
-    figure, panels = _figure(0.5 + 1.65 * len(events), len(events))
+    if not timed:
+        events = tuple(some.sort_values("start_ms", ignore_index=True) for some in events)
+        events = tuple(e.assign(start_ms=e.index, end_ms=e.index + 0.85) for e in events)
+    height = sum(0.3 + 0.45 * some.lane.nunique() for some in events)
+    figure, panels = _figure(0.5 + height, len(events))
     for axes, some in zip(panels, events, strict=True):
         _lanes(axes, some)
         axes.set_title(some.name.iloc[0])
-        if "collective" in set(some.lane):
+        if timed and "collective" in set(some.lane):
             spans, copied = crossings(some), some.ms[some.lane == "copy"].sum()
             for start, end in spans:
                 axes.axvspan(start, end, 0.02, 0.64, facecolor=CLASH, alpha=0.4, linewidth=0)
             text = f"{np.diff(spans).sum():.0f} of {copied:.0f} ms of copies beside an all-to-all"
             axes.set_title(text, loc="right", fontweight="normal")
-    axes.set(xlabel="milliseconds", xlim=(0, max(some.end_ms.max() for some in events)))
-    return figure
-
-
-@themed("x")
-def timeline(events: pd.DataFrame, *, timed: bool = True) -> Figure:
-    """Draw one run's events by lane: in time or, for a rehearsal, in the order they began."""
-    if not timed:
-        events = events.sort_values("start_ms", ignore_index=True)
-        events = events.assign(start_ms=events.index, end_ms=events.index + 0.85)
-    figure, (axes,) = _figure(0.6 + 0.45 * events.lane.nunique())
-    _lanes(axes, events)
-    begins = events[events.lane == "compute"].groupby("expert").start_ms.min()
-    if len(begins) > 1:
-        at = begins["low_noise"]
-        axes.axvline(at, color=INK, linestyle=DASHES)
-        axes.text(at, 1.02, "switch", transform=axes.get_xaxis_transform(), ha="center")
+        begins = some[some.lane == "compute"].groupby("expert").start_ms.min()
+        if len(begins) > 1:
+            axes.axvline(begins["low_noise"], color=INK, linestyle=DASHES)
+            axes.annotate("switch", (begins["low_noise"], 1), ha="center", va="bottom",
+                          xycoords=("data", "axes fraction"))  # fmt: skip
     axes.set_xlabel("milliseconds" if timed else "order of events, which is not time")
+    axes.set_xlim(0, max(some.end_ms.max() for some in events))
     return figure
 
 
@@ -307,13 +263,13 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
         for row in some.itertuples() if lane == "compute" and len(some) <= 20 else ():
             room = (row.end_ms - row.start_ms) / events.end_ms.max()
             text = f"block {row.block}" if room > 0.1 else f"{row.block}"
-            text += ", both branches" if room > 0.3 and getattr(row, "branches", 1) == 2 else ""
+            text += ", both branches" if room > 0.3 and row.branches == 2 else ""
             axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
     _rows(axes, [LANES[lane] for lane in shown])
 
 
-@themed("y")
-def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Figure:
+@theme("y")
+def steps(df: pd.DataFrame, *, engine: str, whole: int) -> Figure:
     """Draw the seconds of each step that one run ran: clean iterations filled, others hollow.
 
     Columns step, role, expert, kind, seconds, maybe resident_s. `whole`: steps of the schedule.
@@ -333,25 +289,25 @@ def steps(df: pd.DataFrame, *, engine: str = "", whole: int | None = None) -> Fi
         away, align = ((8, 2), "bottom") if steady else ((-4, -18), "top")
         axes.annotate(f"{role} {value:#.3g} s", (at, value), xytext=away, va=align,
                       textcoords="offset points")  # fmt: skip
-    for at in df.get("resident_s", df.seconds[:0])[:1]:
+    if "resident_s" in df:
+        at = df.resident_s.iloc[0]
         _level(axes, 4, at, f"resident {at:#.3g} s", xytext=(0, -14 if 4 * at > top else 4))
     _switch(axes, df)
     axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
-             xlim=(-0.6, max(df.step.max() + 2.5, whole or 0)))  # fmt: skip
+             xlim=(-0.6, max(df.step.max() + 2.5, whole)))  # fmt: skip
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
-@themed("y")
-def schedule(df: pd.DataFrame, *, boundary: float | None = None) -> Figure:
+@theme("y")
+def schedule(df: pd.DataFrame, *, boundary: float) -> Figure:
     """Draw the timestep of each step (columns step, timestep, expert) and where experts switch."""
     figure, (axes,) = _figure(2.8)
-    sns.lineplot(df, x="step", y="timestep", drawstyle="steps-mid", color=INK, linewidth=0.8,
-                 marker="o", markersize=5, markeredgewidth=0, ax=axes)  # fmt: skip
-    if boundary is not None:
-        _level(axes, df.step.max(), boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
+    axes.plot(df.step, df.timestep, drawstyle="steps-mid", color=INK, linewidth=0.8, marker="o",
+              markersize=5, markeredgewidth=0)  # fmt: skip
+    _level(axes, df.step.max(), boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
     _switch(axes, df)
-    axes.set_ylim(0, 1.18 * df.timestep.max())
+    axes.set(xlabel="step", ylabel="timestep", ylim=(0, 1.18 * df.timestep.max()))
     return figure
 
 
@@ -366,10 +322,10 @@ def _switch(axes: Axes, df: pd.DataFrame) -> None:
     at = df.step[df.expert == "low_noise"].min() - 0.5
     if df.step.min() < at:
         axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        sides = (("high-noise expert", -4, "right"), ("low-noise expert", 4, "left"))
-        for text, away, side in sides:
-            axes.annotate(text, (at, 1), xytext=(away, -2), textcoords="offset points", ha=side,
-                          va="top", xycoords=("data", "axes fraction"))  # fmt: skip
+        for text, away, side in (("high", -4, "right"), ("low", 4, "left")):
+            axes.annotate(f"{text}-noise expert", (at, 1), xytext=(away, -2), ha=side, va="top",
+                          textcoords="offset points", xycoords=("data", "axes fraction"),
+                          )  # fmt: skip
 
 
 def _figure(
@@ -379,8 +335,15 @@ def _figure(
     return figure, list(figure.subplots(rows, columns, sharex=rows > 1, squeeze=False, **look).flat)
 
 
-def _rank(engine: str) -> int:
-    return list(ENGINES).index(engine) if engine in ENGINES else len(ENGINES)
+def _bars(
+    axes: Axes, df: pd.DataFrame, widths: Sequence[float], texts: Iterable[str], height: float,
+    ends: Sequence[float] | None = None, **look: Any,
+) -> None:  # fmt: skip
+    """Draw a bar for each row, with its text where the bar, or what is around it, ends."""
+    axes.barh(range(len(df)), widths, height, color=[*map(colour, df.engine)], **look)
+    for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
+        _beside(axes, 0 if math.isnan(end) else end, y, text.replace("nan", "?"))
+    _rows(axes, df.name)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:

@@ -83,7 +83,7 @@ def moved(frames: Frames, run: str | None) -> pd.DataFrame:
 def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFrame:
     """Cut the last blocks before the switch and the first after it out of a run's timeline.
 
-    Events in milliseconds from 0, with the run's `engine`; empty without a timeline.
+    Events as of :func:`wanreport.analysis.overlap.excerpt`; empty without a timeline.
     """
     events = frames.events[frames.events.run == run] if len(frames.events) else frames.events
     visits = events[events.lane == "compute"].sort_values("start_ms") if len(events) else events
@@ -96,7 +96,8 @@ def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFr
     shown = (events.end_ms > start) & (events.start_ms < end) & (events.what != "release")
     cut = events[shown & ((events.lane != "collective") | (row.gpus > 1))]
     times = cut[["start_ms", "end_ms"]].clip(start, end) - start
-    return cut.assign(**times, block=cut.block.astype("Int64"), engine=row.engine)
+    return cut.assign(**times, ms=times.end_ms - times.start_ms, block=cut.block.astype("Int64"),
+                      **row[["engine", "name"]], branches=1)  # fmt: skip
 
 
 def plan(record: Record) -> pd.DataFrame:

@@ -8,25 +8,26 @@ the same bytes.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from IPython.display import display
+
 from wanreport.analysis import frames
-from wanreport.jobs.job import Job
+from wanreport.jobs.job import Job, JobError, field_defaults, job_from_mapping
 from wanreport.measure import jobs
 from wanreport.records import project
-from wanreport.records import record as records
 from wanreport.records.files import FileError
-from wanreport.report import given, svg, tables
-from wanreport.report.given import Stop
-from wanreport.report.run import PAGE
+from wanreport.records.record import EARLIER, RESULTS_DIRS, Found, best_record
+from wanreport.report import style, tables
 from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
@@ -35,30 +36,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Stop", "frames_of", "gb", "gib", "interval", "legend", "md", "measure", "page", "parameters",
-    "passed", "plain", "ratio", "seconds", "setup", "share", "show", "table",
+    "Stop", "frames_of", "gb", "gib", "interval", "md", "measure", "page", "parameters", "passed",
+    "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
+PAGE = "WANREPORT_PAGE"
+"""Set for a notebook that becomes a page: the page's path in its site, for links from it."""
 
-def setup(namespace: dict[str, Any], source: str = "parameters") -> Job:
-    """Check all that was injected into a job's notebook and return the job that it makes.
 
-    Parameters
-    ----------
-    namespace
-        The notebook's ``globals()``.
-    source
-        Where the parameters come from, for messages.
+class Stop(Exception):
+    """Ends a notebook with a message for its reader in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return str(self).splitlines()
+
+
+# Parameters --------------------------------------------------------------------------------------
+
+
+def setup(namespace: dict[str, Any]) -> Job:
+    """Return the job that a notebook's parameters make; `namespace` is its ``globals()``.
 
     Raises
     ------
     Stop
         With every problem, one per line.
     """
-    job = given.job_of(namespace, source)
+    names = _given(namespace, field_defaults()) - {"machine"}  # whose record, not what to measure
+    # A required field that nobody set still has the None of the parameters cell.
+    required = {name for name, field in Job.model_fields.items() if field.is_required()}
+    given = {name: namespace.get(name) for name in sorted(names)}
+    given = {k: v for k, v in given.items() if k not in required or v is not None}
+    try:
+        job = job_from_mapping(given, source="parameters")
+    except JobError as error:
+        problems = "\n".join(f"  {problem}" for problem in error.problems)
+        raise Stop(f"These parameters do not make a job; nothing was run.\n{problems}") from None
     if not os.environ.get(jobs.NO_MEASURING):
         signal.signal(signal.SIGTERM, jobs.terminate)
-    _look()
+    _look(namespace)
     return job
 
 
@@ -70,8 +86,43 @@ def parameters(namespace: dict[str, Any], *allowed: str) -> None:
     Stop
         With every unknown name, one per line.
     """
-    given.none_but(namespace, allowed)
-    _look()
+    if unknown := sorted(_given(namespace, allowed) - set(allowed)):
+        takes = f"this notebook takes only {', '.join(allowed)}"
+        raise Stop(
+            "\n".join(f"parameters: {each}: unknown, remove it; {takes}" for each in unknown)
+        )
+    _look(namespace)
+
+
+def _given(namespace: dict[str, Any], known: Sequence[str] | dict[str, Any]) -> set[str]:
+    """Names that the notebook's cells have assigned before the one that calls us.
+
+    papermill injects any name, and a misspelt one would silently measure something else. An import
+    may have replaced it since, so the cells tell, of which IPython keeps the sources. In JupyterLab
+    the cell may run again, after later ones: then only `known` names count.
+    """
+    targets: list[ast.expr] = []
+    for cell in namespace["In"][:-1]:
+        with suppress(SyntaxError):  # a cell with a magic
+            for node in ast.parse(cell).body:
+                targets += node.targets if isinstance(node, ast.Assign) else []
+                targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+    names = {each.id for each in targets if isinstance(each, ast.Name)}
+    return names & set(known) if _READY in namespace else names
+
+
+_READY = "_wanreport_ready"
+
+
+def _look(namespace: dict[str, Any]) -> None:
+    """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
+    namespace[_READY] = True
+    if PAGE not in os.environ:
+        cells = (
+            (tables.TEMPLATE / "page.css").read_text("utf-8").partition("/* What cells show. */")
+        )
+        colours = (tables.TEMPLATE / "lab.css").read_text("utf-8")
+        _display({"text/html": f"<style>\n{colours}{cells[2]}</style>", "text/plain": ""})
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -91,27 +142,24 @@ def measure(job: Job, machine: str | None = None) -> str | None:
         If a record cannot be read, or `machine` has none of this job.
     """
     root = project.project_root()
-    results = project.local_results(root)
-    try:
-        found, here = project.all_records(root), jobs.this_machine()
-        may_measure = machine is None and not os.environ.get(jobs.NO_MEASURING)
-        if may_measure and (missing := jobs.missing([job], found, here)):
-            jobs.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
-            frames.cached.cache_clear()
-            found = project.all_records(root)
-    except records.RecordError as error:
-        raise Stop(str(error)) from None
-    if machine is None:
-        shown = jobs.spoken_for(job, found, here)
-        return shown[0].relative_to(root).as_posix() if shown else None
-    shown = records.best_record(job, [item for item in found if item[0].parent.name == machine])
-    if shown is None:
-        folders = ", ".join(sorted({path.parent.name for path, _ in found})) or "none"
-        raise Stop(
-            f"machine: {machine!r} has no record of {job.name}; remove it, or name one of the"
-            f" folders that have records: {folders}"
-        )
-    return shown[0].relative_to(root).as_posix()
+    found = _found()
+    if machine is not None:
+        shown = best_record(job, [item for item in found if item[0].parent.name == machine])
+        if shown is None:
+            folders = ", ".join(sorted({path.parent.name for path, _ in found})) or "none"
+            raise Stop(
+                f"machine: {machine!r} has no record of {job.name}; remove it, or name one of the"
+                f" folders that have records: {folders}"
+            )
+        return shown[0].as_posix()
+    here = jobs.this_machine()
+    if not os.environ.get(jobs.NO_MEASURING) and (missing := jobs.missing([job], found, here)):
+        results = project.local_results(root)
+        jobs.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
+        frames.cached.cache_clear()
+        found = _found()
+    shown = jobs.spoken_for(job, found, here)
+    return shown[0].as_posix() if shown else None
 
 
 def passed(run: Any) -> None:
@@ -123,7 +171,18 @@ def passed(run: Any) -> None:
         raise Stop(f"{run.job}: {run.status}: {run.reason}")
 
 
-def frames_of(results_dirs: Sequence[str | Path] = records.RESULTS_DIRS) -> frames.Frames:
+def _found() -> list[Found]:
+    """All jobs' records at hand, as far as choosing among them goes."""
+    runs = frames_of(RESULTS_DIRS).runs
+    return [
+        (Path(row.run), {"job": {"scale": row.scale, "name": row.job}, "job_hash": row.job_hash,
+                         "status": row.status, "started_at": row.started, "source": row.program})
+        for row in runs.itertuples()
+        if row.source == "job" and Path(row.run).parent.name != EARLIER
+    ]  # fmt: skip
+
+
+def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:
     """Return all that was measured, as tidy DataFrames.
 
     Raises
@@ -143,9 +202,9 @@ def page(run: Any) -> str | None:
     `run` is a row of ``frames.runs`` or its index. A row of a benchmark has no page: None.
     """
     path = PurePosixPath(run if isinstance(run, str) else run["run"])
-    if path.suffix != ".json" or path.stem.count("-") < 1:
+    if path.suffix != ".json":
         return None
-    folder = path.parent.parent if path.parent.name == records.EARLIER else path.parent
+    folder = path.parent.parent if path.parent.name == EARLIER else path.parent
     job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
     up = "../" * os.environ.get(PAGE, "").count("/")
     return up + quote(f"jobs/{folder.name}/{job}.html")
@@ -166,44 +225,16 @@ def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:
 def table(*args: Any, **options: Any) -> None:
     """Show a DataFrame; the parameters are those of :func:`wanreport.report.tables.table`."""
     made = tables.table(*args, **options)
-    _display({"text/html": made.html, "text/plain": repr(made)})
+    _display({"text/html": made, "text/plain": f"(table: {options['caption']})"})
 
 
-def show(fig: Figure, caption: str, alt: str | None = None) -> None:
-    """Show a figure as SVG and close it.
-
-    Parameters
-    ----------
-    caption
-        The sentence that the figure proves; plain text.
-    alt
-        What the figure shows, for those who cannot see it; the caption where nothing is given.
-    """
-    _display({"text/html": svg.figure(fig, caption, alt), "text/plain": f"(figure: {caption})"})
+def show(figure: Figure, caption: str) -> None:
+    """Show a figure as SVG, with the sentence that it proves, and close it."""
+    html = tables.rendered("figure.html.j2", svg=style.inline(figure), caption=caption)
+    _display({"text/html": html, "text/plain": f"(figure: {caption})"})
     if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close(fig)
-
-
-def legend() -> None:
-    """Show how the four kinds of numbers are told apart."""
-    _display(
-        {
-            "text/html": tables.rendered("legend.html.j2", meanings=tables.KINDS),
-            "text/plain": ", ".join(tables.KINDS),
-        }
-    )
-
-
-def _look() -> None:
-    """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
-    if given.ipython() is not None and PAGE not in os.environ:
-        template = files("wanreport.report") / "template"
-        cells = (template / "page.css").read_text("utf-8").partition("/* What cells show. */")[2]
-        colours = (template / "lab.css").read_text("utf-8")
-        _display({"text/html": f"<style>\n{colours}{cells}</style>", "text/plain": ""})
+        sys.modules["matplotlib.pyplot"].close(figure)
 
 
 def _display(data: dict[str, str]) -> None:
-    from IPython.display import display
-
     display(data, raw=True)

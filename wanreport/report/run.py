@@ -1,164 +1,230 @@
-"""Runs the cells of a notebook script in a fork of this process, with what it has imported.
+"""Runs notebook scripts, several at a time, each in a fork of this process.
 
-A start takes no time, and whatever becomes of a notebook, this process lives on to say so on its
-page. Parameters are injected as papermill does it, so ``papermill`` by hand gives the same outputs.
+A fork has imported all that a notebook needs, so it starts at once; and whatever becomes of it,
+this process lives on to say so on the page.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
-import re
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cache
+from io import StringIO
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import jupytext
+from IPython.core.displayhook import CapturingDisplayHook
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
 from wanreport.measure.jobs import NO_MEASURING
+from wanreport.records.record import RESULTS_DIRS
+from wanreport.report.notebook import PAGE, Stop
 
 CELL_TIMEOUT_S = 900.0
-PAGE = "WANREPORT_PAGE"
-"""Set for a notebook that becomes a page: the page's path in its site, for links from it."""
 
-_KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 _FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page to make: a notebook, and what is said around it."""
+
+    name: str  # for messages, and the heading of a page whose notebook shows none
+    script: Path  # in jupytext's percent format
+    out: Path  # the file to write
+    href: str = "index.html"  # its path within the site, for links
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # injected into the notebook
+    results: tuple[str, ...] = tuple(map(str, RESULTS_DIRS))  # folders whose records it may show
+    links: tuple[tuple[str, str], ...] = ()  # text and path, for the bar at the top
+    facts: tuple[tuple[str, str], ...] = ()  # names and values, for the footer
+    files: tuple[str, ...] = ()  # what the page was made from, and
+    inputs: str = ""  # a hash over it all; pages of failed notebooks show none
+    repair: str = "wanreport report"  # the command that makes this page again
+
+
+@dataclass
+class Cell:
+    """A cell of a notebook; `outputs` are texts by MIME type, as IPython displays them."""
+
+    kind: str
+    source: str
+    tags: tuple[str, ...] = ()
+    outputs: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why a notebook did not run to its end, and what to do about it.
 
-    `cell` counts the script's cells from 1, prose included; `shown` is how many cells of the
-    executed notebook, which may hold injected parameters too, belong on the page.
+    `cell` counts the script's cells from 1, prose included.
     """
 
     what: str
     advice: str
     cell: int = 0
     source: str = ""
-    shown: int = 0
+
+
+Ran = tuple[Page, list[Cell], Failure | None, float]
 
 
 def execute(
-    script: Path,
-    parameters: Mapping[str, Any],
-    cwd: Path,
-    href: str = "index.html",
-    timeout_s: float = CELL_TIMEOUT_S,
-) -> tuple[Any, Failure | None]:
-    """Run a notebook script in a fork; return the notebook, and why it got no further, if so.
+    pages: Sequence[Page], cwd: Path, workers: int = 1, timeout_s: float = CELL_TIMEOUT_S
+) -> Iterator[Ran]:
+    """Run the notebooks of pages; yield each as it ends: page, cells, failure if any, seconds.
 
-    A cell may take `timeout_s`. A notebook run so reads records and measures nothing.
+    Of a notebook that fails these are the cells up to the one that did. A cell may take
+    `timeout_s`. Notebooks run so read records and measure nothing. If the caller stops before the
+    end, nothing goes on running.
     """
-    import jupytext
-
-    try:
-        notebook = _parameterized(jupytext.read(script), parameters)
-    except Exception as error:  # not a notebook at all: the page says so
-        empty = jupytext.reads("", "py:percent")
-        return empty, Failure(f"{type(error).__name__}: {error}", f"Fix {script.name}.")
-    code = [n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source]
-    sources = [notebook.cells[n].source for n in code]
-    done, problem = 0, None
-    with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as home:
-        here, there = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_run_cells, args=(there, sources, cwd, href, home))
-        child.start()
-        there.close()
+    todo, busy = list(reversed(pages)), list[_Run]()
+    with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as folder:
         try:
-            while done < len(code) and problem is None:
-                ready = wait([here, child.sentinel], timeout_s)
-                if here in ready and (outputs := _received(here)) is not None:
-                    cell = notebook.cells[code[done]]
-                    cell.outputs, cell.execution_count = outputs, done + 1
-                    problem = _raised(outputs)
-                    done += problem is None
-                elif ready:
-                    child.join(10)
-                    problem = _died(child.exitcode or 0)
-                else:
-                    problem = Failure(f"This cell took longer than {timeout_s:g} s.",
-                                      "See what it waits for.")  # fmt: skip
+            while todo or busy:
+                while todo and len(busy) < workers:
+                    page = todo.pop()
+                    try:
+                        cells = _cells(page.script.read_text("utf-8"), page.parameters)
+                    except Exception as error:  # not a notebook at all: the page says so
+                        what = f"{type(error).__name__}: {error}"
+                        yield page, [], Failure(what, f"Fix {page.script.name}."), 0.0
+                    else:
+                        busy.append(_Run(page, cells, cwd, folder))
+                patience = min((run.heard for run in busy), default=0) + timeout_s
+                wait([run.pipe for run in busy], max(0, patience - time.monotonic()))
+                for run in list(busy):
+                    if run.over(timeout_s):
+                        busy.remove(run)
+                        yield run.end()
         finally:
-            assert child.pid is not None
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.kill()
-            child.join()
-            here.close()
-    if problem is None:
-        return notebook, None
-    at = code[done]
-    given = sum("injected-parameters" in c.metadata.get("tags", []) for c in notebook.cells[:at])
-    where = {"cell": at + 1 - given, "source": sources[done], "shown": at + 1}
-    return notebook, replace(problem, **where)
+            for run in busy:
+                run.end()
 
 
-def _parameterized(notebook: Any, parameters: Mapping[str, Any]) -> Any:
-    from papermill.parameterize import parameterize_notebook
-
-    notebook.metadata = type(notebook.metadata)(kernelspec=dict(_KERNEL), papermill={})
-    for cell in notebook.cells:
-        cell.metadata.setdefault("tags", [])
+def _cells(text: str, parameters: Mapping[str, Any]) -> list[Cell]:
+    """A script's cells, with parameters injected after those that it sets itself."""
+    cells = [Cell(*each) for each in _parsed(text)]
     if parameters:
-        notebook = parameterize_notebook(notebook, dict(parameters))
-    del notebook.metadata["papermill"]
-    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"
-    return notebook
+        at = next((n for n, cell in enumerate(cells, 1) if "parameters" in cell.tags), 0)
+        lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
+        cells.insert(at, Cell("code", "\n".join(lines), ("injected",)))
+    return cells
 
 
-def _received(pipe: Connection) -> list[Any] | None:
-    with suppress(EOFError, ConnectionError):
-        return list(pipe.recv())
-    return None
+@cache
+def _parsed(text: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    cells = jupytext.reads(text, "py:percent").cells
+    return [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ()))) for cell in cells]
 
 
-def _raised(outputs: Sequence[Any]) -> Failure | None:
-    for output in outputs:
-        if output.output_type == "error":
-            if output.ename == "Stop":  # written for the reader
-                return Failure(output.evalue, "Fix what it names and run again.")
-            what = f"{output.ename}: {output.evalue}" if output.evalue else output.ename
-            return Failure(what, "Read the traceback below, at that cell.")
-    return None
+class _Run:
+    """A notebook in its fork, seen from here."""
+
+    def __init__(self, page: Page, cells: list[Cell], cwd: Path, folder: str) -> None:
+        self.page, self.cells = page, cells
+        self.code = [n for n, cell in enumerate(cells) if cell.kind == "code" and cell.source]
+        self.failure: Failure | None = None
+        self.done = 0
+        self.begun = self.heard = time.monotonic()
+        self.pipe, there = _FORK.Pipe(duplex=False)
+        sources = [cells[n].source for n in self.code]
+        self.process = _FORK.Process(target=_run_cells, args=(there, page, sources, cwd, folder))
+        self.process.start()
+        there.close()
+
+    def over(self, timeout_s: float) -> bool:
+        """Take what has come; tell whether the notebook has ended, one way or another."""
+        if self.pipe.poll() and self.done < len(self.code):
+            try:
+                self.cells[self.code[self.done]].outputs, self.failure = self.pipe.recv()
+                self.done += self.failure is None
+                self.heard = time.monotonic()
+            except (EOFError, ConnectionError):
+                self.process.join(10)
+                self.failure = _died(self.process.exitcode or 0)
+        elif time.monotonic() > self.heard + timeout_s:
+            what = f"This cell took longer than {timeout_s:g} s."
+            self.failure = Failure(what, "See what it waits for.")
+        return self.failure is not None or self.done == len(self.code)
+
+    def end(self) -> Ran:
+        """End the fork with all that it has begun, and say what came of it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        cells, failure = self.cells, self.failure
+        if failure:
+            at = self.code[self.done]
+            number = at + 1 - sum("injected" in cell.tags for cell in cells[:at])
+            failure = Failure(failure.what, failure.advice, number, cells[at].source)
+            cells = cells[: at + 1]
+        return self.page, cells, failure, time.monotonic() - self.begun
 
 
 def _died(status: int) -> Failure:
     if status < 0:
         what = f"The notebook's process was killed by {signal.Signals(-status).name}."
         return Failure(what, "Most often it takes more memory: free some, or ask for more.")
-    return Failure(f"The notebook's process ended with exit status {status}.",
-                   "See what this cell calls.")  # fmt: skip
+    what = f"The notebook's process ended with exit status {status}."
+    return Failure(what, "See what this cell calls.")
 
 
 # In the fork -------------------------------------------------------------------------------------
 
 
-def _run_cells(pipe: Connection, sources: Sequence[str], cwd: Path, href: str, home: str) -> None:
-    """Run cells until one fails; send the outputs of each."""
+def _run_cells(
+    pipe: Connection, page: Page, sources: Sequence[str], cwd: Path, folder: str
+) -> None:
+    """Run cells until one fails; send the outputs of each, and what failed."""
     os.setsid()  # Ctrl-C is for the parent, and a kill reaches whatever a cell has started
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update({NO_MEASURING: "1", PAGE: href})
+    tempfile.tempdir = folder  # the parent removes it, even if this process is killed
+    os.environ.update({NO_MEASURING: "1", PAGE: page.href})
+    RESULTS_DIRS[:] = map(Path, page.results)
     os.chdir(cwd)
-    shell, outputs = _shell(home)
+    config = Config({"HistoryManager": {"enabled": False}})
+    shell = InteractiveShell.instance(
+        config=config, ipython_dir=tempfile.mkdtemp(), colors="nocolor"
+    )
+    shell._showtraceback = _print_error  # type: ignore[assignment,method-assign]
+    shell.display_pub = shown = CapturingDisplayPublisher()
+    shell.display_trap.hook = CapturingDisplayHook(shell, shown.outputs)
     for source in sources:
-        outputs.clear()
-        with (
-            redirect_stdout(_Stream("stdout", outputs)),
-            redirect_stderr(_Stream("stderr", outputs)),
-        ):
+        shown.outputs.clear()
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
             ran = shell.run_cell(source, store_history=True)
-        pipe.send(list(outputs))
-        if not ran.success:
+        outputs = [each["data"] for each in shown.outputs]
+        outputs[:0] = [{"text/plain": out.getvalue()}] if out.getvalue() else []
+        outputs += [{"stderr": err.getvalue()}] if err.getvalue() else []
+        error = ran.error_before_exec or ran.error_in_exec
+        pipe.send((outputs, error and _raised(error)))
+        if error:
             return
+
+
+def _print_error(kind: type, error: BaseException, lines: Sequence[str]) -> None:
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def _raised(error: BaseException) -> Failure:
+    if isinstance(error, Stop):  # written for the reader
+        return Failure(str(error), "Fix what it names and run again.")
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return Failure(what, "Read the traceback below, at that cell.")
 
 
 def _end_with_parent() -> None:
@@ -166,67 +232,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.killpg(0, signal.SIGKILL)
-
-
-def _shell(home: str) -> tuple[Any, list[Any]]:
-    """IPython as a kernel has it, and the list that its outputs go to."""
-    from IPython.core.displayhook import DisplayHook
-    from IPython.core.displaypub import DisplayPublisher
-    from IPython.core.interactiveshell import InteractiveShell
-    from nbformat.v4 import new_output
-    from traitlets import Type
-    from traitlets.config import Config
-
-    outputs: list[Any] = []
-
-    def anonymous(data: dict[str, Any]) -> dict[str, Any]:
-        return {kind: _anonymous(v) if kind == "text/plain" else v for kind, v in data.items()}
-
-    class Publisher(DisplayPublisher):
-        def publish(self, data: Any, metadata: Any = None, *_: Any, **__: Any) -> None:
-            outputs.append(new_output("display_data", anonymous(data), metadata=metadata or {}))
-
-    class Hook(DisplayHook):
-        def write_output_prompt(self) -> None:
-            pass
-
-        def finish_displayhook(self) -> None:
-            pass
-
-        def write_format_data(self, data: Any, metadata: Any = None) -> None:
-            said = {"metadata": metadata or {}, "execution_count": self.prompt_count}
-            outputs.append(new_output("execute_result", anonymous(data), **said))
-
-    class Shell(InteractiveShell):
-        displayhook_class = Type(Hook)
-        display_pub_class = Type(Publisher)
-
-        def _showtraceback(self, kind: Any, error: Any, lines: Sequence[str]) -> None:
-            trace = [_anonymous(line) for line in lines]
-            said = {"ename": kind.__name__, "evalue": str(error), "traceback": trace}
-            outputs.append(new_output("error", **said))
-
-    config = Config({"HistoryManager": {"enabled": False}})
-    shell = Shell.instance(config=config, ipython_dir=home, colors="nocolor")
-    return shell, outputs
-
-
-class _Stream(io.TextIOBase):
-    """What a cell prints, among its other outputs."""
-
-    def __init__(self, name: str, outputs: list[Any]) -> None:
-        self.stream, self.outputs = name, outputs
-
-    def write(self, text: str) -> int:
-        from nbformat.v4 import new_output
-
-        last = self.outputs[-1] if self.outputs else {}
-        if last.get("name") != self.stream:
-            self.outputs.append(new_output("stream", name=self.stream, text=""))
-        self.outputs[-1].text = _anonymous(self.outputs[-1].text + text)
-        return len(text)
-
-
-def _anonymous(text: str) -> str:
-    """Without the addresses of objects, which differ from run to run."""
-    return re.sub(r"\bat 0x[0-9a-f]{6,}", "at 0x…", text)

@@ -1,7 +1,8 @@
 """`make report` and `make publish`: measure what is missing, and render what is stale.
 
 Every step leaves finished files behind, so that an interrupted run goes on where it stopped. What a
-page was made from is hashed into the page; it is rendered again only when that changes.
+page was made from is hashed into the page; it is rendered again only when that changes. A published
+site shows the committed records alone, and nothing in it may tell of this machine.
 """
 
 from __future__ import annotations
@@ -9,24 +10,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import wanreport
+from wanreport.analysis import frames
 from wanreport.jobs.job import Job
 from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
-from wanreport.records.record import RESULTS
-from wanreport.report.render import Page
-from wanreport.report.workers import make_pages
+from wanreport.records.record import RESULTS_DIRS
+from wanreport.report.render import make_pages
+from wanreport.report.run import Page
 
 REPORTED = Path("params/baseline")
 """The jobs that a report measures; others in params/ get a page once they have a record."""
@@ -35,124 +36,94 @@ NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Bas
 """How the bar at the top calls notebooks, in its order."""
 
 
-@dataclass(frozen=True)
-class Site:
-    """Pages, where they are written, and the folders of the records that they show."""
-
-    root: Path
-    out: Path
-    results: tuple[str, ...]
-    published: bool = False
-    """Whether the pages are for any reader, so that nothing in them may tell of this machine."""
-
-
-def local_site(root: Path) -> Site:
-    """The pages of all records at hand."""
-    return Site(root, root / "reports", ("results", "results/local"))
-
-
-def published_site(root: Path) -> Site:
-    """The pages of the committed records alone."""
-    return Site(root, root / "reports/published", ("results",), published=True)
-
-
 # Which pages there are ---------------------------------------------------------------------------
 
 
-def plan(site: Site, jobs: Mapping[Path, Job], names: Sequence[str] = ()) -> list[Page]:
+def plan(
+    root: Path, jobs: Mapping[Path, Job], names: Sequence[str] = (), *, published: bool = False
+) -> list[Page]:
     """Every page of a site, the long ones first, each with the hash of what it is made from.
 
     A job of the report without a record has a page too, unless the site is published; so has any
     job in `names`, also where the record that answers for it was measured under another name.
     """
-    from wanreport.analysis import frames
-
-    runs = frames.load(site.results, site.root).runs
-    scripts = {path.stem: path for path in (site.root / "notebooks").glob("*.py")}
-    job_script = scripts.pop("job", None)
+    results = tuple(map(str, RESULTS_DIRS[:1] if published else RESULTS_DIRS))
+    frames.cached.cache_clear()  # what was measured since counts too
+    runs = frames.cached(results, root).runs
+    data = _digests(root, results)
+    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
     scripts.pop("trace", None)  # a page of anybody's own files, made by hand
+    job = scripts.pop("job", None)
     stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
-    data = _digests(site)
     commits = sorted({str(commit)[:12] for commit in runs.commit.dropna()}) if len(runs) else []
     facts = (("Commits measured", ", ".join(commits)),)
-    pages = [Page(stem, scripts[stem], site.out / f"{stem}.html", f"{stem}.html", {},
-                  facts=facts, files=tuple(data), repair="") for stem in stems]  # fmt: skip
-    if job_script:
-        pages += _results(site, job_script, jobs, runs, data)
-        if not site.published:
-            pages += _unmeasured(site, job_script, jobs, names, runs)
+    pages = [Page(stem, scripts[stem], Path(), f"{stem}.html", facts=facts, files=tuple(data),
+                  repair="") for stem in stems]  # fmt: skip
+    pages += _job_pages(root, job, jobs, names, runs, data, published) if job else []
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
-    return [_sealed(page, site, links, data) for page in pages]
+    out = root / ("reports/published" if published else "reports")
+    make = "wanreport publish" if published else "wanreport report"
+    software = () if published else (("Rendered with", _software()),)
+    rest = [] if published else [_package(), _libraries()]
+    for number, page in enumerate(pages):
+        text, given = page.script.read_text("utf-8"), dict(page.parameters)
+        if re.search(r"^results_dirs\s*=", text, re.MULTILINE):
+            given["results_dirs"] = list(results)
+        told = tuple((name, value) for name, value in (*page.facts, *software) if value)
+        known = [page.name, text, given, data, links, told, page.repair, *rest]
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        pages[number] = replace(
+            page, out=out / page.href, parameters=given, results=results, links=links, facts=told,
+            inputs=digest, repair=page.repair or make,
+        )  # fmt: skip
+    return pages
 
 
-def _results(
-    site: Site, script: Path, jobs: Mapping[Path, Job], runs: Any, data: Sequence[str]
-) -> Iterator[Page]:
-    """The page of each job on each machine that measured it."""
+def _job_pages(
+    root: Path, script: Path, jobs: Mapping[Path, Job], names: Sequence[str], runs: Any,
+    data: Sequence[str], published: bool,
+) -> Iterator[Page]:  # fmt: skip
+    """The page of each job on each machine that measured it, and of those without a record.
+
+    Of one job at two scales the page shows the full one.
+    """
+    counting: list[Any] = []
+    if len(runs):
+        latest = runs[(runs.source == "job") & runs.latest].sort_values("rehearsal")
+        latest = latest.drop_duplicates(["slug", "job"]).sort_values(["slug", "job"])
+        counting = list(latest.itertuples())
     files = {job.name: file for file, job in jobs.items()}
     defaults = {name: field.get_default() for name, field in Job.model_fields.items()}
-    for row in _counting(runs):
-        kept = json.loads((site.root / row.run).read_text("utf-8"))["job"]
-        asked = {k: v for k, v in kept.items() if k in defaults and v != defaults[k]}
+    for row in counting:
+        kept = json.loads((root / row.run).read_text("utf-8"))["job"]
+        given = {k: v for k, v in kept.items() if k in defaults and v != defaults[k]}
         commit = f"wanreport (commit {row.commit[:12]})" if isinstance(row.commit, str) else ""
         torch = f"torch {row.torch}" if row.torch else ""
         facts = (("Record", row.run), ("Measured", f"{row.started} on {row.machine_class}"),
                  ("Measured with", ", ".join(filter(None, [commit, torch]))))  # fmt: skip
         again = f"wanreport run {files[row.job]}" if row.job in files else ""
-        href = f"jobs/{row.slug}/{row.job}.html"
-        yield Page(f"{row.job} on {row.slug}", script, site.out / href, href,
-                   {**asked, "machine": row.slug}, facts=facts, repair=again,
+        yield Page(f"{row.job} on {row.slug}", script, Path(), f"jobs/{row.slug}/{row.job}.html",
+                   {**given, "machine": row.slug}, facts=facts, repair=again,
                    files=tuple(line for line in data if line.startswith(f"{row.run} ")),
                    )  # fmt: skip
-
-
-def _unmeasured(
-    site: Site, script: Path, jobs: Mapping[Path, Job], names: Sequence[str], runs: Any
-) -> Iterator[Page]:
-    """The page of each job that has no record and is in the report, or among `names`."""
-    rows = _counting(runs)
-    hashes, named = {row.job_hash for row in rows}, {row.job for row in rows}
-    for file, job in jobs.items():
+    ours = [row for row in counting if not row.program]
+    hashes, named = {row.job_hash for row in ours}, {row.job for row in ours}
+    for file, job in jobs.items() if not published else ():
         reported = file.parent == REPORTED and not hashes & set(job.hashes())
         if reported or job.name in names and job.name not in named:
-            href = f"jobs/none/{job.name}.html"
             given = job.model_dump(mode="json", exclude_unset=True)
-            again = f"wanreport run {file}"
-            yield Page(job.name, script, site.out / href, href, given, repair=again)
+            href, again = f"jobs/none/{job.name}.html", f"wanreport run {file}"
+            yield Page(job.name, script, Path(), href, given, repair=again)
 
 
-def _counting(runs: Any) -> list[Any]:
-    """The runs that jobs' pages show, sorted: of one job at two scales the full one."""
-    if not len(runs):
-        return []
-    latest = runs[(runs.source == "job") & runs.latest].sort_values("rehearsal")
-    kept = latest.drop_duplicates(["slug", "job"]).sort_values(["slug", "job"])
-    return list(kept.itertuples())
-
-
-def _sealed(page: Page, site: Site, links: tuple[tuple[str, str], ...], data: list[str]) -> Page:
-    """A page with all that it shows, and the hash over it."""
-    text, given = page.script.read_text("utf-8"), dict(page.parameters or {})
-    if re.search(r"^results_dirs\s*=", text, re.MULTILINE):
-        given["results_dirs"] = list(site.results)
-    facts = {name: value for name, value in page.facts if value}
-    facts |= {} if site.published else {"Rendered with": _software()}
-    known = [page.name, text, given, data, links, facts, page.repair]
-    known += [] if site.published else [_package(), _libraries()]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    make = "wanreport publish" if site.published else "wanreport report"
-    return replace(page, parameters=given, links=links, facts=tuple(facts.items()), inputs=digest,
-                   repair=page.repair or make)  # fmt: skip
-
-
-def _digests(site: Site) -> list[str]:
+def _digests(root: Path, results: Sequence[str]) -> list[str]:
     """Whatever data a page may read: path and SHA-256 of records, campaigns and predictions."""
-    found = [path for folder in site.results for path in (site.root / folder).glob("*/**/*.json")]
-    found += [*(site.root / "predictions").glob("*.json"), *(site.root / "params").rglob("*.yaml")]
-    own = {path.relative_to(site.root).as_posix(): path for path in found
-           if not path.name.startswith(".")}  # fmt: skip
-    return [f"{name} {hashlib.sha256(own[name].read_bytes()).hexdigest()}" for name in sorted(own)
-            if not (site.published and name.startswith("results/local/"))]  # fmt: skip
+    found = {path for folder in results for path in (root / folder).glob("*/**/*.json")}
+    if len(results) == 1:  # those of this machine lie below the committed ones
+        found -= set((root / RESULTS_DIRS[1]).rglob("*"))
+    found |= {*(root / "predictions").glob("*.json"), *(root / "params").rglob("*.yaml")}
+    own = {path.relative_to(root).as_posix(): path for path in found if path.name[0] != "."}
+    return [f"{name} {hashlib.sha256(own[name].read_bytes()).hexdigest()}" for name in sorted(own)]
 
 
 @cache
@@ -174,11 +145,10 @@ def _libraries() -> list[str]:
 
 @cache
 def _software() -> str:
-    names = ("papermill", "nbconvert", "pandas", "seaborn", "matplotlib")
-    own = f"wanreport {wanreport.__version__}"
-    if commit := project.commit(project.git_state()):
-        own += f" (commit {commit})"
-    known = [own, f"python {platform.python_version()}"]
+    commit = project.commit(project.git_state())
+    known = [f"wanreport {wanreport.__version__}" + (f" (commit {commit})" if commit else ""),
+             f"python {platform.python_version()}"]  # fmt: skip
+    names = ("nbconvert", "pandas", "seaborn", "matplotlib")
     return ", ".join([*known, *(f"{name} {metadata.version(name)}" for name in names)])
 
 
@@ -194,10 +164,10 @@ def _head(path: Path) -> str:
     return ""
 
 
-def _remove_others(site: Site, pages: Sequence[Page]) -> None:
+def _remove_others(out: Path, pages: Sequence[Page]) -> None:
     """Remove pages that are no more: a reader would take them for results."""
     mine = {page.out for page in pages}
-    for path in [*site.out.glob("*.html"), *site.out.glob("jobs/**/*.html")]:
+    for path in [*out.glob("*.html"), *out.glob("jobs/**/*.html")]:
         if path not in mine and "wanreport-inputs" in _head(path):
             path.unlink()
             with contextlib.suppress(OSError):  # not empty
@@ -242,44 +212,39 @@ def report(
         log = project.local_results(root) / "logs" / f"{name}.log"
         failed = measure(list(wanted.values()), root, log)
     names = [job.name for job in asked.values()]
-    return _render(local_site(root), jobs, names, pages, force, workers, failed)
+    planned = plan(root, jobs, names)
+    if not asked and not pages:
+        _remove_others(root / "reports", planned)
+    mine = [page for page in planned if (not asked or page.parameters.get("name") in names)
+            and (not pages or page.href in pages)]  # fmt: skip
+    return _render(root, mine, len(planned), force, workers, failed)
 
 
 def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
-    jobs = load_jobs(sorted((root / "params").rglob("*.yaml")), root)
-    return _render(published_site(root), jobs, (), (), True, workers, [])
+    pages = plan(root, load_jobs(sorted((root / "params").rglob("*.yaml")), root), published=True)
+    _remove_others(root / "reports/published", pages)
+    return _render(root, pages, len(pages), True, workers, [])
 
 
 def _render(
-    site: Site, jobs: Mapping[Path, Job], names: Sequence[str], hrefs: Sequence[str], force: bool,
-    workers: int, failed: Sequence[str],
-) -> int:  # fmt: skip
+    root: Path, mine: Sequence[Page], all_: int, force: bool, workers: int, failed: Sequence[str]
+) -> int:
     begun = time.monotonic()
-    pages = plan(site, jobs, names)
-    if not names and not hrefs:
-        _remove_others(site, pages)
-    mine = [page for page in pages if (not names or (page.parameters or {}).get("name") in names)
-            and (not hrefs or page.href in hrefs)]  # fmt: skip
     due = [page for page in mine if force or is_stale(page)]
     if due:
-        say(f"Rendering {len(due)} of {len(pages)} pages")
+        say(f"Rendering {len(due)} of {all_} pages")
     bad = 0
-    environment = {RESULTS: os.pathsep.join(site.results)}  # which records the package shows
-    for page, problem, seconds in make_pages(due, site.root, environment, workers):
+    for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         if problem:
-            say(f"  {_shown(page, site)}: {' '.join(problem.split())[:300]}", error=True)
+            where = within(page.out, root)
+            say(f"  {where}: {' '.join(problem.split())[:300]}", error=True)
         else:
             say(f"  {page.name:<24} {'rendered':<12} {seconds:6.1f} s")
-    said = [f"{len(due)} of {len(pages)} pages rendered" if due else "nothing has changed"]
+    said = [f"{len(due)} of {all_} pages rendered" if due else "nothing has changed"]
     said += [f"{bad} incomplete"] if bad else []
     said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
-    first = _shown(mine[0], site) if mine else "no page"
+    first = within(mine[0].out, root) if mine else "no page"
     say(f"{first}: {'; '.join(said)} ({time.monotonic() - begun:.1f} s)")
     return 1 if bad or failed else 0
-
-
-def _shown(page: Page, site: Site) -> str:
-    """A page's path, as a person would type it."""
-    return within(page.out, site.root).as_posix()

@@ -7,10 +7,17 @@ more contrast than a colour can have on both grounds, so it is always drawn in :
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Literal
+import hashlib
+import io
+import re
+from collections import Counter
+from contextlib import ContextDecorator
+from typing import TYPE_CHECKING, Literal, cast
 
 import matplotlib as mpl
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#5b6470"
 """The colour of text and axes; on a page it becomes the text colour around the figure."""
@@ -40,8 +47,11 @@ def colour(engine: str) -> str:
     return ENGINES.get(engine, FALLBACK)
 
 
-def theme(values: Literal["x", "y", "both"] = "y") -> AbstractContextManager[None]:
-    """Draw what is inside in the look of all pages, with a light grid on the axis of `values`."""
+def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
+    """Draw in the look of all pages, with a light grid on the axis of `values`.
+
+    For a function that draws, or with ``with``.
+    """
     look = {
         "font.family": "DejaVu Sans",  # comes with matplotlib; the page puts its own font in place
         "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10,
@@ -57,4 +67,30 @@ def theme(values: Literal["x", "y", "both"] = "y") -> AbstractContextManager[Non
     } | dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
     )  # fmt: skip
-    return mpl.rc_context(look)
+    return cast(ContextDecorator, mpl.rc_context(look))
+
+
+_SHOWN: Counter[str] = Counter()  # two equal figures of one page need different ids
+
+
+def inline(figure: Figure) -> str:
+    """Return a figure as an SVG whose ink is the text colour around it.
+
+    The same figure gives the same string: no date, no random ids. All figures of a page share one
+    name space, so ids start with a hash of the figure, and a number where it is shown again.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
+    # Its one style rule would apply to the whole page.
+    for useless in ("<metadata>.*?</metadata>", "<style .*?</style>", "<!--.*?-->"):
+        svg = re.sub(rf"\s*{useless}", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(font: [^;'\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+    svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
+    _SHOWN[svg] += 1
+    again = f"n{_SHOWN[svg]}-" * (_SHOWN[svg] > 1)
+    mark = f"{again}f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{mark}", svg)

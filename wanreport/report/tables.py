@@ -9,40 +9,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from numbers import Real
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, FileSystemLoader
 
 from wanreport.report import style
-from wanreport.report.units import UNITS, bounds, gone, is_number, parts, texts
-from wanreport.words import EM_DASH
+from wanreport.words import EM_DASH, NBSP, ratio, share, signed, significant
+
+TEMPLATE = Path(__file__).parent / "template"
 
 Kind = Literal["measured", "derived", "predicted", "quoted"]
-
 KINDS: dict[str, str] = {
     "measured": "read from a record that a program wrote on the machine it names",
     "derived": "computed from other numbers by a formula",
     "predicted": "expected by a model, not observed",
     "quoted": "stated by the source document",
 }
-
-BADGES = ("status", "verdict")
 MISSING = {"quoted": "not reported", "predicted": "not predicted"}
+BADGES = ("status", "verdict")
 LONG = 48  # characters; a table with longer text is read as cards on a phone
 
-
-class Table(NamedTuple):
-    """One table as HTML, which JupyterLab shows."""
-
-    html: str
-    caption: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"(table: {self.caption})"
+UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
+         "celsius": "°C", "_gb": "GB", "_ms": "ms", "_s": "s", "_w": "W", "_x": "×"}  # fmt: skip
+DIFFERENCES = {"overhead", "difference", "drift", "error"}  # words in names: signed numbers
+SHARES = {"spread", "allowance", "share"}  # both are per cent where the name has no unit
 
 
 def table(
@@ -58,7 +52,7 @@ def table(
     fold: str = "",
     empty: str = "Nothing to show.",
     anchor: str = "",
-) -> Table:
+) -> str:
     """Make an HTML table of a DataFrame, whose first column heads each row.
 
     Parameters
@@ -71,7 +65,7 @@ def table(
         The kind of all numbers, and of single columns where it differs. In `kinds`, the name of
         another column says that this one tells the kind row by row.
     links
-        For a column, the column with its targets. Only relative and web addresses become links.
+        For a column, the column with its targets.
     interval
         Columns such as ``step_s`` to show with ``step_low_s``, ``step_high_s`` and ``step_n``.
     fold
@@ -89,21 +83,20 @@ def table(
         If a kind is unknown.
     """
     titles = dict(columns if isinstance(columns, Mapping) else dict.fromkeys(columns or df, ""))
-    kinds, links, intervals = dict(kinds or {}), dict(links or {}), set(interval)
+    kinds, links = kinds or {}, links or {}
     if wrong := {kind, *kinds.values()} - {None, *KINDS, *df.columns}:
         raise ValueError(f"kinds are {', '.join(KINDS)}, or name a column; got {wrong}")
     if not len(df.columns):
         df = pd.DataFrame(columns=[*titles])
-    pairs = [_column(df, name, title, kind, kinds.get(name), links.get(name), name in intervals)
+    pairs = [_column(df, name, title, kind, kinds.get(name), links.get(name), name in interval)
              for name, title in titles.items()]  # fmt: skip
     words = [c["text"] for head, cells in pairs for c in cells if not head["numeric"]]
-    html = rendered(
+    return rendered(
         "table.html.j2", caption=caption, note=note, kind=kind, meanings=KINDS, fold=fold,
         empty=empty, heads=[head for head, _ in pairs],
         rows=list(zip(*(cells for _, cells in pairs), strict=True)),
         ids=list(df[anchor]) if anchor else [], cards=any(len(text) > LONG for text in words),
     )  # fmt: skip
-    return Table(html, caption)
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -113,11 +106,8 @@ def rendered(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    room = PackageLoader("wanreport.report", "template")
-    return Environment(loader=room, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-
-
-# A column ----------------------------------------------------------------------------------------
+    loader = FileSystemLoader(TEMPLATE)
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _column(
@@ -125,22 +115,21 @@ def _column(
     interval: bool,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """What the template needs of a column's heading, and of each of its cells."""
-    values, (stem, end) = list(df[name]), parts(name)
-    count = len(values)
-    each = [own or kind] * count if own is None or own in KINDS else list(df[own])
-    shown = texts(name, values, exact=kind == "quoted" or own == "quoted")
-    said, between = bounds(name, df) if interval else ("", [""] * count)
-    targets = list(df[link]) if link else [None] * count
+    values, (stem, end) = list(df[name]), _parts(name)
+    each = [own or kind] * len(values) if own is None or own in KINDS else list(df[own])
+    shown = _texts(name, values, exact="quoted" in (kind, own))
+    said, between = _bounds(name, df) if interval else ("", [""] * len(values))
+    targets = list(df[link]) if link else [None] * len(values)
     engines = list(df["engine"]) if name in ("engine", "name") and "engine" in df else []
-    numeric = any(map(is_number, values)) and all(is_number(v) or gone(v) for v in values)
+    numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
     head = {
         "title": title or stem.replace("_", " "), "numeric": numeric, "interval": said,
-        "unit": UNITS.get(end, "") if numeric or all(map(gone, values)) else "",
+        "unit": UNITS.get(end, "") if numeric or all(map(_gone, values)) else "",
         "kind": own if own in KINDS else "",
     }  # fmt: skip
     return head, [
         {
-            "text": text, "bounds": between[i], "href": _href(targets[i]),
+            "text": text, "bounds": between[i], "href": "" if _gone(targets[i]) else targets[i],
             "missing": MISSING.get(str(each[i]), "not measured") if text == EM_DASH else "",
             "tick": {"✓": "yes", "✗": "no"}.get(text, ""),
             "kind": each[i] if own and each[i] != kind else "",
@@ -151,8 +140,71 @@ def _column(
     ]  # fmt: skip
 
 
-def _href(target: Any) -> str:
-    """A link's target; nothing where it would be neither relative nor on the web."""
-    scheme = re.match(r"\s*([^/?#]*?):", str(target))
-    web = scheme is None or scheme[1].lower() in ("http", "https")
-    return str(target) if not gone(target) and web else ""
+# Values as text ----------------------------------------------------------------------------------
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What a column is called, and the end of its name that tells the unit."""
+    end = next((end for end in UNITS if name.endswith(end)), "")
+    return name.removesuffix(end) or name, end
+
+
+def _gone(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not pd.api.types.is_bool(value) and not _gone(value)
+
+
+def _texts(
+    name: str, values: Sequence[Any], like: Sequence[Any] = (), *, exact: bool = False
+) -> list[str]:
+    """Each value as text; the numbers of a column get the decimals that the middle one needs.
+
+    `like` are numbers to take the decimals from; `exact` ones, such as quoted ones, keep their own.
+    """
+    stem, unit = _parts(name)
+    words = set(stem.split("_"))
+    scale = 1e9 if unit == "_bytes" else 1
+    numbers = [abs(float(value)) / scale for value in like or values if _is_number(value)]
+    decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
+    whole = all(float(v) % scale == 0 for v in [*like, *values] if _is_number(v))
+    mixed = not all(_is_number(value) or _gone(value) for value in values)
+
+    def text(value: Any) -> str:
+        if not _is_number(value):
+            items = value if isinstance(value, list | tuple) else [value]
+            return ", ".join(map(str, items)) or EM_DASH
+        if not unit and words & DIFFERENCES:
+            return ratio(float(value))
+        if not unit and words & SHARES:
+            return ("±" if "allowance" in words else "") + share(float(value))
+        number = float(value) / scale
+        said = f"{number:,.{decimals if number and not whole else 0}f}"
+        if exact:
+            said = f"{number:,.10g}"
+        elif mixed:
+            said = f"{number:,.0f}" if number.is_integer() else significant(number)
+        elif number and not whole and len(re.sub(r"\D", "", said).lstrip("0")) < 2:
+            said = significant(number, 3)  # far below the others
+        return ("+" if words & DIFFERENCES and number > 0 else "") + signed(said)
+
+    marks = {True: "✓", False: "✗"}
+    return [EM_DASH if _gone(value) else
+            marks[bool(value)] if pd.api.types.is_bool(value) else text(value)
+            for value in values]  # fmt: skip
+
+
+def _bounds(name: str, df: pd.DataFrame) -> tuple[str, list[str]]:
+    """What the heading says of a column's intervals, and each interval, with n where n varies."""
+    stem, end = _parts(name)
+    lows, highs = (
+        _texts(name, list(df[f"{stem}_{side}{end}"]), list(df[name])) for side in ("low", "high")
+    )
+    pairs = [f"[{a}, {b}]" * (EM_DASH not in (a, b)) for a, b in zip(lows, highs, strict=True)]
+    ns = df[f"{stem}_n"] if f"{stem}_n" in df else [None] * len(df)
+    said = ["" if _gone(n) else f"n{NBSP}={NBSP}{n}" for n in ns]
+    if len(every := set(said) - {""}) < 2:
+        return ", ".join([f"[95{NBSP}%]", *every]), pairs
+    return f"[95{NBSP}%]", [f"{pair} {n}".strip() for pair, n in zip(pairs, said, strict=True)]
