@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.model.expert import Expert
+from wanreport.model.packed import Packing, unpack
 from wanreport.model.weights import HostStore, Layout, set_parameter
 
 
@@ -213,6 +214,10 @@ class Mover:
         dist.all_gather_into_tensor(buffer, part, group=group)
         self.counters.unshards += 1
 
+    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+        """Fill ``buffer`` from a packed unit on the device, on the current stream."""
+        unpack(packed, packing, buffer)
+
     def to_device(self, tensor: Tensor) -> Tensor:
         """``tensor.to(device)``, as a blocking move of a whole module does it."""
         # On one and the same device .to() copies nothing: a clone does the work.
@@ -352,10 +357,9 @@ class Engine(ABC):
                 module._parameters.clear()
         self.experts = {}
 
-    @classmethod
-    def host_bytes(cls, layouts: Sequence[Layout], ranks: int) -> int:
+    def host_bytes(self, layouts: Sequence[Layout], ranks: int) -> int:
         """Bytes of host memory that the weights take on a host with all ``ranks`` of a job."""
-        return sum(layout.nbytes for layout in layouts) * (1 if cls.shares_store else ranks)
+        return sum(layout.nbytes for layout in layouts) * (1 if self.shares_store else ranks)
 
     @abstractmethod
     def expected(self, shape: Shape, iteration: int) -> Counters:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 SEGMENTS = ("pre", "attend", "post")
+RING = 2
+"""Staging buffers of packed transfers: one is unpacked while the next copy is under way."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class StreamSettings:
     """Device streams that loads take in turn, …"""
     priority: int = 0
     """… and their priority; lower goes first."""
+    transfer: Literal["bf16", "packed"] = "bf16"
+    """How blocks cross the link: as they are, or in three quarters of their bytes, which arrive in
+    one of `RING` staging buffers and are unpacked on the device."""
 
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
@@ -41,6 +47,8 @@ class StreamSettings:
             raise ValueError(f"branches_per_visit is 1 or 2, not {self.branches_per_visit}")
         if self.windows is not None and (len(self.windows) != 3 or min(self.windows) < 0):
             raise ValueError(f"windows are three numbers of bytes, not {self.windows}")
+        if self.transfer not in ("bf16", "packed"):
+            raise ValueError(f"transfer is bf16 or packed, not {self.transfer}")
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
