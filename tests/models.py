@@ -102,7 +102,7 @@ def packs(engine: Engine) -> bool:
 
 
 class Runs:
-    """Runs engines in a rank over stores of three kinds, so that weights are filled once in each."""
+    """Runs engines in a rank over three kinds of stores, each filled once."""
 
     def __init__(self, **how: Any) -> None:
         self.how, group, cpu = how, dist.group.WORLD, torch.device("cpu")

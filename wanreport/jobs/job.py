@@ -30,7 +30,7 @@ BENCHMARK_VERSION = 1
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""
 
-HASHED_IF_GIVEN = ("vram_budget_gb", "enable_cfg_parallel")
+HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 """Fields younger than the first records, whose defaults mean what a job without them meant."""
 
 SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
@@ -82,6 +82,7 @@ class Job(BaseModel):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = False
     vram_budget_gb: float | None = Field(default=None, gt=0)
+    transfer: Literal["bf16", "packed"] = "bf16"
     warmup_iterations: int = Field(default=1, ge=0)
     clean_iterations: int = Field(default=1, ge=1)
     profile: bool = True
@@ -238,7 +239,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _flags_against(engine: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What is set for another engine, and an engine that SGLang would not choose."""
-    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
+    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"],
+              "transfer": ["stream"]}  # fmt: skip
     for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
         unset = given.get(key) in (None, Job.model_fields[key].default)
         if engine not in engines and not unset:
