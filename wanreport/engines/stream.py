@@ -191,12 +191,8 @@ class Stream(Engine):
     def _send(self, quota: float = math.inf, through: float = math.inf) -> None:
         """Have the copy streams load what is next, as far as buffers are free.
 
-        Parameters
-        ----------
-        quota
-            Bytes to send at most. All ranks count the padded part, so that they gather alike.
-        through
-            The last use to send loads for.
+        They send ``quota`` bytes at most, of which all ranks count the padded part, so that they
+        gather alike, and nothing for uses beyond ``through``.
         """
         while self._loads and quota > 0:
             load = self._loads[0]

@@ -6,15 +6,12 @@ bytes a second as all do, since the GPU's memory is the limit, and leave the res
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from wanreport.model.packed import Parts
 
 SHARE = 0.5  # of the multiprocessors, one program each
 WORDS = 4096  # of a quarter, that a program decodes at once
@@ -50,7 +47,7 @@ def _patch(positions, values, out, count, SIZE: tl.constexpr):  # type: ignore[n
     tl.store(out + where, tl.load(values + at, mask=here), mask=here)
 
 
-def unpack(parts: Parts, base: int, out: Tensor) -> None:
+def unpack(parts: Any, base: int, out: Tensor) -> None:
     """As :func:`wanreport.model.packed.unpack_by_torch`, on the current stream."""
     quarter, programs = parts.codes.numel(), 2
     if out.is_cuda:

@@ -38,13 +38,9 @@ from wanreport.jobs.settings import RING, StreamSettings
 class Route:
     """A way for blocks to reach the device, as measured with all ranks loading at once.
 
-    Attributes
-    ----------
-    rate, collective_rate
-        Bytes of a block that arrive in a second: with nothing else running, and while a collective
-        is in flight.
-    window_factor, collective_factor
-        How much longer a window and a collective take while a load is in flight; 1 or more.
+    Rates are bytes of a block that arrive in a second, with nothing else running and while a
+    collective is in flight. Factors, 1 or more, say how much longer a window and a collective take
+    while a load is in flight.
     """
 
     rate: float
@@ -61,49 +57,24 @@ class Route:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prediction rests on: sizes, and what was measured on the machine at the job's shape.
+    """What a prediction rests on: sizes, and what was measured at the job's shape."""
 
-    Attributes
-    ----------
-    blocks, block_bytes, outer_bytes
-        Of one expert: its blocks, and the bytes of one and of all outside them.
-    ranks, branches, steps
-        Ranks that share a video; branches of a step; steps of the schedule.
-    windows_s
-        Seconds of one branch's windows in one block, (pre, attend, post), without loads.
-    collectives_s
-        Seconds of one branch's two all-to-alls in one block, likewise.
-    other_s
-        Seconds of a pass outside its blocks.
-    packed_bytes, unpack_s
-        Of a block where transfers are packed: its bytes on the link, and seconds in which a device
-        that does nothing else unpacks it.
-    link
-        Bytes a second from pinned host memory to one device that copies alone.
-    local, sharded
-        Routes of whole blocks, and of parts that the ranks gather; None with a single rank.
-    activation_bytes
-        Device memory in use at the peak beside the weights.
-    device_bytes
-        Memory of the device; None where that does not bound anything.
-    """
-
-    blocks: int
+    blocks: int  # of one expert
     block_bytes: int
-    outer_bytes: int
-    ranks: int
-    branches: int
-    steps: int
-    windows_s: tuple[float, float, float]
-    collectives_s: float
-    other_s: float
-    link: float
-    local: Route
-    sharded: Route | None = None
-    activation_bytes: int = 0
-    device_bytes: int | None = None
-    packed_bytes: int | None = None
-    unpack_s: float = 0.0
+    outer_bytes: int  # of all outside its blocks
+    ranks: int  # that share a video
+    branches: int  # of a step
+    steps: int  # of the schedule
+    windows_s: tuple[float, float, float]  # one branch's in one block, (pre, attend, post), …
+    collectives_s: float  # … and its two all-to-alls, both without loads
+    other_s: float  # of a pass outside its blocks
+    link: float  # bytes a second from pinned memory to one device that copies alone
+    local: Route  # of whole blocks
+    sharded: Route | None = None  # of parts that the ranks gather; None with a single rank
+    activation_bytes: int = 0  # device memory at the peak beside the weights
+    device_bytes: int | None = None  # the device's; None where that does not bound anything
+    packed_bytes: int | None = None  # of a block on the link, where transfers are packed
+    unpack_s: float = 0.0  # of unpacking one with nothing else running
 
     def route(self, settings: StreamSettings) -> Route:
         return self.sharded if settings.shard and self.sharded else self.local

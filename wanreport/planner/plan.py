@@ -130,15 +130,10 @@ def make_plan(
 ) -> tuple[dict[str, Any], StreamSettings]:
     """Choose settings, and say how: the record's ``plan``, JSON-ready, and the settings.
 
-    Parameters
-    ----------
-    room
-        Blocks that the budget holds, see :func:`room`.
-    trial
-        Measures seconds of a step of a small model with two settings, in several turns each. It is
-        asked about the two best that move blocks in different ways, if their predictions are close.
-        It overrules them only by more than its turns differ: with every turn of the second faster
-        than every turn of the first.
+    The budget holds ``room`` blocks, see :func:`room`. A ``trial`` measures seconds of a step of a
+    small model with two settings, in several turns each. It is asked about the two best that move
+    blocks in different ways, if their predictions are close, and overrules them only by more than
+    its turns differ: with every turn of the second faster than every turn of the first.
     """
     found = candidates(inputs, room)
     chosen, by, tried = 0, "prediction", []

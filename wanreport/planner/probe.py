@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.engines import Stream
-from wanreport.engines.base import Event, Timeline
 from wanreport.jobs.settings import SEGMENTS, StreamSettings
 from wanreport.model.clock import StepClock, hot_steps, reset_peaks
 from wanreport.model.denoise import Guidance, predict
@@ -78,39 +77,19 @@ class _Timed(Stream):
         super().after_block(expert, block)
 
 
-class _LoadsOnly(Timeline):
-    """Notes on another timeline what a feeder loads, and not that it computes nothing."""
-
-    def __init__(self, other: Timeline) -> None:
-        super().__init__(other.device)
-        self.events, self.step = other.events, other.step
-
-    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
-        return None if lane == "compute" else super().begin(lane, what, expert, block)
-
-
 class Probe:
     """Measures one job's shape on this machine.
 
-    Parameters
-    ----------
-    make
-        Gives the first expert with so many blocks, on the meta device.
-    store
-        Holds at least as many blocks of it, on the host; if they lie packed, so they travel.
-    latents, guidance
-        As the job's own; ``latents`` on the device. They must be noise as the job's are: on zeros
-        a GPU draws less power, and runs up to ten per cent faster.
+    ``make`` gives the first expert with so many blocks, on the meta device; the ``store`` holds at
+    least as many, and if they lie packed, so they travel. ``latents``, on the device, and
+    ``guidance`` are as the job's own: on zeros a GPU draws less power, and runs up to ten per cent
+    faster.
     """
 
     def __init__(
-        self,
-        make: Callable[[int], Expert],
-        store: HostStore,
-        group: dist.ProcessGroup | None,
-        latents: Tensor,
-        guidance: Guidance,
-    ) -> None:
+        self, make: Callable[[int], Expert], store: HostStore, group: dist.ProcessGroup | None,
+        latents: Tensor, guidance: Guidance,
+    ) -> None:  # fmt: skip
         self.make, self.store, self.group = make, store, group
         self.latents, self.guidance, self.device = latents, guidance, latents.device
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
@@ -145,15 +124,16 @@ class Probe:
     def inputs(self, link: float | None, steps: int) -> Inputs:
         """Measure what predictions need.
 
-        Parameters
-        ----------
-        link
-            Bytes a second of one device that copies alone; None: take what arrives in blocks.
-        steps
-            Of the job's schedule.
+        ``link`` are bytes a second of one device that copies alone; None: take what arrives in
+        blocks. ``steps`` are the schedule's.
         """
         cuda, layouts = self.device.type == "cuda", self.store.layouts
-        free = _free(self.device)
+        free, held = 0, 0  # bytes that this process can still take
+        if cuda:
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
+            free = torch.cuda.mem_get_info(self.device)[0] + held
         engine = _Timed(replace(self.plainest, slots=0, residents=BLOCKS))
         expert = self._attached(engine, BLOCKS)
         self._passes(engine, expert)  # compiles, connects, brings the weights
@@ -171,23 +151,15 @@ class Probe:
         activations, device_bytes = self._slowest([peak - before, -free])
         pre, attend, post = (alone * seconds for seconds in quiet.windows)
         return Inputs(
-            blocks=self.blocks,
-            block_bytes=layouts[self.name, 0].nbytes,
+            blocks=self.blocks, block_bytes=layouts[self.name, 0].nbytes,
             outer_bytes=layouts[self.name, None].nbytes,
-            ranks=self.ranks,
-            branches=self.guidance.branches,
-            steps=steps,
-            windows_s=(pre, attend, post),
-            collectives_s=alone * quiet.collectives,
-            other_s=quiet.other,
-            link=link or local.rate,
-            local=local,
-            sharded=sharded,
+            ranks=self.ranks, branches=self.guidance.branches, steps=steps,
+            windows_s=(pre, attend, post), collectives_s=alone * quiet.collectives,
+            other_s=quiet.other, link=link or local.rate, local=local, sharded=sharded,
             activation_bytes=int(activations),
             device_bytes=int(-device_bytes) if cuda else None,
-            packed_bytes=nbytes if self.store.packing else None,
-            unpack_s=unpack_s,
-        )
+            packed_bytes=nbytes if self.store.packing else None, unpack_s=unpack_s,
+        )  # fmt: skip
 
     def _passes(
         self, engine: _Timed, expert: Expert, feeder: Stream | None = None, loads: int = 0
@@ -198,7 +170,7 @@ class Probe:
         self._begin(engine, expert, self._hot, PASSES)
         timeline.step = 0
         if feeder is not None:
-            feeder.mover.timeline = _LoadsOnly(timeline)
+            feeder.mover.timeline = timeline
             self._feed(feeder, loads)
         for _ in range(PASSES):
             with timeline.during("pass", "pass", self.name, None):
@@ -207,8 +179,10 @@ class Probe:
         rows = timeline.rows()
         windows = [median(_lengths(rows, "window", segment)) for segment in SEGMENTS]
         meets = _lengths(rows, "collective")
-        whole, blocks = _lengths(rows, "pass"), _lengths(rows, "compute")
-        visits = self.guidance.visits(engine)
+        meeting = median(meets[::2]) + median(meets[1::2]) if expert.parallel.size > 1 else 0.0
+        whole = _lengths(rows, "pass")
+        outside = sum(whole) - sum(_lengths(rows, "compute"))  # a feeder's blocks are there too
+        outside /= self.guidance.visits(engine) * PASSES
         arrived: list[float] = []
         if feeder is not None:
             begun = min(row["start_ms"] for row in rows if row["lane"] == "copy") / 1e3
@@ -218,25 +192,14 @@ class Probe:
             loads_at = np.interp(spans, at, np.arange(len(at)))
             arrived = [float(ended - begun) * feeder.nbytes for begun, ended in loads_at]
         pre, attend, post, collectives, other, step, *less = self._slowest(
-            [
-                *windows,
-                median(meets[::2]) + median(meets[1::2]) if expert.parallel.size > 1 else 0.0,
-                max(sum(whole) - sum(blocks), 0.0) / (visits * PASSES),
-                median(whole),
-                *(-each for each in arrived),
-            ]
+            [*windows, meeting, max(outside, 0.0), median(whole), *(-each for each in arrived)]
         )
         return Phases((pre, attend, post), collectives, other, step, tuple(-each for each in less))
 
     def _route(
         self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases
     ) -> tuple[Route, int, float]:
-        """Measure loads alone, and then beside the blocks.
-
-        Returns
-        -------
-        The route, bytes of a load, and seconds of unpacking one.
-        """
+        """Measure loads alone, then beside the blocks: the route, a load's bytes, its unpacking."""
         feeder = Stream(replace(self.plainest, slots=3 if shard else 2, shard=shard))
         self._attached(feeder, FED)
         self._feed(feeder, FED)  # connects
@@ -271,12 +234,8 @@ class Probe:
     def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
         """Let two settings take turns in the order A B B A, on an expert of a few blocks.
 
-        The share of residents is kept.
-
-        Returns
-        -------
-        For each of the two, seconds of a step in each of its turns. A turn is a step or, where
-        steps are short, as many as take about a second.
+        Return, for each, seconds of a step in each of its turns. A turn is a step or, where steps
+        are short, as many as take about a second. The share of residents is kept.
         """
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
@@ -288,8 +247,8 @@ class Probe:
             seconds = self._turn(engines[i], experts[i], steps, warm)
             if turn < len(engines):  # connects, and tells how many steps a turn takes
                 steps = max(steps, math.ceil(TURN_S / seconds))
-                continue
-            turns[i].append(seconds)
+            else:
+                turns[i].append(seconds)
         for engine in engines:
             engine.detach()
         return turns
@@ -308,15 +267,10 @@ class Probe:
 def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
     """What loads and computation cost each other, from both alone and together.
 
-    Parameters
-    ----------
-    rate
-        Bytes a second of loads alone; in windows they are taken to be as fast.
-    quiet, busy
-        The same steps without loads, and with loads in flight all the time.
-    visits
-        Of a block by a branch, in one of these steps. What arrives in collectives is what is left
-        of a step's bytes beside its windows: a small difference, of which the median step counts.
+    ``rate`` are bytes a second of loads alone; in windows they are taken to be as fast. ``quiet``
+    and ``busy`` are the same steps without loads, and with loads in flight all the time; a block
+    is visited ``visits`` times in one. What arrives in collectives is what is left of a step's
+    bytes beside its windows: a small difference, of which the median step counts.
     """
     windows, collectives = visits * sum(busy.windows), visits * busy.collectives
     beside = rate
@@ -344,11 +298,3 @@ def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
     lanes = {row["lane"] for row in rows}
     last = next(lane for lane in ("unpack", "gather", "copy") if lane in lanes)
     return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == last)
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of device memory that this process can still take; 0 where nothing bounds it."""
-    if device.type != "cuda":
-        return 0
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
