@@ -94,8 +94,7 @@ class Rank:
         experts = {name: make(name) for name in EXPERTS}
         prefetch = job_from_mapping(job).prefetch(len(experts[EXPERTS[0]].blocks))
         engine = ENGINES[job["engine"]](prefetch=prefetch)
-        packs = job["transfer"] == "packed"
-        if packs:  # the plan chooses the other settings
+        if packs := job["transfer"] == "packed":  # the plan chooses the other settings
             engine = Stream(transfer="packed")
         layouts = list(HostStore(experts, RandomWeights()).layouts.values())
         if not self.tiny:
