@@ -50,7 +50,9 @@ def run_engine(
         expert.parallel, expert.segments = SequenceParallel(row), segments or Segments()
     shared = group if engine.shares_store else None
     pin, own = device == "cuda" and engine.pins_store, store is None
-    packing = torch.device(device) if packs(engine) else None
+    packing = None
+    if packs(engine):  # by threads, which do not know this one's device
+        packing = torch.empty(0, device=device).device
     source = RandomWeights(seed)
     store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing)
     first = experts[EXPERTS[0]]
