@@ -46,8 +46,8 @@ class Planned(Stream):
 
     name = "planned"
 
-    def __init__(self, *, room: int = DEFAULT_ROOM) -> None:
-        super().__init__()
+    def __init__(self, *, room: int = DEFAULT_ROOM, transfer: str = "bf16") -> None:
+        super().__init__(transfer=transfer)
         self.room = room
 
     def plan(self, probe: Probe, link: dict[str, Any] | None) -> dict[str, Any]:
@@ -186,7 +186,8 @@ def attached(spec: dict[str, Any], make: Make, device: torch.device) -> list[Lan
     lanes = []
     for label in spec["engines"]:
         engine = make_engine(label)
-        key: Any = engine.pins_store, engine.shares_store
+        packs = isinstance(engine, Stream) and engine.settings.transfer == "packed"
+        key: Any = engine.pins_store, engine.shares_store, packs
         if isinstance(engine, Peer):
             engine.code, key = spec["code"][engine.name], label  # it closes its store
         if key not in stores:
@@ -194,6 +195,7 @@ def attached(spec: dict[str, Any], make: Make, device: torch.device) -> list[Lan
                 {EXPERT: make(spec["blocks"])}, RandomWeights(),
                 pin=device.type == "cuda" and engine.pins_store,
                 group=dist.group.WORLD if engine.shares_store else None,
+                packing=device if packs else None,
             )  # fmt: skip
         lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
     return lanes

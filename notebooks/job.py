@@ -38,6 +38,7 @@ seed = 0
 dtype = "bfloat16"
 compile = False
 vram_budget_gb = None
+transfer = "bf16"
 warmup_iterations = 1
 clean_iterations = 1
 profile = True

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wanreport.engines import ENGINES, Counters, Engine, Shape
+from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
@@ -50,7 +50,11 @@ def run_engine(
         expert.parallel, expert.segments = SequenceParallel(row), segments or Segments()
     shared = group if engine.shares_store else None
     pin, own = device == "cuda" and engine.pins_store, store is None
-    store = store or HostStore(experts, RandomWeights(seed), pin=pin, group=shared)
+    packing = None
+    if packs(engine):  # by threads, which do not know this one's device
+        packing = torch.empty(0, device=device).device
+    source = RandomWeights(seed)
+    store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing)
     first = experts[EXPERTS[0]]
     engine.attach(experts, store, torch.device(device), group)
     generator = torch.Generator().manual_seed(1)
@@ -94,16 +98,26 @@ def run_engine(
     return result
 
 
+def packs(engine: Engine) -> bool:
+    """Whether an engine asks for packed weights."""
+    return isinstance(engine, Stream) and engine.settings.transfer == "packed"
+
+
 class Runs:
-    """Runs engines in a rank over one store, so that weights are filled once."""
+    """Runs engines in a rank over three kinds of stores, each filled once."""
 
     def __init__(self, **how: Any) -> None:
-        self.how, group = how, dist.group.WORLD
+        self.how, group, cpu = how, dist.group.WORLD, torch.device("cpu")
         experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
-        self.stores = [HostStore(experts, RandomWeights(0), group=g) for g in (None, group)]
+        self.stores = {
+            (shares, packed): HostStore(experts, RandomWeights(0), group=group if shares else None,
+                                        packing=cpu if packed else None)
+            for shares, packed in ((False, False), (True, False), (True, True))
+        }  # fmt: skip
 
     def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
-        return run_engine(engine, store=self.stores[engine.shares_store], **(self.how | how))
+        store = self.stores[engine.shares_store, packs(engine)]
+        return run_engine(engine, store=store, **(self.how | how))
 
 
 def interrupted(name: str, at: int, **options: Any) -> Engine:

@@ -8,6 +8,7 @@ of events orders are a race, even where this run happened to get away with it.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from wanreport.engines import Stream, base
 from wanreport.engines.base import Mover
+from wanreport.model.packed import Packing, unpack
 
 
 @dataclass(eq=False)
@@ -137,6 +139,17 @@ class LazyMover(Mover):
         self.counters.h2d_bytes += device_buffer.numel()
         return None
 
+    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+        self.touch(packed, write=False)
+        self.touch(buffer, write=True)
+        buffer.fill_(0xFF)
+
+        def work() -> None:
+            with contextlib.suppress(IndexError):  # positions that are not there yet
+                unpack(packed, packing, buffer)
+
+        self.current.work.append(work)
+
     def all_gather(self, buffer: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
         self.touch(buffer, write=True)
         self.counters.unshards += 1
@@ -177,6 +190,11 @@ class LateMover(Mover):
         if not blocking:
             torch.cuda._sleep(self.random.randrange(self.CYCLES))
         super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
+
+    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+        buffer.fill_(0xFF)
+        torch.cuda._sleep(self.random.randrange(self.CYCLES))
+        super().unpack(packed, packing, buffer)
 
 
 class WatchedStream(Stream):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.models import interrupted, make_experts, run_engine
+from tests.models import interrupted, make_experts, packs, run_engine
 from tests.races import LateMover
 from tests.ranks import run_ranks
 from wanreport.engines import ENGINES, base
@@ -33,7 +33,7 @@ LOCAL = [(2, 0, None), (3, 1, None), (2, 0, (10**8, 2 * 10**8, 10**8)), (0, 4, N
 STREAMS = [
     StreamSettings(slots, residents, windows=windows, copy_streams=1 + residents % 2)
     for slots, residents, windows in LOCAL
-]
+] + [StreamSettings(2, 1, transfer="packed")]
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("swap", {}),
     ("layerwise", {"prefetch": 1}),
@@ -56,15 +56,23 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def store(group: None) -> Iterator[HostStore]:
-    """Filled and pinned once, for all runs of WIDE's blocks."""
-    store = HostStore(make_experts(**WIDE), RandomWeights(), pin=True)
-    yield store
-    store.close()
+def stores(group: None) -> Iterator[dict[bool, HostStore]]:
+    """By whether blocks lie packed; filled and pinned once, for all runs of WIDE's blocks."""
+    stores = {
+        packed: HostStore(make_experts(**WIDE), RandomWeights(), pin=True,
+                          packing=torch.device("cuda:0") if packed else None)
+        for packed in (False, True)
+    }  # fmt: skip
+    yield stores
+    for store in stores.values():
+        store.close()
 
 
-def _run(engine: str, shape: str, *, options: Any = None, **how: Any) -> dict[str, Any]:
+def _run(
+    engine: str, shape: str, *, options: Any = None, stores: Any = None, **how: Any
+) -> dict[str, Any]:
     made = ENGINES[engine](**(options or {}))
+    how = {"store": stores and stores[packs(made)]} | how
     return run_engine(made, device="cuda", size=SHAPES[shape], **(WIDE | how))
 
 
@@ -81,9 +89,9 @@ def _same(run: dict[str, Any], reference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("engine", "options"), CASES)
-def test_bits_and_counters_on_the_device(engine, options, resident, store):
+def test_bits_and_counters_on_the_device(engine, options, resident, stores):
     shape, reference = resident
-    _same(_run(engine, shape, options=options, store=store), reference)
+    _same(_run(engine, shape, options=options, stores=stores), reference)
 
 
 @ONE_SHAPE
@@ -94,31 +102,33 @@ def test_bits_where_every_stream_is_late_at_random(
     options: dict[str, Any],
     seed: int,
     resident: tuple[str, dict[str, Any]],
-    store: HostStore,
+    stores: dict[bool, HostStore],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, seed))
-    _same(_run(engine, shape, options=options, store=store), reference)
+    _same(_run(engine, shape, options=options, stores=stores), reference)
 
 
 @ONE_SHAPE
 @pytest.mark.parametrize("at", [5, 30])
 @pytest.mark.parametrize(("engine", "options"), CASES)
-def test_an_exception_inside_a_block_leaves_the_engine_usable(engine, options, at, resident, store):
+def test_an_exception_inside_a_block_leaves_the_engine_usable(
+    engine, options, at, resident, stores
+):
     shape, reference = resident
     made = interrupted(engine, at, **options)
-    run = run_engine(made, device="cuda", size=SHAPES[shape], store=store, **WIDE)
+    run = run_engine(made, device="cuda", size=SHAPES[shape], store=stores[packs(made)], **WIDE)
     assert len(run["latents"]) == 1
     assert torch.equal(run["latents"][0], reference["latents"][0])
 
 
 @ONE_SHAPE
 @pytest.mark.parametrize("deaf", ["compute", "copies"])
-def test_a_forgotten_wait_shows_where_every_stream_is_late(deaf, resident, store, monkeypatch):
+def test_a_forgotten_wait_shows_where_every_stream_is_late(deaf, resident, stores, monkeypatch):
     shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, 0, deaf))
-    run = _run("stream", shape, store=store)
+    run = _run("stream", shape, stores=stores)
     assert not all(torch.equal(x, reference["latents"][0]) for x in run["latents"])
 
 
@@ -137,9 +147,12 @@ def resident_compiled(group: None) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("engine", "options"), CASES)
 def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
-    engine: str, options: dict[str, Any], resident_compiled: dict[str, Any], store: HostStore
+    engine: str,
+    options: dict[str, Any],
+    resident_compiled: dict[str, Any],
+    stores: dict[bool, HostStore],
 ) -> None:
-    _same(_run_compiled(engine, options=options, store=store), resident_compiled)
+    _same(_run_compiled(engine, options=options, stores=stores), resident_compiled)
 
 
 def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
@@ -165,11 +178,11 @@ def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
 
 @ONE_SHAPE
 @pytest.mark.parametrize("settings", STREAMS)
-def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(settings, resident, store):
+def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(settings, resident, stores):
     shape, reference = resident
     graphs: dict[tuple[int, int], Any] = {}
     segments = replace(Segments(), post=_graphed(graphs))
-    run = _run("stream", shape, options={"settings": settings}, segments=segments, store=store)
+    run = _run("stream", shape, options={"settings": settings}, segments=segments, stores=stores)
     _same(run, reference)
     assert len(graphs) == settings.buffers(WIDE["num_layers"])
 

@@ -38,6 +38,7 @@ PYPI_NAMES = {
 PACKAGES = {"yaml": "pyyaml", "bs4": "beautifulsoup4", "pynvml": "nvidia-ml-py"}
 # Imported without being asked for: each is part of what it stands beside.
 COMES_WITH = {
+    "triton": "torch",  # where it has a GPU
     "IPython": "ipykernel",
     "pydantic_core": "pydantic",
     "jupyter_client": "ipykernel",

@@ -17,6 +17,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("resident", {}), ("swap", {}), ("fsdp", {}), ("layerwise", {"prefetch": 2}),
     ("stream", {"settings": StreamSettings(2, 1)}),
     ("stream", {"settings": StreamSettings(3, shard=True)}),
+    ("stream", {"settings": StreamSettings(2, shard=True, transfer="packed")}),
 ]  # fmt: skip
 
 

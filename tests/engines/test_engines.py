@@ -27,6 +27,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("stream", {}),
     ("stream", {"settings": StreamSettings(residents=1, branches_per_visit=1)}),
     ("stream", {"settings": StreamSettings(2, 1, windows=(9000, 20_000, 1000), shard=True)}),
+    ("stream", {"settings": StreamSettings(2, 1, shard=True, transfer="packed")}),
 ]
 
 

@@ -19,6 +19,8 @@ from wanreport.model.weights import HostStore, RandomWeights
 
 SOME = (700, 90_000, 3000)  # window quotas: a chunk, most of a small block, a chunk
 SHARDED = StreamSettings(3, 1, shard=True)
+PACKED = StreamSettings(2, 1, transfer="packed")
+PARTS = StreamSettings(2, shard=True, windows=SOME, transfer="packed")
 SMALL: dict[str, Any] = {"size": (16, 16, 1), "num_layers": 5}
 
 
@@ -63,6 +65,9 @@ SETTINGS = [
     StreamSettings(3, copy_streams=2, windows=SOME),
     StreamSettings(2, windows=(0, 0, 0)),
     StreamSettings(2, windows=(1, 10**9, 0)),
+    PACKED,
+    StreamSettings(3, branches_per_visit=1, windows=SOME, copy_streams=2, transfer="packed"),
+    StreamSettings(both=True, transfer="packed"),
 ]
 ON_SEVERAL = [
     StreamSettings(2, 1, windows=SOME),
@@ -72,6 +77,9 @@ ON_SEVERAL = [
     StreamSettings(3, shard=True, windows=SOME, copy_streams=2, branches_per_visit=1),
     StreamSettings(0, 5, shard=True),
     StreamSettings(both=True, shard=True),
+    PACKED,
+    PARTS,
+    StreamSettings(3, 1, shard=True, copy_streams=2, transfer="packed"),
 ]
 
 
@@ -108,6 +116,11 @@ FORGOTTEN = [
     (StreamSettings(2, 1), "stream 1"),  # a load does not wait for its buffer
     (SHARDED, "stream 1"),  # a part does not wait for its buffer
     (SHARDED, "stream 2"),  # a gather does not wait for its part
+    (PACKED, "compute"),  # a block does not wait to be unpacked
+    (PACKED, "stream 1"),  # a copy does not wait for its staging buffer
+    (PACKED, "stream 2"),  # unpacking does not wait for the copy, nor for the block's buffer
+    (PARTS, "stream 2"),  # a gather does not wait for its packed part
+    (PARTS, "stream 3"),  # unpacking does not wait for the gather
 ]
 
 
@@ -131,6 +144,8 @@ def _cut_short() -> None:
         StreamSettings(2, 1),
         StreamSettings(3, windows=SOME, copy_streams=2),
         StreamSettings(3, 1, shard=True, windows=SOME),
+        PACKED,
+        PARTS,
     ):
         for visit in (0, 7, 19):
             right, races, run = watched.stream(settings, fail_at=visit)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.synthetic import plan_inputs
-from wanreport.jobs.settings import StreamSettings
+from wanreport.jobs.settings import RING, StreamSettings
 from wanreport.planner.cost import Inputs, Route, predict
 
 seconds = st.floats(1e-4, 0.5)
@@ -126,6 +126,18 @@ def test_windows_never_cost_time_where_they_are_not_slowed(case):
 def test_inputs_come_back_from_json(case: tuple[Inputs, StreamSettings]) -> None:
     inputs, _ = case
     assert Inputs.of(json.loads(json.dumps(asdict(inputs)))) == inputs
+
+
+def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> None:
+    small = plan_inputs().block_bytes * 3 // 4
+    inputs = plan_inputs(packed_bytes=small, unpack_s=1e-3, windows_s=(1e-9,) * 3, other_s=0.0,
+                         collectives_s=0.0, ranks=1, sharded=None,
+                         local=Route(54e9, 54e9))  # fmt: skip
+    plain, packed = (predict(inputs, StreamSettings(transfer=t)) for t in ("bf16", "packed"))
+    assert packed.step_s == pytest.approx(0.75 * plain.step_s)
+    assert packed.limit_s == pytest.approx(40 * small / inputs.link)
+    assert packed.first_s - packed.step_s == pytest.approx(small / 54e9 + 1e-3)
+    assert packed.weights_bytes - plain.weights_bytes == RING * small
 
 
 def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from wanreport.planner.plan import (
     CHUNK,
     DEFAULT_ROOM,
     candidates,
+    describe,
     from_records,
     lines,
     make_plan,
@@ -101,11 +103,25 @@ def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them()
     assert 0 <= total(bad, StreamSettings(2)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
 
 
+def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_bytes() -> None:
+    fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
+    packed = replace(fast, packed_bytes=fast.block_bytes * 3 // 4)
+    for blocks in (2, 4, 20, 40, 80):
+        ways = candidates(packed, blocks)
+        assert {c.settings.transfer for c in ways} == {"packed"}
+        assert {"packed" in describe(asdict(c.settings)) for c in ways} == {blocks < 80}
+    few, many = (
+        sum(window_quotas(i, StreamSettings(2, transfer="packed"))) for i in (packed, fast)
+    )
+    assert 0 <= few - 0.75 * many <= 6 * CHUNK
+
+
 def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts() -> None:
     assert room(None, 700_000_000, 500_000_000) == DEFAULT_ROOM
     assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000) == 4
     assert room(1.0 + 4 * 0.7 - 1e-6, 700_000_000, 500_000_000) == 3
     assert room(0.5, 700_000_000, 500_000_000) == 0
+    assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000, "packed") == 2, "and staging buffers"
 
 
 def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None:
@@ -181,6 +197,7 @@ def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
     assert path == Path("1")
     assert plan["candidates"][0]["settings"]["both"]
     assert from_records(job, found[2:]) is None
+    assert from_records(job.model_copy(update={"transfer": "packed"}), found) is None
 
 
 def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missing(

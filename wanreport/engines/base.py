@@ -6,7 +6,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
+from operator import add, sub
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.model.expert import Expert
+from wanreport.model.packed import Packing, unpack
 from wanreport.model.weights import HostStore, Layout, set_parameter
 
 
@@ -37,15 +39,13 @@ class Counters:
     unshards: int = 0
 
     def __add__(self, other: Counters) -> Counters:
-        mine, theirs = asdict(self), asdict(other)
-        return Counters(**{key: mine[key] + theirs[key] for key in mine})
+        return Counters(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Counters) -> Counters:
-        mine, theirs = asdict(self), asdict(other)
-        return Counters(**{key: mine[key] - theirs[key] for key in mine})
+        return Counters(*map(sub, astuple(self), astuple(other)))
 
     def __mul__(self, times: int) -> Counters:
-        return Counters(**{key: value * times for key, value in asdict(self).items()})
+        return Counters(*(value * times for value in astuple(self)))
 
 
 @dataclass
@@ -110,23 +110,16 @@ class Timeline:
         def since(mark: Any) -> float:
             return first.elapsed_time(mark) if self.device.type == "cuda" else (mark - first) * 1e3
 
-        rows: list[dict[str, Any]] = [
+        marks = [(since(event.start), since(event.end)) for event in done]
+        origin = min(start for start, _ in marks)
+        return [
             {
-                "lane": event.lane,
-                "what": event.what,
-                "expert": event.expert,
-                "block": event.block,
-                "step": event.step,
-                "start_ms": since(event.start),
-                "end_ms": since(event.end),
+                **{key: getattr(event, key) for key in ("lane", "what", "expert", "block", "step")},
+                "start_ms": round(start - origin, 4),
+                "end_ms": round(end - origin, 4),
             }
-            for event in done
+            for event, (start, end) in zip(done, marks, strict=True)
         ]
-        origin = min(row["start_ms"] for row in rows)
-        for row in rows:
-            row["start_ms"] = round(row["start_ms"] - origin, 4)
-            row["end_ms"] = round(row["end_ms"] - origin, 4)
-        return rows
 
 
 class Mover:
@@ -194,14 +187,9 @@ class Mover:
     def h2d(
         self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
     ) -> None:
-        """Copy on the current stream.
+        """Copy on the current stream; ``blocking`` makes the host wait for it.
 
-        Parameters
-        ----------
-        blocking
-            Make the host wait for it.
-        goes_on
-            This is a further part of a copy that is counted already.
+        What ``goes_on`` is a further part of a copy that is counted already.
         """
         device_buffer.copy_(host_buffer, non_blocking=not blocking)
         self.counters.h2d_copies += not goes_on
@@ -212,6 +200,10 @@ class Mover:
         """Fill ``buffer`` with each rank's ``part``, which lies in its own place in it already."""
         dist.all_gather_into_tensor(buffer, part, group=group)
         self.counters.unshards += 1
+
+    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+        """Fill ``buffer`` from a packed unit on the device, on the current stream."""
+        unpack(packed, packing, buffer)
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """``tensor.to(device)``, as a blocking move of a whole module does it."""
@@ -234,32 +226,15 @@ class Mover:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the closed formulas of the counters need to know of an expert and a job.
+    """What the closed formulas of the counters need to know of an expert and a job."""
 
-    Attributes
-    ----------
-    blocks
-        Number of blocks.
-    block, outer
-        Layout of a block (all are alike) and of what lies outside the blocks.
-    buffers
-        Bytes of each of the expert's buffers that are no parameters, which a module move takes
-        along.
-    passes
-        Forward passes of each expert in one iteration, ``{expert: passes}``, in order of use.
-    world_size
-        Ranks.
-    branches
-        Branch states that go through one pass.
-    """
-
-    blocks: int
-    block: Layout
-    outer: Layout
-    buffers: tuple[int, ...]
-    passes: dict[str, int]
+    blocks: int  # their number
+    block: Layout  # all are alike
+    outer: Layout  # of what lies outside the blocks
+    buffers: tuple[int, ...]  # bytes of each that is not a parameter, which a module move takes too
+    passes: dict[str, int]  # of each expert in one iteration, in order of use
     world_size: int = 1
-    branches: int = 1
+    branches: int = 1  # branch states that go through one pass
 
 
 class Bound:
@@ -352,10 +327,9 @@ class Engine(ABC):
                 module._parameters.clear()
         self.experts = {}
 
-    @classmethod
-    def host_bytes(cls, layouts: Sequence[Layout], ranks: int) -> int:
+    def host_bytes(self, layouts: Sequence[Layout], ranks: int) -> int:
         """Bytes of host memory that the weights take on a host with all ``ranks`` of a job."""
-        return sum(layout.nbytes for layout in layouts) * (1 if cls.shares_store else ranks)
+        return sum(layout.nbytes for layout in layouts) * (1 if self.shares_store else ranks)
 
     @abstractmethod
     def expected(self, shape: Shape, iteration: int) -> Counters:

@@ -98,10 +98,9 @@ class Fsdp(Engine):
         shards = cls._shards(layout, world_size)
         return Counters(h2d_copies=len(shards), h2d_bytes=sum(shards), unshards=1)
 
-    @classmethod
-    def host_bytes(cls, layouts: Sequence[Layout], ranks: int) -> int:
+    def host_bytes(self, layouts: Sequence[Layout], ranks: int) -> int:
         """Shards, each rounded up to a power of two: that is how torch's pinned pool allocates."""
-        shards = [nbytes for layout in layouts for nbytes in cls._shards(layout, ranks)]
+        shards = [nbytes for layout in layouts for nbytes in self._shards(layout, ranks)]
         return ranks * sum(1 << (nbytes - 1).bit_length() for nbytes in shards)
 
     def begin(self, passes: Sequence[str]) -> None:

@@ -23,6 +23,16 @@ of bytes. What is left when a block is needed goes at once.
 
 With *shard* each rank copies its part of a block into its place in the buffer, and the ranks gather
 the block in place, on a stream and a process group of their own, while the next part is copied.
+
+With *packed* transfers a block comes in three quarters of its bytes, into one of a few staging
+buffers, and is unpacked from there into its own, on one more stream:
+
+    compute     | 0: cond uncond | 1: cond uncond | 2: …
+    copy        | 1       | 2       | 3       | 4
+    unpack                | 1 |            | 2 |        each once its slot is free
+
+A copy waits for its staging buffer to be unpacked (``drained``) and no longer for the slot. What is
+gathered are packed parts, and quotas of windows are packed bytes.
 """
 
 from __future__ import annotations
@@ -36,8 +46,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.engines.base import Bound, Counters, Engine, Shape
-from wanreport.jobs.settings import SEGMENTS, StreamSettings
-from wanreport.model.weights import ALIGN
+from wanreport.jobs.settings import RING, SEGMENTS, StreamSettings
+from wanreport.model.weights import ALIGN, PACKERS, Layout
+
+FIRST = -1  # priority of unpacking: it is short, and a block waits for it
 
 
 class Load(NamedTuple):
@@ -62,39 +74,58 @@ class Stream(Engine):
         self.branches_per_visit = self.settings.branches_per_visit
 
     def _attach(self) -> None:
-        settings, mover, layouts = self.settings, self.mover, self.store.layouts
-        ranks = dist.get_world_size(self.group) if settings.shard and self.group else 1
-        self.rank = dist.get_rank(self.group) if ranks > 1 else 0
+        settings, mover, store = self.settings, self.mover, self.store
+        self.packed = settings.transfer == "packed"
+        if self.packed != (store.packing is not None):
+            raise ValueError(f"transfer is {settings.transfer}, and the host store's is not")
+        self.ranks = dist.get_world_size(self.group) if settings.shard and self.group else 1
+        self.rank = dist.get_rank(self.group) if self.ranks > 1 else 0
         # A group of its own: its gathers and the pipeline's collectives do not wait in one line.
-        self.gathering = dist.new_group() if ranks > 1 else None
+        self.gathering = dist.new_group() if self.ranks > 1 else None
         self.blocks = max(len(expert.blocks) for expert in self.experts.values())
-        self.nbytes = max(layouts[name, 0].nbytes for name in self.experts)
-        self.part = -(-self.nbytes // (ranks * ALIGN)) * ALIGN  # each rank's share, padded
         self.places = settings.places(self.blocks)
+        self.sizes = {  # bytes of each block on the link
+            (name, block): store.buffer(name, block).numel()
+            for name in self.experts
+            for block in range(self.blocks)
+        }
+        self.nbytes = max(self.sizes.values())
+        arriving = self.ranks * self._part(self.nbytes)
+        whole = max(store.layouts[key].nbytes for key in self.sizes)
         self.buffers = [
-            mover.allocate(ranks * self.part) for _ in range(settings.buffers(self.blocks))
+            mover.allocate(whole if self.packed else arriving)
+            for _ in range(settings.buffers(self.blocks))
         ]
+        self.staging = [mover.allocate(arriving) for _ in range(RING * self.packed)]
         for name, expert in self.experts.items():
             self._hold(name, None)
             for block in range(self.blocks):
-                bound = Bound(expert, layouts[name, block], mover.device)
+                bound = Bound(expert, store.layouts[name, block], mover.device)
                 bound.point_into(self.buffers[self._place(name, block)])
         self.copies = [mover.stream(settings.priority) for _ in range(settings.copy_streams)]
         self.gathers = [mover.stream(settings.priority)] if self.gathering else []
+        self.unpacks = [mover.stream(FIRST)] if self.packed else []
         self.free: list[Any] = [mover.event() for _ in self.buffers]
         self.ready: list[Any] = [mover.event() for _ in self.buffers]
-        self.opened, self.copied = mover.event(), mover.event()
+        self.drained: list[Any] = [mover.event() for _ in self.staging]
+        self.opened, self.there = mover.event(), mover.event()
         self._held: list[tuple[str, int] | None] = [None] * len(self.buffers)
         self._arriving: set[int] = set()  # buffers whose load nothing has waited for yet
         self._loads: deque[Load] = deque()
         self._passes: Sequence[str] = ()
-        self._pass, self._done, self._sent, self._turn = -1, 0, 0, 0
+        self._pass, self._done, self._sent, self._turn, self._staged = -1, 0, 0, 0, 0
         if self.gathering:  # connects the ranks now, not in the first step
-            mover.all_gather(self.buffers[0], self._own(self.buffers[0]), self.gathering)
+            target = (self.staging or self.buffers)[0]
+            mover.all_gather(target, self._own(target), self.gathering)
+
+    def _part(self, nbytes: int) -> int:
+        """Each rank's share of a block on the link, padded."""
+        return -(-nbytes // (self.ranks * ALIGN)) * ALIGN
 
     def _own(self, buffer: Tensor) -> Tensor:
-        """This rank's part of a buffer."""
-        return buffer[self.rank * self.part : (self.rank + 1) * self.part]
+        """This rank's part of what is gathered in a buffer."""
+        part = buffer.numel() // self.ranks
+        return buffer[self.rank * part : (self.rank + 1) * part]
 
     def _place(self, expert: str, block: int) -> int:
         second = self.settings.both and expert != next(iter(self.experts))
@@ -102,9 +133,10 @@ class Stream(Engine):
 
     def begin(self, passes: Sequence[str]) -> None:
         mover = self.mover
-        for stream in (*self.copies, *self.gathers):  # what an iteration cut short left under way
+        # What an iteration cut short left under way.
+        for stream in (*self.copies, *self.gathers, *self.unpacks):
             mover.wait_stream(mover.compute, stream)
-        for event in self.free:
+        for event in (*self.free, *self.drained):
             mover.record(event, mover.compute)
         self._arriving.clear()
         self._passes, self._loads = passes, deque(self._all_loads(passes))
@@ -159,77 +191,112 @@ class Stream(Engine):
     def _send(self, quota: float = math.inf, through: float = math.inf) -> None:
         """Have the copy streams load what is next, as far as buffers are free.
 
-        Parameters
-        ----------
-        quota
-            Bytes to send at most. All ranks count the padded part, so that they gather alike.
-        through
-            The last use to send loads for.
+        They send ``quota`` bytes at most, of which all ranks count the padded part, so that they
+        gather alike, and nothing for uses beyond ``through``.
         """
         while self._loads and quota > 0:
             load = self._loads[0]
             if load.after > self._done or load.use > through:
                 return
-            size = int(min(self.part - self._sent, quota))
-            self._copy(load, size)
+            part = self._part(self.sizes[load.expert, load.block])
+            size = int(min(part - self._sent, quota))
+            self._copy(load, part, size)
             quota -= size
-            if self._sent == self.part:
-                self._arrive(load)
+            if self._sent == part:
+                self._arrive(load, part)
 
-    def _copy(self, load: Load, size: int) -> None:
+    def _copy(self, load: Load, part: int, size: int) -> None:
         """Copy the next ``size`` bytes of this rank's part of a block."""
         mover, stream, first = self.mover, self.copies[self._turn], self._sent == 0
+        target, event = self.buffers[load.buffer], self.free[load.buffer]
+        if self.packed:
+            target, event = self.staging[self._staged], self.drained[self._staged]
         if first:
             self._held[load.buffer] = None  # until all of it is there
-            mover.wait(stream, self.free[load.buffer])
-        start = self.rank * self.part + self._sent
-        stop = min(start + size, self.nbytes)  # padding is not copied
+            mover.wait(stream, event)
+        start = self.rank * part + self._sent
+        # Padding is not copied.
+        stop = max(start, min(start + size, self.sizes[load.expert, load.block]))
         self._sent += size
         with mover.on(stream), mover.timeline.during("copy", "load", load.expert, load.block):
             mover.h2d(
-                self.buffers[load.buffer][start : max(start, stop)],
-                self.store.buffer(load.expert, load.block)[start : max(start, stop)],
+                target[start:stop],
+                self.store.buffer(load.expert, load.block)[start:stop],
                 blocking=False,
                 goes_on=not first,
             )
 
-    def _arrive(self, load: Load) -> None:
+    def _arrive(self, load: Load, part: int) -> None:
         """All of the next load is on its way: have its use wait for it, and turn to the next."""
         mover, stream, buffer = self.mover, self.copies[self._turn], self.buffers[load.buffer]
+        arriving = (self.staging[self._staged] if self.packed else buffer)[: self.ranks * part]
         if self.gathering:
-            mover.record(self.copied, stream)
-            stream = self.gathers[0]
-            mover.wait(stream, self.copied)
+            stream = self._next(stream, self.gathers[0])
             with (
                 mover.on(stream),
                 mover.timeline.during("gather", "all_gather", load.expert, load.block),
             ):
-                mover.all_gather(buffer, self._own(buffer), self.gathering)
+                mover.all_gather(arriving, self._own(arriving), self.gathering)
+        if self.packed:
+            stream = self._next(stream, self.unpacks[0])
+            mover.wait(stream, self.free[load.buffer])
+            key = load.expert, load.block
+            with mover.on(stream), mover.timeline.during("unpack", "unpack", *key):
+                mover.unpack(arriving[: self.sizes[key]], self.store.packings.get(key), buffer)
+            mover.record(self.drained[self._staged], stream)
+            self._staged = (self._staged + 1) % RING
         mover.record(self.ready[load.buffer], stream)
         self._held[load.buffer] = load.expert, load.block
         self._arriving.add(load.buffer)
         self._loads.popleft()
         self._sent, self._turn = 0, (self._turn + 1) % len(self.copies)
 
+    def _next(self, stream: Any, other: Any) -> Any:
+        """Have the ``other`` stream go on where one has got to; return it."""
+        self.mover.record(self.there, stream)
+        self.mover.wait(other, self.there)
+        return other
+
     def detach(self) -> None:
         super().detach()
-        self.buffers, self._loads = [], deque()
+        self.buffers, self.staging, self._loads = [], [], deque()
         if self.gathering:
             dist.destroy_process_group(self.gathering)
             self.gathering = None
 
+    def host_bytes(self, layouts: Sequence[Layout], ranks: int) -> int:
+        """As every engine's; packed, three quarters of it and what is being packed."""
+        whole = super().host_bytes(layouts, ranks)
+        if self.settings.transfer != "packed":
+            return whole
+        return whole * 3 // 4 + ranks * PACKERS * max(layout.nbytes for layout in layouts)
+
     def expected(self, shape: Shape, iteration: int) -> Counters:
-        """A load is one copy: it waits for its buffer, a gather for it, a block for all that."""
-        settings, nbytes = self.settings, shape.block.nbytes
-        ranks = shape.world_size if settings.shard else 1
-        part = -(-nbytes // (ranks * ALIGN)) * ALIGN
+        """A load is one copy: it waits for its buffer, a gather for it, a block for all that.
+
+        A packed one is waited for once more, and so is the buffer that it goes on to.
+        """
+        settings, gathers = self.settings, self.ranks > 1
         loads = settings.loads(shape.blocks, shape.passes, iteration)
         visits = shape.branches * shape.blocks * sum(shape.passes.values())
         windows = 0 if settings.windows is None else len(SEGMENTS) * visits
         return Counters(
             h2d_copies=loads,
-            h2d_bytes=loads * min(part, max(nbytes - self.rank * part, 0)),
-            event_waits=loads * (3 if ranks > 1 else 2) + windows * settings.copy_streams,
-            stream_waits=settings.copy_streams + (ranks > 1),
-            unshards=loads * (ranks > 1),
+            h2d_bytes=self._expected_bytes(shape, iteration),
+            event_waits=loads * (2 + gathers + 2 * self.packed) + windows * settings.copy_streams,
+            stream_waits=settings.copy_streams + gathers + self.packed,
+            unshards=loads * gathers,
         )
+
+    def _expected_bytes(self, shape: Shape, iteration: int) -> int:
+        """Blocks that share a slot come in every pass, others as `StreamSettings.loads` says."""
+        used = [name for name, passes in shape.passes.items() if passes]
+        arrives = iteration == 0 or (len(used) > 1 and not self.settings.both)
+        total = 0
+        for name, block in self.sizes:
+            size = self.sizes[name, block]
+            part = self._part(size)
+            shared = self.places.count(self.places[block]) > 1
+            times = shape.passes[name] if shared else arrives * (name in used)
+            total += times * min(part, max(size - self.rank * part, 0))
+        return total

@@ -28,7 +28,7 @@ BENCHMARK_VERSION = 1
 NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 """Fields that say nothing about what is measured."""
 
-HASHED_IF_GIVEN = ("vram_budget_gb", "enable_cfg_parallel")
+HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 """Fields younger than the first records, whose defaults mean what a job without them meant."""
 
 SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
@@ -77,6 +77,7 @@ class Job(BaseModel, strict=True, frozen=True, extra="forbid", allow_inf_nan=Fal
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = False
     vram_budget_gb: float | None = Field(default=None, gt=0)
+    transfer: Literal["bf16", "packed"] = "bf16"
     warmup_iterations: int = Field(default=1, ge=0)
     clean_iterations: int = Field(default=1, ge=1)
     profile: bool = True
@@ -194,7 +195,8 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if engine is None:
         return
     # What is set for another engine, and an engine that SGLang would not choose.
-    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"]}
+    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"],
+              "transfer": ["stream"]}  # fmt: skip
     for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
         if engine not in engines and given.get(key) not in (None, Job.model_fields[key].default):
             yield key, f"is for {', '.join(engines)}, and the engine is {engine}; remove it"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 SEGMENTS = ("pre", "attend", "post")
+RING = 2
+"""Staging buffers of packed transfers: one is unpacked while the next copy is under way."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class StreamSettings:
     """Device streams that loads take in turn, …"""
     priority: int = 0
     """… and their priority; lower goes first."""
+    transfer: Literal["bf16", "packed"] = "bf16"
+    """How blocks cross the link: as they are, or in three quarters of their bytes, which arrive in
+    one of `RING` staging buffers and are unpacked on the device."""
 
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
@@ -40,6 +46,8 @@ class StreamSettings:
         windows = (0, 0, 0) if self.windows is None else self.windows
         if self.branches_per_visit not in (1, 2) or len(windows) != 3 or min(windows) < 0:
             raise ValueError(f"branches_per_visit is 1 or 2, windows three sizes: {self}")
+        if self.transfer not in ("bf16", "packed"):
+            raise ValueError(f"transfer is bf16 or packed, not {self.transfer}")
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""

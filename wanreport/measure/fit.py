@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from wanreport.engines import Engine
+from wanreport.jobs.settings import RING
 from wanreport.measure.launch import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.weights import (
@@ -52,9 +53,9 @@ def blocks_in_budget(job: Mapping[str, Any], layouts: Sequence[Layout]) -> int:
         whole = {name: Expert(name, config, dtype) for name in EXPERTS}
         layouts = list(HostStore(whole, RandomWeights()).layouts.values())
     outer, block, budget_gb = layouts[0].nbytes, layouts[1].nbytes, job["vram_budget_gb"]
-    blocks = room(budget_gb, block, outer)
+    blocks = room(budget_gb, block, outer, job["transfer"])
     if blocks < MIN_ROOM:
-        least = (2 * outer + MIN_ROOM * block) / 1e9
+        least = (2 * outer + (MIN_ROOM + RING * (job["transfer"] == "packed")) * block) / 1e9
         raise Unsupported(
             f"vram_budget_gb {budget_gb} holds {blocks} blocks, and streaming needs"
             f" {MIN_ROOM} beside what lies outside the blocks",

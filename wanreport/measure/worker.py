@@ -94,6 +94,8 @@ class Rank:
         experts = {name: make(name) for name in EXPERTS}
         prefetch = job_from_mapping(job).prefetch(len(experts[EXPERTS[0]].blocks))
         engine = ENGINES[job["engine"]](prefetch=prefetch)
+        if packs := job["transfer"] == "packed":  # the plan chooses the other settings
+            engine = Stream(transfer="packed")
         layouts = list(HostStore(experts, RandomWeights()).layouts.values())
         if not self.tiny:
             require_host_memory(engine, layouts, self.world_size, self.spec["host_free"])
@@ -102,7 +104,8 @@ class Rank:
         link = measure_link(self.device, dist.group.WORLD)
         pin = self.device.type == "cuda" and engine.pins_store
         shared = dist.group.WORLD if engine.shares_store else None
-        store = HostStore(experts, source, pin=pin, group=shared)
+        packing = self.device if packs else None
+        store = HostStore(experts, source, pin=pin, group=shared, packing=packing)
         shape = self._shape(experts[EXPERTS[0]], store)
         guidance = self._guidance(configs[EXPERTS[0]]["text_dim"], dtype)
         self.vae = None

@@ -7,7 +7,8 @@ its blocks. The store keeps one flat buffer a unit, in which tensors of one dtyp
 
 so an engine moves a block with one copy a dtype, or with one copy in all, and then points the
 block's parameters into the copy. Buffers are filled when one is first asked for; `fsdp`, which
-keeps its own shards, asks for single tensors and never fills any.
+keeps its own shards, asks for single tensors and never fills any. Blocks can lie *packed*
+(:mod:`wanreport.model.packed`), for an engine that unpacks them on the device.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wanreport.model.expert import FOLDERS, Expert
+from wanreport.model.packed import Packing, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
+PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
 
 
 class CheckpointError(ValueError):
@@ -230,6 +233,8 @@ class HostStore:
         Ranks of one host that share one copy, each filling its part of it; None for a copy of
         one's own. The memory has no name in any file system: it is gone with the last process
         that maps it, however that ends.
+    packing
+        The device that packs the blocks, once, as they are filled; None: they lie as they are.
     """
 
     def __init__(
@@ -239,8 +244,10 @@ class HostStore:
         *,
         pin: bool = False,
         group: dist.ProcessGroup | None = None,
+        packing: torch.device | None = None,
     ) -> None:
-        self.source, self.pin, self.group = source, pin, group
+        self.source, self.pin, self.group, self.packing = source, pin, group, packing
+        self.packings: dict[tuple[str, int | None], Packing] = {}  # of the units that lie packed
         self._tensors = {
             (name, unit): dict(unit_parameters(expert, unit))
             for name, expert in experts.items()
@@ -275,16 +282,31 @@ class HostStore:
             }
 
         def fill(key: tuple[str, int | None]) -> None:
-            for piece in self.layouts[key].slices:
-                out = piece.of(buffers[key])
-                self.source.fill(key[0], checkpoint_name(piece.name), out)
+            layout = self.layouts[key]
+            packs = self.packing is not None and key[1] is not None
+            unit = torch.zeros(layout.nbytes, dtype=torch.uint8) if packs else buffers[key]
+            for piece in layout.slices:
+                self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
+            if packs:
+                span = layout.segments.get(torch.bfloat16, (0, 0))
+                packing, packed = pack(unit.to(self.packing), *span) or (None, unit)
+                buffers[key][: packed.numel()].copy_(packed)
+                if packing:
+                    self.packings[key] = packing
 
         ranks = dist.get_world_size() if dist.is_initialized() else 1  # all of them fill at once
         threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(min(threads, PACKERS) if self.packing else threads) as pool:
             list(pool.map(fill, keys[rank::size]))
         if size > 1:
-            dist.barrier(self.group)
+            found: list[Any] = [None] * size
+            dist.all_gather_object(found, self.packings, group=self.group)
+            self.packings = {key: packing for each in found for key, packing in each.items()}
+        # The system gives memory as it is written to, so what packing saves was never taken.
+        for key, packing in self.packings.items():
+            buffers[key] = buffers[key][: packing.nbytes]
+        if self.packing is not None and self.packing.type == "cuda":
+            torch.cuda.empty_cache()
         if self.pin:
             for buffer in buffers.values():
                 _pin(buffer)

@@ -1,7 +1,5 @@
 """What the settings of the `stream` engine cost: loads, device memory and time.
 
-Beside that, of `layerwise`, how many blocks lie on the device at once.
-
 The time of a pass is made of windows, in which only this rank computes, of collectives, and of what
 lies outside the blocks. Loads run beside all that. While one is in flight a window takes ω times as
 long and a collective κ times; bytes arrive at a rate r in windows and at r' ≤ r in collectives,
@@ -23,6 +21,8 @@ and where loads keep to the windows, which hold V = rωW of it,
 
 and the same as above beyond M. It is better to wait where a byte that goes into a collective costs
 more than 1/r, that is where (κ − 1) r > κr'. A pass never takes less than W + C, nor than D / r.
+
+Of packed blocks D are the packed bytes, and ω was measured while blocks were unpacked too.
 """
 
 from __future__ import annotations
@@ -31,20 +31,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wanreport.jobs.settings import StreamSettings
+from wanreport.jobs.settings import RING, StreamSettings
 
 
 @dataclass(frozen=True)
 class Route:
     """A way for blocks to reach the device, as measured with all ranks loading at once.
 
-    Attributes
-    ----------
-    rate, collective_rate
-        Bytes of a block that arrive in a second: with nothing else running, and while a collective
-        is in flight.
-    window_factor, collective_factor
-        How much longer a window and a collective take while a load is in flight; 1 or more.
+    Rates are bytes of a block that arrive in a second, with nothing else running and while a
+    collective is in flight. Factors, 1 or more, say how much longer a window and a collective take
+    while a load is in flight.
     """
 
     rate: float
@@ -61,44 +57,32 @@ class Route:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prediction rests on: sizes, and what was measured on the machine at the job's shape.
+    """What a prediction rests on: sizes, and what was measured at the job's shape."""
 
-    Attributes
-    ----------
-    blocks, block_bytes, outer_bytes
-        Of one expert: its blocks, and the bytes of one and of all outside them.
-    ranks, branches, steps
-        Ranks that share a video; branches of a step; steps of the schedule.
-    windows_s
-        Seconds of one branch's windows in one block, (pre, attend, post), without loads.
-    collectives_s
-        Seconds of one branch's two all-to-alls in one block, likewise.
-    other_s
-        Seconds of a pass outside its blocks.
-    link
-        Bytes a second from pinned host memory to one device that copies alone.
-    local, sharded
-        Routes of whole blocks, and of parts that the ranks gather; None with a single rank.
-    activation_bytes
-        Device memory in use at the peak beside the weights.
-    device_bytes
-        Memory of the device; None where that does not bound anything.
-    """
-
-    blocks: int
+    blocks: int  # of one expert
     block_bytes: int
-    outer_bytes: int
-    ranks: int
-    branches: int
-    steps: int
-    windows_s: tuple[float, float, float]
-    collectives_s: float
-    other_s: float
-    link: float
-    local: Route
-    sharded: Route | None = None
-    activation_bytes: int = 0
-    device_bytes: int | None = None
+    outer_bytes: int  # of all outside its blocks
+    ranks: int  # that share a video
+    branches: int  # of a step
+    steps: int  # of the schedule
+    windows_s: tuple[float, float, float]  # one branch's in one block, (pre, attend, post), …
+    collectives_s: float  # … and its two all-to-alls, both without loads
+    other_s: float  # of a pass outside its blocks
+    link: float  # bytes a second from pinned memory to one device that copies alone
+    local: Route  # of whole blocks
+    sharded: Route | None = None  # of parts that the ranks gather; None with a single rank
+    activation_bytes: int = 0  # device memory at the peak beside the weights
+    device_bytes: int | None = None  # the device's; None where that does not bound anything
+    packed_bytes: int | None = None  # of a block on the link, where transfers are packed
+    unpack_s: float = 0.0  # of unpacking one with nothing else running
+
+    def route(self, settings: StreamSettings) -> Route:
+        return self.sharded if settings.shard and self.sharded else self.local
+
+    def sent(self, settings: StreamSettings) -> int:
+        """Bytes of a block on the link."""
+        packed = self.packed_bytes if settings.transfer == "packed" else None
+        return packed or self.block_bytes
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Inputs:
@@ -135,64 +119,54 @@ def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
     expert, and so does the switch, less what the pass before had time for: loads go out in order
     of use, so that is nothing unless no block of its own expert has to move any more.
     """
-    blocks = inputs.blocks
+    blocks, sent, route = inputs.blocks, inputs.sent(settings), inputs.route(settings)
     passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
-    moving = settings.moving(blocks) * inputs.block_bytes
-    expert = blocks * inputs.block_bytes
+    windows, collectives, _, most = _capacity(inputs, settings)
+    moving, expert = settings.moving(blocks) * sent, blocks * sent
     steady = pass_seconds(inputs, settings, moving)
-    ahead = 0.0 if moving else _capacity(inputs, settings)[2]
     rest = (passes - 1) * steady + passes * inputs.other_s
-    first = (
-        pass_seconds(inputs, settings, expert) + inputs.block_bytes / _route(inputs, settings).rate
-    )
-    compute = passes * (sum(_capacity(inputs, settings)[:2]) + inputs.other_s)
+    first = pass_seconds(inputs, settings, expert) + sent / route.rate
     share = inputs.ranks if settings.shard else 1
-    padded = -(-inputs.block_bytes // share) * share
-    weights = settings.buffers(blocks) * padded + 2 * inputs.outer_bytes
+    packed = settings.transfer == "packed"
+    weights = 2 * inputs.outer_bytes
+    for buffers, nbytes in ((settings.buffers(blocks), inputs.block_bytes), (RING * packed, sent)):
+        weights += buffers * -(-nbytes // share) * share
     return Prediction(
         step_s=steady + rest,
-        first_s=first + rest,
-        switch_s=pass_seconds(inputs, settings, max(moving, expert - ahead)) + rest,
-        limit_s=max(compute, passes * moving / share / inputs.link),
+        first_s=first + packed * inputs.unpack_s + rest,
+        switch_s=pass_seconds(inputs, settings, expert if moving else max(expert - most, 0)) + rest,
+        limit_s=max(
+            passes * (windows + collectives + inputs.other_s),
+            passes * moving / share / inputs.link,
+        ),
         weights_bytes=weights,
         device_bytes=weights + inputs.activation_bytes,
     )
 
 
-def _route(inputs: Inputs, settings: StreamSettings) -> Route:
-    return inputs.sharded if settings.shard and inputs.sharded else inputs.local
-
-
-def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, float]:
-    """W and C of a pass, in seconds, and M, the bytes that it can bring without waiting."""
-    route = _route(inputs, settings)
+def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, float, float]:
+    """W and C of a pass, in seconds, and V and M, in bytes."""
+    route = inputs.route(settings)
     visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
     windows, collectives = visits * sum(inputs.windows_s), visits * inputs.collectives_s
-    brought = route.rate * route.window_factor * windows
-    return (
-        windows,
-        collectives,
-        (brought + route.collective_rate * route.collective_factor * collectives),
-    )
+    held = route.rate * route.window_factor * windows
+    most = held + route.collective_rate * route.collective_factor * collectives
+    return windows, collectives, held, most
 
 
 def pass_seconds(inputs: Inputs, settings: StreamSettings, nbytes: float) -> float:
     """Seconds of the blocks of a pass that has to bring ``nbytes``: the module's formulas."""
-    route = _route(inputs, settings)
-    windows, collectives, most = _capacity(inputs, settings)
+    route = inputs.route(settings)
+    windows, collectives, held, most = _capacity(inputs, settings)
+    alone, timed = windows + collectives, settings.windows is not None
     slow_windows = (route.window_factor - 1) * windows
     slow_collectives = (route.collective_factor - 1) * collectives
-    held = route.rate * route.window_factor * windows
-    timed = settings.windows is not None
     if timed and nbytes <= held:
-        return windows + collectives + slow_windows * nbytes / held
+        return alone + slow_windows * nbytes / held
     if timed and not route.spills:
-        return windows + collectives + slow_windows + (nbytes - held) / route.rate
+        return alone + slow_windows + (nbytes - held) / route.rate
     if nbytes > most:
-        return (
-            windows + collectives + slow_windows + slow_collectives + (nbytes - most) / route.rate
-        )
+        return alone + slow_windows + slow_collectives + (nbytes - most) / route.rate
     if timed:
-        share = (nbytes - held) / (most - held)
-        return windows + collectives + slow_windows + slow_collectives * share
-    return windows + collectives + (slow_windows + slow_collectives) * nbytes / most
+        return alone + slow_windows + slow_collectives * (nbytes - held) / (most - held)
+    return alone + (slow_windows + slow_collectives) * nbytes / most

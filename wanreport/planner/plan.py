@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wanreport.jobs.job import Job
-from wanreport.jobs.settings import StreamSettings
+from wanreport.jobs.job import Job, field_defaults
+from wanreport.jobs.settings import RING, StreamSettings
 from wanreport.planner.cost import Inputs, Prediction, predict
 from wanreport.words import counted, gigabytes, seconds
 
@@ -23,15 +23,21 @@ CLOSE = 0.1  # … below which they are tried
 GAIN = 0.005  # … and by which a trial must be better to overrule them
 Trial = Callable[[Sequence[StreamSettings]], list[list[float]]]
 SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile",
-         "enable_cfg_parallel")  # fmt: skip
+         "enable_cfg_parallel", "transfer")  # fmt: skip
 """Fields that a job shares with another whose measured inputs hold for it too."""
 
 
-def room(budget_gb: float | None, block_bytes: int, outer_bytes: int) -> int:
-    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts."""
+def room(
+    budget_gb: float | None, block_bytes: int, outer_bytes: int, transfer: str = "bf16"
+) -> int:
+    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts.
+
+    Staging buffers of packed transfers take a block's room each, which is more than they need.
+    """
     if budget_gb is None:
         return DEFAULT_ROOM
-    return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes))
+    staging = RING * (transfer == "packed")
+    return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes) - staging)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def candidates(inputs: Inputs, room: int) -> list[Candidate]:
 
     The best is what takes least time over all steps. Of two that are predicted alike the plainer
     comes first, and then the one that moves fewer blocks, which is safer. What the device cannot
-    hold is left out, unless nothing else is left.
+    hold is left out, unless nothing else is left. All are packed where packing was measured.
     """
     found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
     if inputs.device_bytes is not None:
@@ -68,30 +74,30 @@ def candidates(inputs: Inputs, room: int) -> list[Candidate]:
 
 
 def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
-    blocks, several = inputs.blocks, inputs.ranks > 1
+    blocks, plainest = inputs.blocks, StreamSettings()
+    if inputs.packed_bytes:
+        plainest = replace(plainest, transfer="packed")
     if room >= 2 * blocks:
-        return [StreamSettings(0, blocks, both=True)]
+        return [replace(plainest, slots=0, residents=blocks, both=True)]
+
+    def layouts(*slots: int) -> list[StreamSettings]:
+        """With each number of slots as many residents as fit, if a multiple of the slots streams.
+
+        Then a pass's last block and the first of the next one never wait for each other's slot.
+        """
+        residents = [(k, room - k - (room - k - blocks) % k) for k in slots]
+        return [replace(plainest, slots=k, residents=r) for k, r in residents if r >= 0]
+
     if room >= blocks:
-        plain = apart = [StreamSettings(0, blocks)]
+        plain = apart = [replace(plainest, slots=0, residents=blocks)]
     else:
         # Windows ask for a slot more than plain copies, to have two visits for a load. And the copy
         # of one part goes beside the gather of another only with a third slot.
-        plain = _layouts(blocks, room, (2, 3)) or [StreamSettings()]
-        apart = _layouts(blocks, room, (3, 4))
-    found = list(plain)
-    if several:
-        found += [replace(s, windows=window_quotas(inputs, s)) for s in apart or plain]
-        found += [replace(s, shard=True) for s in apart]
-    return found
-
-
-def _layouts(blocks: int, room: int, slots: Sequence[int]) -> list[StreamSettings]:
-    """With each number of slots as many residents as fit, if a multiple of the slots streams.
-
-    Then a pass's last block and the first of the next one never wait for each other's slot.
-    """
-    residents = [room - k - (room - k - blocks) % k for k in slots]
-    return [StreamSettings(k, r) for k, r in zip(slots, residents, strict=True) if r >= 0]
+        plain, apart = layouts(2, 3) or [plainest], layouts(3, 4)
+    if inputs.ranks == 1:
+        return plain
+    windows = [replace(s, windows=window_quotas(inputs, s)) for s in apart or plain]
+    return plain + windows + [replace(s, shard=True) for s in apart]
 
 
 def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
@@ -99,11 +105,9 @@ def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
 
     A multiple of the slots streams if ``fewer`` is one.
     """
-    if settings.residents >= blocks:
-        return replace(settings, residents=fewer)
-    return replace(
-        settings, residents=settings.residents * fewer // blocks // settings.slots * settings.slots
-    )
+    residents, slots = settings.residents, settings.slots
+    less = fewer if residents >= blocks else residents * fewer // blocks // slots * slots
+    return replace(settings, residents=less)
 
 
 def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, int]:
@@ -113,7 +117,7 @@ def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, i
     copies run into collectives, unless it is better to have a block wait for the rest.
     """
     visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
-    need = settings.moving(inputs.blocks) * inputs.block_bytes / visits
+    need = settings.moving(inputs.blocks) * inputs.sent(settings) / visits
     quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
     scale = max(1.0, need / sum(quotas)) if sum(quotas) and inputs.local.spills else 1.0
     # Rounded up, lest a few bytes be left for which a block has to wait.
@@ -126,15 +130,10 @@ def make_plan(
 ) -> tuple[dict[str, Any], StreamSettings]:
     """Choose settings, and say how: the record's ``plan``, JSON-ready, and the settings.
 
-    Parameters
-    ----------
-    room
-        Blocks that the budget holds, see :func:`room`.
-    trial
-        Measures seconds of a step of a small model with two settings, in several turns each. It is
-        asked about the two best that move blocks in different ways, if their predictions are close.
-        It overrules them only by more than its turns differ: with every turn of the second faster
-        than every turn of the first.
+    The budget holds ``room`` blocks, see :func:`room`. A ``trial`` measures seconds of a step of a
+    small model with two settings, in several turns each. It is asked about the two best that move
+    blocks in different ways, if their predictions are close, and overrules them only by more than
+    its turns differ: with every turn of the second faster than every turn of the first.
     """
     found = candidates(inputs, room)
     chosen, by, tried = 0, "prediction", []
@@ -146,15 +145,9 @@ def make_plan(
         if max(turns[1]) < min(turns[0]) * (1 - GAIN):
             chosen, by = rival, "trial"
     plan = {
-        "inputs": asdict(inputs),
-        "room": room,
-        "candidates": [
-            {"settings": asdict(c.settings), "predicted": asdict(c.predicted)} for c in found
-        ],
-        "chosen": chosen,
-        "by": by,
-        "trial": tried,
-    }
+        "inputs": asdict(inputs), "room": room, "candidates": [asdict(c) for c in found],
+        "chosen": chosen, "by": by, "trial": tried,
+    }  # fmt: skip
     return plan, found[chosen].settings
 
 
@@ -172,9 +165,8 @@ def describe(settings: Mapping[str, Any]) -> str:
     if settings["both"]:
         return "both experts resident"
     words = [counted(settings[key], key[:-1]) for key in ("residents", "slots") if settings[key]]
-    words += ["in windows"] if settings["windows"] else []
-    words += ["sharded"] if settings["shard"] else []
-    return ", ".join(words)
+    words += ["in windows"] * bool(settings["windows"]) + ["sharded"] * settings["shard"]
+    return ", ".join(words + ["packed"] * (settings.get("transfer") == "packed"))
 
 
 def from_records(
@@ -184,28 +176,31 @@ def from_records(
 
     `found` are records of real runs; of several that fit the latest counts. There is no trial.
     """
+    fields, wanted = field_defaults(), [getattr(job, key) for key in SHAPE]
     fit = [
         (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
         for path, record in found
         if (record["engine"].get("plan") or {}).get("inputs")
-        and all((record["job"].get(key) or False) == (getattr(job, key) or False) for key in SHAPE)
+        and [record["job"].get(key, fields[key]) for key in SHAPE] == wanted
     ]
     if not fit:
         return None
     *_, path, stored = max(fit, key=lambda entry: entry[:2])
     inputs = Inputs.of({**stored, "steps": job.num_inference_steps})
-    blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes)
+    blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes, job.transfer)
     return path, make_plan(inputs, blocks)[0]
 
 
 def lines(plan: Mapping[str, Any], *, timed: bool) -> list[str]:
     """A plan's candidates as lines of text, the chosen one marked; `timed` shows their seconds."""
-    rows = [(" ", *("step", "first", "switch") * timed, "weights", "settings")]
+    names = ("step", "first", "switch") if timed else ()
+    rows = [(" ", *names, "weights", "settings")]
     for index, candidate in enumerate(plan["candidates"]):
         predicted = candidate["predicted"]
-        times = [seconds(predicted[f"{name}_s"]) for name in ("step", "first", "switch")]
-        mark = ">" if index == plan["chosen"] else " "
-        weights = gigabytes(predicted["weights_bytes"])
-        rows.append((mark, *times * timed, weights, describe(candidate["settings"])))
+        rows.append((
+            ">" if index == plan["chosen"] else " ",
+            *(seconds(predicted[f"{name}_s"]) for name in names),
+            gigabytes(predicted["weights_bytes"]), describe(candidate["settings"]),
+        ))  # fmt: skip
     table = [f"{row[0]} {''.join(f'{word:<11}' for word in row[1:-1])}{row[-1]}" for row in rows]
     return [f"room for {counted(plan['room'], 'block')}", *table, f"chosen by {plan['by']}"]

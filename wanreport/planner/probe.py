@@ -12,10 +12,10 @@ All ranks must call each method; all get the same answer, that of the slowest.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.engines import Stream
-from wanreport.engines.base import Event, Timeline
 from wanreport.jobs.settings import SEGMENTS, StreamSettings
 from wanreport.model.clock import StepClock, hot_steps, reset_peaks
 from wanreport.model.denoise import Guidance, predict
@@ -54,11 +53,6 @@ class Phases:
     step: float
     arrived: tuple[float, ...] = ()
 
-    def scaled(self, factor: float) -> Phases:
-        """All times of the blocks that many times as long."""
-        pre, attend, post = (factor * seconds for seconds in self.windows)
-        return replace(self, windows=(pre, attend, post), collectives=factor * self.collectives)
-
 
 class _Timed(Stream):
     """Notes every window on the timeline, beside what an engine notes anyway."""
@@ -83,45 +77,25 @@ class _Timed(Stream):
         super().after_block(expert, block)
 
 
-class _LoadsOnly(Timeline):
-    """Notes on another timeline what a feeder loads, and not that it computes nothing."""
-
-    def __init__(self, other: Timeline) -> None:
-        super().__init__(other.device)
-        self.events, self.step = other.events, other.step
-
-    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
-        return None if lane == "compute" else super().begin(lane, what, expert, block)
-
-
 class Probe:
     """Measures one job's shape on this machine.
 
-    Parameters
-    ----------
-    make
-        Gives the first expert with so many blocks, on the meta device.
-    store
-        Holds at least as many blocks of it, on the host.
-    latents, guidance
-        As the job's own; ``latents`` on the device. They must be noise as the job's are: on zeros
-        a GPU draws less power, and runs up to ten per cent faster.
+    ``make`` gives the first expert with so many blocks, on the meta device; the ``store`` holds at
+    least as many, and if they lie packed, so they travel. ``latents``, on the device, and
+    ``guidance`` are as the job's own: on zeros a GPU draws less power, and runs up to ten per cent
+    faster.
     """
 
     def __init__(
-        self,
-        make: Callable[[int], Expert],
-        store: HostStore,
-        group: dist.ProcessGroup | None,
-        latents: Tensor,
-        guidance: Guidance,
-    ) -> None:
+        self, make: Callable[[int], Expert], store: HostStore, group: dist.ProcessGroup | None,
+        latents: Tensor, guidance: Guidance,
+    ) -> None:  # fmt: skip
         self.make, self.store, self.group = make, store, group
         self.latents, self.guidance, self.device = latents, guidance, latents.device
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
-        self.branches = guidance.branches
-        self.name, self.several = EXPERTS[0], dist.get_world_size(group) > 1
+        self.name, self.ranks = EXPERTS[0], dist.get_world_size(group)
         self.blocks = len(store.units(self.name)) - 1
+        self.plainest = StreamSettings(transfer="packed" if store.packing else "bf16")
         self._hot = 0  # steps before a measurement, not known yet
         if self.blocks < LEAST:
             raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
@@ -137,22 +111,30 @@ class Probe:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in tensor.tolist()]
 
+    def _begin(self, engine: Stream, expert: Expert, warm: int, steps: int) -> None:
+        """Announce some steps, all ranks at once, and run those that come before the others."""
+        engine.begin([self.name] * self.guidance.visits(engine) * (warm + steps))
+        dist.barrier(self.group)
+        for _ in range(warm):
+            self._step(engine, expert)
+
     def _step(self, engine: Stream, expert: Expert) -> None:
         predict(expert, engine, self.latents, self.timestep, self.guidance)
 
     def inputs(self, link: float | None, steps: int) -> Inputs:
         """Measure what predictions need.
 
-        Parameters
-        ----------
-        link
-            Bytes a second of one device that copies alone; None: take what arrives in blocks.
-        steps
-            Of the job's schedule.
+        ``link`` are bytes a second of one device that copies alone; None: take what arrives in
+        blocks. ``steps`` are the schedule's.
         """
-        cuda = self.device.type == "cuda"
-        free = _free(self.device)
-        engine = _Timed(StreamSettings(0, BLOCKS))
+        cuda, layouts = self.device.type == "cuda", self.store.layouts
+        free, held = 0, 0  # bytes that this process can still take
+        if cuda:
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
+            free = torch.cuda.mem_get_info(self.device)[0] + held
+        engine = _Timed(replace(self.plainest, slots=0, residents=BLOCKS))
         expert = self._attached(engine, BLOCKS)
         self._passes(engine, expert)  # compiles, connects, brings the weights
         warm = self._passes(engine, expert)
@@ -161,97 +143,80 @@ class Probe:
         reset_peaks(self.device)
         quiet = self._passes(engine, expert)
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
-        local = self._route(False, engine, expert, quiet)
-        sharded = self._route(True, engine, expert, quiet) if self.several else None
+        local, nbytes, unpack_s = self._route(False, engine, expert, quiet)
+        sharded = self._route(True, engine, expert, quiet)[0] if self.ranks > 1 else None
         plain = self._turn(engine, expert, PASSES, warm=1)
-        alone = quiet.scaled(min(plain / quiet.step, 1.0))
+        alone = min(plain / quiet.step, 1.0)
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
-        layouts = self.store.layouts
+        pre, attend, post = (alone * seconds for seconds in quiet.windows)
         return Inputs(
-            blocks=self.blocks,
-            block_bytes=layouts[self.name, 0].nbytes,
+            blocks=self.blocks, block_bytes=layouts[self.name, 0].nbytes,
             outer_bytes=layouts[self.name, None].nbytes,
-            ranks=dist.get_world_size(self.group),
-            branches=self.branches,
-            steps=steps,
-            windows_s=alone.windows,
-            collectives_s=alone.collectives,
-            other_s=alone.other,
-            link=link or local.rate,
-            local=local,
-            sharded=sharded,
+            ranks=self.ranks, branches=self.guidance.branches, steps=steps,
+            windows_s=(pre, attend, post), collectives_s=alone * quiet.collectives,
+            other_s=quiet.other, link=link or local.rate, local=local, sharded=sharded,
             activation_bytes=int(activations),
             device_bytes=int(-device_bytes) if cuda else None,
-        )
+            packed_bytes=nbytes if self.store.packing else None, unpack_s=unpack_s,
+        )  # fmt: skip
 
-    def _passes(self, engine: _Timed, expert: Expert, feeder: Stream | None = None,
-                loads: int = 0) -> Phases:  # fmt: skip
+    def _passes(
+        self, engine: _Timed, expert: Expert, feeder: Stream | None = None, loads: int = 0
+    ) -> Phases:
         """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
-        visits = self.guidance.visits(engine)
-        engine.begin([self.name] * visits * (self._hot + PASSES))
-        dist.barrier(self.group)
-        for _ in range(self._hot):
-            self._step(engine, expert)
+        self._begin(engine, expert, self._hot, PASSES)
         timeline.step = 0
         if feeder is not None:
-            feeder.mover.timeline = _LoadsOnly(timeline)
+            feeder.mover.timeline = timeline
             self._feed(feeder, loads)
         for _ in range(PASSES):
             with timeline.during("pass", "pass", self.name, None):
                 self._step(engine, expert)
         timeline.step = None
         rows = timeline.rows()
-
-        def lengths(lane: str, what: str) -> list[float]:
-            return [
-                (row["end_ms"] - row["start_ms"]) / 1e3
-                for row in rows
-                if (row["lane"], row["what"]) == (lane, what)
-            ]
-
-        windows = [statistics.median(lengths("window", segment)) for segment in SEGMENTS]
-        there, back = (lengths("collective", "all_to_all")[i::2] for i in (0, 1))
-        meet = expert.parallel.size > 1
-        whole, inside = sum(lengths("pass", "pass")), sum(lengths("compute", "block"))
+        windows = [median(_lengths(rows, "window", segment)) for segment in SEGMENTS]
+        meets = _lengths(rows, "collective")
+        meeting = median(meets[::2]) + median(meets[1::2]) if expert.parallel.size > 1 else 0.0
+        whole = _lengths(rows, "pass")
+        outside = sum(whole) - sum(_lengths(rows, "compute"))  # a feeder's blocks are there too
+        outside /= self.guidance.visits(engine) * PASSES
         arrived: list[float] = []
         if feeder is not None:
-            first = min(row["start_ms"] for row in rows if row["lane"] == "copy")
-            at = [first / 1e3, *_arrivals(rows)]
+            begun = min(row["start_ms"] for row in rows if row["lane"] == "copy") / 1e3
+            at = [begun, *_arrivals(rows)]
             spans = [(row["start_ms"] / 1e3, row["end_ms"] / 1e3)
                      for row in rows if row["lane"] == "pass"]  # fmt: skip
             loads_at = np.interp(spans, at, np.arange(len(at)))
             arrived = [float(ended - begun) * feeder.nbytes for begun, ended in loads_at]
         pre, attend, post, collectives, other, step, *less = self._slowest(
-            [
-                *windows,
-                statistics.median(there) + statistics.median(back) if meet else 0.0,
-                max(whole - inside, 0.0) / (visits * PASSES),
-                statistics.median(lengths("pass", "pass")),
-                *(-each for each in arrived),
-            ]
+            [*windows, meeting, max(outside, 0.0), median(whole), *(-each for each in arrived)]
         )
         return Phases((pre, attend, post), collectives, other, step, tuple(-each for each in less))
 
-    def _route(self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases) -> Route:
-        """Measure loads alone, and then beside the blocks."""
-        feeder = Stream(StreamSettings(3 if shard else 2, shard=shard))
+    def _route(
+        self, shard: bool, engine: _Timed, expert: Expert, quiet: Phases
+    ) -> tuple[Route, int, float]:
+        """Measure loads alone, then beside the blocks: the route, a load's bytes, its unpacking."""
+        feeder = Stream(replace(self.plainest, slots=3 if shard else 2, shard=shard))
         self._attached(feeder, FED)
         self._feed(feeder, FED)  # connects
         timeline = feeder.mover.timeline
         timeline.step = 0
         dist.barrier(self.group)
         self._feed(feeder, 4 * FED)
-        at = _arrivals(timeline.rows())
-        (slowest,) = self._slowest([(at[-1] - at[0]) / (len(at) - 1)])
-        rate = feeder.nbytes / slowest
+        rows = timeline.rows()
+        at = _arrivals(rows)
+        unpacking = median(_lengths(rows, "unpack") or [0.0])
+        slowest, unpack_s = self._slowest([(at[-1] - at[0]) / (len(at) - 1), unpacking])
         # Enough of them to outlast the passes, even where these take half as long again.
         loads = min(math.ceil(1.5 * PASSES * quiet.step / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
-        return route(rate, quiet, busy, engine.blocks * self.branches)
+        visits = engine.blocks * self.guidance.branches
+        return route(feeder.nbytes / slowest, quiet, busy, visits), feeder.nbytes, unpack_s
 
     def _feed(self, feeder: Stream, loads: int) -> None:
         """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
@@ -269,12 +234,8 @@ class Probe:
     def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
         """Let two settings take turns in the order A B B A, on an expert of a few blocks.
 
-        The share of residents is kept.
-
-        Returns
-        -------
-        For each of the two, seconds of a step in each of its turns. A turn is a step or, where
-        steps are short, as many as take about a second.
+        Return, for each, seconds of a step in each of its turns. A turn is a step or, where steps
+        are short, as many as take about a second. The share of residents is kept.
         """
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
@@ -286,44 +247,35 @@ class Probe:
             seconds = self._turn(engines[i], experts[i], steps, warm)
             if turn < len(engines):  # connects, and tells how many steps a turn takes
                 steps = max(steps, math.ceil(TURN_S / seconds))
-                continue
-            turns[i].append(seconds)
+            else:
+                turns[i].append(seconds)
         for engine in engines:
             engine.detach()
         return turns
 
     def _turn(self, engine: Stream, expert: Expert, steps: int, warm: int) -> float:
         """Seconds of a step, the median of some, after others that bring what they start from."""
-        visits = self.guidance.visits(engine)
-        engine.begin([self.name] * visits * (warm + steps))
-        dist.barrier(self.group)
-        for _ in range(warm):
-            self._step(engine, expert)
+        self._begin(engine, expert, warm, steps)
         clock = StepClock(self.device)
         for _ in range(steps):
             with clock.step():
                 self._step(engine, expert)
-        (slowest,) = self._slowest([statistics.median(clock.seconds())])
+        (slowest,) = self._slowest([median(clock.seconds())])
         return slowest
 
 
 def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
     """What loads and computation cost each other, from both alone and together.
 
-    Parameters
-    ----------
-    rate
-        Bytes a second of loads alone; in windows they are taken to be as fast.
-    quiet, busy
-        The same steps without loads, and with loads in flight all the time.
-    visits
-        Of a block by a branch, in one of these steps. What arrives in collectives is what is left
-        of a step's bytes beside its windows: a small difference, of which the median step counts.
+    ``rate`` are bytes a second of loads alone; in windows they are taken to be as fast. ``quiet``
+    and ``busy`` are the same steps without loads, and with loads in flight all the time; a block
+    is visited ``visits`` times in one. What arrives in collectives is what is left of a step's
+    bytes beside its windows: a small difference, of which the median step counts.
     """
     windows, collectives = visits * sum(busy.windows), visits * busy.collectives
     beside = rate
     if collectives:
-        beside = (statistics.median(busy.arrived) - rate * windows) / collectives
+        beside = (median(busy.arrived) - rate * windows) / collectives
     return Route(
         rate=rate,
         collective_rate=min(max(beside, 0.0), rate),
@@ -332,15 +284,17 @@ def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
     )
 
 
+def _lengths(rows: Sequence[dict[str, Any]], lane: str, what: str | None = None) -> list[float]:
+    """Seconds of each event of a lane, or of one kind of them."""
+    return [
+        (row["end_ms"] - row["start_ms"]) / 1e3
+        for row in rows
+        if row["lane"] == lane and what in (None, row["what"])
+    ]
+
+
 def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """When each load was there, in seconds: the end of its gather, else of its copy."""
-    lane = "gather" if any(row["lane"] == "gather" for row in rows) else "copy"
-    return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == lane)
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of device memory that this process can still take; 0 where nothing bounds it."""
-    if device.type != "cuda":
-        return 0
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
+    """When each load was there, in seconds: the end of the last thing that happens to it."""
+    lanes = {row["lane"] for row in rows}
+    last = next(lane for lane in ("unpack", "gather", "copy") if lane in lanes)
+    return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == last)

@@ -1,0 +1,137 @@
+"""Packed weights are the bits that went in, whatever these are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.models import make_experts
+from tests.ranks import run_ranks
+from wanreport.model import packed
+from wanreport.model.packed import LANES, pack, unpack
+from wanreport.model.weights import HostStore, RandomWeights
+
+BEFORE, VALUES, AFTER = 256, 128 * 9, 512
+STOP = BEFORE + 2 * VALUES
+
+
+def bits(
+    *, least: int = 108, exponents: int = 12, odd: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """A unit whose values have some exponents from ``least`` on; each 40th is one of ``odd``."""
+    made = torch.Generator().manual_seed(seed)
+    unit = torch.randint(0, 256, (STOP + AFTER,), generator=made, dtype=torch.uint8)
+    words = unit[BEFORE:STOP].view(torch.int16)
+    exponent = torch.randint(least, least + exponents, (VALUES,), generator=made)
+    words &= ~(255 << 7)
+    words |= (exponent << 7).to(torch.int16)
+    if odd is not None:
+        words[::40] = odd[torch.arange(len(words[::40])) % len(odd)]
+    return unit
+
+
+def special() -> Tensor:
+    """Zeros, denormals, the least and greatest normals, infinities and NaN, of both signs."""
+    some = torch.tensor([0, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF], dtype=torch.int16)
+    return torch.cat([some, some | -0x8000])
+
+
+UNITS = {
+    "usual": bits(),
+    "special values": bits(odd=special()),
+    "every exponent": bits(odd=(torch.arange(256) << 7).to(torch.int16)),
+    **{f"15 exponents from {least}": bits(least=least, exponents=15) for least in (0, 1, 127, 241)},
+}
+
+
+def same(unit: Tensor) -> float | None:
+    """Its packed size against its own, once it is known that the bits come back; None if raw."""
+    found = pack(unit, BEFORE, STOP)
+    if found is None:
+        return None
+    packing, small = found
+    assert small.numel() == packing.nbytes < unit.numel()
+    out = torch.full_like(unit, 0xFF)
+    unpack(small, packing, out)
+    assert torch.equal(out, unit)
+    if packed.kernels is not None:  # on a GPU, or interpreted
+        out = torch.full_like(unit, 0xFF)
+        packed.kernels.unpack(packing.parts(small), packing.base * LANES, out[BEFORE:STOP])
+        assert torch.equal(out[BEFORE:STOP], unit[BEFORE:STOP])
+    return small.numel() / unit.numel()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_bit_comes_back(unit: str) -> None:
+    size = same(UNITS[unit])
+    assert size is not None and size < 0.95
+
+
+@pytest.mark.parametrize("word", special().tolist())
+def test_values_that_are_all_alike_come_back(word: int) -> None:
+    unit = bits()
+    unit[BEFORE:STOP].view(torch.int16).fill_(word)
+    assert same(unit) is not None
+
+
+@given(st.integers(0, 200), st.integers(1, 56), st.integers(0, 9))
+def test_what_is_packed_is_smaller_and_what_would_not_shrink_stays(least, exponents, seed):
+    assert (same(bits(least=least, exponents=exponents, seed=seed)) is None) == (exponents > 16)
+
+
+def test_normal_weights_take_three_quarters() -> None:
+    values = torch.randn(1 << 18, generator=torch.Generator().manual_seed(0)).bfloat16()
+    unit = values.view(torch.uint8)
+    found = pack(unit, 0, unit.numel())
+    assert found is not None
+    assert found[0].nbytes / unit.numel() == pytest.approx(0.75, abs=1e-3)
+    assert pack(unit, 0, 0) is None, "no bfloat16 in it"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_kernels_give_the_bits_of_the_reference_when_interpreted() -> None:
+    this = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "every_bit or all_alike", __file__]
+    found = subprocess.run(this, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True)
+    assert found.returncode == 0, found.stdout.decode()
+
+
+class _Odd(RandomWeights):
+    """One block of uniformly random bits, which does not shrink."""
+
+    def fill(self, expert: str, name: str, out: Tensor) -> None:
+        super().fill(expert, name, out)
+        if name.startswith("blocks.1.") and out.dtype == torch.bfloat16:
+            out.view(torch.int16).random_(
+                -(2**15), 2**15, generator=torch.Generator().manual_seed(1)
+            )
+
+
+def _stores(shared: bool) -> None:
+    import torch.distributed as dist
+
+    experts, group = make_experts(), dist.group.WORLD if shared else None
+    plain = HostStore(experts, _Odd(0), group=group)
+    store = HostStore(experts, _Odd(0), group=group, packing=torch.device("cpu"))
+    for key, layout in store.layouts.items():
+        small, packing = store.buffer(*key), store.packings.get(key)
+        assert (packing is None) == (key[1] in (None, 1))
+        out = torch.empty(layout.nbytes, dtype=torch.uint8)
+        unpack(small, packing, out)
+        for piece in layout.slices:
+            mine, theirs = (piece.of(each).view(torch.uint8) for each in (out, plain.buffer(*key)))
+            assert torch.equal(mine, theirs)
+        if packing:
+            assert small.numel() < 0.85 * layout.nbytes
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_store_packs_blocks_and_leaves_what_does_not_shrink(shared: bool) -> None:
+    run_ranks(_stores, 2, shared)

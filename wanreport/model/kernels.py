@@ -1,0 +1,61 @@
+"""The kernels that unpack weights on a GPU; Triton is where torch has a GPU.
+
+Beside a large matrix product they wait for multiprocessors. Half of these bring about as many
+bytes a second as all do, since the GPU's memory is the limit, and leave the rest to computation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SHARE = 0.5  # of the multiprocessors, one program each
+WORDS = 4096  # of a quarter, that a program decodes at once
+WARPS = 16
+ESCAPES = 1024
+
+
+@triton.jit
+def _word(signs, codes, base):  # type: ignore[no-untyped-def]
+    exponents = ((codes & 0x000F000F) << 7) + base
+    return (signs & 0x007F007F) | ((signs & 0x00800080) << 8) | exponents
+
+
+@triton.jit
+def _decode(signs, codes, out, quarter, base, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    for first in range(tl.program_id(0) * WORDS, quarter, tl.num_programs(0) * WORDS):
+        at = first + tl.arange(0, WORDS)
+        here = at < quarter
+        code = tl.load(codes + at, mask=here, eviction_policy="evict_first")
+        one = tl.load(signs + at, mask=here, eviction_policy="evict_first")
+        two = tl.load(signs + quarter + at, mask=here, eviction_policy="evict_first")
+        tl.store(out + at, _word(one, code, base), mask=here)
+        tl.store(out + quarter + at, _word(one >> 8, code >> 4, base), mask=here)
+        tl.store(out + 2 * quarter + at, _word(two, code >> 8, base), mask=here)
+        tl.store(out + 3 * quarter + at, _word(two >> 8, code >> 12, base), mask=here)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _patch(positions, values, out, count, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    here = at < count
+    where = tl.load(positions + at, mask=here, other=0)
+    tl.store(out + where, tl.load(values + at, mask=here), mask=here)
+
+
+def unpack(parts: Any, base: int, out: Tensor) -> None:
+    """As :func:`wanreport.model.packed.unpack_by_torch`, on the current stream."""
+    quarter, programs = parts.codes.numel(), 2
+    if out.is_cuda:
+        processors = torch.cuda.get_device_properties(out.device).multi_processor_count
+        programs = max(1, int(SHARE * processors))
+    _decode[(programs,)](parts.bytes, parts.codes, out.view(torch.int32), quarter, base,
+                         WORDS=WORDS, num_warps=WARPS)  # fmt: skip
+    if escapes := parts.positions.numel():
+        _patch[(triton.cdiv(escapes, ESCAPES),)](
+            parts.positions, parts.values, out.view(torch.int16), escapes, SIZE=ESCAPES
+        )

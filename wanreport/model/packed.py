@@ -1,0 +1,152 @@
+"""Weights that cross the link in three quarters of their bytes and arrive bit by bit the same.
+
+A bfloat16 is a sign, 8 bits of exponent and 7 of mantissa. The weights of a block have few
+exponents: 15 neighbouring ones cover all but some in ten thousand. So a *packed* unit holds
+
+    | signs and mantissas | exponents − base | positions of escapes | their values | the rest |
+      a byte a value        4 bits a value     4 bytes each           2 bytes each
+
+where ``base`` is the least of the 15. Code 15 is an escape: the value itself stands in the list.
+Tensors of another dtype, the rest, travel as they are, and so does all of a unit that would not
+shrink. Hence any weights arrive exactly, NaN and denormals too.
+
+So that one 32-bit operation decodes two values, values are taken in words of two, and the words in
+four quarters. Word j of all quarters lies together: its exponents are one word, nibbles 0 to 3 for
+the low halves and 4 to 7 for the high ones; its signs and mantissas are one word for quarters 0 and
+1 and another for 2 and 3, bytes in the order low, low, high, high.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from wanreport.model import kernels
+except ImportError:  # without Triton, as on machines without a GPU
+    kernels = None  # type: ignore[assignment]
+
+EDGE = 16  # bytes; parts begin at its multiples, as a GPU's widest loads want it
+CODES = 15
+LANES = 0x00800080  # the lowest bit of both exponents of a word, or the sign of both bytes
+
+
+class Parts(NamedTuple):
+    """Views of a packed unit; the first two are int32, ``[2, words]`` and ``[words]``."""
+
+    bytes: Tensor
+    codes: Tensor
+    positions: Tensor
+    values: Tensor
+    rest: Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one unit is packed.
+
+    Attributes
+    ----------
+    start, stop
+        Bytes of the unit that hold bfloat16, a multiple of 16 of them.
+    whole
+        Bytes of the unit as it is.
+    base
+        The exponent of code 0.
+    escapes
+        Values whose exponent has no code.
+    """
+
+    start: int
+    stop: int
+    whole: int
+    base: int
+    escapes: int
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        values = (self.stop - self.start) // 2
+        return (values, values // 2, 4 * self.escapes, 2 * self.escapes, self.whole - 2 * values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed unit."""
+        return sum(-(-size // EDGE) * EDGE for size in self._sizes)
+
+    def parts(self, packed: Tensor) -> Parts:
+        """Views of a packed unit, which is uint8 and ``nbytes`` long or longer."""
+        found, at = [], 0
+        for size in self._sizes:
+            found.append(packed[at : at + size])
+            at += -(-size // EDGE) * EDGE
+        signs, codes, positions, values, rest = found
+        return Parts(
+            signs.view(torch.int32).view(2, -1), codes.view(torch.int32),
+            positions.view(torch.int32), values.view(torch.int16), rest,
+        )  # fmt: skip
+
+
+def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
+    """Pack a unit, uint8, whose bytes ``start`` to ``stop`` hold bfloat16, on its own device.
+
+    Returns
+    -------
+    How it is packed, and the packed unit; None if it would not shrink.
+    """
+    if start == stop:
+        return None
+    words = unit[start:stop].view(torch.int32).view(4, -1)
+    counts = sum(torch.bincount(_exponents(word), minlength=256) for word in words)
+    covered = counts.unfold(0, CODES, 1).sum(1).tolist()  # type: ignore[union-attr]
+    base = max(range(len(covered)), key=covered.__getitem__)
+    escapes = (stop - start) // 2 - covered[base]
+    packing = Packing(start, stop, unit.numel(), base, escapes)
+    if packing.nbytes >= unit.numel():
+        return None
+    packed = torch.zeros(packing.nbytes, dtype=torch.uint8, device=unit.device)
+    parts, found = packing.parts(packed), []
+    for quarter, word in enumerate(words):
+        signs = (word & 0x007F007F) | (word >> 8 & LANES)
+        parts.bytes[quarter // 2] |= signs << 8 * (quarter % 2)
+        codes = _exponents(word) - base
+        escaped = (codes < 0) | (codes >= CODES)
+        codes.masked_fill_(escaped, CODES)
+        parts.codes.bitwise_or_(codes.view(torch.int32) << 4 * quarter)
+        found.append(escaped.nonzero().squeeze(1) + quarter * codes.numel())
+    positions = torch.cat(found)
+    parts.positions.copy_(positions)
+    parts.values.copy_(words.view(torch.int16).view(-1)[positions])
+    parts.rest.copy_(torch.cat([unit[:start], unit[stop:]]))
+    return packing, packed
+
+
+def _exponents(words: Tensor) -> Tensor:
+    """Both exponents of each word, int16."""
+    return (words >> 7 & 0x00FF00FF).view(torch.int16)
+
+
+def unpack(packed: Tensor, packing: Packing | None, out: Tensor) -> None:
+    """Write a packed unit's bytes to ``out``, uint8, on the current stream of their device."""
+    if packing is None:
+        out[: packed.numel()].copy_(packed)
+        return
+    parts = packing.parts(packed)
+    out[: packing.start].copy_(parts.rest[: packing.start])
+    out[packing.stop : packing.whole].copy_(parts.rest[packing.start :])
+    values = out[packing.start : packing.stop]
+    if kernels is not None and out.is_cuda:
+        kernels.unpack(parts, packing.base * LANES, values)
+    else:
+        unpack_by_torch(parts, packing.base * LANES, values)
+
+
+def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:
+    """What the kernels do, in plain operations; ``base`` is in both halves of a word."""
+    for quarter, word in enumerate(out.view(torch.int32).view(4, -1)):
+        signs = parts.bytes[quarter // 2] >> 8 * (quarter % 2)
+        exponents = ((parts.codes >> 4 * quarter & 0x000F000F) << 7) + base
+        word.copy_((signs & 0x007F007F) | (signs & LANES) << 8 | exponents)
+    out.view(torch.int16)[parts.positions.long()] = parts.values
