@@ -70,16 +70,10 @@ def browser() -> Iterator[Any]:
 
     assert CHROMIUM, "no chromium on the PATH"
     with sync_playwright() as playwright:
+        flags = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync"]  # fmt: skip
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-            ],
+            executable_path=CHROMIUM, args=[f"--{flag}" for flag in flags]
         )
         yield chromium
         chromium.close()

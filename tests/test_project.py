@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -111,16 +112,13 @@ def imported_modules(path: Path) -> set[str]:
     """Dotted names that a file imports, anywhere in it, but not for type checkers alone."""
     tree = ast.parse(path.read_text())
     unseen = {
-        id(inner)
+        inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
+        for inner in ast.walk(node)
     }
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in unseen:
-            continue
+    for node in set(ast.walk(tree)) - unseen:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -132,15 +130,9 @@ def imported_modules(path: Path) -> set[str]:
 
 def sources(*parts: str) -> list[Path]:
     """The files of modules or packages of wanreport."""
-    return [
-        path
-        for part in parts
-        for path in (
-            sorted((PACKAGE / part).rglob("*.py"))
-            if (PACKAGE / part).is_dir()
-            else [PACKAGE / f"{part}.py"]
-        )
-    ]
+    return [path for part in parts
+            for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+            ]  # fmt: skip
 
 
 def rooms(path: Path) -> set[str]:
@@ -173,12 +165,13 @@ def test_every_dependency_is_used() -> None:
     assert set(ranges(PROJECT["dependencies"])) - used <= unseen
 
 
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
 def loaded_with(*modules: str) -> set[str]:
     """The names of all modules that a new process has after importing some."""
-    code = f"import sys, {', '.join(modules)}\nprint(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-c", f"import sys, {', '.join(modules)}\nprint(*sys.modules)")
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
@@ -255,15 +248,9 @@ def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
     code = "\n".join(code_of(README))
     named = set(re.findall(r"\bmake ([a-z]+)\b", code))
     assert {"report", "test"} <= named <= targets
-    for command in set(re.findall(r"\bwanreport ([a-z]+)\b", code)):
-        done = subprocess.run(
-            [sys.executable, "-m", "wanreport", command, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"wanreport {command}: {done.stderr}"
+    offered = run(sys.executable, "-m", "wanreport", "--help").stdout
+    for command in re.findall(r"\bwanreport ([a-z]+)\b", code):
+        assert re.search(rf"\b{command}\b", offered), command
 
 
 def code_of(markdown: str) -> list[str]:
@@ -287,47 +274,28 @@ def test_the_readme_names_only_files_that_exist() -> None:
 
 
 def test_make_explains_itself_by_default() -> None:
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in TARGETS:
-        assert f"make {target} " in done.stdout
+    said = run("make").stdout
+    assert all(f"make {target} " in said for target in TARGETS)
 
 
-def make_with(python: Path, tmp_path: Path, *variables: str) -> str:
-    """What `make test` complains of in a bare folder with that PYTHON; it must fail there."""
+@pytest.mark.parametrize(
+    ("missing", "variables", "message"),
+    [
+        ("version_info", [], "no Python 3.11 or newer found"),
+        ("torch", ["TORCH=system"], "TORCH=system needs torch 2.11 to 2.13"),
+        ("venv", [], "apt install python3-venv"),
+    ],
+)
+def test_make_says_what_is_missing(
+    tmp_path: Path, missing: str, variables: list[str], message: str
+) -> None:
+    """In a bare folder, with a Python that fails when `missing` is among its arguments."""
+    python = tmp_path / "python3"
+    exits = f'case "$*" in *{missing}*) exit 1;; esac'
+    python.write_text(f'#!/bin/sh\n{exits}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    done = subprocess.run(
-        ["make", "test", f"PYTHON={python}", *variables],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
+    done = run("make", "test", f"PYTHON={python}", *variables, cwd=tmp_path)
+    assert done.returncode != 0 and message in done.stderr
     assert not (tmp_path / ".venv" / ".ready").exists()
-    return done.stderr
-
-
-def python_that_fails_at(word: str, folder: Path) -> Path:
-    """A Python that fails when `word` is among its arguments, and prints no more than that."""
-    path = folder / "python3"
-    path.write_text(
-        f'#!/bin/sh\ncase "$*" in *{word}*) exit 1;; esac\nexec {sys.executable} "$@"\n'
-    )
-    path.chmod(0o755)
-    return path
-
-
-def test_make_asks_for_a_newer_python(tmp_path: Path) -> None:
-    message = make_with(python_that_fails_at("version_info", tmp_path), tmp_path)
-    assert "no Python 3.11 or newer found" in message
-
-
-def test_make_says_that_the_systems_torch_does_not_do(tmp_path: Path) -> None:
-    message = make_with(python_that_fails_at("torch", tmp_path), tmp_path, "TORCH=system")
-    assert "TORCH=system needs torch 2.11 to 2.13" in message
-
-
-def test_make_says_that_venv_is_missing(tmp_path: Path) -> None:
-    message = make_with(python_that_fails_at("venv", tmp_path), tmp_path)
-    assert "apt install python3-venv" in message

@@ -228,14 +228,6 @@ def test_an_entry_that_does_not_fit_its_fact_is_named(
         derive(tmp_path, (fact, entry.model_copy(update=change)))
 
 
-def test_a_failed_derivation_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "source.json"
-    path.write_text("old")
-    with pytest.raises(SystemExit, match="there is no wheel"):
-        citations.main([str(tmp_path)], path)
-    assert path.read_text() == "old"
-
-
 # The committed result -----------------------------------------------------------------------------
 
 

@@ -83,7 +83,18 @@ class Ledger(dict[str, Entry]):
         self.sizes = evidence["architecture"]["numbers"]
         self._rests_on = {name: needs for start, needs in judging.rests_on.items()
                           for name in facts.below([start])}  # fmt: skip
-        self._verdicts = self._judged()
+        self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
+        for name, fact in facts.items():
+            if fact.how:
+                kind = "published" if fact.part == "8" else "arithmetic"
+                kind = "schedule" if "switch_step" in fact.how else kind
+                self._verdicts[name].append(self._number(fact, kind, fact.how))
+        for citation in evidence["source"]["citations"]:
+            self._verdicts[facts[citation["fact"]].id].append(_cited(citation))
+        # What others repeat comes before them; what runs say does not count there.
+        for check in sorted(judging.checks, key=lambda c: (c.by is not None, bool(c.repeats))):
+            for name in facts.below(check.fact):
+                self._verdicts[name] += self._checked(facts[name], check)
         for name in facts:
             self[name]
 
@@ -126,14 +137,12 @@ class Ledger(dict[str, Entry]):
 
     def lookup(self, name: str) -> Quantity | str:
         """What an id stands for: a size, a number as printed, a date as its day, a text."""
-        if name in self.sizes:
-            return Quantity(*[self.sizes[name]] * 3)
-        value = self.facts[name].value
+        value = self.sizes[name] if name in self.sizes else self.facts[name].value
         if isinstance(value, Decimal):
             return self.facts[name].quantity
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", value or ""):
-            return Quantity(*[date.fromisoformat(value or "").toordinal()] * 3)
-        return self.facts.text(name)
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
+            value = date.fromisoformat(str(value)).toordinal()
+        return Quantity(*[value] * 3) if isinstance(value, int) else self.facts.text(name)
 
     def _right(self, name: str) -> Quantity | str:
         """What an id should stand for."""
@@ -147,32 +156,11 @@ class Ledger(dict[str, Entry]):
         """Put facts as printed for ``{id}`` and computed numbers for ``{formula:.1f}``."""
         return self.facts.fill(text, compute=self.compute)
 
-    # Checks --------------------------------------------------------------------------------------
-
-    def _judged(self) -> dict[str, list[Verdict]]:
-        """The verdicts of all checks, by fact."""
-        found: dict[str, list[Verdict]] = {name: [] for name in self.facts}
-        for name, fact in self.facts.items():
-            if fact.how:
-                kind = "published" if fact.part == "8" else "arithmetic"
-                kind = "schedule" if "switch_step" in fact.how else kind
-                found[name].append(self._number(fact, kind, fact.how))
-        for citation in self.evidence["source"]["citations"]:
-            found[self.facts[citation["fact"]].id].append(_cited(citation))
-        # What others repeat comes before them; what runs say does not count there.
-        for check in sorted(self.judging.checks, key=lambda c: (c.by is not None, bool(c.repeats))):
-            repeated = found[self.facts[check.repeats].id] if check.repeats else []
-            for name in self.facts.below(check.fact):
-                found[name] += self._checked(self.facts[name], check, repeated)
-        return found
-
-    def _checked(self, fact: Fact, check: Check, repeated: list[Verdict]) -> list[Verdict]:
+    def _checked(self, fact: Fact, check: Check) -> list[Verdict]:
+        """What one entry of ``checks.yaml`` says of a fact."""
         why, instead = self.text(check.why), self.text(check.instead)
         if check.by is not None:
             return list(self._measured(check.by))
-        if check.repeats:
-            outcome = worst(verdict.outcome for verdict in repeated)
-            return [Verdict(check.check, outcome, f"{why} See {check.repeats}.".strip())]
         if check.how:
             # No formula says what a measurement should have been.
             other = fact.kind == "measured" or check.check in ("arithmetic", "published")
@@ -180,6 +168,10 @@ class Ledger(dict[str, Entry]):
         held = [condition(text, self.compute) for text in check.holds]
         outcome = worst(each for each, _ in held)
         words = f"{why} {'; '.join(working for _, working in held)}." if held else why
+        if check.repeats:
+            repeated = self._verdicts[self.facts[check.repeats].id]
+            outcome = worst(verdict.outcome for verdict in repeated)
+            words = f"{why} See {check.repeats}."
         shown = instead if outcome == "contradicts" else ""
         return [Verdict(check.check, outcome, words.strip(), instead=shown)]
 
