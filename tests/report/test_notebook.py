@@ -19,16 +19,18 @@ from matplotlib.figure import Figure
 from wanreport.analysis import frames
 from wanreport.jobs.job import field_defaults, job_from_mapping
 from wanreport.measure import jobs
-from wanreport.report import given, notebook, style, svg
-from wanreport.report.run import PAGE
-from wanreport.report.tables import KINDS
+from wanreport.records.record import RESULTS_DIRS
+from wanreport.report import notebook, style
+from wanreport.report.notebook import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"name": "mine", "engine": "layerwise", "num_gpus": 4, "dit_layerwise_offload": True}
 
 
-def namespace(**changes: Any) -> dict[str, Any]:
-    return {"__name__": "__main__", "os": os, "Path": Path, **field_defaults(), **changes}
+def namespace(*cells: str, **names: Any) -> dict[str, Any]:
+    """Names as after these cells and, before them, one that assigns `names`."""
+    given = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+    return {"In": ["", given, *cells, "job = setup(globals())"], **names}
 
 
 @pytest.fixture
@@ -42,26 +44,19 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 # Parameters --------------------------------------------------------------------------------------
 
 
-def test_the_parameters_make_a_job() -> None:
-    assert notebook.setup(namespace(**ASKED)) == job_from_mapping(ASKED)
-
-
-def test_the_machine_is_not_a_part_of_the_job() -> None:
-    assert notebook.setup(namespace(machine="1x-h100", **ASKED)) == job_from_mapping(ASKED)
+@pytest.mark.parametrize("more", [{}, {"machine": "1x-h100"}], ids=["alone", "of a machine"])
+def test_the_parameters_make_a_job(more: dict[str, str], shown: list[Any]) -> None:
+    assert notebook.setup(namespace(**ASKED, **more)) == job_from_mapping(ASKED)
 
 
 def test_every_problem_is_told_without_a_traceback() -> None:
     with pytest.raises(notebook.Stop) as caught:
-        notebook.setup(namespace(**{**ASKED, "heigth": 480, "num_gpus": "four", "seed": None}))
+        wrong = {"heigth": 480, "num_gpus": "four", "seed": None, "engine": None}
+        notebook.setup(namespace(**{**ASKED, **wrong}))
     text = str(caught.value)
-    for name in ("heigth", "height", "num_gpus", "seed"):  # the key, and what it should have been
+    for name in ("heigth", "height", "num_gpus", "seed", "engine"):  # also what was meant
         assert re.search(rf"\b{name}\b", text)
     assert caught.value._render_traceback_() == text.splitlines()
-
-
-def test_a_required_parameter_that_nobody_gave_is_missing() -> None:
-    with pytest.raises(notebook.Stop, match="engine"):
-        notebook.setup(namespace(**{**ASKED, "engine": None}))
 
 
 @pytest.mark.parametrize(
@@ -70,27 +65,22 @@ def test_a_required_parameter_that_nobody_gave_is_missing() -> None:
     ids=["replaced by an import", "underscore", "annotated", "name of a class"],
 )
 def test_an_injected_name_cannot_hide(cell: str) -> None:
-    # IPython keeps the source of every cell; the last one is the cell that calls setup.
-    cells = ["", "name = None", f"# Parameters\n{cell}", "job = setup(globals())"]
     with pytest.raises(notebook.Stop, match=cell.split(":")[0].split(" ")[0]):
-        notebook.setup(namespace(In=cells, **ASKED))
+        notebook.setup(namespace(cell, **ASKED))
 
 
-def test_the_cell_may_run_again_after_later_ones() -> None:
-    names = namespace(**ASKED)
+def test_the_cell_may_run_again_after_later_ones(shown: list[Any]) -> None:
+    names = namespace("%matplotlib inline", **ASKED)
     job = notebook.setup(names)
-    names |= {"record": {"later": "cells"}, "job": job}
-    assert notebook.setup(names) == job
+    names["In"] += ["record = 1", "num_gpus = 2", "setup(globals())"]
+    names |= {"record": 1, "num_gpus": 2}
+    assert notebook.setup(names) == job.model_copy(update={"num_gpus": 2})
 
 
-def test_other_notebooks_take_only_what_they_name() -> None:
-    names: dict[str, Any] = {"results_dirs": []}
-    notebook.parameters(names, "results_dirs")
-    notebook.parameters(names | {"later": 1}, "results_dirs")
-    with pytest.raises(notebook.Stop, match=r"\bresults_dir\b.*\bresults_dirs\b"):
-        notebook.parameters({"results_dir": []}, "results_dirs")
-    with pytest.raises(notebook.Stop, match=r"\bx\b(.|\n)*\by\b"):
-        notebook.parameters({"x": 1, "y": 2})
+def test_other_notebooks_take_only_what_they_name(shown: list[Any]) -> None:
+    notebook.parameters(namespace(results_dirs=[]), "results_dirs")
+    with pytest.raises(notebook.Stop, match=r"\bx\b(.|\n)*\by\b.*\bresults_dirs\b"):
+        notebook.parameters(namespace(x=1, y=2), "results_dirs")
 
 
 SCRIPT = """
@@ -146,17 +136,17 @@ def test_a_record_at_hand_is_not_measured_again(
     monkeypatch.setattr(jobs, "run_job", None)
     run = notebook.measure(job_from_mapping({**record["job"], "scale": "auto"}))
     assert run is not None and run.startswith("results/local/")
-    assert notebook.frames_of().runs.loc[run].job == "new-4gpu"
+    assert notebook.frames_of(RESULTS_DIRS).runs.loc[run].job == "new-4gpu"
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_a_measurement_leaves_is_in_the_frames(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert notebook.frames_of().runs.empty
+    assert notebook.frames_of(RESULTS_DIRS).runs.empty
     job = job_from_mapping(ASKED | {"scale": "a14b", "num_gpus": 64})  # more than there are
     run = notebook.measure(job)
-    row = notebook.frames_of().runs.loc[run]
+    row = notebook.frames_of(RESULTS_DIRS).runs.loc[run]
     assert row.status == "unsupported" and "64" in row.reason
     assert (project / "results/local/logs/mine.log").exists()
     assert capfd.readouterr() == ("", "")
@@ -185,7 +175,7 @@ def test_a_broken_record_stops_the_notebook_with_its_name(project: Path) -> None
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(notebook.Stop, match="x.json"):
-        notebook.frames_of()
+        notebook.frames_of(RESULTS_DIRS)
     with pytest.raises(notebook.Stop, match="x.json"):
         notebook.measure(job_from_mapping(ASKED))
 
@@ -220,31 +210,20 @@ def figure(colour: str = style.INK) -> Figure:
     return made
 
 
-def ids(text: str) -> list[str]:
-    return re.findall(r'\bid="([^"]+)"', text)
-
-
-def test_a_figure_is_the_same_string_every_time() -> None:
-    assert svg.inline(figure()) == svg.inline(figure())
-
-
 def test_ids_never_meet_even_if_figures_are_equal() -> None:
-    texts = [svg.figure(figure(colour), "c") for colour in ("#0072b2", "#d55e00", "#d55e00")]
-    every = [each for text in texts for each in ids(text)]
+    texts = [style.inline(figure(colour)) for colour in ("#0072b2", "#d55e00", "#d55e00")]
+    ids = [re.findall(r'\bid="([^"]+)"', text) for text in texts]
+    every = sum(ids, [])
     assert every and len(every) == len(set(every))
-    for text in texts:
+    for text, own in zip(texts, ids, strict=True):
         used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
-        assert used and used <= set(ids(text))
+        assert used and used <= set(own)
 
 
-def test_the_ink_is_the_pages_own_and_colours_stay() -> None:
-    text = svg.inline(figure("#0072b2"))
+def test_a_figure_has_the_pages_ink_and_brings_nothing_else() -> None:
+    text = style.inline(figure("#0072b2"))
     assert not {style.INK, "#000000"} & set(re.findall("#[0-9a-f]{6}", text))
     assert "currentColor" in text and "#0072b2" in text
-
-
-def test_a_figure_brings_no_style_sheet_no_metadata_and_no_ground() -> None:
-    text = svg.inline(figure())
     assert text.startswith("<svg")
     for unwanted in ("<style", "<metadata", "<!--", "DOCTYPE", "#ffffff"):
         assert unwanted not in text
@@ -252,47 +231,33 @@ def test_a_figure_brings_no_style_sheet_no_metadata_and_no_ground() -> None:
 
 
 def test_a_figure_has_a_caption_and_words(shown: list[dict[str, str]]) -> None:
-    notebook.show(figure(), "A <b>caption</b>.")
-    notebook.show(figure(), "A caption.", alt='What "it" shows')
-    one, other = (BeautifulSoup(output["text/html"], "html.parser") for output in shown)
-    assert one.figcaption and one.figcaption.get_text() == "A <b>caption</b>."
-    assert [each.select('[role="img"]')[0]["aria-label"] for each in (one, other)] == [
-        "A <b>caption</b>.", 'What "it" shows'
-    ]  # fmt: skip
-    assert one.figure and one.figure.svg
-    with pytest.raises(ValueError, match="caption"):
-        notebook.show(figure(), " ")
+    notebook.show(figure(), 'A <b>"caption"</b>.')
+    made = BeautifulSoup(shown[0]["text/html"], "html.parser")
+    assert made.figcaption and made.figcaption.get_text() == 'A <b>"caption"</b>.'
+    assert made.select('[role="img"]')[0]["aria-label"] == 'A <b>"caption"</b>.'
+    assert made.figure and made.figure.svg
 
 
 def test_prose_and_tables_are_shown(shown: list[dict[str, str]]) -> None:
     import pandas as pd
-
-    notebook.md("**x**")
-    notebook.md("**x**", look="answer")
-    notebook.table(pd.DataFrame({"a": [1]}), caption="c")
-    notebook.legend()
     from nbconvert.filters import markdown2html
 
-    plain, answer = (
-        BeautifulSoup(markdown2html(each["text/markdown"]), "html.parser") for each in shown[:2]
-    )
-    assert plain.strong and not plain.div
+    notebook.md("**x**", look="answer")
+    notebook.table(pd.DataFrame({"a": [1]}), caption="c")
+    answer = BeautifulSoup(markdown2html(shown[0]["text/markdown"]), "html.parser")
     assert answer.select("div.answer > p > strong")
-    assert "<table" in shown[2]["text/html"]
-    legend = BeautifulSoup(shown[3]["text/html"], "html.parser")
-    assert [badge.get_text() for badge in legend.select(".badge")] == list(KINDS)
+    assert "<table" in shown[1]["text/html"]
 
 
 def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(
     shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(given, "ipython", lambda: object())
     monkeypatch.delenv(PAGE, raising=False)
-    notebook.parameters({})
+    notebook.parameters(namespace())
     css = shown[0]["text/html"]
     assert {".table-box", ".badge", ".figure"} <= set(re.findall(r"^\.[\w-]+", css, re.M))
     assert not {"body", "html", "main", "a"} & set(re.findall(r"^\w+", css, re.M))
     assert set(re.findall(r"var\((--(?!jp)\w+)", css)) <= set(re.findall(r"(--\w+):", css))
     monkeypatch.setenv(PAGE, "index.html")
-    notebook.parameters({})
+    notebook.parameters(namespace())
     assert len(shown) == 1

@@ -22,11 +22,6 @@ SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 EVIL = "<script>alert(1)</script> **bold** [x](javascript:1)"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm() -> None:
-    render.warm()
-
-
 def page(cwd: Path, notebook: str, **given: Any) -> BeautifulSoup:
     """The page that a notebook makes of the records below a folder."""
     out = cwd / "page.html" if cwd != ROOT else ROOT / ".cache" / f"test-{notebook}.html"

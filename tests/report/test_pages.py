@@ -52,37 +52,40 @@ OUTLINE = """() => {
 }"""
 
 
-# Of elements with the same colours and type, one is looked at: contrast is what axe is slow at.
-LOOKS = """() => {
-  const seen = new Set();
-  document.querySelectorAll('[data-look]').forEach(e => e.removeAttribute('data-look'));
+# Contrast is what axe is slow at, in proportion to a page's elements. So of elements with the same
+# colours and type, in both themes, one is marked; and for the contrast all that is not marked goes.
+MARK = """() => {
+  const seen = new Set(), grounds = new Map([[null, '']]);
+  const ground = e => {
+    if (!grounds.has(e)) {
+      const style = getComputedStyle(e);
+      grounds.set(e, ground(e.parentElement) + style.backgroundColor + style.opacity);
+    }
+    return grounds.get(e);
+  };
   for (const e of document.body.querySelectorAll('*')) {
     if (![...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())) continue;
-    const own = getComputedStyle(e), look = [own.color, own.fontSize, own.fontWeight];
-    for (let up = e; up; up = up.parentElement) {
-      const style = getComputedStyle(up);
-      look.push(style.backgroundColor, style.opacity);
-    }
-    const key = [...new Set(look)].join();
-    if (e.checkVisibility() && !seen.has(key)) { seen.add(key); e.dataset.look = ''; }
+    const own = getComputedStyle(e);
+    const look = [own.color, own.fill, own.fontSize, own.fontWeight, ground(e)].join();
+    if (!seen.has(look) && e.checkVisibility()) { seen.add(look); e.dataset.look = ''; }
   }
+}"""
+PRUNE = """() => {
+  const kept = new Set();
+  for (let e of document.querySelectorAll('[data-look]'))
+    for (; e && !kept.has(e); e = e.parentElement) kept.add(e);
+  document.body.querySelectorAll('*').forEach(e => kept.has(e) || e.remove());
 }"""
 
 
 def axe(page: Any, **options: Any) -> list[str]:
-    """Serious and critical violations of accessibility rules; of contrast, one for each look."""
+    """Serious and critical violations of accessibility rules."""
     from axe_playwright_python.sync_playwright import Axe
 
-    page.evaluate(LOOKS)
-    contrast = {"runOnly": ["color-contrast"]}
-    off = options or {"rules": {"color-contrast": {"enabled": False}}}
-    runs = [({"include": [["[data-look]"]]}, contrast), (None, off)]
+    found = Axe().run(page, options={"resultTypes": ["violations"], **options})
     return [
         f"{rule['id']}: {node['html'][:160]} {' '.join(node['failureSummary'].split())[:200]}"
-        for where, how in runs
-        for rule in Axe().run(page, where, {"resultTypes": ["violations"], **how}).response[
-            "violations"]
-        if rule["impact"] in ("serious", "critical")
+        for rule in found.response["violations"] if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"][:SHOWN]
     ]  # fmt: skip
 
@@ -125,18 +128,24 @@ def problems_of(page: Any, path: Path) -> list[str]:
     for state in ("folded", "unfolded"):
         problems += [f"phone, {state}: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
         page.evaluate(UNFOLD)
-    # The other rules ask for neither colours nor widths.
     problems += [f"phone: {e}" for e in axe(page, runOnly=["scrollable-region-focusable"])]
     ground = page.evaluate(
         "getComputedStyle(document.body).backgroundColor"
         " + getComputedStyle(document.documentElement).backgroundColor"
     )
     problems += ["phone: white in the dark"] * ("rgb(255" in ground)
+    page.evaluate(MARK)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(DESK)
     problems += [f"clipped: {e}" for e in page.evaluate(CLIPPED)[:SHOWN]]
     problems += [f"too wide: {e}" for e in page.evaluate(TOO_WIDE)[:SHOWN]]
-    problems += structure(page, path) + axe(page)
+    problems += structure(page, path)
+    problems += axe(page, rules={"color-contrast": {"enabled": False}})
+    page.evaluate(MARK)
+    page.evaluate(PRUNE)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        problems += [f"{theme}: {e}" for e in axe(page, runOnly=["color-contrast"])]
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
     return problems

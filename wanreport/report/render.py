@@ -110,7 +110,7 @@ def _shown(cells: Sequence[Cell]) -> list[tuple[int, Cell, list[str]]]:
             continue
         kept.insert(0, (number, cell))
     found, waiting = [], list[str]()
-    for (number, cell), after in zip(kept, [*kept[1:], None], strict=True):
+    for (number, cell), after in zip(kept, [*kept[1:], None], strict=False):
         folded: list[str] = []
         if cell.kind == "code" and cell.source:
             waiting.append(cell.source)
