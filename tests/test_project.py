@@ -43,6 +43,7 @@ COMES_WITH = {
     "IPython": "ipykernel",
     "pydantic_core": "pydantic",
     "jupyter_client": "ipykernel",
+    "markupsafe": "jinja2",
     "nbclient": "papermill",
     "traitlets": "nbconvert",
 }
@@ -160,6 +161,7 @@ def test_every_dependency_is_used() -> None:
     unseen = {
         "ftfy",  # diffusers cleans prompts with it
         "ipykernel",  # runs the notebooks
+        "papermill",  # runs them by hand and in batch jobs
         "transformers",  # diffusers encodes prompts with it
     }
     assert set(ranges(PROJECT["dependencies"])) - used <= unseen
