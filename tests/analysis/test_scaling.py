@@ -79,7 +79,9 @@ def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
     with pytest.raises(sources.PredictionError, match=path.name):
         predictions.write(tmp_path, FILES[0])
     assert path.read_bytes() == before
-    assert predictions.load(tmp_path) == [FILES[0]]
+    other = {**FILES[0], "jobs": {"other": {"job_hash": "another job's"}}}
+    assert predictions.write(tmp_path, other).stem == f"{path.stem}-2"
+    assert predictions.load(tmp_path) == [other, FILES[0]]
     path.write_text('{"schema": 2}')
     with pytest.raises(sources.PredictionError, match=path.name):
         predictions.load(tmp_path)

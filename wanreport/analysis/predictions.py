@@ -1,7 +1,8 @@
 """Predictions as files: made before a run, never changed, judged by what was measured later.
 
 ``predictions/<GPU model>-<n>gpu-<interconnect>.json`` holds what :mod:`wanreport.analysis.scaling`
-predicts for jobs on so many GPUs, all that it was computed from, and when.
+predicts for jobs on so many GPUs, all that it was computed from, and when. What is predicted later
+for other jobs on such a machine goes beside it, with a number at the end of its name.
 """
 
 from __future__ import annotations
@@ -70,19 +71,22 @@ def predict(
 
 
 def write(root: Path, content: Mapping[str, Any]) -> Path:
-    """Write a prediction's file.
+    """Write a prediction's file, beside those of other jobs on such a machine.
 
     Raises
     ------
     PredictionError
-        If there is one already: it stays as it is.
+        If one of its jobs was predicted for this machine already: that stays as it is.
     """
-    path = root / FOLDER / f"{_slug(content)}.json"
-    if path.exists():
-        raise PredictionError(
-            f"{path.relative_to(root)}: was made at {_load(path)['made_at']} and is never changed,"
-            " as it must stand beside what is measured later"
-        )
+    slug, told = _slug(content), [each for each in load(root) if _slug(each) == _slug(content)]
+    new = {job["job_hash"] for job in content["jobs"].values()}
+    for each in told:
+        if here := [name for name, job in each["jobs"].items() if job["job_hash"] in new]:
+            raise PredictionError(
+                f"{FOLDER}/{slug}.json: {here[0]} was predicted at {each['made_at']}, and that is"
+                " never changed, as it must stand beside what is measured later; leave it out"
+            )
+    path = root / FOLDER / f"{slug}{f'-{len(told) + 1}' if told else ''}.json"
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
@@ -105,7 +109,8 @@ def load(root: Path) -> list[dict[str, Any]]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        if (content["schema"], _slug(content)) != (SCHEMA, path.stem):
+        stem = re.sub(r"-\d+$", "", path.stem)
+        if (content["schema"], _slug(content)) != (SCHEMA, stem):
             raise ValueError("it is of another schema or machine")
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise PredictionError(
@@ -154,7 +159,8 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
         here = runs_on(runs, content["gpu"], content["interconnect"])
         for name, job in content["jobs"].items():
             row = machine | {"job": name} | {key: job[key] for key in SAME}
-            row |= {"predicted_s": job["step_s"], "predicted_overhead": job["overhead"]}
+            row |= {"predicted_s": job["step_s"], "predicted_overhead": job["overhead"],
+                    "cfg_parallel": job.get("cfg_parallel", False)}  # fmt: skip
             later = [run for run in here if run.job_hash == job["job_hash"]
                      and _when(run.started) > _when(content["made_at"])]  # fmt: skip
             for run in sorted(later, key=lambda run: _when(run.started))[-1:]:
@@ -164,9 +170,9 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
                         "inside": job["low_s"] <= step <= job["high_s"],
                         "held": abs(step / job["step_s"] - 1) <= TOLERANCE}  # fmt: skip
             rows.append(row)
-    columns = ["gpu", "gpus", "interconnect", "job", *SAME, "made_at", "predicted_s",
-               "predicted_overhead", "run", "measured_s", "overhead", "error", "inside",
-               "held"]  # fmt: skip
+    columns = ["gpu", "gpus", "interconnect", "job", *SAME, "cfg_parallel", "made_at",
+               "predicted_s", "predicted_overhead", "run", "measured_s", "overhead", "error",
+               "inside", "held"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -186,6 +192,7 @@ def curve(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFr
     told = judged(frames, predictions)
     if len(told):
         told = told[(told.engine != "resident") & (told.prefetch.fillna(1) == 1)]
+        told = told[~told.cfg_parallel.astype(bool)]
         told = told.rename(columns={"gpu": "gpu_model"}).assign(name=told.engine, kind="predicted")
         told["overhead"] = told.predicted_overhead
         told = told.sort_values("made_at").drop_duplicates([*keep[:2], *keep[4:]], keep="last")

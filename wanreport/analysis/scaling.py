@@ -297,6 +297,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     return {
         "engine": job.engine,
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
+        "cfg_parallel": job.enable_cfg_parallel,
         "job_hash": job.hashes()[0],
         **{key: getattr(job, key) for key in ("width", "height", "num_frames")},
         "tokens": tokens_of(job),
