@@ -355,17 +355,23 @@ def test_pcie_between_gpus_is_not_host_memory(tmp_path: Path) -> None:
 @given(
     windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11),
     gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(sources.INTERCONNECTS)),
+    apart=st.booleans(),
 )  # fmt: skip
 def test_no_engine_is_predicted_below_resident(
-    windows: Any, rate: float, gpus: int, wire: str
+    windows: Any, rate: float, gpus: int, wire: str, apart: bool
 ) -> None:
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
     where: dict[str, Any] = {"tokens": T480, "ranks": 1, "at": "", "path": "", "sha256": ""}
     values = {"windows": inputs, "pageable": (1e9, 1e9)}
     known = sources.Known(GPU, A14B, [sources.Source(k, v, **where) for k, v in values.items()])
-    for engine in ("layerwise", "fsdp", "stream", "swap"):
-        found = scaling.predict_job(known, asked(f"720p-{gpus}gpu-{engine}"), wire)
-        assert found["overhead"] >= -1e-9
+    resident, *others = (
+        scaling.predict_job(
+            known, asked(f"720p-{gpus}gpu-{engine}", enable_cfg_parallel=apart), wire
+        )
+        for engine in ("resident", "layerwise", "fsdp", "stream", "swap")
+    )
+    for found in others:
+        assert found["overhead"] >= -1e-9 and found["step_s"] >= resident["step_s"] * (1 - 1e-9)
         assert found["low_s"] * (1 - 1e-9) <= found["step_s"] <= found["high_s"] * (1 + 1e-9)
         assert found["first_s"] >= found["step_s"] * (1 - 1e-9)
 

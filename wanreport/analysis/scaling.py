@@ -274,7 +274,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     settings = StreamSettings(shard=job.engine == "fsdp", branches_per_visit=1)
     if job.engine == "stream":
         settings = make_plan(inputs, DEFAULT_ROOM)[1]
-    passes = inputs.branches // settings.branches_per_visit
+    passes = -(-inputs.branches // settings.branches_per_visit)
     nbytes = {
         "layerwise": (inputs.blocks - 1) * inputs.block_bytes,
         "fsdp": inputs.blocks * inputs.block_bytes + inputs.outer_bytes,
