@@ -154,6 +154,10 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
             there = "1 GPU" if there == "1 GPUs" else there
             some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
             said.append(f"{there} instead of {asked:.0f}{unit if unit == 'p' else ''}{some}")
+    board = facts.text("s1.gpu").split()[0]  # its memory decides what fits
+    others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
+    if others:
+        said.append(f"{' and '.join(others)} instead of {board}")
     return ", ".join(said)
 
 
