@@ -167,6 +167,7 @@ def test_every_dependency_is_used() -> None:
     unseen = {
         "ftfy",  # diffusers cleans prompts with it
         "ipykernel",  # runs the notebooks
+        "papermill",  # by hand, and in batch jobs
         "transformers",  # diffusers encodes prompts with it
     }
     assert set(ranges(PROJECT["dependencies"])) - used <= unseen
