@@ -687,10 +687,10 @@ from wanreport import traces
 from wanreport.traces import copies
 
 two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])]
-files = {f"{row.engine}, {row.interconnect}":
-         (project_root() / row.file).with_suffix("") for row in two.itertuples()}  # fmt: skip
-files = {name: at.parent / "traces" / at.name / "rank0.json.gz" for name, at in files.items()}
-read = {name: traces.read(file) for name, file in files.items() if file.is_file()}
+files = {row.run: (project_root() / row.file).with_suffix("") for row in two.itertuples()}
+files = {run: at.parent / "traces" / at.name / "rank0.json.gz" for run, at in files.items()}
+names = two.engine + ", " + two.interconnect
+read = {names[run]: traces.read(file) for run, file in files.items() if file.is_file()}
 
 
 def beside(rows, ours, *ends):

@@ -235,7 +235,7 @@ def timelines(*events: pd.DataFrame, timed: bool = True) -> Figure:
     for axes, some in zip(panels, events, strict=True):
         _lanes(axes, some)
         axes.set_title(some.name.iloc[0])
-        if timed and "collective" in set(some.lane):
+        if timed and {"collective", "copy"} <= set(some.lane):
             spans, copied = crossings(some), some.ms[some.lane == "copy"].sum()
             for start, end in spans:
                 axes.axvspan(start, end, 0.02, 0.64, facecolor=CLASH, alpha=0.4, linewidth=0)

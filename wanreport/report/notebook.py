@@ -28,7 +28,6 @@ from wanreport.records import project
 from wanreport.records.files import FileError
 from wanreport.records.record import EARLIER, RESULTS_DIRS, Found, best_record
 from wanreport.report import style, tables
-from wanreport.words import gibibytes as gib
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Stop", "frames_of", "gb", "gib", "interval", "md", "measure", "page", "parameters", "passed",
+    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "passed",
     "plain", "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import matplotlib
 import yaml
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -76,10 +75,10 @@ def to_html(page: Page, cells: Sequence[Cell], failure: Failure | None = None) -
     top = "../" * page.href.count("/")
     return rendered(
         "page.html.j2",
-        body=Markup(body),
+        body=body,
         code=_highlighted,
         contents=[*contents, (2, "provenance", "Provenance")] if len(contents) > 1 else [],
-        css=Markup((TEMPLATE / "page.css").read_text("utf-8")),
+        css=(TEMPLATE / "page.css").read_text("utf-8"),
         failure=failure,
         heading="" if any(level == 1 for level, *_ in headings) else page.name,
         inputs="" if failure else page.inputs,
@@ -122,13 +121,13 @@ def _shown(cells: Sequence[Cell]) -> list[tuple[int, Cell, list[str]]]:
 
 
 @cache
-def _highlighted(source: str) -> Markup:
-    return Markup(Highlight2HTML("ipython3")(source))
+def _highlighted(source: str) -> str:
+    return str(Highlight2HTML("ipython3")(source))
 
 
-def _markdown(text: str) -> Markup:
+def _markdown(text: str) -> str:
     renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
-    return Markup(MarkdownWithMath(renderer=renderer).render(text))
+    return str(MarkdownWithMath(renderer=renderer).render(text))
 
 
 def _numbered(body: str) -> tuple[str, list[tuple[int, str, str]]]:

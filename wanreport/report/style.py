@@ -82,12 +82,10 @@ def inline(figure: Figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
-    # Its one style rule would apply to the whole page.
-    for useless in ("<metadata>.*?</metadata>", "<style .*?</style>", "<!--.*?-->"):
-        svg = re.sub(rf"\s*{useless}", "", svg, flags=re.DOTALL)
+    svg = re.sub("<style .*?</style>", "", svg, flags=re.DOTALL)  # it is for the whole page
     svg = re.sub(r"(font: [^;'\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     _SHOWN[svg] += 1
