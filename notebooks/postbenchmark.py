@@ -689,8 +689,9 @@ from wanreport.traces import copies
 two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])]
 files = {row.run: (project_root() / row.file).with_suffix("") for row in two.itertuples()}
 files = {run: at.parent / "traces" / at.name / "rank0.json.gz" for run, at in files.items()}
+files = {run: file for run, file in files.items() if file.is_file()}
 names = two.engine + ", " + two.interconnect
-read = {names[run]: traces.read(file) for run, file in files.items() if file.is_file()}
+read = {names[run]: traces.read(file) for run, file in files.items()}
 
 
 def beside(rows, ours, *ends):
@@ -724,7 +725,7 @@ if read:
 
 # %%
 if read:
-    link = {name: two.link_gb_s.iloc[n] for n, name in enumerate(files)}
+    link = {names[run]: two.link_gb_s[run] for run in files}
     down = copies.bandwidth(read.values(), facts.number("s4.3.peak.bandwidth"))
     down = down[down.direction == "HtoD"].groupby("file", sort=False).tail(1)
     down = down.set_axis(list(read)).assign(utilised=lambda each: 100 * each.of_peak)

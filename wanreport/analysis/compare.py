@@ -21,9 +21,10 @@ PREFETCH = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference",
 
 
 class Facts(Protocol):
-    """The numbers of the baseline document, by the id of the fact."""
+    """What the baseline document says, by the id of the fact."""
 
     def number(self, name: str) -> float: ...
+    def text(self, name: str) -> str: ...
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
