@@ -512,6 +512,8 @@ table(pd.DataFrame(rows),
 # %%
 pairs = layouts.rename(columns={"step_s_cfg": "cfg_s", "step_s_ulysses": "ulysses_s"})
 ahead = told.dropna(subset="run").drop_duplicates("run", keep="last").set_index("run").predicted_s
+kinds = f.steps.groupby("run").kind.agg(lambda kinds: " ".join(sorted(set(kinds))))
+pairs["alike"] = pairs.run_one.map(kinds) == pairs.run_two.map(kinds)
 pairs["predicted_share"] = pairs.run_one.map(ahead) / pairs.run_two.map(ahead) - 1
 for row in pairs[pairs.engine == "resident"].itertuples():
     verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(
@@ -534,10 +536,11 @@ if len(pairs):
     table(pairs.sort_values(["machine", "height", "ulysses_s"]),
           {"engine": "engine", "machine": "machine", "height": "video height", "ulysses_s": "step, Ulysses",
            "cfg_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
-           "predicted": "predicted", "overhead_ulysses": "over resident, Ulysses", "overhead_cfg": "over resident, CFG parallel"},
+           "alike": "same iterations", "predicted": "predicted", "overhead_ulysses": "over resident, Ulysses", "overhead_cfg": "over resident, CFG parallel"},
           kinds={"predicted": "predicted"}, kind="derived",
           caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
-          note="Each engine's overhead is over resident with the same layout and shape.")  # fmt: skip
+          note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
+               "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
 if not (pairs.gpus == 4).any():
     todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
