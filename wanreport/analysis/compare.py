@@ -135,7 +135,7 @@ def layouts(frames: Frames) -> pd.DataFrame:
          **{f"{name}_{layout}": row[name] for name in ("step_s", "overhead", "claim")
             for layout, row in (("cfg", one), ("ulysses", two))}}
         for one, two in pairs
-    ], columns=None if pairs else [*WHERE, "engine", "run_one", "run_two"])  # fmt: skip
+    ], columns=None if pairs else [*WHERE, "engine", "run_one", "run_two", "claim"])  # fmt: skip
 
 
 # The setup that was asked for --------------------------------------------------------------------
