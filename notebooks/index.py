@@ -29,7 +29,7 @@ parameters(globals(), "results_dirs")
 
 # %%
 from wanreport.analysis import compare
-from wanreport.analysis.answer import answer, not_measured, quoted, without_record
+from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
 from wanreport.report import figures
 from wanreport.report.notebook import frames_of, md, page, plain, share, show, table
 from wanreport.words import counted, ratio
@@ -61,10 +61,7 @@ link, costs {shared["stream"]}. Elsewhere `layerwise` costs: {elsewhere or "not 
 head = compare.headline(frames)
 if len(head):
     pair = head[head.engine.isin(["layerwise", "stream"])]
-    claims = found[(found.engine == "layerwise") & (found.height == 480)]
-    where = claims.place + claims.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
-    claims = where.groupby(claims.claim, sort=False)
-    claims = "; ".join(f"{claim} ({', '.join(here)})" for claim, here in claims)
+    claims = claimed(found, "layerwise", 480)
     show(
         figures.overhead(pair),
         f"A step of layerwise against resident's at 480p: {claims}.",

@@ -29,7 +29,7 @@ parameters(globals(), "results_dirs")
 import pandas as pd
 
 from wanreport.analysis import causes, checks, compare, overlap, predictions
-from wanreport.analysis.answer import answer, not_measured, quoted, without_record
+from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
 from wanreport.jobs.settings import layerwise_held
@@ -103,10 +103,7 @@ ahead = told[(told.gpus == 2) & (told.height == 480) & (told.interconnect == "NV
 ahead = ahead.assign(machine="2× H100, NVLink", overhead=ahead.predicted_overhead)
 ahead = ahead[~ahead.engine.isin(head.engine[head.machine == "2× H100, NVLink"])]
 ahead = ahead.drop_duplicates("engine", keep="last")
-claims = found[(found.engine == "layerwise") & (found.height == 480)]
-where = claims.place + claims.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
-claims = where.groupby(claims.claim, sort=False)
-claims = "; ".join(f"{claim} ({', '.join(here)})" for claim, here in claims)
+claims = claimed(found, "layerwise", 480)
 show(figures.overhead(head, predicted=ahead),
      caption=f"A step of layerwise against resident's at 480p: {claims}. Steady steps; whiskers: what "
              "both 95 % intervals allow; hollow: predicted, not measured.")  # fmt: skip

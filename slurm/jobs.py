@@ -12,10 +12,9 @@ from pathlib import Path
 
 from wanreport.jobs.job import Job, JobError, load_job
 from wanreport.records import project
-from wanreport.records.record import best_record, find_records
+from wanreport.records.record import REUSABLE, Found, best_record, find_records
 
 KEPT = Path("slurm/logs/submitted")
-FINISHED = ("ok", "oom")
 MARGIN_S = 1800  # for loading, rendering and the end before the limit
 
 
@@ -35,29 +34,37 @@ def submitted() -> list[tuple[str, str]]:
     return [(task, file) for task, file in (line.split("\t") for line in lines)]
 
 
-def record_of(job: Job) -> dict[str, object] | None:
-    """The record that a task of this checkout left for `job` at the scale that it asks for."""
+def records() -> list[Found]:
+    """All that tasks of this checkout have left."""
+    return find_records(project.local_results(Path.cwd()))
+
+
+def record_of(job: Job, found: list[Found]) -> dict[str, object] | None:
+    """The one among them that is of `job`, at the scale that it asks for."""
     scale = "tiny" if job.scale == "tiny" else "a14b"
-    found = find_records(project.local_results(Path.cwd()))
     best = best_record(job, [item for item in found if item[1]["job"]["scale"] == scale])
     return best[1] if best else None
 
 
+def gpus_of(job: Job) -> int:
+    """How many GPUs a task asks Slurm for."""
+    return 0 if job.scale == "tiny" else job.num_gpus
+
+
 def groups(files: list[str]) -> None:
     """Print GPUs, minutes and files of each array, without jobs that are queued or finished."""
-    states = queued()
+    states, found = queued(), records()
     busy = {file: task for task, file in submitted() if task in states}
     arrays: dict[int, list[tuple[str, Job]]] = {}
     for file in files:
         job = load_job(file)
-        record = record_of(job)
+        record = record_of(job, found)
         if file in busy:
             print(f"{job.name}: is in the queue as {busy[file]}", file=sys.stderr)
-        elif record and record["status"] in FINISHED:
+        elif record and record["status"] in REUSABLE:
             print(f"{job.name}: has a result, {record['status']}", file=sys.stderr)
         else:
-            gpus = 0 if job.scale == "tiny" else job.num_gpus
-            arrays.setdefault(gpus, []).append((file, job))
+            arrays.setdefault(gpus_of(job), []).append((file, job))
     for gpus, members in sorted(arrays.items()):
         longest = max(job.timeout_s for _, job in members)
         minutes = math.ceil((longest + MARGIN_S) / 60)
@@ -72,10 +79,10 @@ def keep(array: str, files: list[str]) -> None:
 
 def status() -> None:
     """Print each submitted task with its state in the queue and its job's record."""
-    states = queued()
+    states, found = queued(), records()
     for task, file in submitted():
         try:
-            record = record_of(load_job(file))
+            record = record_of(load_job(file), found)
         except JobError as error:
             record = {"status": "unreadable", "reason": error.problems[0]}
         said = f"{record['status']} {record['reason']}".strip() if record else "no record"
@@ -88,5 +95,7 @@ if __name__ == "__main__":
         groups(words)
     elif action == "keep":
         keep(words[0], words[1:])
+    elif action == "gpus":
+        print(gpus_of(load_job(words[0])))
     else:
         status()

@@ -45,6 +45,14 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     return " and ".join(parts)
 
 
+def claimed(found: pd.DataFrame, engine: str, height: int) -> str:
+    """Write where an engine was slower, and where within noise: "slower (PCIe path)"."""
+    here = found[(found.engine == engine) & (found.height == height)]
+    where = here.place + here.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
+    claims = where.groupby(here.claim, sort=False)
+    return "; ".join(f"{claim} ({', '.join(places)})" for claim, places in claims)
+
+
 def not_measured(frames: Frames) -> pd.DataFrame:
     """List what the question asks for and no run of the full model answers.
 

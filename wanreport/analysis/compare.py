@@ -33,13 +33,14 @@ def overhead(frames: Frames) -> pd.DataFrame:
     return runs[runs.step_s.notna()]
 
 
-def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False) -> pd.DataFrame:
+def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
     """Keep jobs that did what the baseline asks for, but for their size; maybe earlier runs too.
 
-    Both branches on all GPUs, eager, without a memory budget.
+    Both branches, eager, without a memory budget; on all GPUs, or with `layouts` in either layout.
     """
-    plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2) & ~runs.cfg_parallel
-    return runs[plain & runs.vram_budget_gb.isna() & (runs.latest | earlier)]
+    plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
+    plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
+    return runs[plain & (layouts | ~runs.cfg_parallel)]
 
 
 def headline(frames: Frames) -> pd.DataFrame:
@@ -125,9 +126,8 @@ def layouts(frames: Frames) -> pd.DataFrame:
     What :func:`told` has of their steps, the `engine`, and of both (``_cfg``, ``_ulysses``) the
     ``step_s`` and the ``overhead`` over resident of the same layout, with its ``claim``.
     """
-    runs = overhead(frames)
-    plain = plain_jobs(runs.assign(cfg_parallel=False))
-    plain = runs.loc[plain.run[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]]
+    plain = plain_jobs(overhead(frames), layouts=True)
+    plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
     ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
     pairs = nearest(ones, others, [*WHERE, "engine", "frames"])
     return pd.DataFrame([

@@ -56,12 +56,9 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 
 
 def reusable(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
-    """This machine's own record of the resolved `job` that measuring again would only repeat.
-
-    What is unsupported for want of a checkpoint, memory or GPUs may not be so the next time.
-    """
+    """This machine's own record of the resolved `job` that measuring again would only repeat."""
     best = best_record(job, _of_machine(found, here.slug))
-    return best if best and best[1]["status"] in REUSABLE - {"unsupported"} else None
+    return best if best and best[1]["status"] in REUSABLE else None
 
 
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:

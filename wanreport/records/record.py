@@ -27,8 +27,9 @@ RESULTS_DIRS = [
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 
 EARLIER = "earlier"  # the folder beside records for runs that later ones took over from
-REUSABLE = frozenset({"ok", "oom", "unsupported"})
-"""Statuses that measuring again would only repeat; any other job is measured again."""
+REUSABLE = frozenset({"ok", "oom"})
+"""Statuses that measuring again would only repeat. What is unsupported for want of a checkpoint,
+memory or GPUs may not be so the next time."""
 
 RecordError = FileError
 """A record that cannot be read or written; the message names the file and the fix."""

@@ -122,7 +122,9 @@ def _shown(cells: Sequence[Cell]) -> list[tuple[int, Cell, list[str]]]:
 
 @cache
 def _highlighted(source: str) -> str:
-    return str(Highlight2HTML("ipython3")(source))
+    """Colour a cell's code; kinds of words that no colour is for need no markup."""
+    code = str(Highlight2HTML("ipython3")(source))
+    return re.sub(r'<span class="(?:p|n|o|w)">([^<]*)</span>', r"\1", code)
 
 
 def _markdown(text: str) -> str:
