@@ -189,7 +189,7 @@ for group, some in conclusions.groupby("group", sort=False):
           caption=CAPTIONS[group], links={"name": "href"}, kind=None)  # fmt: skip
 
 # %%
-unlike = ledger.seen(sum((one.by for one in ledger.judging.conclusions), [])).setting
+unlike = ledger.seen(sum((one.get("by", []) for one in ledger.evidence["conclusions"]), [])).setting
 md(f"Our runs differ from the document's setup: {'; '.join(unlike.drop_duplicates()) or 'none'}.")
 
 # %% [markdown]

@@ -244,10 +244,11 @@ def _predict(arguments: Namespace, root: Path) -> int:
 
 def _baseline(arguments: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
-    from wanreport.baseline import ledger, page
+    from wanreport.baseline import page
+    from wanreport.baseline.ledger import load_ledger
 
     # Committed records alone: what is committed must not depend on who looks.
-    judged = ledger.load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
+    judged = load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
     rows = page.rows(judged)
     for row in rows.itertuples():
         print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
@@ -256,7 +257,7 @@ def _baseline(arguments: Namespace, _: Path) -> int:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         project.write_atomically(DERIVED / "verdicts.json", text)
-    elif found := ledger.differences(judged, DERIVED):
+    elif found := judged.differences(DERIVED):
         accept = "if they are right, run `wanreport baseline check --accept` and commit it"
         print("", *found, f"{len(found)} differ; {accept}", sep="\n", file=sys.stderr)
         return 1

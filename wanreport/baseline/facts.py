@@ -1,4 +1,4 @@
-"""The facts of the baseline document: loading and wording them.
+"""The baseline document as data: its facts, and what they are held against (``checks.yaml``).
 
 Each fact is one number or claim as the document states it, wrong or not. A number that follows
 from others also carries the formula (`how`). Whether a fact is *true* is for the ledger.
@@ -6,35 +6,45 @@ from others also carries the formula (`how`). Whether a fact is *true* is for th
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from wanreport.baseline.formulas import FactError, Quantity, decimals_of, quantity
 from wanreport.words import MINUS, NBSP
 
 DOCUMENT = Path(__file__).parent / "document"
+CHECKS = Path(__file__).with_name("checks.yaml")
 SLOT = re.compile(r"\{([^{}:]+):?(\.\df)?\}")
+
+Kind = Literal["architecture", "identification", "schedule", "source", "datasheet", "published",
+               "arithmetic", "measured"]  # fmt: skip
+"""The kinds of checks. Where two contradict a number, the first of them says what is right."""
+KINDS: tuple[str, ...] = get_args(Kind)
+
+Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
 class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
     """One number or claim of the document."""
 
     id: str  # "s3.2.denoise.new"
-    part: str  # the section that it stands in, "3.2"
+    part: str = ""  # the section that it stands in, "3.2"
     statement: str  # the claim, or what the number is; {id} is another fact, here and in `value`
     kind: Literal["specification", "measured", "derived", "cited", "hypothesis", "prediction"]
-    value: Decimal | str | None = None  # with the digits it was printed with
+    value: Decimal | str = ""  # with the digits it was printed with
     unit: str = ""
-    how: str = ""  # formula over ids that gives `value`
+    how: str = ""  # formula over ids that gives `value`, …
+    check: Kind = "arithmetic"  # … and of which kind that check is
     cite: str = ""  # the source that the document names
-    verified: bool | None = None  # whether it says that it verified the claim
     approx: bool = False  # printed with "~"
     sign: bool = False  # printed with "+"
     bound: Literal["", "<", ">"] = ""
@@ -83,8 +93,8 @@ class Facts(dict[str, Fact]):
     def text(self, name: str) -> str:
         """A fact's value as the document prints it, with its unit."""
         fact = self[name]
-        if not isinstance(fact.value, Decimal):
-            return self.fill(fact.value or "")
+        if isinstance(fact.value, str):
+            return self.fill(fact.value)
         sign = f"{fact.bound}{NBSP}" if fact.bound else "~" if fact.approx else ""
         return sign + fact.worded(fact.value)
 
@@ -99,12 +109,34 @@ class Facts(dict[str, Fact]):
         return SLOT.sub(put, text)
 
 
+class Check(BaseModel, extra="forbid"):
+    """What facts (or all below a beginning) are held against; ``checks.yaml`` explains the keys."""
+
+    fact: Texts = []
+    check: Kind | Literal[""] = ""  # "" where nothing can judge them; `why` says the reason
+    how: str = ""
+    holds: Texts = []
+    repeats: str = ""
+    by: list[str] | None = None
+    why: str = ""
+    instead: str = ""
+
+
 class _Loader(yaml.CSafeLoader):
     """Keeps a number's digits: 19.30 is not 19.3."""
 
 
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", lambda _, node: Decimal(node.value))
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[Any]:
+    """The content of a YAML file; what is wrong with it is a FactError that names the file."""
+    try:
+        yield yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise FactError(f"{path}: {error}") from None
 
 
 def load_facts(folder: Path | str | None = None) -> Facts:
@@ -115,21 +147,26 @@ def load_facts(folder: Path | str | None = None) -> Facts:
     """
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
-        try:
-            for part in yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["parts"]:
+        with _content(path) as content:
+            for part in content["parts"]:
                 quotes = part.get("quotes", {})
                 for entry in part["facts"]:
                     # The document's words are those of the longest beginning of the id.
-                    starts = [
-                        start for start in quotes if f"{entry['id']}.".startswith(f"{start}.")
-                    ]
+                    starts = [each for each in quotes if f"{entry['id']}.".startswith(f"{each}.")]
                     quote = quotes[max(starts, key=len)] if starts else ""
                     fact = Fact(part=part["number"], quote=quote, **entry)
                     if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
                         raise FactError(f"{fact.id} occurs twice, or is of another section")
                     facts[fact.id] = fact
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise FactError(f"{path.name}: {error}") from None
     if not facts:
         raise FactError(f"{folder}: there is no .yaml file with facts in it")
     return facts
+
+
+def load_checks(path: Path = CHECKS) -> dict[str, Any]:
+    """Load ``checks.yaml``: `checks`, what a fact `rests_on`, and `conclusions`, as it says."""
+    with _content(path) as content:
+        # A check with `of` is one for each of these, which takes the place of every @.
+        checks = [json.loads(json.dumps(check).replace("@", of))
+                  for check in content["checks"] for of in check.pop("of", [""])]  # fmt: skip
+        return {**content, "checks": [Check(**check) for check in checks]}

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
+from enum import StrEnum
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from wanreport.jobs import sglang
 from wanreport.jobs.schedule import flow_schedule, switch_step
@@ -26,7 +27,22 @@ DERIVED = Path(__file__).parent / "derived"
 """What ``make derive`` and ``make citations`` wrote, so that a page needs neither torch nor a
 network, and the reviewed verdicts."""
 
-Outcome = Literal["contradicts", "follows", "open", "elsewhere", "unknown", "rounding", "holds"]
+
+class Outcome(StrEnum):
+    """What may become of a fact, worst first."""
+
+    FALSE = "contradicted"
+    FALLS = "follows from a contradicted one"
+    OPEN = "not measured"
+    ELSEWHERE = "measured in another setup"
+    UNKNOWN = "cannot be known"
+    ROUNDING = "holds within rounding"
+    HOLDS = "holds"
+
+    @classmethod
+    def worst(cls, outcomes: Iterable[Outcome]) -> Outcome:
+        """The worst of some; unknown where there is none."""
+        return min(outcomes, key=list(cls).index, default=cls.UNKNOWN)
 
 
 class FactError(ValueError):
@@ -52,7 +68,7 @@ def decimals_of(printed: Decimal) -> int:
     return max(0, -int(printed.as_tuple().exponent))
 
 
-def quantity(printed: Decimal, exact: bool) -> Quantity:
+def quantity(printed: Decimal, exact: bool = False) -> Quantity:
     """A number as printed; half a unit of its last digit either way is open unless it is exact."""
     half = 0 if exact else Decimal(1).scaleb(-decimals_of(printed)) / 2
     return Quantity(*map(float, (printed, printed - half, printed + half)))
@@ -66,16 +82,11 @@ def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
     value, half = float(printed), 0.5 * 10.0 ** -decimals_of(printed) * (1 + 1e-9)
     if bound:
         fits = [end < value if bound == "<" else end > value for end in computed]
-        return "holds" if fits[0] else "rounding" if any(fits) else "contradicts"
+        return Outcome.HOLDS if fits[0] else Outcome.ROUNDING if any(fits) else Outcome.FALSE
     if abs(computed.value - value) <= half:
-        return "holds"
+        return Outcome.HOLDS
     low, high = (value + half * (way if way * value < 0 else 2 * way) for way in (-1, 1))
-    return "rounding" if computed.low < high and low < computed.high else "contradicts"
-
-
-def names(formula: str) -> list[str]:
-    """The ids in a formula, in order, each once."""
-    return list(dict.fromkeys(ID.findall(formula)))
+    return Outcome.ROUNDING if computed.low < high and low < computed.high else Outcome.FALSE
 
 
 def evaluate(formula: str, lookup: Callable[[str], Any], **scope: Any) -> Any:
@@ -84,7 +95,7 @@ def evaluate(formula: str, lookup: Callable[[str], Any], **scope: Any) -> Any:
     Returns a quantity, or what a function in it gives. Raises FactError for what Python cannot
     compute.
     """
-    given = {name.replace(".", "__"): lookup(name) for name in names(formula)}
+    given = {name.replace(".", "__"): lookup(name) for name in ID.findall(formula)}
     ends = [dict.fromkeys(each) if isinstance(each, Quantity) else [each]
             for each in given.values()]  # fmt: skip
     source = ID.sub(lambda match: match[0].replace(".", "__"), formula.strip())
@@ -107,14 +118,14 @@ def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
     pieces = re.split(r"\s*(<=|<|==)\s*", text)
     if len(pieces) == 1:
         so, words = compute(text)
-        return "holds" if so else "contradicts", words
+        return Outcome.HOLDS if so else Outcome.FALSE, words
     left, sign, right = pieces  # one comparison each
     gap = compute(f"({left}) - ({right})")
     fits = {"<=": lambda x, y: x <= 0, "<": lambda x, y: x < 0, "==": lambda x, y: x <= 0 <= y}
     so, touch = fits[sign](gap.value, gap.value), fits[sign](gap.low, gap.high)
     values = [f"{compute(side).value:,.4g}" for side in (left, right)]
     words = f"{values[0]} {sign} {values[1]}: {text}"
-    return "holds" if so else "rounding" if touch else "contradicts", words
+    return Outcome.HOLDS if so else Outcome.ROUNDING if touch else Outcome.FALSE, words
 
 
 # What formulas may call --------------------------------------------------------------------------
@@ -123,54 +134,49 @@ def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
 Said = tuple[bool, str]
 
 
-def _switch_step(steps: float, shift: float, ratio: float) -> int:
-    return switch_step(flow_schedule(int(steps), shift).timesteps, ratio) or 0
-
-
 def _shifts(formula: str) -> Said:
     """Whether a formula of the noise level gives the scheduler's own levels."""
-    plain, largest = flow_schedule(27, 1).sigmas, 0.0
-    for shift in (3, 5, 8, 12):
-        for sigma, shifted in list(zip(plain, flow_schedule(27, shift).sigmas, strict=True))[1:-1]:
-            given = evaluate(formula, str, flow_shift=shift, sigma=sigma).value
-            largest = max(largest, abs(given - shifted))
-    return (largest < 1e-6, f"largest difference {largest:.1e}")
+    shifts, plain = (3, 5, 8, 12), flow_schedule(27, 1).sigmas[1:-1]
+    gaps = [evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted
+            for shift in shifts
+            for sigma, shifted in zip(plain, flow_schedule(27, shift).sigmas[1:-1], strict=True)
+            ]  # fmt: skip
+    largest = max(map(abs, gaps))
+    return largest < 1e-6, f"largest difference {largest:.1e}"
 
 
 def _identified(size: float, unit: str, part: str) -> Said:
     """Whether a transfer of a printed size can be a whole `part`."""
     # Of what else would have been printed so, nothing is asked.
     found = derived("identified")["sizes"].get(f"{size:g} {unit}", {"whole": [], "best": []})
-    return (part in found["whole"], f"best matches: {'; '.join(found['best'])}")
+    return part in found["whole"], f"best matches: {'; '.join(found['best'])}"
 
 
 def _engine(flags: str, name: str) -> Said:
     """Whether SGLang 0.5.9 takes flags to an engine."""
     found = sglang.resolve_text(flags)
-    return (found.engine == name, f"{flags!r} leads to {found.engine}: {'; '.join(found.steps)}")
+    return found.engine == name, f"{flags!r} leads to {found.engine}: {'; '.join(found.steps)}"
 
 
 def _resolved(path: str, key: str, claimed: Any) -> Said:
     """Whether SGLang 0.5.9's registry gives a setting for the path of such a pipeline."""
     settings = sglang.resolve_model(path, index={"_class_name": "WanPipeline"})
     found = getattr(settings, key)
-    return (found == claimed, f"{'; '.join(settings.steps)}: {key} {found}")
+    return found == claimed, f"{'; '.join(settings.steps)}: {key} {found}"
 
 
-def _stated(text: Any, *others: Any) -> Said:
+def _stated(*texts: Any) -> Said:
     """Whether a text's whole numbers all stand in others, "1439552-1439555" for four of them."""
-
-    def numbers(text: Any) -> set[int]:
-        text = f"{text:g}" if isinstance(text, float) else text
-        runs = re.findall(r"(\d+)(?:(?<=\d{4})-(\d{4,}))?", text)
-        return {n for first, last in runs for n in range(int(first), int(last or first) + 1)}
-
-    lost = numbers(text) - set().union(*map(numbers, others))
-    return (not lost, f"not there: {sorted(lost)}" if lost else "the same there")
+    texts = tuple(f"{text:g}" if isinstance(text, float) else text for text in texts)
+    runs = (re.findall(r"(\d+)(?:(?<=\d{4})-(\d{4,}))?", text) for text in texts)
+    first, *others = [{n for a, b in each for n in range(int(a), int(b or a) + 1)} for each in runs]
+    lost = first.difference(*others)
+    return not lost, f"not there: {sorted(lost)}" if lost else "the same there"
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "switch_step": _switch_step,
+    "switch_step": lambda steps, shift, ratio: switch_step(
+        flow_schedule(int(steps), shift).timesteps, ratio),
     "shifts": _shifts,
     "identified": _identified,
     "engine": _engine,
@@ -179,4 +185,4 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "within": lambda text, part: (part.removeprefix("./") in text, part),
     "held": lambda ahead, blocks: layerwise_held(int(blocks), int(ahead), switch=True),
     "prefetch_layers": lambda size, blocks: sglang.prefetch_layers(size, int(blocks)),
-}
+}  # fmt: skip

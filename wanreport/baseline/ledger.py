@@ -12,37 +12,23 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from wanreport.analysis.frames import EMPTY, Frames
-from wanreport.baseline.checks import KINDS, Check, Judging, load_judging
-from wanreport.baseline.facts import SLOT, Fact, Facts, load_facts
-from wanreport.baseline.formulas import (
-    DERIVED,
-    ID,
-    Outcome,
-    Quantity,
-    compare,
-    condition,
-    derived,
-    evaluate,
-    names,
-)
+from wanreport.baseline import formulas
+from wanreport.baseline.facts import KINDS, SLOT, Check, Fact, Facts, load_checks, load_facts
+from wanreport.baseline.formulas import DERIVED, ID, Outcome, Quantity, derived
 from wanreport.baseline.measured import answers
 
-WORDS: dict[Outcome, str] = {
-    "contradicts": "contradicted",
-    "follows": "follows from a contradicted one",
-    "open": "not measured",
-    "elsewhere": "measured in another setup",
-    "unknown": "cannot be known",
-    "rounding": "holds within rounding",
-    "holds": "holds",
-}
-"""The outcomes, worst first: a fact's own is the worst of its verdicts."""
+CITED = {"holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
+         "contradicts": Outcome.FALSE}  # fmt: skip
+"""By what ``source.json`` says. A claim may be right although its code stands in other lines."""
+RAN = {"pass": Outcome.HOLDS, "fail": Outcome.FALSE, "not measured": Outcome.OPEN}
+"""By the status of an answer that runs gave."""
 
 
 class Verdict(NamedTuple):
@@ -62,64 +48,68 @@ class Entry(NamedTuple):
 
     fact: Fact
     verdicts: list[Verdict]
-    outcome: Outcome  # the worst of the verdicts, or "follows"
+    outcome: Outcome  # the worst of the verdicts, or that it follows from a contradicted fact
     rests_on: list[str]  # the contradicted facts because of which it cannot stand as printed
     other: Quantity | None  # what the number should be; None where it stands
     decided: bool  # whether `other` is right, and not only what another place leads to
 
-    @property
-    def falls(self) -> bool:
-        """Whether the fact cannot stand as printed."""
-        return self.outcome in ("contradicts", "follows")
-
 
 class Ledger(dict[str, Entry]):
-    """The verdicts on all facts, by the fact's id, those first that others rest on."""
+    """The verdicts on all facts, by the fact's id, those first that others rest on.
 
-    def __init__(
-        self, facts: Facts, evidence: dict[str, Any], judging: Judging, told: pd.DataFrame
-    ) -> None:
-        self.facts, self.evidence, self.judging, self.answers = facts, evidence, judging, told
-        self.sizes = evidence["architecture"]["numbers"]
-        self._rests_on = {name: needs for start, needs in judging.rests_on.items()
+    `evidence` holds the derived files and the content of ``checks.yaml``; `told` what runs say.
+    """
+
+    def __init__(self, facts: Facts, evidence: dict[str, Any], told: pd.DataFrame) -> None:
+        self.facts, self.evidence, self.answers = facts, evidence, told
+        self.compute = partial(formulas.evaluate, lookup=self.lookup)
+        self.text = partial(facts.fill, compute=self.compute)
+        self._rests_on = {name: needs for start, needs in evidence["rests_on"].items()
                           for name in facts.below([start])}  # fmt: skip
         self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
-        for name, fact in facts.items():
+        for fact in facts.values():
             if fact.how:
-                kind = "published" if fact.part == "8" else "arithmetic"
-                kind = "schedule" if "switch_step" in fact.how else kind
-                self._verdicts[name].append(self._number(fact, kind, fact.how))
-        for citation in evidence["source"]["citations"]:
-            self._verdicts[facts[citation["fact"]].id].append(_cited(citation))
+                own = Check(check=fact.check, how=fact.how)
+                self._verdicts[fact.id] += self._judged(fact, own)
+        for cited in evidence["source"]["citations"]:
+            quotes = [f"{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
+                      for quote in cited["quotes"]]  # fmt: skip
+            working = "\n".join([f"{cited['cite']}: {cited['working']}", *quotes])
+            verdict = Verdict("source", CITED[cited["outcome"]], working)
+            self._verdicts[facts[cited["fact"]].id].append(verdict)
         # What others repeat comes before them; what runs say does not count there.
-        for check in sorted(judging.checks, key=lambda c: (c.by is not None, bool(c.repeats))):
+        for check in sorted(evidence["checks"], key=lambda c: (c.by is not None, bool(c.repeats))):
             for name in facts.below(check.fact):
-                self._verdicts[name] += self._checked(facts[name], check)
+                self._verdicts[name] += self._judged(facts[name], check)
         for name in facts:
             self[name]
 
     def __missing__(self, name: str) -> Entry:
         """Say what follows for a fact from the verdicts on it and on what it rests on."""
         fact, verdicts = self.facts[name], self._verdicts[name]
-        uses = [self[used] for used in names(fact.how) if used in self.facts]
-        follows = [entry for entry in uses if entry.outcome == "contradicts" or entry.other]
-        wrong = [verdict for verdict in verdicts if verdict.outcome == "contradicts"]
+        uses = [self[used] for used in dict.fromkeys(ID.findall(fact.how)) if used in self.facts]
+        follows = [entry for entry in uses if entry.outcome == Outcome.FALSE or entry.other]
+        wrong = [verdict for verdict in verdicts if verdict.outcome == Outcome.FALSE]
         valued = [verdict for verdict in wrong if verdict.value]
         right = min(valued, key=lambda verdict: KINDS.index(verdict.check), default=None)
         other = right.value if right else None
         if follows and not right:
-            again = evaluate(fact.how, self._right)
-            other = again if compare(fact.number, again, fact.bound) == "contradicts" else None
-        rests_on = [] if wrong else list(self._rests_on.get(name, []))
-        # Other numbers that leave this one as printed do it no harm.
-        if not wrong and (other or not all(entry.other for entry in follows)):
-            rests_on += [entry.fact.id for entry in follows]
-        if not wrong and not isinstance(fact.value, Decimal):
-            rests_on += [slot[0] for slot in SLOT.findall(f"{fact.statement} {fact.value}")]
-        roots = [[used] if self[used].outcome == "contradicts" else self[used].rests_on
+            right_ones = {entry.fact.id: entry.other for entry in uses}
+            again = formulas.evaluate(fact.how, lambda id: right_ones.get(id) or self.lookup(id))
+            contradicts = formulas.compare(fact.number, again, fact.bound) == Outcome.FALSE
+            other = again if contradicts else None
+        rests_on: list[str] = []
+        if not wrong:
+            rests_on += self._rests_on.get(name, [])
+            # Other numbers that leave this one as printed do it no harm.
+            if other or not all(entry.other for entry in follows):
+                rests_on += [entry.fact.id for entry in follows]
+            if isinstance(fact.value, str):
+                rests_on += [slot[0] for slot in SLOT.findall(f"{fact.statement} {fact.value}")]
+        roots = [[used] if self[used].outcome == Outcome.FALSE else self[used].rests_on
                  for used in rests_on]  # fmt: skip
         decided = not right.elsewhere if right else all(entry.decided for entry in follows)
-        outcome = "follows" if any(roots) else worst(verdict.outcome for verdict in verdicts)
+        outcome = Outcome.FALLS if any(roots) else Outcome.worst(v.outcome for v in verdicts)
         found = list(dict.fromkeys(sum(roots, [])))
         self[name] = Entry(fact, verdicts, outcome, found, other, decided)
         return self[name]
@@ -129,96 +119,67 @@ class Ledger(dict[str, Entry]):
         here = self.answers[self.answers.by.isin(list(by))]
         return here[here.runs.str.len() > 0]
 
-    def summaries(self) -> dict[str, str]:
-        """What became of every fact, and because of which, as ``verdicts.json`` keeps it."""
-        found = ((name, self[name]) for name in self.facts)
-        return {name: f"{WORDS[entry.outcome]}: {', '.join(entry.rests_on)}".removesuffix(": ")
-                for name, entry in found}  # fmt: skip
-
     def lookup(self, name: str) -> Quantity | str:
         """What an id stands for: a size, a number as printed, a date as its day, a text."""
-        value = self.sizes[name] if name in self.sizes else self.facts[name].value
-        if isinstance(value, Decimal):
+        value = self.evidence["architecture"]["numbers"].get(name)
+        if value is None and isinstance(value := self.facts[name].value, Decimal):
             return self.facts[name].quantity
         if re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
-            value = date.fromisoformat(str(value)).toordinal()
+            value = date.fromisoformat(value).toordinal()
         return Quantity(*[value] * 3) if isinstance(value, int) else self.facts.text(name)
 
-    def _right(self, name: str) -> Quantity | str:
-        """What an id should stand for."""
-        return (self[name].other if name in self.facts else None) or self.lookup(name)
-
-    def compute(self, formula: str) -> Any:
-        """Compute a formula over the numbers as printed, and over the model's sizes."""
-        return evaluate(formula, self.lookup)
-
-    def text(self, text: str) -> str:
-        """Put facts as printed for ``{id}`` and computed numbers for ``{formula:.1f}``."""
-        return self.facts.fill(text, compute=self.compute)
-
-    def _checked(self, fact: Fact, check: Check) -> list[Verdict]:
-        """What one entry of ``checks.yaml`` says of a fact."""
-        why, instead = self.text(check.why), self.text(check.instead)
+    def _judged(self, fact: Fact, check: Check) -> Iterator[Verdict]:
+        """What one check says of a fact."""
+        kind, why = check.check, self.text(check.why)
         if check.by is not None:
-            return list(self._measured(check.by))
-        if check.how:
+            yield from self._measured(check.by)
+        elif check.how:
+
+            def digits(match: re.Match[str]) -> str:
+                value = self.lookup(match[0])
+                return f"{value.value:,.12g}" if isinstance(value, Quantity) else value
+
+            computed = self.compute(check.how)
+            steps = f"{ID.sub(digits, check.how)} = " if re.search(r"[-+*/(]", check.how) else ""
+            words = f"{why} {steps}{fact.worded(computed.value)}. Formula: {check.how}."
             # No formula says what a measurement should have been.
-            other = fact.kind == "measured" or check.check in ("arithmetic", "published")
-            return [self._number(fact, check.check, check.how, why, elsewhere=other)]
-        held = [condition(text, self.compute) for text in check.holds]
-        outcome = worst(each for each, _ in held)
-        words = f"{why} {'; '.join(working for _, working in held)}." if held else why
-        if check.repeats:
-            repeated = self._verdicts[self.facts[check.repeats].id]
-            outcome = worst(verdict.outcome for verdict in repeated)
-            words = f"{why} See {check.repeats}."
-        shown = instead if outcome == "contradicts" else ""
-        return [Verdict(check.check, outcome, words.strip(), instead=shown)]
-
-    def _number(
-        self, fact: Fact, check: str, formula: str, why: str = "", *, elsewhere: bool = False
-    ) -> Verdict:
-        """A printed number beside what a formula gives."""
-
-        def digits(match: re.Match[str]) -> str:
-            value = self.lookup(match[0])
-            return f"{value.value:,.12g}" if isinstance(value, Quantity) else value
-
-        computed: Quantity = self.compute(formula)
-        steps = f"{ID.sub(digits, formula)} = " if re.search(r"[-+*/(]", formula) else ""
-        words = f"{why} {steps}{fact.worded(computed.value)}. Formula: {formula}."
-        outcome = compare(fact.number, computed, fact.bound)
-        return Verdict(check, outcome, words.strip(), computed, elsewhere)
+            other = fact.kind == "measured" or kind in ("arithmetic", "published")
+            outcome = formulas.compare(fact.number, computed, fact.bound)
+            yield Verdict(kind, outcome, words.strip(), computed, other and check.how != fact.how)
+        else:
+            held = [formulas.condition(text, self.compute) for text in check.holds]
+            outcomes, words = [each for each, _ in held], "; ".join(each for _, each in held)
+            if check.repeats:
+                outcomes = [each.outcome for each in self._verdicts[self.facts[check.repeats].id]]
+                words = f"See {check.repeats}"
+            outcome = Outcome.worst(outcomes)
+            instead = self.text(check.instead) if outcome == Outcome.FALSE else ""
+            working = f"{why} {words}{'.' * bool(words)}".strip()
+            yield Verdict(kind, outcome, working, instead=instead)
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
         """What runs say, or what it would take; those of another setup decide nothing."""
-        decides: dict[str, Outcome] = {
-            "pass": "holds", "fail": "contradicts", "not measured": "open"
-        }  # fmt: skip
         seen = self.seen(by)
         for row in seen.itertuples():
-            outcome = "elsewhere" if row.setting else decides.get(row.status, "elsewhere")
+            outcome = Outcome.ELSEWHERE if row.setting else RAN.get(row.status, Outcome.ELSEWHERE)
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
             asked = self.answers[self.answers.by.isin(by)].command
             todo = next((f" To measure: {command}." for command in asked if command), "")
-            yield Verdict("measured", "open", f"No run.{todo}")
+            yield Verdict("measured", Outcome.OPEN, f"No run.{todo}")
 
+    def differences(self, folder: Path = DERIVED) -> list[str]:
+        """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
+        committed, computed = derived("verdicts", folder)["verdicts"], self.summaries()
+        return [f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
+                for name in dict.fromkeys([*committed, *computed])
+                if committed.get(name) != computed.get(name)]  # fmt: skip
 
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """The worst of some outcomes; unknown where there is none."""
-    return min(outcomes, key=list(WORDS).index, default="unknown")
-
-
-def _cited(citation: dict[str, Any]) -> Verdict:
-    """A citation as it was looked up in SGLang's releases."""
-    lines = [f"{citation['cite']}: {citation['working']}"]
-    lines += [f"{q['version']}, {q['lines']}: {' '.join(q['text'].split())}"
-              for q in citation["quotes"]]  # fmt: skip
-    # A claim may be right although its code stands in other lines.
-    outcome: Outcome = "holds" if citation["outcome"] == "misplaced" else citation["outcome"]
-    return Verdict("source", outcome, "\n".join(lines))
+    def summaries(self) -> dict[str, str]:
+        """What became of every fact, and because of which, as ``verdicts.json`` keeps it."""
+        return {name: ": ".join(filter(None, [self[name].outcome, ", ".join(self[name].rests_on)]))
+                for name in self.facts}  # fmt: skip
 
 
 def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
@@ -227,15 +188,5 @@ def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
     Raises FactError for data that is damaged, missing or does not fit together.
     """
     facts = facts or load_facts()
-    evidence = {name: derived(name) for name in ("architecture", "source")}
-    return Ledger(facts, evidence, load_judging(), answers(frames, facts))
-
-
-def differences(ledger: Ledger, folder: Path = DERIVED) -> list[str]:
-    """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
-    committed, computed = derived("verdicts", folder)["verdicts"], ledger.summaries()
-    return [
-        f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
-        for name in dict.fromkeys([*committed, *computed])
-        if committed.get(name) != computed.get(name)
-    ]
+    evidence = load_checks() | {name: derived(name) for name in ("architecture", "source")}
+    return Ledger(facts, evidence, answers(frames, facts))

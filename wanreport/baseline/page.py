@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from wanreport.baseline.ledger import WORDS, Ledger
+from wanreport.baseline.formulas import Outcome
+from wanreport.baseline.ledger import Ledger
 
-HOLDS, FALSE, FALLS = WORDS["holds"], WORDS["contradicts"], WORDS["follows"]
-ELSEWHERE, OPEN, UNKNOWN = WORDS["elsewhere"], WORDS["open"], WORDS["unknown"]
+UNKNOWN, ELSEWHERE, OPEN = Outcome.UNKNOWN, Outcome.ELSEWHERE, Outcome.OPEN
+HOLDS, FALSE, FALLS = Outcome.HOLDS, Outcome.FALSE, Outcome.FALLS
 SIGNS = {HOLDS: "✓", FALSE: "✗", FALLS: "†", ELSEWHERE: "◦", OPEN: "…", UNKNOWN: ""}
 """The mark behind a fact; without one where nothing can judge it."""
 OUTCOMES = [*SIGNS]
 """What became of a fact: exactly one of these, so that their counts add up."""
-GROUPS = CONTRADICTED, MEASURED, PAPER = (
-    "contradicted", "re-measured", "consistent on paper only"
-)  # fmt: skip
+GROUPS = CONTRADICTED, MEASURED, PAPER = FALSE, "re-measured", "consistent on paper only"
 """What became of a conclusion, in the order in which they are listed."""
 
 
@@ -29,23 +28,22 @@ def rows(ledger: Ledger) -> pd.DataFrame:
     listed = []
     for name, fact in ledger.facts.items():
         entry, printed = ledger[name], ledger.facts.text(name)
-        # Rounding does no harm.
-        became = HOLDS if entry.outcome == "rounding" else WORDS[entry.outcome]
-        instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
+        verdicts = entry.verdicts
+        became = HOLDS if entry.outcome == Outcome.ROUNDING else entry.outcome  # which does no harm
+        instead = " ".join(verdict.instead for verdict in verdicts if verdict.instead)
         if entry.other:
             instead = ("" if entry.decided else "or ") + fact.worded(entry.other.value)
         because = f" ({', '.join(entry.rests_on)})" if entry.rests_on else ""
-        working = [f"{v.check} ({WORDS[v.outcome]}): " * (v.check not in ("", "measured"))
-                   + v.working for v in entry.verdicts]  # fmt: skip
+        working = [f"{v.check} ({v.outcome}): " * (v.check not in ("", "measured")) + v.working
+                   for v in verdicts]  # fmt: skip
         listed.append({
             "fact": name, "section": int(fact.part.split(".")[0]), "quote": _plain(fact.quote),
-            "printed": printed,
-            "claim": ": ".join(filter(None, [ledger.facts.fill(fact.statement), printed])),
-            "outcome": became, "sign": SIGNS[became], "instead": instead,
+            "printed": printed, "outcome": became, "sign": SIGNS[became], "instead": instead,
+            "claim": f"{ledger.facts.fill(fact.statement)}{': ' * bool(printed)}{printed}",
             "judged": f"{SIGNS[became]} {became}{because}{'. Right: ' * bool(instead)}{instead}",
-            "checks": ", ".join(dict.fromkeys(v.check for v in entry.verdicts if v.check)),
+            "checks": ", ".join(dict.fromkeys(v.check for v in verdicts if v.check)),
             "working": "\n".join(working), "href": f"#{name}",
-            "run": next((run for verdict in entry.verdicts for run in verdict.runs), None),
+            "run": next((run for verdict in verdicts for run in verdict.runs), None),
         })  # fmt: skip
     return pd.DataFrame(listed).set_index("fact", drop=False)
 
@@ -57,15 +55,16 @@ def conclusions(ledger: Ledger) -> pd.DataFrame:
     its `quote`, what our runs gave (`ours`), and the `fact` that decides.
     """
     listed = []
-    for one in ledger.judging.conclusions:
-        seen = ledger.seen(one.by)
-        decides = next((name for name in one.needs if ledger[name].falls), one.needs[0])
+    for one in ledger.evidence["conclusions"]:
+        seen = ledger.seen(one.get("by", []))
+        falls = [name for name in one["needs"] if ledger[name].outcome in (FALSE, FALLS)]
+        decides = [*falls, *one["needs"]][0]
         ours = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
                 for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
-        group = CONTRADICTED if ledger[decides].falls else MEASURED if len(seen) else PAPER
         listed.append({
-            "group": group, "name": one.name, "quote": _plain(one.quote),
-            "ours": "; ".join(ours), "fact": decides, "href": f"#{decides}",
+            "group": CONTRADICTED if falls else MEASURED if len(seen) else PAPER,
+            "name": one["name"], "quote": _plain(one["quote"]), "ours": "; ".join(ours),
+            "fact": decides, "href": f"#{decides}",
         })  # fmt: skip
     return pd.DataFrame(sorted(listed, key=lambda each: GROUPS.index(each["group"])))
 
