@@ -10,6 +10,8 @@ from wanreport.analysis.frames import Frames, load
 from wanreport.baseline import Facts, load_facts
 from wanreport.baseline.ledger import Ledger, load_ledger
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="session")
 def facts() -> Facts:
@@ -23,7 +25,7 @@ def ledger(facts: Facts) -> Ledger:
 
 @pytest.fixture(scope="session")
 def committed_runs() -> Frames:
-    return load(["results"], Path(__file__).resolve().parents[2])
+    return load(["results"], ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import pandas as pd
 from wanreport.analysis.frames import EMPTY, Frames
 from wanreport.baseline import formulas
 from wanreport.baseline.facts import KINDS, SLOT, Check, Fact, Facts, load_checks, load_facts
-from wanreport.baseline.formulas import DERIVED, ID, Outcome, Quantity, derived
+from wanreport.baseline.formulas import DERIVED, ID, FactError, Outcome, Quantity, derived
 from wanreport.baseline.measured import answers
 
 CITED = {"holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
@@ -130,7 +130,10 @@ class Ledger(dict[str, Entry]):
 
     def _judged(self, fact: Fact, check: Check) -> Iterator[Verdict]:
         """What one check says of a fact."""
-        kind, why = check.check, self.text(check.why)
+        kind, why, instead = check.check, self.text(check.why), self.text(check.instead)
+        ways = [check.by is not None, check.how, check.holds, check.repeats]
+        if sum(map(bool, ways)) != bool(kind):
+            raise FactError(f"{fact.id}: a check needs one of how, holds, repeats, by")
         if check.by is not None:
             yield from self._measured(check.by)
         elif check.how:
@@ -153,9 +156,9 @@ class Ledger(dict[str, Entry]):
                 outcomes = [each.outcome for each in self._verdicts[self.facts[check.repeats].id]]
                 words = f"See {check.repeats}"
             outcome = Outcome.worst(outcomes)
-            instead = self.text(check.instead) if outcome == Outcome.FALSE else ""
             working = f"{why} {words}{'.' * bool(words)}".strip()
-            yield Verdict(kind, outcome, working, instead=instead)
+            shown = instead if outcome == Outcome.FALSE else ""
+            yield Verdict(kind, outcome, working, instead=shown)
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
         """What runs say, or what it would take; those of another setup decide nothing."""
