@@ -9,10 +9,11 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from wanreport.jobs.job import Job, JobError, load_job
 from wanreport.records import project
-from wanreport.records.record import REUSABLE, Found, best_record, find_records
+from wanreport.records.record import Found, best_record, find_records, stands
 
 KEPT = Path("slurm/logs/submitted")
 MARGIN_S = 1800  # for loading, rendering and the end before the limit
@@ -39,7 +40,7 @@ def records() -> list[Found]:
     return find_records(project.local_results(Path.cwd()))
 
 
-def record_of(job: Job, found: list[Found]) -> dict[str, object] | None:
+def record_of(job: Job, found: list[Found]) -> dict[str, Any] | None:
     """The one among them that is of `job`, at the scale that it asks for."""
     scale = "tiny" if job.scale == "tiny" else "a14b"
     best = best_record(job, [item for item in found if item[1]["job"]["scale"] == scale])
@@ -61,7 +62,7 @@ def groups(files: list[str]) -> None:
         record = record_of(job, found)
         if file in busy:
             print(f"{job.name}: is in the queue as {busy[file]}", file=sys.stderr)
-        elif record and record["status"] in REUSABLE:
+        elif record and stands(job, record):
             print(f"{job.name}: has a result, {record['status']}", file=sys.stderr)
         else:
             arrays.setdefault(gpus_of(job), []).append((file, job))

@@ -30,5 +30,4 @@ def run_job(job: Job, root: Path, **_: Any) -> Path:
     record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
     record |= {"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}
     path = record_path(root, SLUG, job.name, record["job_hash"])
-    write_record(record | SAYS.get(job.purpose, {}), path)
-    return path
+    return write_record(record | SAYS.get(job.purpose, {}), path)

@@ -30,7 +30,8 @@ from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, terminate, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
-from wanreport.records.record import RESULTS_DIRS, RecordError, is_rehearsal
+from wanreport.records.files import parse_record
+from wanreport.records.record import RESULTS_DIRS, RecordError
 
 INTERCONNECTS = ("nvlink", "host-memory")
 
@@ -205,13 +206,13 @@ def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | Non
     if job.scale == "tiny" or here.scale == "a14b" and gpus >= job.num_gpus:
         log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
-            _, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
+            path, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
         if not (made := record["engine"].get("plan")):
             return f"{record['reason']}; {record['hint']}", None, False
-        timed = not is_rehearsal(record)
+        timed = not parse_record(path, record).is_rehearsal
         said = "measured here" if timed else "a rehearsal, whose times say nothing"
         return said, made, timed
-    real = [item for item in project.all_records(root) if not is_rehearsal(item[1])]
+    real = [item for item in project.all_records(root) if not parse_record(*item).is_rehearsal]
     if found := plan.from_records(job, real):
         return f"from what was measured for {found[0].relative_to(root)}", found[1], True
     needs = f"{job.num_gpus} GPUs here, or a record of stream at this shape from {job.num_gpus}"

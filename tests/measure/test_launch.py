@@ -26,7 +26,7 @@ from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, jobs, launch, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import is_rehearsal, read_record
+from wanreport.records.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
@@ -44,7 +44,7 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     path = launch.run_job(_job(engine, decode=True), tmp_path)
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]
-    assert is_rehearsal(record)
+    assert record["job"]["scale"] == "tiny"
     assert [i["kind"] for i in record["iterations"]] == ["warmup", "clean", "profiled"]
     switch = record["schedule"]["switch_step"]
     ran = [[step["index"] for step in iteration["steps"]] for iteration in record["iterations"]]

@@ -1,4 +1,4 @@
-"""A record is written whole or not at all, and read only if it is one."""
+"""A record is written whole or not at all, read only if it is one, and outlives no reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from tests.synthetic import write
 from wanreport.jobs.job import Job, job_hash, resolve_job
+from wanreport.measure.jobs import Machine, missing
+from wanreport.records.files import parse_record
 from wanreport.records.record import (
     RecordError,
     best_record,
     find_records,
-    is_rehearsal,
     new_record,
-    put_back,
     read_record,
     record_path,
     write_record,
@@ -33,10 +33,11 @@ DAY = "2026-01-0{}T12:30:00+00:00"
 def record(
     scale: str = "tiny", status: str = "ok", day: int | str = 1, name: str = "a-job", **known: Any
 ) -> dict[str, Any]:
-    job = JOB.model_copy(update={"scale": scale, "name": name, "seed": known.pop("seed", 0)})
-    device = "cuda" if scale == "a14b" else "cpu"
-    known = {"machine": {"slug": "m", "device": device}, "started_at": DAY.format(day)} | known
-    return new_record(job, status=status, reason="" if status == "ok" else "it broke", **known)
+    changed = {key: known.pop(key) for key in ("seed", "checkpoint") if key in known}
+    job = JOB.model_copy(update={"scale": scale, "name": name, **changed})
+    machine = {"slug": "m", "device": "cuda" if scale == "a14b" else "cpu"}
+    given = {"machine": machine, "started_at": DAY.format(day), "reason": "", **known}
+    return new_record(job, status=status, **given)
 
 
 def put(root: Path, made: dict[str, Any]) -> Path:
@@ -47,24 +48,26 @@ def put(root: Path, made: dict[str, Any]) -> Path:
 def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_know(
     tmp_path: Path,
 ) -> None:
-    iteration = {"kind": "clean", "total_s": 0.1 + 0.2, "later": [1]}
-    made = record(wall_s=1.5, iterations=[iteration])
+    made = record(wall_s=1.5, iterations=[{"kind": "clean", "total_s": 0.1 + 0.2, "later": [1]}])
     made["machine"]["later"] = {"key": None}
     path = put(tmp_path, made)
     assert path == tmp_path / "m" / f"a-job-{made['job_hash']}.json"
     assert read_record(path) == made
     before = path.read_bytes()
-    write_record(made, path)
-    assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    assert write_record(made, path) == path
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_new_record_stands_for_a_resolved_job_that_failed(tmp_path: Path) -> None:
     resolved = resolve_job(JOB, gpus=2)
     made = new_record(resolved, reason="not yet")
-    assert made["job"]["scale"] == "a14b" and made["status"] == "failed" and is_rehearsal(made)
+    assert made["job"]["scale"] == "a14b" and made["status"] == "failed"
     assert made["job_hash"] == job_hash(resolved)
     write_record(made, tmp_path / "x.json")
+    for key in made:  # it lacks none
+        (tmp_path / "x.json").write_text(json.dumps({k: v for k, v in made.items() if k != key}))
+        with pytest.raises(RecordError, match=f"{key}: "):
+            read_record(tmp_path / "x.json")
     with pytest.raises(ValueError):
         new_record(JOB)
 
@@ -80,8 +83,7 @@ def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(
         with pytest.raises((RecordError, KeyboardInterrupt)) as caught:
             write_record({**made, "wall_s": 2.0}, path)
     assert isinstance(error, KeyboardInterrupt) or str(path) in str(caught.value)
-    assert read_record(path) == made
-    assert list(path.parent.iterdir()) == [path]
+    assert read_record(path) == made and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -107,18 +109,10 @@ def test_what_is_not_a_record_is_not_written(
 
 @pytest.mark.parametrize("text", ["", '{"a": ', "[]", '{"schema_version": 7}', "\xff\xfe=\xd8"])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_bytes(text.encode("latin-1"))
-    for each in (path, tmp_path / "gone.json"):
-        with pytest.raises(RecordError, match=each.name):
-            read_record(each)
-
-
-def test_a_record_lacks_no_top_level_key(tmp_path: Path) -> None:
-    for key in (made := record()):
-        (tmp_path / "x.json").write_text(json.dumps({k: v for k, v in made.items() if k != key}))
-        with pytest.raises(RecordError, match=f"{key}: "):
-            read_record(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    for name in ("x.json", "gone.json"):
+        with pytest.raises(RecordError, match=name):
+            read_record(tmp_path / name)
 
 
 def test_records_are_found_in_order_only_one_folder_deep_and_none_is_skipped(
@@ -135,29 +129,43 @@ def test_records_are_found_in_order_only_one_folder_deep_and_none_is_skipped(
         find_records(tmp_path)
 
 
-def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(
-    tmp_path: Path,
-) -> None:
-    def earlier(root: Path) -> list[Path]:
-        return sorted(root.glob("*/earlier/*.json"))
+# What takes whose place ---------------------------------------------------------------------------
 
+
+def stand(root: Path) -> tuple[list[str], list[str]]:
+    """Status and day of the records that count, and of those beside them."""
+    folders = ("m/*.json", "m/earlier/*.json")
+    first, second = (
+        [f"{made['status']} {made['started_at'][9]}" for made in map(read_record, found)]
+        for found in (sorted(root.glob(each)) for each in folders)
+    )
+    return first, second
+
+
+def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_path: Path) -> None:
     path = put(tmp_path, record("a14b", day=1))
-    put(tmp_path, record("a14b", "failed", day=2))
-    (kept,) = earlier(tmp_path)
-    assert kept == path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
-    put(tmp_path, record("a14b", day=3))  # a failure is not a result
+    put(tmp_path, record("a14b", day=3))
+    kept = path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
+    assert kept.exists() and stand(tmp_path) == (["ok 3"], ["ok 1"])
     write_record(read_record(path) | {"wall_s": 2.5}, path)  # the same run
-    put(tmp_path, record("a14b", day=4))
-    days = [read_record(file)["started_at"] for file in earlier(tmp_path)]
-    assert days == [DAY.format(1), DAY.format(3)]
-    assert [found["started_at"] for _, found in find_records(tmp_path)] == [DAY.format(4)]
-    put_back(path, kept.read_bytes())  # the latest is kept by then, and would be there twice
-    assert not kept.exists()
-    assert [found["started_at"] for _, found in find_records(tmp_path)] == [DAY.format(1)]
-
+    assert stand(tmp_path) == (["ok 3"], ["ok 1"])
     for day in (1, 2):  # what a rehearsal gives is repeated at will
         put(tmp_path / "local", record(day=day))
-    assert earlier(tmp_path / "local") == []
+    assert stand(tmp_path / "local") == (["ok 2"], [])
+
+
+@pytest.mark.parametrize("scale", ["tiny", "a14b"])
+@pytest.mark.parametrize("worse", ["oom", "failed", "timeout", "unsupported"])
+def test_a_worse_record_never_takes_the_place_of_a_better_one(
+    tmp_path: Path, scale: str, worse: str
+) -> None:
+    put(tmp_path, record(scale, "failed", day=1))
+    path = put(tmp_path, record(scale, "oom", day=2))
+    assert stand(tmp_path) == (["oom 2"], [])
+    put(tmp_path, record(scale, day=3))
+    assert stand(tmp_path) == (["ok 3"], [])
+    written = write_record(record(scale, worse, day=4), path)
+    assert stand(tmp_path) == (["ok 3"], [f"{worse} 4"]) and written.parent.name == "earlier"
 
 
 LARGE, TINY = record("a14b"), record("tiny")
@@ -186,5 +194,45 @@ def test_the_best_record_of_a_job(records: list[dict[str, Any]], best: int | Non
 
 def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal() -> None:
     for scale, device in itertools.product(("a14b", "tiny"), ("cuda", "cpu")):
-        found = is_rehearsal(record(scale, machine={"device": device}))
-        assert found is ((scale, device) != ("a14b", "cuda"))
+        found = parse_record(Path("x"), record(scale, machine={"device": device}))
+        assert found.is_rehearsal is ((scale, device) != ("a14b", "cuda"))
+
+
+# What outlives its reason -------------------------------------------------------------------------
+
+
+def is_missing(made: dict[str, Any]) -> bool:
+    """Whether a job with this one record would be measured again on the record's machine."""
+    return bool(missing([Job(**made["job"])], [(Path("m/x.json"), made)], Machine("m", 0)))
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "again"),
+    [
+        ("ok", "", False),
+        ("oom", "rank 0: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", False),
+        ("oom", "rank 0: MemoryError: ", True),  # the host's
+        ("unsupported", "weights: no folder 'transformer'", True),
+        ("unsupported", "swap keeps 228 GB in host memory and 12 GB are free", True),
+        ("failed", "rank 0 was killed by SIGKILL", True),
+        ("timeout", "", True),
+    ],
+)
+def test_what_the_job_itself_did_not_cause_is_tried_again(
+    status: str, reason: str, again: bool
+) -> None:
+    assert is_missing(record(status=status, reason=reason)) is again
+
+
+def test_other_weights_in_the_same_place_are_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "transformer/model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    made, then = record(checkpoint=str(tmp_path)), file.stat()
+    assert not is_missing(made) and "made_from" not in record()
+    file.write_bytes(b"others!")
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns + 1))
+    assert is_missing(made) and not is_missing(record(checkpoint=str(tmp_path)))
+    assert not is_missing({key: made[key] for key in made if key != "made_from"})  # of old
+    file.unlink()
+    assert not is_missing(made), "without weights nothing better can be had"

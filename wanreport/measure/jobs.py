@@ -14,7 +14,7 @@ from wanreport.jobs.job import Job, JobError, load_job, resolve_job
 from wanreport.measure import machine
 from wanreport.measure.launch import run_job
 from wanreport.records.project import Found, all_records, local_results
-from wanreport.records.record import REUSABLE, best_record, put_back, read_record
+from wanreport.records.record import EARLIER, best_record, read_record, stands
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -57,8 +57,8 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 
 def reusable(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     """This machine's own record of the resolved `job` that measuring again would only repeat."""
-    best = best_record(job, _of_machine(found, here.slug))
-    return best if best and best[1]["status"] in REUSABLE else None
+    own = [item for item in _of_machine(found, here.slug) if stands(job, item[1])]
+    return best_record(job, own)
 
 
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
@@ -108,14 +108,12 @@ def measure(
             failed.append(name)
             if record["hint"]:
                 say(f"  {'':<24} {record['hint']}")
-            if path in stood:
-                put_back(path, stood[path])
+            if path.parent.name == EARLIER:
                 say(f"  {'':<24} The record of an earlier run stays.")
 
     found = all_records(root)
     left = missing(jobs, [] if again else found, this_machine())
     if left:
-        stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
         done = measure_jobs(left, results or local_results(root), log, tell, minutes)
         if late := [job.name for job in left if job.name not in done]:

@@ -20,13 +20,7 @@ from tqdm import tqdm
 from wanreport.jobs.job import Job
 from wanreport.jobs.sglang import ModelPathError, resolve_model
 from wanreport.measure import machine, ranks
-from wanreport.records.record import (
-    RecordError,
-    new_record,
-    read_record,
-    record_path,
-    write_record,
-)
+from wanreport.records.record import new_record, record_path, write_record
 
 HINTS = {
     "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"
@@ -93,18 +87,10 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
                 record["hint"] = f"{HINTS[record['status']]} ({logs})"
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
-    if not (stopped and _is_ok(path)):
-        write_record(record, path)
+    path = write_record(record, path)
     if stopped:
         raise stopped
     return path
-
-
-def _is_ok(path: Path) -> bool:
-    try:
-        return bool(read_record(path)["status"] == "ok")
-    except RecordError:  # nothing, or nothing usable
-        return False
 
 
 def _settings(job: Job, gpus: int) -> dict[str, Any]:

@@ -224,6 +224,7 @@ class Record(_Part):
     timeline: list[Event]
     traces: list[dict[str, Any]]
     source: str | None = None  # what ran it, where that was not wanreport: "sglang 0.5.9"
+    made_from: str | None = None  # of which files of a checkpoint, as a digest
 
     @property
     def is_rehearsal(self) -> bool:

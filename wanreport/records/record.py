@@ -7,6 +7,7 @@ makes it, rendering reads it. A failed job is a record too, with the same top-le
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,10 +27,9 @@ RESULTS_DIRS = [
 ]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 
-EARLIER = "earlier"  # the folder beside records for runs that later ones took over from
-REUSABLE = frozenset({"ok", "oom"})
-"""Statuses that measuring again would only repeat. What is unsupported for want of a checkpoint,
-memory or GPUs may not be so the next time."""
+EARLIER = "earlier"  # the folder beside records for runs that do not speak for their job any more
+REUSABLE = {"ok": 2, "oom": 1}
+"""Statuses that are results, by how much they tell."""
 
 RecordError = FileError
 """A record that cannot be read or written; the message names the file and the fix."""
@@ -47,40 +47,60 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
         "job": job.model_dump(mode="json"), "job_hash": job_hash(job),
         "status": "failed", "reason": "", "hint": "", "model": {}, "schedule": {}, "sglang": {},
         "machine": {}, "software": {}, "engine": {}, "started_at": "", "wall_s": 0.0,
-        "cold_start_s": None, "iterations": [], "timeline": [], "traces": [], **known,
+        "cold_start_s": None, "iterations": [], "timeline": [], "traces": [],
+        **({"made_from": _files_of(job.checkpoint)} if job.checkpoint else {}), **known,
     }  # fmt: skip
 
 
-def write_record(record: Mapping[str, Any], path: str | Path) -> None:
+def _files_of(checkpoint: str) -> str | None:
+    """A digest of a checkpoint's files: names, sizes and times; None where there are none."""
+    files = [*Path(checkpoint).glob("*.json"), *Path(checkpoint).glob("[!.]*/*")]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns)
+             for file in sorted(files) if file.is_file()]  # fmt: skip
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16] if stats else None
+
+
+def stands(job: Job, record: Mapping[str, Any]) -> bool:
+    """Whether measuring `job` again would only repeat this record of it.
+
+    It is a result, and the job's weights are those that it was made from. What ended a job for want
+    of something outside of it (memory of the host, GPUs, a checkpoint) may be there the next time.
+    """
+    made_from = record.get("made_from")
+    if made_from and job.checkpoint and _files_of(job.checkpoint) not in (None, made_from):
+        return False
+    device = "OutOfMemoryError" in record["reason"]  # torch's, of a device alone
+    return record["status"] == "ok" or (record["status"] == "oom" and device)
+
+
+def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     """Check `record` and write it to `path`; a reader sees the old record or the new.
 
-    A result of the full model that another run left there is kept under ``earlier/``. Raises
+    A result of the full model that another run left there moves to ``earlier/``. If that is better
+    than this one, it stays, and this one goes to ``earlier/``. Returns where it was written. Raises
     RecordError if it is not a record, or if the disk refuses it; nothing is changed then.
     """
-    path = Path(path)
+    path = target = Path(path)
     parse_record(path, record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         with contextlib.suppress(RecordError):  # nothing there, or nothing usable
-            old = read_record(path)
-            result = old["status"] == "ok" and not is_rehearsal(old)
-            if result and old["started_at"] != record["started_at"]:
-                replace_file(_kept(path, old), path.read_bytes())
-        replace_file(path, text)
+            old = parse_record(path, read_json(path))
+            if REUSABLE.get(old.status, 0) > REUSABLE.get(record["status"], 0):
+                target = _kept(path, record["started_at"])
+            elif (old.status == "ok" and not old.is_rehearsal
+                  and old.started_at != record["started_at"]):  # fmt: skip
+                replace_file(_kept(path, old.started_at), path.read_bytes())
+        replace_file(target, text)
     except OSError as error:
         kept = "nothing was lost: an earlier record stays as it was"
         raise RecordError(f"{path}: not written ({error.strerror or error}); {kept}") from error
+    return target
 
 
-def _kept(path: Path, record: Mapping[str, Any]) -> Path:
-    when = re.sub(r"\W", "", record["started_at"].partition("+")[0])
+def _kept(path: Path, started_at: str) -> Path:
+    when = re.sub(r"\W", "", started_at.partition("+")[0])
     return path.parent / EARLIER / f"{path.stem}-{when}.json"
-
-
-def put_back(path: Path, data: bytes) -> None:
-    """Let a record's bytes take the place of a later run that failed."""
-    replace_file(path, data)
-    _kept(path, read_record(path)).unlink(missing_ok=True)
 
 
 def replace_file(path: Path, data: str | bytes) -> None:
@@ -132,14 +152,9 @@ def best_record(job: Job, records: Iterable[Found]) -> Found | None:
     """
 
     def rank(item: Found) -> tuple[Any, ...]:
-        given, status = item[1]["job"], item[1]["status"]
-        return (given["scale"] == "a14b", status == "ok", status in REUSABLE,
+        given = item[1]["job"]
+        return (given["scale"] == "a14b", REUSABLE.get(item[1]["status"], 0),
                 given.get("name") == job.name, item[1]["started_at"], str(item[0]))  # fmt: skip
 
     hashes = job.hashes()
     return max((item for item in records if item[1]["job_hash"] in hashes), key=rank, default=None)
-
-
-def is_rehearsal(record: Mapping[str, Any]) -> bool:
-    """Whether times, memory and overlap say nothing about the full model on a GPU."""
-    return record["job"].get("scale") != "a14b" or record["machine"].get("device") != "cuda"

@@ -175,7 +175,8 @@ def _found() -> list[Found]:
     runs = frames_of(RESULTS_DIRS).runs
     return [
         (Path(row.run), {"job": {"scale": row.scale, "name": row.job}, "job_hash": row.job_hash,
-                         "status": row.status, "started_at": row.started, "source": row.program})
+                         "status": row.status, "reason": row.reason, "made_from": row.made_from,
+                         "started_at": row.started, "source": row.program})
         for row in runs.itertuples()
         if row.source == "job" and Path(row.run).parent.name != EARLIER
     ]  # fmt: skip
