@@ -26,7 +26,7 @@ from wanreport.engines import ENGINES, Counters, Shape
 from wanreport.model.denoise import VAE, latent_shape
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore
-from wanreport.records.project import write_atomically
+from wanreport.records.record import replace_file
 
 UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,
@@ -60,7 +60,7 @@ def write(folder: Path = DERIVED) -> list[Path]:
         text = json.dumps(content, indent=1)
         # A list of numbers reads better on one line.
         text = re.sub(r"\[[\d\s.,]+\]", lambda m: "[" + " ".join(m[0][1:-1].split()) + "]", text)
-        write_atomically(paths[-1], text + "\n")
+        replace_file(paths[-1], text + "\n")
     return paths
 
 

@@ -31,7 +31,7 @@ from wanreport.measure.jobs import load_jobs, measure, measure_jobs, terminate, 
 from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.files import parse_record
-from wanreport.records.record import RESULTS_DIRS, RecordError
+from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 
 INTERCONNECTS = ("nvlink", "host-memory")
 
@@ -257,7 +257,7 @@ def _baseline(arguments: Namespace, _: Path) -> int:
     if arguments.accept:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        project.write_atomically(DERIVED / "verdicts.json", text)
+        replace_file(DERIVED / "verdicts.json", text)
     elif found := judged.differences(DERIVED):
         accept = "if they are right, run `wanreport baseline check --accept` and commit it"
         print("", *found, f"{len(found)} differ; {accept}", sep="\n", file=sys.stderr)

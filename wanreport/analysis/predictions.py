@@ -29,8 +29,8 @@ from wanreport.analysis.scaling import (
     predict_job,
 )
 from wanreport.jobs.job import Job, resolve_job
-from wanreport.records.project import git_state, write_atomically
-from wanreport.records.record import EARLIER, RESULTS_DIRS
+from wanreport.records.project import git_state
+from wanreport.records.record import EARLIER, RESULTS_DIRS, replace_file
 from wanreport.words import counted, gigabytes, ratio, seconds
 
 FOLDER, SCHEMA = "predictions", 1
@@ -146,7 +146,7 @@ def write(root: Path, content: Mapping[str, Any]) -> Path:
                 " never changed, as it must stand beside what is measured later; leave it out"
             )
     path = root / FOLDER / f"{slug}{f'-{len(told) + 1}' if told else ''}.json"
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
 

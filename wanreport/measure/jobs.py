@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from wanreport.jobs.job import Job, JobError, load_job, resolve_job
 from wanreport.measure import machine
 from wanreport.measure.launch import run_job
-from wanreport.records.project import Found, all_records, local_results
-from wanreport.records.record import EARLIER, best_record, read_record, stands
+from wanreport.records.project import all_records, local_results
+from wanreport.records.record import EARLIER, Found, best_record, read_record, stands
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -37,9 +37,6 @@ class _Part(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     pass
 
 
-_Kind = TypeVar("_Kind", bound=BaseModel)
-
-
 def read_json(path: Path, fix: str = FIX) -> Any:
     """Read one JSON file; raises FileError that names it."""
     try:
@@ -50,23 +47,17 @@ def read_json(path: Path, fix: str = FIX) -> Any:
         raise FileError(f"{path}: is not valid JSON ({error}); {fix}") from None
 
 
-def _validate(model: type[_Kind], path: Path, content: object) -> _Kind:
+def _validate(model: type[BaseModel], path: Path, content: object) -> Any:
     """Validate a file's content; raises FileError that names the file and each key."""
     try:
         return model.model_validate_json(json.dumps(content, allow_nan=False))
     except ValidationError as error:
         # A place as one writes it: ``rows[3].ranks[0].samples_ms``.
-        problems = [
-            "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in each["loc"])
-            .removeprefix(".") + f": {each['msg'].lower()}"
-            for each in error.errors()
-        ]  # fmt: skip
+        problems = [re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, each["loc"])))
+                    + f": {each['msg'].lower()}" for each in error.errors()]  # fmt: skip
     except (TypeError, ValueError) as error:  # what JSON cannot hold
         problems = [str(error)]
     raise FileError(f"{path}: is not usable; {FIX}\n  " + "\n  ".join(problems))
-
-
-# Labels ------------------------------------------------------------------------------------------
 
 
 def parse_label(label: str) -> tuple[str, dict[str, Any]]:
@@ -94,9 +85,6 @@ def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str,
     name, given = parse_label(label)
     given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
     return asdict(StreamSettings(**given)) if name == "stream" else None
-
-
-# Both kinds --------------------------------------------------------------------------------------
 
 
 class Memory(_Part):
@@ -135,9 +123,6 @@ class Software(_Part):
     torch: str = ""
     git_sha: str | None = None
     git_dirty: bool | None = None
-
-
-# Records of jobs ---------------------------------------------------------------------------------
 
 
 class Step(_Part):
@@ -234,10 +219,8 @@ class Record(_Part):
 
 def parse_record(path: Path, content: object) -> Record:
     """Validate a record; raises FileError that names its file and each key that is wrong."""
-    return _validate(Record, path, content)
-
-
-# Files of the benchmarks -------------------------------------------------------------------------
+    record: Record = _validate(Record, path, content)
+    return record
 
 
 class BenchSettings(_Part):
@@ -253,7 +236,6 @@ class _Link(_Part):
 
 
 class _Candidate(_Part):
-    settings: StreamSettings
     predicted: Prediction
 
 
@@ -317,7 +299,7 @@ class Bench(_Part):
             if len(row.ranks) != ranks:
                 problems.append(f"rows[{i}].ranks are {len(row.ranks)}, not {ranks}")
             elif len(samples) > 1 or min(samples, default=least) < least:
-                wanted = f"{least} or more, the same on each rank"
+                wanted = f"{least} or more on each rank alike"
                 problems.append(f"rows[{i}].ranks: samples_ms are {sorted(samples)}, not {wanted}")
         if problems:
             raise ValueError("; ".join(problems))

@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.records.record import RESULTS_DIRS, Found, find_records
-from wanreport.records.record import replace_file as write_atomically
-
-__all__ = ["Found", "all_records", "commit", "git_state", "local_results", "project_root",
-           "write_atomically"]  # fmt: skip
 
 
 def project_root() -> Path:
@@ -43,11 +39,10 @@ def git_state() -> dict[str, Any]:
         dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
         return {"git_sha": stated, "git_dirty": dirty}
     # An installed package may lie in a repository that is not its own.
-    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"git_sha": None, "git_dirty": None}
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {"git_sha": _git("rev-parse", "HEAD"),
-            "git_dirty": None if changes is None else bool(changes)}  # fmt: skip
+    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None
+    sha = _git("rev-parse", "HEAD") if ours else None
+    changes = _git("status", "--porcelain", "--untracked-files=no") if ours else None
+    return {"git_sha": sha, "git_dirty": None if changes is None else bool(changes)}
 
 
 def _git(*words: str) -> str | None:

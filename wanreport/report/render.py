@@ -25,8 +25,7 @@ from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 import wanreport
-from wanreport.records.project import write_atomically
-from wanreport.records.record import RESULTS_DIRS
+from wanreport.records.record import RESULTS_DIRS, replace_file
 from wanreport.report import notebook
 from wanreport.report.run import CELL_TIMEOUT_S, Cell, Failure, Page, execute
 from wanreport.report.tables import TEMPLATE, rendered
@@ -40,7 +39,7 @@ def make_pages(
     """Make pages, some at a time; yield each with its problem ("" for none) and its seconds."""
     warm()
     for page, cells, failure, seconds in execute(pages, cwd, workers, timeout_s):
-        write_atomically(page.out, to_html(page, cells, failure))
+        replace_file(page.out, to_html(page, cells, failure))
         at = f"cell {failure.cell}: " if failure and failure.cell else ""
         yield page, at + failure.what if failure else "", seconds
 
