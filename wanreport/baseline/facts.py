@@ -78,7 +78,7 @@ class Facts(dict[str, Fact]):
     """All facts by id, in the document's order."""
 
     def __missing__(self, name: str) -> Fact:
-        raise FactError(f"{name}: there is no such fact")
+        raise FactError(f"{name}: no such fact")
 
     def below(self, starts: Iterable[str]) -> list[str]:
         """Ids for ids and for beginnings of ids, such as ``s6.2`` for all of that section."""
@@ -156,10 +156,10 @@ def load_facts(folder: Path | str | None = None) -> Facts:
                     quote = quotes[max(starts, key=len)] if starts else ""
                     fact = Fact(part=part["number"], quote=quote, **entry)
                     if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
-                        raise FactError(f"{fact.id} occurs twice, or is of another section")
+                        raise FactError(f"{fact.id} occurs twice, or elsewhere")
                     facts[fact.id] = fact
     if not facts:
-        raise FactError(f"{folder}: there is no .yaml file with facts in it")
+        raise FactError(f"{folder}: no facts in *.yaml")
     return facts
 
 

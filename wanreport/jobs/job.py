@@ -31,8 +31,8 @@ NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 """Fields younger than the first records, whose defaults mean what a job without them meant."""
 
-SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
-FLAGS = (*SWITCHES, "dit_offload_prefetch_size")  # in the order of `sglang.resolve`
+PREFETCH = "dit_offload_prefetch_size"
+FLAGS = (*sglang.SWITCHES, PREFETCH)  # in the order of `sglang.resolve`
 
 Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
 
@@ -118,7 +118,7 @@ def resolve_job(job: Job, *, gpus: int) -> Job:
 def job_hash(job: Job) -> str:
     """12 hex digits that identify what a job measures; ValueError if its scale is still "auto"."""
     if job.scale == "auto":
-        raise ValueError(f"job {job.name} has no scale yet: resolve_job() it before job_hash()")
+        raise ValueError(f"{job.name}: no scale yet; resolve_job() first")
     unset = {key for key in HASHED_IF_GIVEN if getattr(job, key) == field_defaults()[key]}
     content = job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
     content["benchmark_version"] = BENCHMARK_VERSION
@@ -132,17 +132,17 @@ def load_job(path: str | Path) -> Job:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
         root = loader.get_single_node() or yaml.MappingNode("", [])
         if not isinstance(root, yaml.MappingNode):
-            raise yaml.YAMLError("there are no `key: value` lines (mind the space after the colon)")
+            raise yaml.YAMLError("no `key: value` lines (a space follows each colon)")
         entries = [(str(key.value), loader.construct_document(each)) for key, each in root.value]
     # A value that does not suit its tag, as in `!!int x`, raises what PyYAML stumbles over.
     except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError,
             RecursionError) as error:  # fmt: skip
-        what, fix = " ".join(str(error).split()), "write `key: value` on each line, in UTF-8"
+        what, fix = " ".join(str(error).split()), "write `key: value` lines in UTF-8"
         raise JobError([f"{path}: cannot be read: {what}; {fix}"]) from None
     times, values, stem = Counter(key for key, _ in entries), dict(entries), Path(path).stem
-    problems = [f"{key!r:.80}: is given twice; keep one" for key in times if times[key] > 1]
+    problems = [f"{key!r:.80}: is there twice; keep one" for key in times if times[key] > 1]
     if not problems and values.get("name", stem) != stem:
-        problems = [f"name: is not the file's name; write `name: {stem}` or rename the file"]
+        problems = [f"name: is not the file's; write `name: {stem}` or rename it"]
         values["name"] = "told-already"
     return job_from_mapping(values, str(path), problems)
 
@@ -182,30 +182,30 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     frames, steps, gpus = map(given.get, ("num_frames", "num_inference_steps", "num_gpus"))
     if frames and frames % 4 != 1:
         below = (frames - 1) // 4 * 4 + 1
-        yield "num_frames", f"is not 1 more than a multiple of 4; write {below} or {below + 4}"
+        yield "num_frames", f"is not 4n + 1; write {below} or {below + 4}"
     if steps and (given.get("sampled_steps") or 0) > steps:
-        yield "sampled_steps", f"is more than all steps; write at most {steps}, or remove it"
+        yield "sampled_steps", f"is more than all; write at most {steps}, or remove it"
     for key in ("guidance_scale", "guidance_scale_2", "negative_prompt", "enable_cfg_parallel"):
         if given.get("cfg") is False and given.get(key):
-            yield key, "has no effect without guidance; remove it, or write `cfg: true`"
+            yield key, "needs guidance; remove it, or write `cfg: true`"
     if given.get("cfg") and given.get("enable_cfg_parallel") and gpus and gpus % 2:
-        what = f"gives each branch half of the GPUs, and {gpus} is odd"
-        yield "enable_cfg_parallel", f"{what}; remove it, or write `num_gpus: {gpus + 1}`"
+        fix = f"remove it, or write `num_gpus: {gpus + 1}`"
+        yield "enable_cfg_parallel", f"cannot halve {gpus} GPUs; {fix}"
     engine = given.get("engine")
     if engine is None:
         return
     # What is set for another engine, and an engine that SGLang would not choose.
-    takers = {"dit_offload_prefetch_size": ["layerwise"], "vram_budget_gb": ["stream"],
-              "transfer": ["stream"]}  # fmt: skip
-    for key, engines in {**takers, **dict.fromkeys(SWITCHES, list(sglang.ENGINE_FLAGS))}.items():
+    takers = {PREFETCH: ["layerwise"], "vram_budget_gb": ["stream"], "transfer": ["stream"]}
+    takers |= dict.fromkeys(sglang.SWITCHES, list(sglang.ENGINE_FLAGS))
+    for key, engines in takers.items():
         if engine not in engines and given.get(key) not in (None, Job.model_fields[key].default):
-            yield key, f"is for {', '.join(engines)}, and the engine is {engine}; remove it"
+            yield key, f"is for {', '.join(engines)}, not {engine}; remove it"
     if engine in sglang.ENGINE_FLAGS and given.keys() >= {*FLAGS}:
         found = sglang.resolve(*(given[key] for key in FLAGS))
-        wanted = {"use_fsdp_inference": False, **sglang.ENGINE_FLAGS[engine]}
+        wanted = {sglang.SWITCHES[2]: False, **sglang.ENGINE_FLAGS[engine]}
         lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
         if found.engine != engine:
-            what = f"is {engine}, and SGLang 0.5.9 makes {found.engine} of this job's flags"
+            what = f"is {engine}, but SGLang 0.5.9 would run {found.engine}"
             yield "engine", f"{what}; write {', '.join(lines)}"
 
 
@@ -218,9 +218,9 @@ def _problem(error: ErrorDetails) -> str:
         word = key.strip("-").replace("-", "_").lower()
         meant = difflib.get_close_matches(word, Job.model_fields, n=1)
         fix = f"did you mean {meant[0]}?" if meant else f"use {', '.join(Job.model_fields)}"
-        return f"{key!r:.80}: is not a field of a job; {fix}"
+        return f"{key!r:.80}: is not a field; {fix}"
     should = error["msg"].removeprefix("Input ").removeprefix("String ")
     # YAML 1.1 surprises.
-    hint = "1e-3 and what is in quotes are text; yes, no, on and off are true or false"
+    hint = "1e-3 and quotes are text; yes, no, on, off are true or false"
     hint = f" ({hint})" if kind.endswith("_type") else ""
     return f"{key}: is {value!r:.80}; it {should}{hint}"

@@ -42,12 +42,12 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
-            raise ValueError(f"slots, residents and streams cannot be negative or none: {self}")
+            raise ValueError(f"slots, residents or copy_streams too small: {self}")
         windows = (0, 0, 0) if self.windows is None else self.windows
         if self.branches_per_visit not in (1, 2) or len(windows) != 3 or min(windows) < 0:
-            raise ValueError(f"branches_per_visit is 1 or 2, windows three sizes: {self}")
+            raise ValueError(f"branches_per_visit is 1 or 2, windows three: {self}")
         if self.transfer not in ("bf16", "packed"):
-            raise ValueError(f"transfer is bf16 or packed, not {self.transfer}")
+            raise ValueError(f"transfer: bf16 or packed, not {self.transfer}")
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
@@ -66,7 +66,7 @@ class StreamSettings:
         """Blocks without a buffer of their own, and the slots they need; ValueError if none."""
         streamed = 0 if self.both else max(blocks - self.residents, 0)
         if streamed and not self.slots:
-            raise ValueError(f"{streamed} of {blocks} blocks have no buffer: give slots")
+            raise ValueError(f"{streamed} of {blocks} blocks need slots")
         return streamed, min(self.slots, streamed)
 
     def buffers(self, blocks: int) -> int:

@@ -17,12 +17,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+ARGS = "server_args.py"
+SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
 ENGINE_FLAGS: dict[str, dict[str, bool]] = {
-    "resident": {"dit_layerwise_offload": False, "dit_cpu_offload": False},
-    "swap": {"dit_layerwise_offload": False, "dit_cpu_offload": True},
-    "fsdp": {"dit_layerwise_offload": False, "dit_cpu_offload": True, "use_fsdp_inference": True},
-    "layerwise": {"dit_layerwise_offload": True},
-}
+    engine: dict(zip(SWITCHES, values, strict=False))
+    for engine, values in {
+        "resident": [False, False], "swap": [False, True], "fsdp": [False, True, True],
+        "layerwise": [True],
+    }.items()
+}  # fmt: skip
 """For each engine, job fields with which SGLang 0.5.9 arrives at that engine."""
 
 
@@ -49,21 +52,18 @@ def resolve(
     steps = []
     if cpu_offload is None:
         cpu_offload = True
-        steps.append("dit_cpu_offload was not given: true for a video model (server_args.py:440)")
+        steps.append(f"dit_cpu_offload was not given: true for video ({ARGS}:440)")
     if layerwise is None:
         layerwise = True
-        rule = "dit_layerwise_offload was not given: true for a Wan model on CUDA"
-        steps.append(f"{rule} (server_args.py:555)")
+        steps.append(f"dit_layerwise_offload was not given: true for Wan on CUDA ({ARGS}:555)")
     if prefetch > 1 and prefetch != math.floor(prefetch):
-        rule = f"dit_offload_prefetch_size {prefetch:g} is cut to {math.floor(prefetch)}"
-        steps.append(f"{rule} (server_args.py:1078)")
-        prefetch = math.floor(prefetch)
+        given, prefetch = prefetch, math.floor(prefetch)
+        steps.append(f"dit_offload_prefetch_size {given:g} is cut to {prefetch} ({ARGS}:1078)")
     if layerwise and fsdp:
         fsdp = False
-        steps.append("layerwise offload turns use_fsdp_inference off (server_args.py:1099)")
+        steps.append(f"layerwise offload turns use_fsdp_inference off ({ARGS}:1099)")
     if layerwise and cpu_offload:
-        rule = "dit_cpu_offload stays true: line 440 decided it before layerwise offload could"
-        steps.append(f"{rule} (server_args.py:1101)")
+        steps.append(f"dit_cpu_offload stays true, as line 440 decided before ({ARGS}:1101)")
     engines = {"layerwise": layerwise, "fsdp": fsdp and cpu_offload, None: fsdp,
                "swap": cpu_offload, "resident": True}  # fmt: skip
     engine = next(name for name, chosen in engines.items() if chosen)
@@ -72,14 +72,11 @@ def resolve(
 
 def resolve_text(flags: str) -> SglangResolution:
     """Resolve flags written as on a command line; those not about offloading are passed over."""
-    given = dict(re.findall(r"--(\S+) (\S+)", flags))
+    given = {key.replace("-", "_"): value for key, value in re.findall(r"--(\S+) (\S+)", flags)}
     truth = {"true": True, "false": False}
-    return resolve(
-        truth.get(given.get("dit-layerwise-offload", "")),
-        truth.get(given.get("dit-cpu-offload", "")),
-        truth.get(given.get("use-fsdp-inference", ""), False),
-        float(given.get("dit-offload-prefetch-size", 0)),
-    )
+    layerwise, cpu_offload, fsdp = (truth.get(given.get(key, "")) for key in SWITCHES)
+    prefetch = float(given.get("dit_offload_prefetch_size", 0))
+    return resolve(layerwise, cpu_offload, bool(fsdp), prefetch)
 
 
 def prefetch_layers(size: float, num_layers: int) -> int:
@@ -169,12 +166,12 @@ def _find(path: str, class_name: str | None) -> ModelSettings:
     word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
     if not (detected := _DETECTORS.get(word)):
         raise ModelPathError(
-            f"model_path {path!r} ({class_name or 'no folder'}) is not a Wan model; give a folder"
-            " in diffusers' format that is named as on the hub, or one of"
-            f" {', '.join(_MODELS)}; nothing is downloaded"
+            f"model_path {path!r} ({class_name or 'no folder'}) is not a Wan model; give a"
+            f" diffusers folder named as on the hub, or one of {', '.join(_MODELS)};"
+            " nothing is downloaded"
         )
     steps = (
-        f"{path!r} is not a registered name and ends like none (registry.py:249, :260)",
+        f"{path!r} is not registered, nor is its end (registry.py:249, :260)",
         f"path or class name ({class_name}) contain {word!r} (registry.py:277)",
     )
     return replace(detected, how="detector", steps=steps)

@@ -26,7 +26,7 @@ KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 BENCH_SCHEMA = 2
 LEAST_SAMPLES = 5
-FIX = "restore it from git, or delete it and measure again"
+FIX = "restore it, or delete it and measure again"
 
 
 class FileError(Exception):
@@ -70,7 +70,7 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
     try:
         return name, {key: yaml.safe_load(value) for key, value in pairs}
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{error}; the form is NAME:KEY=VALUE,KEY=VALUE") from None
+        raise ValueError(f"{error}; write NAME:KEY=VALUE,…") from None
 
 
 def name_of(label: str) -> str:
@@ -299,7 +299,7 @@ class Bench(_Part):
             if len(row.ranks) != ranks:
                 problems.append(f"rows[{i}].ranks are {len(row.ranks)}, not {ranks}")
             elif len(samples) > 1 or min(samples, default=least) < least:
-                wanted = f"{least} or more on each rank alike"
+                wanted = f"{least} or more alike"
                 problems.append(f"rows[{i}].ranks: samples_ms are {sorted(samples)}, not {wanted}")
         if problems:
             raise ValueError("; ".join(problems))

@@ -93,8 +93,8 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
                 replace_file(_kept(path, old.started_at), path.read_bytes())
         replace_file(target, text)
     except OSError as error:
-        kept = "nothing was lost: an earlier record stays as it was"
-        raise RecordError(f"{path}: not written ({error.strerror or error}); {kept}") from error
+        why = f"{error.strerror or error}; an earlier record stays"
+        raise RecordError(f"{path}: not written ({why})") from error
     return target
 
 
