@@ -54,7 +54,7 @@ class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def number(self) -> Decimal:
         """The number as printed. Raises FactError where there is none."""
-        if not isinstance(self.value, Decimal):
+        if isinstance(self.value, str):
             raise FactError(f"{self.id} is not a number")
         return self.value
 
@@ -82,9 +82,9 @@ class Facts(dict[str, Fact]):
 
     def below(self, starts: Iterable[str]) -> list[str]:
         """Ids for ids and for beginnings of ids, such as ``s6.2`` for all of that section."""
-        found = [[name for name in self if f"{name}.".startswith(f"{start}.")] or [self[start].id]
-                 for start in starts]  # fmt: skip
-        return sum(found, [])
+        return [name for start in starts for name in
+                [name for name in self if f"{name}.".startswith(f"{start}.")] or [self[start].id]
+                ]  # fmt: skip
 
     def number(self, name: str) -> float:
         """A fact's number, for a figure's axis."""

@@ -128,44 +128,41 @@ def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
     return Outcome.HOLDS if so else Outcome.ROUNDING if touch else Outcome.FALSE, words
 
 
-# What formulas may call --------------------------------------------------------------------------
-# What holds a claim against a source says whether it is so, and how that comes about.
-
-Said = tuple[bool, str]
+# What formulas may call. What holds a claim against a source says whether it is so, and how that
+# comes about.
 
 
-def _shifts(formula: str) -> Said:
+def shifts(formula: str) -> tuple[bool, str]:
     """Whether a formula of the noise level gives the scheduler's own levels."""
-    shifts, plain = (3, 5, 8, 12), flow_schedule(27, 1).sigmas[1:-1]
-    gaps = [evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted
-            for shift in shifts
-            for sigma, shifted in zip(plain, flow_schedule(27, shift).sigmas[1:-1], strict=True)
-            ]  # fmt: skip
+    plain, gaps = flow_schedule(27, 1).sigmas, []
+    for shift in (3, 5, 8, 12):
+        for sigma, shifted in list(zip(plain, flow_schedule(27, shift).sigmas, strict=True))[1:-1]:
+            gaps.append(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
     largest = max(map(abs, gaps))
     return largest < 1e-6, f"largest difference {largest:.1e}"
 
 
-def _identified(size: float, unit: str, part: str) -> Said:
+def identified(size: float, unit: str, part: str) -> tuple[bool, str]:
     """Whether a transfer of a printed size can be a whole `part`."""
     # Of what else would have been printed so, nothing is asked.
     found = derived("identified")["sizes"].get(f"{size:g} {unit}", {"whole": [], "best": []})
     return part in found["whole"], f"best matches: {'; '.join(found['best'])}"
 
 
-def _engine(flags: str, name: str) -> Said:
+def engine(flags: str, name: str) -> tuple[bool, str]:
     """Whether SGLang 0.5.9 takes flags to an engine."""
     found = sglang.resolve_text(flags)
     return found.engine == name, f"{flags!r} leads to {found.engine}: {'; '.join(found.steps)}"
 
 
-def _resolved(path: str, key: str, claimed: Any) -> Said:
+def resolved(path: str, key: str, claimed: Any) -> tuple[bool, str]:
     """Whether SGLang 0.5.9's registry gives a setting for the path of such a pipeline."""
     settings = sglang.resolve_model(path, index={"_class_name": "WanPipeline"})
     found = getattr(settings, key)
     return found == claimed, f"{'; '.join(settings.steps)}: {key} {found}"
 
 
-def _stated(*texts: Any) -> Said:
+def stated(*texts: Any) -> tuple[bool, str]:
     """Whether a text's whole numbers all stand in others, "1439552-1439555" for four of them."""
     texts = tuple(f"{text:g}" if isinstance(text, float) else text for text in texts)
     runs = (re.findall(r"(\d+)(?:(?<=\d{4})-(\d{4,}))?", text) for text in texts)
@@ -175,14 +172,11 @@ def _stated(*texts: Any) -> Said:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "switch_step": lambda steps, shift, ratio: switch_step(
-        flow_schedule(int(steps), shift).timesteps, ratio),
-    "shifts": _shifts,
-    "identified": _identified,
-    "engine": _engine,
-    "resolved": _resolved,
-    "stated": _stated,
+    **{each.__name__: each for each in (shifts, identified, engine, resolved, stated)},
+    "ordered": lambda first, last: (first <= last, f"{first} <= {last}"),
     "within": lambda text, part: (part.removeprefix("./") in text, part),
     "held": lambda ahead, blocks: layerwise_held(int(blocks), int(ahead), switch=True),
     "prefetch_layers": lambda size, blocks: sglang.prefetch_layers(size, int(blocks)),
+    "switch_step": lambda steps, shift, ratio: switch_step(
+        flow_schedule(int(steps), shift).timesteps, ratio),
 }  # fmt: skip

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from datetime import date
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +22,11 @@ from wanreport.baseline.facts import KINDS, SLOT, Check, Fact, Facts, load_check
 from wanreport.baseline.formulas import DERIVED, ID, FactError, Outcome, Quantity, derived
 from wanreport.baseline.measured import answers
 
-CITED = {"holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
-         "contradicts": Outcome.FALSE}  # fmt: skip
-"""By what ``source.json`` says. A claim may be right although its code stands in other lines."""
-RAN = {"pass": Outcome.HOLDS, "fail": Outcome.FALSE, "not measured": Outcome.OPEN}
-"""By the status of an answer that runs gave."""
+FOUND = {
+    "holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
+    "contradicts": Outcome.FALSE, "pass": Outcome.HOLDS, "fail": Outcome.FALSE,
+}  # fmt: skip
+"""By what ``source.json`` or an answer of runs says. A claim may be right in other lines."""
 
 
 class Verdict(NamedTuple):
@@ -75,7 +73,7 @@ class Ledger(dict[str, Entry]):
             quotes = [f"{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
                       for quote in cited["quotes"]]  # fmt: skip
             working = "\n".join([f"{cited['cite']}: {cited['working']}", *quotes])
-            verdict = Verdict("source", CITED[cited["outcome"]], working)
+            verdict = Verdict("source", FOUND[cited["outcome"]], working)
             self._verdicts[facts[cited["fact"]].id].append(verdict)
         # What others repeat comes before them; what runs say does not count there.
         for check in sorted(evidence["checks"], key=lambda c: (c.by is not None, bool(c.repeats))):
@@ -120,13 +118,12 @@ class Ledger(dict[str, Entry]):
         return here[here.runs.str.len() > 0]
 
     def lookup(self, name: str) -> Quantity | str:
-        """What an id stands for: a size, a number as printed, a date as its day, a text."""
-        value = self.evidence["architecture"]["numbers"].get(name)
-        if value is None and isinstance(value := self.facts[name].value, Decimal):
-            return self.facts[name].quantity
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
-            value = date.fromisoformat(value).toordinal()
-        return Quantity(*[value] * 3) if isinstance(value, int) else self.facts.text(name)
+        """What an id stands for: a size, a number as printed, a text."""
+        sizes = self.evidence["architecture"]["numbers"]
+        if name in sizes:
+            return Quantity(*[sizes[name]] * 3)
+        text = isinstance(self.facts[name].value, str)
+        return self.facts.text(name) if text else self.facts[name].quantity
 
     def _judged(self, fact: Fact, check: Check) -> Iterator[Verdict]:
         """What one check says of a fact."""
@@ -164,7 +161,7 @@ class Ledger(dict[str, Entry]):
         """What runs say, or what it would take; those of another setup decide nothing."""
         seen = self.seen(by)
         for row in seen.itertuples():
-            outcome = Outcome.ELSEWHERE if row.setting else RAN.get(row.status, Outcome.ELSEWHERE)
+            outcome = Outcome.ELSEWHERE if row.setting else FOUND.get(row.status, Outcome.ELSEWHERE)
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
@@ -176,8 +173,8 @@ class Ledger(dict[str, Entry]):
         """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
         committed, computed = derived("verdicts", folder)["verdicts"], self.summaries()
         return [f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
-                for name in dict.fromkeys([*committed, *computed])
-                if committed.get(name) != computed.get(name)]  # fmt: skip
+                for name in {**committed, **computed} if committed.get(name) != computed.get(name)
+                ]  # fmt: skip
 
     def summaries(self) -> dict[str, str]:
         """What became of every fact, and because of which, as ``verdicts.json`` keeps it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from wanreport.baseline.formulas import Outcome
@@ -13,6 +15,7 @@ SIGNS = {HOLDS: "✓", FALSE: "✗", FALLS: "†", ELSEWHERE: "◦", OPEN: "…"
 """The mark behind a fact; without one where nothing can judge it."""
 OUTCOMES = [*SIGNS]
 """What became of a fact: exactly one of these, so that their counts add up."""
+MARKDOWN = r"\*\*|`"  # which quotes are shown without
 GROUPS = CONTRADICTED, MEASURED, PAPER = FALSE, "re-measured", "consistent on paper only"
 """What became of a conclusion, in the order in which they are listed."""
 
@@ -27,8 +30,7 @@ def rows(ledger: Ledger) -> pd.DataFrame:
     """
     listed = []
     for name, fact in ledger.facts.items():
-        entry, printed = ledger[name], ledger.facts.text(name)
-        verdicts = entry.verdicts
+        entry, verdicts, printed = ledger[name], ledger[name].verdicts, ledger.facts.text(name)
         became = HOLDS if entry.outcome == Outcome.ROUNDING else entry.outcome  # which does no harm
         instead = " ".join(verdict.instead for verdict in verdicts if verdict.instead)
         if entry.other:
@@ -37,8 +39,9 @@ def rows(ledger: Ledger) -> pd.DataFrame:
         working = [f"{v.check} ({v.outcome}): " * (v.check not in ("", "measured")) + v.working
                    for v in verdicts]  # fmt: skip
         listed.append({
-            "fact": name, "section": int(fact.part.split(".")[0]), "quote": _plain(fact.quote),
-            "printed": printed, "outcome": became, "sign": SIGNS[became], "instead": instead,
+            "fact": name, "section": int(fact.part.split(".")[0]), "printed": printed,
+            "quote": re.sub(MARKDOWN, "", fact.quote),
+            "outcome": became, "sign": SIGNS[became], "instead": instead,
             "claim": f"{ledger.facts.fill(fact.statement)}{': ' * bool(printed)}{printed}",
             "judged": f"{SIGNS[became]} {became}{because}{'. Right: ' * bool(instead)}{instead}",
             "checks": ", ".join(dict.fromkeys(v.check for v in verdicts if v.check)),
@@ -63,12 +66,7 @@ def conclusions(ledger: Ledger) -> pd.DataFrame:
                 for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
         listed.append({
             "group": CONTRADICTED if falls else MEASURED if len(seen) else PAPER,
-            "name": one["name"], "quote": _plain(one["quote"]), "ours": "; ".join(ours),
-            "fact": decides, "href": f"#{decides}",
+            "name": one["name"], "quote": re.sub(MARKDOWN, "", one["quote"]),
+            "ours": "; ".join(ours), "fact": decides, "href": f"#{decides}",
         })  # fmt: skip
     return pd.DataFrame(sorted(listed, key=lambda each: GROUPS.index(each["group"])))
-
-
-def _plain(quote: str) -> str:
-    """The document's words without its Markdown."""
-    return quote.replace("**", "").replace("`", "")
