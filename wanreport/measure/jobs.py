@@ -108,8 +108,8 @@ def measure(
             failed.append(name)
             if record["hint"]:
                 say(f"  {'':<24} {record['hint']}")
-            if path.parent.name == EARLIER:
-                say(f"  {'':<24} The record of an earlier run stays.")
+        if path.parent.name == EARLIER:
+            say(f"  {'':<24} The record of an earlier run stays.")
 
     found = all_records(root)
     left = missing(jobs, [] if again else found, this_machine())
