@@ -107,8 +107,7 @@ def import_run(
     for target, file in kept.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    write_record(record, path)
-    return path, record
+    return write_record(record, path), record
 
 
 def _place(path: Path | None) -> Place:
