@@ -23,7 +23,7 @@ from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import fit, jobs, launch, ranks
+from wanreport.measure import fit, launch, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import is_rehearsal, read_record
@@ -57,7 +57,7 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
         assert iteration["memory"][0]["allocated_bytes"] is None  # a CPU has no device memory
     assert all(iteration["video_sha256"] for iteration in record["iterations"])
     assert record["cold_start_s"] > 0
-    assert record["schedule"]["experts"][-1] == "low_noise"
+    assert record["iterations"][1]["steps"][-1]["expert"] == "low_noise"
     for trace in record["traces"]:
         file = path.parent / trace["path"]
         assert file.stat().st_size == trace["bytes"]
@@ -70,12 +70,12 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
     if engine in ("layerwise", "swap", "stream"):
         assert "copy" in lanes
-    assert bool(record["engine"]["plan"]) == (engine == "stream")
+    assert ("plan" in record["engine"]) == (engine == "stream")
 
 
 def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path: Path) -> None:
     digests = set()
-    for engine in ("resident", "layerwise", "stream"):
+    for engine in ("resident", "stream"):
         job = _job(engine, num_inference_steps=16, sampled_steps=5)
         record = read_record(launch.run_job(job, tmp_path))
         assert record["status"] == "ok", record["reason"]
@@ -246,18 +246,6 @@ def test_a_rank_that_hangs_is_a_timeout(
     assert record["hint"]
 
 
-def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
-    log, told = tmp_path / "log", []
-    both = [_job(name="long", timeout_s=3600), _job(name="short", timeout_s=60, profile=False)]
-    done = jobs.measure_jobs(
-        both, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
-    )
-    assert list(done) == told == ["short"]
-    assert "long" in log.read_text() and "short: warmup iteration" in log.read_text()
-    assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == {}
-    assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
-
-
 def _told(status: str, reason: str, at: float) -> dict[str, Any]:
     return {"status": status, "reason": reason, "at": at}
 
@@ -299,7 +287,7 @@ def test_traces_that_find_no_room_do_not_cost_the_result(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(launch.shutil, "copyfile", full)
+    monkeypatch.setattr(launch, "replace_file", full)
     path = launch.run_job(_job(num_gpus=1), tmp_path)
     record = read_record(path)
     assert record["status"] == "ok"

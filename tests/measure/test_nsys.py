@@ -71,7 +71,6 @@ def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
     for index in range(6):
         with profile.step(index), timeline.during("compute", "block", "high_noise", 7):
             pass
-    profile.close()
     block = "block high_noise 7"
     steps = [[f"step {n}", block, f"end {block}", f"end step {n}"] for n in (2, 3)]
     assert said == ["on", *steps[0], *steps[1], "off"]

@@ -39,26 +39,20 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
     `lenient` leaves files with problems out.
     """
     jobs: dict[Path, Job] = {}
+    names: dict[str, Path] = {}
     problems: list[str] = []
     for file in files:
         try:
-            jobs[within(file, root)] = load_job(file)
+            job = jobs[within(file, root)] = load_job(file)
         except JobError as error:
             problems += error.problems
-    names: dict[str, Path] = {}
-    for file, job in jobs.items():
-        if job.name in names:
-            problems.append(f"{file}: name: {names[job.name]} has the same; rename one of them")
-        names[job.name] = file
+            continue
+        other = names.setdefault(job.name, file)
+        if within(other, root) != within(file, root):
+            problems.append(f"{file}: name: {other} has the same; rename one of them")
     if problems and not lenient:
-        raise JobError([problem.replace(f"{root}/", "") for problem in problems])
+        raise JobError(problem.replace(f"{root}/", "") for problem in problems)
     return jobs
-
-
-def reusable(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
-    """This machine's own record of the resolved `job` that measuring again would only repeat."""
-    best = best_record(job, _of_machine(found, here.slug))
-    return best if best and best[1]["status"] in REUSABLE else None
 
 
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
@@ -68,29 +62,23 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     never hides a failure here.
     """
     found = [item for item in found if not item[1].get("source")]  # of other programs
-    real = [item for item in found if item[1]["job"]["scale"] == "a14b"]
-    return best_record(job, [*real, *_of_machine(found, here.slug)]) or best_record(job, found)
-
-
-def _of_machine(found: Sequence[Found], slug: str) -> list[Found]:
-    return [item for item in found if item[0].parent.name == slug]
+    mine = [(path, record) for path, record in found
+            if record["job"]["scale"] == "a14b" or path.parent.name == here.slug]  # fmt: skip
+    return best_record(job, mine) or best_record(job, found)
 
 
 def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
-    """Those of `jobs` (scale may be auto) that have no reusable record here, resolved."""
+    """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
+    mine = [(path, record) for path, record in found
+            if path.parent.name == here.slug and record["status"] in REUSABLE]  # fmt: skip
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    return [job for job in resolved if reusable(job, found, here) is None]
+    return [job for job in resolved if best_record(job, mine) is None]
 
 
 def measure(
-    jobs: Sequence[Job],
-    root: Path,
-    log: Path,
-    results: Path | None = None,
-    minutes: float = math.inf,
-    *,
-    again: bool = False,
-) -> list[str]:
+    jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
+    minutes: float = math.inf, *, again: bool = False,
+) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
     Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
@@ -99,23 +87,25 @@ def measure(
     record that stood there.
     """
     failed: list[str] = []
+    found = all_records(root)
+    stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
 
     def tell(path: Path, record: dict[str, Any]) -> None:
-        name, status = record["job"]["name"], record["status"]
-        why = "" if status == "ok" else f"  {record['reason']}"
-        say(f"  {name:<24} {status:<12} {record['wall_s']:6.1f} s{why}")
+        name, status, lines = record["job"]["name"], record["status"], [record["reason"]]
         if status in ("failed", "timeout"):
             failed.append(name)
-            if record["hint"]:
-                say(f"  {'':<24} {record['hint']}")
             if path in stood:
                 put_back(path, stood[path])
-                say(f"  {'':<24} The record of an earlier run stays.")
+                lines.append("The record of an earlier run stays.")
+        if status != "ok":
+            lines[1:1] = filter(None, [record["hint"]])
+        first, *rest = lines
+        say(f"  {name:<24} {status:<12} {record['wall_s']:6.1f} s  {first}".rstrip())
+        for line in rest:
+            say(f"  {'':<24} {line}")
 
-    found = all_records(root)
     left = missing(jobs, [] if again else found, this_machine())
     if left:
-        stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
         done = measure_jobs(left, results or local_results(root), log, tell, minutes)
         if late := [job.name for job in left if job.name not in done]:
@@ -125,14 +115,10 @@ def measure(
 
 
 def measure_jobs(
-    jobs: Sequence[Job],
-    results: Path,
-    log: Path,
+    jobs: Sequence[Job], results: Path, log: Path,
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
-    minutes: float = math.inf,
-    *,
-    plan_only: bool = False,
-) -> dict[str, Found]:
+    minutes: float = math.inf, *, plan_only: bool = False,
+) -> dict[str, Found]:  # fmt: skip
     """Measure resolved `jobs` one after another; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
