@@ -14,7 +14,7 @@ from wanreport.jobs.job import Job, JobError, load_job, resolve_job
 from wanreport.measure import machine
 from wanreport.measure.launch import run_job
 from wanreport.records.project import Found, all_records, local_results
-from wanreport.records.record import REUSABLE, best_record, put_back, read_record
+from wanreport.records.record import REUSABLE, best_record, naming, put_back, read_record
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -129,7 +129,7 @@ def measure_jobs(
     done: dict[str, Found] = {}
     end = time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    with naming(log), log.open("w", encoding="utf-8") as file:
         for job in jobs:
             if time.monotonic() + job.timeout_s > end:
                 print(f"{job.name}: no time left for it in this run", file=file, flush=True)

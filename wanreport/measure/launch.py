@@ -24,6 +24,7 @@ from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
 from wanreport.records.record import (
     RecordError,
+    naming,
     new_record,
     read_record,
     record_path,
@@ -64,7 +65,8 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
         try:
-            found = _measured(job, here["gpu_count"], out, plan_only, log)
+            with naming(out):
+                found = _measured(job, here["gpu_count"], out, plan_only, log)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
         except SystemExit as error:  # of SIGTERM, as at a batch system's limit
@@ -72,7 +74,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
             found = {"status": "failed", "reason": f"ended from outside (exit {error.code})"}
         except Exception as error:
             traceback.print_exc(file=log)
-            found = {"status": "failed", "reason": ranks.named(error, out)}
+            found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         for part in ("machine", "software", "sglang", "engine"):
             record[part] |= found.pop(part, {})
         record |= found | {"wall_s": round(time.perf_counter() - begun, 3)}
@@ -82,7 +84,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
             elif record["status"] != "unsupported":
                 record["hint"] = f"{HINTS[record['status']]} ({_keep_logs(out, path)})"
         except OSError as error:  # a full disk must not cost the result too
-            record["hint"] = f"traces and logs could not be kept: {ranks.named(error, path.parent)}"
+            record["hint"] = f"traces and logs could not be kept: {error}"
     if stopped:
         with suppress(RecordError):  # there is none, or none that can be used
             if read_record(path)["status"] == "ok":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import importlib
 import json
 import multiprocessing
@@ -210,13 +209,3 @@ def failure(
     elif None in codes:
         status, reason = "timeout", f"not done within timeout_s = {timeout_s:g} s"
     return {"status": status, "reason": f"{reason} ({last})"}
-
-
-def named(error: BaseException, where: Path) -> str:
-    """The kind and first line of an error; of a full disk also `where` it is, if it does not say.
-
-    A write that fails knows the number of its file and not its name.
-    """
-    text = str(error).strip().partition("\n")[0]
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
-    return f"{type(error).__name__}: {text}" + f": {where}" * full

@@ -30,7 +30,7 @@ from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.fit import blocks_in_budget, model_of, require_host_memory
 from wanreport.measure.link import measure_link
 from wanreport.measure.profile import SwitchProfile
-from wanreport.measure.ranks import Unsupported, die_with_parent, named
+from wanreport.measure.ranks import Unsupported, die_with_parent
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, peaks, reset_peaks, sha256
 from wanreport.model.denoise import (
@@ -50,7 +50,7 @@ from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore
 from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
-from wanreport.records.record import replace_file
+from wanreport.records.record import naming, replace_file
 
 # A tiny video: few tokens, and 27 of them, which no world size of the baseline divides.
 TINY_VIDEO = {"height": 48, "width": 48, "num_frames": 9}
@@ -321,16 +321,18 @@ def main(
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
     try:
         spec = json.loads(Path(spec_file).read_text("utf-8"))
-        result = {"status": "ok"} | run(spec, folder, rank, world_size)
+        with naming(folder):
+            result = {"status": "ok"} | run(spec, folder, rank, world_size)
     except Unsupported as error:
         result = {"status": "unsupported", "reason": str(error), "hint": error.hint}
     except BaseException as error:
         traceback.print_exc()
-        text = str(error)
+        text = str(error).strip()
         oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
         timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
         status = "oom" if oom else "timeout" if timeout else "failed"
-        result = {"status": status, "reason": named(error, folder)}
+        first = text.partition("\n")[0]
+        result = {"status": status, "reason": f"{type(error).__name__}: {first}"}
     replace_file(folder / f"rank{rank}.json", json.dumps(result | {"at": time.time()}))
     sys.stdout.flush()
     # A rank whose peer died could hang in tearing the group down.
