@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import stand_in
 from wanreport import cli
+from wanreport.measure import jobs
 from wanreport.measure.jobs import Machine
 from wanreport.report import site
 
@@ -73,12 +75,32 @@ def test_the_disk_and_the_keyboard_are_no_tracebacks(project, capsys, monkeypatc
     assert "goes on from there" in capsys.readouterr().err
 
 
-def test_index_alone(project):
-    (project / "params/baseline/good.yaml").write_text(GOOD)
-    for name in ("index", "other"):
-        (project / f"notebooks/{name}.py").write_text(f"# %% [markdown]\n# # {name}\n")
-    assert cli.main(["index"]) == 0
-    assert [path.name for path in (project / "reports").rglob("*.html")] == ["index.html"]
+@pytest.mark.parametrize("purpose", ["", "unsupported", "oom", "dies"])
+def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
+    purpose, project, capsys, monkeypatch
+):
+    for name in ("run_job", "this_machine"):
+        monkeypatch.setattr(jobs, name, getattr(stand_in, name))
+    monkeypatch.setattr(cli, "this_machine", stand_in.this_machine)
+    (project / "params/good.yaml").write_text(f"{GOOD}purpose: {purpose!r}\n")
+    (project / "notebooks/job.py").write_text("# %% [markdown]\n# # A page\n")
+    for _ in range(2):  # the second time there may be a record
+        assert cli.main(["run", "params/good.yaml"]) == bool(purpose)
+        assert bool(purpose) == ("good" in capsys.readouterr().err)
+    assert len(list(project.glob("results/local/*/good-*.json"))) == 1
+    assert len(list(project.glob("reports/jobs/*/good.html"))) == 1
+
+
+def test_a_reader_that_has_enough_or_a_full_disk_is_no_traceback():
+    files = sorted(map(str, (ROOT / "params").rglob("*.yaml")))
+    command = [sys.executable, "-m", "wanreport", "check", *files]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("wanreport: standard output: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_commands_start_without_what_they_may_not_need():

@@ -26,7 +26,7 @@ from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, launch, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import is_rehearsal, read_record
+from wanreport.records.record import is_rehearsal, naming, read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
@@ -165,8 +165,12 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
 def test_a_job_for_more_gpus_than_there_are_is_unsupported(tmp_path: Path) -> None:
     record = read_record(launch.run_job(_job(scale="a14b", num_gpus=64), tmp_path))
     assert record["status"] == "unsupported"
-    assert "64 GPUs" in record["reason"]
-    assert record["hint"]
+    assert "64 GPUs" in record["reason"] and record["hint"]
+
+
+def test_a_model_that_sglang_does_not_know_is_unsupported(tmp_path: Path) -> None:
+    record = read_record(launch.run_job(_job(model_path="x/y", num_gpus=1), tmp_path))
+    assert record["status"] == "unsupported" and "x/y" in record["reason"] and record["hint"]
 
 
 @pytest.fixture
@@ -176,74 +180,49 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
     return folder
 
 
-def _signal_rank_1(folder_of: Path, seen: list[int], kind: signal.Signals) -> None:
-    """Send rank 1 of the next job a signal as soon as it has begun its steps."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for out in folder_of.glob("wanreport-job-*"):
-            pid = out / "rank1.pid"
-            progress = out / "progress"
-            if progress.is_file() and "warmup" in progress.read_text():
-                seen.append(int(pid.read_text()))
-                os.kill(seen[0], kind)
-                return
-        time.sleep(0.01)
-
-
-def test_a_killed_rank_is_a_failed_record_that_names_it(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
+def _disturbed(job: Job, scratch: Path, kind: signal.Signals) -> tuple[Path, dict[str, Any]]:
+    """The record of a job whose rank 1 gets a signal as soon as it has begun its steps."""
     seen: list[int] = []
-    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
-    killer.start()
-    path = launch.run_job(_job(num_inference_steps=27), tmp_path / "results")
-    killer.join()
-    record = read_record(path)
+
+    def disturb() -> None:
+        deadline = time.monotonic() + 60
+        while not seen and time.monotonic() < deadline:
+            for progress in scratch.glob("wanreport-job-*/progress"):
+                if "warmup" in progress.read_text():
+                    seen.append(int((progress.parent / "rank1.pid").read_text()))
+                    os.kill(seen[0], kind)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    path = launch.run_job(job, scratch.parent / "results")
+    thread.join()
     assert seen
-    assert record["status"] == "failed"
-    assert "rank 1 was killed by SIGKILL" in record["reason"]
-    assert "step" in record["reason"]
-    assert "logs" in record["hint"]
-    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
     assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
+    return path, read_record(path)
 
 
-def test_torchrun_starts_ranks_and_names_the_one_that_was_killed(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [ranks.ForkedRanks, ranks.TorchrunRanks])
+def test_a_killed_rank_is_a_failed_record_that_names_it(
+    kind: Any, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
-    record = read_record(launch.run_job(_job(profile=False), tmp_path / "results"))
-    assert record["status"] == "ok", record["reason"]
-    assert len(record["iterations"][0]["counters"]) == 2
-    seen: list[int] = []
-    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
-    killer.start()
-    record = read_record(launch.run_job(_job(num_inference_steps=60), tmp_path / "results"))
-    killer.join()
-    assert seen
+    monkeypatch.setitem(ranks.KINDS, "cpu", kind)
+    path, record = _disturbed(_job(num_inference_steps=60), scratch, signal.SIGKILL)
     assert record["status"] == "failed"
-    assert "rank 1 was killed by SIGKILL" in record["reason"]
+    assert "rank 1 was killed by SIGKILL" in record["reason"] and "step" in record["reason"]
+    assert "logs" in record["hint"]
+    assert list((path.parent / "logs" / path.stem).glob("*.log"))
 
 
-def test_a_rank_that_hangs_is_a_timeout(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    seen: list[int] = []
+def test_a_rank_that_hangs_is_a_timeout(scratch: Path) -> None:
     # A stopped rank is alive and silent, as one that hangs in a collective.
-    arguments = (scratch, seen, signal.SIGSTOP)
-    stopper = threading.Thread(target=_signal_rank_1, args=arguments)
-    stopper.start()
     job = _job(num_inference_steps=200, timeout_s=15)
-    record = read_record(launch.run_job(job, tmp_path / "results"))
-    stopper.join()
-    assert seen
-    assert record["status"] == "timeout"
-    assert record["hint"]
+    _, record = _disturbed(job, scratch, signal.SIGSTOP)
+    assert record["status"] == "timeout" and record["hint"]
 
 
 def _told(status: str, reason: str, at: float) -> dict[str, Any]:
@@ -284,29 +263,49 @@ def test_the_first_cause_is_named_and_not_its_echo(
 def test_traces_that_find_no_room_do_not_cost_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, *_: Any) -> None:
+        with naming(path):
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(launch, "replace_file", full)
-    path = launch.run_job(_job(num_gpus=1), tmp_path)
-    record = read_record(path)
-    assert record["status"] == "ok"
-    assert record["traces"] == []
-    assert "No space left" in record["hint"]
-    assert not list(path.parent.rglob("*.part"))
+    record = read_record(launch.run_job(_job(num_gpus=1), tmp_path))
+    assert record["status"] == "ok" and record["traces"] == []
+    assert "rank0.json.gz" in record["hint"]
 
 
 RUN = """
-import signal, sys
+import json, signal, sys
 from pathlib import Path
 from wanreport.jobs.job import job_from_mapping
 from wanreport.measure.launch import run_job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
-    import json
     run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
 """
+
+
+def _launched(job: Job, folder: Path, **env: str) -> subprocess.Popen[bytes]:
+    """A launcher in a process of its own, which writes to ``folder / "r"``."""
+    file, program = folder / "job.json", folder / "run.py"
+    file.write_text(job.model_dump_json())
+    program.write_text(RUN)
+    return subprocess.Popen(
+        [sys.executable, str(program), str(file), str(folder / "r")],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_what_a_cluster_leaves_in_the_environment_does_no_harm(tmp_path: Path) -> None:
+    """A folder too long for a socket's name, and an interface that is not on this machine."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    job = _job(profile=False)
+    process = _launched(job, tmp_path, TMPDIR=str(long), GLOO_SOCKET_IFNAME="ib7", LC_ALL="C")
+    assert process.wait(100) == 0
+    (path,) = (tmp_path / "r").glob("*/j-*.json")
+    assert read_record(path)["status"] == "ok"
 
 
 def _runs(pid: int) -> bool:
@@ -318,18 +317,10 @@ def _runs(pid: int) -> bool:
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_no_rank_outlives_a_launcher_that_ends(tmp_path: Path, kind: signal.Signals) -> None:
-    file, program = tmp_path / "job.json", tmp_path / "run.py"
-    file.write_text(_job(num_inference_steps=500, profile=False).model_dump_json())
-    program.write_text(RUN)
-    process = subprocess.Popen(
-        [sys.executable, str(program), str(file), str(tmp_path / "r")],
-        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = _launched(_job(num_inference_steps=500, profile=False), tmp_path)
     deadline = time.monotonic() + 100
-    while not (pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) or len(pids) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
+    while len(pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     alive = [int(pid.read_text()) for pid in pids]
     process.send_signal(kind)
