@@ -92,18 +92,15 @@ def measure(
     stood = {path: path.read_bytes() for path, record in found if record["status"] in REUSABLE}
 
     def tell(path: Path, record: dict[str, Any]) -> None:
-        name, status, lines = record["job"]["name"], record["status"], [record["reason"]]
+        name, status = record["job"]["name"], record["status"]
+        lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
+        lines += [f"{'':<24} {record['hint']}"] * (status != "ok" and bool(record["hint"]))
         if status in ("failed", "timeout"):
             failed.append(name)
             if path in stood:
                 put_back(path, stood[path])
-                lines.append("The record of an earlier run stays.")
-        if status != "ok":
-            lines[1:1] = filter(None, [record["hint"]])
-        first, *rest = lines
-        say(f"  {name:<24} {status:<12} {record['wall_s']:6.1f} s  {first}".rstrip())
-        for line in rest:
-            say(f"  {'':<24} {line}")
+                lines.append(f"{'':<24} The record of an earlier run stays.")
+        say("  " + "\n  ".join(lines))
 
     left = missing(jobs, [] if again else found, this_machine())
     if left:

@@ -22,15 +22,8 @@ from tqdm import tqdm
 from wanreport.jobs.job import Job
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
-from wanreport.records.record import (
-    RecordError,
-    naming,
-    new_record,
-    read_record,
-    record_path,
-    replace_file,
-    write_record,
-)
+from wanreport.records import record as records
+from wanreport.records.record import naming, read_record, replace_file
 
 HINTS = {
     "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"
@@ -51,7 +44,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
     """
     started, begun = datetime.now(UTC), time.perf_counter()
     here = machine.machine()
-    record = new_record(
+    record = records.new_record(
         job,
         # One machine has one class, also for what it runs on its CPU for want of GPUs.
         machine=here | {"device": here["device"] if job.scale == "a14b" else "cpu"},
@@ -60,7 +53,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         engine={"name": job.engine},
         started_at=started.isoformat(timespec="seconds"),
     )
-    path = record_path(root, here["slug"], job.name, record["job_hash"])
+    path = records.record_path(root, here["slug"], job.name, record["job_hash"])
     stopped: SystemExit | None = None
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
@@ -86,10 +79,10 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
     if stopped:
-        with suppress(RecordError):  # there is none, or none that can be used
+        with suppress(records.RecordError):  # there is none, or none that can be used
             if read_record(path)["status"] == "ok":
                 raise stopped
-    write_record(record, path)
+    records.write_record(record, path)
     if stopped:
         raise stopped
     return path

@@ -21,22 +21,13 @@ LENGTH = 2
 class SwitchProfile:
     """Profiles two steps around the switch, after one that warms the profiler up.
 
-    Parameters
-    ----------
-    path
-        Where the trace goes, gzipped.
-    steps
-        Indices of the steps that run, rising.
-    switch
-        Index of the switch, if it runs; else the third step is taken for it.
-    timeline
-        Whether the engine's own timeline is kept of these steps, too.
+    The gzipped trace goes to ``path``. ``steps`` are the indices of those that run, rising; if the
+    ``switch`` is not among them, the third step is taken for it. With ``timeline`` the engine's own
+    timeline is kept of these steps, too.
     """
 
-    def __init__(
-        self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine, *,
-        timeline: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine,
+                 *, timeline: bool) -> None:  # fmt: skip
         self.path, self.mover, self.timeline = path, engine.mover, timeline
         at = steps.index(switch) if switch is not None and switch in steps else 2
         first = min(max(at - 1, 0), max(len(steps) - LENGTH, 0))
@@ -47,6 +38,7 @@ class SwitchProfile:
 
     @contextmanager
     def step(self, index: int) -> Iterator[None]:
+        """Around each step; ``watched`` ones are profiled."""
         watched = index in self.watched
         if self.nsys:
             with self._ranges(index) if watched else nullcontext():

@@ -32,19 +32,9 @@ from wanreport.measure.link import measure_link
 from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import Unsupported, die_with_parent
 from wanreport.measure.sensors import Sensors
+from wanreport.model import denoise
 from wanreport.model.clock import StepClock, peaks, reset_peaks, sha256
-from wanreport.model.denoise import (
-    TEXT_TOKENS,
-    TINY_VAE,
-    VAE,
-    Guidance,
-    decode,
-    denoise,
-    encode_prompts,
-    latent_shape,
-    make_scheduler,
-    make_vae,
-)
+from wanreport.model.denoise import Guidance
 from wanreport.model.expert import EXPERTS, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore
@@ -109,8 +99,8 @@ class Rank:
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
         self.guidance = self._guidance(config["text_dim"], dtype, pair)
-        vae = TINY_VAE if self.tiny else VAE
-        self.vae = job.decode and self.rank == 0 and make_vae(
+        vae = denoise.TINY_VAE if self.tiny else denoise.VAE
+        self.vae = job.decode and self.rank == 0 and denoise.make_vae(
             vae, self.checkpoint, self.device, job.seed)  # fmt: skip
         self.say("weights")
         self.started = time.perf_counter()
@@ -131,7 +121,7 @@ class Rank:
         kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
         for number, kind in enumerate([*kinds, *["profiled"] * job.profile]):
             result["iterations"].append(self._iteration(number, kind))
-        times, _, switch = self._schedule()
+        _, times, _, switch = self._schedule()
         result |= {"schedule": {"timesteps": times, "switch_step": switch},
                    "cold_start_s": self.cold_start_s,
                    "timeline": engine.mover.timeline.rows()}  # fmt: skip
@@ -159,15 +149,15 @@ class Rank:
     def _noise(self) -> torch.Tensor:
         """The latents that denoising starts from; a plan is made on them too."""
         generator = torch.Generator().manual_seed(self.job.seed)
-        return torch.randn(latent_shape(**self.video), generator=generator).to(self.device)
+        return torch.randn(denoise.latent_shape(**self.video), generator=generator).to(self.device)
 
     def _guidance(self, text_dim: int, dtype: torch.dtype, pair: Any) -> Guidance:
         job = self.job
         if self.checkpoint:
             prompts = [job.prompt] + [job.negative_prompt] * job.cfg
-            texts = encode_prompts(self.checkpoint, prompts, self.device)
+            texts = denoise.encode_prompts(self.checkpoint, prompts, self.device)
         else:
-            size = 1, TINY_TEXT_TOKENS if self.tiny else TEXT_TOKENS, text_dim
+            size = 1, TINY_TEXT_TOKENS if self.tiny else denoise.TEXT_TOKENS, text_dim
             generator = torch.Generator().manual_seed(job.seed + 1)
             texts = [torch.randn(size, generator=generator) for _ in range(1 + job.cfg)]
         texts = [text.to(self.device, dtype) for text in texts]
@@ -176,7 +166,7 @@ class Rank:
         return Guidance(texts[0], uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
 
     def _model(self, config: dict[str, Any]) -> dict[str, Any]:
-        _, _, *size = latent_shape(**self.video)
+        _, _, *size = denoise.latent_shape(**self.video)
         patches = [n // p for n, p in zip(size, config["patch_size"], strict=True)]
         return self.settings | self.video | {
             "num_layers": config["num_layers"],
@@ -189,18 +179,18 @@ class Rank:
             "expert_bytes": self.store.nbytes(EXPERTS[0]),
         }  # fmt: skip
 
-    def _schedule(self) -> tuple[list[float], float | None, int | None]:
-        """Timesteps of the whole schedule, the one of the boundary, the index of the switch."""
-        scheduler = make_scheduler(self.settings["flow_shift"], self.checkpoint)
+    def _schedule(self) -> tuple[Any, list[float], float | None, int | None]:
+        """A scheduler, all its timesteps, the one of the boundary, the index of the switch."""
+        scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
         scheduler.set_timesteps(self.job.num_inference_steps)
         ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
-        times = [float(t) for t in scheduler.timesteps]
-        return times, None if ratio is None else ratio * most, switch_step(times, ratio, most)
+        times, boundary = scheduler.timesteps.tolist(), None if ratio is None else ratio * most
+        return scheduler, list(map(float, times)), boundary, switch_step(times, ratio, most)
 
     def _iteration(self, number: int, kind: str) -> dict[str, Any]:
         job, engine, device, profile = self.job, self.engine, self.device, None
         steps: list[dict[str, Any]] = []
-        times, boundary, switch = self._schedule()
+        scheduler, times, boundary, switch = self._schedule()
         run = sampled_steps(len(times), switch, job.sampled_steps)
         if kind == "warmup" and (self.tiny or len(run) < len(times)):
             run = [index for index in run if index in (0, switch)]  # each expert once
@@ -231,10 +221,9 @@ class Rank:
         before = engine.mover.counters + Counters()
         begun = time.perf_counter()
         with sensors:
-            latents = denoise(
-                self.experts, engine, make_scheduler(self.settings["flow_shift"], self.checkpoint),
-                latents, self.guidance, steps=len(times), boundary=boundary, on_step=on_step,
-                run=run,
+            latents = denoise.denoise(
+                self.experts, engine, scheduler, latents, self.guidance,
+                steps=len(times), boundary=boundary, on_step=on_step, run=run,
             )  # fmt: skip
             for step, seconds in zip(steps, clock.seconds(), strict=True):
                 step["seconds"] = seconds
@@ -244,7 +233,7 @@ class Rank:
             self.say("decode")
             clock = StepClock(device)
             with clock.step():
-                frames = decode(self.vae, latents)
+                frames = denoise.decode(self.vae, latents)
             (decode_s,) = clock.seconds()
         dist.barrier()
         total_s = time.perf_counter() - begun
