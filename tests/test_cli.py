@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,17 @@ def test_check_says_what_a_job_resolves_to(project, capsys, monkeypatch):
     assert out.startswith("params/baseline/good.yaml: resident on 1 GPU")
     assert "scale tiny" in out and "give resident" in out
     assert not (project / "results").exists()
+
+
+def test_a_terminal_that_does_not_know_a_letter_is_no_traceback(project):
+    file = project / "prüfung" / "good.yaml"
+    file.parent.mkdir()
+    file.write_text(f"{GOOD}negative_prompt: 色调艳丽\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "wanreport", "check", file], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr and b"fung/good.yaml: resident" in done.stdout
 
 
 def test_check_tells_all_problems_of_all_files(project, capsys):

@@ -7,6 +7,7 @@ import it when they run. So every command starts at once.
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
@@ -38,6 +39,8 @@ INTERCONNECTS = ("nvlink", "host-memory")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
     given = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
     signal.signal(signal.SIGTERM, ours.terminate)
     try:
