@@ -82,10 +82,8 @@ def measure(
 ) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
-    Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
-    is begun whose `timeout_s` would not fit in; such jobs are named, and the next call goes on.
-    With `again` all of them are measured, whatever records there are; a run that fails leaves the
-    record that stood there.
+    Records go to `results`, by default the folder of runs on this machine. With `again` all are
+    measured, whatever records there are; a run that fails leaves the record that stood there.
     """
     failed: list[str] = []
     found = all_records(root)
@@ -120,9 +118,8 @@ def measure_jobs(
     """Measure resolved `jobs` one after another; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
-    `timeout_s` would not fit in is not begun, and has no record. `log` takes what is not for a
-    person at a terminal. An interrupt ends the job with all its ranks and goes on to the caller;
-    records written so far stay. Raises RecordError if a record could not be written.
+    `timeout_s` would not fit in is not begun, and has no record. An interrupt ends the job with all
+    its ranks; records written so far stay. Raises RecordError if one could not be written.
     """
     done: dict[str, Found] = {}
     end = time.monotonic() + 60 * minutes

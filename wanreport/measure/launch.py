@@ -36,11 +36,10 @@ HINTS = {
 
 
 def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
-    """Run one resolved job and write its record; with ``plan_only`` no more than its plan.
+    """Run one resolved job and return its record's path; with ``plan_only`` no more than its plan.
 
-    ``log`` takes a line an iteration and tracebacks; by default stderr does.
-
-    Returns the record's path; raises RecordError if it could not be written.
+    ``log`` takes a line an iteration and tracebacks; by default stderr does. Raises RecordError if
+    the record could not be written.
     """
     started, begun = datetime.now(UTC), time.perf_counter()
     here = machine.machine()
@@ -66,7 +65,8 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
             stopped = error
             found = {"status": "failed", "reason": f"ended from outside (exit {error.code})"}
         except Exception as error:
-            traceback.print_exc(file=log)
+            with suppress(OSError):  # the log's own disk may be the full one
+                traceback.print_exc(file=log)
             found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         for part in ("machine", "software", "sglang", "engine"):
             record[part] |= found.pop(part, {})

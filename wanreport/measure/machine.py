@@ -81,10 +81,8 @@ def machine(device: str = "") -> dict[str, Any]:
     first, count, wire = handles[0], len(handles), interconnect(handles)
     name = pynvml.nvmlDeviceGetName(first)
     label, slug = class_of(name, count, wire, found["nccl"])
-    lanes = {
-        "generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
-        "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first)),
-    }
+    lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
+             "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first))}  # fmt: skip
     return found | {
         "class": label, "slug": slug, "device": "cuda", "gpu_name": name, "gpu_count": count,
         "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
@@ -100,9 +98,9 @@ def interconnect(handles: list[Any]) -> str | None:
         return f"host memory over PCIe ({P2P}=1)"
     try:
         nvlink = pynvml.nvmlDeviceGetP2PStatus(*handles[:2], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+        return "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
     except pynvml.NVMLError:
         return "unknown interconnect"
-    return "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
 
 
 def host_memory(

@@ -12,7 +12,6 @@ import ctypes
 import importlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import multiprocessing.util
 import os
 import re
@@ -83,16 +82,13 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    threading.Thread(target=_die_with_launcher, daemon=True).start()
+
+    def die_with_launcher() -> None:  # the parent is the server, which stays
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die_with_launcher, daemon=True).start()
     importlib.import_module(module).main(spec, out, rank, world_size)
-
-
-def _die_with_launcher() -> None:
-    """End this rank with the process that asked for it; its parent is the server, which stays."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TorchrunRanks:
@@ -152,10 +148,8 @@ def watch(
 ) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns
-    -------
-    What each rank left in ``out``, and the exit codes from before any was ended by us: those say
-    nothing about the cause.
+    Returns what each rank left in ``out``, and the exit codes from before any was ended by us:
+    those say nothing about the cause.
     """
 
     def results() -> list[dict[str, Any] | None]:
