@@ -307,10 +307,10 @@ def main(
     if os.getppid() == 1:  # it had died before
         os._exit(1)
     folder = Path(out)
-    (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
     try:
-        spec = json.loads(Path(spec_file).read_text("utf-8"))
         with naming(folder):
+            (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
+            spec = json.loads(Path(spec_file).read_text("utf-8"))
             result = {"status": "ok"} | run(spec, folder, rank, world_size)
     except Unsupported as error:
         result = {"status": "unsupported", "reason": str(error), "hint": error.hint}
