@@ -37,12 +37,14 @@ mkdir -p slurm/logs # Slurm does not make it, and a job without its log file fai
 if ${status:-false}; then exec python slurm/jobs.py status; fi
 wanreport check "${files[@]}" >&2
 
-# The index finds jobs below params/; a file from elsewhere is copied there.
+# The index finds jobs below params/; a file from elsewhere is copied there, each to a folder of its
+# own, as two of them may have one name.
 for i in "${!files[@]}"; do
     file=${files[i]}
     if [[ $file != "$root"/params/* ]]; then
-        file=params/submitted/$(basename "$file")
-        $dry_run || { mkdir -p params/submitted && cp -- "${files[i]}" "$file"; }
+        content=$(sha256sum <"$file")
+        file=params/submitted/${content:0:8}/$(basename "$file")
+        $dry_run || { mkdir -p "${file%/*}" && cp -- "${files[i]}" "$file"; }
         if $dry_run; then file=${files[i]}; fi
     fi
     files[i]=${file#"$root"/}
@@ -71,7 +73,13 @@ each_array() {
         local words=(--job-name="wanreport-${gpus}gpu" --time="$minutes"
             --comment="wanreport ${#group[@]} jobs"
             --array="0-$((${#group[@]} - 1))${THROTTLE:+%$THROTTLE}")
-        if ((gpus)); then words+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus"); fi
+        # A neighbour on the node would share its PCIe links and host memory, and so be measured too.
+        # A rehearsal measures nothing.
+        if ((gpus)); then
+            words+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus" --exclusive --mem=0)
+        else
+            words+=(--cpus-per-task=2 --mem=8G)
+        fi
         "$run" "${gpus}GPU" "${words[@]}" "${JOB_OPTIONS[@]}" "${options[@]}" \
             slurm/jobs.sbatch "${group[@]}"
     done <<<"$groups"

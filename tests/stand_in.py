@@ -15,6 +15,7 @@ from wanreport.records.record import record_path, write_record
 SLUG = synthetic.CPU["slug"]
 SAYS = {
     "unsupported": {"status": "unsupported", "reason": "too big", "hint": "get a bigger one"},
+    "oom": {"status": "oom", "reason": "CUDA out of memory"},
     "dies": {"status": "failed", "reason": "rank 0 was killed by SIGKILL"},
 }
 

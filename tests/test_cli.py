@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import stand_in
 from wanreport import cli
+from wanreport.measure import jobs
 from wanreport.measure.jobs import Machine
 from wanreport.report import site
 
@@ -31,6 +34,17 @@ def test_check_says_what_a_job_resolves_to(project, capsys, monkeypatch):
     assert out.startswith("params/baseline/good.yaml: resident on 1 GPU")
     assert "scale tiny" in out and "give resident" in out
     assert not (project / "results").exists()
+
+
+def test_a_terminal_that_does_not_know_a_letter_is_no_traceback(project):
+    file = project / "prüfung" / "good.yaml"
+    file.parent.mkdir()
+    file.write_text(f"{GOOD}negative_prompt: 色调艳丽\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "wanreport", "check", file], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr and b"fung/good.yaml: resident" in done.stdout
 
 
 def test_check_tells_all_problems_of_all_files(project, capsys):
@@ -73,12 +87,32 @@ def test_the_disk_and_the_keyboard_are_no_tracebacks(project, capsys, monkeypatc
     assert "goes on from there" in capsys.readouterr().err
 
 
-def test_index_alone(project):
-    (project / "params/baseline/good.yaml").write_text(GOOD)
-    for name in ("index", "other"):
-        (project / f"notebooks/{name}.py").write_text(f"# %% [markdown]\n# # {name}\n")
-    assert cli.main(["index"]) == 0
-    assert [path.name for path in (project / "reports").rglob("*.html")] == ["index.html"]
+@pytest.mark.parametrize("purpose", ["", "unsupported", "oom", "dies"])
+def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
+    purpose, project, capsys, monkeypatch
+):
+    for name in ("run_job", "this_machine"):
+        monkeypatch.setattr(jobs, name, getattr(stand_in, name))
+    monkeypatch.setattr(cli, "this_machine", stand_in.this_machine)
+    (project / "params/good.yaml").write_text(f"{GOOD}purpose: {purpose!r}\n")
+    (project / "notebooks/job.py").write_text("# %% [markdown]\n# # A page\n")
+    for _ in range(2):  # the second time there may be a record
+        assert cli.main(["run", "params/good.yaml"]) == bool(purpose)
+        assert bool(purpose) == ("good" in capsys.readouterr().err)
+    assert len(list(project.glob("results/local/*/good-*.json"))) == 1
+    assert len(list(project.glob("reports/jobs/*/good.html"))) == 1
+
+
+def test_a_reader_that_has_enough_or_a_full_disk_is_no_traceback():
+    files = sorted(map(str, (ROOT / "params").rglob("*.yaml")))
+    command = [sys.executable, "-m", "wanreport", "check", *files]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("wanreport: standard output: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_commands_start_without_what_they_may_not_need():

@@ -13,12 +13,12 @@ import pytest
 
 from wanreport.jobs.job import load_job, resolve_job
 from wanreport.measure import launch
+from wanreport.measure.jobs import load_jobs
 from wanreport.measure.machine import host_memory
 from wanreport.records.record import read_record, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
-BATCH_SCRIPTS = [path for path in SCRIPTS if path.suffix == ".sbatch"]
 
 # Stand-ins that keep their arguments, and some their environment. sbatch prints an id as on a
 # federation; papermill also swallows the notebook.
@@ -34,6 +34,7 @@ PROGRAMS = {
 echo '{"cells": [{"cell_type": "code", "execution_count": '"${LAST:-1}"'}]}' > "$2"
 exit ${PAPERMILL_STATUS:-0}""",
 }
+TINY = "scale: tiny\n"
 
 
 class Tree:
@@ -42,7 +43,6 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root = root / "a checkout"  # a space, because people's folders have them
         self.bin, self.calls_file = root / "bin", root / "calls"
-        self.params = self.root / "params" / "baseline"
         shutil.copytree(ROOT / "slurm", self.root / "slurm", ignore=shutil.ignore_patterns("logs"))
         for folder in ("notebooks", "params/baseline"):
             (self.root / folder).mkdir(parents=True)
@@ -52,12 +52,10 @@ class Tree:
             (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
             (self.bin / name).chmod(0o755)
 
-    def job(self, name: str, num_gpus: int = 4, extra: str = "") -> Path:
-        path = self.params / f"{name}.yaml"
-        path.write_text(
-            f"name: {name}\nengine: resident\nnum_gpus: {num_gpus}\n"
-            f"dit_layerwise_offload: false\ndit_cpu_offload: false\n{extra}"
-        )
+    def job(self, name: str, num_gpus: int = 4, extra: str = "", folder: Path = Path()) -> Path:
+        path = self.root / "params/baseline" / folder / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"name: {name}\nengine: stream\nnum_gpus: {num_gpus}\n{extra}")
         return path
 
     def run(self, *words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -70,9 +68,9 @@ class Tree:
     def submit(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run("slurm/submit.sh", *words, cwd=self.root, **env)
 
-    def task(self, *files: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    def task(self, *files: str | Path, index: int = 0, **env: str) -> subprocess.CompletedProcess:
         (self.root / "slurm" / "logs").mkdir(exist_ok=True)
-        env = {"SLURM_SUBMIT_DIR": str(self.root), **env}
+        env = {"SLURM_SUBMIT_DIR": str(self.root), "SLURM_ARRAY_TASK_ID": str(index), **env}
         script = shutil.copy(self.root / "slurm" / "jobs.sbatch", self.bin / "slurm_script")
         return self.run(script, *files, cwd=self.bin, **env)  # as from Slurm's spool
 
@@ -89,68 +87,60 @@ def tree(tmp_path: Path) -> Tree:
 def test_one_array_per_gpu_count_then_one_index_job_after_any(tree: Tree) -> None:
     for name, gpus in (("a", 4), ("b", 6), ("c", 4), ("d", 4)):
         tree.job(name, gpus)
+    dry = tree.submit("--dry-run")
+    commands = [shlex.split(line) for line in dry.stdout.splitlines()]
+    assert [words[:2] for words in commands] == [["sbatch", "--parsable"]] * 3
+    assert "--dependency=afterany:ID-OF-4GPU:ID-OF-6GPU" in commands[-1] and not tree.calls
+
     done = tree.submit()
     assert done.returncode == 0, done.stderr
     four, six, index = tree.calls
-    assert {"--gres=gpu:4", "--array=0-2", "--time=60"} <= {*four.split()}
+    alone = {"--exclusive", "--mem=0"}
+    assert {"--gres=gpu:4", "--array=0-2", "--time=60", *alone} <= {*four.split()}
     assert four.endswith(" ".join(f"params/baseline/{name}.yaml" for name in "acd"))
-    assert {"--gres=gpu:6", "--array=0-0"} <= {*six.split()} and six.endswith("/b.yaml")
+    assert {"--gres=gpu:6", "--array=0-0", *alone} <= {*six.split()} and six.endswith("/b.yaml")
     assert "--dependency=afterany:101:102 " in index and "--gres" not in index
     assert index.endswith("slurm/index.sbatch")
     assert (tree.root / "slurm" / "logs").is_dir()
 
-    # A dry run prints the commands and calls nothing.
-    done = tree.submit("--dry-run")
-    commands = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert [words[:2] for words in commands] == [["sbatch", "--parsable"]] * 3
-    assert "--dependency=afterany:ID-OF-4GPU:ID-OF-6GPU" in commands[-1]
-    assert len(tree.calls) == 3
 
-
-def test_files_options_and_the_gpu_type_are_passed_on(tree: Tree, tmp_path: Path) -> None:
+def test_files_options_and_a_sites_settings_are_passed_on(tree: Tree, tmp_path: Path) -> None:
     tree.job("not-asked-for", 2)
+    (tree.root / "slurm" / "site.sh").write_text("GPU_TYPE=a100\nJOB_OPTIONS=(--nice=5)\n")
     mine = Path(shutil.move(tree.job("mine", 2), tmp_path))
-    done = tree.run(
-        tree.root / "slurm" / "submit.sh", "--dry-run", "mine.yaml", "--", "--partition=fast gpus",
-        "--array=0-0%1", cwd=tmp_path, GPU_TYPE="h100",
-    )  # fmt: skip
+    asked = ["mine.yaml", "--", "--partition=fast gpus", "--array=0-0%1"]
+    done = tree.run(tree.root / "slurm/submit.sh", "--dry-run", *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     jobs, index = (shlex.split(line) for line in done.stdout.splitlines())
-    assert "--gres=gpu:h100:2" in jobs and (tree.root / jobs[-1]).resolve() == mine
+    assert "--gres=gpu:a100:2" in jobs and (tree.root / jobs[-1]).resolve() == mine
     assert "--partition=fast gpus" in jobs and "--partition=fast gpus" in index
-    assert jobs.index("--array=0-0%1") > jobs.index("--array=0-0")
-    assert not [word for word in index if word.startswith(("--array", "--gres"))]
+    assert jobs.index("--array=0-0%1") > jobs.index("--array=0-0") and "--nice=5" in jobs
+    assert not [word for word in index if word.startswith(("--array", "--gres", "--nice"))]
+
+
+def test_files_of_one_name_from_elsewhere_are_two_jobs(tree: Tree, tmp_path: Path) -> None:
+    files = [tree.job("x", gpus, folder=tmp_path / str(gpus)) for gpus in (1, 2)]
+    for file in (*files, files[0]):
+        assert tree.submit(file).returncode == 0
+    copies = [tree.root / call.split()[-1] for call in tree.calls if "jobs.sbatch" in call]
+    copied = sorted((tree.root / "params/submitted").rglob("*.yaml"))
+    assert len(copied) == 2 and {*copied} == {*copies}
+    assert [load_job(copy).num_gpus for copy in copies] == [1, 2, 1]
+    assert len(load_jobs(copied, tree.root)) == 2, "nor does either keep a report from being made"
 
 
 def test_what_is_queued_is_left_out_and_what_is_refused_queues_nothing(tree: Tree) -> None:
-    files = [tree.job("a", 4), tree.job("tiny", 2, "scale: tiny\n")]
+    files = [tree.job("a", 4), tree.job("tiny", 2, TINY)]
     assert tree.submit(REFUSED="1").returncode != 0
     assert tree.calls == []
     assert tree.submit(THROTTLE="2").returncode == 0
     none, four, _ = tree.calls
-    assert "--gres" not in none and "--array=0-0%2" in none and "--gres=gpu:4" in four
+    assert "--array=0-0%2" in none and "--gres=gpu:4" in four
+    assert not [word for word in ("--gres", "--exclusive", "--mem=0") if word in none]
     Path(f"{tree.calls_file}.queue").write_text("102_0 RUNNING\n")
     assert tree.submit(files[0]).returncode == 0
     assert len(tree.calls) == 3
     assert "102_0      RUNNING" in tree.submit("--status").stdout
-
-
-def test_a_site_has_a_file_of_its_own_and_files_from_elsewhere_are_copied(
-    tree: Tree, tmp_path: Path
-) -> None:
-    mine = shutil.move(tree.job("mine", 2), tmp_path)
-    (tree.root / "slurm" / "site.sh").write_text("GPU_TYPE=a100\nJOB_OPTIONS=(--nice=5)\n")
-    assert tree.submit(mine).returncode == 0
-    jobs, index = tree.calls
-    assert "--gres=gpu:a100:2" in jobs and "--nice=5" in jobs and "--nice" not in index
-    assert jobs.endswith("params/submitted/mine.yaml")
-    assert (tree.root / "params/submitted/mine.yaml").exists()
-
-
-def test_a_task_without_the_gpus_that_it_needs_fails_before_papermill(tree: Tree) -> None:
-    done = tree.task(tree.job("a", 4), SLURM_ARRAY_TASK_ID="0", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2 and "torch sees 0" in done.stderr
-    assert tree.calls == []
 
 
 def test_one_bad_file_or_option_and_nothing_is_submitted(tree: Tree) -> None:
@@ -165,18 +155,24 @@ def test_one_bad_file_or_option_and_nothing_is_submitted(tree: Tree) -> None:
 
 
 def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
-    files = [tree.job(name, extra="scale: tiny\n") for name in ("a", "b")]
-    done = tree.task(*files, SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_JOB_ID="77")
+    files = [tree.job(name, extra=TINY) for name in ("a", "b")]
+    done = tree.task(*files, index=1, SLURM_ARRAY_JOB_ID="77")
     assert done.returncode == 0, done.stderr
     papermill = next(call for call in tree.calls if call.startswith("papermill"))
     assert "/job.ipynb slurm/logs/b-77_1.ipynb" in papermill
-    assert str(files[1]) in papermill
+    assert str(files[1]) in papermill and "-p scale" not in papermill
     variables = dict(call.split("=", 1) for call in tree.calls if "=" in call)
-    assert variables["PYTHONNOUSERSITE"] == "1"
+    assert variables["PYTHONNOUSERSITE"] == "1" and variables["JUPYTER_PATH"] == ""
     own = [variables[name] for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")]
     assert len(variables["TMPDIR"]) < 40
     (scratch,) = {Path(folder).parent for folder in own}
     assert not scratch.exists()  # removed when the task ends
+
+
+def test_a_task_without_the_gpus_that_it_needs_is_no_rehearsal(tree: Tree) -> None:
+    done = tree.task(tree.job("a", 4), CUDA_VISIBLE_DEVICES="")
+    assert "torch sees 0" in done.stderr
+    assert any("-p scale a14b" in call for call in tree.calls)  # which leaves a record and fails
 
 
 @pytest.mark.parametrize(
@@ -185,20 +181,16 @@ def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
 def test_a_notebook_that_failed_or_was_killed_fails_its_task(
     tree: Tree, env: dict[str, str], status: int
 ) -> None:
-    done = tree.task(tree.job("a", extra="scale: tiny\n"), SLURM_ARRAY_TASK_ID="0", **env)
+    done = tree.task(tree.job("a", extra=TINY), **env)
     assert done.returncode == status
     assert "slurm/logs/a-0_0.ipynb" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("extra", ["heigth: 720\n", "seed: 1e-3\n", '"x=1\\nprint(1)": 2\n'])
-def test_a_task_refuses_a_bad_params_file_before_papermill(tree: Tree, extra: str) -> None:
-    done = tree.task(tree.job("a", extra=extra), SLURM_ARRAY_TASK_ID="0")
-    assert done.returncode != 0 and "a.yaml" in done.stderr
-    assert tree.calls == []
-
-
-def test_a_task_needs_a_params_file_and_the_repository(tree: Tree, tmp_path: Path) -> None:
-    assert tree.task(tree.job("a"), SLURM_ARRAY_TASK_ID="1").returncode == 2
+def test_a_task_needs_a_good_params_file_and_the_repository(tree: Tree, tmp_path: Path) -> None:
+    for extra in ("heigth: 720\n", '"x=1\\nprint(1)": 2\n'):
+        done = tree.task(tree.job("a", extra=extra))
+        assert done.returncode != 0 and "a.yaml" in done.stderr
+    assert tree.task(tree.job("a"), index=1).returncode == 2
     assert tree.task("a.yaml", SLURM_SUBMIT_DIR=str(tmp_path)).returncode == 2
     assert tree.calls == []
 
@@ -208,13 +200,19 @@ def test_a_task_needs_a_params_file_and_the_repository(tree: Tree, tmp_path: Pat
 
 def directives(path: Path) -> list[str]:
     """The #SBATCH options that Slurm would read: those above the first command."""
-    options = []
-    for line in path.read_text().splitlines():
-        if line and not line.startswith("#"):
-            break
-        if line.startswith("#SBATCH"):
-            options += shlex.split(line.removeprefix("#SBATCH"), comments=True)
-    return options
+    top = path.read_text().partition("\nset ")[0].splitlines()
+    return [word for line in top if line.startswith("#SBATCH") for word in line.split()[1:]]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SCRIPTS if p.suffix == ".sbatch"], ids=lambda p: p.name
+)
+def test_a_requeued_job_appends_to_its_log_and_no_real_partition_is_committed(path: Path) -> None:
+    options = directives(path)
+    assert {"--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= {*options}
+    assert [o for o in options if o.startswith("--output=slurm/logs/%x-")]
+    forbidden = ("--partition", "--account", "--exclusive", "--mem=0")
+    assert not [o for o in options if o.startswith(forbidden)]
 
 
 def test_the_time_limit_is_well_above_the_jobs_own() -> None:
@@ -224,22 +222,11 @@ def test_the_time_limit_is_well_above_the_jobs_own() -> None:
     assert max(job.timeout_s for job in jobs) + 1800 <= hours * 3600 + minutes * 60
 
 
-@pytest.mark.parametrize("path", BATCH_SCRIPTS, ids=lambda path: path.name)
-def test_a_requeued_job_appends_to_its_log_and_no_real_partition_is_committed(path: Path) -> None:
-    options = directives(path)
-    assert {"--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= {*options}
-    assert [o for o in options if o.startswith("--output=slurm/logs/%x-")]
-    assert not [o for o in options if o.startswith(("--partition", "--account"))]
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_stop_at_the_first_error_and_never_use_srun(path: Path) -> None:
-    commands = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert "set -euo pipefail" in commands or "example" in path.name
-    assert not [line for line in commands if "srun" in line.split("#")[0].split()]
-
-
-def test_scripts_are_clean_by_shellcheck() -> None:
+def test_scripts_are_clean_stop_at_the_first_error_and_never_use_srun() -> None:
+    for path in SCRIPTS:
+        commands = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        assert "set -euo pipefail" in commands or "example" in path.name
+        assert not [line for line in commands if "srun" in line.split("#")[0].split()]
     beside = Path(sys.executable).with_name("shellcheck")
     shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
     if not shellcheck:
@@ -273,14 +260,15 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(
     def terminated(*_: object) -> None:
         raise SystemExit(143)
 
-    job = resolve_job(load_job(tree.job("a", 1, "scale: tiny\n")), gpus=0)
+    job = resolve_job(load_job(tree.job("a", 1, TINY)), gpus=0)
     monkeypatch.setattr(launch, "_measured", terminated)
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for key, value in (("JOB_ID", "78"), ("ARRAY_JOB_ID", "77"), ("ARRAY_TASK_ID", "3")):
+        monkeypatch.setenv(f"SLURM_{key}", value)
     with pytest.raises(SystemExit):
         launch.run_job(job, tmp_path / "results")
     (path,) = (tmp_path / "results").glob("*/*.json")
     record = read_record(path)
-    assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77")
+    assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77_3")
     assert "143" in record["reason"]
 
     write_record(record | {"status": "ok"}, path)

@@ -209,10 +209,12 @@ def test_states_records_and_the_queue(slurm: Slurm) -> None:
         "wanreport-0gpu_2": "CANCELLED", "wanreport-1gpu_0": "FAILED",
         "wanreport-index": "COMPLETED",
     }, slurm.log()  # fmt: skip
-    assert records["good"]["status"] == "ok" and records["good"]["software"]["slurm_job"]
+    assert records["good"]["status"] == "ok"
     assert records["bad"]["status"] in ("unsupported", "failed")
     assert records["long"]["status"] == "failed" and "143" in records["long"]["reason"]
-    assert "blind" not in records and "torch sees 0" in slurm.log()
+    assert records["blind"]["status"] == "unsupported" and "torch sees 0" in slurm.log()
+    tasks = [records[name]["software"]["slurm_job"] for name in ("good", "bad", "long", "blind")]
+    assert all("_" in task for task in tasks) and len(set(tasks)) == 4
     index = (slurm.root / "reports" / "index.html").read_text()
     assert all(name in index for name in ("good", "bad", "long", "blind"))
 

@@ -1,13 +1,13 @@
-"""The command line: ``wanreport report|publish|run|measure|check|plan|predict|trace|import|
-index|baseline``.
+"""The command line: `wanreport --help`.
 
-Only ranks need torch, and they are other processes. Only rendering and predicting need
-pandas, and import it when they run. So every command starts at once.
+Only ranks need torch, and they are other processes. Only rendering and predicting need pandas, and
+import it when they run. So every command starts at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -26,8 +26,9 @@ import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.formulas import DERIVED
 from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.measure import jobs as ours
 from wanreport.measure import ranks
-from wanreport.measure.jobs import load_jobs, measure, measure_jobs, terminate, this_machine
+from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
 from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.files import parse_record
@@ -38,22 +39,27 @@ INTERCONNECTS = ("nvlink", "host-memory")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
-    arguments = _parser().parse_args(argv)
+    given = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, ours.terminate)
     try:
-        return int(arguments.command(arguments, project.project_root()))
+        status = int(given.command(given, project.project_root()))
+        sys.stdout.flush()  # it would fail after the end, where nobody sees to it
+        return status
     except JobError as error:
         print(*error.problems, "Nothing was run.", sep="\n", file=sys.stderr)
         return 2
     except (RecordError, FactError) as error:
         print(error, file=sys.stderr)
-    except BrokenPipeError:  # as of `| head`, which has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"wanreport: {where}{error.strerror or error}", file=sys.stderr)
+        if not error.filename:  # it is standard output, whose rest would fail at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # as of `| head`, which has what it wanted
+            return 0
+        where = error.filename or "standard output"
+        print(f"wanreport: {where}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         kept = "finished records and pages are kept, and running it again goes on from there"
         print(f"\nwanreport: interrupted; {kept}", file=sys.stderr)
@@ -61,41 +67,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-Option = tuple[str, dict[str, Any]]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wanreport", description=wanreport.__doc__)
     parser.add_argument("--version", action="version", version=f"wanreport {wanreport.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[Namespace, Path], int], says: str, *given: Option) -> None:
+    def add(name: str, run: Any, says: str, *given: tuple[str, dict[str, Any]]) -> None:
         command = commands.add_parser(name, help=says)
         for option, how in given:
             command.add_argument(option, **how)
         command.set_defaults(command=run)
 
-    def switch(name: str, says: str) -> Option:
+    def switch(name: str, says: str) -> tuple[str, dict[str, Any]]:
         return name, {"action": "store_true", "help": says}
 
-    params: Option = "params", {"type": Path, "nargs": "+", "help": "params files (YAML)"}
+    params: Any = "params", {"type": Path, "nargs": "+", "help": "params files (YAML)"}
     force = switch("--force", "render all pages, changed or not")
-    workers: Option = "--workers", {"type": int, "choices": range(1, 65), "default": 2,
-                                    "metavar": "N", "help": "pages made at a time"}  # fmt: skip
+    workers: Any = "--workers", {"type": int, "choices": range(1, 65), "default": 2,
+                                    "help": "pages made at a time"}  # fmt: skip
     add("report", lambda given, root: _site().report(
         root, measuring=not given.no_measure, force=given.force, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
         switch("--no-measure", "render from the records at hand only"), force, workers)  # fmt: skip
     add("publish", lambda given, root: _site().publish(root, given.workers),
         "render the committed records alone, to commit: reports/published", workers)  # fmt: skip
-    add("run", lambda given, root: _site().report(root, only=given.params, force=given.force),
-        "measure jobs if needed and render their pages", params, force)  # fmt: skip
-    add("index", lambda _, root: _site().report(root, pages=["index.html"], measuring=False),
-        "render reports/index.html from what is at hand")  # fmt: skip
+    add("run", _run, "measure jobs if needed and render their pages", params, force)
     add("measure", _measure, "measure jobs that have no record here; no pages", params,
-        ("--minutes", {"type": float, "default": math.inf, "metavar": "N", "help":
+        ("--minutes", {"type": float, "default": math.inf, "help":
          "begin no job whose timeout_s would not fit in; run it again to go on"}),
-        ("--results", {"type": Path, "metavar": "DIR", "help":
+        ("--results", {"type": Path, "help":
          "where records go (default: results/local; results/ is for those to commit)"}),
         switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
@@ -103,25 +103,25 @@ def _parser() -> argparse.ArgumentParser:
     add("plan", _plan, "say how stream would move weights; run no job", params)
     add("predict", _predict, "say what jobs will take on more GPUs, from records of fewer",
         ("params", {"type": Path, "nargs": "*", "help": "default: params/campaign/"}),
-        ("--gpu", {"metavar": "NAME", "help": "GPU model (default: all that have records)"}),
+        ("--gpu", {"help": "GPU model (default: all that have records)"}),
         ("--interconnect", {"choices": INTERCONNECTS, "help": "default: each"}),
         switch("--write", "keep it in predictions/, where it is never changed"))  # fmt: skip
     rate = {"type": float, "metavar": "GB/S"}
     add("trace", _trace, "say what traces of torch.profiler or Nsight Systems hold of copies",
         ("files", {"type": Path, "nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"}),
-        ("--json", {"type": Path, "metavar": "OUT", "help": "write the figures here too"}),
+        ("--json", {"type": Path, "help": "write the figures here too"}),
         ("--peak", {**rate, "help": "of the link to the host (default: by the GPU's name)"}),
         ("--link", {**rate, "help": "what a benchmark of that link measured"}))  # fmt: skip
-    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    file: dict[str, Any] = {"type": Path}
     add("import", _import, "make a record of a run of SGLang from its log",
-        ("name", {"metavar": "NAME", "help": "of the run: the beginning of the record's name"}),
+        ("name", {"help": "of the run: the beginning of the record's name"}),
         ("--log", {**file, "required": True, "help": "what SGLang printed"}),
         ("--params", {**file, "required": True, "help": "the job that it ran"}),
         ("--perf-dump", {**file, "help": "of SGLang's --perf-dump-path"}),
         ("--trace", {**file, "nargs": "+", "default": [], "help": "of torch.profiler, by rank"}),
         ("--nsys", {**file, "help": "an SQLite export of Nsight Systems"}),
         ("--machine", {**file, "help": "YAML: gpu, count, interconnect, driver, node, sglang"}),
-        ("--out", {"type": Path, "metavar": "DIR", "help": "default: results/local"}))  # fmt: skip
+        ("--out", {"type": Path, "help": "default: results/local"}))  # fmt: skip
     add("baseline", _baseline, "print the verdicts; fail where they differ from the committed ones",
         ("action", {"choices": ["check"]}),
         switch("--accept", "write the verdicts as they are now"))  # fmt: skip
@@ -134,22 +134,34 @@ def _site() -> Any:
     return site
 
 
-def _measure(arguments: Namespace, root: Path) -> int:
-    jobs = list(load_jobs(arguments.params, root).values())
+def _run(given: Namespace, root: Path) -> int:
+    """Measure jobs and make their pages; that any of them is not ok is a failure, but the last."""
+    status = int(_site().report(root, only=given.params, force=given.force))
+    found, here = project.all_records(root), this_machine()
+    for job in load_jobs(given.params, root).values():
+        shown = ours.spoken_for(job, found, here)
+        if shown and shown[1]["status"] != "ok":
+            print(f"{job.name}: {shown[1]['status']}: {shown[0]}", file=sys.stderr)
+            status = 1
+    return status
+
+
+def _measure(given: Namespace, root: Path) -> int:
+    jobs = list(load_jobs(given.params, root).values())
     log = project.local_results(root) / "logs" / "measure.log"
-    if arguments.nsys:
+    if given.nsys:
         if not (nsys := shutil.which("nsys")):
             raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
         os.environ[ranks.NSYS] = nsys
-    failed = measure(jobs, root, log, arguments.results, arguments.minutes, again=arguments.again)
+    failed = measure(jobs, root, log, given.results, given.minutes, again=given.again)
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _check(arguments: Namespace, root: Path) -> int:
+def _check(given: Namespace, root: Path) -> int:
     gpus = this_machine().gpus
-    for file, job in load_jobs(arguments.params, root).items():
+    for file, job in load_jobs(given.params, root).items():
         print(f"{file}: {_resolved(job, gpus)}")
     return 0
 
@@ -163,10 +175,10 @@ def _resolved(job: Job, gpus: int) -> str:
     )
 
 
-def _trace(arguments: Namespace, _: Path) -> int:
+def _trace(given: Namespace, _: Path) -> int:
     from wanreport.traces import command
 
-    return command.run(arguments.files, arguments.json, arguments.peak, arguments.link)
+    return command.run(given.files, given.json, given.peak, given.link)
 
 
 def _import(given: Namespace, root: Path) -> int:
@@ -182,36 +194,29 @@ def _import(given: Namespace, root: Path) -> int:
     return 0
 
 
-def _plan(arguments: Namespace, root: Path) -> int:
-    jobs = load_jobs(arguments.params, root)
-    others = {file: job.engine for file, job in jobs.items() if job.engine != "stream"}
-    if others:
-        raise JobError(
-            f"{f}: engine: is {name}; `plan` is for stream" for f, name in others.items()
-        )
-    gpus = this_machine().gpus
-    made = True
+def _plan(given: Namespace, root: Path) -> int:
+    jobs, gpus, status = load_jobs(given.params, root), this_machine().gpus, 0
+    if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
+        raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())
     for file, job in jobs.items():
         print(f"{file}: {_resolved(job, gpus)}")
         where, found, timed = _planned(job, root, gpus)
         print(where, file=sys.stdout if found else sys.stderr)
         print("\n".join(plan.lines(found, timed=timed) if found else []))
-        made = made and bool(found)
-    return 0 if made else 1
+        status |= not found
+    return status
 
 
 def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | None, bool]:
     """Where a plan comes from or why there is none, the plan, and whether its times count."""
-    here = resolve_job(job, gpus=gpus)
-    if job.scale == "tiny" or here.scale == "a14b" and gpus >= job.num_gpus:
+    if job.scale == "tiny" or gpus >= job.num_gpus:
         log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
+        here = resolve_job(job, gpus=gpus)
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
             path, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
-        if not (made := record["engine"].get("plan")):
-            return f"{record['reason']}; {record['hint']}", None, False
-        timed = not parse_record(path, record).is_rehearsal
+        made, timed = record["engine"].get("plan"), not parse_record(path, record).is_rehearsal
         said = "measured here" if timed else "a rehearsal, whose times say nothing"
-        return said, made, timed
+        return said if made else f"{record['reason']}; {record['hint']}", made, timed
     real = [item for item in project.all_records(root) if not parse_record(*item).is_rehearsal]
     if found := plan.from_records(job, real):
         return f"from what was measured for {found[0].relative_to(root)}", found[1], True
@@ -219,14 +224,14 @@ def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | Non
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
-def _predict(arguments: Namespace, root: Path) -> int:
+def _predict(given: Namespace, root: Path) -> int:
     from wanreport.analysis import frames, predictions
 
-    given = arguments.params or sorted((root / "params/campaign").glob("*.yaml"))
-    jobs = [job for job in load_jobs(given, root).values() if job.scale != "tiny"]
+    files = given.params or sorted((root / "params/campaign").glob("*.yaml"))
+    jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
     found = frames.load(RESULTS_DIRS, root)
-    gpus = {arguments.gpu} if arguments.gpu else {*found.full_scale().get("gpu_model", ())}
-    wires = [arguments.interconnect] if arguments.interconnect else INTERCONNECTS
+    gpus = {given.gpu} if given.gpu else {*found.full_scale().get("gpu_model", ())}
+    wires = [given.interconnect] if given.interconnect else INTERCONNECTS
     asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
     problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]
     for model, size, wire in asked:
@@ -234,7 +239,7 @@ def _predict(arguments: Namespace, root: Path) -> int:
             these = [job for job in jobs if job.num_gpus == size]
             content = predictions.predict(root, found, these, model, wire)
             print("\n".join(predictions.lines(content)))
-            if arguments.write:
+            if given.write:
                 print(f"  written: {predictions.write(root, content).relative_to(root)}")
         except predictions.PredictionError as error:
             problems.append(str(error))
@@ -243,7 +248,7 @@ def _predict(arguments: Namespace, root: Path) -> int:
     return 1 if problems else 0
 
 
-def _baseline(arguments: Namespace, _: Path) -> int:
+def _baseline(given: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
     from wanreport.baseline import page
     from wanreport.baseline.ledger import load_ledger
@@ -254,7 +259,7 @@ def _baseline(arguments: Namespace, _: Path) -> int:
     for row in rows.itertuples():
         print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
     print(", ".join(f"{count} {outcome}" for outcome, count in rows.outcome.value_counts().items()))
-    if arguments.accept:
+    if given.accept:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         replace_file(DERIVED / "verdicts.json", text)

@@ -8,6 +8,7 @@ import re
 EM_DASH = "\u2014"
 NBSP = "\u00a0"
 MINUS = "\u2212"
+UNITS = {1000: ("B", "kB", "MB", "GB"), 1024: ("B", "KiB", "MiB", "GiB")}
 
 
 def significant(value: float | None, digits: int = 4) -> str:
@@ -31,28 +32,24 @@ def signed(text: str) -> str:
 
 def seconds(value: float | None, digits: int = 4) -> str:
     """Write a duration given in seconds, with its unit: ms below a tenth of a second."""
-    if value is None or not math.isfinite(value):
-        return EM_DASH
-    scale, unit = (1e3, "ms") if 0 < abs(value) < 0.1 else (1, "s")
-    return f"{significant(value * scale, digits)}{NBSP}{unit}"
+    if value and abs(value) < 0.1:
+        return f"{significant(value * 1e3, digits)}{NBSP}ms"
+    said = significant(value, digits)
+    return said if said == EM_DASH else f"{said}{NBSP}s"
 
 
-def gigabytes(count: float | None, digits: int = 4) -> str:
+def gigabytes(count: float | None, digits: int = 4, base: int = 1000) -> str:
     """Write bytes in GB, which is 10^9 bytes (MB, kB or B where it is small)."""
-    return _bytes(count, digits, 1000, ("B", "kB", "MB", "GB"))
-
-
-def gibibytes(count: float | None, digits: int = 4) -> str:
-    """Write bytes in GiB, which is 2^30 bytes (MiB, KiB or B where it is small)."""
-    return _bytes(count, digits, 1024, ("B", "KiB", "MiB", "GiB"))
-
-
-def _bytes(count: float | None, digits: int, base: int, units: tuple[str, ...]) -> str:
     if count is None or not math.isfinite(count):
         return EM_DASH
     power = sum(abs(count) >= base**n for n in (1, 2, 3))
     number = significant(count / base**power, digits) if power else signed(f"{count:,.0f}")
-    return f"{number}{NBSP}{units[power]}"
+    return f"{number}{NBSP}{UNITS[base][power]}"
+
+
+def gibibytes(count: float | None, digits: int = 4) -> str:
+    """Write bytes in GiB, which is 2^30 bytes (MiB, KiB or B where it is small)."""
+    return gigabytes(count, digits, 1024)
 
 
 def ratio(share: float | None) -> str:

@@ -29,31 +29,26 @@ FILE = "name: job\nengine: layerwise\nnum_gpus: 2\n"
 
 
 def make(**changes):
-    return job_from_mapping({**GOOD, **changes})
+    return job_from_mapping({**GOOD, **changes}, "here")
 
 
-def problems(error):
+def problems(source, call, *args, **changes):
     """The key of each problem with its text; each line is ``FILE: KEY: problem; fix``."""
-    found = [line.split(": ", 2)[1:] for line in error.problems]
+    with pytest.raises(JobError) as caught:
+        call(*args, **changes)
+    found = [line.removeprefix(f"{source}: ").split(": ", 1) for line in caught.value.problems]
+    assert all(line.startswith(f"{source}: ") for line in caught.value.problems)
     assert len(dict(found)) == len(found)
     return dict(found)
 
 
 def problems_of(path, text):
     path.write_text(text)
-    with pytest.raises(JobError) as caught:
-        load_job(path)
-    assert all(line.startswith(f"{path}: ") for line in caught.value.problems)
-    return problems(caught.value)
+    return problems(path, load_job, path)
 
 
 def problems_with(**changes):
-    with pytest.raises(JobError) as caught:
-        make(**changes)
-    return problems(caught.value)
-
-
-# --- the jobs that there are ---
+    return problems("here", make, **changes)
 
 
 OF_THE_BASELINE = [
@@ -65,20 +60,18 @@ OF_THE_BASELINE = [
 
 
 def test_each_baseline_job_is_the_job_it_stands_for():
-    assert {row[0] for row in OF_THE_BASELINE} == {path.stem for path in BASELINE.glob("*.yaml")}
-    for name, engine, gpus, cluster_job, prefetch in OF_THE_BASELINE:
-        job = load_job(BASELINE / f"{name}.yaml")
-        assert (job.engine, job.num_gpus, job.baseline_job) == (engine, gpus, cluster_job)
-        assert (job.height, job.width, job.num_frames) == (720, 1280, 81)
-        assert job.cfg and job.decode and job.profile and job.purpose
-        runs = job.num_inference_steps, job.warmup_iterations, job.clean_iterations
-        assert runs == (27, 1, 1)
-        assert (job.sglang().engine, job.prefetch(40)) == (engine, prefetch)
-
-
-def test_all_jobs_are_told_apart_by_name_and_by_hash():
-    jobs = [load_job(path) for path in PARAMS.rglob("*.yaml")]
-    assert len({job.name for job in jobs}) == len({job.hashes() for job in jobs}) == len(jobs)
+    jobs = [load_job(path) for path in BASELINE.glob("*.yaml")]
+    assert {
+        (j.name, j.sglang().engine, j.num_gpus, j.baseline_job, j.prefetch(40)) for j in jobs
+    } == {*OF_THE_BASELINE}
+    for job in jobs:
+        assert job.engine == job.sglang().engine and job.purpose
+        assert job.cfg and job.decode and job.profile
+        assert (job.height, job.width, job.num_frames, job.num_inference_steps) == (
+            720, 1280, 81, 27)  # fmt: skip
+        assert (job.warmup_iterations, job.clean_iterations) == (1, 1)
+    every = [load_job(path) for path in PARAMS.rglob("*.yaml")]
+    assert len({job.name for job in every}) == len({job.hashes() for job in every}) == len(every)
 
 
 def test_papermill_reads_from_a_file_what_we_read(tmp_path):
@@ -86,9 +79,6 @@ def test_papermill_reads_from_a_file_what_we_read(tmp_path):
     dated.write_text(FILE + "purpose: 2026-02-13\n")  # a date is text for papermill
     for path in (dated, *BASELINE.glob("*.yaml")):
         assert job_from_mapping(papermill.iorw.read_yaml_file(str(path))) == load_job(path)
-
-
-# --- problems ---
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path):
@@ -152,9 +142,7 @@ def test_the_name_is_lower_case_and_the_files(tmp_path, name):
 @pytest.mark.parametrize("key", list(GOOD))
 def test_a_required_field_is_missing_whether_absent_or_empty(key):
     for mapping in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
-        with pytest.raises(JobError, match="^here: ") as caught:
-            job_from_mapping(mapping, source="here")
-        assert problems(caught.value).keys() == {key}
+        assert problems("here", job_from_mapping, mapping, "here").keys() == {key}
 
 
 @pytest.mark.parametrize("text", [
@@ -180,9 +168,6 @@ def test_any_mapping_gives_a_job_or_problems_of_one_line_each(mapping):
         assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
 
-# --- engines and flags ---
-
-
 FSDP_ALONE = {"dit_layerwise_offload": False, "use_fsdp_inference": True, "dit_cpu_offload": False}
 
 
@@ -204,21 +189,13 @@ def test_a_setting_of_another_engine_is_refused():
         assert problems_with(**swap, **other).keys() == other.keys()
 
 
-# --- the model ---
-
-
-def test_a_whole_number_is_welcome_where_a_number_is_wanted():
-    job = make(scale="tiny", dit_offload_prefetch_size=3, flow_shift=12)
-    assert isinstance(job.dit_offload_prefetch_size, float)
-    same = make(scale="tiny", dit_offload_prefetch_size=3.0, flow_shift=12.0)
-    assert job_hash(job) == job_hash(same)
-
-
-def test_defaults_are_the_fields_in_order_and_none_where_required():
+def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
     defaults = field_defaults()
     assert list(defaults) == list(Job.model_fields)
     assert [key for key in GOOD if defaults[key] is None] == list(GOOD)
     assert job_from_mapping({**defaults, **GOOD}) == job_from_mapping(GOOD)
+    whole, same = ({"dit_offload_prefetch_size": n, "flow_shift": 4 * n} for n in (3, 3.0))
+    assert make(**whole).hashes() == make(**same).hashes()
 
 
 def test_scale_is_decided_by_the_gpus_unless_given():

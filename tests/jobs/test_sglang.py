@@ -70,9 +70,6 @@ def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
     assert few <= many or min(a, b) < 1 <= max(a, b)
 
 
-# Models ------------------------------------------------------------------------------------------
-
-
 def folder(path, **index):
     path.mkdir(parents=True)
     (path / "model_index.json").write_text(json.dumps(WAN | index))

@@ -1,14 +1,15 @@
-"""This machine: what it is, which record speaks for a job on it, which code it runs."""
+"""Which record speaks for a job here, which jobs are still to be measured, which code ran."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import synthetic
-from wanreport.jobs.job import job_from_mapping
-from wanreport.measure import jobs
+from wanreport.jobs.job import JobError, job_from_mapping
+from wanreport.measure import jobs, launch, machine, ranks
 from wanreport.records import project
 
 
@@ -19,24 +20,13 @@ from wanreport.records import project
 def test_a_commit_is_what_the_environment_states(
     sha: str, dirty: str | None, expected: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANREPORT_GIT_SHA", sha)
-    if dirty is None:
-        monkeypatch.delenv("WANREPORT_GIT_DIRTY", raising=False)
-    else:
-        monkeypatch.setenv("WANREPORT_GIT_DIRTY", dirty)
-    assert project.git_state.__wrapped__() == {"git_sha": sha, "git_dirty": expected}
-
-
-def test_a_clean_tree_that_is_stated_without_its_commit_says_nothing_of_gits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("WANREPORT_GIT_SHA", "WANREPORT_GIT_DIRTY"):
-        monkeypatch.delenv(name, raising=False)
     by_git = project.git_state.__wrapped__()
-    monkeypatch.setenv("WANREPORT_GIT_SHA", "")
-    for stated in "01":
-        monkeypatch.setenv("WANREPORT_GIT_DIRTY", stated)
-        assert project.git_state.__wrapped__() == by_git
+    monkeypatch.delenv("WANREPORT_GIT_DIRTY", raising=False)
+    if dirty is not None:
+        monkeypatch.setenv("WANREPORT_GIT_DIRTY", dirty)
+    assert project.git_state.__wrapped__() == by_git, "without its commit it says nothing"
+    monkeypatch.setenv("WANREPORT_GIT_SHA", sha)
+    assert project.git_state.__wrapped__() == {"git_sha": sha, "git_dirty": expected}
 
 
 def test_a_commit_reads_the_same_everywhere() -> None:
@@ -47,14 +37,59 @@ def test_a_commit_reads_the_same_everywhere() -> None:
     assert project.commit({"git_sha": None, "git_dirty": None}) is None
 
 
-def test_no_rehearsal_of_another_machine_hides_this_ones_failure(tmp_path: Path) -> None:
+def test_no_rehearsal_of_another_machine_hides_this_ones_failure() -> None:
     here, other = synthetic.record("new-4gpu", status="failed", reason="x"), None
     other = synthetic.record("new-4gpu", machine={**here["machine"], "slug": "elsewhere"})
     real = synthetic.record("new-4gpu", scale="a14b")
     found = [(Path(r["machine"]["slug"]) / "r.json", r) for r in (here, other)]
     job = job_from_mapping({**here["job"], "scale": "auto"})
-    machine = jobs.Machine(here["machine"]["slug"], 0)
-    assert jobs.spoken_for(job, found, machine) == found[0]
+    mine, there = jobs.Machine(here["machine"]["slug"], 0), jobs.Machine("elsewhere", 0)
+    assert jobs.spoken_for(job, found, mine) == found[0]
     assert jobs.spoken_for(job, found, jobs.Machine("third", 0)) == found[1]
+    assert jobs.missing([job], found, mine) and not jobs.missing([job], found, there)
     found.append((Path(real["machine"]["slug"]) / "r.json", real))
-    assert jobs.spoken_for(job, found, machine) == found[2]
+    assert jobs.spoken_for(job, found, mine) == found[2]
+
+
+def test_two_files_of_one_name_are_named(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.yaml").write_text("name: x\nengine: stream\nnum_gpus: 1\n")
+    files = sorted(tmp_path.glob("*/x.yaml"))
+    assert len(jobs.load_jobs([files[0], files[0]], tmp_path)) == 1
+    assert len(jobs.load_jobs(files, tmp_path, lenient=True)) == 2
+    with pytest.raises(JobError, match=r"b/x\.yaml: name: .*a/x\.yaml"):
+        jobs.load_jobs(files, tmp_path)
+
+
+QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
+
+
+def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
+    log, told = tmp_path / "log", []
+    long, short = ({"name": name, "engine": "stream", "num_gpus": 1, "timeout_s": s, **QUICK}
+                   for name, s in (("long", 3600), ("short", 60)))  # fmt: skip
+    both = [job_from_mapping(long), job_from_mapping(short)]
+    done = jobs.measure_jobs(
+        both, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
+    )
+    assert list(done) == told == ["short"]
+    assert "long" in log.read_text() and "short: warmup iteration" in log.read_text()
+    assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == {}
+    assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
+
+
+def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an old driver NVML lists GPUs and torch has none: that is no rehearsal."""
+    here = machine.machine() | {"gpu_count": 1, "device": "cuda", "slug": "1x-old"}
+    monkeypatch.setattr(machine, "machine", lambda: here)
+    monkeypatch.setitem(ranks.KINDS, "cuda", ranks.ForkedRanks)
+    monkeypatch.setattr(launch, "HINTS", {})  # of a failure, which this is not
+    job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 1})
+    asked: dict[str, Any] = {"jobs": [job], "root": project, "log": project / "log"}
+    for _ in range(2):
+        assert jobs.measure(**asked) == []
+        line = next(x for x in capsys.readouterr().out.splitlines() if " j " in x)
+        assert "unsupported" in line and "torch sees 0 of 1 GPUs" in line

@@ -36,7 +36,7 @@ def test_the_export_of_a_stand_in_lies_beside_the_record(
     monkeypatch.setenv(ranks.NSYS, str(nsys))
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
-    job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 1, **quick})
+    job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 2, **quick})
     path = launch.run_job(job, tmp_path / "results")
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]
@@ -71,7 +71,6 @@ def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
     for index in range(6):
         with profile.step(index), timeline.during("compute", "block", "high_noise", 7):
             pass
-    profile.close()
     block = "block high_noise 7"
     steps = [[f"step {n}", block, f"end {block}", f"end step {n}"] for n in (2, 3)]
     assert said == ["on", *steps[0], *steps[1], "off"]

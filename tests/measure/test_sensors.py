@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Plays a GPU that goes through SCRIPT, and lists what was asked for."""
     asked: list[str] = []
     turn = iter(SCRIPT * 1000)
@@ -31,13 +31,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         now[:] = next(turn)
         return SimpleNamespace(gpu=now[0])
 
-    def by_uuid(uuid: str) -> str:
-        asked.append(uuid)
-        return "handle"
-
     plays = {
         "nvmlInit": lambda: None,
-        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: asked.append(uuid) or "handle",
         "nvmlDeviceGetUtilizationRates": busy,
         "nvmlDeviceGetClockInfo": lambda handle, kind: now[1],
         "nvmlDeviceGetPowerUsage": lambda handle: now[2],
@@ -48,21 +44,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     properties = SimpleNamespace(uuid="0123-4567")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(sensors, "PERIOD_S", 0.001)
-    sensors._init.cache_clear()
-    yield asked
-    sensors._init.cache_clear()
+    return asked
 
 
-def _watch(device: str, readings: int) -> Sensors:
+def _watch(enough: Callable[[Sensors], bool], device: str = "cuda") -> Sensors:
     with Sensors(torch.device(device)) as watched:
         until = time.monotonic() + 30
-        while len(watched.readings) < readings and time.monotonic() < until:
+        while not enough(watched) and time.monotonic() < until:
             time.sleep(0.001)
+    assert not watched._thread.is_alive()
     return watched
 
 
 def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
-    watched = _watch("cuda", 4)
+    watched = _watch(lambda watched: len(watched.readings) >= 4)
     watched.readings = watched.readings[:4]
     summary = watched.summary()
     assert summary is not None
@@ -70,58 +65,33 @@ def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
     assert (summary["sm_mhz"], summary["power_w"], summary["celsius"]) == (1600, 698.0, 61)
     assert summary["readings"] == 3
     assert len(summary["board"]) == 8 and "0123" not in summary["board"]
-
-
-def test_nothing_is_read_after_the_end(gpu: list[str]) -> None:
-    watched = _watch("cuda", 2)
-    assert not watched._thread.is_alive()
-
-
-def test_a_gpu_that_was_never_busy_has_no_summary(gpu: list[str]) -> None:
-    watched = _watch("cuda", 1)
     watched.readings = watched.readings[:1]
-    assert watched.summary() is None
-
-
-def test_a_machine_without_nvml_goes_on_without_it(
-    gpu: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    with Sensors(torch.device("cuda")) as watched:
-        pass
-    assert watched.summary() is None and gpu == []
+    assert watched.summary() is None, "it was never busy"
 
 
 @pytest.mark.parametrize(
-    ("error", "times"), [("NVML_ERROR_NOT_SUPPORTED", 1), ("NVML_ERROR_TIMEOUT", 5)]
-)
+    ("call", "error", "times"),
+    [("nvmlInit", "NVML_ERROR_LIBRARY_NOT_FOUND", 1),
+     ("nvmlDeviceGetPowerUsage", "NVML_ERROR_NOT_SUPPORTED", 1),
+     ("nvmlDeviceGetPowerUsage", "NVML_ERROR_TIMEOUT", 5)],
+)  # fmt: skip
 def test_a_sensor_that_fails_once_is_read_again_and_one_that_is_not_there_is_not(
-    error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+    call: str, error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: list[int] = []
     escaped: list[Any] = []
 
-    def fail(handle: str) -> None:
+    def fail(*_: Any) -> None:
         failed.append(1)
         raise pynvml.NVMLError(getattr(pynvml, error))
 
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", fail)
+    monkeypatch.setattr(pynvml, call, fail)
     monkeypatch.setattr(threading, "excepthook", escaped.append)
-    with Sensors(torch.device("cuda")) as watched:
-        until = time.monotonic() + 30
-        while len(failed) < times and time.monotonic() < until:
-            time.sleep(0.001)
-        if times == 1:
-            watched._thread.join(30)
-            assert not watched._thread.is_alive()
-    assert len(failed) >= times and not escaped
-    assert watched.summary() is None
+    watched = _watch(lambda watched: len(failed) >= times)
+    assert len(failed) >= times and (times > 1 or len(failed) == 1) and not escaped
+    assert watched.summary() is None and bool(gpu) is (call != "nvmlInit")
 
 
 def test_a_cpu_has_no_sensors() -> None:
-    with Sensors(torch.device("cpu")) as watched:
-        pass
+    watched = _watch(lambda watched: True, "cpu")
     assert watched.summary() is None and watched.board == ""

@@ -41,7 +41,7 @@ class JobError(ValueError):
     """All `problems` of a job, each as one line: ``FILE: KEY: what is wrong; what to do``."""
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [*problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
@@ -120,8 +120,8 @@ def job_hash(job: Job) -> str:
     if job.scale == "auto":
         raise ValueError(f"{job.name}: no scale yet; resolve_job() first")
     unset = {key for key in HASHED_IF_GIVEN if getattr(job, key) == field_defaults()[key]}
-    content = job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
-    content["benchmark_version"] = BENCHMARK_VERSION
+    content: dict[str, Any] = {"benchmark_version": BENCHMARK_VERSION}
+    content |= job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -154,15 +154,14 @@ def job_from_mapping(
 
     All problems are told at once, after those that are `known`.
     """
-    values, problems = {str(key): value for key, value in mapping.items()}, [*known]
+    values, errors = {str(key): value for key, value in mapping.items()}, list[ErrorDetails]()
     try:
         job = Job.model_validate(values)
-        right = job.model_dump()
     except ValidationError as failed:
-        problems += map(_problem, failed.errors())
-        wrong = {error["loc"][0] for error in failed.errors()}
-        right = {k: v for k, v in {**field_defaults(), **values}.items() if k not in wrong}
-    problems += [f"{key}: {what}" for key, what in _contradictions(right)]
+        errors = failed.errors()
+    wrong = {error["loc"][0] for error in errors}
+    right = {k: v for k, v in {**field_defaults(), **values}.items() if k not in wrong}
+    problems = [*known, *map(_problem, errors), *map(": ".join, _contradictions(right))]
     if problems:
         raise JobError(f"{source}: {problem}" for problem in problems)
     return job

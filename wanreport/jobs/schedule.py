@@ -8,8 +8,8 @@ The formula is that of diffusers' ``UniPCMultistepScheduler`` with ``use_flow_si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ MIN_SAMPLE = 5
 TRAIN_TIMESTEPS = 1000
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
     """Timesteps, one a step, falling; noise levels, exact float32 values, and their final 0."""
 
     timesteps: list[int]
@@ -31,11 +30,10 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
     """The schedule of `steps` denoising steps at flow shift `shift`."""
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-    # the solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
-    # first timestep is 999 for this reason
-    eps = 1e-6
-    if abs(sigmas[0] - 1) < eps:
-        sigmas[0] -= eps
+    # The solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
+    # first timestep is 999 for this reason.
+    if abs(sigmas[0] - 1) < 1e-6:
+        sigmas[0] -= 1e-6
     timesteps = (sigmas * TRAIN_TIMESTEPS).astype(np.int64)
     return Schedule(timesteps.tolist(), np.append(sigmas, 0).astype(np.float32).tolist())
 
@@ -48,9 +46,7 @@ def switch_step(
     A step is low-noise if its timestep lies below ``boundary_ratio * train_timesteps``; without a
     boundary ratio there is only one expert.
     """
-    if boundary_ratio is None:
-        return None
-    boundary = boundary_ratio * train_timesteps
+    boundary = (boundary_ratio or 0) * train_timesteps
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
 
 
@@ -60,10 +56,8 @@ def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int
     The first two, the switch and its neighbours, then in turn the next ones after the switch and
     after the first, so that steady steps of both experts follow one another as in a whole run.
     """
-    if count is None or count >= steps:
-        return list(range(steps))
     near = [switch, switch - 1, switch + 1] if switch else []
     late = range(switch + 2 if switch else 1, steps)
     chosen = [0, 1, *near, *chain(*zip_longest(late, range(2, steps))), *range(steps)]
     unique = dict.fromkeys(i for i in chosen if i is not None and 0 <= i < steps)
-    return sorted(list(unique)[:count])
+    return sorted([*unique][:count])

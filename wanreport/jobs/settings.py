@@ -41,25 +41,27 @@ class StreamSettings:
     one of `RING` staging buffers and are unpacked on the device."""
 
     def __post_init__(self) -> None:
-        if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
-            raise ValueError(f"slots, residents or copy_streams too small: {self}")
         windows = (0, 0, 0) if self.windows is None else self.windows
-        if self.branches_per_visit not in (1, 2) or len(windows) != 3 or min(windows) < 0:
-            raise ValueError(f"branches_per_visit is 1 or 2, windows three: {self}")
-        if self.transfer not in ("bf16", "packed"):
-            raise ValueError(f"transfer: bf16 or packed, not {self.transfer}")
+        if (min(self.slots, self.residents, self.copy_streams - 1, *windows) < 0
+                or len(windows) != 3 or self.branches_per_visit not in (1, 2)
+                or self.transfer not in ("bf16", "packed")):  # fmt: skip
+            raise ValueError(
+                "slots, residents and streams are not negative, branches_per_visit is 1 or 2,"
+                f" windows three sizes, transfer bf16 or packed: {self}"
+            )
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed, slots = self._streamed(blocks)
-        places, position = [], 0
+        places = []
         for block in range(blocks):
-            spread = (block + 1) * streamed // blocks > block * streamed // blocks
-            if spread if self.spread else block >= blocks - streamed:
-                places.append(position % slots)
-                position += 1
-            else:
-                places.append(slots + block - position)
+            before = (
+                block * streamed // blocks if self.spread else max(block - blocks + streamed, 0)
+            )
+            after = (
+                (block + 1) * streamed // blocks if self.spread else block - blocks + streamed + 1
+            )
+            places.append(before % slots if after > before else slots + block - before)
         return places
 
     def _streamed(self, blocks: int) -> tuple[int, int]:

@@ -13,9 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field, TypeAdapter
+from typing import Any
 
 ARGS = "server_args.py"
 SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
@@ -127,13 +125,6 @@ _DETECTORS = {"ltx-2": None, "hunyuan": None,
               "wanimagetovideo": _MODELS["Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]}  # fmt: skip
 
 
-class _Index(BaseModel):
-    """What counts of a checkpoint's ``model_index.json``."""
-
-    class_name: str = Field("", alias="_class_name")
-    boundary_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-
-
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
     """The settings that SGLang would take for a name on the hub, or for a checkpoint's folder.
 
@@ -142,26 +133,27 @@ def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) ->
     """
     file = Path(model_path) / "model_index.json"
     try:
-        text = file.read_bytes() if Path(model_path).exists() else json.dumps(index)
-        read = TypeAdapter(_Index | None).validate_json(text)
-    except (OSError, ValueError) as error:
+        read = json.loads(file.read_bytes()) if Path(model_path).exists() else index
+        ratio = None if read is None else read.get("boundary_ratio")
+        if ratio is not None and not (type(ratio) in (int, float) and 0 <= ratio <= 1):
+            raise ValueError(f"boundary_ratio is {ratio!r}, and not a number from 0 to 1")
+    except (OSError, ValueError, AttributeError) as error:
         raise ModelPathError(f"{file}: {error}; copy the checkpoint again") from error
-    found = _find(model_path, read.class_name if read else None)
-    if not read or read.boundary_ratio is None:
+    found = _find(model_path, None if read is None else str(read.get("_class_name", "")))
+    if ratio is None:
         return found
-    ratio = read.boundary_ratio
     step = f"boundary_ratio {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"
-    return replace(found, boundary_ratio=ratio, steps=(*found.steps, step))
+    return replace(found, boundary_ratio=float(ratio), steps=(*found.steps, step))
 
 
 def _find(path: str, class_name: str | None) -> ModelSettings:
     for name, settings in _MODELS.items():
-        if name.lower().split("/")[-1] == path.lower().rstrip("/").split("/")[-1]:
-            if path == name:
-                how, step = "exact", f"{path!r} is a registered name (registry.py:249)"
-            else:
-                how, step = "partial", f"{path!r} ends like {name} (registry.py:260)"
-            return replace(settings, how=how, steps=(step,))
+        if path == name:
+            step = f"{path!r} is a registered name (registry.py:249)"
+            return replace(settings, how="exact", steps=(step,))
+        if Path(name.lower()).name == path.lower().rstrip("/").split("/")[-1]:
+            step = f"{path!r} ends like {name} (registry.py:260)"
+            return replace(settings, how="partial", steps=(step,))
     texts = [] if class_name is None else [path.lower(), class_name.lower()]
     word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
     if not (detected := _DETECTORS.get(word)):

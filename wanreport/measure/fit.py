@@ -1,63 +1,68 @@
-"""What a rank finds out before it takes memory: whether weights are there, and whether they fit.
+"""What a rank finds out before it takes memory: the model's settings, its weights, what fits.
 
-Each function raises :class:`~wanreport.measure.launch.Unsupported` where the job cannot run.
+Each function raises :class:`~wanreport.measure.ranks.Unsupported` where the job cannot run.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from wanreport.engines import Engine
+from wanreport.jobs.job import Job
 from wanreport.jobs.settings import RING
-from wanreport.measure.launch import Unsupported
+from wanreport.jobs.sglang import resolve_model
+from wanreport.measure.ranks import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
-from wanreport.model.weights import (
-    CheckpointError,
-    CheckpointWeights,
-    HostStore,
-    Layout,
-    RandomWeights,
-    Source,
-)
+from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights, Source
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
+CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
 
 
-def weights_of(
-    checkpoint: Path | None, seed: int, *, tiny: bool
-) -> tuple[Source, dict[str, dict[str, Any]]]:
-    """Where weights come from, and each expert's configuration."""
-    if checkpoint is None:
-        return RandomWeights(seed), dict.fromkeys(EXPERTS, TINY if tiny else A14B)
+def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]]]:
+    """The model's settings (the job's own, else SGLang's), its weights, each expert's config."""
+    folder = Path(job.checkpoint or "")
     try:
-        weights = CheckpointWeights(checkpoint)
-        return weights, {name: weights.config(name) for name in EXPERTS}
-    except (CheckpointError, OSError, ValueError, KeyError) as error:
+        listing = folder / "model_index.json"
+        there = bool(job.checkpoint) and listing.is_file()
+        index = json.loads(listing.read_text("utf-8")) if there else None
+        found = asdict(resolve_model(job.model_path, index=index))
+        given = {key: getattr(job, key) for key in CHOSEN}
+        found |= {key: value for key, value in given.items() if value is not None}
+        settings = {key: found[key] for key in ("config", "how", *CHOSEN)}
+        if not job.checkpoint:
+            config = TINY if job.scale == "tiny" else A14B
+            return settings, RandomWeights(job.seed), dict.fromkeys(EXPERTS, config)
+        weights = CheckpointWeights(folder)
+        return settings, weights, {name: weights.config(name) for name in EXPERTS}
+    except (OSError, ValueError, KeyError) as error:
         raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error
 
 
-def blocks_in_budget(job: Mapping[str, Any], layouts: Sequence[Layout]) -> int:
+def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
     """How many blocks ``vram_budget_gb`` holds on the device.
 
     ``layouts`` are the job's own. A rehearsal asks about the full model's, and takes its share.
     """
-    rehearsal = job["scale"] == "tiny" and not job["checkpoint"]
+    rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
-        config, dtype = A14B | {"num_layers": 1}, getattr(torch, job["dtype"])
+        config, dtype = A14B | {"num_layers": 1}, getattr(torch, job.dtype)
         whole = {name: Expert(name, config, dtype) for name in EXPERTS}
         layouts = list(HostStore(whole, RandomWeights()).layouts.values())
-    outer, block, budget_gb = layouts[0].nbytes, layouts[1].nbytes, job["vram_budget_gb"]
-    blocks = room(budget_gb, block, outer, job["transfer"])
+    outer, block = layouts[0].nbytes, layouts[1].nbytes
+    blocks = room(job.vram_budget_gb, block, outer, job.transfer)
     if blocks < MIN_ROOM:
-        least = (2 * outer + (MIN_ROOM + RING * (job["transfer"] == "packed")) * block) / 1e9
+        least = (2 * outer + (MIN_ROOM + RING * (job.transfer == "packed")) * block) / 1e9
         raise Unsupported(
-            f"vram_budget_gb {budget_gb} holds {blocks} blocks, and streaming needs"
+            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks, and streaming needs"
             f" {MIN_ROOM} beside what lies outside the blocks",
             f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
         )
@@ -66,16 +71,20 @@ def blocks_in_budget(job: Mapping[str, Any], layouts: Sequence[Layout]) -> int:
     return blocks
 
 
-def require_host_memory(engine: Engine, layouts: Sequence[Layout], ranks: int, free: int) -> None:
+def require_host_memory(
+    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False
+) -> None:
     """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
 
-    ``free`` bytes there were before the ranks began, so that all of them decide alike.
+    ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
+    rehearsal host memory stands in for each rank's device, too.
     """
-    needed = engine.host_bytes(layouts, ranks) + ranks * HOST_OVERHEAD
+    each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
+    needed = engine.host_bytes(layouts, ranks) + ranks * each
     if needed > free:
         raise Unsupported(
-            f"{type(engine).__name__.lower()} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host"
-            f" memory and {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
+            f"{engine.name} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host memory and"
+            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
             "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
             " host copy all ranks share (resident, layerwise)",
         )

@@ -14,7 +14,7 @@ from wanreport.jobs.job import Job, JobError, load_job, resolve_job
 from wanreport.measure import machine
 from wanreport.measure.launch import run_job
 from wanreport.records.project import all_records, local_results
-from wanreport.records.record import EARLIER, Found, best_record, read_record, stands
+from wanreport.records.record import EARLIER, Found, best_record, naming, read_record, stands
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -39,26 +39,21 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
     `lenient` leaves files with problems out.
     """
     jobs: dict[Path, Job] = {}
+    names: dict[str, Path] = {}
     problems: list[str] = []
     for file in files:
         try:
-            jobs[within(file, root)] = load_job(file)
+            job = jobs[within(file, root)] = load_job(file)
         except JobError as error:
             problems += error.problems
-    names: dict[str, Path] = {}
-    for file, job in jobs.items():
-        if job.name in names:
-            problems.append(f"{file}: name: {names[job.name]} has the same; rename one of them")
-        names[job.name] = file
+            continue
+        other, mine = names.setdefault(job.name, file), within(file, root)
+        # What slurm/submit.sh has copied may have any name.
+        if within(other, root) != mine and not mine.is_relative_to("params/submitted"):
+            problems.append(f"{file}: name: {other} has the same; rename one of them")
     if problems and not lenient:
-        raise JobError([problem.replace(f"{root}/", "") for problem in problems])
+        raise JobError(problem.replace(f"{root}/", "") for problem in problems)
     return jobs
-
-
-def reusable(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
-    """This machine's own record of the resolved `job` that measuring again would only repeat."""
-    own = [item for item in _of_machine(found, here.slug) if stands(job, item[1])]
-    return best_record(job, own)
 
 
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
@@ -68,50 +63,41 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     never hides a failure here.
     """
     found = [item for item in found if not item[1].get("source")]  # of other programs
-    real = [item for item in found if item[1]["job"]["scale"] == "a14b"]
-    return best_record(job, [*real, *_of_machine(found, here.slug)]) or best_record(job, found)
-
-
-def _of_machine(found: Sequence[Found], slug: str) -> list[Found]:
-    return [item for item in found if item[0].parent.name == slug]
+    mine = [(path, record) for path, record in found
+            if record["job"]["scale"] == "a14b" or path.parent.name == here.slug]  # fmt: skip
+    return best_record(job, mine) or best_record(job, found)
 
 
 def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
-    """Those of `jobs` (scale may be auto) that have no reusable record here, resolved."""
+    """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
+    mine = [item for item in found if item[0].parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    return [job for job in resolved if reusable(job, found, here) is None]
+    reused = [best_record(job, [item for item in mine if stands(job, item[1])]) for job in resolved]
+    return [job for job, record in zip(resolved, reused, strict=True) if record is None]
 
 
 def measure(
-    jobs: Sequence[Job],
-    root: Path,
-    log: Path,
-    results: Path | None = None,
-    minutes: float = math.inf,
-    *,
-    again: bool = False,
-) -> list[str]:
+    jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
+    minutes: float = math.inf, *, again: bool = False,
+) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
-    Records go to `results`, by default the folder of runs on this machine. With `minutes`, no job
-    is begun whose `timeout_s` would not fit in; such jobs are named, and the next call goes on.
-    With `again` all of them are measured, whatever records there are; a run that fails leaves the
-    record that stood there.
+    Records go to `results`, by default the folder of runs on this machine. With `again` all are
+    measured, whatever records there are; a run that fails leaves the record that stood there.
     """
     failed: list[str] = []
+    found = all_records(root)
 
     def tell(path: Path, record: dict[str, Any]) -> None:
         name, status = record["job"]["name"], record["status"]
-        why = "" if status == "ok" else f"  {record['reason']}"
-        say(f"  {name:<24} {status:<12} {record['wall_s']:6.1f} s{why}")
+        lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
+        lines += [f"{'':<24} {record['hint']}"] * (status != "ok" and bool(record["hint"]))
         if status in ("failed", "timeout"):
             failed.append(name)
-            if record["hint"]:
-                say(f"  {'':<24} {record['hint']}")
         if path.parent.name == EARLIER:
-            say(f"  {'':<24} The record of an earlier run stays.")
+            lines.append(f"{'':<24} The record of an earlier run stays.")
+        say("  " + "\n  ".join(lines))
 
-    found = all_records(root)
     left = missing(jobs, [] if again else found, this_machine())
     if left:
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
@@ -123,25 +109,20 @@ def measure(
 
 
 def measure_jobs(
-    jobs: Sequence[Job],
-    results: Path,
-    log: Path,
+    jobs: Sequence[Job], results: Path, log: Path,
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
-    minutes: float = math.inf,
-    *,
-    plan_only: bool = False,
-) -> dict[str, Found]:
+    minutes: float = math.inf, *, plan_only: bool = False,
+) -> dict[str, Found]:  # fmt: skip
     """Measure resolved `jobs` one after another; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
-    `timeout_s` would not fit in is not begun, and has no record. `log` takes what is not for a
-    person at a terminal. An interrupt ends the job with all its ranks and goes on to the caller;
-    records written so far stay. Raises RecordError if a record could not be written.
+    `timeout_s` would not fit in is not begun, and has no record. An interrupt ends the job with all
+    its ranks; records written so far stay. Raises RecordError if one could not be written.
     """
     done: dict[str, Found] = {}
     end = time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    with naming(log), log.open("w", encoding="utf-8") as file:
         for job in jobs:
             if time.monotonic() + job.timeout_s > end:
                 print(f"{job.name}: no time left for it in this run", file=file, flush=True)

@@ -34,20 +34,17 @@ def gpus() -> list[Any]:
     try:
         pynvml.nvmlInit()
         there = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if allowed is None:
-            return there
-        names = {str(i): handle for i, handle in enumerate(there)}
-        uuids = [(pynvml.nvmlDeviceGetUUID(handle), handle) for handle in there]
+        names = [(str(i), pynvml.nvmlDeviceGetUUID(handle)) for i, handle in enumerate(there)]
     except pynvml.NVMLError:
         return []
-    visible: list[Any] = []
-    for entry in map(str.strip, allowed.split(",")):
-        like = [handle for uuid, handle in uuids if entry and uuid.startswith(entry)]
-        if entry not in names and len(like) != 1:
+    allowed, visible = os.environ.get("CUDA_VISIBLE_DEVICES"), list[Any]()
+    for entry in map(str.strip, allowed.split(",") if allowed else ()):
+        like = [handle for handle, (index, uuid) in zip(there, names, strict=True)
+                if entry and (entry == index or uuid.startswith(entry))]  # fmt: skip
+        if len(like) != 1:
             break
-        visible.append(names[entry] if entry in names else like[0])
-    return visible
+        visible += like
+    return there if allowed is None else visible
 
 
 def class_of(
@@ -62,44 +59,35 @@ def class_of(
 def machine(device: str = "") -> dict[str, Any]:
     """Describe the machine by hardware and interconnect, never by a host name.
 
-    Parameters
-    ----------
-    device
-        ``"cuda"`` or ``"cpu"``: what the ranks run on; by default what there is. A class is the
-        same whatever a job runs on, so it is given only where GPUs are not to be looked at.
+    Its class is the same whatever a job runs on, and how many cores a job got is not part of it.
+    With the `device` ``"cpu"`` no GPU is looked at.
     """
-    cores = len(os.sched_getaffinity(0))
+    model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     found: dict[str, Any] = {
-        "class": f"CPU, {cores} cores ({platform.machine()})",
-        "slug": f"cpu-{cores}c-{platform.machine()}",
-        "device": device or "cpu",
+        "class": f"CPU ({platform.machine()})",
+        "slug": f"cpu-{platform.machine()}",
+        "device": "cpu",
         "gpu_name": None, "gpu_count": 0, "gpu_memory_bytes": None, "driver": None,
         "interconnect": None, "pcie": None,
         "host_memory_bytes": host_memory()["total"],
-        "cpu_model": _cpu_model(),
-        "cpu_cores": cores,
+        "cpu_model": model[1] if model else platform.processor() or None,
+        "cpu_cores": len(os.sched_getaffinity(0)),
         "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
         "link": None, "transport": None,
     }  # fmt: skip
     handles = [] if device == "cpu" else gpus()
     if not handles:
         return found
-    name, wire = pynvml.nvmlDeviceGetName(handles[0]), interconnect(handles)
-    label, slug = class_of(name, len(handles), wire, found["nccl"])
+    first, count, wire = handles[0], len(handles), interconnect(handles)
+    name = pynvml.nvmlDeviceGetName(first)
+    label, slug = class_of(name, count, wire, found["nccl"])
+    lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
+             "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first))}  # fmt: skip
     return found | {
-        "class": label,
-        "slug": slug,
-        "device": "cuda",
-        "gpu_name": name,
-        "gpu_count": len(handles),
-        "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handles[0]).total,
-        "driver": pynvml.nvmlSystemGetDriverVersion(),
-        "interconnect": wire,
-        "pcie": {
-            "generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handles[0])),
-            "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(handles[0])),
-        },
-    }
+        "class": label, "slug": slug, "device": "cuda", "gpu_name": name, "gpu_count": count,
+        "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
+        "driver": pynvml.nvmlSystemGetDriverVersion(), "interconnect": wire, "pcie": lanes,
+    }  # fmt: skip
 
 
 def interconnect(handles: list[Any]) -> str | None:
@@ -109,12 +97,10 @@ def interconnect(handles: list[Any]) -> str | None:
     if os.environ.get(P2P) == "1":
         return f"host memory over PCIe ({P2P}=1)"
     try:
-        status = pynvml.nvmlDeviceGetP2PStatus(
-            handles[0], handles[1], pynvml.NVML_P2P_CAPS_INDEX_NVLINK
-        )
+        nvlink = pynvml.nvmlDeviceGetP2PStatus(*handles[:2], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+        return "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
     except pynvml.NVMLError:
         return "unknown interconnect"
-    return "NVLink" if status == pynvml.NVML_P2P_STATUS_OK else "PCIe"
 
 
 def host_memory(
@@ -126,37 +112,37 @@ def host_memory(
     for folder in _cgroups(proc, base):
         v1 = folder.is_relative_to(base / "memory")
         names = ("limit_in_bytes", "usage_in_bytes") if v1 else ("max", "current")
-        try:
-            limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
-        except (OSError, ValueError):
-            continue  # no such hierarchy, or "max"
-        total, available = min(total, limit), min(available, max(limit - used, 0))
+        limit, used = (_text(folder / f"memory.{name}").strip() for name in names)
+        if limit.isdigit() and used:  # there is such a hierarchy, and not "max"
+            total = min(total, int(limit))
+            available = min(available, max(int(limit) - int(used), 0))
     return {"total": total, "available": available}
 
 
 def _cgroups(proc: Path, base: Path) -> Iterator[Path]:
     """The memory cgroups of this process, its own and all around it, of version 1 or 2."""
-    lines = proc.read_text().splitlines() if proc.exists() else []
-    for _, kinds, path in (line.split(":", 2) for line in lines):
+    for _, kinds, path in (line.split(":", 2) for line in _text(proc).splitlines()):
         if kinds == "" or "memory" in kinds.split(","):
             root = base / "memory" if kinds else base
             own = root / path.lstrip("/")
             yield from (each for each in (own, *own.parents) if each.is_relative_to(root))
 
 
+def _text(path: Path) -> str:
+    """What the system says in a file; "" where it has none."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def software() -> dict[str, Any]:
     """Versions that a result depends on, as far as they are known without torch."""
+    ids = [os.environ.get(f"SLURM_{key}") for key in ("ARRAY_JOB_ID", "ARRAY_TASK_ID")]
+    slurm = "_".join(filter(None, ids)) or os.environ.get("SLURM_JOB_ID")
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "diffusers")},
         "cuda": None, "nccl": None, "wanreport": __version__, **git_state(),
-        **({"slurm_job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}),
+        **({"slurm_job": slurm} if slurm else {}),
     }  # fmt: skip
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), None)

@@ -15,66 +15,56 @@ from wanreport.engines import Engine
 from wanreport.engines.base import Event
 from wanreport.measure.ranks import NSYS
 
+LENGTH = 2
+
 
 class SwitchProfile:
     """Profiles two steps around the switch, after one that warms the profiler up.
 
-    Parameters
-    ----------
-    path
-        Where the trace goes, gzipped; it appears under that name only when it is complete.
-    steps
-        Indices of the steps that run, rising.
-    switch
-        Index of the switch, if it runs; else the third step is taken for it.
+    The gzipped trace goes to ``path``. ``steps`` are the indices of those that run, rising; if the
+    ``switch`` is not among them, the third step is taken for it. With ``timeline`` the engine's own
+    timeline is kept of these steps, too.
     """
 
-    LENGTH = 2
-
-    def __init__(
-        self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine, *,
-        timeline: bool,
-    ) -> None:  # fmt: skip
-        self.path, self.engine, self.timeline = path, engine, timeline
+    def __init__(self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine,
+                 *, timeline: bool) -> None:  # fmt: skip
+        self.path, self.mover, self.timeline = path, engine.mover, timeline
         at = steps.index(switch) if switch is not None and switch in steps else 2
-        first = min(max(at - 1, 0), max(len(steps) - self.LENGTH, 0))
-        self.watched = steps[first : first + self.LENGTH]
+        first = min(max(at - 1, 0), max(len(steps) - LENGTH, 0))
+        self.watched = steps[first : first + LENGTH]
         self.begin = steps[max(first - 1, 0)]
-        self.nsys = bool(os.environ.get(NSYS)) and engine.mover.cuda
+        self.nsys = bool(os.environ.get(NSYS)) and self.mover.cuda
         self._profiler: Any = None
 
     @contextmanager
     def step(self, index: int) -> Iterator[None]:
+        """Around each step; ``watched`` ones are profiled."""
+        watched = index in self.watched
         if self.nsys:
-            with self._ranges(index) if index in self.watched else nullcontext():
+            with self._ranges(index) if watched else nullcontext():
                 yield
             return
         if index == self.begin:
-            warm = index not in self.watched
+            plan = {"wait": 0, "warmup": int(not watched), "active": LENGTH, "repeat": 1}
             self._profiler = torch.profiler.profile(
-                schedule=torch.profiler.schedule(
-                    wait=0, warmup=int(warm), active=self.LENGTH, repeat=1
-                ),
-                on_trace_ready=self._export,
+                schedule=torch.profiler.schedule(**plan), on_trace_ready=self._export
             )
             self._profiler.start()
-        if index in self.watched and self.timeline:
-            self.engine.mover.timeline.step = index
-        try:
-            yield
-        finally:
-            self.engine.mover.timeline.step = None
+        self.mover.timeline.step = index if watched and self.timeline else None
+        yield
+        self.mover.timeline.step = None
         if self._profiler is not None:
-            if self.engine.mover.cuda:
+            if self.mover.cuda:
                 torch.cuda.synchronize()
             self._profiler.step()
             if index == self.watched[-1]:
-                self.close()
+                self._profiler.stop()
+                self._profiler = None
 
     @contextmanager
     def _ranges(self, index: int) -> Iterator[None]:
         """Let Nsight Systems record a step, with NVTX ranges for it, its blocks and its copies."""
-        timeline, nvtx, marks = self.engine.mover.timeline, torch.cuda.nvtx, {}
+        timeline, nvtx, marks = self.mover.timeline, torch.cuda.nvtx, {}
         begin, end = timeline.begin, timeline.end
 
         def begun(lane: str, what: str, expert: str, block: int | None) -> Event | None:
@@ -92,22 +82,14 @@ class SwitchProfile:
             torch.cuda.profiler.start()
         vars(timeline).update(step=index, begin=begun, end=ended)
         mark = nvtx.range_start(f"step {index}")
-        try:
-            yield
-            torch.cuda.synchronize()
-        finally:
-            nvtx.range_end(mark)
-            vars(timeline).update(step=None, begin=begin, end=end)
+        yield
+        torch.cuda.synchronize()
+        nvtx.range_end(mark)
+        vars(timeline).update(step=None, begin=begin, end=end)
         if index == self.watched[-1]:
             if torch.distributed.is_initialized():
                 torch.distributed.barrier()  # the first rank to stop stops it for all
             torch.cuda.profiler.stop()
-
-    def close(self) -> None:
-        """Stop where the schedule ended before the two steps did."""
-        if self._profiler is not None:
-            self._profiler.stop()
-            self._profiler = None
 
     def _export(self, profiler: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +97,6 @@ class SwitchProfile:
         profiler.export_chrome_trace(str(plain))
         # The profiler notes where it wrote: this machine's affair.
         trace = plain.read_bytes().replace(os.fsencode(plain), os.fsencode(plain.name))
-        part = self.path.with_suffix(".part")
         # No time in the gzip header: the same trace gives the same bytes.
-        part.write_bytes(gzip.compress(trace, 6, mtime=0))
+        self.path.write_bytes(gzip.compress(trace, 6, mtime=0))
         plain.unlink()
-        part.replace(self.path)

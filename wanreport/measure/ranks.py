@@ -1,8 +1,8 @@
 """The ranks of a job: how they are started, watched and ended. Nothing here imports torch.
 
 On GPUs torchrun starts them. On CPU they are forked from a small server, which imports torch once
-for all jobs of this process. A rank leaves ``rank<r>.json`` in the job's folder. Everything that is
-started dies with what started it, so that no rank outlives this process, however that ends.
+for all jobs of this process. A rank leaves ``rank<r>.json`` in the job's folder. Whatever is
+started ends with what started it, however that ends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import ctypes
 import importlib
 import json
 import multiprocessing
-import multiprocessing.connection
+import multiprocessing.util
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,13 +35,27 @@ UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-tra
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
+LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
+
+
+class Unsupported(Exception):
+    """A job that this machine or this package cannot run; says why, and what would."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class ForkedRanks:
     """Ranks on CPU, forked from a server that has the imports behind it."""
 
     def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
+        if len(kept := tempfile.gettempdir()) > LONGEST:  # then the server's socket goes elsewhere
+            tempfile.tempdir = "/tmp"
+            multiprocessing.util.get_temp_dir()  # which is asked once
+            tempfile.tempdir = kept
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
@@ -67,23 +82,20 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    threading.Thread(target=_die_with_launcher, daemon=True).start()
+
+    def die_with_launcher() -> None:  # the parent is the server, which stays
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die_with_launcher, daemon=True).start()
     importlib.import_module(module).main(spec, out, rank, world_size)
-
-
-def _die_with_launcher() -> None:
-    """End this rank with the process that asked for it; its parent is the server, which stays."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TorchrunRanks:
     """Ranks on the GPUs of this host."""
 
     def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
-        self.out, self.world_size = out, world_size
+        self.log, self.world_size = out / "torchrun.log", world_size
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
             f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
@@ -91,43 +103,34 @@ class TorchrunRanks:
         ]  # fmt: skip
         if nsys := os.environ.get(NSYS):
             command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
+        path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
         # NCCL says only in its log which transport it chose.
-        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log")}
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        with (out / "torchrun.log").open("wb") as log:
-            self.process = subprocess.Popen(
+        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log"),
+                "PYTHONPATH": os.pathsep.join(path)}  # fmt: skip
+        with self.log.open("wb") as log:
+            self.process = psutil.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent, env=os.environ | told | {"PYTHONPATH": path},
-                # Ctrl-C then reaches only us, and we end them.
-                start_new_session=True,
+                preexec_fn=die_with_parent, env=os.environ | told,
+                start_new_session=True,  # Ctrl-C then reaches only us, and we end them
             )  # fmt: skip
 
     def exit_codes(self) -> list[int | None]:
         code = self.process.poll()
-        if code is None:
-            return [None] * self.world_size
-        codes: list[int | None] = [0] * self.world_size
+        codes: list[int | None] = [None if code is None else 0] * self.world_size
         # It lists the ranks that failed by themselves, not those that it ended because of them.
-        log = (self.out / "torchrun.log").read_text(errors="replace")
-        for rank, its in re.findall(
-            r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)", log, re.S
-        ):
+        listed = r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)"
+        log = "" if code is None else self.log.read_text("utf-8", "replace")
+        for rank, its in re.findall(listed, log, re.DOTALL):
             codes[int(rank)] = int(its)
         return codes
 
     def kill(self) -> None:
-        family: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and all ranks before it
-            family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()  # which it passes on
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        for process in (self.process, *family):  # a rank that hangs in a kernel needs more
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-        psutil.wait_procs(family, GRACE)  # the next job needs their memory
+            family = [self.process, *self.process.children(recursive=True)]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, GRACE)  # the next job needs their memory
 
 
 KINDS: dict[str, Any] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
@@ -140,75 +143,63 @@ def die_with_parent() -> None:
 
 
 def watch(
-    ranks: ForkedRanks | TorchrunRanks,
-    out: Path,
-    world_size: int,
-    deadline: float,
+    ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
-) -> tuple[list[dict[str, Any] | None], list[int | None]]:
+) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns
-    -------
-    What each rank left in ``out``, and the exit codes from before any was ended by us: those say
-    nothing about the cause.
+    Returns what each rank left in ``out``, and the exit codes from before any was ended by us:
+    those say nothing about the cause.
     """
+
+    def results() -> list[dict[str, Any] | None]:
+        files = [out / f"rank{rank}.json" for rank in range(world_size)]
+        return [json.loads(f.read_text("utf-8")) if f.is_file() else None for f in files]
+
     try:
         while True:
             codes = ranks.exit_codes()
             update()
-            if all(code is not None for code in codes) or time.monotonic() > deadline:
+            if None not in codes or time.monotonic() > deadline:
                 break
-            results = [_result(out, rank) for rank in range(world_size)]
-            if any(codes) or any(r and r["status"] != "ok" for r in results):
+            if any(codes) or any(found and found["status"] != "ok" for found in results()):
                 deadline = min(deadline, time.monotonic() + GRACE)
             time.sleep(0.05)
     finally:
         ranks.kill()
-    return [_result(out, rank) for rank in range(world_size)], codes
-
-
-def _result(out: Path, rank: int) -> dict[str, Any] | None:
-    path = out / f"rank{rank}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return results(), codes
 
 
 def transport(out: Path) -> list[str]:
     """What NCCL's channels between ranks go over, as its log says: "P2P/CUMEM", "SHM/direct"."""
-    logs = "".join(log.read_text(errors="replace") for log in out.glob("nccl.*.log"))
+    logs = "".join(log.read_text("utf-8", "replace") for log in out.glob("nccl.*.log"))
     return sorted(set(re.findall(r"Channel .* via (\S+)", logs)))
 
 
 def failure(
-    timeout_s: float,
-    results: Sequence[dict[str, Any] | None],
-    codes: Sequence[int | None],
+    timeout_s: float, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None],
     last: str,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Status and reason of ranks that did not end well: the first cause, not its echoes.
 
     ``results`` are what each rank left, where failures say when (``at``), and ``codes`` the exit
     codes from before the launcher ended the rest; ``last`` is the last progress there was.
     """
-    told = sorted((r["at"], k) for k, r in enumerate(results) if r and r["status"] != "ok")
-    first = [k for _, k in told]
-    # A rank that ran out of memory or refused the job knows more than one that died.
-    sure = [k for k in first if (results[k] or {}).get("status") in ("oom", "unsupported")]
-    died = [k for k, code in enumerate(codes) if code and results[k] is None]
+    told = sorted((r["status"] not in SURE, r["at"], rank, r)
+                  for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
+    died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])
     # By SIGTERM torchrun ends the ranks that outlive one: a cause only where nothing else is one.
-    died = [k for k in died if codes[k] != -signal.SIGTERM] or ([] if told else died)
-    died.sort(key=lambda k: codes[k] or 0)  # signals first
-    if died and not sure:
-        code = codes[died[0]] or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        reason = f"rank {died[0]} {how} without a result"
-        return {"status": "failed", "reason": f"{reason} ({last})"}
-    for rank in sure or first:
-        result = results[rank] or {}
+    died = [each for each in died if each[0] != -signal.SIGTERM] or ([] if told else died)
+    status, reason = "failed", "the ranks ended without a result"
+    if told and not (told[0][0] and died):
+        _, _, rank, result = told[0]
         if result["status"] == "unsupported":
             return {key: result[key] for key in ("status", "reason", "hint")}
-        return {"status": result["status"], "reason": f"rank {rank}: {result['reason']} ({last})"}
-    if None in codes:
-        reason = f"not done within timeout_s = {timeout_s:g} s"
-        return {"status": "timeout", "reason": f"{reason} ({last})"}
-    return {"status": "failed", "reason": f"the ranks ended without a result ({last})"}
+        status, reason = result["status"], f"rank {rank}: {result['reason']}"
+    elif died:  # signals come first
+        code, rank = died[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        reason = f"rank {rank} {how} without a result"
+    elif None in codes:
+        status, reason = "timeout", f"not done within timeout_s = {timeout_s:g} s"
+    return {"status": status, "reason": f"{reason} ({last})"}
