@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -13,18 +13,12 @@ from wanreport.analysis.stats import Row, difference, gap_difference
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
 
+Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the document says, by name
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
-PREFETCH = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
-            "same_boards", "step_difference_s", "allocated_difference_bytes"]  # fmt: skip
-
-
-class Facts(Protocol):
-    """What the baseline document says, by the id of the fact."""
-
-    def number(self, name: str) -> float: ...
-    def text(self, name: str) -> str: ...
+TOLD = [*WHERE, "work", "run_one", "run_two", "difference", "claim", "same_boards",
+        "step_difference_s"]  # fmt: skip
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
@@ -90,52 +84,52 @@ def nearest(
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
-    where = [*WHERE, "engine"]
-    keep = [*dict.fromkeys([*on, *where, "run", "boards", "same_boards", "steps_run", "started"])]
-    both = ones[keep].merge(others[keep], on=[*on], suffixes=("", "_two"))
-    both = both[both.run != both.run_two]
-    order = both.assign(
+    both = ones.merge(others, on=[*on], suffixes=("", "_two"))
+    order = both[both.run != both.run_two].assign(
         same=both.boards.astype(bool) & (both.boards == both.boards_two),
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
-    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
-    picked = order.drop_duplicates(where, keep="last").sort_values(where)
+    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
+    picked = order.drop_duplicates([*WHERE, "engine"], keep="last").sort_values([*WHERE, "engine"])
     pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
     return list(zip(*pairs, strict=True))
+
+
+def _beside(pairs: list[tuple[Row, Row]], ends: Sequence[str], columns: list[str]) -> pd.DataFrame:
+    """Tabulate pairs: what :func:`told` has, and some columns of both, which end in `ends`."""
+    both = [(f"{name}_{end}", at, name) for name in columns for at, end in enumerate(ends)]
+    rows = [told(*pair) | {key: pair[at][name] for key, at, name in both} for pair in pairs]
+    return pd.DataFrame(rows, columns=None if rows else [*TOLD, *(key for key, *_ in both)])
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Compare the deeper prefetch with the default: a row for each machine that has both.
 
-    What :func:`told` has of their steps, and ``allocated_difference_bytes``.
+    What :func:`told` has of their steps, `deep` and `base` with ``deep_s`` and ``base_s``, and
+    ``allocated_difference_bytes``.
     """
     runs = plain_jobs(overhead(frames))
-    runs = runs[runs.engine == NEW]
-    deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
-    pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base])
-    return pd.DataFrame([
-        {**told(one, two), "deep": one.prefetch, "base": two.prefetch,
-         "deep_s": one.step_s, "base_s": two.step_s,
-         "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes}
-        for one, two in pairs
-    ], columns=None if pairs else PREFETCH)  # fmt: skip
+    ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
+    deep, base = (runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead)
+    columns = ["prefetch", "step_s", "allocated_bytes"]
+    table = _beside(nearest(deep, base), ("deep", "base"), columns)
+    table["allocated_difference_bytes"] = table.allocated_bytes_deep - table.allocated_bytes_base
+    short = {f"{name}_{end}": end + unit for end in ("deep", "base")
+             for name, unit in (("prefetch", ""), ("step_s", "_s"))}  # fmt: skip
+    return table.rename(columns=short)
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
     """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
     What :func:`told` has of their steps, the `engine`, and of both (``_cfg``, ``_ulysses``) the
-    ``step_s`` and the ``overhead`` over resident of the same layout, with its ``claim``.
+    ``step_s`` and the ``overhead`` over resident of the same layout.
     """
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
     ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
     pairs = nearest(ones, others, [*WHERE, "engine", "frames"])
-    return pd.DataFrame([
-        {"engine": one.engine, **told(one, two),
-         **{f"{name}_{layout}": row[name] for name in ("step_s", "overhead", "claim")
-            for layout, row in (("cfg", one), ("ulysses", two))}}
-        for one, two in pairs
-    ], columns=None if pairs else [*WHERE, "engine", "run_one", "run_two", "claim"])  # fmt: skip
+    table = _beside(pairs, ("cfg", "ulysses"), ["engine", "step_s", "overhead"])
+    return table.rename(columns={"engine_cfg": "engine"})
 
 
 # The setup that was asked for --------------------------------------------------------------------
@@ -146,19 +140,17 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 
     "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
     """
-    said, wanted = [], {"height": ("s2.height", "p"), "frames": ("s2.frames", " frames")}
-    for column, (fact, unit) in (({"gpus": (gpus, " GPUs")} if gpus else {}) | wanted).items():
+    said, size = [], [("height", "s2.height", "p"), ("frames", "s2.frames", " frames")]
+    for column, fact, unit in [("gpus", gpus, " GPUs")] * bool(gpus) + size:
         asked = facts.number(fact)
-        other = runs[column][runs[column] != asked].dropna()
-        if len(other):
+        if len(other := runs[column][runs[column] != asked].dropna()):
             there = " and ".join(map(str, sorted(set(other)))) + unit
             there = "1 GPU" if there == "1 GPUs" else there
             some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
             said.append(f"{there} instead of {asked:.0f}{unit if unit == 'p' else ''}{some}")
     board = facts.text("s1.gpu").split()[0]  # its memory decides what fits
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
-    if others:
-        said.append(f"{' and '.join(others)} instead of {board}")
+    said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
 
 
@@ -169,9 +161,8 @@ def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
     on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
     files, took = [f"params/{name}.yaml" for name in params], 0.0
-    known = frames.full_scale().set_index("job").wall_s.groupby("job").last()
+    known = frames.full_scale().groupby("job").wall_s.last()
     for path in (project_root() / file for file in files):
-        limit = load_job(path).timeout_s if path.is_file() else math.nan
-        took += known.get(path.stem, limit)
+        took += known.get(path.stem, load_job(path).timeout_s if path.is_file() else math.nan)
     return {"command": f"wanreport measure {' '.join(files)}",
             "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

@@ -1,7 +1,4 @@
-"""Medians with intervals, and the rule for when two runs differ.
-
-Needs the standard library only, so that measuring programs can use it too.
-"""
+"""Medians with intervals, and the rule for when two runs differ. Standard library only."""
 
 from __future__ import annotations
 
@@ -72,10 +69,8 @@ def allowance(one: Row, two: Row, *, drift: float = 0.0, either_way: bool = Fals
     mine, theirs = one["sm_mhz"], two["sm_mhz"]
     if not (mine > 0 and theirs > 0):
         return max(UNKNOWN_CLOCKS, least)
-    if either_way:
-        return least + max(mine, theirs) / min(mine, theirs) - 1
-    longer = one["step_s"] >= two["step_s"]
-    return least + max(0.0, (theirs / mine if longer else mine / theirs) - 1)
+    slower = theirs / mine if one["step_s"] >= two["step_s"] else mine / theirs
+    return least + (max(slower, 1 / slower if either_way else 1.0) - 1)
 
 
 def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
@@ -85,14 +80,11 @@ def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
     allow; ``step_difference_s`` is in seconds, from ``low_s`` to ``high_s``. `claim` is "slower",
     "faster", "within noise" below the `allowance`, or "no interval" with fewer than six steps.
     """
-    mine, theirs, share = _step(one), _step(two), allowance(one, two, drift=drift)
-    ratio = mine.over(theirs)
+    mine, theirs = _step(one), _step(two)
     return {
-        "difference": ratio.median - 1,
-        "difference_low": ratio.low - 1, "difference_high": ratio.high - 1,
+        **_told(mine.over(theirs), Median(1, 1, 1, theirs.n), allowance(one, two, drift=drift)),
         "step_difference_s": mine.median - theirs.median,
         "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
-        "allowance": share, "claim": _claim(mine, theirs, share),
     }  # fmt: skip
 
 
@@ -105,18 +97,17 @@ def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any
     """
     wide, narrow = (_step(one).over(_step(two)) for one, two in (many, few))
     share = sum(allowance(*pair, either_way=True) for pair in (many, few))
-    return {
-        "gap": wide.median - 1, "gap_before": narrow.median - 1,
-        "difference": wide.median - narrow.median,
-        "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
-        "allowance": share, "claim": _claim(wide, narrow, share),
-    }  # fmt: skip
+    return {"gap": wide.median - 1, "gap_before": narrow.median - 1, **_told(wide, narrow, share)}
 
 
 def _step(row: Row) -> Median:
     return Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
 
 
-def _claim(one: Median, two: Median, share: float) -> str:
+def _told(one: Median, two: Median, share: float) -> dict[str, Any]:
     known = not math.isnan(one.low + two.low)
-    return CLAIMS[apart(one, two, share)] if known else "no interval"
+    return {
+        "difference": one.median - two.median, "difference_low": one.low - two.high,
+        "difference_high": one.high - two.low, "allowance": share,
+        "claim": CLAIMS[apart(one, two, share)] if known else "no interval",
+    }  # fmt: skip
