@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis.frames import EMPTY, WHOLE, Frames
-from wanreport.analysis.summary import against_resident
+from wanreport.analysis.frames import EMPTY, WHOLE, Frames, against_resident
 
 NAN = float("nan")
 _NUMBERS = count()

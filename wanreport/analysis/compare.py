@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import Row, difference, gap_difference
+from wanreport.analysis.stats import Runs, difference, gap_difference
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
 
@@ -17,8 +18,6 @@ Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the docu
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
-TOLD = [*WHERE, "work", "run_one", "run_two", "difference", "claim", "same_boards",
-        "step_difference_s"]  # fmt: skip
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
@@ -54,32 +53,40 @@ def headline(frames: Frames) -> pd.DataFrame:
 # Pairs of runs -----------------------------------------------------------------------------------
 
 
-def rows_of(runs: pd.DataFrame) -> list[Row]:
-    """List a table's rows."""
-    return [row for _, row in runs.iterrows()]
-
-
-def told(one: Row, two: Row) -> dict[str, Any]:
+def told(one: Runs, two: Runs) -> dict[str, Any]:
     """Compare two runs' steps (:func:`difference`), with the larger drift known of both.
 
     Also whether both had the same boards, the first one's machine and work, and which runs.
     """
     return {
-        **difference(one, two, max(0.0, abs(one["drift"]), abs(two["drift"]))),  # NaN is no more
-        "same_boards": bool(one["boards"]) and one["boards"] == two["boards"],
+        **difference(one, two, np.fmax(np.abs(one["drift"]), np.abs(two["drift"]))),
+        "same_boards": (one["boards"] == two["boards"]) & (one["sm_mhz"] > 0),
         **{key: one[key] for key in (*WHERE, "work")},
         "run_one": one["run"], "run_two": two["run"],
     }  # fmt: skip
 
 
-def over_resident(runs: pd.DataFrame, one: Row, two: Row) -> dict[str, Any]:
-    """Compare two runs' overheads, each over its own `resident` (:func:`gap_difference`)."""
-    return gap_difference((one, runs.loc[one["reference"]]), (two, runs.loc[two["reference"]]))
+def gaps(runs: pd.DataFrame, ones: pd.Series, others: pd.Series, own: pd.Series) -> pd.DataFrame:
+    """Tabulate what is :func:`told` of pairs, given by name.
+
+    Where `own`, overheads are compared, each over its own `resident` (:func:`gap_difference`).
+    """
+    pair = aligned(runs, ones, others)
+    table = pd.DataFrame(told(*pair)).reindex(columns=[*told(*pair), "gap", "gap_before"])
+    over = [(each[own], *aligned(runs, each.reference[own])) for each in pair]
+    wide = gap_difference(*((one, two.set_axis(one.index)) for one, two in over))
+    table.loc[own, [*wide]] = pd.DataFrame(wide)
+    return table
+
+
+def aligned(runs: pd.DataFrame, *names: Sequence[str]) -> list[pd.DataFrame]:
+    """Pick runs by name, in tables with one index."""
+    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def nearest(
     ones: pd.DataFrame, others: pd.DataFrame, on: Sequence[str] = ("group",)
-) -> list[tuple[Row, Row]]:
+) -> list[pd.DataFrame]:
     """Pair runs that agree `on` some columns: one pair of each machine, GPUs, height and engine.
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
@@ -90,15 +97,7 @@ def nearest(
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
     picked = order.drop_duplicates([*WHERE, "engine"], keep="last").sort_values([*WHERE, "engine"])
-    pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
-    return list(zip(*pairs, strict=True))
-
-
-def _beside(pairs: list[tuple[Row, Row]], ends: Sequence[str], columns: list[str]) -> pd.DataFrame:
-    """Tabulate pairs: what :func:`told` has, and some columns of both, which end in `ends`."""
-    both = [(f"{name}_{end}", at, name) for name in columns for at, end in enumerate(ends)]
-    rows = [told(*pair) | {key: pair[at][name] for key, at, name in both} for pair in pairs]
-    return pd.DataFrame(rows, columns=None if rows else [*TOLD, *(key for key, *_ in both)])
+    return aligned(ones, picked.run) + aligned(others, picked.run_two)
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -109,13 +108,12 @@ def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
     """
     runs = plain_jobs(overhead(frames))
     ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
-    deep, base = (runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead)
-    columns = ["prefetch", "step_s", "allocated_bytes"]
-    table = _beside(nearest(deep, base), ("deep", "base"), columns)
-    table["allocated_difference_bytes"] = table.allocated_bytes_deep - table.allocated_bytes_base
-    short = {f"{name}_{end}": end + unit for end in ("deep", "base")
-             for name, unit in (("prefetch", ""), ("step_s", "_s"))}  # fmt: skip
-    return table.rename(columns=short)
+    deep, base = nearest(*(runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead))
+    return pd.DataFrame({
+        **told(deep, base), "deep": deep.prefetch, "base": base.prefetch, "deep_s": deep.step_s,
+        "base_s": base.step_s,
+        "allocated_difference_bytes": deep.allocated_bytes - base.allocated_bytes,
+    })  # fmt: skip
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
@@ -126,10 +124,11 @@ def layouts(frames: Frames) -> pd.DataFrame:
     """
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
-    ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
-    pairs = nearest(ones, others, [*WHERE, "engine", "frames"])
-    table = _beside(pairs, ("cfg", "ulysses"), ["engine", "step_s", "overhead"])
-    return table.rename(columns={"engine_cfg": "engine"})
+    halves, split = [*WHERE, "engine", "frames"], plain.cfg_parallel
+    cfg, ulysses = nearest(plain[split], plain[~split], halves)
+    sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
+             for name in ("step_s", "overhead")}  # fmt: skip
+    return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})
 
 
 # The setup that was asked for --------------------------------------------------------------------

@@ -67,7 +67,8 @@ COLUMNS = {
 }  # fmt: skip
 STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
 OVERHEAD = {"difference": "overhead", "difference_low": "overhead_low",
-            "difference_high": "overhead_high"}  # fmt: skip
+            "difference_high": "overhead_high", "allowance": "allowance",
+            "claim": "claim"}  # fmt: skip
 
 
 class Frames(NamedTuple):
@@ -210,10 +211,8 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = timed.assign(reference=reference, drift=drift, bracketed=drift.notna())
     found = found[reference.notna()]
     theirs = runs.loc[found.reference].set_axis(found.index)
-    pairs = zip(found.to_dict("records"), theirs.to_dict("records"), strict=True)
-    gaps = [difference(one, two, one["drift"]) for one, two in pairs]
-    columns = [*OVERHEAD, "allowance", "claim"]
-    found = found.join(pd.DataFrame(gaps, found.index, columns).rename(columns=OVERHEAD))
+    gaps = pd.DataFrame(difference(found, theirs, found.drift), found.index)
+    found = found.join(gaps[[*OVERHEAD]].rename(columns=OVERHEAD))
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
     found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
