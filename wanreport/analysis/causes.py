@@ -72,11 +72,11 @@ def causes(frames: Frames, facts: Facts) -> pd.DataFrame:
     gap = gaps(runs, found.run_a, found.run_b, own)
     found = found.assign(
         cause=found.changed.map(lambda name: MADE_BY[name][0]), name_a=a["name"], name_b=b["name"],
-        machine_b=b.machine, scale=BLOCKS / a.blocks * BRANCHES / a.branches,
+        machine_b=b.machine, scale=BLOCKS * BRANCHES / (a.blocks * a.branches).astype(float),
     ).join(gap)  # fmt: skip
     for end in ("", "_low", "_high"):
         step = a.resident_s.where(own, b.step_s)
-        found[f"effect{end}_s"] = (found.scale * step * gap[f"difference{end}"]).astype(float)
+        found[f"effect{end}_s"] = found.scale * step * gap[f"difference{end}"]
     for end in ("low", "high"):
         found[f"estimate_{end}_s"] = ("s7." + found.cause + f".{end}").map(facts.number)
     found["number"] = found.cause.map(CAUSES.index) + 1

@@ -91,12 +91,14 @@ def nearest(
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
     """
-    both = ones.merge(others, on=[*on], suffixes=("", "_two"))
+    where = [*WHERE, "engine"]
+    keep = [*dict.fromkeys([*on, *where, "run", "boards", "same_boards", "steps_run", "started"])]
+    both = ones[keep].merge(others[keep], on=[*on], suffixes=("", "_two"))
     order = both[both.run != both.run_two].assign(
         same=both.boards.astype(bool) & (both.boards == both.boards_two),
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
-    picked = order.drop_duplicates([*WHERE, "engine"], keep="last").sort_values([*WHERE, "engine"])
+    picked = order.drop_duplicates(where, keep="last").sort_values(where)
     return aligned(ones, picked.run) + aligned(others, picked.run_two)
 
 

@@ -67,13 +67,18 @@ class Known(NamedTuple):
 
     def of(self, kind: str, several: bool | None = None) -> list[Any]:
         """Rows of a kind; of `several` ranks, or of one, where that is given."""
-        rows = [row for row in self.measured.itertuples() if row.kind == kind]
-        return [row for row in rows if several in (None, row.ranks > 1)]
+        rows = self.measured[self.measured.kind == kind]
+        return [row for row in rows.itertuples() if several in (None, row.ranks > 1)]
 
     @property
     def base(self) -> Any:
         """The windows measured with the most ranks, the latest."""
         return max(self.of("windows"), key=lambda row: (row.ranks, row.at))
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """Heads, and bytes of one token's head."""
+        return self.model["num_heads"], self.model["head_dim"] * ELEMENT
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
@@ -96,12 +101,9 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
     link and the rest from the other ranks; ``stream`` what its plan says.
 
-    Returns
-    -------
-    Seconds (``step_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole schedule; ``low_s`` and
-    ``high_s`` of a step with all-to-alls that take no time, and twice the time), ``overhead`` over
-    resident, bytes of a step that a rank brings from the host (``h2d_bytes``) and exchanges in
-    all-to-alls (``all_to_all_bytes``), ``settings`` of `stream` and all ``inputs``. Raises
+    Returns seconds (``total_s`` of the whole schedule; ``low_s`` and ``high_s`` of a step with
+    all-to-alls that take no time, and twice the time), ``overhead`` over resident, bytes of a step
+    that a rank brings from the host and exchanges, and what it all follows from. Raises
     PredictionError for a job of another kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
@@ -158,45 +160,53 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
 
 def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inputs, int]:
     """What a plan for ``job`` would be made from, and bytes of a visit's all-to-alls."""
-    gpus, model, plan = job.num_gpus, known.model, Inputs.of(known.base.value)
-    number = gpus // 2 if job.enable_cfg_parallel else gpus  # that share a branch's tokens
-    heads, row = model["num_heads"], model["head_dim"] * ELEMENT
+    gpus, (heads, row), plan = job.num_gpus, known.head, Inputs.of(known.base.value)
+    # Of those that share a branch's tokens.
+    number, branches = (gpus // 2, 1) if job.enable_cfg_parallel else (gpus, 2)
     windows, rest = _alone(known)
-    waiting = _waiting(known, windows, rest) if number > 1 else 1.0
-    local, exchanged = plan.local, all_to_all_bytes(tokens, heads, row, number)
-    collectives, sharded = 0.0, None
+    exchanged, collectives = all_to_all_bytes(tokens, heads, row, number), 0.0
+    local, sharded, waiting = plan.local, None, 1.0
     if gpus > 1:
         rate, copied, left, factor = _wire(known, interconnect, local.rate)
-        packed = copied * -(-tokens // number) * heads * row if number > 1 else 0.0
-        collectives = exchanged / rate + packed
+        packed = copied * -(-tokens // number) * heads * row
+        if number > 1:
+            waiting, collectives = _waiting(known, windows, rest), exchanged / rate + packed
         local = replace(local, collective_rate=local.rate * left, collective_factor=factor)
         part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / rate
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * left)
-    branches = 1 if job.enable_cfg_parallel else 2
     pre, attend, post = (waiting * each for each in windows(tokens, number))
     return Inputs(
-        blocks=model["num_layers"], block_bytes=model["block_bytes"], ranks=gpus, branches=branches,
-        outer_bytes=model["outer_bytes"], steps=job.num_inference_steps, link=plan.link,
-        windows_s=(pre, attend, post), collectives_s=collectives,
+        blocks=known.model["num_layers"], block_bytes=known.model["block_bytes"], ranks=gpus,
+        branches=branches, outer_bytes=known.model["outer_bytes"], steps=job.num_inference_steps,
+        link=plan.link, windows_s=(pre, attend, post), collectives_s=collectives,
         other_s=branches * rest(tokens) * tokens, local=local, sharded=sharded,
     ), exchanged  # fmt: skip
 
 
 Windows = Callable[[int, int], tuple[float, float, float]]
 """Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
+Curve = Callable[[int], float]
 
 
-def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
+def _curve(points: Mapping[int, float]) -> Curve:
+    """What lies between the points, linearly, and beyond them the nearest."""
+    xs = sorted(points)
+    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
+
+
+def _visit(row: Any, rest: Curve) -> float:
+    """Seconds of one branch in one block, of a step of `resident`."""
+    step, blocks, branches = row.value
+    return float((step / branches - rest(row.tokens) * row.tokens) / blocks)
+
+
+def _alone(known: Known) -> tuple[Windows, Curve]:
     """What one GPU tells: the length of windows, and the rest's seconds a token."""
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
-    heads = known.model["num_heads"]
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
-    visits = {}  # seconds of one branch in one block
-    for row in known.of("resident", several=False):
-        (step, blocks, branches), n = row.value, row.tokens
-        visits[n] = (step / branches - rest(n) * n) / blocks
+    visits = {row.tokens: _visit(row, rest) for row in known.of("resident", several=False)}
     factors = {n: visits[n] / sum(w.windows_s) if n in visits else 1.0 for n, w in alone.items()}
     pre, attend, post = (
         {n: factors[n] * w.windows_s[part] / n**power for n, w in alone.items()}
@@ -212,6 +222,7 @@ def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
         )
 
     def windows(tokens: int, ranks: int) -> tuple[float, float, float]:
+        heads = known.head[0]
         t, h = -(-tokens // ranks), -(-heads // ranks)
         attended = _curve(attend)(tokens) * tokens**2 * h / heads
         return _curve(pre)(t) * t, attended, _curve(post)(t) * t
@@ -219,26 +230,18 @@ def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
     return windows, rest
 
 
-def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
-    """What lies between the points, linearly, and beyond them the nearest."""
-    xs = sorted(points)
-    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
-
-
-def _waiting(known: Known, windows: Windows, rest: Callable[[int], float]) -> float:
+def _waiting(known: Known, windows: Windows, rest: Curve) -> float:
     """How many times as long windows take with several GPUs: waiting ones clock up.
 
     It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
     whose all-to-alls are known; 1 without one.
     """
-    factor = 1.0
     exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
-    for row in known.of("resident", several=True):
-        if (at := (row.tokens, row.ranks)) in exchanges:
-            step, blocks, branches = row.value
-            visit = (step / branches - rest(row.tokens) * row.tokens) / blocks - exchanges[at]
-            factor = visit / sum(windows(*at))
-    return factor
+    factors = [1.0] + [
+        (_visit(row, rest) - exchanges[row.tokens, row.ranks]) / sum(windows(row.tokens, row.ranks))
+        for row in known.of("resident", several=True) if (row.tokens, row.ranks) in exchanges
+    ]  # fmt: skip
+    return factors[-1]
 
 
 def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
@@ -249,8 +252,7 @@ def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, f
     collective takes then.
     """
     if (best := known.base).ranks > 1:
-        row, plan = known.model["head_dim"] * ELEMENT, Inputs.of(best.value)
-        moved = all_to_all_bytes(best.tokens, known.model["num_heads"], row, best.ranks)
+        plan, moved = Inputs.of(best.value), all_to_all_bytes(best.tokens, *known.head, best.ranks)
         left, factor = plan.local.collective_rate / plan.local.rate, plan.local.collective_factor
         return moved / plan.collectives_s, 0.0, left, factor
     if known.gpu not in DATASHEET:
