@@ -20,14 +20,8 @@ import pandas as pd
 from wanreport.analysis.compare import overhead
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import (
-    ASSUMED,
-    DTYPE,
-    INTERCONNECTS,
-    Known,
-    PredictionError,
-    predict_job,
-)
+from wanreport.analysis.scaling import ASSUMED, DTYPE, INTERCONNECTS, Known, predict_job
+from wanreport.analysis.scaling import PredictionError as PredictionError
 from wanreport.jobs.job import Job, resolve_job
 from wanreport.records.files import read_json
 from wanreport.records.project import git_state, write_atomically
@@ -57,10 +51,7 @@ def predict(
     past = dict(zip(here.job_hash, here.file, strict=True))
     for job in full:
         if file := past.get(job.hashes()[0]):
-            raise PredictionError(
-                f"{job.name}: was measured on {gpu} over {INTERCONNECTS[interconnect]} already"
-                f" ({file}); leave it out"
-            )
+            raise PredictionError(f"{job.name}: was measured already ({file}); leave it out")
     known = gather(root, frames, gpu, number, interconnect)
     assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
     return {
@@ -100,10 +91,8 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
                  for kind, value in values.items() if value]  # fmt: skip
     known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
     if not model or not known.of("windows", several=False):
-        raise PredictionError(
-            f"{gpu}: no committed record of stream on one GPU says how long windows take;"
-            f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
-        )
+        command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"
+        raise PredictionError(f"{gpu}: no record of stream on one GPU; on it run `{command}`")
     return known
 
 
@@ -124,10 +113,7 @@ def write(root: Path, content: Mapping[str, Any]) -> Path:
     slug = f"{model}-{content['gpus']}gpu-{content['interconnect']}"
     for each in same:
         if here := [name for name, job in each["jobs"].items() if job["job_hash"] in new]:
-            raise PredictionError(
-                f"{FOLDER}/{slug}.json: {here[0]} was predicted at {each['made_at']}, and must stay"
-                " as it is, to stand beside what is measured; leave it out"
-            )
+            raise PredictionError(f"{slug}.json: {here[0]} was predicted already; leave it out")
     path = root / FOLDER / f"{slug}{f'-{len(same) + 1}' if same else ''}.json"
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path

@@ -30,10 +30,9 @@ from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.records.files import FileError
 
+# Of a record's machine (`measure.machine`), by the name that a prediction has for it.
 INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
-"""Of a record's machine (`measure.machine`), by the name that a prediction has for it."""
-DTYPE, ELEMENT = "bfloat16", 2
-"""What all jobs to predict compute in, and its bytes."""
+DTYPE, ELEMENT = "bfloat16", 2  # what all jobs to predict compute in, and its bytes
 DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.35e12)}
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
 COPIES = 11
@@ -55,10 +54,10 @@ class PredictionError(FileError):
 class Known(NamedTuple):
     """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last.
 
-    `measured` has a row for each value: `kind`, `value`, `tokens`, `ranks`, `at`, when, `path` and
-    `sha256` of its file. A value is, by kind, of "windows" a plan's inputs; of "resident" a step's
-    seconds, blocks and branches; of "pageable" bytes a second to the device and back; of "swap"
-    seconds that the first step and the switch take beyond others.
+    `measured` has for each value its `kind`, `tokens`, `ranks`, when (`at`) and where from. It is,
+    of "windows", a plan's inputs; of "resident" a step's seconds, blocks and branches; of
+    "pageable" bytes a second to the device and back; of "swap" the seconds that the first step and
+    the switch take beyond others.
     """
 
     gpu: str
@@ -77,7 +76,7 @@ class Known(NamedTuple):
 
     @property
     def head(self) -> tuple[int, int]:
-        """Heads, and bytes of one token's head."""
+        """How many heads, and bytes of one token's."""
         return self.model["num_heads"], self.model["head_dim"] * ELEMENT
 
 
@@ -85,8 +84,8 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     """Bytes that the busiest rank sends or receives in a visit's two all-to-alls.
 
     ``row`` are the bytes of one token's head. To its heads a rank brings q, k and v of all other
-    tokens, and gives its tokens' other heads; the way back moves one tensor (`ulysses.to_heads`,
-    `to_tokens`). Of each all-to-all the fuller direction counts.
+    tokens, and gives its tokens' other heads; the way back moves one tensor. Of each all-to-all the
+    fuller direction counts.
     """
     sizes = [[-(-(total - rank) // ranks) for rank in range(ranks)] for total in (tokens, heads)]
     most = max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
@@ -94,22 +93,18 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
 
 
 def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
-    """Predict one job; JSON-ready.
+    """Predict one job; JSON-ready. In ``low_s`` and ``high_s`` all-to-alls take no time, and twice.
 
     ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
     where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
     all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says.
-
-    Returns seconds (``total_s`` of the whole schedule; ``low_s`` and ``high_s`` of a step with
-    all-to-alls that take no time, and twice the time), ``overhead`` over resident, bytes of a step
-    that a rank brings from the host and exchanges, and what it all follows from. Raises
-    PredictionError for a job of another kind, or if measurements are missing or contradict.
+    link and the rest from the other ranks; ``stream`` what its plan says. Raises PredictionError
+    for a job of another kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
-            f"{job.name}: only jobs in {DTYPE} and with guidance, not compiled and without a"
-            " memory budget, are predicted; leave this one out"
+            f"{job.name}: predicted are eager jobs in {DTYPE} with guidance and without a memory"
+            " budget; leave this one out"
         )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
@@ -136,10 +131,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     if job.engine == "swap":
         rates, spikes = known.of("pageable"), known.of("swap")
         if not (rates or spikes):
-            raise PredictionError(
-                f"{known.gpu}: no committed record has its link's bandwidth to pageable memory;"
-                " measure any job on it again"
-            )
+            raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
         moved = spikes[-1].value if spikes else [sum(expert / rate for rate in rates[-1].value)] * 2
         first, switch = first + moved[0], switch + moved[1]
     return {
@@ -185,8 +177,8 @@ def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inp
     ), exchanged  # fmt: skip
 
 
+# Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks.
 Windows = Callable[[int, int], tuple[float, float, float]]
-"""Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
 Curve = Callable[[int], float]
 
 
@@ -217,8 +209,7 @@ def _alone(known: Known) -> tuple[Windows, Curve]:
     if wrong := [n for n, each in attend.items() if each <= 0]:
         files = ", ".join(row.path for row in known.of("resident") if row.tokens in wrong)
         raise PredictionError(
-            f"{known.gpu}: a step of resident at {wrong[0]:,} tokens ({files}) is too short beside"
-            " what stream measured; measure one of them again"
+            f"{known.gpu}: resident is too short at {wrong[0]:,} tokens ({files}); measure it again"
         )
 
     def windows(tokens: int, ranks: int) -> tuple[float, float, float]:
@@ -236,12 +227,12 @@ def _waiting(known: Known, windows: Windows, rest: Curve) -> float:
     It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
     whose all-to-alls are known; 1 without one.
     """
+    factor = 1.0
     exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
-    factors = [1.0] + [
-        (_visit(row, rest) - exchanges[row.tokens, row.ranks]) / sum(windows(row.tokens, row.ranks))
-        for row in known.of("resident", several=True) if (row.tokens, row.ranks) in exchanges
-    ]  # fmt: skip
-    return factors[-1]
+    for row in known.of("resident", several=True):
+        if (at := (row.tokens, row.ranks)) in exchanges:
+            factor = (_visit(row, rest) - exchanges[at]) / sum(windows(*at))
+    return factor
 
 
 def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
@@ -257,9 +248,8 @@ def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, f
         return moved / plan.collectives_s, 0.0, left, factor
     if known.gpu not in DATASHEET:
         raise PredictionError(
-            f"{known.gpu}: nothing tells how fast its GPUs exchange bytes; it needs a committed"
-            f" record of stream on 2 of them over {INTERCONNECTS[interconnect]}, or an entry in"
-            " wanreport.analysis.scaling.DATASHEET"
+            f"{known.gpu}: measure stream on 2 GPUs over {INTERCONNECTS[interconnect]}, or add the"
+            " GPU's rates to wanreport.analysis.scaling.DATASHEET"
         )
     nvlink, memory = DATASHEET[known.gpu]
     copied = 2 * COPIES / memory  # each is read and written
