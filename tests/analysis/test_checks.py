@@ -118,8 +118,8 @@ def test_the_gap_must_grow_with_the_gpus(on_six: float, mhz: float, status: str)
 
 
 def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() -> None:
-    near = [run("layerwise", 6.8), run("swap", 6.7),
-            *(on(2, engine, step, height=480) for engine, step in (("layerwise", 4.8), ("swap", 4.4)))]  # fmt: skip  # noqa: E501
+    near = [run("layerwise", 6.8), run("swap", 6.7), on(2, "layerwise", 4.8, height=480),
+            on(2, "swap", 4.4, height=480)]  # fmt: skip
     found = judge(*near)
     slower = found.loc["slower-swap"]
     assert set(slower.status) == {"pass"} and slower.command.str.len().gt(0).all()
@@ -175,7 +175,7 @@ def test_runs_on_the_same_boards_count_even_if_a_later_one_ran() -> None:
     ("oom", "OutOfMemoryError", 720, ("pass", "")),
     ("oom", "MemoryError: host", 720, ("not measured", "")),
     ("oom", "CUDA out of memory", 480, ("pass", "480p instead of 720p")),
-    *((status, "CUDA", 720, ("not measured", "")) for status in ("unsupported", "failed", "timeout")),
+    *((bad, "CUDA", 720, ("not measured", "")) for bad in ("unsupported", "failed", "timeout")),
 ])  # fmt: skip
 def test_out_of_memory_is_a_result_and_unsupported_is_none(
     status: str, reason: str, height: int, expected: tuple[str, str]
