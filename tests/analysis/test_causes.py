@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from madeup import frames, on, run
+from madeup import NAN, frames, on, run
 
 from wanreport.analysis.causes import causes, differences
 from wanreport.analysis.frames import EMPTY, load
@@ -115,12 +115,15 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
 @pytest.mark.parametrize(("one", "two", "names"), [
     ({}, {}, set()), ({}, {"clock": 1610.0, "waits": 108.0}, set()),
     ({}, {"clock": 1640.0, "waits": 120.0}, {"clock", "waits"}),
-    (dict.fromkeys(["boards", "clock"]), dict.fromkeys(["boards", "clock"]), {"boards", "clock"}),
-    ({}, {"waits": None, "slots": 2}, {"waits", "slots"}),
+    (dict.fromkeys(["boards", "clock"], NAN),) * 2 + ({"boards", "clock"},),
+    ({}, {"waits": NAN, "slots": 2}, {"waits", "slots"}),
 ], ids=str)  # fmt: skip
 def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: set[str]) -> None:
-    known = {"engine": "stream", "boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": None}
-    assert set(differences(known | one, known | two)) == names
+    known = {"boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": NAN, "bytes": 1.0,
+             "allocations": NAN}  # fmt: skip
+    ones, twos = (pd.DataFrame([known | each], dtype=object) for each in (one, two))
+    differ = differences(ones, twos).iloc[0]
+    assert set(differ.index[differ]) == names
 
 
 def test_sizes_read_as_sizes() -> None:

@@ -22,8 +22,7 @@ from wanreport.analysis.stats import SAME_CLOCKS, Median, apart, gap_difference
 from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, significant
 
 FOUR, SHARED = "s9.1.new4.gpus", "PCIe path"
-PARTLY, HARDLY = 0.05, 0.01
-"""Shares of copies' time that are hidden: of an engine that overlaps, and of one that does not."""
+PARTLY, HARDLY = 0.05, 0.01  # hidden of copies' time by an engine that overlaps, and by another
 Answers = Iterator[dict[str, Any]]
 
 
@@ -39,11 +38,9 @@ class _Data(NamedTuple):
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
-    Columns are `check`; `expected`, the fact that holds the expectation; `status`: "pass", the runs
-    agree with it, "fail", they contradict it, "within noise", they are too close to tell, or "not
-    measured"; `machine`, or "" where it is of any; `measured`, the answer as text; the `runs` and
-    `setting`, how they differ from what was asked for; until some machine has answered just that,
-    `command` and `minutes`, what would measure it, at most so long.
+    `status` is "pass", the runs agree with the fact `expected`, "fail", they contradict it, "within
+    noise", they are too close to tell, or "not measured"; `setting`, how the `runs` differ from
+    what was asked for; until some machine has answered just that, `command` would measure it.
     """
     timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []
@@ -97,7 +94,7 @@ def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Answers:
 
 
 def _schedule(fact: str, data: _Data) -> Answers:
-    """Hold runs against a fact: of the baseline's own jobs, else of those at full scale.
+    """Hold the baseline's own jobs against a fact, else those at full scale.
 
     Of the switch: what the schedule says, and when steps of each iteration used the other expert.
     """

@@ -27,9 +27,9 @@ def overhead(frames: Frames) -> pd.DataFrame:
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep jobs that did what the baseline asks for, but for their size; maybe earlier runs too.
+    """Keep jobs with both branches, eager, without a memory budget; maybe earlier runs too.
 
-    Both branches, eager, without a memory budget; on all GPUs, or with `layouts` in either layout.
+    Both branches ran on all GPUs, or with `layouts` in either layout.
     """
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
     plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
@@ -37,11 +37,10 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = Fal
 
 
 def headline(frames: Frames) -> pd.DataFrame:
-    """Pick the runs for the first screen: the full model, each engine's run that counts.
+    """Pick the runs for the first screen: of each machine, GPUs, height and engine but `resident`.
 
-    The latest plain job with prefetch 1, but for `resident`, by machine, GPUs and resolution. An
-    overhead whose reference ran on the same boards goes before one that did not, and one with
-    `resident` again afterwards before both.
+    It is the latest plain job with prefetch 1. One whose reference ran on the same boards goes
+    before one whose did not, and one with `resident` again afterwards before both.
     """
     plain = plain_jobs(overhead(frames))
     plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
@@ -54,10 +53,7 @@ def headline(frames: Frames) -> pd.DataFrame:
 
 
 def told(one: Runs, two: Runs) -> dict[str, Any]:
-    """Compare two runs' steps (:func:`difference`), with the larger drift known of both.
-
-    Also whether both had the same boards, the first one's machine and work, and which runs.
-    """
+    """Compare two runs' steps (:func:`difference`), with the larger drift known of both."""
     return {
         **difference(one, two, np.fmax(np.abs(one["drift"]), np.abs(two["drift"]))),
         "same_boards": (one["boards"] == two["boards"]) & (one["sm_mhz"] > 0),
@@ -67,10 +63,7 @@ def told(one: Runs, two: Runs) -> dict[str, Any]:
 
 
 def gaps(runs: pd.DataFrame, ones: pd.Series, others: pd.Series, own: pd.Series) -> pd.DataFrame:
-    """Tabulate what is :func:`told` of pairs, given by name.
-
-    Where `own`, overheads are compared, each over its own `resident` (:func:`gap_difference`).
-    """
+    """Tabulate what is :func:`told` of pairs; where `own`, of overheads over their residents."""
     pair = aligned(runs, ones, others)
     table = pd.DataFrame(told(*pair)).reindex(columns=[*told(*pair), "gap", "gap_before"])
     over = [(each[own], *aligned(runs, each.reference[own])) for each in pair]
@@ -103,11 +96,7 @@ def nearest(
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Compare the deeper prefetch with the default: a row for each machine that has both.
-
-    What :func:`told` has of their steps, `deep` and `base` with ``deep_s`` and ``base_s``, and
-    ``allocated_difference_bytes``.
-    """
+    """Compare the deeper prefetch with the default: a row for each machine that has both."""
     runs = plain_jobs(overhead(frames))
     ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
     deep, base = nearest(*(runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead))
@@ -121,8 +110,7 @@ def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
 def layouts(frames: Frames) -> pd.DataFrame:
     """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
-    What :func:`told` has of their steps, the `engine`, and of both (``_cfg``, ``_ulysses``) the
-    ``step_s`` and the ``overhead`` over resident of the same layout.
+    Each ``overhead`` is over resident of the same layout.
     """
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
@@ -139,7 +127,7 @@ def layouts(frames: Frames) -> pd.DataFrame:
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
 
-    "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
+    `gpus` is the fact with the number of GPUs asked for; any will do without.
     """
     said, size = [], [("height", "s2.height", "p"), ("frames", "s2.frames", " frames")]
     for column, fact, unit in [("gpus", gpus, " GPUs")] * bool(gpus) + size:

@@ -9,29 +9,23 @@
 Column names end in their unit: ``_s``, ``_ms``, ``_bytes``, ``_gb_s`` (10^9 bytes a second),
 ``_mhz``, ``_w``. Whatever was not measured is NaN, NA or None, never 0. `run`, the path of the file
 (with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. Beside what files
-say (:mod:`wanreport.analysis.rows`) `runs` has
+say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the busiest rank,
 
-    step_s, step_low_s, step_high_s, step_n   a steady step, neither the first nor the switch: its
-                    median with interval and n. All times are those of clean iterations.
-    first_s, switch_s, decode_s     the first step, the switch, decoding
-    denoise_s, steady_s, end_to_end_s, h2d_schedule_bytes   the whole schedule, its steady steps,
-                    both with decoding; bytes that the busiest rank copies to its device. A step
-                    that did not run counts as the mean of the steady ones that did; its bytes as
-                    their median, since the step before the switch may load ahead.
-    h2d_step_bytes, h2d_step_bytes_all  of a steady step: of the busiest rank, of all ranks
-    sm_mhz, power_w, celsius, boards    of the rank with the slowest clock; all boards
-    latents, repeats    what all complete iterations end in; whether several do, and agree
-    formula_ok      whether all counters equal their closed formula; None where some have none
-    latest          whether it is its job's run that counts
+    step_s, step_low_s, step_high_s, step_n   the median steady step, neither first nor switch
+    first_s, switch_s, decode_s, denoise_s, steady_s, end_to_end_s   other parts of the schedule
+    h2d_step_bytes, h2d_step_bytes_all, h2d_schedule_bytes   to the device, a steady step or in all;
+                            a step that did not run counts as a steady one
+    latents, repeats        what all complete iterations end in; whether several do, and agree
+    formula_ok              whether all counters equal their closed formula; None without one
+    latest                  whether it is its job's run that counts
     reference, resident_s   the run of `resident` that it is held against, and its step. In a
-                    benchmark file the first one of as many tokens; of jobs, of the same work and
-                    layout, one on the same boards, the latest; else the latest on such a machine
-    overhead, overhead_low, overhead_high, allowance, claim     the step over resident's, less 1
-                    (:func:`wanreport.analysis.stats.difference`)
-    drift, bracketed    by what share resident moved meanwhile, and whether that is known: in a
-                    benchmark file at its end, of jobs the spread of its runs on the same boards
-    limit_s, over_limit     what no engine can beat with the same bytes: resident's step, or a
-                    step's bytes over the link's measured bandwidth; and the step over it
+                            benchmark file the first one of as many tokens; of jobs of the same work
+                            and layout the latest on the same boards, else on such a machine
+    overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
+    drift, bracketed        by what share resident moved meanwhile, and whether that is known: in a
+                            benchmark file at its end, of jobs on the same boards
+    limit_s, over_limit     resident's step, or a step's bytes over the link's measured bandwidth,
+                            which no engine can beat with the same bytes; and the step over it
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
@@ -66,9 +60,7 @@ COLUMNS = {
     "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
 }  # fmt: skip
 STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
-OVERHEAD = {"difference": "overhead", "difference_low": "overhead_low",
-            "difference_high": "overhead_high", "allowance": "allowance",
-            "claim": "claim"}  # fmt: skip
+OVERHEAD = {f"difference{end}": f"overhead{end}" for end in ("", "_low", "_high")}
 
 
 class Frames(NamedTuple):
@@ -89,8 +81,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     """Read all records and benchmark files below some folders, such as ``results``.
 
     Relative folders are below `root`, by default the project; a missing one holds nothing. Raises
-    FileError naming every file that cannot be used: one left out in silence would be a run missing
-    from the report.
+    FileError naming every file that cannot be used, as no run may be missing in silence.
     """
     root, problems = root or project_root(), []
     rows: Rows = {name: [] for name in Frames._fields}
@@ -111,10 +102,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     return _frames(rows) if rows["runs"] else EMPTY
 
 
-@lru_cache(maxsize=2)
-def cached(directories: tuple[str, ...], root: Path | None = None) -> Frames:
-    """:func:`load`, once for the same folders in one process."""
-    return load(directories, root)
+cached = lru_cache(maxsize=2)(load)  # once for the same folders, as a tuple, in one process
 
 
 def of_record(record: files.Record) -> Frames:
@@ -212,7 +200,7 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = found[reference.notna()]
     theirs = runs.loc[found.reference].set_axis(found.index)
     gaps = pd.DataFrame(difference(found, theirs, found.drift), found.index)
-    found = found.join(gaps[[*OVERHEAD]].rename(columns=OVERHEAD))
+    found = found.join(gaps[[*OVERHEAD, "allowance", "claim"]].rename(columns=OVERHEAD))
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
     found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())

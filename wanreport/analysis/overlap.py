@@ -31,12 +31,11 @@ def shares(frames: Frames) -> pd.DataFrame:
     """Measure the timeline of each profiled run at full scale.
 
     The runs' rows, with `steps` noted and their time, ``whole_ms``; ``copies_ms`` in which anything
-    is copied, ``hidden_ms`` of it and `hidden`, its share; ``rate_gb_s``, the median of `rate_n`
-    loads, ``rate_outside_gb_s`` of those that meet no collective, ``rate_inside_gb_s``, an estimate
-    of the `inside_n` that do, while beside one, if they elsewhere run as fast as the link alone;
-    ``collectives_s``, all-to-alls a step, with packing and waiting, and ``collectives_share`` of
-    the step; `beside`, how long an all-to-all beside a copy takes over lone ones of its size, whose
-    median is 1, with both intervals and numbers (``beside_``, ``alone_``).
+    is copied, and the share `hidden` of it; ``rate_gb_s`` of loads, ``rate_outside_gb_s`` of those
+    that meet no collective, ``rate_inside_gb_s``, an estimate of the others while beside one, if
+    they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a step, with
+    packing and waiting; `beside`, how long one beside a copy takes over lone ones of its size,
+    whose median is 1, with both intervals and numbers (``beside_``, ``alone_``).
     """
     runs, rows = frames.full_scale(), {}
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
@@ -51,9 +50,8 @@ def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
     """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
 
     `blocks` counts blocks of one branch, so that excerpts of several engines hold equal work. A
-    pass's first block, at which ranks wait, is left out. Events are in milliseconds from 0, cut at
-    both ends, with the run's `engine`, `name` and `machine` and the `branches` of a visit; none if
-    the run has no timeline.
+    pass's first block, at which ranks wait, is left out. Events are cut at both ends, in
+    milliseconds from there; none without a timeline.
     """
     row = frames.runs.loc[run]
     events = _timeline(frames, row)

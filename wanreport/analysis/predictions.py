@@ -136,10 +136,9 @@ def lines(content: Mapping[str, Any]) -> list[str]:
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Hold every prediction against the runs that were made after it.
 
-    A row for each job predicted, with :data:`TOLD` of it; where its job ran later on such a machine
-    the latest `run`, its ``measured_s`` and ``overhead``, ``error``, the predicted step over the
-    measured one less 1, `inside`, whether what was measured lies in the range, and `held`, whether
-    it is within :data:`TOLERANCE` of the prediction.
+    A row for each job predicted; where it ran later on such a machine the latest `run`, `error`,
+    the predicted step over the measured one less 1, `inside`, whether the range holds it, and
+    `held`, whether it is within :data:`TOLERANCE` of the prediction.
     """
     ran, rows = overhead(frames), []
     ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")

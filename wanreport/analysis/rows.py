@@ -147,8 +147,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
 def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     """Bytes that the busiest rank must copy to its device in a steady step.
 
-    By `stream`'s settings where it has any, else as the engine counted. What a peer moves is not
-    counted; taken is that each of its branches brings every block.
+    By `stream`'s settings, else as counted; of a peer, that each branch brings every block.
     """
     said = bench.settings
     if row.settings:
@@ -167,9 +166,8 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
 def _about(run: str, machine: files.Machine, software: Any, program: str = "") -> dict[str, Any]:
     """Which run it is, and on what: a machine's short name is like "2× H100, PCIe path".
 
-    H100 alone is the SXM board with 80 GB of HBM3; other boards keep the rest of their name. Runs
-    of another program are compared among themselves, as if on a machine of their own. The last
-    columns are what only one of both kinds has.
+    H100 alone is the SXM board; other boards keep the rest of their name. Runs of another program
+    are compared among themselves, as on another machine. The last columns only one kind has.
     """
     path = path_of(machine.interconnect or "") if machine.gpu_count > 1 else ""
     board = (machine.gpu_name or "").removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")
@@ -194,10 +192,7 @@ def _add_iteration(
     rows: Rows, key: dict[str, Any], memory: Ranks, gpus: Ranks, counters: Ranks,
     formulas: Ranks = None, **more: Any,
 ) -> None:  # fmt: skip
-    """Add an iteration and its counters.
-
-    How the GPUs ran is what the rank with the slowest clock read, with all boards.
-    """
+    """Add an iteration and its counters; of the GPUs what the one with the slowest clock read."""
     read: dict[str, Any] = {"boards": ()}
     if gpus and None not in gpus:
         slowest = min(gpus, key=lambda rank: (rank.sm_mhz, rank.power_w, rank.celsius))

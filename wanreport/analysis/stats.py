@@ -15,8 +15,7 @@ UNKNOWN_CLOCKS = SAME_CLOCKS + 0.04
 `resident` drifts by up to one per cent within one campaign, and two runs of it on one class of
 machine lay 3.8 per cent apart."""
 Runs = Any
-"""A row of `frames.runs`, or a table of such rows: then results are columns, and both tables have
-one index. Here step_s, step_low_s, step_high_s, step_n and sm_mhz count."""
+"""A row of `frames.runs`, or a table: then results are columns, and both tables have one index."""
 
 
 class Median(NamedTuple):
@@ -32,8 +31,8 @@ def median_interval(samples: Iterable[float]) -> Median:
     """Compute the median and its distribution-free 95 % interval.
 
     The interval is the pair of order statistics x_(k), x_(n+1-k) with the largest k for which
-    P(Binomial(n, 1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1). It assumes
-    independent samples and nothing about their distribution. Below six samples there is none.
+    P(Binomial(n, 1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1). Samples must
+    be independent. Below six samples there is none.
     """
     ordered = sorted(float(sample) for sample in samples if not math.isnan(sample))
     n, k, fewer = len(ordered), 0, 1
@@ -47,8 +46,7 @@ def median_interval(samples: Iterable[float]) -> Median:
 def apart(one: Median, two: Median, allowance: Any = 0.0) -> Any:
     """Compare two medians: 1 where `one` lies above `two`, -1 below, 0 where nothing is claimed.
 
-    They are apart where their intervals are, by more than the share `allowance`; without an
-    interval, whose ends are NaN, never.
+    Their intervals must be apart by more than the share `allowance`.
     """
     more = 1 + allowance
     return 1 * (one.low > two.high * more) - 1 * (one.high * more < two.low)
@@ -58,9 +56,9 @@ def allowance(one: Runs, two: Runs, *, drift: Any = 0.0, either_way: bool = Fals
     """Compute the share below which no difference between two runs' steps is claimed.
 
     A clock counts only where it may explain the difference: where the run of the longer step has
-    the slower one. With `either_way` it always counts, as where two differences are compared. A
-    clock that was not read is an unknown one, never an equal one. `drift`, by what share the same
-    work drifted while both ran, takes the place of the allowance for equal clocks if it is more.
+    the slower one; with `either_way` always. One that was not read is unknown, never equal.
+    `drift`, by what share the same work drifted while both ran, takes the place of the allowance
+    for equal clocks if it is more.
     """
     least = np.fmax(SAME_CLOCKS, np.abs(drift))
     mine, theirs = (np.where(run["sm_mhz"] > 0, run["sm_mhz"], np.nan) for run in (one, two))
@@ -86,11 +84,10 @@ def difference(one: Runs, two: Runs, drift: Any = 0.0) -> dict[str, Any]:
 
 
 def gap_difference(many: tuple[Runs, Runs], few: tuple[Runs, Runs]) -> dict[str, Any]:
-    """Compare two gaps: by how much more of a step one pair of runs is apart than another.
+    """Compare two gaps, as :func:`difference` does steps: "slower" where the first one is wider.
 
     A pair's gap is the first one's steady step over the second one's, less 1: ``gap`` and
-    ``gap_before``. The rest is as in :func:`difference`, "slower" where the first gap is the wider
-    one. Clocks count either way, as they may have widened one gap or narrowed the other.
+    ``gap_before``. Clocks count either way: they may have widened one or narrowed the other.
     """
     wide, narrow = _over(*many), _over(*few)
     share = allowance(*many, either_way=True) + allowance(*few, either_way=True)
