@@ -22,8 +22,7 @@ WHERE = ["machine", "gpus", "height"]
 
 def overhead(frames: Frames) -> pd.DataFrame:
     """Pick the runs with a steady step at full scale: the only ones that times are compared of."""
-    runs = frames.full_scale()
-    return runs[runs.step_s.notna()]
+    return frames.full_scale().dropna(subset="step_s")
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
@@ -72,7 +71,7 @@ def gaps(runs: pd.DataFrame, ones: pd.Series, others: pd.Series, own: pd.Series)
     return table
 
 
-def aligned(runs: pd.DataFrame, *names: Sequence[str]) -> list[pd.DataFrame]:
+def aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
     """Pick runs by name, in tables with one index."""
     return [runs.loc[each].reset_index(drop=True) for each in names]
 
@@ -152,6 +151,7 @@ def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
     files, took = [f"params/{name}.yaml" for name in params], 0.0
     known = frames.full_scale().groupby("job").wall_s.last()
     for path in (project_root() / file for file in files):
-        took += known.get(path.stem, load_job(path).timeout_s if path.is_file() else math.nan)
+        limit = math.nan if path.stem in known or not path.is_file() else load_job(path).timeout_s
+        took += known.get(path.stem, limit)
     return {"command": f"wanreport measure {' '.join(files)}",
             "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

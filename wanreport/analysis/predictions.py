@@ -66,8 +66,8 @@ def predict(
 def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
-    Rehearsals tell nothing, nor do compiled jobs, earlier runs or those with CFG parallelism;
-    several GPUs only on the ``interconnect``. Raises PredictionError if no windows are known.
+    Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
+    Raises PredictionError if no windows are known.
     """
     here, rows, model = _runs_on(frames.full_scale(), gpu, interconnect), [], {}
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
 
     Raises FileError if the file lies in another machine's folder.
     """
-    said, links = bench.settings, {}  # the slowest rank's link, by tokens
+    said = bench.settings
+    links: dict[int, float] = {}  # the slowest rank's, by tokens
     if bench.machine.slug != (folder := path.parent.parent.name):
         raise files.FileError(
             f"{path}: machine.slug is {bench.machine.slug}, and the folder is {folder}'s; move the"
@@ -200,11 +200,11 @@ def _add_iteration(
         read = {**_of(slowest, "sm_mhz", "power_w", "celsius"), "boards": boards}
     most = {name: _most(getattr(rank, name) for rank in memory or [] if rank) for name in MEMORY}
     rows["iterations"].append({**key, **most, **read, **more})
-    ranks = zip_longest(counters or [], formulas or [], fillvalue={})
-    rows["counters"] += [
-        {**key, "rank": rank, "counter": name, "measured": value, "formula": said.get(name)}
-        for rank, (found, said) in enumerate(ranks) for name, value in found.items()
-    ]  # fmt: skip
+    for rank, found in enumerate(counters or []):
+        said = formulas[rank] if formulas else {}
+        rows["counters"] += [{**key, "rank": rank, "counter": name, "measured": value,
+                              "formula": said.get(name)}
+                             for name, value in found.items()]  # fmt: skip
 
 
 def _of(part: object, *names: str) -> dict[str, Any]:

@@ -10,9 +10,9 @@ with α at t and β at T interpolated between the token counts that one GPU was 
 constant beyond them. Both come from windows that a plan of `stream` was made from, scaled to steps
 of `resident` of the same length where there are some: a probe is too short to slow a GPU's clocks
 as a job does. Of a longer step all that is not linear is attention. What lies outside the blocks is
-linear in T and not shared out. Between the windows of each visit lie two all-to-alls
-(:func:`all_to_all_bytes`), as fast as on the same interconnect with fewer GPUs, or as assumed. The
-engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
+linear in T and not shared out. Between the windows of each visit lie two all-to-alls, as fast as on
+the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
+:mod:`wanreport.planner.cost`'s formulas.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ DTYPE, ELEMENT = "bfloat16", 2  # what all jobs to predict compute in, and its b
 DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.35e12)}
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
 COPIES = 11
-"""Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls:
-q, k and v by stack, reshape and cat (`ulysses.to_heads`); reshape and cat (`to_tokens`)."""
+"""Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls."""
 ASSUMED = {
     "nvlink": "all-to-alls have the data sheet's NVLink, and copies beside them do not touch",
     "host-memory": "all-to-alls have half the measured link, as their ways out and in take turns;"
@@ -129,15 +128,16 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         found = predict(inputs, settings)
         first, switch = found.first_s, found.switch_s
     if job.engine == "swap":
-        rates, spikes = known.of("pageable"), known.of("swap")
-        if not (rates or spikes):
+        spikes = [row.value for row in known.of("swap")]
+        spikes = spikes or [[sum(expert / rate for rate in row.value)] * 2
+                            for row in known.of("pageable")]  # fmt: skip
+        if not spikes:
             raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
-        moved = spikes[-1].value if spikes else [sum(expert / rate for rate in rates[-1].value)] * 2
-        first, switch = first + moved[0], switch + moved[1]
+        first, switch = first + spikes[-1][0], switch + spikes[-1][1]
     return {
-        "engine": job.engine, "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0],
+        **job.model_dump(include={"engine", "width", "height", "num_frames"}),
+        "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0], "tokens": tokens,
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
-        "width": job.width, "height": job.height, "num_frames": job.num_frames, "tokens": tokens,
         "step_s": step(), "low_s": step(0.0), "high_s": step(2.0), "first_s": first,
         "switch_s": switch, "total_s": first + switch + max(inputs.steps - 2, 0) * step(),
         "overhead": step() / step(nbytes=0) - 1,
@@ -238,9 +238,8 @@ def _waiting(known: Known, windows: Windows, rest: Curve) -> float:
 def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
     """An interconnect as measured with the most ranks, packing included, else :data:`ASSUMED`.
 
-    Bytes a second of a collective; seconds a byte of a rank's own tokens, packed and unpacked,
-    beside that; the share of its rate that a load beside a collective keeps; how much longer the
-    collective takes then.
+    Bytes a second of a collective; seconds to pack and unpack a byte; the share of its rate that a
+    load beside a collective keeps; how much longer the collective takes then.
     """
     if (best := known.base).ranks > 1:
         plan, moved = Inputs.of(best.value), all_to_all_bytes(best.tokens, *known.head, best.ranks)
