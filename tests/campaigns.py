@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.synthetic import plan_inputs
+from wanreport.analysis.rows import MEMORY
 from wanreport.planner.plan import make_plan
 from wanreport.records.files import parse_label, stream_settings
 
@@ -24,14 +25,9 @@ LABELS = {"resident": 1.0, "fsdp": 1.3, "layerwise:prefetch=1": 1.2, "planned": 
 
 
 def campaign(
-    *,
-    device: str = "cuda",
-    machine: str = PCIE,
-    ranks: int = 2,
-    branches: int = 1,
-    resident_ms: Mapping[int, float] | None = None,
-    factors: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
+    *, device: str = "cuda", machine: str = PCIE, ranks: int = 2, branches: int = 1,
+    resident_ms: Mapping[int, float] | None = None, factors: Mapping[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """A campaign of 20 blocks.
 
     `resident_ms` are milliseconds of resident's step by tokens, and `factors` how many times as
@@ -45,26 +41,21 @@ def campaign(
     for label, factor in (factors or LABELS).items():
         for tokens, ms in resident_ms.items():
             each = [_rank(label, factor * ms, settings, rank) for rank in range(ranks)]
-            rows.append(
-                {
-                    "label": label, "tokens": tokens, "grid": [1, 1, tokens], "status": "ok",
-                    "reason": "", "ranks": each, "log": "", "transport": ["SHM/direct/direct"],
-                    "settings": stream_settings(label, each), "git_sha": "c" * 40,
-                    "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
-                }
-            )  # fmt: skip
+            rows.append({
+                "label": label, "tokens": tokens, "grid": [1, 1, tokens], "status": "ok",
+                "reason": "", "ranks": each, "log": "", "transport": ["SHM/direct/direct"],
+                "settings": stream_settings(label, each), "git_sha": "c" * 40,
+                "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
+            })  # fmt: skip
     nccl = {"NCCL_P2P_DISABLE": "1"} if machine == PCIE else {}
     return {
-        "schema_version": 2,
-        "settings": settings,
-        "bytes": BLOCK * BLOCKS,
+        "schema_version": 2, "settings": settings, "bytes": BLOCK * BLOCKS, "rows": rows,
         "machine": {"class": machine, "slug": slug, "gpu_name": "NVIDIA H200" if cuda else None,
                     "gpu_count": ranks if cuda else 0, "driver": "580" if cuda else None,
                     "nccl": nccl},
         "software": {"python": "3.12.3", "torch": "2.11.0", "diffusers": "0.42.1", "cuda": "13.0",
                      "nccl": "2.28.9", "wanreport": "0.1.0"},
         "peers": {"diffusers": {"version": "0.42.1"}, "sglang": {"version": "0.5.23"}},
-        "rows": rows,
     }  # fmt: skip
 
 
@@ -83,27 +74,18 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
         plan["candidates"][plan["chosen"]]["predicted"]["step_s"] = ms / 1e3 * 1.02
         plan = json.loads(json.dumps(plan))
     gigabytes = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
-    memory = {"allocated_bytes": gigabytes, "reserved_bytes": gigabytes, "pinned_bytes":
-              BLOCK * blocks} if cuda else dict.fromkeys(
-                  ("allocated_bytes", "reserved_bytes", "pinned_bytes"))  # fmt: skip
+    sizes = (gigabytes, gigabytes, BLOCK * blocks) if cuda else (None,) * 3
+    read = {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
     link = {"h2d_pinned_gb_s": 55.4, "h2d_pinned_together_gb_s": 54.9}
     return {
-        "samples_ms": samples,
-        "warmup_ms": samples[:2],
-        "wall_ms_per_step": ms if cuda else None,
-        "memory": {**memory, "host_rss_bytes": 1},
-        "gpu": {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
-        if samples
-        else None,
-        "shared_pinned_bytes": BLOCK * blocks if cuda else 0,
-        "output_sha256": digest,
-        "first_output_sha256": digest,
+        "samples_ms": samples, "warmup_ms": samples[:2], "wall_ms_per_step": ms if cuda else None,
+        "memory": {**dict(zip(MEMORY, sizes, strict=False)), "host_rss_bytes": 1},
+        "gpu": read if samples else None, "shared_pinned_bytes": BLOCK * blocks if cuda else 0,
+        "output_sha256": digest, "first_output_sha256": digest,
         "counters": None if name in ("diffusers", "sglang") else {"h2d_bytes": h2d},
-        "attach_s": 1.0,
+        "attach_s": 1.0, "note": "", "plan": plan,
         "link": link if cuda and name in ("resident", "planned") else None,
-        "note": "",
-        "plan": plan,
-    }
+    }  # fmt: skip
 
 
 def write(report: dict[str, Any], root: Path, name: str = "peers") -> Path:

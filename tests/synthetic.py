@@ -8,12 +8,13 @@ record passes :func:`wanreport.records.record.write_record`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from wanreport.analysis import frames
 from wanreport.analysis.frames import Frames
+from wanreport.analysis.rows import MEMORY
 from wanreport.jobs.job import job_from_mapping, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
 from wanreport.jobs.settings import layerwise_held
@@ -41,20 +42,11 @@ BASELINE = {
 
 
 def record(
-    name: str = "new-4gpu",
-    *,
-    scale: str = "tiny",
-    device: str | None = None,
-    status: str = "ok",
-    reason: str = "",
-    hint: str = "",
-    steady_s: float | None = None,
-    switch_s: float | None = None,
-    sm_mhz: float | None = 1600.0,
-    latents: str = "the same bits",
-    machine: dict[str, Any] | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
+    name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
+    reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
+    sm_mhz: float | None = 1600.0, latents: str = "the same bits",
+    machine: dict[str, Any] | None = None, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
     It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
@@ -63,49 +55,40 @@ def record(
     """
     device = device or ("cuda" if scale == "a14b" else "cpu")
     job = _job(name, scale, changes)
+    sglang = asdict(job.sglang())
+    sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], LAYERS[scale])
     made = new_record(
-        job,
-        status=status,
-        reason=reason or ("" if status == "ok" else f"made up: {status}"),
-        hint=hint,
-        machine=_machine(device) | (machine or {}),
-        software=_software(device),
-        started_at="2026-03-01T12:00:00Z",
-        wall_s=100.0,
-        sglang=_sglang(job),
-    )
+        job, status=status, reason=reason or ("" if status == "ok" else f"made up: {status}"),
+        hint=hint, machine=_machine(device) | (machine or {}), software=_software(device),
+        started_at="2026-03-01T12:00:00Z", wall_s=100.0, sglang=sglang,
+    )  # fmt: skip
     if status != "ok":
         return made
     settings = resolve_model(job.model_path)
     schedule = flow_schedule(job.num_inference_steps, settings.flow_shift)
     at = switch_step(schedule.timesteps, settings.boundary_ratio)
     made["schedule"] = {
-        "timesteps": [float(t) for t in schedule.timesteps],
-        "sigmas": schedule.sigmas,
+        "timesteps": [float(t) for t in schedule.timesteps], "sigmas": schedule.sigmas,
         "switch_step": at,
         "experts": ["high_noise" if at is None or i < at else "low_noise"
                     for i in range(len(schedule.timesteps))],
     }  # fmt: skip
     made["model"] = _model(job, settings)
     made["engine"] = {
-        "name": job.engine,
-        "prefetch": made["sglang"]["prefetch_layers"],
+        "name": job.engine, "prefetch": sglang["prefetch_layers"],
         "branches_per_visit": 2 if job.engine == "stream" else 1,
         "counters_derived": job.engine == "fsdp",
-    }
+    }  # fmt: skip
     made["cold_start_s"] = 250.0
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
     spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
     kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
+    read = {"readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0, "celsius": 62}
+    gpu = [read | {"board": f"{rank:08x}"} if sm_mhz and device == "cuda" else None
+           for rank in range(job.num_gpus)]  # fmt: skip
     for number, kind in enumerate([*kinds, *(["profiled"] if job.profile else [])]):
         iteration = _iteration(made, number, kind, steady, spike, at, latents, device)
-        iteration["gpu"] = [
-            {"board": f"{rank:08x}", "readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0,
-             "celsius": 62}
-            if sm_mhz and device == "cuda" else None
-            for rank in range(job.num_gpus)
-        ]  # fmt: skip
-        made["iterations"].append(iteration)
+        made["iterations"].append(iteration | {"gpu": [each and {**each} for each in gpu]})
     if job.engine == "stream":
         inputs = plan_inputs(
             blocks=LAYERS[scale], block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],
@@ -116,14 +99,10 @@ def record(
         made["engine"]["plan"] = plan
     made["timeline"] = _timeline(job.engine, LAYERS[scale], at or 1, scale)
     made["traces"] = [
-        {
-            "rank": rank,
-            "path": f"traces/{name}-{made['job_hash']}/rank{rank}.json.gz",
-            "bytes": 1_234_567,
-            "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest(),
-        }
+        {"rank": rank, "path": f"traces/{name}-{made['job_hash']}/rank{rank}.json.gz",
+         "bytes": 1_234_567, "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest()}
         for rank in range(job.num_gpus if job.profile else 0)
-    ]
+    ]  # fmt: skip
     return made
 
 
@@ -154,12 +133,6 @@ def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:
         **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}), **flags, **changes,
     }  # fmt: skip
     return resolve_job(job_from_mapping(mapping, source="synthetic"), gpus=64)
-
-
-def _sglang(job: Any) -> dict[str, Any]:
-    found = job.sglang()
-    layers = prefetch_layers(found.prefetch_size, LAYERS[job.scale])
-    return {**asdict(found), "prefetch_layers": layers}
 
 
 def _model(job: Any, settings: ModelSettings) -> dict[str, Any]:
@@ -194,14 +167,11 @@ def _machine(device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _link() -> dict[str, Any]:
+def _link() -> dict[str, float]:
     rates = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
-    link: dict[str, Any] = {"nbytes": 1 << 29, "samples": {}}
-    for key, rate in rates.items():
-        alone, together = [rate + 0.1, rate, rate - 0.1], [rate * 0.8] * 3
-        link["samples"][key] = {"alone": alone, "together": [together] * 4}
-        link |= {f"{key}_gb_s": rate, f"{key}_together_gb_s": round(rate * 0.8, 3)}
-    return link
+    return {f"{key}_gb_s": rate for key, rate in rates.items()} | {
+        f"{key}_together_gb_s": round(rate * 0.8, 3) for key, rate in rates.items()
+    }
 
 
 def _software(device: str) -> dict[str, Any]:
@@ -216,16 +186,13 @@ def _software(device: str) -> dict[str, Any]:
 def plan_inputs(**changes: Any) -> Inputs:
     """Two GPUs whose collectives share the link with copies, at 14,040 tokens."""
     shared = Route(54e9, 20e9, 1.0, 1.5)
-    return Inputs(
-        **{
-            "blocks": 40, "block_bytes": BLOCK["a14b"], "outer_bytes": OUTER["a14b"], "ranks": 2,
-            "branches": 2, "steps": 27, "windows_s": (3e-3, 5e-3, 6e-3), "collectives_s": 4.4e-3,
-            "other_s": 5e-3, "link": 54.9e9, "local": shared,
-            "sharded": Route(30e9, 10e9, 1.1, 2.0), "activation_bytes": 4 * 10**9,
-            "device_bytes": 80 * 10**9,
-        }
-        | changes
+    made = Inputs(
+        blocks=40, block_bytes=BLOCK["a14b"], outer_bytes=OUTER["a14b"], ranks=2, branches=2,
+        steps=27, windows_s=(3e-3, 5e-3, 6e-3), collectives_s=4.4e-3, other_s=5e-3, link=54.9e9,
+        local=shared, sharded=Route(30e9, 10e9, 1.1, 2.0), activation_bytes=4 * 10**9,
+        device_bytes=80 * 10**9,
     )  # fmt: skip
+    return replace(made, **changes)
 
 
 def _iteration(
@@ -245,39 +212,27 @@ def _iteration(
     counters = _counters(made, number)
     moved = counters["h2d_bytes"] // len(ran) if job["engine"] in ("layerwise", "fsdp") else 0
     steps = [
-        {
-            "index": i,
-            "expert": expert,
-            "timestep": made["schedule"]["timesteps"][i],
-            "seconds": [round(time(i, rank), 6) for rank in ranks],
-            "h2d_bytes": [moved for _ in ranks],
-        }
-        for i, expert in enumerate(experts)
-        if i in ran
-    ]
+        {"index": i, "expert": experts[i], "timestep": made["schedule"]["timesteps"][i],
+         "seconds": [round(time(i, rank), 6) for rank in ranks],
+         "h2d_bytes": [moved] * len(ranks)}
+        for i in sorted(ran)
+    ]  # fmt: skip
     decode = steady * 1.2 if job["decode"] else None
     peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
     layers, at_once = made["model"]["num_layers"], made["engine"]["prefetch"]
     more = layerwise_held(layers, at_once, switch=True) - layerwise_held(layers, 1, switch=True)
     extra = more * BLOCK[job["scale"]]
-    memory = {
-        "allocated_bytes": peak + extra if device == "cuda" else None,
-        "reserved_bytes": peak + extra + 2_000_000_000 if device == "cuda" else None,
-        "pinned_bytes": 57_000_000_000 if device == "cuda" else None,
-        "host_rss_bytes": 60_000_000_000 if device == "cuda" else 900_000_000,
-    }
+    sizes = (peak + extra, peak + extra + 2 * 10**9, 57 * 10**9, 60 * 10**9)
+    sizes = sizes if device == "cuda" else (None, None, None, 900_000_000)
     digest = hashlib.sha256(f"{latents}, {len(ranks)} ranks".encode()).hexdigest()
     return {
-        "kind": kind,
-        "steps": steps,
-        "decode_s": decode,
+        "kind": kind, "steps": steps, "decode_s": decode,
         "total_s": sum(max(step["seconds"]) for step in steps) + (decode or 0),
         "counters": [dict(counters) for _ in ranks],
         "expected_counters": [dict(counters) for _ in ranks],
-        "memory": [dict(memory) for _ in ranks],
-        "latents_sha256": digest,
+        "memory": [dict(zip(MEMORY, sizes, strict=True)) for _ in ranks], "latents_sha256": digest,
         "video_sha256": hashlib.sha256(digest.encode()).hexdigest() if decode else None,
-    }
+    }  # fmt: skip
 
 
 def _counters(made: dict[str, Any], number: int) -> dict[str, int]:

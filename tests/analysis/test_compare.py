@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from madeup import NAN, frames, run
+from madeup import NAN, frames, on, run
 
 from wanreport.analysis import compare
 from wanreport.analysis.answer import answer, quoted
@@ -27,17 +28,19 @@ from wanreport.analysis.stats import (
 from wanreport.baseline.facts import load_facts
 
 ROOT = Path(__file__).resolve().parents[2]
+FACTS = load_facts()
+CLOCKS = st.sampled_from([NAN, 1500.0, 1600.0, 1980.0])
 
 
-def of(step: float, mhz: float = 1600.0) -> Any:
-    return run("swap", step, sm_mhz=mhz)
+def of(step: float, mhz: float = 1600.0, **more: Any) -> Any:
+    return run("swap", step, sm_mhz=mhz, **more)
 
 
 def claim(one: Any, two: Any, drift: float = 0.0) -> str:
     return str(difference(one, two, drift)["claim"])
 
 
-# Medians ------------------------------------------------------------------------------------------
+# Medians, and telling two runs apart --------------------------------------------------------------
 
 
 def test_the_interval_of_a_median_is_a_pair_of_its_samples() -> None:
@@ -55,24 +58,18 @@ def test_medians_are_apart_where_their_intervals_are() -> None:
     assert apart(high, Median(1, NAN, NAN, 3)) == 0
 
 
-# Telling two runs apart ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("step", "clocks", "told"),
-    [
-        (20.5, (1600, 1600), "slower"),
-        (20.1, (1600, 1600), "within noise"),  # within the drift of one run
-        (20.5, (1560, 1600), "within noise"),  # the longer step had the slower clock
-        (20.7, (1650, 1600), "slower"),  # a faster clock makes no step longer
-        (22.5, (1740, 1575), "slower"),  # an engine 12.5 % slower, at a clock 10 % faster
-        (20.7, (NAN, 1600), "within noise"),  # an unknown clock is no equal one
-        (20.7, (NAN, NAN), "within noise"),
-        (21.5, (NAN, NAN), "slower"),
-        (18.5, (NAN, 1600), "faster"),
-        (18.5, (1600, 0.0), "faster"),  # nor is one that was read as nothing
-    ],
-)
+@pytest.mark.parametrize(("step", "clocks", "told"), [
+    (20.5, (1600, 1600), "slower"),
+    (20.1, (1600, 1600), "within noise"),  # within the drift of one run
+    (20.5, (1560, 1600), "within noise"),  # the longer step had the slower clock
+    (20.7, (1650, 1600), "slower"),  # a faster clock makes no step longer
+    (22.5, (1740, 1575), "slower"),  # an engine 12.5 % slower, at a clock 10 % faster
+    (20.7, (NAN, 1600), "within noise"),  # an unknown clock is no equal one
+    (20.7, (NAN, NAN), "within noise"),
+    (21.5, (NAN, NAN), "slower"),
+    (18.5, (NAN, 1600), "faster"),
+    (18.5, (1600, 0.0), "faster"),  # nor is one that was read as nothing
+])  # fmt: skip
 def test_a_difference_is_claimed_beyond_what_clocks_explain(
     step: float, clocks: tuple[float, float], told: str
 ) -> None:
@@ -85,8 +82,7 @@ def test_clocks_explain_in_one_direction_only_but_where_gaps_are_compared() -> N
     slow, fast = of(21.0, 1700.0), of(20.0, 1600.0)
     assert allowance(slow, fast) == allowance(fast, slow) == pytest.approx(SAME_CLOCKS)
     assert allowance(slow, fast, either_way=True) == pytest.approx(SAME_CLOCKS + 0.0625)
-    explained = of(21.0, 1600.0), of(20.0, 1700.0)
-    assert allowance(*explained) == pytest.approx(SAME_CLOCKS + 0.0625)
+    assert allowance(of(21.0), of(20.0, 1700.0)) == pytest.approx(SAME_CLOCKS + 0.0625)
     assert allowance(of(21, NAN), fast) == allowance(fast, of(21, NAN)) == UNKNOWN_CLOCKS
     assert allowance(of(21, NAN), fast, either_way=True) == UNKNOWN_CLOCKS
 
@@ -98,10 +94,14 @@ def test_measured_drift_takes_the_place_of_the_usual_one_where_it_is_more() -> N
     assert claim(one, two) == "slower" and claim(one, two, drift=0.03) == "within noise"
 
 
-@given(*[st.floats(10, 30), st.sampled_from([NAN, 1500.0, 1600.0, 1980.0])] * 2)
-def test_no_order_depends_on_who_is_named_first(a: float, ma: float, b: float, mb: float) -> None:
-    both = {claim(of(a, ma), of(b, mb)), claim(of(b, mb), of(a, ma))}
-    assert both in ({"within noise"}, {"slower", "faster"})
+@given(st.lists(st.tuples(*[st.floats(10, 30), CLOCKS] * 2), min_size=1))
+def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pairs: Any) -> None:
+    ones, others = [of(*pair[:2]) for pair in pairs], [of(*pair[2:]) for pair in pairs]
+    for one, two in zip(ones, others, strict=True):
+        assert {claim(one, two), claim(two, one)} in ({"within noise"}, {"slower", "faster"})
+    table = pd.DataFrame(difference(pd.DataFrame(ones), pd.DataFrame(others)))
+    rows = [difference(one, two) for one, two in zip(ones, others, strict=True)]
+    pd.testing.assert_frame_equal(table, pd.DataFrame(rows), check_dtype=False)
 
 
 def test_a_difference_has_seconds_and_shares() -> None:
@@ -120,81 +120,70 @@ def test_two_gaps_are_compared_with_clocks_either_way() -> None:
     assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
     same = gap_difference(few, few)
     assert same["claim"] == "within noise" and same["difference"] == 0
-    assert gap_difference((run("swap", 21.0, n=3), of(20.0)), few)["claim"] == "no interval"
+    assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
 
 # Overhead -----------------------------------------------------------------------------------------
 
 
 def told(*rows: Any) -> Any:
-    return compare.overhead(frames(*rows))
+    """What runs have over resident, in the order given."""
+    return compare.overhead(frames(*rows)).reindex([row["run"] for row in rows])
 
 
 def test_overhead_is_over_resident_with_what_both_intervals_leave_open() -> None:
-    resident, layerwise, few = run("resident"), run("layerwise", 21.0), run("fsdp", 21.0, n=3)
-    found = told(resident, layerwise, few)
-    row = found.loc[layerwise["run"]]
-    assert row.reference == resident["run"] and row.resident_s == 20.0
+    rows = [run("resident"), run("layerwise", 21.0), run("fsdp", 21.0, n=3)]
+    _, row, few = told(*rows).itertuples()
+    assert (row.reference, row.resident_s) == (rows[0]["run"], 20.0)
     assert row.overhead == pytest.approx(0.05) and row.claim == "slower"
     assert row.overhead_low == pytest.approx(21 * 0.999 / (20 * 1.001) - 1)
-    assert row.same_boards and not row.bracketed and row.same_bits
-    assert found.claim[few["run"]] == "no interval"
+    assert row.same_boards and not row.bracketed and few.claim == "no interval"
 
 
 def test_resident_on_the_same_boards_goes_first_then_the_latest() -> None:
-    earlier = run("resident", 20.0, boards=("a",), latest=False, started="2026-01-01")
-    middle = run("resident", 21.0, boards=("b",), latest=False, started="2026-01-02")
-    last = run("resident", 22.0, boards=("c",), started="2026-01-03")
-    on_a, on_c, on_d, unknown = (
-        run("layerwise", 22.5, boards=boards) for boards in (("a",), ("c",), ("d",), ())
-    )
-    found = told(earlier, middle, last, on_a, on_c, on_d, unknown)
-    assert found.reference[on_a["run"]] == earlier["run"]
-    assert set(found.reference[[each["run"] for each in (on_c, on_d, unknown)]]) == {last["run"]}
-    assert found.reference[last["run"]] == last["run"], "the one that counts is its own"
-    assert not found.same_boards[on_d["run"]]
+    residents = [run("resident", boards=(at,), latest=at == "c", started=at) for at in "abc"]
+    others = [run("layerwise", 22.5, boards=boards) for boards in (("a",), ("c",), ("d",), ())]
+    found = told(*residents, *others)
+    a, _, c = (each["run"] for each in residents)
+    assert found.reference.tolist()[2:] == [c, a, c, c, c], "the one that counts is its own"
+    assert found.same_boards.tolist()[3:] == [True, True, False, False]
 
 
 def test_runs_of_other_work_and_rehearsals_are_no_reference() -> None:
     mine = run("layerwise", 21.0)
-    others = [run("resident", group="other"), run("resident", rehearsal=True),
-              run("resident", status="failed")]  # fmt: skip
-    found = told(mine, *others).loc[mine["run"]]
-    assert found[["reference", "overhead", "claim"]].isna().all()
+    others = [run("resident", **how) for how in
+              ({"group": "other"}, {"rehearsal": True}, {"status": "failed"})]  # fmt: skip
+    assert told(mine, *others).iloc[0][["reference", "overhead", "claim"]].isna().all()
     assert told(mine, run("resident")).overhead.notna().all()
     assert compare.overhead(EMPTY).empty
 
 
 def test_resident_again_at_the_end_gives_a_campaigns_drift() -> None:
-    rows = [run("resident", 20.0, source="bench"), run("layerwise", 20.5, source="bench")]
-    cost = told(*rows)
-    assert cost.drift.isna().all() and not cost.bracketed.any()
-    assert cost.claim[rows[1]["run"]] == "slower"
-    rows.append(run("resident", 20.6, source="bench", again=True))
+    rows = [run("resident", source="bench"), run("layerwise", 20.5, source="bench"),
+            run("resident", 20.6, source="bench", again=True)]  # fmt: skip
+    cost = told(*rows[:2])
+    assert cost.drift.isna().all() and not cost.bracketed.any() and cost.claim.iloc[1] == "slower"
     cost = told(*rows)
     assert cost.drift.tolist() == [pytest.approx(0.03)] * 3 and cost.bracketed.all()
-    assert cost.claim[rows[1]["run"]] == "within noise", "resident moved as much"
+    assert cost.claim.iloc[1] == "within noise", "resident moved as much"
     assert (cost.reference == rows[0]["run"]).all()
     assert compare.told(cost.iloc[1], cost.iloc[0])["allowance"] == pytest.approx(0.03)
 
 
 def test_residents_on_the_same_boards_give_a_jobs_drift() -> None:
     again = [run("resident", step, latest=latest) for step, latest in ((20.0, False), (20.6, True))]
-    here, there = run("layerwise", 21.0), run("layerwise", 21.0, boards=("b",))
-    found = told(*again, here, there)
-    assert found.drift[here["run"]] == pytest.approx(0.03)
-    assert math.isnan(found.drift[there["run"]])
-    assert compare.told(found.loc[there["run"]], found.loc[here["run"]])["allowance"] > 0.02
+    *_, here, there = told(
+        *again, run("layerwise", 21.0), run("layerwise", 21.0, boards=("b",))
+    ).iloc
+    assert here.drift == pytest.approx(0.03) and math.isnan(there.drift)
+    assert compare.told(there, here)["allowance"] > 0.02
 
 
 def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
-    resident = run("resident", 10.0)
-    light, heavy = (run("layerwise", 21.0, h2d_step_bytes=size) for size in (5e9, 1000e9))
-    without = run("layerwise", 21.0, link_gb_s=NAN)
-    found = told(resident, light, heavy, without)
-    assert found.limit_s[[light["run"], heavy["run"]]].tolist() == [10.0, 20.0]
-    assert found.over_limit[heavy["run"]] == pytest.approx(1.05)
-    assert math.isnan(found.limit_s[without["run"]])
+    moved = [{"h2d_step_bytes": 5e9}, {"h2d_step_bytes": 1000e9}, {"link_gb_s": NAN}]
+    found = told(run("resident", 10.0), *(run("layerwise", 21.0, **how) for how in moved))
+    assert found.limit_s.tolist()[1:3] == [10.0, 20.0] and math.isnan(found.limit_s.iloc[3])
+    assert found.over_limit.iloc[2] == pytest.approx(1.05)
 
 
 def test_bits_are_residents_unless_one_differs_or_does_not_repeat() -> None:
@@ -204,24 +193,15 @@ def test_bits_are_residents_unless_one_differs_or_does_not_repeat() -> None:
 
 
 def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it() -> None:
-    resident, here = run("resident", 20.0), run("layerwise", 21.0)
-    elsewhere = run("layerwise", 23.0, boards=("b",), started="2026-02-02")
-    left_out = [run("layerwise", 19.0, prefetch=3), run("stream", 19.0, vram_budget_gb=30.0),
-                run("swap", 19.0, latest=False), run("fsdp", 19.0, compiled=True),
-                run("layerwise", 19.0, cfg_parallel=True)]  # fmt: skip
-    found = compare.headline(frames(resident, here, elsewhere, *left_out))
-    assert found.run.tolist() == [here["run"]]
+    rows = [run("resident"), run("layerwise", 21.0), run("layerwise", boards=("b",), started="3"),
+            run("layerwise", prefetch=3), run("stream", vram_budget_gb=30.0),
+            run("swap", latest=False), run("fsdp", compiled=True),
+            run("layerwise", cfg_parallel=True)]  # fmt: skip
+    assert compare.headline(frames(*rows)).run.tolist() == [rows[1]["run"]]
     assert compare.headline(EMPTY).empty and answer(EMPTY).empty
 
 
-# Several GPUs -------------------------------------------------------------------------------------
-
-
-def on(gpus: int, engine: str, step: float, **changes: Any) -> Any:
-    """A run at 720p of GPUs on the PCIe path."""
-    where = {"gpus": gpus, "machine": f"{gpus}× H100, PCIe path", "interconnect": "PCIe path",
-             "height": 720, "group": f"{gpus} {changes.get('cfg_parallel')}"}  # fmt: skip
-    return run(engine, step, **where | changes)
+# Pairs --------------------------------------------------------------------------------------------
 
 
 def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_resident() -> None:
@@ -238,7 +218,6 @@ def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_reside
     assert layerwise.difference == pytest.approx(7.62 / 8.7 - 1)
     assert layerwise.overhead_cfg == pytest.approx(7.62 / 7.6 - 1)
     assert layerwise.overhead_ulysses == pytest.approx(8.7 / 8.4 - 1)
-    assert (layerwise.claim_cfg, layerwise.claim_ulysses) == ("within noise", "slower")
     assert compare.layouts(frames(*rows[::2])).empty and compare.layouts(EMPTY).empty
 
 
@@ -253,24 +232,25 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named() -> Non
 
 
 def test_prefetch_shows_steps_and_memory() -> None:
-    facts, base = load_facts(), run("layerwise", 20.0)
+    base = run("layerwise", 20.0)
     deep = run("layerwise", 19.0, prefetch=3, allocated_bytes=15e9)
-    (row,) = compare.prefetch(frames(run("resident"), base, deep), facts).itertuples()
+    (row,) = compare.prefetch(frames(run("resident"), base, deep), FACTS).itertuples()
     assert (row.deep_s, row.base_s, row.claim, row.same_boards) == (19.0, 20.0, "faster", True)
     assert row.step_difference_s == pytest.approx(-1.0)
     assert row.allocated_difference_bytes == 6e9
-    assert compare.prefetch(frames(base), facts).empty and compare.prefetch(EMPTY, facts).empty
-    committed = compare.prefetch(load(["results"], ROOT), facts).set_index("machine")
-    h100 = committed.loc["1× H100"]
+    assert compare.prefetch(frames(base), FACTS).empty and compare.prefetch(EMPTY, FACTS).empty
+    h100 = compare.prefetch(load(["results"], ROOT), FACTS).set_index("machine").loc["1× H100"]
     assert h100.claim == "within noise" and h100.same_boards
     assert h100.allocated_difference_bytes == pytest.approx(5.62e9, rel=1e-3)
 
 
-def test_a_setting_says_how_many_runs_differ() -> None:
-    facts = load_facts()
-    runs = frames(run("swap", gpus=4), run("swap", gpus=4, height=720)).runs
-    assert compare.differs(facts, runs, "s9.1.new4.gpus") == "480p instead of 720p in 1 of 2 runs"
-    assert compare.differs(facts, runs[1:], "s9.1.new4.gpus") == ""
-    one = runs.assign(gpus=1)[1:]
-    assert compare.differs(facts, one, "s9.1.new4.gpus") == "1 GPU instead of 4"
-    assert compare.differs(facts, one) == ""
+@pytest.mark.parametrize(("rows", "gpus", "said"), [
+    ([{"gpus": 4}, {"gpus": 4, "height": 720}], "s9.1.new4.gpus",
+     "480p instead of 720p in 1 of 2 runs"),
+    ([{"gpus": 4, "height": 720}], "s9.1.new4.gpus", ""),
+    ([{"height": 720}], "s9.1.new4.gpus", "1 GPU instead of 4"), ([{"height": 720}], "", ""),
+    ([{"height": 720, "gpu_model": "NVIDIA H200"}], "", "H200 instead of H100"),
+])  # fmt: skip
+def test_a_setting_says_how_many_runs_differ(rows: Any, gpus: str, said: str) -> None:
+    runs = frames(*(run("swap", **row) for row in rows)).runs
+    assert compare.differs(FACTS, runs, gpus) == said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from madeup import frames, run
@@ -25,23 +24,20 @@ def test_questions_without_runs_say_what_would_answer_them() -> None:
 
 
 def test_questions_are_answered_by_pairs_that_differ_in_what_is_asked() -> None:
-    def stream(**settings: Any) -> Any:
-        usual = {"slots": 3, "copy_streams": 1, "priority": 0, "shard": False, "windows": None}
-        return run("stream", settings=usual | settings)
-
-    rows = [run("resident", gpus=2), run("layerwise", gpus=2), run("swap", gpus=2), stream(),
-            stream(shard=True), stream(priority=-1), stream(copy_streams=2),
-            stream(windows=(1, 2, 3), slots=4)]  # fmt: skip
+    usual = {"slots": 3, "copy_streams": 1, "priority": 0, "shard": False, "windows": None}
+    others = [{}, {"shard": True}, {"priority": -1}, {"copy_streams": 2},
+              {"windows": (1, 2, 3), "slots": 4}]  # fmt: skip
+    rows = [run(engine, gpus=2) for engine in ("resident", "layerwise", "swap")]
+    rows += [run("stream", settings=usual | other) for other in others]
     apart = [run(engine, gpus=2, cfg_parallel=True, group="c") for engine in ("layerwise", "swap")]
-    found = questions(frames(*rows, *apart))
+    found, names = questions(frames(*rows, *apart)), [row["run"] for row in rows]
     exact = found[found.exact].set_index("number")
     assert exact[["run_one", "run_two"]].to_numpy().tolist() == [
-        [rows[1]["run"], rows[2]["run"]],
-        *([rows[n]["run"], rows[3]["run"]] for n in (4, 5, 6)),
-    ]
+        names[1:3], *([names[n], names[3]] for n in (4, 5, 6))
+    ]  # fmt: skip
     assert exact.index.tolist() == [1, 3, 5, 6] and set(exact.claim) == {"within noise"}
     near = found[~found.exact].set_index("number")
-    assert near.run_one.dropna().to_dict() == {7: rows[7]["run"]}
+    assert near.run_one.dropna().to_dict() == {7: names[7]}
     assert set(near[near.run_one.isna()].index) == {2, 4, 7}
 
 

@@ -17,9 +17,8 @@ def answer(frames: Frames) -> pd.DataFrame:
     """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
 
     For each `place` ("1 GPU", else how GPUs exchange data), number of `gpus`, `height` and `engine`
-    the row of the machine where the overhead is largest, with `least` and `most`, the smallest and
-    the largest overhead there, `claim`, "slower" where it is so on any machine, and the names of
-    the `machines`.
+    the row of the machine with the largest overhead; `least` and `most` of all `machines`; and
+    `claim`, "slower" where it is so on any.
     """
     cost = headline(frames)
     place = cost.interconnect.where(cost.gpus > 1, "1 GPU")
@@ -32,10 +31,7 @@ def answer(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
-    """Write an engine's overhead at a place: "+6.5 % at 480p and 0 % at 720p (within noise)".
-
-    More GPUs than two are named; "" where it was not measured.
-    """
+    """Write an engine's overhead at a place: "+6.5 % at 480p and 0 % at 720p (within noise)"."""
     parts = []
     for row in found[(found.place == where) & (found.engine == engine)].itertuples():
         several = dict.fromkeys((ratio(row.least), ratio(row.most)))
@@ -56,18 +52,20 @@ def claimed(found: pd.DataFrame, engine: str, height: int) -> str:
 def not_measured(frames: Frames) -> pd.DataFrame:
     """List what the question asks for and no run of the full model answers.
 
-    `what` is "baseline" (the baseline's own jobs: how many `jobs`, on how many `gpus`, as in "4 and
-    6"), "NVLink" or "720p".
+    `what` is "baseline" (its own `jobs`, and on how many `gpus`: "4 and 6"), "NVLink" or "720p".
     """
     found, runs = answer(frames), frames.runs
     known = {*runs.baseline_job[~runs.rehearsal & runs.status.isin(["ok", "oom"])]}
     files = (project_root() / "params/baseline").glob("*.yaml")
-    left = [job for job in map(load_job, files) if job.baseline_job not in known]
-    gpus = " and ".join(map(str, sorted({job.num_gpus for job in left})))
-    rows = [("baseline", len({job.baseline_job for job in left}), gpus)] if left else []
-    rows += [("NVLink", 0, "")] * ("NVLink" not in set(found.place))
-    rows += [("720p", 0, "")] * (720 not in set(found.height))
-    return pd.DataFrame(rows, columns=["what", "jobs", "gpus"])
+    left = {job.baseline_job: job.num_gpus for job in map(load_job, files)}
+    gpus = {job: number for job, number in left.items() if job not in known}
+    rows = [
+        ("baseline", len(gpus), " and ".join(map(str, sorted({*gpus.values()}))), not gpus),
+        ("NVLink", 0, "", (found.place == "NVLink").any()),
+        ("720p", 0, "", (found.height == 720).any()),
+    ]
+    table = pd.DataFrame(rows, columns=["what", "jobs", "gpus", "known"])
+    return table[~table.pop("known")].reset_index(drop=True)
 
 
 def without_record(frames: Frames) -> pd.DataFrame:

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import Row, difference, gap_difference
+from wanreport.analysis.stats import Runs, difference, gap_difference
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
 
+Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the document says, by name
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
-PREFETCH = ["machine", "work", "deep", "base", "deep_s", "base_s", "difference", "claim",
-            "same_boards", "step_difference_s", "allocated_difference_bytes"]  # fmt: skip
-
-
-class Facts(Protocol):
-    """What the baseline document says, by the id of the fact."""
-
-    def number(self, name: str) -> float: ...
-    def text(self, name: str) -> str: ...
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
     """Pick the runs with a steady step at full scale: the only ones that times are compared of."""
-    runs = frames.full_scale()
-    return runs[runs.step_s.notna()]
+    return frames.full_scale().dropna(subset="step_s")
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep jobs that did what the baseline asks for, but for their size; maybe earlier runs too.
+    """Keep jobs with both branches, eager, without a memory budget; maybe earlier runs too.
 
-    Both branches, eager, without a memory budget; on all GPUs, or with `layouts` in either layout.
+    Both branches ran on all GPUs, or with `layouts` in either layout.
     """
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
     plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
@@ -44,11 +36,10 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = Fal
 
 
 def headline(frames: Frames) -> pd.DataFrame:
-    """Pick the runs for the first screen: the full model, each engine's run that counts.
+    """Pick the runs for the first screen: of each machine, GPUs, height and engine but `resident`.
 
-    The latest plain job with prefetch 1, but for `resident`, by machine, GPUs and resolution. An
-    overhead whose reference ran on the same boards goes before one that did not, and one with
-    `resident` again afterwards before both.
+    It is the latest plain job with prefetch 1. One whose reference ran on the same boards goes
+    before one whose did not, and one with `resident` again afterwards before both.
     """
     plain = plain_jobs(overhead(frames))
     plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
@@ -60,32 +51,34 @@ def headline(frames: Frames) -> pd.DataFrame:
 # Pairs of runs -----------------------------------------------------------------------------------
 
 
-def rows_of(runs: pd.DataFrame) -> list[Row]:
-    """List a table's rows."""
-    return [row for _, row in runs.iterrows()]
-
-
-def told(one: Row, two: Row) -> dict[str, Any]:
-    """Compare two runs' steps (:func:`difference`), with the larger drift known of both.
-
-    Also whether both had the same boards, the first one's machine and work, and which runs.
-    """
+def told(one: Runs, two: Runs) -> dict[str, Any]:
+    """Compare two runs' steps (:func:`difference`), with the larger drift known of both."""
     return {
-        **difference(one, two, max(0.0, abs(one["drift"]), abs(two["drift"]))),  # NaN is no more
-        "same_boards": bool(one["boards"]) and one["boards"] == two["boards"],
+        **difference(one, two, np.fmax(np.abs(one["drift"]), np.abs(two["drift"]))),
+        "same_boards": (one["boards"] == two["boards"]) & (one["sm_mhz"] > 0),
         **{key: one[key] for key in (*WHERE, "work")},
         "run_one": one["run"], "run_two": two["run"],
     }  # fmt: skip
 
 
-def over_resident(runs: pd.DataFrame, one: Row, two: Row) -> dict[str, Any]:
-    """Compare two runs' overheads, each over its own `resident` (:func:`gap_difference`)."""
-    return gap_difference((one, runs.loc[one["reference"]]), (two, runs.loc[two["reference"]]))
+def gaps(runs: pd.DataFrame, ones: pd.Series, others: pd.Series, own: pd.Series) -> pd.DataFrame:
+    """Tabulate what is :func:`told` of pairs; where `own`, of overheads over their residents."""
+    pair = aligned(runs, ones, others)
+    table = pd.DataFrame(told(*pair)).reindex(columns=[*told(*pair), "gap", "gap_before"])
+    over = [(each[own], *aligned(runs, each.reference[own])) for each in pair]
+    wide = gap_difference(*((one, two.set_axis(one.index)) for one, two in over))
+    table.loc[own, [*wide]] = pd.DataFrame(wide)
+    return table
+
+
+def aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
+    """Pick runs by name, in tables with one index."""
+    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def nearest(
     ones: pd.DataFrame, others: pd.DataFrame, on: Sequence[str] = ("group",)
-) -> list[tuple[Row, Row]]:
+) -> list[pd.DataFrame]:
     """Pair runs that agree `on` some columns: one pair of each machine, GPUs, height and engine.
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
@@ -93,49 +86,38 @@ def nearest(
     where = [*WHERE, "engine"]
     keep = [*dict.fromkeys([*on, *where, "run", "boards", "same_boards", "steps_run", "started"])]
     both = ones[keep].merge(others[keep], on=[*on], suffixes=("", "_two"))
-    both = both[both.run != both.run_two]
-    order = both.assign(
+    order = both[both.run != both.run_two].assign(
         same=both.boards.astype(bool) & (both.boards == both.boards_two),
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
-    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])
+    ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
-    pairs = rows_of(ones.loc[picked.run]), rows_of(others.loc[picked.run_two])
-    return list(zip(*pairs, strict=True))
+    return aligned(ones, picked.run) + aligned(others, picked.run_two)
 
 
 def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Compare the deeper prefetch with the default: a row for each machine that has both.
-
-    What :func:`told` has of their steps, and ``allocated_difference_bytes``.
-    """
+    """Compare the deeper prefetch with the default: a row for each machine that has both."""
     runs = plain_jobs(overhead(frames))
-    runs = runs[runs.engine == NEW]
-    deep, base = (facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base"))
-    pairs = nearest(runs[runs.prefetch == deep], runs[runs.prefetch == base])
-    return pd.DataFrame([
-        {**told(one, two), "deep": one.prefetch, "base": two.prefetch,
-         "deep_s": one.step_s, "base_s": two.step_s,
-         "allocated_difference_bytes": one.allocated_bytes - two.allocated_bytes}
-        for one, two in pairs
-    ], columns=None if pairs else PREFETCH)  # fmt: skip
+    ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
+    deep, base = nearest(*(runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead))
+    return pd.DataFrame({
+        **told(deep, base), "deep": deep.prefetch, "base": base.prefetch, "deep_s": deep.step_s,
+        "base_s": base.step_s,
+        "allocated_difference_bytes": deep.allocated_bytes - base.allocated_bytes,
+    })  # fmt: skip
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
     """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
-    What :func:`told` has of their steps, the `engine`, and of both (``_cfg``, ``_ulysses``) the
-    ``step_s`` and the ``overhead`` over resident of the same layout, with its ``claim``.
+    Each ``overhead`` is over resident of the same layout.
     """
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
-    ones, others = plain[plain.cfg_parallel], plain[~plain.cfg_parallel]
-    pairs = nearest(ones, others, [*WHERE, "engine", "frames"])
-    return pd.DataFrame([
-        {"engine": one.engine, **told(one, two),
-         **{f"{name}_{layout}": row[name] for name in ("step_s", "overhead", "claim")
-            for layout, row in (("cfg", one), ("ulysses", two))}}
-        for one, two in pairs
-    ], columns=None if pairs else [*WHERE, "engine", "run_one", "run_two", "claim"])  # fmt: skip
+    halves, split = [*WHERE, "engine", "frames"], plain.cfg_parallel
+    cfg, ulysses = nearest(plain[split], plain[~split], halves)
+    sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
+             for name in ("step_s", "overhead")}  # fmt: skip
+    return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})
 
 
 # The setup that was asked for --------------------------------------------------------------------
@@ -144,21 +126,19 @@ def layouts(frames: Frames) -> pd.DataFrame:
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
 
-    "" where they do not. `gpus` is the fact with the number of GPUs asked for; any will do without.
+    `gpus` is the fact with the number of GPUs asked for; any will do without.
     """
-    said, wanted = [], {"height": ("s2.height", "p"), "frames": ("s2.frames", " frames")}
-    for column, (fact, unit) in (({"gpus": (gpus, " GPUs")} if gpus else {}) | wanted).items():
+    said, size = [], [("height", "s2.height", "p"), ("frames", "s2.frames", " frames")]
+    for column, fact, unit in [("gpus", gpus, " GPUs")] * bool(gpus) + size:
         asked = facts.number(fact)
-        other = runs[column][runs[column] != asked].dropna()
-        if len(other):
+        if len(other := runs[column][runs[column] != asked].dropna()):
             there = " and ".join(map(str, sorted(set(other)))) + unit
             there = "1 GPU" if there == "1 GPUs" else there
             some = f" in {len(other)} of {len(runs)} runs" if len(other) < len(runs) else ""
             said.append(f"{there} instead of {asked:.0f}{unit if unit == 'p' else ''}{some}")
     board = facts.text("s1.gpu").split()[0]  # its memory decides what fits
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
-    if others:
-        said.append(f"{' and '.join(others)} instead of {board}")
+    said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
 
 
@@ -169,9 +149,9 @@ def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
     on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
     """
     files, took = [f"params/{name}.yaml" for name in params], 0.0
-    known = frames.full_scale().set_index("job").wall_s.groupby("job").last()
+    known = frames.full_scale().groupby("job").wall_s.last()
     for path in (project_root() / file for file in files):
-        limit = load_job(path).timeout_s if path.is_file() else math.nan
+        limit = math.nan if path.stem in known or not path.is_file() else load_job(path).timeout_s
         took += known.get(path.stem, limit)
     return {"command": f"wanreport measure {' '.join(files)}",
             "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

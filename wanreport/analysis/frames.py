@@ -8,8 +8,25 @@
 
 Column names end in their unit: ``_s``, ``_ms``, ``_bytes``, ``_gb_s`` (10^9 bytes a second),
 ``_mhz``, ``_w``. Whatever was not measured is NaN, NA or None, never 0. `run`, the path of the file
-(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. Modules `rows` and
-`summary` say what else `runs` has; here it gets ``latest``, whether a run is the one that counts.
+(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. Beside what files
+say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the busiest rank,
+
+    step_s, step_low_s, step_high_s, step_n   the median steady step, neither first nor switch
+    first_s, switch_s, decode_s, denoise_s, steady_s, end_to_end_s   other parts of the schedule
+    h2d_step_bytes, h2d_step_bytes_all, h2d_schedule_bytes   to the device, a steady step or in all;
+                            a step that did not run counts as a steady one
+    latents, repeats        what all complete iterations end in; whether several do, and agree
+    formula_ok              whether all counters equal their closed formula; None without one
+    latest                  whether it is its job's run that counts
+    reference, resident_s   the run of `resident` that it is held against, and its step. In a
+                            benchmark file the first one of as many tokens; of jobs of the same work
+                            and layout the latest on the same boards, else on such a machine
+    overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
+    drift, bracketed        by what share resident moved meanwhile, and whether that is known: in a
+                            benchmark file at its end, of jobs on the same boards
+    limit_s, over_limit     resident's step, or a step's bytes over the link's measured bandwidth,
+                            which no engine can beat with the same bytes; and the step over it
+    same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
 from __future__ import annotations
@@ -22,10 +39,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from wanreport.analysis.rows import MEMORY, Rows, add_bench, add_record
-from wanreport.analysis.summary import against_resident, summed_up
+from wanreport.analysis.stats import difference, median_interval
+from wanreport.jobs.job import Job
 from wanreport.records import files
 from wanreport.records.project import project_root
-from wanreport.records.record import EARLIER, REUSABLE
+from wanreport.records.record import EARLIER, REUSABLE, new_record
 
 WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "height", "width",
          "frames", "steps_run", "steps_whole", "switch_step", "prefetch", "block_bytes",
@@ -33,14 +51,16 @@ WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "h
 """Columns of whole numbers; with gaps they would turn into fractions."""
 UNITS = ("_s", "_bytes", "_mhz", "_w", "_gb", "celsius")
 """How columns of other numbers end; one without any value would hold None, and not NaN."""
+GPU = ["sm_mhz", "power_w", "celsius"]
 KEY = ("run", "iteration", "kind")
 COLUMNS = {
     "steps": (*KEY, "step", "role", "expert", "timestep", "seconds", "h2d_bytes", "h2d_bytes_all"),
-    "iterations": (*KEY, "decode_s", "total_s", "latents", "complete", *MEMORY, "sm_mhz", "power_w",
-                   "celsius", "boards"),
+    "iterations": (*KEY, "decode_s", "total_s", "latents", "complete", *MEMORY, *GPU, "boards"),
     "counters": (*KEY, "rank", "counter", "measured", "formula"),
     "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
 }  # fmt: skip
+STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
+OVERHEAD = {f"difference{end}": f"overhead{end}" for end in ("", "_low", "_high")}
 
 
 class Frames(NamedTuple):
@@ -61,15 +81,13 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     """Read all records and benchmark files below some folders, such as ``results``.
 
     Relative folders are below `root`, by default the project; a missing one holds nothing. Raises
-    FileError naming every file that cannot be used: one left out in silence would be a run missing
-    from the report.
+    FileError naming every file that cannot be used, as no run may be missing in silence.
     """
     root, problems = root or project_root(), []
     rows: Rows = {name: [] for name in Frames._fields}
     for folder in dict.fromkeys(root / each for each in directories):
-        found = [*folder.glob("*/*.json"), *folder.glob(f"*/{EARLIER}/*.json")]
-        records = sorted(path for path in found if not path.name.startswith("."))
-        for path in [*records, *files.bench_files(folder)]:
+        found = [*folder.glob("*/[!.]*.json"), *folder.glob(f"*/{EARLIER}/[!.]*.json")]
+        for path in [*sorted(found), *files.bench_files(folder)]:
             name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             try:
                 if path.parent.name == "benchmarks":
@@ -84,10 +102,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     return _frames(rows) if rows["runs"] else EMPTY
 
 
-@lru_cache(maxsize=2)
-def cached(directories: tuple[str, ...], root: Path | None = None) -> Frames:
-    """:func:`load`, once for the same folders in one process."""
-    return load(directories, root)
+cached = lru_cache(maxsize=2)(load)  # once for the same folders, as a tuple, in one process
 
 
 def of_record(record: files.Record) -> Frames:
@@ -103,7 +118,7 @@ def _frames(rows: Rows) -> Frames:
         frame = pd.DataFrame(found, columns=COLUMNS.get(name))
         kinds = {each: "float64" for each in frame if each.endswith(UNITS)}
         made.append(frame.astype(kinds | {each: "Int64" for each in WHOLE if each in frame}))
-    runs = summed_up(made[0].set_index("run", drop=False), *made[1:4])
+    runs = _summed_up(made[0].set_index("run", drop=False), *made[1:4])
     # Machines that share a short name get their full class: other NCCL settings, say.
     several = runs.groupby("machine").slug.transform("nunique") > 1
     runs["machine"] = runs.machine.mask(several, runs.machine_class)
@@ -115,10 +130,88 @@ def _frames(rows: Rows) -> Frames:
     return Frames(against_resident(runs), *made[1:])
 
 
-EMPTY = Frames(*(frame[:0] for frame in of_record(files.Record.model_validate(
-    {"schema_version": 1, "benchmark_version": 0, "job": {"scale": "tiny"}, "job_hash": "",
-     "status": "failed", "reason": "Nothing ran.", "hint": "", "started_at": "", "wall_s": 0.0,
-     "cold_start_s": None, "iterations": [], "timeline": [], "traces": []}
-    | {part: {} for part in ("model", "schedule", "sglang", "machine", "software", "engine")}
-))))  # fmt: skip
+# What follows from several rows ------------------------------------------------------------------
+
+
+def _summed_up(
+    runs: pd.DataFrame, steps: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
+) -> pd.DataFrame:
+    """Add to each run what follows from its rows in the other frames."""
+    clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
+    steady = clean[clean.role == "steady"].groupby("run")
+    step, nothing = steady.seconds.agg(median_interval), median_interval([])
+    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index, STEP)
+    each = iterations.set_index(["run", "iteration"])
+    quiet, job = each[each.kind == "clean"], runs.source == "job"
+    moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
+    found = runs.join([
+        medians, moved.set_axis(["h2d_step_bytes", "h2d_step_bytes_all"], axis=1),
+        _whole(clean, quiet, runs.steps_whole).groupby("run").median(),
+        each.groupby("run")[[*MEMORY]].max(), quiet.groupby("run")[GPU].median(),
+    ])  # fmt: skip
+    boards = quiet.groupby("run").boards.first()
+    found["boards"] = [boards.get(run, ()) for run in found.index]
+    # A campaign repeats one step: it has no schedule.
+    found["h2d_schedule_bytes"] = found.h2d_schedule_bytes.where(job, found.h2d_step_bytes)
+
+    ends = each.latents[each.complete.astype(bool) & each.latents.notna()].groupby("run")
+    same = ends.nunique() == 1
+    found["latents"] = found.latents.where(~job, ends.last().where(same))
+    found["repeats"] = found.repeats.where(~job, same.where(ends.size() > 1).astype(object))
+    right = (counters.measured == counters.formula).groupby(counters.run).all()
+    known = counters.formula.notna().groupby(counters.run).all()
+    told = known.reindex(found.index, fill_value=False) & ~found.counters_derived
+    found["formula_ok"] = right.reindex(found.index).astype(object).where(told, None)
+    return found
+
+
+def _whole(clean: pd.DataFrame, iterations: pd.DataFrame, planned: pd.Series) -> pd.DataFrame:
+    """Times and bytes of the whole schedule, by run and iteration; missing without a first step."""
+    by = clean.groupby(["run", "iteration"])
+    roles = clean.pivot_table(index=["run", "iteration"], columns="role", values="seconds")
+    roles = roles.reindex(columns=["first", "switch", "steady"]).astype(float)
+    left = planned.reindex(by.size().index, level="run") - by.size()
+    left = left.astype(float).clip(lower=0).fillna(0)
+    typical = clean[clean.role == "steady"].groupby(["run", "iteration"]).h2d_bytes.median()
+    moved = by.h2d_bytes.agg(lambda column: column.sum(skipna=False))
+    found = pd.DataFrame({
+        "first_s": roles["first"], "switch_s": roles.switch,
+        "denoise_s": by.seconds.sum() + (left * roles.steady).where(left > 0, 0.0),
+        "h2d_schedule_bytes": moved + (left * typical).where(left > 0, 0.0),
+    }).where(roles["first"].notna())  # fmt: skip
+    found["steady_s"] = found.denoise_s - found.first_s - found.switch_s.fillna(0)
+    found = found.join(iterations[["decode_s", "total_s"]], how="outer")
+    whole = found.pop("total_s").where(left == 0)
+    return found.assign(end_to_end_s=whole.fillna(found.denoise_s + found.decode_s.fillna(0)))
+
+
+def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add to each finished run at full scale how it compares with `resident`."""
+    timed = runs[(runs.status == "ok") & ~runs.rehearsal & runs.step_s.notna()]
+    boards = timed.group + " " + timed.boards.map(" ".join)
+    resident = timed[timed.engine == "resident"].sort_values(["latest", "started"], ascending=False)
+    first, again = resident[~resident.again], resident[resident.again].groupby("group").step_s
+    of_group, beside = first.groupby("group"), first[first.boards.astype(bool)].groupby(boards)
+    reference = boards.map(beside.run.first()).fillna(timed.group.map(of_group.run.first()))
+    reference = reference.mask(timed.latest & timed.run.isin(first.run), timed.run)
+    spread = (beside.step_s.max() / beside.step_s.min() - 1).where(beside.size() > 1)
+    drift = timed.group.map(again.first() / of_group.step_s.first() - 1).fillna(boards.map(spread))
+    found = timed.assign(reference=reference, drift=drift, bracketed=drift.notna())
+    found = found[reference.notna()]
+    theirs = runs.loc[found.reference].set_axis(found.index)
+    gaps = pd.DataFrame(difference(found, theirs, found.drift), found.index)
+    found = found.join(gaps[[*OVERHEAD, "allowance", "claim"]].rename(columns=OVERHEAD))
+    copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
+    found["resident_s"] = theirs.step_s
+    found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
+    found["over_limit"] = found.step_s / found.limit_s
+    found["same_boards"] = found.boards.astype(bool) & (found.boards == theirs.boards)
+    known = found.latents.notna() & theirs.latents.notna()
+    same = (found.latents == theirs.latents).astype(object).where(known, None)
+    found["same_bits"] = same.mask(found.repeats.eq(False), False)
+    return runs.join(found[[name for name in found if name not in runs]])
+
+
+NOTHING = new_record(Job(name="none", engine="resident", num_gpus=1, scale="tiny"))
+EMPTY = Frames(*(f[:0] for f in of_record(files.Record.model_validate(NOTHING))))
 """Frames of nothing measured, with all columns."""

@@ -30,21 +30,19 @@ TIMES = ["start_ms", "end_ms"]
 def shares(frames: Frames) -> pd.DataFrame:
     """Measure the timeline of each profiled run at full scale.
 
-    The runs' rows, with (NaN where nothing is copied, or one GPU has no collectives) `steps` noted
-    and their time, ``whole_ms``; ``copies_ms`` in which anything is copied, ``hidden_ms`` of it and
-    `hidden`, its share; ``rate_gb_s``, the median of `rate_n` loads, ``rate_outside_gb_s`` of those
-    that meet no collective, ``rate_inside_gb_s``, an estimate of the `inside_n` that do, while
-    beside one, if they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a
-    step, with packing and waiting for slower ranks, and ``collectives_share`` of the step;
-    `beside`, how long an all-to-all beside a copy takes over lone ones of its size, whose median is
-    1, with `beside_low`, `beside_high`, `beside_n`, `alone_low`, `alone_high` and `alone_n`.
+    The runs' rows, with `steps` noted and their time, ``whole_ms``; ``copies_ms`` in which anything
+    is copied, and the share `hidden` of it; ``rate_gb_s`` of loads, ``rate_outside_gb_s`` of those
+    that meet no collective, ``rate_inside_gb_s``, an estimate of the others while beside one, if
+    they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a step, with
+    packing and waiting; `beside`, how long one beside a copy takes over lone ones of its size,
+    whose median is 1, with both intervals and numbers (``beside_``, ``alone_``).
     """
     runs, rows = frames.full_scale(), {}
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
     for run, row in runs[runs.run.isin(frames.events.run)].iterrows():
         events = _timeline(frames, row)
         if (events.lane == "compute").any():
-            rows[run] = _measure(row, events, links[row.slug])
+            rows[run] = _measure(row, _in_ns(events), links[row.slug])
     return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
 
 
@@ -52,9 +50,8 @@ def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
     """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
 
     `blocks` counts blocks of one branch, so that excerpts of several engines hold equal work. A
-    pass's first block, at which ranks wait, is left out. Events are in milliseconds from 0, cut at
-    both ends, with the run's `engine`, `name` and `machine` and the `branches` of a visit; none if
-    the run has no timeline.
+    pass's first block, at which ranks wait, is left out. Events are cut at both ends, in
+    milliseconds from there; none without a timeline.
     """
     row = frames.runs.loc[run]
     events = _timeline(frames, row)
@@ -77,7 +74,7 @@ def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
 
 def crossings(events: pd.DataFrame) -> np.ndarray:
     """Find where a copy and a collective run at once: an array of begin and end, a row for each."""
-    lanes, copy, meets = _lanes(events, "copy", "collective")
+    lanes, copy, meets = _lanes(_in_ns(events), "copy", "collective")
     both = np.r_[False, copy & meets, False]
     edges = lanes.edges[np.flatnonzero(both[1:] != both[:-1])] / 1e6
     return np.asarray(edges.reshape(-1, 2))
@@ -86,14 +83,7 @@ def crossings(events: pd.DataFrame) -> np.ndarray:
 def _timeline(frames: Frames, row: Any) -> pd.DataFrame:
     """A run's events without releases, which are points in time, and a lone GPU's collectives."""
     events = frames.events[(frames.events.run == row.run) & (frames.events.what != "release")]
-    return events[(events.lane != "collective") | (row.gpus > 1)]
-
-
-def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
-    """A time axis cut at these events, and in which of its pieces each of some lanes is busy."""
-    events = _in_ns(events)
-    lanes = Lanes(events)
-    return lanes, *(lanes.at(events[events.lane == name]) for name in names)
+    return events[(events.lane != "collective") | (row.gpus > 1)].sort_values("start_ms")
 
 
 def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
@@ -102,55 +92,54 @@ def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
     return events.assign(start_ns=ns.start_ms, end_ns=ns.end_ms)
 
 
+def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
+    """A time axis cut at these events, and in which of its pieces each of some lanes is busy."""
+    lanes = Lanes(events)
+    return lanes, *(lanes.at(events[events.lane == name]) for name in names)
+
+
 def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
-    blocks = events[events.lane == "compute"].groupby("step")[TIMES].agg(["min", "max"])
-    last = events.step.map(blocks[("end_ms", "max")]).where(events.lane == "copy", math.inf)
-    counted = events.assign(end_ms=np.minimum(events.end_ms, last.astype(float)))
-    counted = counted[events.start_ms < last]
+    settings, blocks = row.settings, events[events.lane == "compute"].groupby("step")
+    whole = (blocks.end_ms.max() - blocks.start_ms.min()).sum()
+    last = events.step.map(blocks.end_ns.max()).where(events.lane == "copy", events.end_ns.max())
+    counted = events.assign(end_ns=np.minimum(events.end_ns, last))[events.start_ns < last]
     lanes, copy, meets, gather, compute = _lanes(counted, "copy", "collective", "gather", "compute")
     hidden, copies, collectives = (
         lanes.lengths[pieces].sum() / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
     )
-    whole = (blocks[("end_ms", "max")] - blocks[("start_ms", "min")]).sum()
 
-    loads = _loads(row, events)
-    outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
-    left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
-
-    found = _in_ns(counted[counted.lane == "collective"].sort_values("start_ms"))
-    size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
-    copied, gathered = (lanes.within(found, pieces) / 1e6 for pieces in (copy, gather))
-    alone = (copied == 0) & (gathered == 0)
-    beside = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
-    times = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
-    ratio, lone = median_interval(times[beside]), median_interval(times[alone])
-    return {
-        "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
-        "hidden": hidden / copies if copies else math.nan,
-        "rate_gb_s": loads.gb_s.median(), "rate_n": len(loads),
-        "rate_outside_gb_s": outside.gb_s.median(), "rate_inside_gb_s": left.median(),
-        "inside_n": len(inside),
-        "collectives_s": collectives / 1e3 / len(blocks) if row.gpus > 1 else math.nan,
-        "collectives_share": collectives / whole if row.gpus > 1 else math.nan,
-        "beside": ratio.median, "beside_low": ratio.low, "beside_high": ratio.high,
-        "beside_n": ratio.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
-    }  # fmt: skip
-
-
-def _visits(events: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """Number runs of events, in order, that are of one block."""
-    return (events[keys] != events[keys].shift()).any(axis=1).cumsum()
-
-
-def _loads(row: Any, events: pd.DataFrame) -> pd.DataFrame:
-    """Each load that a timeline holds whole: ``ms``, ``inside_ms`` beside collectives, ``gb_s``."""
-    settings, (lanes, meets) = row.settings or {}, _lanes(events, "collective")
-    parts = events[events.what == "load"].sort_values("start_ms")
-    parts = parts.assign(inside_ms=lanes.within(_in_ns(parts), meets) / 1e6)
+    parts, (axis, met) = events[events.what == "load"], _lanes(events, "collective")
+    parts = parts.assign(inside_ms=axis.within(parts, met) / 1e6)
     loads = parts.groupby(_visits(parts, ["expert", "block"]))[["ms", "inside_ms"]].sum()
     if settings.get("windows"):
         loads = loads[1:-1]  # of these, other parts may lie in steps that were not noted
     if settings.get("copy_streams", 1) > 1:
         loads = loads[:0]  # loads share the link, so the time of one is not its own
     nbytes = row.block_bytes / (row.gpus if settings.get("shard") else 1)
-    return loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
+    loads = loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
+    outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
+    left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms
+
+    found = counted[counted.lane == "collective"]
+    size = found.groupby(_visits(found, ["step", "expert", "block"])).cumcount() % 2
+    copied, gathered = (lanes.within(found, pieces) / 1e6 for pieces in (copy, gather))
+    alone = (copied == 0) & (gathered == 0)
+    near = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
+    times = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
+    beside, lone, several = *map(median_interval, (times[near], times[alone])), row.gpus > 1
+    return {
+        "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
+        "hidden": hidden / copies if copies else math.nan,
+        "rate_gb_s": loads.gb_s.median(), "rate_n": len(loads),
+        "rate_outside_gb_s": outside.gb_s.median(), "rate_inside_gb_s": left.median(),
+        "inside_n": len(inside),
+        "collectives_s": collectives / 1e3 / len(blocks) if several else math.nan,
+        "collectives_share": collectives / whole if several else math.nan,
+        "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
+        "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
+    }  # fmt: skip
+
+
+def _visits(events: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Number runs of events, in order, that are of one block."""
+    return (events[keys] != events[keys].shift()).any(axis=1).cumsum()

@@ -20,28 +20,22 @@ import pandas as pd
 from wanreport.analysis.compare import overhead
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import (
-    ASSUMED,
-    DTYPE,
-    INTERCONNECTS,
-    Known,
-    PredictionError,
-    predict_job,
-)
+from wanreport.analysis.scaling import ASSUMED, DTYPE, INTERCONNECTS, Known, predict_job
+from wanreport.analysis.scaling import PredictionError as PredictionError
 from wanreport.jobs.job import Job, resolve_job
+from wanreport.records.files import read_json
 from wanreport.records.project import git_state
 from wanreport.records.record import EARLIER, RESULTS_DIRS, replace_file
-from wanreport.words import counted, gigabytes, ratio, seconds
 
-FOLDER, SCHEMA = "predictions", 1
+FOLDER = "predictions"
 STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
 TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path", "sha256"]
 MACHINE = ["gpu", "gpus", "interconnect", "made_at"]
+TIMES = ["low_s", "high_s", "first_s", "switch_s", "total_s", "h2d_bytes", "all_to_all_bytes"]
 TOLD = [*MACHINE, "job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens",
-        "predicted_s", "predicted_overhead", "low_s", "high_s", "first_s", "switch_s", "total_s",
-        "h2d_bytes", "all_to_all_bytes"]  # fmt: skip
+        "predicted_s", "predicted_overhead", *TIMES]  # fmt: skip
 
 
 def predict(
@@ -49,26 +43,19 @@ def predict(
 ) -> dict[str, Any]:
     """Predict jobs on one number of GPUs; return the file's content.
 
-    Raises
-    ------
-    PredictionError
-        If a job was measured already on such a machine, or if measurements are missing.
+    Raises PredictionError if a job was measured on such a machine, or if measurements are missing.
     """
     full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
     (number,) = {job.num_gpus for job in full}
-    here = _runs_on(frames.full_scale(), gpu, interconnect).dropna(subset="job_hash")
+    here = _runs_on(frames.full_scale(), gpu, interconnect)
     past = dict(zip(here.job_hash, here.file, strict=True))
     for job in full:
-        if job.hashes()[0] in past:
-            raise PredictionError(
-                f"{job.name}: was measured on {gpu} over {INTERCONNECTS[interconnect]} already"
-                f" ({past[job.hashes()[0]]}); a prediction is made before the run, so leave this"
-                " job out"
-            )
+        if file := past.get(job.hashes()[0]):
+            raise PredictionError(f"{job.name}: was measured already ({file}); leave it out")
     known = gather(root, frames, gpu, number, interconnect)
     assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
     return {
-        "schema": SCHEMA, "gpu": gpu, "gpus": number, "interconnect": interconnect,
+        "schema": 1, "gpu": gpu, "gpus": number, "interconnect": interconnect,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
         "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
         "assumed": [ASSUMED[each] for each in assumed],
@@ -79,117 +66,79 @@ def predict(
 def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
-    Rehearsals tell nothing, nor do compiled jobs, earlier runs or those with CFG parallelism;
-    several GPUs only on the ``interconnect``.
-
-    Raises
-    ------
-    PredictionError
-        Naming what is missing.
+    Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
+    Raises PredictionError if no windows are known.
     """
-    rows: list[dict[str, Any]] = []
-    model: Mapping[str, Any] = {}
-    here = _runs_on(frames.full_scale(), gpu, interconnect)
+    here, rows, model = _runs_on(frames.full_scale(), gpu, interconnect), [], {}
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
-        data = (root / row.file).read_bytes()
-        if row.source == "job":
+        data, job = (root / row.file).read_bytes(), row.source == "job"
+        if job:
             record = json.loads(data)
             if record["job"]["dtype"] != DTYPE:
                 continue
             model = record["model"]
-        rates, spikes = row.pageable_rates, [row.first_s - row.step_s, row.switch_s - row.step_s]
-        values = {
-            "windows": row.plan_inputs or None,
-            "pageable": [rate * 1e9 for rate in rates] if rates else None,
-            "resident": [row.step_s, int(row.blocks), int(row.branches)]
-            if row.engine == "resident" and not row.again and row.step_s > 0 else None,
-            "swap": [max(spike, 0.0) for spike in spikes]
-            if row.engine == "swap" and row.source == "job" and row.switch_s > 0 else None,
-        }  # fmt: skip
-        rows += [
-            {"kind": kind, "value": value, "tokens": row.tokens, "ranks": row.gpus,
-             "at": row.started, "path": row.file, "sha256": hashlib.sha256(data).hexdigest()}
-            for kind, value in values.items() if value
-        ]  # fmt: skip
+        step, values = row.step_s, {"windows": row.plan_inputs}
+        if row.pageable_rates:
+            values["pageable"] = [rate * 1e9 for rate in row.pageable_rates]
+        if row.engine == "resident" and not row.again and step > 0:
+            values["resident"] = [step, int(row.blocks), int(row.branches)]
+        if row.engine == "swap" and job and row.switch_s > 0:
+            values["swap"] = [max(spike - step, 0.0) for spike in (row.first_s, row.switch_s)]
+        sha256 = hashlib.sha256(data).hexdigest()
+        rows += [[kind, value, row.tokens, row.gpus, row.started, row.file, sha256]
+                 for kind, value in values.items() if value]  # fmt: skip
     known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
     if not model or not known.of("windows", several=False):
-        raise PredictionError(
-            f"{gpu}: no committed record of stream on one GPU says how long windows take;"
-            f" on it run `wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}`"
-        )
+        command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"
+        raise PredictionError(f"{gpu}: no record of stream on one GPU; on it run `{command}`")
     return known
 
 
 def _runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
     """Pick our runs on a GPU model, on one GPU or over just this interconnect."""
     wired = runs.machine_class.str.contains(INTERCONNECTS[interconnect], regex=False)
-    ours = (runs.gpu_model == gpu) & (runs.program == "")
-    return runs[ours & ((runs.gpus == 1) | wired)]
+    return runs[(runs.gpu_model == gpu) & (runs.program == "") & ((runs.gpus == 1) | wired)]
 
 
 def write(root: Path, content: Mapping[str, Any]) -> Path:
     """Write a prediction's file, beside those of other jobs on such a machine.
 
-    Raises
-    ------
-    PredictionError
-        If one of its jobs was predicted for this machine already: that stays as it is.
+    Raises PredictionError if one of its jobs was predicted for this machine: that is never changed.
     """
-    slug, told = _slug(content), [each for each in load(root) if _slug(each) == _slug(content)]
+    same = [each for each in load(root) if all(each[key] == content[key] for key in MACHINE[:3])]
     new = {job["job_hash"] for job in content["jobs"].values()}
-    for each in told:
+    model = re.sub(r"[^a-z0-9]+", "-", content["gpu"].lower()).strip("-")
+    slug = f"{model}-{content['gpus']}gpu-{content['interconnect']}"
+    for each in same:
         if here := [name for name, job in each["jobs"].items() if job["job_hash"] in new]:
-            raise PredictionError(
-                f"{FOLDER}/{slug}.json: {here[0]} was predicted at {each['made_at']}, and that is"
-                " never changed, as it must stand beside what is measured later; leave it out"
-            )
-    path = root / FOLDER / f"{slug}{f'-{len(told) + 1}' if told else ''}.json"
+            raise PredictionError(f"{slug}.json: {here[0]} was predicted already; leave it out")
+    path = root / FOLDER / f"{slug}{f'-{len(same) + 1}' if same else ''}.json"
     replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
 
-def _slug(content: Mapping[str, Any]) -> str:
-    model = re.sub(r"[^a-z0-9]+", "-", content["gpu"].lower()).strip("-")
-    return f"{model}-{content['gpus']}gpu-{content['interconnect']}"
-
-
 def load(root: Path) -> list[dict[str, Any]]:
-    """Read all predictions; raises PredictionError naming a file that is none."""
-    found = []
-    for path in sorted((root / FOLDER).glob("*.json")):
-        try:
-            found.append(json.loads(path.read_bytes()))
-            if (found[-1]["schema"], _slug(found[-1])) != (SCHEMA, re.sub(r"-\d+$", "", path.stem)):
-                raise ValueError("it is of another schema or machine")
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise PredictionError(
-                f"{path}: cannot be read as a prediction ({error!r}); restore it from git"
-            ) from None
-    return found
+    """Read all predictions; raises FileError naming a file that is none."""
+    return [read_json(path) for path in sorted((root / FOLDER).glob("*.json"))]
 
 
 def lines(content: Mapping[str, Any]) -> list[str]:
     """Write a prediction as lines of text."""
-    times = ("step_s", "low_s", "high_s", "first_s", "switch_s", "total_s")
-    written = {**dict.fromkeys(times, seconds), "overhead": ratio,
-               **dict.fromkeys(("h2d_bytes", "all_to_all_bytes"), gigabytes)}  # fmt: skip
-    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")
+    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")[["step_s", "overhead", *TIMES]]
     measured = pd.DataFrame(content["measured"])[["kind", "tokens", "ranks", "path"]]
-    where = f"{content['gpu']}, {counted(content['gpus'], 'GPU')}"
-    return [f"{where}, {INTERCONNECTS[content['interconnect']]}",
-            jobs.to_string(columns=[*written], formatters=written),
-            "from", measured.to_string(index=False), *content["assumed"]]  # fmt: skip
+    where = f"{content['gpu']}, {content['gpus']} GPUs, {INTERCONNECTS[content['interconnect']]}"
+    return [where, jobs.to_string(float_format="{:,.4g}".format), "from",
+            measured.to_string(index=False), *content["assumed"]]  # fmt: skip
 
 
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Hold every prediction against the runs that were made after it.
 
-    A row for each job predicted, with :data:`TOLD` of it; where its job ran later on such a machine
-    the latest `run`, its ``measured_s`` and ``overhead``, ``error``, the predicted step over the
-    measured one less 1, `inside`, whether what was measured lies in the range, and `held`, whether
-    it is within :data:`TOLERANCE` of the prediction.
+    A row for each job predicted; where it ran later on such a machine the latest `run`, `error`,
+    the predicted step over the measured one less 1, `inside`, whether the range holds it, and
+    `held`, whether it is within :data:`TOLERANCE` of the prediction.
     """
     ran, rows = overhead(frames), []
     ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")

@@ -10,9 +10,9 @@ with α at t and β at T interpolated between the token counts that one GPU was 
 constant beyond them. Both come from windows that a plan of `stream` was made from, scaled to steps
 of `resident` of the same length where there are some: a probe is too short to slow a GPU's clocks
 as a job does. Of a longer step all that is not linear is attention. What lies outside the blocks is
-linear in T and not shared out. Between the windows of each visit lie two all-to-alls
-(:func:`all_to_all_bytes`), as fast as on the same interconnect with fewer GPUs, or as assumed. The
-engines' loads lie on top by :mod:`wanreport.planner.cost`'s formulas.
+linear in T and not shared out. Between the windows of each visit lie two all-to-alls, as fast as on
+the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
+:mod:`wanreport.planner.cost`'s formulas.
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.records.files import FileError
 
+# Of a record's machine (`measure.machine`), by the name that a prediction has for it.
 INTERCONNECTS = {"nvlink": "NVLink", "host-memory": "host memory over PCIe (NCCL_P2P_DISABLE=1)"}
-"""Of a record's machine (`measure.machine`), by the name that a prediction has for it."""
-DTYPE, ELEMENT = "bfloat16", 2
-"""What all jobs to predict compute in, and its bytes."""
+DTYPE, ELEMENT = "bfloat16", 2  # what all jobs to predict compute in, and its bytes
 DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.35e12)}
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
 COPIES = 11
-"""Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls:
-q, k and v by stack, reshape and cat (`ulysses.to_heads`); reshape and cat (`to_tokens`)."""
+"""Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls."""
 ASSUMED = {
     "nvlink": "all-to-alls have the data sheet's NVLink, and copies beside them do not touch",
     "host-memory": "all-to-alls have half the measured link, as their ways out and in take turns;"
@@ -55,10 +53,10 @@ class PredictionError(FileError):
 class Known(NamedTuple):
     """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last.
 
-    `measured` has a row for each value: `kind`, `value`, `tokens`, `ranks`, `at`, when, `path` and
-    `sha256` of its file. A value is, by kind, of "windows" a plan's inputs; of "resident" a step's
-    seconds, blocks and branches; of "pageable" bytes a second to the device and back; of "swap"
-    seconds that the first step and the switch take beyond others.
+    `measured` has for each value its `kind`, `tokens`, `ranks`, when (`at`) and where from. It is,
+    of "windows", a plan's inputs; of "resident" a step's seconds, blocks and branches; of
+    "pageable" bytes a second to the device and back; of "swap" the seconds that the first step and
+    the switch take beyond others.
     """
 
     gpu: str
@@ -67,21 +65,26 @@ class Known(NamedTuple):
 
     def of(self, kind: str, several: bool | None = None) -> list[Any]:
         """Rows of a kind; of `several` ranks, or of one, where that is given."""
-        rows = [row for row in self.measured.itertuples() if row.kind == kind]
-        return [row for row in rows if several in (None, row.ranks > 1)]
+        rows = self.measured[self.measured.kind == kind]
+        return [row for row in rows.itertuples() if several in (None, row.ranks > 1)]
 
     @property
     def base(self) -> Any:
         """The windows measured with the most ranks, the latest."""
         return max(self.of("windows"), key=lambda row: (row.ranks, row.at))
 
+    @property
+    def head(self) -> tuple[int, int]:
+        """How many heads, and bytes of one token's."""
+        return self.model["num_heads"], self.model["head_dim"] * ELEMENT
+
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     """Bytes that the busiest rank sends or receives in a visit's two all-to-alls.
 
     ``row`` are the bytes of one token's head. To its heads a rank brings q, k and v of all other
-    tokens, and gives its tokens' other heads; the way back moves one tensor (`ulysses.to_heads`,
-    `to_tokens`). Of each all-to-all the fuller direction counts.
+    tokens, and gives its tokens' other heads; the way back moves one tensor. Of each all-to-all the
+    fuller direction counts.
     """
     sizes = [[-(-(total - rank) // ranks) for rank in range(ranks)] for total in (tokens, heads)]
     most = max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
@@ -89,25 +92,18 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
 
 
 def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
-    """Predict one job; JSON-ready.
+    """Predict one job; JSON-ready. In ``low_s`` and ``high_s`` all-to-alls take no time, and twice.
 
     ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
     where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
     all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says.
-
-    Returns
-    -------
-    Seconds (``step_s``, ``first_s``, ``switch_s``, ``total_s`` of the whole schedule; ``low_s`` and
-    ``high_s`` of a step with all-to-alls that take no time, and twice the time), ``overhead`` over
-    resident, bytes of a step that a rank brings from the host (``h2d_bytes``) and exchanges in
-    all-to-alls (``all_to_all_bytes``), ``settings`` of `stream` and all ``inputs``. Raises
-    PredictionError for a job of another kind, or if measurements are missing or contradict.
+    link and the rest from the other ranks; ``stream`` what its plan says. Raises PredictionError
+    for a job of another kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
-            f"{job.name}: only jobs in {DTYPE} and with guidance, not compiled and without a"
-            " memory budget, are predicted; leave this one out"
+            f"{job.name}: predicted are eager jobs in {DTYPE} with guidance and without a memory"
+            " budget; leave this one out"
         )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
@@ -132,18 +128,16 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         found = predict(inputs, settings)
         first, switch = found.first_s, found.switch_s
     if job.engine == "swap":
-        rates, spikes = known.of("pageable"), known.of("swap")
-        if not (rates or spikes):
-            raise PredictionError(
-                f"{known.gpu}: no committed record has its link's bandwidth to pageable memory;"
-                " measure any job on it again"
-            )
-        moved = spikes[-1].value if spikes else [sum(expert / rate for rate in rates[-1].value)] * 2
-        first, switch = first + moved[0], switch + moved[1]
+        spikes = [row.value for row in known.of("swap")]
+        spikes = spikes or [[sum(expert / rate for rate in row.value)] * 2
+                            for row in known.of("pageable")]  # fmt: skip
+        if not spikes:
+            raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
+        first, switch = first + spikes[-1][0], switch + spikes[-1][1]
     return {
-        "engine": job.engine, "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0],
+        **job.model_dump(include={"engine", "width", "height", "num_frames"}),
+        "cfg_parallel": job.enable_cfg_parallel, "job_hash": job.hashes()[0], "tokens": tokens,
         "prefetch": job.prefetch(inputs.blocks) if job.engine == "layerwise" else None,
-        "width": job.width, "height": job.height, "num_frames": job.num_frames, "tokens": tokens,
         "step_s": step(), "low_s": step(0.0), "high_s": step(2.0), "first_s": first,
         "switch_s": switch, "total_s": first + switch + max(inputs.steps - 2, 0) * step(),
         "overhead": step() / step(nbytes=0) - 1,
@@ -158,45 +152,53 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
 
 def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inputs, int]:
     """What a plan for ``job`` would be made from, and bytes of a visit's all-to-alls."""
-    gpus, model, plan = job.num_gpus, known.model, Inputs.of(known.base.value)
-    number = gpus // 2 if job.enable_cfg_parallel else gpus  # that share a branch's tokens
-    heads, row = model["num_heads"], model["head_dim"] * ELEMENT
+    gpus, (heads, row), plan = job.num_gpus, known.head, Inputs.of(known.base.value)
+    # Of those that share a branch's tokens.
+    number, branches = (gpus // 2, 1) if job.enable_cfg_parallel else (gpus, 2)
     windows, rest = _alone(known)
-    waiting = _waiting(known, windows, rest) if number > 1 else 1.0
-    local, exchanged = plan.local, all_to_all_bytes(tokens, heads, row, number)
-    collectives, sharded = 0.0, None
+    exchanged, collectives = all_to_all_bytes(tokens, heads, row, number), 0.0
+    local, sharded, waiting = plan.local, None, 1.0
     if gpus > 1:
         rate, copied, left, factor = _wire(known, interconnect, local.rate)
-        packed = copied * -(-tokens // number) * heads * row if number > 1 else 0.0
-        collectives = exchanged / rate + packed
+        packed = copied * -(-tokens // number) * heads * row
+        if number > 1:
+            waiting, collectives = _waiting(known, windows, rest), exchanged / rate + packed
         local = replace(local, collective_rate=local.rate * left, collective_factor=factor)
         part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / rate
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * left)
-    branches = 1 if job.enable_cfg_parallel else 2
     pre, attend, post = (waiting * each for each in windows(tokens, number))
     return Inputs(
-        blocks=model["num_layers"], block_bytes=model["block_bytes"], ranks=gpus, branches=branches,
-        outer_bytes=model["outer_bytes"], steps=job.num_inference_steps, link=plan.link,
-        windows_s=(pre, attend, post), collectives_s=collectives,
+        blocks=known.model["num_layers"], block_bytes=known.model["block_bytes"], ranks=gpus,
+        branches=branches, outer_bytes=known.model["outer_bytes"], steps=job.num_inference_steps,
+        link=plan.link, windows_s=(pre, attend, post), collectives_s=collectives,
         other_s=branches * rest(tokens) * tokens, local=local, sharded=sharded,
     ), exchanged  # fmt: skip
 
 
+# Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks.
 Windows = Callable[[int, int], tuple[float, float, float]]
-"""Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks."""
+Curve = Callable[[int], float]
 
 
-def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
+def _curve(points: Mapping[int, float]) -> Curve:
+    """What lies between the points, linearly, and beyond them the nearest."""
+    xs = sorted(points)
+    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
+
+
+def _visit(row: Any, rest: Curve) -> float:
+    """Seconds of one branch in one block, of a step of `resident`."""
+    step, blocks, branches = row.value
+    return float((step / branches - rest(row.tokens) * row.tokens) / blocks)
+
+
+def _alone(known: Known) -> tuple[Windows, Curve]:
     """What one GPU tells: the length of windows, and the rest's seconds a token."""
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
-    heads = known.model["num_heads"]
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
-    visits = {}  # seconds of one branch in one block
-    for row in known.of("resident", several=False):
-        (step, blocks, branches), n = row.value, row.tokens
-        visits[n] = (step / branches - rest(n) * n) / blocks
+    visits = {row.tokens: _visit(row, rest) for row in known.of("resident", several=False)}
     factors = {n: visits[n] / sum(w.windows_s) if n in visits else 1.0 for n, w in alone.items()}
     pre, attend, post = (
         {n: factors[n] * w.windows_s[part] / n**power for n, w in alone.items()}
@@ -207,11 +209,11 @@ def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
     if wrong := [n for n, each in attend.items() if each <= 0]:
         files = ", ".join(row.path for row in known.of("resident") if row.tokens in wrong)
         raise PredictionError(
-            f"{known.gpu}: a step of resident at {wrong[0]:,} tokens ({files}) is too short beside"
-            " what stream measured; measure one of them again"
+            f"{known.gpu}: resident is too short at {wrong[0]:,} tokens ({files}); measure it again"
         )
 
     def windows(tokens: int, ranks: int) -> tuple[float, float, float]:
+        heads = known.head[0]
         t, h = -(-tokens // ranks), -(-heads // ranks)
         attended = _curve(attend)(tokens) * tokens**2 * h / heads
         return _curve(pre)(t) * t, attended, _curve(post)(t) * t
@@ -219,13 +221,7 @@ def _alone(known: Known) -> tuple[Windows, Callable[[int], float]]:
     return windows, rest
 
 
-def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
-    """What lies between the points, linearly, and beyond them the nearest."""
-    xs = sorted(points)
-    return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
-
-
-def _waiting(known: Known, windows: Windows, rest: Callable[[int], float]) -> float:
+def _waiting(known: Known, windows: Windows, rest: Curve) -> float:
     """How many times as long windows take with several GPUs: waiting ones clock up.
 
     It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
@@ -235,29 +231,24 @@ def _waiting(known: Known, windows: Windows, rest: Callable[[int], float]) -> fl
     exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
     for row in known.of("resident", several=True):
         if (at := (row.tokens, row.ranks)) in exchanges:
-            step, blocks, branches = row.value
-            visit = (step / branches - rest(row.tokens) * row.tokens) / blocks - exchanges[at]
-            factor = visit / sum(windows(*at))
+            factor = (_visit(row, rest) - exchanges[at]) / sum(windows(*at))
     return factor
 
 
 def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
     """An interconnect as measured with the most ranks, packing included, else :data:`ASSUMED`.
 
-    Bytes a second of a collective; seconds a byte of a rank's own tokens, packed and unpacked,
-    beside that; the share of its rate that a load beside a collective keeps; how much longer the
-    collective takes then.
+    Bytes a second of a collective; seconds to pack and unpack a byte; the share of its rate that a
+    load beside a collective keeps; how much longer the collective takes then.
     """
     if (best := known.base).ranks > 1:
-        row, plan = known.model["head_dim"] * ELEMENT, Inputs.of(best.value)
-        moved = all_to_all_bytes(best.tokens, known.model["num_heads"], row, best.ranks)
+        plan, moved = Inputs.of(best.value), all_to_all_bytes(best.tokens, *known.head, best.ranks)
         left, factor = plan.local.collective_rate / plan.local.rate, plan.local.collective_factor
         return moved / plan.collectives_s, 0.0, left, factor
     if known.gpu not in DATASHEET:
         raise PredictionError(
-            f"{known.gpu}: nothing tells how fast its GPUs exchange bytes; it needs a committed"
-            f" record of stream on 2 of them over {INTERCONNECTS[interconnect]}, or an entry in"
-            " wanreport.analysis.scaling.DATASHEET"
+            f"{known.gpu}: measure stream on 2 GPUs over {INTERCONNECTS[interconnect]}, or add the"
+            " GPU's rates to wanreport.analysis.scaling.DATASHEET"
         )
     nvlink, memory = DATASHEET[known.gpu]
     copied = 2 * COPIES / memory  # each is read and written

@@ -1,7 +1,4 @@
-"""Medians with intervals, and the rule for when two runs differ.
-
-Needs the standard library only, so that measuring programs can use it too.
-"""
+"""Medians with intervals, and the rule for when two runs differ. Needs no pandas."""
 
 from __future__ import annotations
 
@@ -10,14 +7,15 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+
 SAME_CLOCKS = 0.01
 UNKNOWN_CLOCKS = SAME_CLOCKS + 0.04
 """Below these shares no difference between two runs' steady steps is claimed. They are allowances:
 `resident` drifts by up to one per cent within one campaign, and two runs of it on one class of
 machine lay 3.8 per cent apart."""
-CLAIMS = {1: "slower", 0: "within noise", -1: "faster"}
-
-Row = Any  # of `frames.runs`; here its step_s, step_low_s, step_high_s, step_n and sm_mhz count
+Runs = Any
+"""A row of `frames.runs`, or a table: then results are columns, and both tables have one index."""
 
 
 class Median(NamedTuple):
@@ -28,18 +26,13 @@ class Median(NamedTuple):
     high: float
     n: int
 
-    def over(self, other: Median) -> Median:
-        """The ratio of two medians, with what both intervals leave open."""
-        return Median(self.median / other.median, self.low / other.high, self.high / other.low,
-                      min(self.n, other.n))  # fmt: skip
-
 
 def median_interval(samples: Iterable[float]) -> Median:
     """Compute the median and its distribution-free 95 % interval.
 
     The interval is the pair of order statistics x_(k), x_(n+1-k) with the largest k for which
-    P(Binomial(n, 1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1). It assumes
-    independent samples and nothing about their distribution. Below six samples there is none.
+    P(Binomial(n, 1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1). Samples must
+    be independent. Below six samples there is none.
     """
     ordered = sorted(float(sample) for sample in samples if not math.isnan(sample))
     n, k, fewer = len(ordered), 0, 1
@@ -50,73 +43,68 @@ def median_interval(samples: Iterable[float]) -> Median:
     return Median(median(ordered) if ordered else math.nan, *ends, n)
 
 
-def apart(one: Median, two: Median, allowance: float = 0.0) -> int:
+def apart(one: Median, two: Median, allowance: Any = 0.0) -> Any:
     """Compare two medians: 1 where `one` lies above `two`, -1 below, 0 where nothing is claimed.
 
-    They are apart where their intervals are, by more than the share `allowance`; without an
-    interval, whose ends are NaN, never.
+    Their intervals must be apart by more than the share `allowance`.
     """
     more = 1 + allowance
-    return 1 if one.low > two.high * more else -1 if one.high * more < two.low else 0
+    return 1 * (one.low > two.high * more) - 1 * (one.high * more < two.low)
 
 
-def allowance(one: Row, two: Row, *, drift: float = 0.0, either_way: bool = False) -> float:
+def allowance(one: Runs, two: Runs, *, drift: Any = 0.0, either_way: bool = False) -> Any:
     """Compute the share below which no difference between two runs' steps is claimed.
 
     A clock counts only where it may explain the difference: where the run of the longer step has
-    the slower one. With `either_way` it always counts, as where two differences are compared. A
-    clock that was not read is an unknown one, never an equal one. `drift`, by what share the same
-    work drifted while both ran, takes the place of the allowance for equal clocks if it is more.
+    the slower one; with `either_way` always. One that was not read is unknown, never equal.
+    `drift`, by what share the same work drifted while both ran, takes the place of the allowance
+    for equal clocks if it is more.
     """
-    least = max(SAME_CLOCKS, 0.0 if math.isnan(drift) else abs(drift))
-    mine, theirs = one["sm_mhz"], two["sm_mhz"]
-    if not (mine > 0 and theirs > 0):
-        return max(UNKNOWN_CLOCKS, least)
-    if either_way:
-        return least + max(mine, theirs) / min(mine, theirs) - 1
-    longer = one["step_s"] >= two["step_s"]
-    return least + max(0.0, (theirs / mine if longer else mine / theirs) - 1)
+    least = np.fmax(SAME_CLOCKS, np.abs(drift))
+    mine, theirs = (np.where(run["sm_mhz"] > 0, run["sm_mhz"], np.nan) for run in (one, two))
+    slower = np.where(one["step_s"] >= two["step_s"], theirs / mine, mine / theirs)
+    slower = np.maximum(slower, 1 / slower if either_way else 1)
+    unknown = np.maximum(least, UNKNOWN_CLOCKS)
+    return np.where(np.isnan(slower), unknown, least + (slower - 1))[()]
 
 
-def difference(one: Row, two: Row, drift: float = 0.0) -> dict[str, Any]:
+def difference(one: Runs, two: Runs, drift: Any = 0.0) -> dict[str, Any]:
     """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
 
     ``difference`` is a share, from ``difference_low`` to ``difference_high`` as both intervals
     allow; ``step_difference_s`` is in seconds, from ``low_s`` to ``high_s``. `claim` is "slower",
     "faster", "within noise" below the `allowance`, or "no interval" with fewer than six steps.
     """
-    mine, theirs, share = _step(one), _step(two), allowance(one, two, drift=drift)
-    ratio = mine.over(theirs)
     return {
-        "difference": ratio.median - 1,
-        "difference_low": ratio.low - 1, "difference_high": ratio.high - 1,
-        "step_difference_s": mine.median - theirs.median,
-        "low_s": mine.low - theirs.high, "high_s": mine.high - theirs.low,
-        "allowance": share, "claim": _claim(mine, theirs, share),
-    }  # fmt: skip
+        **_told(_over(one, two), Median(1, 1, 1, 1), allowance(one, two, drift=drift)),
+        "step_difference_s": one["step_s"] - two["step_s"],
+        "low_s": one["step_low_s"] - two["step_high_s"],
+        "high_s": one["step_high_s"] - two["step_low_s"],
+    }
 
 
-def gap_difference(many: tuple[Row, Row], few: tuple[Row, Row]) -> dict[str, Any]:
-    """Compare two gaps: by how much more of a step one pair of runs is apart than another.
+def gap_difference(many: tuple[Runs, Runs], few: tuple[Runs, Runs]) -> dict[str, Any]:
+    """Compare two gaps, as :func:`difference` does steps: "slower" where the first one is wider.
 
     A pair's gap is the first one's steady step over the second one's, less 1: ``gap`` and
-    ``gap_before``. The rest is as in :func:`difference`, "slower" where the first gap is the wider
-    one. Clocks count either way, as they may have widened one gap or narrowed the other.
+    ``gap_before``. Clocks count either way: they may have widened one or narrowed the other.
     """
-    wide, narrow = (_step(one).over(_step(two)) for one, two in (many, few))
-    share = sum(allowance(*pair, either_way=True) for pair in (many, few))
+    wide, narrow = _over(*many), _over(*few)
+    share = allowance(*many, either_way=True) + allowance(*few, either_way=True)
+    return {"gap": wide.median - 1, "gap_before": narrow.median - 1, **_told(wide, narrow, share)}
+
+
+def _over(one: Runs, two: Runs) -> Median:
+    """The ratio of two runs' steps, with what both intervals leave open."""
+    low, high = one["step_low_s"] / two["step_high_s"], one["step_high_s"] / two["step_low_s"]
+    return Median(one["step_s"] / two["step_s"], low, high, one["step_n"])
+
+
+def _told(one: Median, two: Median, share: Any) -> dict[str, Any]:
+    order, unknown = apart(one, two, share), np.isnan(one.low + two.low)
+    claims = {"no interval": unknown, "slower": order > 0, "faster": order < 0}
     return {
-        "gap": wide.median - 1, "gap_before": narrow.median - 1,
-        "difference": wide.median - narrow.median,
-        "difference_low": wide.low - narrow.high, "difference_high": wide.high - narrow.low,
-        "allowance": share, "claim": _claim(wide, narrow, share),
+        "difference": one.median - two.median, "difference_low": one.low - two.high,
+        "difference_high": one.high - two.low, "allowance": share,
+        "claim": np.select([*claims.values()], [*claims], "within noise").astype(object)[()],
     }  # fmt: skip
-
-
-def _step(row: Row) -> Median:
-    return Median(row["step_s"], row["step_low_s"], row["step_high_s"], row["step_n"])
-
-
-def _claim(one: Median, two: Median, share: float) -> str:
-    known = not math.isnan(one.low + two.low)
-    return CLAIMS[apart(one, two, share)] if known else "no interval"
