@@ -49,6 +49,11 @@ class StreamSettings:
         if self.transfer not in ("bf16", "packed"):
             raise ValueError(f"transfer is bf16 or packed, not {self.transfer}")
 
+    @property
+    def packs(self) -> bool:
+        """Whether blocks cross the link otherwise than as they lie on the device."""
+        return self.transfer != "bf16"
+
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed, slots = self._streamed(blocks)
