@@ -24,7 +24,7 @@ from wanreport.measure import worker
 from wanreport.measure.link import measure_link
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
-from wanreport.model.denoise import TEXT_TOKENS, Guidance, predict
+from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predict
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
@@ -38,6 +38,7 @@ from .peers import PEERS, Peer
 EXPERT = EXPERTS[0]
 STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch
 PASSES, WARMUP = 7, 2  # steps timed and before; on a GPU 2 s of both, or more
+DENOISED, FLOW_SHIFT = 8, 12.0  # a schedule over which latents of rounded weights drift off
 Inputs = tuple[Tensor, Guidance]
 
 
@@ -52,6 +53,10 @@ class Planned(Stream):
 
 
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
+
+
+def transfer_of(engine: Engine) -> str:
+    return engine.settings.transfer if isinstance(engine, Stream) else "bf16"
 
 
 def make_engine(label: str) -> Engine:
@@ -80,8 +85,8 @@ class Lane:
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
-        packs = isinstance(engine, Stream) and engine.settings.transfer == "packed"
-        key: Any = engine.pins_store, engine.shares_store, packs
+        self.transfer = transfer_of(engine)
+        key: Any = engine.pins_store, engine.shares_store, self.transfer
         if isinstance(engine, Peer):
             key = engine  # it closes its store
         self.engine, self.blocks, self.device = engine, blocks, device
@@ -92,7 +97,7 @@ class Lane:
                 {EXPERT: self.make(blocks)}, RandomWeights(),
                 pin=device.type == "cuda" and engine.pins_store,
                 group=dist.group.WORLD if engine.shares_store else None,
-                packing=device if packs else None,
+                packing=None if self.transfer == "bf16" else device, transfer=self.transfer,
             )  # fmt: skip
         self.store = stores[key]
         if not isinstance(engine, Planned):
@@ -153,6 +158,17 @@ class Lane:
         self.counters += self.engine.mover.counters - before
         self.sensors.readings += sensors.readings
 
+    def denoised(self) -> list[Tensor]:
+        """The latents after each step of a short schedule."""
+        scheduler, latents, found = make_scheduler(FLOW_SHIFT), self.latents, []
+        scheduler.set_timesteps(DENOISED, device=self.device)
+        self.begin(DENOISED)
+        for t in scheduler.timesteps:
+            noise = predict(self.expert, self.engine, latents, t.expand(1), self.guidance)
+            latents = scheduler.step(noise, t, latents, return_dict=False)[0]
+            found.append(latents)
+        return found
+
     def row(self, alone: bool) -> dict[str, Any]:
         """What this rank measured; peaks of memory only where the process has no other engine."""
         if not self.output.isfinite().all():
@@ -182,7 +198,15 @@ def measure(
     for turn in range(turns):
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
-    return [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
+    rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
+    inexact = [i for i, lane in enumerate(lanes) if lane.transfer == "fp8"]
+    exact = lanes[0].denoised() if inexact else []  # resident's
+    for i in inexact:
+        pairs = zip(lanes[i].denoised(), exact, strict=True)
+        errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
+        said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
+        rows[i] |= {"latents_error": errors, "note": said}
+    return rows
 
 
 def make_inputs(grid: Sequence[int], branches: int, device: torch.device) -> Inputs:

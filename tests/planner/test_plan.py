@@ -105,7 +105,7 @@ def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them()
 
 def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_bytes() -> None:
     fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
-    packed = replace(fast, packed_bytes=fast.block_bytes * 3 // 4)
+    packed = replace(fast, transfer="packed", packed_bytes=fast.block_bytes * 3 // 4)
     for blocks in (2, 4, 20, 40, 80):
         ways = candidates(packed, blocks)
         assert {c.settings.transfer for c in ways} == {"packed"}

@@ -62,7 +62,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "group": f"{r.machine.slug} {gpus} {workload}",
         "started": r.started_at, "wall_s": r.wall_s, "cold_start_s": r.cold_start_s,
         "prefetch": prefetch, "vram_budget_gb": budget,
-        "settings": taken["settings"] if taken else {},
+        "settings": {"transfer": "bf16"} | taken["settings"] if taken else {},
         "block_bytes": model.block_bytes, "expert_bytes": model.expert_bytes,
         "link_gb_s": link.get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
@@ -117,7 +117,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         name, given = files.parse_label(row.label)
         engine, again = "stream" if name == "planned" else name, row.label == files.LAST
         parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
-        setting = _joined(name == "planned" and name, *parts)
+        off = _most(r.latents_error and r.latents_error[-1] for r in row.ranks)
+        setting = _joined(name == "planned" and name, *parts, off and "not exact")
         shown = _joined(engine, setting)
         if name in files.PEERS:
             setting = bench.peers[name].version if name in bench.peers else ""
@@ -148,6 +149,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "counters_derived": False, "traces": 0,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
             "repeats": len(digests) == 1 if digests else None,
+            "latents_off_share": off,
         })  # fmt: skip
         rows["iterations"].append({
             **key, "complete": False, **_gpu_state([rank.gpu for rank in row.ranks]),
@@ -169,11 +171,12 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
 def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     """Bytes that the busiest rank must copy to its device in a steady step.
 
-    By `stream`'s settings where it has any, else as the engine counted. What a peer moves is not
-    counted; taken is that each of its branches brings every block.
+    By `stream`'s settings where it has any and blocks travel as they are, else as the engine
+    counted. What a peer moves is not counted; taken is that each of its branches brings every
+    block.
     """
     said = bench.settings
-    if row.settings:
+    if row.settings and not row.settings.packs:
         passes = -(-said.branches // row.settings.branches_per_visit)
         block = bench.bytes / said.blocks / (said.ranks if row.settings.shard else 1)
         return passes * row.settings.moving(said.blocks) * block

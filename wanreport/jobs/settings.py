@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEGMENTS = ("pre", "attend", "post")
+SENT = {"bf16": 1.0, "packed": 0.75, "fp8": 0.5}
+"""How blocks may cross the link, and about what share of their bytes does."""
 RING = 2
-"""Staging buffers of packed transfers: one is unpacked while the next copy is under way."""
+"""Staging buffers where that is not all: one is unpacked while the next copy is under way."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class StreamSettings:
     """Device streams that loads take in turn, …"""
     priority: int = 0
     """… and their priority; lower goes first."""
-    transfer: Literal["bf16", "packed"] = "bf16"
-    """How blocks cross the link: as they are, or in three quarters of their bytes, which arrive in
-    one of `RING` staging buffers and are unpacked on the device."""
+    transfer: Literal["bf16", "packed", "fp8"] = "bf16"
+    """How blocks cross the link: as they are; in three quarters of their bytes, which arrive in one
+    of `RING` staging buffers and are unpacked on the device; or likewise in half of them, rounded
+    to 8-bit floats, so that the latents are others."""
 
     def __post_init__(self) -> None:
         if self.slots < 0 or self.residents < 0 or self.copy_streams < 1:
@@ -46,8 +49,8 @@ class StreamSettings:
         windows = (0, 0, 0) if self.windows is None else self.windows
         if self.branches_per_visit not in (1, 2) or len(windows) != 3 or min(windows) < 0:
             raise ValueError(f"branches_per_visit is 1 or 2, windows three sizes: {self}")
-        if self.transfer not in ("bf16", "packed"):
-            raise ValueError(f"transfer is bf16 or packed, not {self.transfer}")
+        if self.transfer not in SENT:
+            raise ValueError(f"transfer is one of {', '.join(SENT)}, not {self.transfer}")
 
     @property
     def packs(self) -> bool:

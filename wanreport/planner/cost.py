@@ -73,7 +73,8 @@ class Inputs:
     sharded: Route | None = None  # of parts that the ranks gather; None with a single rank
     activation_bytes: int = 0  # device memory at the peak beside the weights
     device_bytes: int | None = None  # the device's; None where that does not bound anything
-    packed_bytes: int | None = None  # of a block on the link, where transfers are packed
+    transfer: str = "bf16"  # how blocks crossed the link, …
+    packed_bytes: int | None = None  # … in how many bytes, where that is not as they are
     unpack_s: float = 0.0  # of unpacking one with nothing else running
 
     def route(self, settings: StreamSettings) -> Route:

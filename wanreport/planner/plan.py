@@ -69,7 +69,7 @@ def candidates(inputs: Inputs, room: int) -> list[Candidate]:
 
 def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
     blocks = inputs.blocks
-    plainest = StreamSettings(transfer="packed" if inputs.packed_bytes else "bf16")
+    plainest = StreamSettings(transfer=inputs.transfer)  # type: ignore[arg-type]
     if room >= 2 * blocks:
         return [replace(plainest, slots=0, residents=blocks, both=True)]
 

@@ -95,7 +95,7 @@ class Probe:
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.name, self.ranks = EXPERTS[0], dist.get_world_size(group)
         self.blocks = len(store.units(self.name)) - 1
-        self.plainest = StreamSettings(transfer="packed" if store.packing else "bf16")
+        self.plainest = StreamSettings(transfer=store.transfer)  # type: ignore[arg-type]
         self._hot = 0  # steps before a measurement, not known yet
 
     def _attached(self, engine: Stream, blocks: int) -> Expert:
@@ -151,7 +151,8 @@ class Probe:
             other_s=quiet.other, link=link or local.rate, local=local, sharded=sharded,
             activation_bytes=int(activations),
             device_bytes=int(-device_bytes) if gpu else None,
-            packed_bytes=nbytes if self.store.packing else None, unpack_s=unpack_s,
+            transfer=self.store.transfer, packed_bytes=nbytes if self.store.packing else None,
+            unpack_s=unpack_s,
         )  # fmt: skip
 
     def _passes(
@@ -183,7 +184,7 @@ class Probe:
             spans = [(row["start_ms"] / 1e3, row["end_ms"] / 1e3)
                      for row in rows if row["lane"] == "pass"]  # fmt: skip
             loads_at = np.interp(spans, at, np.arange(len(at)))
-            arrived = [float(each) * feeder.nbytes for each in np.diff(loads_at)]
+            arrived = [float(each) * feeder.nbytes for each in np.diff(loads_at)[:, 0]]
         pre, attend, post, collectives, other, step, *less = self._slowest(
             [*windows, meeting, max(outside, 0.0), median(whole), *(-each for each in arrived)]
         )
