@@ -28,7 +28,7 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, overlap, predictions
+from wanreport.analysis import causes, checks, compare, overlap, predictions, recommend
 from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
@@ -549,6 +549,43 @@ if not (pairs.gpus == 4).any():
     )
     table(todo, {"what": "where", "command": "command", "minutes": "minutes"}, kind=None,
           caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
+
+# %% [markdown]
+# ## What should I run?
+#
+# Of all engines, layouts, transfers and memory budgets that fit: what makes a whole video soonest, and
+# the runner-up. A time is as measured on that machine where it was, else as predicted. What is within
+# 1 % of the fastest is as fast, and the way that needs the least memory goes first.
+
+# %%
+advice = []
+real = f.full_scale().query("source == 'job' and program == ''")
+for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuples():
+    wire = "nvlink" if row.interconnect == "NVLink" else "host-memory"
+    try:
+        ways = recommend.recommend(project_root(), f, row.gpu_model, int(row.gpus), wire)
+    except predictions.PredictionError:  # no `stream` on one of these GPUs yet
+        continue
+    ways["what"] = ways.engine + ways.transfer.map({"bf16": "", "packed": ", packed"})
+    ways["what"] += ", " + ways.layout if row.gpus > 1 else ""
+    measured = ways.kind == "measured"
+    ways["page"] = [
+        page(file) if ran else None for file, ran in zip(ways.rests_on, measured, strict=True)
+    ]
+    one, two = (ways[ways.place == place].set_index("height") for place in (1, 2))
+    advice.append(one.join(two.add_prefix("next_")).reset_index().assign(machine=row.machine))
+if advice:
+    advice = pd.concat(advice).sort_values(["machine", "height"])
+    basis = advice.rests_on[advice.kind == "predicted"]
+    table(advice,
+          {"machine": "machine", "height": "video height", "what": "run", "needs_bytes": "budget",
+           "total_s": "a video", "kind": "that is", "next_what": "runner-up", "next_needs_bytes": "its budget",
+           "next_total_s": "its video", "next_kind": "which is"},
+          links={"what": "page", "next_what": "next_page"}, kind=None,
+          kinds={f"{which}{each}": f"{which}kind" for which in ("", "next_") for each in ("needs_bytes", "total_s")},
+          caption=f"What to run on {advice.machine.nunique()} machines: {spelled(advice.engine)}",
+          note=f"81 frames, 27 steps, without decoding. Predictions rest on {spelled(basis)}. "
+               "For other numbers of GPUs: wanreport plan --gpus N.")  # fmt: skip
 
 # %% [markdown]
 # ## More prefetch

@@ -99,7 +99,17 @@ def _parser() -> argparse.ArgumentParser:
         switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
     add("check", _check, "say what params files resolve to; run nothing", params)
-    add("plan", _plan, "say how stream would move weights; run no job", params)
+    add(
+        "plan",
+        _plan,
+        "say how stream would move weights; run no job",
+        ("params", {"type": Path, "nargs": "*", "help": "params files (YAML)"}),
+        (
+            "--gpus",
+            {"type": int, "metavar": "N", "help": "say what to run on N GPUs, from records"},
+        ),
+        ("--vram-gb", {"type": float, "metavar": "G", "help": "of each (default: its model's)"}),
+    )
     add("predict", _predict, "say what jobs will take on more GPUs, from records of fewer",
         ("params", {"type": Path, "nargs": "*", "help": "default: params/campaign/"}),
         ("--gpu", {"metavar": "NAME", "help": "GPU model (default: all that have records)"}),
@@ -182,6 +192,8 @@ def _import(given: Namespace, root: Path) -> int:
 
 
 def _plan(arguments: Namespace, root: Path) -> int:
+    if arguments.gpus:
+        return _recommend(arguments, root)
     jobs = load_jobs(arguments.params, root)
     others = {file: job.engine for file, job in jobs.items() if job.engine != "stream"}
     if others:
@@ -197,6 +209,22 @@ def _plan(arguments: Namespace, root: Path) -> int:
         print("\n".join(plan.lines(found, timed=timed) if found else []))
         made = made and bool(found)
     return 0 if made else 1
+
+
+def _recommend(given: Namespace, root: Path) -> int:
+    from wanreport.analysis import frames, predictions, recommend
+
+    found, problems = frames.load(RESULTS_DIRS, root), []
+    gpus = sorted({*found.full_scale().get("gpu_model", ())})
+    for gpu, wire in itertools.product(gpus, INTERCONNECTS[: 1 + (given.gpus > 1)]):
+        try:
+            ways = recommend.recommend(root, found, gpu, given.gpus, wire, given.vram_gb)
+            print(*recommend.lines(ways), sep="\n")
+        except predictions.PredictionError as error:
+            problems.append(str(error))
+    for problem in dict.fromkeys(problems if gpus else ["no records of a GPU tell"]):
+        print(problem, file=sys.stderr)
+    return 1 if problems or not gpus else 0
 
 
 def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | None, bool]:
