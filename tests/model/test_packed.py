@@ -139,7 +139,8 @@ def test_a_store_packs_blocks_and_leaves_what_does_not_shrink(shared: bool) -> N
     run_ranks(_stores, 2, shared)
 
 
-def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(device) -> None:
     made = torch.Generator().manual_seed(0)
     tensors = {
         "wide": torch.randn(256, 512, generator=made).bfloat16(),
@@ -152,9 +153,12 @@ def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(
     for piece in layout.slices:
         piece.of(unit).copy_(tensors[piece.name])
     rounded = Rounded(layout.slices)
-    small = rounded.pack(unit)
+    small = rounded.pack(unit.to(device)).cpu()
+    assert torch.equal(small, rounded.pack(unit)), "a GPU rounds alike"
     assert small.numel() == rounded.nbytes == pytest.approx(256 * 512 + 4 * 256, rel=0.02)
-    rounded.unpack(small, out)
+    there = out.to(device)
+    rounded.unpack(small.to(device), there)
+    out.copy_(there)
     found = {piece.name: piece.of(out) for piece in layout.slices}
     for name in ("bias", "table", "odd"):
         assert torch.equal(found[name], tensors[name]), name
