@@ -19,7 +19,7 @@ import torch
 from wanreport.records.files import FileError
 
 from .campaign import Campaign, grid
-from .rank import make_engine, transfer_of
+from .rank import make_engine
 
 DEFAULTS = {"cuda": ("3120,7800,14040,32760", 20), "cpu": ("27,40", 6)}  # tokens, blocks
 ENGINES_AND_PEERS = [
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             if n < 1 or max(grid(n)) > 1024:  # what rotary embeddings reach
                 raise ValueError(f"--tokens {n}: no video has this many; give a multiple of 1560")
         for label in given.engines:
-            if transfer_of(make_engine(label)) == "fp8" and not given.turns:
+            if make_engine(label).transfer == "fp8" and not given.turns:
                 raise ValueError(f"{label} is not exact; give --turns, to see by how much")
     except ValueError as error:
         parser.error(str(error))

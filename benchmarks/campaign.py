@@ -22,7 +22,7 @@ from wanreport.records.files import BENCH_SCHEMA, FIRST, LAST, name_of, read_ben
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
-from .peers import PEERS, Missing
+from .peers import PEERS
 from .rank import make_expert
 
 SETTINGS = ("device", "ranks", "blocks", "branches")
@@ -53,7 +53,7 @@ class Campaign:
         for name in PEERS.keys() & set(map(name_of, self.order)):
             try:
                 self.code[name] = PEERS[name].find(given.sglang, given.device)
-            except Missing as reason:
+            except LookupError as reason:
                 self.missing[name] = str(reason)
         block = Layout.of(unit_parameters(make_expert(given.device, given.blocks), 0))
         self.report: dict[str, Any] = {

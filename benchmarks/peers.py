@@ -23,10 +23,6 @@ from wanreport.engines import Counters, Engine, Shape
 from wanreport.engines.base import Bound
 
 
-class Missing(Exception):
-    """Says why a peer cannot run here, and the fix."""
-
-
 class Peer(Engine):
     """An engine whose weights are moved by somebody else's hooks."""
 
@@ -37,7 +33,7 @@ class Peer(Engine):
 
     @staticmethod
     def find(where: str | None, device: str) -> dict[str, str]:
-        """What identifies the peer's code. Raises `Missing`."""
+        """What identifies the peer's code; LookupError if it cannot run here, with the fix."""
         raise NotImplementedError
 
     def offload(self, expert: Any) -> None:
@@ -63,7 +59,7 @@ class Diffusers(Peer):
     @staticmethod
     def find(where: str | None, device: str) -> dict[str, str]:
         if find_spec("accelerate") is None:
-            raise Missing("diffusers' hooks need accelerate: pip install accelerate")
+            raise LookupError("diffusers' hooks need accelerate: pip install accelerate")
         return {"version": diffusers.__version__}
 
     def offload(self, expert: Any) -> None:
@@ -93,11 +89,11 @@ class Sglang(Peer):
         folder = Path(where or (spec and spec.origin and Path(spec.origin).parents[1]) or ".")
         files = sorted((folder / "sglang/multimodal_gen").rglob("layerwise_offload.py"))
         if not files:
-            raise Missing(f"no sglang/multimodal_gen with layerwise offload in {folder}; {fix}")
+            raise LookupError(f"no sglang/multimodal_gen with layerwise offload in {folder}; {fix}")
         distributions = metadata.distributions(name="sglang", path=[str(folder)])
         version = next((d.version for d in distributions), "of unknown version")
         if device != "cuda":
-            raise Missing(f"SGLang {version} is there; its manager works on GPUs only")
+            raise LookupError(f"SGLang {version} is there; its manager works on GPUs only")
         return {
             "folder": str(folder.resolve()),
             "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),

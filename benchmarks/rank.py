@@ -55,10 +55,6 @@ class Planned(Stream):
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
 
 
-def transfer_of(engine: Engine) -> str:
-    return engine.settings.transfer if isinstance(engine, Stream) else "bf16"
-
-
 def make_engine(label: str) -> Engine:
     """The engine or peer that ``name:key=value,…`` means; ValueError if there is none."""
     try:
@@ -85,8 +81,7 @@ class Lane:
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
-        self.transfer = transfer_of(engine)
-        key: Any = engine.pins_store, engine.shares_store, self.transfer
+        key: Any = engine.pins_store, engine.shares_store, engine.transfer
         if isinstance(engine, Peer):
             key = engine  # it closes its store
         self.engine, self.blocks, self.device = engine, blocks, device
@@ -97,7 +92,7 @@ class Lane:
                 {EXPERT: self.make(blocks)}, RandomWeights(),
                 pin=device.type == "cuda" and engine.pins_store,
                 group=dist.group.WORLD if engine.shares_store else None,
-                packing=None if self.transfer == "bf16" else device, transfer=self.transfer,
+                packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
             )  # fmt: skip
         self.store = stores[key]
         if not isinstance(engine, Planned):
@@ -199,7 +194,7 @@ def measure(
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
     rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
-    inexact = [i for i, lane in enumerate(lanes) if lane.transfer == "fp8"]
+    inexact = [i for i, lane in enumerate(lanes) if lane.engine.transfer == "fp8"]
     exact = lanes[0].denoised() if inexact else []  # resident's
     for i in inexact:
         pairs = zip(lanes[i].denoised(), exact, strict=True)

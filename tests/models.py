@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
+from wanreport.engines import ENGINES, Counters, Engine, Shape
 from wanreport.jobs.settings import SENT
 from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
@@ -56,7 +56,7 @@ def run_engine(
         packing = torch.empty(0, device=device).device
     source = RandomWeights(seed)
     store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing,
-                               transfer=transfer_of(engine))  # fmt: skip
+                               transfer=engine.transfer)  # fmt: skip
     first = experts[EXPERTS[0]]
     engine.attach(experts, store, torch.device(device), group)
     generator = torch.Generator().manual_seed(1)
@@ -100,13 +100,9 @@ def run_engine(
     return result
 
 
-def transfer_of(engine: Engine) -> str:
-    return engine.settings.transfer if isinstance(engine, Stream) else "bf16"
-
-
 def packs(engine: Engine) -> bool:
     """Whether an engine asks for packed weights."""
-    return transfer_of(engine) != "bf16"
+    return engine.transfer != "bf16"
 
 
 class Runs:
@@ -123,7 +119,7 @@ class Runs:
         }  # fmt: skip
 
     def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
-        store = self.stores[engine.shares_store, transfer_of(engine)]
+        store = self.stores[engine.shares_store, engine.transfer]
         return run_engine(engine, **({"store": store} | self.how | how))
 
 

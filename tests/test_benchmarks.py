@@ -219,7 +219,7 @@ def test_sglangs_manager_runs_without_its_server(tmp_path, monkeypatch):
     about.parent.mkdir()
     about.write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.23\n")
     for where, device, said in (tmp_path, "cpu", "0.5.23"), (inside, "cuda", "multimodal_gen"):
-        with pytest.raises(peers.Missing, match=said):
+        with pytest.raises(LookupError, match=said):
             peers.Sglang.find(str(where), device)
     code = peers.Sglang.find(str(tmp_path), "cuda")
     assert (code["version"], len(code["sha256"])) == ("0.5.23", 64)

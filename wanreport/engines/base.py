@@ -270,6 +270,7 @@ class Engine(ABC):
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
     shares_store: ClassVar[bool] = True
+    transfer: str = "bf16"  # how its blocks lie in the store
 
     mover: Mover
     experts: dict[str, Expert]

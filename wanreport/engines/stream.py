@@ -72,6 +72,7 @@ class Stream(Engine):
         super().__init__(prefetch=prefetch)
         self.settings = settings or StreamSettings(**changes)
         self.branches_per_visit = self.settings.branches_per_visit
+        self.transfer = self.settings.transfer
 
     def _attach(self) -> None:
         settings, mover, store = self.settings, self.mover, self.store
