@@ -69,7 +69,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "pageable_rates": None if None in rates else rates, "plan_inputs": plan.get("inputs"),
         "planned_step_s": taken["predicted"]["step_s"] if taken else None,
         "counters_derived": r.engine.counters_derived, "traces": len(r.traces),
-        "latents": None, "repeats": None,
+        "latents": None, "repeats": None, "latents_off_share": None,
     })  # fmt: skip
     for number, it in enumerate(r.iterations):
         key = {"run": run, "iteration": number, "kind": it.kind}
