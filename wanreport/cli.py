@@ -193,7 +193,9 @@ def _import(given: Namespace, root: Path) -> int:
 
 def _plan(arguments: Namespace, root: Path) -> int:
     if arguments.gpus:
-        return _recommend(arguments, root)
+        from wanreport.analysis import recommend
+
+        return recommend.run(root, arguments.gpus, arguments.vram_gb)
     jobs = load_jobs(arguments.params, root)
     others = {file: job.engine for file, job in jobs.items() if job.engine != "stream"}
     if others:
@@ -209,22 +211,6 @@ def _plan(arguments: Namespace, root: Path) -> int:
         print("\n".join(plan.lines(found, timed=timed) if found else []))
         made = made and bool(found)
     return 0 if made else 1
-
-
-def _recommend(given: Namespace, root: Path) -> int:
-    from wanreport.analysis import frames, predictions, recommend
-
-    found, problems = frames.load(RESULTS_DIRS, root), []
-    gpus = sorted({*found.full_scale().get("gpu_model", ())})
-    for gpu, wire in itertools.product(gpus, INTERCONNECTS[: 1 + (given.gpus > 1)]):
-        try:
-            ways = recommend.recommend(root, found, gpu, given.gpus, wire, given.vram_gb)
-            print(*recommend.lines(ways), sep="\n")
-        except predictions.PredictionError as error:
-            problems.append(str(error))
-    for problem in dict.fromkeys(problems if gpus else ["no records of a GPU tell"]):
-        print(problem, file=sys.stderr)
-    return 1 if problems or not gpus else 0
 
 
 def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | None, bool]:

@@ -75,5 +75,5 @@ def test_an_unknown_model_is_refused_with_what_to_measure() -> None:
 def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
     assert cli.main(["plan", "--gpus", "2", "--vram-gb", "24"]) == 0
     said = capsys.readouterr().out
-    assert [said.count(f"2× {gpu}") for gpu in (H100, H200)] == [2, 2]
+    assert [said.count(f"2× {gpu}, ") for gpu in (H100, H200)] == [2, 2]
     assert said.count(" 480 ") == said.count(" 720 ") == 8

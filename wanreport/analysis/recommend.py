@@ -8,6 +8,7 @@ the fastest is as fast; of that the way that needs the least memory goes first.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -17,14 +18,21 @@ from typing import Any
 import pandas as pd
 
 from wanreport.analysis.compare import overhead, plain_jobs
-from wanreport.analysis.frames import Frames
+from wanreport.analysis.frames import Frames, load
 from wanreport.analysis.predictions import gather
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import ASSUMED, INTERCONNECTS, Known, predict_job
+from wanreport.analysis.scaling import (
+    ASSUMED,
+    INTERCONNECTS,
+    Known,
+    PredictionError,
+    predict_job,
+)
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import SENT, layerwise_held
 from wanreport.planner.cost import Inputs
 from wanreport.planner.plan import DEFAULT_ROOM, MIN_ROOM, candidates, room
+from wanreport.records.record import RESULTS_DIRS
 from wanreport.words import gigabytes, seconds
 
 SIZES = {480: 832, 720: 1280}
@@ -40,9 +48,9 @@ def recommend(
 ) -> pd.DataFrame:
     """Choose for a number of GPUs of a model; each has ``vram_gb``, by default the model's memory.
 
-    Two rows a `height`, the better one first, with `machine`, `place`, `layout`, `engine`,
-    `transfer` and :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the
-    budget to give. Raises PredictionError where measurements are missing.
+    Two rows a `height`, the better one first, with `place`, `layout`, `engine`, `transfer` and
+    :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
+    Raises PredictionError where measurements are missing.
     """
     known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(INTERCONNECTS[wire])
     here = frames.runs[frames.runs.gpu_model == gpu]
@@ -69,9 +77,8 @@ def recommend(
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
                True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
-    machine = f"{gpus}× {gpu}" + f", {path}" * (gpus > 1)
     place = table.groupby("height").cumcount() + 1
-    return table.assign(layout=table.cfg.map(layouts), machine=machine, place=place)
+    return table.assign(layout=table.cfg.map(layouts), place=place)
 
 
 def _ways(
@@ -115,8 +122,19 @@ def _ways(
         yield engine, "bf16", 0, nbytes + 2 * outer + working, one["total_s"], one["step_s"]
 
 
-def lines(ways: pd.DataFrame) -> list[str]:
-    """Write what :func:`recommend` found as lines of text."""
-    shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
-    written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
-    return [ways.machine.iloc[0], ways.to_string(index=False, columns=shown, formatters=written)]
+def run(root: Path, gpus: int, vram_gb: float | None) -> int:
+    """Print what to run on each GPU model and interconnect; 1 where measurements are missing."""
+    found, problems = load(RESULTS_DIRS, root), []
+    models = sorted({*found.full_scale().get("gpu_model", ())})
+    for gpu, wire in product(models, [*INTERCONNECTS][: 1 + (gpus > 1)]):
+        try:
+            ways = recommend(root, found, gpu, gpus, wire, vram_gb)
+        except PredictionError as error:
+            problems.append(str(error))
+            continue
+        shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
+        written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
+        text = ways.to_string(index=False, columns=shown, formatters=written)
+        print(f"{gpus}× {gpu}, {wire}" if gpus > 1 else gpu, text, sep="\n")
+    print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
+    return int(bool(problems) or not models)
