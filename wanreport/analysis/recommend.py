@@ -17,17 +17,11 @@ from typing import Any
 
 import pandas as pd
 
+from wanreport.analysis import scaling
 from wanreport.analysis.compare import overhead, plain_jobs
 from wanreport.analysis.frames import Frames, load
 from wanreport.analysis.predictions import gather
 from wanreport.analysis.rows import path_of
-from wanreport.analysis.scaling import (
-    ASSUMED,
-    INTERCONNECTS,
-    Known,
-    PredictionError,
-    predict_job,
-)
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import SENT, layerwise_held
 from wanreport.planner.cost import Inputs
@@ -52,10 +46,10 @@ def recommend(
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
     Raises PredictionError where measurements are missing.
     """
-    known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(INTERCONNECTS[wire])
+    known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(scaling.INTERCONNECTS[wire])
     here = frames.runs[frames.runs.gpu_model == gpu]
     free = USABLE * (vram_gb * 1e9 if vram_gb else here.gpu_memory_bytes.max())
-    assumed = f"; {ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
+    assumed = f"; {scaling.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
     ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
@@ -82,7 +76,7 @@ def recommend(
 
 
 def _ways(
-    known: Known, gpus: int, height: int, cfg: bool, wire: str, free: float
+    known: scaling.Known, gpus: int, height: int, cfg: bool, wire: str, free: float
 ) -> Iterator[tuple[Any, ...]]:
     """Engine, transfer, room in blocks, bytes on the device, seconds of a video and of a step.
 
@@ -92,7 +86,7 @@ def _ways(
     for engine in ("stream", "resident", "layerwise", "swap", "fsdp"):
         given = {"engine": engine, "num_gpus": gpus, "height": height, "width": SIZES[height]}
         job = Job.model_validate({"name": engine, "enable_cfg_parallel": cfg, **given})
-        told[engine] = predict_job(known, job, wire)
+        told[engine] = scaling.predict_job(known, job, wire)
     inputs = Inputs.of(told["stream"]["inputs"])
     block, outer, expert = (
         inputs.block_bytes,
@@ -126,7 +120,7 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
     """Print what to run on each GPU model and interconnect; 1 where measurements are missing."""
     found, problems = load(RESULTS_DIRS, root), []
     models = sorted({*found.full_scale().get("gpu_model", ())})
-    for gpu, wire in product(models, [*INTERCONNECTS][: 1 + (gpus > 1)]):
+    for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
             ways = recommend(root, found, gpu, gpus, wire, vram_gb)
         except PredictionError as error:
