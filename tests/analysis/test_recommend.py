@@ -12,6 +12,7 @@ from wanreport import cli
 from wanreport.analysis import frames
 from wanreport.analysis.predictions import PredictionError
 from wanreport.analysis.recommend import ALIKE, USABLE, recommend
+from wanreport.analysis.recommend import run as recommend_command
 
 ROOT = Path(__file__).resolve().parents[2]
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
@@ -77,3 +78,12 @@ def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
     said = capsys.readouterr().out
     assert [said.count(f"2× {gpu}, ") for gpu in (H100, H200)] == [2, 2]
     assert said.count(" 480 ") == said.count(" 720 ") == 8
+
+
+def test_the_command_fails_where_records_are_missing(tmp_path, monkeypatch, capsys) -> None:
+    assert recommend_command(tmp_path, 2, None) == 1, "no records"
+    found = frames.cached(("results",), ROOT)
+    several = found._replace(runs=found.runs[found.runs.gpus > 1])
+    monkeypatch.setattr("wanreport.analysis.recommend.load", lambda *_: several)
+    assert recommend_command(ROOT, 2, None) == 1
+    assert "480p-1gpu-stream" in capsys.readouterr().err

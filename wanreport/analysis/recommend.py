@@ -123,7 +123,7 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
     for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
             ways = recommend(root, found, gpu, gpus, wire, vram_gb)
-        except PredictionError as error:
+        except scaling.PredictionError as error:
             problems.append(str(error))
             continue
         shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
