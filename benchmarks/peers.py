@@ -23,25 +23,17 @@ from wanreport.engines import Counters, Engine, Shape
 from wanreport.engines.base import Bound
 
 
-class Missing(Exception):
-    """Says why a peer cannot run here, and the fix; ``status`` is that of its rows."""
-
-    def __init__(self, reason: str, status: str = "absent") -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 class Peer(Engine):
     """An engine whose weights are moved by somebody else's hooks."""
 
     pins_store = False
-    code: dict[str, Any]  # what `find` found
+    code: dict[str, str]  # what `find` found
     note = ""
     registered_bytes = 0  # pinned by the peer itself, outside of torch's pool
 
     @staticmethod
-    def find(where: str | None, device: str) -> dict[str, Any]:
-        """What identifies the peer's code. Raises `Missing`."""
+    def find(where: str | None, device: str) -> dict[str, str]:
+        """What identifies the peer's code; LookupError if it cannot run here, with the fix."""
         raise NotImplementedError
 
     def offload(self, expert: Any) -> None:
@@ -65,9 +57,9 @@ class Diffusers(Peer):
     name = "diffusers"
 
     @staticmethod
-    def find(where: str | None, device: str) -> dict[str, Any]:
+    def find(where: str | None, device: str) -> dict[str, str]:
         if find_spec("accelerate") is None:
-            raise Missing("diffusers' hooks need accelerate: pip install accelerate")
+            raise LookupError("diffusers' hooks need accelerate: pip install accelerate")
         return {"version": diffusers.__version__}
 
     def offload(self, expert: Any) -> None:
@@ -87,17 +79,32 @@ class Sglang(Peer):
     name = "sglang"
 
     @staticmethod
-    def find(where: str | None, device: str) -> dict[str, Any]:
-        code = find_sglang(where)
+    def find(where: str | None, device: str) -> dict[str, str]:
+        """Look for it, without importing it, in the folder ``where``, or if None where Python does.
+
+        The ``module`` moved between versions; ``sha256`` is its file's.
+        """
+        fix = "pip install --no-deps --target DIR sglang==0.5.23, then --sglang DIR"
+        spec = None if where else find_spec("sglang")
+        folder = Path(where or (spec and spec.origin and Path(spec.origin).parents[1]) or ".")
+        files = sorted((folder / "sglang/multimodal_gen").rglob("layerwise_offload.py"))
+        if not files:
+            raise LookupError(f"no sglang/multimodal_gen with layerwise offload in {folder}; {fix}")
+        distributions = metadata.distributions(name="sglang", path=[str(folder)])
+        version = next((d.version for d in distributions), "of unknown version")
         if device != "cuda":
-            what = f"SGLang {code['version']} is there; its manager works on GPUs only"
-            raise Missing(what, "needs a GPU")
-        return code
+            raise LookupError(f"SGLang {version} is there; its manager works on GPUs only")
+        return {
+            "folder": str(folder.resolve()),
+            "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),
+            "version": version,
+            "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
+        }
 
     def offload(self, expert: Any) -> None:
         # Its import turns cuDNN's attention off for all; every row must use the same kernels.
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-        manager = import_manager(self.code)(
+        manager = self._manager()(
             model=expert, layers_attr_str="blocks", num_layers=len(expert.blocks), enabled=True,
             pin_cpu_memory=True, prefetch_size=self.prefetch,
         )  # fmt: skip
@@ -114,47 +121,21 @@ class Sglang(Peer):
         if not all(pinned):
             self.note = f"pinned only {sum(pinned)} of {len(pinned)} blocks for want of host memory"
 
+    def _manager(self) -> Any:
+        """Import the manager without the server around it; it and all that it calls is unmodified.
 
-def find_sglang(where: str | None) -> dict[str, str]:
-    """Find SGLang's layerwise offload without importing it; raises `Missing`.
-
-    ``where`` is a folder with the package in it, or None for what is installed. The ``module``
-    moved between versions; ``sha256`` is its file's.
-    """
-    fix = "pip install --no-deps --target DIR sglang==0.5.23, then --sglang DIR"
-    if where is None:
-        spec = find_spec("sglang")
-        if spec is None or spec.origin is None:
-            raise Missing(f"SGLang is not installed; {fix}")
-        where = str(Path(spec.origin).parents[1])
-    folder = Path(where).resolve()
-    files = sorted((folder / "sglang" / "multimodal_gen").rglob("layerwise_offload.py"))
-    if not files:
-        raise Missing(f"{folder} has no sglang/multimodal_gen with layerwise offload; {fix}")
-    distributions = metadata.distributions(name="sglang", path=[str(folder)])
-    return {
-        "folder": str(folder),
-        "module": ".".join(files[0].relative_to(folder).with_suffix("").parts),
-        "version": next((d.version for d in distributions), "of unknown version"),
-        "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
-    }
-
-
-def import_manager(code: dict[str, Any]) -> Any:
-    """Import the manager without the server around it.
-
-    Two things are not SGLang's own: ``sglang`` and ``sglang.multimodal_gen`` are entered without
-    running their ``__init__``, which load the server, and ``ServerArgs``, which the manager's
-    module names in annotations, is an empty class. The manager and all it calls are unmodified.
-    """
-    for name in ("sglang", "sglang.multimodal_gen"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(Path(code["folder"], *name.split(".")))]
-        sys.modules[name] = package
-    arguments = types.ModuleType("sglang.multimodal_gen.runtime.server_args")
-    arguments.__dict__["ServerArgs"] = type("ServerArgs", (), {})
-    sys.modules[arguments.__name__] = arguments
-    return importlib.import_module(code["module"]).LayerwiseOffloadManager
+        Two things are not SGLang's own: ``sglang`` and ``sglang.multimodal_gen`` are entered
+        without their ``__init__``, which load the server, and ``ServerArgs``, which the manager's
+        module names in annotations, is an empty class.
+        """
+        for name in ("sglang", "sglang.multimodal_gen"):
+            package = types.ModuleType(name)
+            package.__path__ = [str(Path(self.code["folder"], *name.split(".")))]
+            sys.modules[name] = package
+        arguments = types.ModuleType("sglang.multimodal_gen.runtime.server_args")
+        arguments.__dict__["ServerArgs"] = type("ServerArgs", (), {})
+        sys.modules[arguments.__name__] = arguments
+        return importlib.import_module(self.code["module"]).LayerwiseOffloadManager
 
 
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Diffusers, Sglang)}

@@ -1,7 +1,7 @@
 """One rank of a benchmark's process: attaches its engines and runs all shapes.
 
 A process has one engine, or several that take turns. What it measured of a shape goes to
-``OUT/row-<tokens>-<engine>-rank<r>.json`` at once, so that nothing is lost to what fails later.
+``OUT/rows-<tokens>-rank<r>.json`` at once, so that nothing is lost to what fails later.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from wanreport.measure import worker
 from wanreport.measure.link import measure_link
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
-from wanreport.model.denoise import TEXT_TOKENS, Guidance, predict
-from wanreport.model.expert import A14B, EXPERTS, TINY, Expert, Segments
+from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predict
+from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.planner.probe import Probe
-from wanreport.records.files import FIRST, name_of, parse_label
+from wanreport.records.files import parse_label
 from wanreport.records.record import replace_file
 
 from .peers import PEERS, Peer
 
 EXPERT = EXPERTS[0]
 STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch
+PASSES, WARMUP = 7, 2  # steps timed and before; on a GPU 2 s of both, or more
+DENOISED, FLOW_SHIFT = 8, 12.0  # a schedule over which latents of rounded weights drift off
 Inputs = tuple[Tensor, Guidance]
-Make = Callable[[int], Expert]  # so many blocks, without weights
 
 
 class Planned(Stream):
@@ -49,11 +50,6 @@ class Planned(Stream):
     def __init__(self, *, room: int = DEFAULT_ROOM, transfer: str = "bf16") -> None:
         super().__init__(transfer=transfer)
         self.room = room
-
-    def plan(self, probe: Probe, link: dict[str, Any] | None) -> dict[str, Any]:
-        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-        plan, self.settings = make_plan(probe.inputs(rate, STEPS), self.room, probe.trial)
-        return plan
 
 
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
@@ -71,36 +67,65 @@ def make_engine(label: str) -> Engine:
 def make_expert(device: str, blocks: int) -> Expert:
     """The benchmark's expert, without weights: A14B's widths on a GPU, small ones on CPU."""
     config = {**(A14B if device == "cuda" else TINY), "num_layers": blocks}
-    return Expert(EXPERT, config, torch.bfloat16)
+    expert = Expert(EXPERT, config, torch.bfloat16)
+    if dist.is_initialized():
+        expert.parallel = SequenceParallel(dist.group.WORLD)
+    return expert
 
 
 class Lane:
-    """One engine of the process, with an expert of its own."""
+    """One engine of the process, with an expert of its own.
 
-    def __init__(self, engine: Engine, make: Make, blocks: int, store: HostStore,
+    Engines that read host memory alike share one of the ``stores``.
+    """
+
+    def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
-        self.engine, self.make, self.blocks = engine, make, blocks
-        self.store, self.device, self.group = store, device, dist.group.WORLD
+        key: Any = engine.pins_store, engine.shares_store, engine.transfer
+        if isinstance(engine, Peer):
+            key = engine  # it closes its store
+        self.engine, self.blocks, self.device = engine, blocks, device
+        self.make: Callable[[int], Expert] = partial(make_expert, device.type)
         self.plan: dict[str, Any] | None = None
+        if key not in stores:
+            stores[key] = HostStore(
+                {EXPERT: self.make(blocks)}, RandomWeights(),
+                pin=device.type == "cuda" and engine.pins_store,
+                group=dist.group.WORLD if engine.shares_store else None,
+                packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
+            )  # fmt: skip
+        self.store = stores[key]
         if not isinstance(engine, Planned):
             self.attach()
 
     def attach(self) -> None:
         self.expert = self.make(self.blocks)
-        self.engine.attach({EXPERT: self.expert}, self.store, self.device, self.group)
+        self.engine.attach({EXPERT: self.expert}, self.store, self.device, dist.group.WORLD)
 
-    def prepare(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
-        """Take a shape's inputs; an engine with a plan for each shape is attached anew."""
-        self.inputs = inputs
+    def start(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
+        """Take a shape's inputs, run the first steps, and see how many of them make a GPU hot.
+
+        An engine with a plan for each shape is planned and attached anew.
+        """
+        self.latents, self.guidance = inputs
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
-            self.plan = self.engine.plan(Probe(self.make, self.store, self.group, *inputs), link)
+            probe = Probe(self.make, self.store, dist.group.WORLD, *inputs)
+            rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
+            planned = make_plan(probe.inputs(rate, STEPS), self.engine.room, probe.trial)
+            self.plan, self.engine.settings = planned
             self.attach()
+        self.begin(WARMUP)
+        self.steps(1)
+        self.first = sha256(self.output)
+        self.warm = hot_steps(self.steps(WARMUP - 1)[-1], self.device, dist.group.WORLD)
+        self.passes = max(PASSES, self.warm)  # short ones are more, for the clock wanders
+        self.samples: list[float] = []
+        self.sensors, self.counters = Sensors(self.device), Counters()
 
     def begin(self, steps: int) -> None:
-        visits = self.inputs[1].visits(self.engine)
-        self.engine.begin([EXPERT] * visits * steps)
+        self.engine.begin([EXPERT] * self.guidance.visits(self.engine) * steps)
 
     def steps(self, number: int) -> list[float]:
         """Seconds of denoising steps' passes, as the pipeline makes them; all have the same inputs.
@@ -108,21 +133,12 @@ class Lane:
         The last one's ``output`` is kept.
         """
         clock, timestep = StepClock(self.device), torch.tensor([900.0], device=self.device)
-        latents, guidance = self.inputs
         for _ in range(number):
             with clock.step():
-                self.output = predict(self.expert, self.engine, latents, timestep, guidance)
+                self.output = predict(
+                    self.expert, self.engine, self.latents, timestep, self.guidance
+                )
         return clock.seconds()
-
-    def warm_up(self, steps: int, passes: int) -> None:
-        """The first steps of a shape; afterwards it is known how many make a GPU hot."""
-        self.begin(steps)
-        self.steps(1)
-        self.first = sha256(self.output)
-        self.warm = hot_steps(self.steps(steps - 1)[-1], self.device, self.group)
-        self.passes = max(passes, self.warm)  # short ones are more, for the clock wanders
-        self.samples: list[float] = []
-        self.sensors, self.counters = Sensors(self.device), Counters()
 
     def turn(self) -> None:
         """Some steps on a hot device, timed one by one; the first turn heats it."""
@@ -137,41 +153,60 @@ class Lane:
         self.counters += self.engine.mover.counters - before
         self.sensors.readings += sensors.readings
 
+    def denoised(self) -> list[Tensor]:
+        """The latents after each step of a short schedule."""
+        scheduler, latents, found = make_scheduler(FLOW_SHIFT), self.latents, []
+        scheduler.set_timesteps(DENOISED, device=self.device)
+        self.begin(DENOISED)
+        for t in scheduler.timesteps:
+            noise = predict(self.expert, self.engine, latents, t.expand(1), self.guidance)
+            latents = scheduler.step(noise, t, latents, return_dict=False)[0]
+            found.append(latents)
+        return found
+
     def row(self, alone: bool) -> dict[str, Any]:
         """What this rank measured; peaks of memory only where the process has no other engine."""
         if not self.output.isfinite().all():
             raise RuntimeError("the output is not finite, so its bits show nothing")
-        engine = self.engine
+        engine, pinned = self.engine, self.store.pinned_bytes
         peer = engine if isinstance(engine, Peer) else None
-        memory = peaks(self.device, peer.registered_bytes if peer else self.store.pinned_bytes)
+        memory = peaks(self.device, peer.registered_bytes if peer else pinned)
         return {
             # On CPU no time is claimed, so none is kept.
             "samples_ms": [1e3 * s for s in self.samples] if self.device.type == "cuda" else [],
             "memory": memory if alone else dict.fromkeys(memory),
             "gpu": self.sensors.summary(),
-            "shared_pinned_bytes": self.store.pinned_bytes if engine.shares_store else 0,
-            "output_sha256": sha256(self.output),
-            "first_output_sha256": self.first,
+            "shared_pinned_bytes": pinned if engine.shares_store else 0,
+            "output_sha256": sha256(self.output), "first_output_sha256": self.first,
             "counters": None if peer else asdict(self.counters),
-            "note": peer.note if peer else "",
-            "plan": self.plan,
-        }
+            "note": peer.note if peer else "", "plan": self.plan,
+        }  # fmt: skip
 
 
-def measure(lanes: Sequence[Lane], warmup: int, passes: int, turns: int) -> list[dict[str, Any]]:
+def measure(
+    lanes: Sequence[Lane], inputs: Inputs, link: dict[str, Any] | None, turns: int
+) -> list[dict[str, Any]]:
     """Warm up and time one shape with each engine; they take turns, there and back again."""
     for lane in lanes:
-        lane.warm_up(warmup, passes)
+        lane.start(inputs, link)
     reset_peaks(lanes[0].device)
     for turn in range(turns):
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
-    return [lane.row(alone=len(lanes) == 1) for lane in lanes]
+    rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
+    inexact = [i for i, lane in enumerate(lanes) if lane.engine.transfer == "fp8"]
+    exact = lanes[0].denoised() if inexact else []  # resident's
+    for i in inexact:
+        pairs = zip(lanes[i].denoised(), exact, strict=True)
+        errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
+        said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
+        rows[i] |= {"latents_error": errors, "note": said}
+    return rows
 
 
-def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torch.device) -> Inputs:
+def make_inputs(grid: Sequence[int], branches: int, device: torch.device) -> Inputs:
     """Latents and texts of a shape; ``grid`` is its tokens as frames × height × width."""
-    generator = torch.Generator().manual_seed(0)
+    expert, generator = make_expert(device.type, 1), torch.Generator().manual_seed(0)
     size = [n * p for n, p in zip(grid, expert.config["patch_size"], strict=True)]
     latents = torch.randn(1, expert.config["in_channels"], *size, generator=generator).to(device)
     words = TEXT_TOKENS if device.type == "cuda" else worker.TINY_TEXT_TOKENS
@@ -180,58 +215,27 @@ def make_inputs(expert: Expert, grid: Sequence[int], branches: int, device: torc
     return latents, Guidance(cond, uncond if branches == 2 else None, {EXPERT: 4.0})
 
 
-def attached(spec: dict[str, Any], make: Make, device: torch.device) -> list[Lane]:
-    """The engines of ``spec["engines"]``; those that read host memory alike share one store."""
-    stores: dict[Any, HostStore] = {}
-    lanes = []
-    for label in spec["engines"]:
-        engine = make_engine(label)
-        packs = isinstance(engine, Stream) and engine.settings.transfer == "packed"
-        key: Any = engine.pins_store, engine.shares_store, packs
-        if isinstance(engine, Peer):
-            engine.code, key = spec["code"][engine.name], label  # it closes its store
-        if key not in stores:
-            stores[key] = HostStore(
-                {EXPERT: make(spec["blocks"])}, RandomWeights(),
-                pin=device.type == "cuda" and engine.pins_store,
-                group=dist.group.WORLD if engine.shares_store else None,
-                packing=device if packs else None,
-            )  # fmt: skip
-        lanes.append(Lane(engine, make, spec["blocks"], stores[key], device))
-    return lanes
-
-
 def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str, Any]:
     """Run all shapes of ``spec["grids"]`` with the engines of ``spec["engines"]``."""
     device = torch.device(f"cuda:{rank}" if spec["device"] == "cuda" else "cpu")
     worker.connect(device, out, rank, world_size, spec["timeout_s"])
-    parallel = SequenceParallel(dist.group.WORLD)
-    segments = Segments.compiled() if spec["compile"] else Segments()
-
-    def make(blocks: int) -> Expert:
-        expert = make_expert(spec["device"], blocks)
-        expert.parallel, expert.segments = parallel, segments
-        return expert
-
-    linked = {FIRST, Planned.name} & set(map(name_of, spec["engines"]))
-    link = measure_link(device, dist.group.WORLD) if linked else None
-    lanes = attached(spec, make, device)
+    link = measure_link(device, dist.group.WORLD)
+    engines = [make_engine(label) for label in spec["engines"]]
+    stores: dict[Any, HostStore] = {}
+    for engine in engines:
+        if isinstance(engine, Peer):
+            engine.code = spec["code"][engine.name]
+    lanes = [Lane(engine, spec["blocks"], stores, device) for engine in engines]
     for tokens, grid in spec["grids"]:
         if rank == 0:
             (out / "progress").write_text(f"{tokens:,} tokens")
-        if spec["compile"]:
-            torch._dynamo.reset()  # its limit of recompilations is meant for one shape
-        inputs = make_inputs(make(1), grid, spec["branches"], device)
-        for lane in lanes:
-            lane.prepare(inputs, link)
-        rows = measure(lanes, spec["warmup"], spec["passes"], spec["turns"])
-        for number, row in enumerate(rows):
-            path = out / f"row-{tokens}-{number}-rank{rank}.json"
-            replace_file(path, json.dumps(row | {"link": link}))
+        inputs = make_inputs(grid, spec["branches"], device)
+        rows = measure(lanes, inputs, link, spec["turns"])
+        replace_file(out / f"rows-{tokens}-rank{rank}.json", json.dumps(rows))
     for lane in lanes:
         lane.engine.detach()
-    for lane in lanes:
-        lane.store.close()
+    for store in stores.values():
+        store.close()
     return {}
 
 

@@ -28,7 +28,7 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, overlap, predictions
+from wanreport.analysis import causes, checks, compare, overlap, predictions, recommend
 from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
 from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
@@ -551,6 +551,43 @@ if not (pairs.gpus == 4).any():
           caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
 
 # %% [markdown]
+# ## What should I run?
+#
+# Of all engines, layouts, transfers and memory budgets that fit: what makes a whole video soonest, and
+# the runner-up. A time is as measured on that machine where it was, else as predicted. What is within
+# 1 % of the fastest is as fast, and the way that needs the least memory goes first.
+
+# %%
+advice = []
+real = f.full_scale().query("source == 'job' and program == ''")
+for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuples():
+    wire = "nvlink" if row.interconnect == "NVLink" else "host-memory"
+    try:
+        ways = recommend.recommend(project_root(), f, row.gpu_model, int(row.gpus), wire)
+    except predictions.PredictionError:  # no `stream` on one of these GPUs yet
+        continue
+    ways["what"] = ways.engine + ways.transfer.map({"bf16": "", "packed": ", packed"})
+    ways["what"] += ", " + ways.layout if row.gpus > 1 else ""
+    measured = ways.kind == "measured"
+    ways["page"] = [
+        page(file) if ran else None for file, ran in zip(ways.rests_on, measured, strict=True)
+    ]
+    one, two = (ways[ways.place == place].set_index("height") for place in (1, 2))
+    advice.append(one.join(two.add_prefix("next_")).reset_index().assign(machine=row.machine))
+if advice:
+    advice = pd.concat(advice).sort_values(["machine", "height"])
+    basis = advice.rests_on[advice.kind == "predicted"]
+    table(advice,
+          {"machine": "machine", "height": "video height", "what": "run", "needs_bytes": "budget",
+           "total_s": "a video", "kind": "that is", "next_what": "runner-up", "next_needs_bytes": "its budget",
+           "next_total_s": "its video", "next_kind": "which is"},
+          links={"what": "page", "next_what": "next_page"}, kind=None,
+          kinds={f"{which}{each}": f"{which}kind" for which in ("", "next_") for each in ("needs_bytes", "total_s")},
+          caption=f"What to run on {advice.machine.nunique()} machines: {spelled(advice.engine)}",
+          note=f"81 frames, 27 steps, without decoding. Predictions rest on {spelled(basis)}. "
+               "For other numbers of GPUs: wanreport plan --gpus N.")  # fmt: skip
+
+# %% [markdown]
 # ## More prefetch
 #
 # Comparison B of the baseline (§9.3): more layers ahead against the default.
@@ -596,7 +633,8 @@ table(pd.DataFrame(rows),
 
 # %%
 LITTLE = 0.02
-cells = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
+measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
+cells = measured[measured.latents_off_share.isna()]
 streams = cells[cells.engine == "stream"]
 alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
 shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
@@ -619,12 +657,13 @@ for n, *ends in linked.itertuples())}. What is left at few tokens is the link's 
 """)  # fmt: skip
 
 # %%
-cells["moved"] = cells.drift.map(ratio).where(cells.drift.notna(), "did not run again")
-for machine, here in cells.groupby("machine"):
+measured["moved"] = measured.drift.map(ratio).where(measured.drift.notna(), "did not run again")
+for machine, here in measured.groupby("machine"):
+    off = {"latents_off_share": "latents off by"} if here.latents_off_share.notna().any() else {}
     table(here.sort_values(["branches", "tokens", "campaign", "step_s"]),
           {"name": "engine", "work": "work", "step_s": "step", "overhead": "over resident",
            "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",
-           "allocated_bytes": "peak allocated", "same_bits": "same bits"}, interval=["step_s"],
+           "allocated_bytes": "peak allocated", "same_bits": "same bits", **off}, interval=["step_s"],
           caption=f"Every row measured on {machine}", fold=f"Every row measured on {machine}",
           note="Step: median [95 % interval]. The limit is the larger of resident's step and of the bytes over the "
                "link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip
@@ -808,7 +847,8 @@ table(known,
       caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, "
               f"{known.number[known.exact].nunique()} of them exactly as asked",
       note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink. Windows "
-           "follow the parts of a block, not the schedule, so they are only near question 7.")  # fmt: skip
+           "follow the parts of a block, not the schedule, so they are only near question 7. Packed blocks arrive "
+           "bit by bit; fp8's do not, and random weights say nothing about the quality of its videos.")  # fmt: skip
 open_["command"] = open_.command.replace("", "no engine does this yet")
 open_["time"] = open_.minutes.map("{:.0f}".format).where(open_.minutes.notna(), "unknown")
 table(open_, {"what": "question", "command": "what would answer it as asked", "time": "minutes"},

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
+from wanreport.engines import ENGINES, Counters, Engine, Shape
+from wanreport.jobs.settings import SENT
 from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
@@ -54,7 +55,8 @@ def run_engine(
     if packs(engine):  # by threads, which do not know this one's device
         packing = torch.empty(0, device=device).device
     source = RandomWeights(seed)
-    store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing)
+    store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing,
+                               transfer=engine.transfer)  # fmt: skip
     first = experts[EXPERTS[0]]
     engine.attach(experts, store, torch.device(device), group)
     generator = torch.Generator().manual_seed(1)
@@ -100,24 +102,25 @@ def run_engine(
 
 def packs(engine: Engine) -> bool:
     """Whether an engine asks for packed weights."""
-    return isinstance(engine, Stream) and engine.settings.transfer == "packed"
+    return engine.transfer != "bf16"
 
 
 class Runs:
-    """Runs engines in a rank over three kinds of stores, each filled once."""
+    """Runs engines in a rank over all kinds of stores, each filled once."""
 
     def __init__(self, **how: Any) -> None:
         self.how, group, cpu = how, dist.group.WORLD, torch.device("cpu")
         experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
         self.stores = {
-            (shares, packed): HostStore(experts, RandomWeights(0), group=group if shares else None,
-                                        packing=cpu if packed else None)
-            for shares, packed in ((False, False), (True, False), (True, True))
+            (shares, transfer): HostStore(
+                experts, RandomWeights(0), group=group if shares else None,
+                packing=None if transfer == "bf16" else cpu, transfer=transfer)
+            for shares, transfer in ((False, "bf16"), *((True, each) for each in SENT))
         }  # fmt: skip
 
     def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
-        store = self.stores[engine.shares_store, packs(engine)]
-        return run_engine(engine, store=store, **(self.how | how))
+        store = self.stores[engine.shares_store, engine.transfer]
+        return run_engine(engine, **({"store": store} | self.how | how))
 
 
 def interrupted(name: str, at: int, **options: Any) -> Engine:

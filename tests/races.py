@@ -20,7 +20,6 @@ from torch import Tensor
 
 from wanreport.engines import Stream, base
 from wanreport.engines.base import Mover
-from wanreport.model.packed import Packing, unpack
 
 
 @dataclass(eq=False)
@@ -139,14 +138,14 @@ class LazyMover(Mover):
         self.counters.h2d_bytes += device_buffer.numel()
         return None
 
-    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+    def unpack(self, packed: Tensor, packing: Any, buffer: Tensor) -> None:
         self.touch(packed, write=False)
         self.touch(buffer, write=True)
         buffer.fill_(0xFF)
 
         def work() -> None:
             with contextlib.suppress(IndexError):  # positions that are not there yet
-                unpack(packed, packing, buffer)
+                Mover.unpack(self, packed, packing, buffer)
 
         self.current.work.append(work)
 
@@ -191,7 +190,7 @@ class LateMover(Mover):
             torch.cuda._sleep(self.random.randrange(self.CYCLES))
         super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
 
-    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
+    def unpack(self, packed: Tensor, packing: Any, buffer: Tensor) -> None:
         buffer.fill_(0xFF)
         torch.cuda._sleep(self.random.randrange(self.CYCLES))
         super().unpack(packed, packing, buffer)

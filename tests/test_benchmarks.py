@@ -1,4 +1,4 @@
-"""The benchmark beside peers: bits on CPU, and rows, tables and JSON whatever happens."""
+"""The benchmark beside peers: bits on CPU, and rows and JSON whatever happens."""
 
 from __future__ import annotations
 
@@ -16,71 +16,67 @@ from benchmarks.campaign import Campaign, grid, identical, step_ms
 from tests.ranks import run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks
-from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records import files
 
 CPU = ["--device", "cpu", "--tokens", "27", "--blocks", "4"]
 STREAM = "stream:slots=3,windows=[7000,90000,1000],shard=true,copy_streams=2"
+PACKED = ["stream:transfer=packed", "planned:transfer=packed", "stream:transfer=fp8"]
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
     """A campaign's rows by label, checked as the pages' reader checks them."""
     report = files.read_bench(path)[1]
-    assert report == json.loads(path.read_text())
     first = next(row for row in report["rows"] if row["label"] == files.FIRST)
     return {row["label"]: row | {"same": identical(row, first)} for row in report["rows"]}
 
 
-@pytest.mark.slow
-def test_every_engine_and_peer_gives_the_bits_of_resident(tmp_path, capsys):
-    path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
-    words = ["--ranks", "2", "--branches", "2", "--sglang", nowhere, "--json", str(path)]
-    assert main([*CPU, *words, "--engines", *ENGINES_AND_PEERS, STREAM]) == 0
-    found, said = rows(path), capsys.readouterr().out
-    assert set(found) == {*ENGINES_AND_PEERS, STREAM, files.LAST}
-    names = {label.partition(":")[0] for label in ENGINES_AND_PEERS}
-    assert names == {*ENGINES, "planned", *files.PEERS} and set(peers.PEERS) == set(files.PEERS)
-    for label, row in found.items():
-        if label.startswith("sglang"):
-            assert row["status"] == "absent" and nowhere in row["reason"] and row["reason"] in said
-        else:
-            assert row["status"] == "ok" and row["same"], (label, row["log"])
-            assert [rank["samples_ms"] for rank in row["ranks"]] == [[], []], "no times on a CPU"
-    assert found["layerwise:prefetch=1"]["ranks"][0]["counters"]["h2d_copies"] > 0
-    plans = [rank["plan"]["chosen"] for rank in found["planned"]["ranks"]]
-    assert len(set(plans)) == 1, "all ranks choose alike"
-    assert {label for label in found if found[label]["settings"]} == {"stream", "planned", STREAM}
-    settings = found[STREAM]["settings"]
-    assert settings["windows"] == [7000, 90000, 1000] and settings["shard"]
-    assert found[STREAM]["ranks"][0]["counters"]["unshards"] > 0
+def statuses(path: Path) -> dict[str, str]:
+    return {row["label"]: row["status"] for row in json.loads(path.read_text())["rows"]}
 
 
 def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
     bad, path = "layerwise:prefetch=deep", tmp_path / "b.json"
     assert main([*CPU, "--engines", bad, "swap", "diffusers", "--json", str(path)]) == 1
     found = rows(path)
-    assert found[bad]["status"] == "failed"
+    assert found[bad]["status"] == "failed" and "Traceback" in found[bad]["log"]
     assert "TypeError" in found[bad]["reason"] and "attach" in found[bad]["reason"]
-    assert "Traceback" in found[bad]["log"]
     assert found[bad]["reason"] in capsys.readouterr().out
     assert found["swap"]["status"] == found[files.LAST]["status"] == "ok"
     assert found["diffusers"]["same"]  # one rank, one branch
 
 
-def test_engines_take_turns_in_one_process_started_by_torchrun(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, capsys):
+    """All engines and peers on two ranks give the bits of resident; what is not exact says so."""
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
-    path = tmp_path / "b.json"
-    words = ["--ranks", "2", "--turns", "2", "--engines", "swap", "diffusers"]
-    assert main([*CPU, *words, "--json", str(path)]) == 0
-    found = rows(path)
-    assert set(found) == {files.FIRST, "swap", "diffusers", files.LAST}
-    for row in found.values():
-        assert row["same"] and len(row["ranks"]) == 2 and row["turns"] == 2
-        memory = row["ranks"][0]["memory"]
-        assert set(memory.values()) == {None}, "no engine's own where there are several"
-    before = path.read_bytes()
-    assert main([*CPU, *words, "--json", str(path)]) == 0
-    assert path.read_bytes() == before
+    path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
+    packed, planned, rounded = PACKED
+    words = ["--ranks", "2", "--branches", "2", "--turns", "2", "--blocks", "6"]
+    words += ["--sglang", nowhere, "--json", str(path)]
+    assert main([*CPU, *words, "--engines", *ENGINES_AND_PEERS, STREAM, *PACKED]) == 0
+    found, said = rows(path), capsys.readouterr().out
+    assert set(found) == {*ENGINES_AND_PEERS, STREAM, *PACKED, files.LAST}
+    assert {files.name_of(label) for label in found} == {*ENGINES, "planned", *files.PEERS}
+    for label, row in found.items():
+        if label.startswith("sglang"):
+            assert row["status"] == "absent" and nowhere in row["reason"] and row["reason"] in said
+            continue
+        assert row["status"] == "ok" and row["same"] == (label != rounded), (label, row["log"])
+        assert [each["samples_ms"] for each in row["ranks"]] == [[], []], "no times on a CPU"
+        assert set(row["ranks"][0]["memory"].values()) == {None}, "nor one engine's memory"
+        assert (row["settings"] is None) == (files.name_of(label) not in ("stream", "planned"))
+        assert ("latents_error" in row["ranks"][0]) == (label == rounded)
+    assert found[STREAM]["settings"]["windows"] == [7000, 90000, 1000]
+    assert found[planned]["settings"]["transfer"] == "packed"
+    plans = [each["plan"]["chosen"] for each in found["planned"]["ranks"]]
+    assert len(set(plans)) == 1, "all ranks choose alike"
+    moved = {label: found[label]["ranks"][0]["counters"] for label in (STREAM, "stream", *PACKED)}
+    assert moved[STREAM]["unshards"] > 0
+    brought = [moved[label]["h2d_bytes"] for label in (rounded, packed, "stream")]
+    assert 0 < brought[0] < 0.6 * brought[2] and brought[0] < brought[1] < 0.85 * brought[2]
+    errors = found[rounded]["ranks"][0]["latents_error"]
+    assert len(errors) == rank.DENOISED and 0 < errors[0] < errors[-1] < 0.2
+    assert f"{errors[-1]:.2%}" in said
 
 
 def test_what_a_signal_or_the_budget_leaves_is_a_row_and_the_same_call_goes_on(
@@ -96,32 +92,19 @@ def test_what_a_signal_or_the_budget_leaves_is_a_row_and_the_same_call_goes_on(
         for tokens in pending:
             self._end(labels[0], tokens, "failed", "made up")
 
-    def statuses():
-        return {row["label"]: row["status"] for row in json.loads(path.read_text())["rows"]}
-
     assert main([*asked, "--budget-minutes", "0"]) == 0
-    assert set(statuses().values()) == {"not run"}
-    assert main(asked) == 0 and set(statuses().values()) == {"ok"}
+    assert set(statuses(path).values()) == {"not run"}
+    assert main(asked) == 0 and set(statuses(path).values()) == {"ok"}
     before = path.read_bytes()
     assert main(asked) == 0 and path.read_bytes() == before, "nothing was left to do"
     monkeypatch.setattr(Campaign, "_start", start)
     assert main([*asked, "layerwise"]) == 130
-    assert ran == ["layerwise"] and statuses() == {
-        files.FIRST: "ok", "swap": "ok", "layerwise": "not run", files.LAST: "ok",
-    }  # fmt: skip
+    left = {files.FIRST: "ok", "swap": "ok", "layerwise": "not run", files.LAST: "ok"}
+    assert ran == ["layerwise"] and statuses(path) == left
     assert main([*asked, "fsdp"]) == 1
     assert ran == ["layerwise", "fsdp", files.LAST], "resident closes every call that measured"
     assert main([*asked, "--branches", "2"]) == 2
     assert f"{path}: branches" in capsys.readouterr().err
-
-
-def _lane(engine: Any, blocks: int = 4) -> rank.Lane:
-    """An engine over the benchmark's small expert, ready for 27 tokens."""
-    cpu = torch.device("cpu")
-    store = HostStore({rank.EXPERT: rank.make_expert("cpu", blocks)}, RandomWeights())
-    lane = rank.Lane(engine, lambda n: rank.make_expert("cpu", n), blocks, store, cpu)
-    lane.prepare(rank.make_inputs(lane.expert, (1, 3, 9), 1, cpu), None)
-    return lane
 
 
 class _Forgetful(Layerwise):
@@ -138,13 +121,19 @@ class _Forgetful(Layerwise):
                 mine.data = other.data
 
 
-def _measured() -> list[dict[str, Any]]:
-    engines = ENGINES["resident"](), Layerwise(), _Forgetful()
-    return rank.measure([_lane(engine) for engine in engines], 2, 5, 2)
+def _measured(*engines: Any, turns: int = 2) -> list[dict[str, Any]]:
+    """Rows of engines that take turns over the benchmark's small expert, in one rank."""
+    cpu, stores = torch.device("cpu"), {}
+    lanes = [rank.Lane(engine, 4, stores, cpu) for engine in engines]
+    return rank.measure(lanes, rank.make_inputs((1, 3, 9), 1, cpu), None, turns)
+
+
+def _forgets() -> list[dict[str, Any]]:
+    return _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
 
 
 def test_other_bits_are_seen_even_if_only_the_first_step_is_right() -> None:
-    resident, layerwise, forgetful = ({"ranks": [r]} for r in run_ranks(_measured, 1)[0])
+    resident, layerwise, forgetful = ({"ranks": [r]} for r in run_ranks(_forgets, 1)[0])
     assert identical(layerwise, resident) is True
     assert identical(forgetful, resident) is False
     assert forgetful["ranks"][0]["first_output_sha256"] == resident["ranks"][0]["output_sha256"]
@@ -159,17 +148,13 @@ def test_a_row_reads_as_its_slowest_ranks_steps_beside_residents() -> None:
         return {"label": label, "tokens": 3120, "ranks": ranks, "status": "ok", "reason": ""} | more
 
     campaign = Campaign(parse(CPU))
-    campaign.report["rows"] = [
-        row("resident", [90.0] * 7, slow), row("diffusers", [404.0] * 7, [400.0] * 7),
-        row("sglang", status="oom", reason="out of memory"),
-    ]  # fmt: skip
-    assert step_ms(campaign.report["rows"][0]) == (100.0, 99.0, 103.0, 7)
-    lines = map(campaign.line, campaign.report["rows"])
-    for line, parts in zip(lines, (["100.0 [99.0, 103.0]"], ["404.0", "4.040"],
-                                   ["oom", "out of memory"]), strict=True):  # fmt: skip
-        assert all(part in line for part in parts)
-    base["output_sha256"] = "b"
-    assert identical(row("swap", slow), campaign.report["rows"][0]) is False
+    made = [row("resident", [90.0] * 7, slow), row("diffusers", [404.0] * 7, [400.0] * 7),
+            row("sglang", status="oom", reason="out of memory")]  # fmt: skip
+    campaign.rows = {(each["label"], 3120): each for each in made}
+    assert step_ms(made[0]) == (100.0, 99.0, 103.0, 7)
+    parts = ["100.0 [99.0, 103.0]"], ["404.0", "4.040"], ["oom", "out of memory"]
+    for each, some in zip(made, parts, strict=True):
+        assert all(part in campaign.line(each) for part in some)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +169,10 @@ def test_tokens_are_those_of_a_video(tokens: int, shape: tuple[int, int, int]) -
     ("words", "complaint"),
     [
         (["--engines", "layerwise:depth=3"], "depth"),
-        (["--engines", "laywise"], "there are resident, swap"),
-        (["--tokens", "3120;7800"], "--tokens 3120;7800"),
-        (["--tokens", "10007"], "multiple of 1560"),
-        (["--passes", "5"], "at least 6"),
+        (["--engines", "laywise"], "resident, swap"),
+        (["--engines", "stream:transfer=fp8"], "--turns"),  # beside resident it says how far off
+        (["--tokens", "3120;7800"], "3120;7800"),
+        (["--tokens", "10007"], "1560"),
     ],
 )
 def test_bad_input_is_refused_with_the_fix(words, complaint, capsys):
@@ -208,10 +193,8 @@ class LayerwiseOffloadManager:
         layers = dict(model.named_modules())[layers_attr_str]
         assert len(layers) == num_layers and prefetch_size == 2 and pin_cpu_memory
         for i, layer in enumerate(layers):
-            kept = {p: p.data.clone() for p in layer.parameters()}
-            self._consolidated_cpu_weights[i] = kept
-            for p in kept:
-                p.data = torch.empty(1, dtype=p.dtype)
+            self._consolidated_cpu_weights[i] = {p: p.data.clone() for p in layer.parameters()}
+            self.drop(layer)
             layer.register_forward_pre_hook(self.load)
             layer.register_forward_hook(self.drop)
 
@@ -219,57 +202,44 @@ class LayerwiseOffloadManager:
         for p in module.parameters():
             p.data = next(kept[p] for kept in self._consolidated_cpu_weights.values() if p in kept)
 
-    def drop(self, module, args, output):
+    def drop(self, module, *_):
         for p in module.parameters():
             p.data = torch.empty(1, dtype=p.dtype)
 """
 
 
-@pytest.fixture
-def sglang(tmp_path: Path) -> Any:
-    """A package that lies as SGLang 0.5.23 does, and would fail if its server were loaded."""
-    inside = tmp_path / "sglang" / "multimodal_gen" / "runtime" / "managers"
+def test_sglangs_manager_runs_without_its_server(tmp_path, monkeypatch):
+    """Its package lies as SGLang 0.5.23's does, and would fail if the server were loaded."""
+    inside = tmp_path / "sglang/multimodal_gen/runtime/managers"
     inside.mkdir(parents=True)
     for package in (inside.parents[2], inside.parents[1]):
         (package / "__init__.py").write_text("raise ImportError('the server')")
     (inside / "layerwise_offload.py").write_text(MANAGER)
-    (tmp_path / "sglang-0.5.23.dist-info").mkdir()
-    (tmp_path / "sglang-0.5.23.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.23\n"
-    )
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "sglang"]:
-        del sys.modules[name]
-
-
-def test_sglangs_manager_runs_without_its_server(sglang, monkeypatch):
-    code = peers.find_sglang(str(sglang))
-    assert code["version"] == "0.5.23"
+    about = tmp_path / "sglang-0.5.23.dist-info/METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.23\n")
+    for where, device, said in (tmp_path, "cpu", "0.5.23"), (inside, "cuda", "multimodal_gen"):
+        with pytest.raises(LookupError, match=said):
+            peers.Sglang.find(str(where), device)
+    code = peers.Sglang.find(str(tmp_path), "cuda")
+    assert (code["version"], len(code["sha256"])) == ("0.5.23", 64)
     assert code["module"] == "sglang.multimodal_gen.runtime.managers.layerwise_offload"
-    assert len(code["sha256"]) == 64
     monkeypatch.setattr(peers.Sglang, "find", lambda *_: code)
-    said = Campaign(parse([*CPU, "--engines", "sglang"])).report["peers"]["sglang"]
-    assert set(said) == {"module", "version", "sha256"}, "no path of this machine's"
-    monkeypatch.setattr(torch.cuda, "host_memory_stats", dict)
-    engines = [ENGINES["resident"](), peers.Sglang(prefetch=2)]
-    engines[1].code = code
-    lanes = [_lane(engine, 3) for engine in engines]
-    for lane in lanes:
-        lane.begin(1)
-        lane.steps(1)
-    assert torch.equal(*(lane.output for lane in lanes))
-    assert "0 of 3" in engines[1].note, "what is not pinned is not claimed to be"
-    assert torch.backends.cuda.cudnn_sdp_enabled(), "its import changes no other row's kernels"
+    told = Campaign(parse([*CPU, "--engines", "sglang"])).report["peers"]["sglang"]
+    assert set(told) == {"module", "version", "sha256"}, "no path of this machine's"
+    resident, sglang = run_ranks(_sglang, 1, code)[0]
+    assert identical({"ranks": [sglang]}, {"ranks": [resident]})
+    assert "0 of 4" in sglang["note"], "what is not pinned is not claimed to be"
+    assert sglang["cudnn"], "its import changes no other row's kernels"
 
 
-def test_a_missing_sglang_is_named_with_the_fix(sglang: Path, tmp_path: Path) -> None:
-    for where, status, said in (
-        (str(sglang), "needs a GPU", "0.5.23"),
-        (str(tmp_path / "elsewhere"), "absent", "sglang/multimodal_gen"),
-    ):
-        with pytest.raises(peers.Missing) as caught:
-            peers.Sglang.find(where, "cpu")
-        assert caught.value.status == status and said in str(caught.value)
+def _sglang(code: dict[str, str]) -> list[dict[str, Any]]:
+    sys.modules.pop("sglang", None)
+    torch.cuda.host_memory_stats = dict  # type: ignore[assignment,return-value]
+    engine = peers.Sglang(prefetch=2)
+    engine.code = code
+    resident, sglang = _measured(ENGINES["resident"](), engine, turns=1)
+    return [resident, sglang | {"cudnn": torch.backends.cuda.cudnn_sdp_enabled()}]
 
 
 @pytest.mark.gpu
@@ -282,6 +252,6 @@ def test_rows_on_a_gpu_have_times_and_bits(tmp_path: Path) -> None:
         if label.startswith("sglang") and row["status"] == "absent":
             continue
         assert row["status"] == "ok", (label, row["reason"], row["log"])
-        assert len(row["ranks"][0]["samples_ms"]) == 7
+        assert len(row["ranks"][0]["samples_ms"]) >= 7
         if label != "fsdp":  # its gathered buffers may pick other kernels
             assert row["same"], label

@@ -100,7 +100,17 @@ def _parser() -> argparse.ArgumentParser:
         switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
     add("check", _check, "say what params files resolve to; run nothing", params)
-    add("plan", _plan, "say how stream would move weights; run no job", params)
+    add(
+        "plan",
+        _plan,
+        "say how stream would move weights; run no job",
+        ("params", {"type": Path, "nargs": "*", "help": "params files (YAML)"}),
+        (
+            "--gpus",
+            {"type": int, "metavar": "N", "help": "say what to run on N GPUs, from records"},
+        ),
+        ("--vram-gb", {"type": float, "metavar": "G", "help": "of each (default: its model's)"}),
+    )
     add("predict", _predict, "say what jobs will take on more GPUs, from records of fewer",
         ("params", {"type": Path, "nargs": "*", "help": "default: params/campaign/"}),
         ("--gpu", {"help": "GPU model (default: all that have records)"}),
@@ -195,6 +205,10 @@ def _import(given: Namespace, root: Path) -> int:
 
 
 def _plan(given: Namespace, root: Path) -> int:
+    if given.gpus:
+        from wanreport.analysis import recommend
+
+        return recommend.run(root, given.gpus, given.vram_gb)
     jobs, gpus, status = load_jobs(given.params, root), this_machine().gpus, 0
     if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
         raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())

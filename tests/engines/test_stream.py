@@ -21,7 +21,19 @@ SOME = (700, 90_000, 3000)  # window quotas: a chunk, most of a small block, a c
 SHARDED = StreamSettings(3, 1, shard=True)
 PACKED = StreamSettings(2, 1, transfer="packed")
 PARTS = StreamSettings(2, shard=True, windows=SOME, transfer="packed")
+ROUNDED = [StreamSettings(2, 1, transfer="fp8"),
+           StreamSettings(2, shard=True, windows=SOME, transfer="fp8")]  # fmt: skip
 SMALL: dict[str, Any] = {"size": (16, 16, 1), "num_layers": 5}
+
+
+class Rounding(RandomWeights):
+    """Weights as fp8 brings them: of each output channel's largest, the nearest e4m3 share."""
+
+    def fill(self, expert: str, name: str, out: torch.Tensor) -> None:
+        super().fill(expert, name, out)
+        if name.startswith("blocks.") and out.dim() == 2 and out.dtype == torch.bfloat16:
+            scales = out.float().abs().amax(1, keepdim=True) / 448
+            out.copy_((out.float() / scales).to(torch.float8_e4m3fn).float() * scales)
 
 
 class Watched(Runs):
@@ -132,6 +144,19 @@ def _deaf() -> None:
         assert races, (settings, lane)
         # A copy that starts too early does no harm here, where the host computes before it copies.
         assert not right or lane == "stream 1", (settings, lane)
+
+
+def _rounded() -> None:
+    watched, bits = Watched(), Watched().reference()
+    store = HostStore(make_experts(num_layers=5), Rounding(0))
+    watched.references["[]"] = watched(Resident(), iterations=1, store=store)["latents"][0]
+    for settings in ROUNDED:
+        watched.check(settings)
+    assert not torch.equal(watched.reference(), bits)
+
+
+def test_fp8_gives_the_bits_of_rounded_weights_and_no_others() -> None:
+    run_ranks(_rounded, 2)
 
 
 def test_a_forgotten_wait_is_caught() -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tests.models import make_experts
 from tests.ranks import run_ranks
+from wanreport.engines.base import Mover
 from wanreport.model import packed
-from wanreport.model.packed import LANES, pack, unpack
-from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.model.fp8 import Rounded
+from wanreport.model.packed import LANES, pack
+from wanreport.model.weights import HostStore, Layout, RandomWeights
 
 BEFORE, VALUES, AFTER = 256, 128 * 9, 512
 STOP = BEFORE + 2 * VALUES
@@ -60,7 +62,7 @@ def same(unit: Tensor) -> float | None:
     packing, small = found
     assert small.numel() == packing.nbytes < unit.numel()
     out = torch.full_like(unit, 0xFF)
-    unpack(small, packing, out)
+    packing.unpack(small, out)
     assert torch.equal(out, unit)
     if packed.kernels is not None:  # on a GPU, or interpreted
         out = torch.full_like(unit, 0xFF)
@@ -124,7 +126,7 @@ def _stores(shared: bool) -> None:
         small, packing = store.buffer(*key), store.packings.get(key)
         assert (packing is None) == (key[1] in (None, 1))
         out = torch.empty(layout.nbytes, dtype=torch.uint8)
-        unpack(small, packing, out)
+        Mover(torch.device("cpu")).unpack(small, packing, out)
         for piece in layout.slices:
             mine, theirs = (piece.of(each).view(torch.uint8) for each in (out, plain.buffer(*key)))
             assert torch.equal(mine, theirs)
@@ -135,3 +137,33 @@ def _stores(shared: bool) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_store_packs_blocks_and_leaves_what_does_not_shrink(shared: bool) -> None:
     run_ranks(_stores, 2, shared)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(device) -> None:
+    made = torch.Generator().manual_seed(0)
+    tensors = {
+        "wide": torch.randn(256, 512, generator=made).bfloat16(),
+        "bias": torch.randn(300, generator=made).bfloat16(),
+        "table": torch.randn(6, 8, generator=made),
+        "odd": torch.tensor([[0.0, 0.0, 0.0], [-448.0, 1.0, 2.0], [7e-30, 0.0, 0.0]]).bfloat16(),
+    }
+    layout = Layout.of(tensors)
+    unit, out = (torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in range(2))
+    for piece in layout.slices:
+        piece.of(unit).copy_(tensors[piece.name])
+    rounded = Rounded(layout.slices)
+    small = rounded.pack(unit.to(device)).cpu()
+    assert torch.equal(small, rounded.pack(unit)), "a GPU rounds alike"
+    assert small.numel() == rounded.nbytes == pytest.approx(256 * 512 + 4 * 256, rel=0.02)
+    there = out.to(device)
+    rounded.unpack(small.to(device), there)
+    out.copy_(there)
+    found = {piece.name: piece.of(out) for piece in layout.slices}
+    for name in ("bias", "table", "odd"):
+        assert torch.equal(found[name], tensors[name]), name
+    wide, mine = tensors["wide"].float(), found["wide"].float()
+    most = wide.abs().amax(1, keepdim=True)
+    # Half of a step of three bits, of the number or of the least that is not denormal.
+    assert ((mine - wide).abs() <= 1.01 * torch.maximum(wide.abs(), most * 2**-6 / 448) / 16).all()
+    assert torch.equal(mine.abs().amax(1, keepdim=True), most), "the largest stays"

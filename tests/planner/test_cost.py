@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,73 +18,61 @@ from wanreport.planner.cost import Inputs, Route, predict
 seconds = st.floats(1e-4, 0.5)
 rates = st.floats(1e9, 1e11)
 factors = st.floats(1.0, 3.0)
+LINK: dict[str, Any] = {"windows_s": (1e-9,) * 3, "collectives_s": 0.0, "other_s": 0.0, "ranks": 1,
+                        "local": Route(54e9, 54e9), "sharded": None}  # fmt: skip
+SLACK = 1 + 1e-9
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Inputs, StreamSettings]:
-    ranks = draw(st.integers(1, 8))
-    link = draw(rates)
+    ranks, link = draw(st.integers(1, 8)), draw(rates)
 
     def route(most: float) -> Route:
         rate = draw(st.floats(most / 10, most))
         return Route(rate, draw(st.floats(0.0, rate)), draw(factors), draw(factors))
 
     inputs = plan_inputs(
-        blocks=draw(st.integers(1, 40)),
-        ranks=ranks,
-        branches=draw(st.integers(1, 2)),
+        blocks=draw(st.integers(1, 40)), ranks=ranks, branches=draw(st.integers(1, 2)),
         windows_s=(draw(seconds), draw(seconds), draw(seconds)),
-        collectives_s=draw(seconds) if ranks > 1 else 0.0,
-        other_s=draw(seconds),
-        link=link,
-        local=route(link),
-        sharded=route(link * ranks) if ranks > 1 else None,
-    )
+        collectives_s=draw(seconds) if ranks > 1 else 0.0, other_s=draw(seconds), link=link,
+        local=route(link), sharded=route(link * ranks) if ranks > 1 else None,
+    )  # fmt: skip
     settings = StreamSettings(
-        slots=draw(st.integers(2, 5)),
-        residents=draw(st.integers(0, inputs.blocks)),
-        shard=ranks > 1 and draw(st.booleans()),
-        windows=draw(st.sampled_from([None, (1, 1, 1)])),
+        slots=draw(st.integers(2, 5)), residents=draw(st.integers(0, inputs.blocks)),
+        shard=ranks > 1 and draw(st.booleans()), windows=draw(st.sampled_from([None, (1, 1, 1)])),
         branches_per_visit=draw(st.integers(1, 2)),
-    )
+    )  # fmt: skip
     return inputs, settings
 
 
-@given(cases())
-def test_no_step_is_predicted_below_its_limit(case: tuple[Inputs, StreamSettings]) -> None:
-    inputs, settings = case
-    found = predict(inputs, settings)
-    assert found.step_s >= found.limit_s * (1 - 1e-9)
-    assert found.first_s >= found.step_s * (1 - 1e-9)
-    assert found.switch_s >= found.step_s * (1 - 1e-9)
-
-
 @given(cases(), st.floats(1.0, 10.0))
-def test_a_faster_route_never_costs_time(case: tuple[Inputs, StreamSettings], times: float) -> None:
+def test_no_step_is_below_its_limit_and_a_faster_route_or_windows_never_cost_time(case, times):
     inputs, settings = case
+    assert Inputs.of(json.loads(json.dumps(asdict(inputs)))) == inputs
+    found = predict(inputs, settings)
+    assert found.limit_s <= found.step_s * SLACK
+    assert found.step_s <= min(found.first_s, found.switch_s) * SLACK
 
     def faster(route: Route) -> Route:
         return replace(
             route, rate=route.rate * times, collective_rate=route.collective_rate * times
         )
 
-    better = replace(
-        inputs, local=faster(inputs.local), sharded=inputs.sharded and faster(inputs.sharded)
-    )
-    before, after = predict(inputs, settings), predict(better, settings)
-    assert after.step_s <= before.step_s * (1 + 1e-9)
-    assert after.first_s <= before.first_s * (1 + 1e-9)
+    local, sharded = faster(inputs.local), inputs.sharded and faster(inputs.sharded)
+    better = predict(replace(inputs, local=local, sharded=sharded), settings)
+    assert better.step_s <= found.step_s * SLACK and better.first_s <= found.first_s * SLACK
+    # Where windows are not slowed, keeping to them is free.
+    inputs = replace(inputs, local=replace(inputs.local, window_factor=1.0))
+    free, timed = (replace(settings, shard=False, windows=w) for w in (None, (1, 1, 1)))
+    assert predict(inputs, timed).step_s <= predict(inputs, free).step_s * SLACK
 
 
 @given(cases())
 def test_residents_never_cost_time_and_take_their_memory(case):
     inputs, settings = case
-    found = [
-        predict(inputs, replace(settings, residents=residents))
-        for residents in range(inputs.blocks + 1)
-    ]
+    found = [predict(inputs, replace(settings, residents=n)) for n in range(inputs.blocks + 1)]
     for fewer, more in pairwise(found):
-        assert more.step_s <= fewer.step_s * (1 + 1e-9)
+        assert more.step_s <= fewer.step_s * SLACK
         assert more.weights_bytes >= fewer.weights_bytes
     # All resident: nothing moves, in windows or not, sharded or not.
     passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
@@ -114,25 +103,9 @@ def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSe
     assert all(b >= a * (1 - 1e-9) for a, b in pairwise(found))
 
 
-@given(cases())
-def test_windows_never_cost_time_where_they_are_not_slowed(case):
-    inputs, settings = case
-    inputs = replace(inputs, local=replace(inputs.local, window_factor=1.0))
-    free, timed = (replace(settings, shard=False, windows=w) for w in (None, (1, 1, 1)))
-    assert predict(inputs, timed).step_s <= predict(inputs, free).step_s * (1 + 1e-9)
-
-
-@given(cases())
-def test_inputs_come_back_from_json(case: tuple[Inputs, StreamSettings]) -> None:
-    inputs, _ = case
-    assert Inputs.of(json.loads(json.dumps(asdict(inputs)))) == inputs
-
-
 def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> None:
     small = plan_inputs().block_bytes * 3 // 4
-    inputs = plan_inputs(packed_bytes=small, unpack_s=1e-3, windows_s=(1e-9,) * 3, other_s=0.0,
-                         collectives_s=0.0, ranks=1, sharded=None,
-                         local=Route(54e9, 54e9))  # fmt: skip
+    inputs = plan_inputs(packed_bytes=small, unpack_s=1e-3, **LINK)
     plain, packed = (predict(inputs, StreamSettings(transfer=t)) for t in ("bf16", "packed"))
     assert packed.step_s == pytest.approx(0.75 * plain.step_s)
     assert packed.limit_s == pytest.approx(40 * small / inputs.link)
@@ -141,34 +114,28 @@ def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> 
 
 
 def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs() -> None:
-    inputs = plan_inputs(windows_s=(1e-9,) * 3, collectives_s=0.0, other_s=0.0, ranks=1,
-                         local=Route(54e9, 54e9), sharded=None)  # fmt: skip
-    bytes_of_a_pass = 40 * inputs.block_bytes
-    together = predict(inputs, StreamSettings())
-    assert together.step_s == pytest.approx(bytes_of_a_pass / 54e9, rel=1e-4)
-    apart = predict(inputs, StreamSettings(branches_per_visit=1))
-    assert apart.step_s == pytest.approx(2 * together.step_s, rel=1e-4)
-    half = predict(inputs, StreamSettings(residents=20))
-    assert half.step_s == pytest.approx(together.step_s / 2, rel=1e-4)
+    inputs = plan_inputs(**LINK)
+    together = 40 * inputs.block_bytes / 54e9
+    for settings, share in (({}, 1), ({"branches_per_visit": 1}, 2), ({"residents": 20}, 0.5)):
+        step_s = predict(inputs, StreamSettings(**settings)).step_s
+        assert step_s == pytest.approx(share * together, rel=1e-4), settings
 
 
 def test_collisions_with_collectives_cost_what_was_measured() -> None:
     """Loads all the time: every collective takes half as long again."""
-    inputs = plan_inputs(local=Route(50e9, 0.0, 1.0, 1.5), other_s=0.0)
     windows, collectives = 80 * 14e-3, 80 * 4.4e-3
-    exactly = int(50e9 * windows / 40)
-    found = predict(replace(inputs, block_bytes=exactly), StreamSettings())
-    assert found.step_s == pytest.approx(windows + 1.5 * collectives)
-    timed = predict(replace(inputs, block_bytes=exactly), StreamSettings(windows=(1, 1, 1)))
+    inputs = plan_inputs(local=Route(50e9, 0.0, 1.0, 1.5), other_s=0.0,
+                         block_bytes=int(50e9 * windows / 40))  # fmt: skip
+    assert predict(inputs, StreamSettings()).step_s == pytest.approx(windows + 1.5 * collectives)
+    timed = predict(inputs, StreamSettings(windows=(1, 1, 1)))
     assert timed.step_s == pytest.approx(windows + collectives)
 
 
 def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_into_a_step():
     slow = plan_inputs(windows_s=(0.05, 0.09, 0.075), collectives_s=0.028)
-    found = predict(slow, StreamSettings(0, 40))
-    assert found.switch_s == pytest.approx(found.step_s)
-    fast = predict(plan_inputs(), StreamSettings(0, 40))
-    assert fast.switch_s == pytest.approx(fast.step_s)
+    for inputs in (slow, plan_inputs()):
+        found = predict(inputs, StreamSettings(0, 40))
+        assert found.switch_s == pytest.approx(found.step_s)
     # Where the link is slower, the two steps together bring the expert's bytes.
     link = replace(plan_inputs(), local=Route(10e9, 0.0))
     found = predict(link, StreamSettings(0, 40))

@@ -54,8 +54,7 @@ def test_the_best_way_is_the_obvious_one_where_all_is_clear() -> None:
 
 def test_candidates_come_in_the_order_of_their_predictions() -> None:
     """But for what is alike: there the plainer comes first, and then what moves less."""
-    found = candidates(plan_inputs(), 15)
-    totals = [c.predicted.total(27) for c in found]
+    totals = [c.predicted.total(27) for c in candidates(plan_inputs(), 15)]
     assert all(a <= b * 1.001 for a, b in pairwise(totals))
     assert len({round(total, 2) for total in totals}) > 2
 
@@ -91,21 +90,19 @@ def test_quotas_are_windows_less_a_margin_unless_the_link_is_too_slow_for_them()
     for quota, seconds in zip(window_quotas(slow, StreamSettings(3)), slow.windows_s, strict=True):
         assert 0 <= quota - 0.9 * seconds * 54e9 < CHUNK
     fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
-
-    def total(inputs: Inputs, settings: StreamSettings) -> int:
-        return sum(window_quotas(inputs, settings))
-
-    assert 0 <= total(fast, StreamSettings(2)) - fast.block_bytes / 2 <= 3 * CHUNK
-    # Half of the blocks resident: half as much to bring in a visit, and that fits.
-    assert 0 <= total(fast, StreamSettings(2, 20)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
     # Where a collective suffers more than a block that waits, nothing is pushed into one.
-    bad = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3), local=Route(54e9, 1e9, 1.0, 1.5))
-    assert 0 <= total(bad, StreamSettings(2)) - 0.9 * 4e-3 * 54e9 <= 3 * CHUNK
+    bad = replace(fast, local=Route(54e9, 1e9, 1.0, 1.5))
+    for inputs, settings, total in (
+        (fast, StreamSettings(2), fast.block_bytes / 2),
+        (fast, StreamSettings(2, 20), 0.9 * 4e-3 * 54e9),  # half as much to bring in a visit fits
+        (bad, StreamSettings(2), 0.9 * 4e-3 * 54e9),
+    ):
+        assert 0 <= sum(window_quotas(inputs, settings)) - total <= 3 * CHUNK
 
 
 def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_bytes() -> None:
     fast = plan_inputs(windows_s=(1e-3, 1e-3, 2e-3))
-    packed = replace(fast, packed_bytes=fast.block_bytes * 3 // 4)
+    packed = replace(fast, transfer="packed", packed_bytes=fast.block_bytes * 3 // 4)
     for blocks in (2, 4, 20, 40, 80):
         ways = candidates(packed, blocks)
         assert {c.settings.transfer for c in ways} == {"packed"}
@@ -116,12 +113,14 @@ def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_by
     assert 0 <= few - 0.75 * many <= 6 * CHUNK
 
 
-def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts() -> None:
-    assert room(None, 700_000_000, 500_000_000) == DEFAULT_ROOM
-    assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000) == 4
-    assert room(1.0 + 4 * 0.7 - 1e-6, 700_000_000, 500_000_000) == 3
-    assert room(0.5, 700_000_000, 500_000_000) == 0
-    assert room(1.0 + 4 * 0.7, 700_000_000, 500_000_000, "packed") == 2, "and staging buffers"
+@pytest.mark.parametrize(
+    ("budget", "blocks", "transfer"),
+    [(None, DEFAULT_ROOM, "bf16"), (1.0 + 4 * 0.7, 4, "bf16"), (1.0 + 4 * 0.7 - 1e-6, 3, "bf16"),
+     (0.5, 0, "bf16"), (1.0 + 4 * 0.7, 2, "packed"), (1.0 + 4 * 0.7, 2, "fp8")],
+)  # fmt: skip
+def test_the_room_is_what_the_budget_leaves_beside_both_outer_parts(budget, blocks, transfer):
+    """And beside the staging buffers."""
+    assert room(budget, 700_000_000, 500_000_000, transfer) == blocks
 
 
 def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None:
@@ -129,9 +128,6 @@ def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None
     assert scaled(StreamSettings(3, 1), 40, 12) == StreamSettings(3, 0)
     assert scaled(StreamSettings(0, 40), 40, 12) == StreamSettings(0, 12)
     assert scaled(StreamSettings(3, 16, shard=True), 40, 12) == StreamSettings(3, 3, shard=True)
-
-
-# The choice and its record -----------------------------------------------------------------------
 
 
 def test_a_trial_of_the_two_best_ways_overrules_the_prediction() -> None:
@@ -158,19 +154,9 @@ def test_a_trial_without_a_clear_word_leaves_the_prediction(second: list[float])
     assert plan["by"] == "prediction" and plan["chosen"] == 0 and settings.windows
 
 
-def test_nothing_is_tried_where_the_prediction_is_clear_or_nothing_moves() -> None:
-    def never(settings: Sequence[StreamSettings]) -> list[list[float]]:
-        raise AssertionError(settings)
-
-    for inputs, blocks in (
-        (plan_inputs(), 80),
-        (plan_inputs(), 40),
-        (plan_inputs(**ALONE), 2),
-    ):
-        assert make_plan(inputs, blocks, never)[0]["trial"] == []
-
-
-# How it reads ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("given", "blocks"), [({}, 80), ({}, 40), (ALONE, 2)])
+def test_nothing_is_tried_where_the_prediction_is_clear_or_nothing_moves(given, blocks):
+    assert make_plan(plan_inputs(**given), blocks, lambda _: 1 / 0)[0]["trial"] == []
 
 
 def _record(scale: str = "a14b", **changes: Any) -> dict[str, Any]:

@@ -102,6 +102,14 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
         assert lanes == list(figures.LANES[lane] for lane in ("compute", "copy", "collective"))
 
 
+def test_unpacking_has_a_lane_above_all_to_alls(frames: Frames, two_gpus: Any) -> None:
+    events = overlap.excerpt(frames, two_gpus.index[two_gpus.engine == "stream"][0])
+    unpacked = events[events.lane == "copy"].assign(lane="unpack")
+    axes = figures.timelines(pd.concat([events, unpacked])).axes[0]
+    shown = [figures.LANES[lane] for lane in ("compute", "copy", "unpack", "collective")]
+    assert [label.get_text() for label in axes.get_yticklabels()] == shown
+
+
 def test_one_gpu_has_no_lane_of_collectives(frames: Frames) -> None:
     shares = overlap.shares(frames)
     run = shares.index[shares.gpus == 1][0]

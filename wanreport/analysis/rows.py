@@ -62,7 +62,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "steps_run": ran, "steps_whole": whole, "switch_step": r.schedule.switch_step,
         "started": r.started_at, "link_gb_s": link.get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
-        "settings": taken["settings"] if taken else {},
+        "settings": {"transfer": "bf16"} | taken["settings"] if taken else {},
         "planned_step_s": taken["predicted"]["step_s"] if taken else None,
         "plan_inputs": plan and plan.get("inputs"),
         "pageable_rates": None if None in rates else rates,
@@ -106,7 +106,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         engine, again = "stream" if name == "planned" else name, row.label == files.LAST
         parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
-        setting = _joined(name == "planned" and name, *parts)
+        off = _most(r.latents_error and r.latents_error[-1] for r in row.ranks)
+        setting = _joined(name == "planned" and name, *parts, off and "not exact")
         shown = _joined(engine, setting)
         if name in files.PEERS:
             setting = bench.peers[name].version if name in bench.peers else ""
@@ -130,6 +131,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "plan_inputs": plan and plan.inputs,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
             "repeats": len(digests) == 1 if digests else None,
+            "latents_off_share": off,
         })  # fmt: skip
         key, memory = {"run": run, "iteration": 0, "kind": "clean"}, [rank.memory for rank in ranks]
         pinned = [each.pinned_bytes for each in memory if each.pinned_bytes]
@@ -147,10 +149,11 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
 def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     """Bytes that the busiest rank must copy to its device in a steady step.
 
-    By `stream`'s settings, else as counted; of a peer, that each branch brings every block.
+    By `stream`'s settings where blocks travel as they are, else as counted; of a peer, that each
+    branch brings every block.
     """
     said = bench.settings
-    if row.settings:
+    if row.settings and not row.settings.packs:
         passes = -(-said.branches // row.settings.branches_per_visit)
         block = bench.bytes / said.blocks / (said.ranks if row.settings.shard else 1)
         return passes * row.settings.moving(said.blocks) * block
@@ -179,7 +182,8 @@ def _about(run: str, machine: files.Machine, software: Any, program: str = "") -
         "torch": software.torch, "commit": software.git_sha,
         **dict.fromkeys(("campaign", "label", "job", "hint"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),
-        **dict.fromkeys(("latents", "repeats", "pageable_rates", "steps_whole")),
+        **dict.fromkeys(("latents", "repeats", "latents_off_share")),
+        **dict.fromkeys(("pageable_rates", "steps_whole")),
     }  # fmt: skip
 
 

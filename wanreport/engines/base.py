@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.model.expert import Expert
-from wanreport.model.packed import Packing, unpack
+from wanreport.model.fp8 import Rounded
+from wanreport.model.packed import Packing
 from wanreport.model.weights import HostStore, Layout, set_parameter
 
 
@@ -201,9 +202,12 @@ class Mover:
         dist.all_gather_into_tensor(buffer, part, group=group)
         self.counters.unshards += 1
 
-    def unpack(self, packed: Tensor, packing: Packing | None, buffer: Tensor) -> None:
-        """Fill ``buffer`` from a packed unit on the device, on the current stream."""
-        unpack(packed, packing, buffer)
+    def unpack(self, packed: Tensor, packing: Packing | Rounded | None, buffer: Tensor) -> None:
+        """Fill ``buffer`` from a packed unit on the device, or one that would not shrink."""
+        if packing:
+            packing.unpack(packed, buffer)
+        else:
+            buffer[: packed.numel()].copy_(packed)
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """``tensor.to(device)``, as a blocking move of a whole module does it."""
@@ -266,6 +270,7 @@ class Engine(ABC):
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
     shares_store: ClassVar[bool] = True
+    transfer: str = "bf16"  # how its blocks lie in the store
 
     mover: Mover
     experts: dict[str, Expert]

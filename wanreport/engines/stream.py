@@ -24,8 +24,8 @@ of bytes. What is left when a block is needed goes at once.
 With *shard* each rank copies its part of a block into its place in the buffer, and the ranks gather
 the block in place, on a stream and a process group of their own, while the next part is copied.
 
-With *packed* transfers a block comes in three quarters of its bytes, into one of a few staging
-buffers, and is unpacked from there into its own, on one more stream:
+With *packed* transfers a block comes in three quarters of its bytes, or as *fp8* in half of them,
+into one of a few staging buffers, and is unpacked from there into its own, on one more stream:
 
     compute     | 0: cond uncond | 1: cond uncond | 2: …
     copy        | 1       | 2       | 3       | 4
@@ -46,7 +46,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wanreport.engines.base import Bound, Counters, Engine, Shape
-from wanreport.jobs.settings import RING, SEGMENTS, StreamSettings
+from wanreport.jobs.settings import RING, SEGMENTS, SENT, StreamSettings
 from wanreport.model.weights import ALIGN, PACKERS, Layout
 
 FIRST = -1  # priority of unpacking: it is short, and a block waits for it
@@ -72,12 +72,13 @@ class Stream(Engine):
         super().__init__(prefetch=prefetch)
         self.settings = settings or StreamSettings(**changes)
         self.branches_per_visit = self.settings.branches_per_visit
+        self.transfer = self.settings.transfer
 
     def _attach(self) -> None:
         settings, mover, store = self.settings, self.mover, self.store
-        self.packed = settings.transfer == "packed"
-        if self.packed != (store.packing is not None):
-            raise ValueError(f"transfer is {settings.transfer}, and the host store's is not")
+        self.packed = settings.packs
+        if settings.transfer != store.transfer:
+            raise ValueError(f"transfer is {settings.transfer}, the host store's {store.transfer}")
         self.ranks = dist.get_world_size(self.group) if settings.shard and self.group else 1
         self.rank = dist.get_rank(self.group) if self.ranks > 1 else 0
         # A group of its own: its gathers and the pipeline's collectives do not wait in one line.
@@ -265,11 +266,10 @@ class Stream(Engine):
             self.gathering = None
 
     def host_bytes(self, layouts: Sequence[Layout], ranks: int) -> int:
-        """As every engine's; packed, three quarters of it and what is being packed."""
-        whole = super().host_bytes(layouts, ranks)
-        if self.settings.transfer != "packed":
-            return whole
-        return whole * 3 // 4 + ranks * PACKERS * max(layout.nbytes for layout in layouts)
+        """As every engine's; packed, a share of it and what is being packed."""
+        whole = int(super().host_bytes(layouts, ranks) * SENT[self.settings.transfer])
+        packing = ranks * PACKERS * max(layout.nbytes for layout in layouts)
+        return whole + self.settings.packs * packing
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """A load is one copy: it waits for its buffer, a gather for it, a block for all that.

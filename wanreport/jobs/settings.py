@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEGMENTS = ("pre", "attend", "post")
+SENT = {"bf16": 1.0, "packed": 0.75, "fp8": 0.5}
+"""How blocks may cross the link, and about what share of their bytes does."""
 RING = 2
-"""Staging buffers of packed transfers: one is unpacked while the next copy is under way."""
+"""Staging buffers where that is not all: one is unpacked while the next copy is under way."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,25 @@ class StreamSettings:
     """Device streams that loads take in turn, …"""
     priority: int = 0
     """… and their priority; lower goes first."""
-    transfer: Literal["bf16", "packed"] = "bf16"
-    """How blocks cross the link: as they are, or in three quarters of their bytes, which arrive in
-    one of `RING` staging buffers and are unpacked on the device."""
+    transfer: Literal["bf16", "packed", "fp8"] = "bf16"
+    """How blocks cross the link: as they are; in three quarters of their bytes, which arrive in one
+    of `RING` staging buffers and are unpacked on the device; or likewise in half of them, rounded
+    to 8-bit floats, so that the latents are others."""
 
     def __post_init__(self) -> None:
         windows = (0, 0, 0) if self.windows is None else self.windows
         if (min(self.slots, self.residents, self.copy_streams - 1, *windows) < 0
                 or len(windows) != 3 or self.branches_per_visit not in (1, 2)
-                or self.transfer not in ("bf16", "packed")):  # fmt: skip
+                or self.transfer not in SENT):  # fmt: skip
             raise ValueError(
                 "slots, residents and streams are not negative, branches_per_visit is 1 or 2,"
-                f" windows three sizes, transfer bf16 or packed: {self}"
+                f" windows three sizes, transfer {', '.join(SENT)}: {self}"
             )
+
+    @property
+    def packs(self) -> bool:
+        """Whether blocks cross the link otherwise than as they lie on the device."""
+        return self.transfer != "bf16"
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""

@@ -88,6 +88,17 @@ class Packing:
             positions.view(torch.int32), values.view(torch.int16), rest,
         )  # fmt: skip
 
+    def unpack(self, packed: Tensor, out: Tensor) -> None:
+        """Write the unit's bytes to ``out``, uint8, on the current stream of their device."""
+        parts, base = self.parts(packed), self.base * LANES
+        out[: self.start].copy_(parts.rest[: self.start])
+        out[self.stop : self.whole].copy_(parts.rest[self.start :])
+        values = out[self.start : self.stop]
+        if kernels is not None and out.is_cuda:
+            kernels.unpack(parts, base, values)
+        else:
+            unpack_by_torch(parts, base, values)
+
 
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
     """Pack a unit, uint8, whose bytes ``start`` to ``stop`` hold bfloat16, on its own device.
@@ -126,21 +137,6 @@ def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
 def _exponents(words: Tensor) -> Tensor:
     """Both exponents of each word, int16."""
     return (words >> 7 & 0x00FF00FF).view(torch.int16)
-
-
-def unpack(packed: Tensor, packing: Packing | None, out: Tensor) -> None:
-    """Write a packed unit's bytes to ``out``, uint8, on the current stream of their device."""
-    if packing is None:
-        out[: packed.numel()].copy_(packed)
-        return
-    parts = packing.parts(packed)
-    out[: packing.start].copy_(parts.rest[: packing.start])
-    out[packing.stop : packing.whole].copy_(parts.rest[packing.start :])
-    values = out[packing.start : packing.stop]
-    if kernels is not None and out.is_cuda:
-        kernels.unpack(parts, packing.base * LANES, values)
-    else:
-        unpack_by_torch(parts, packing.base * LANES, values)
 
 
 def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:

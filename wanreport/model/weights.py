@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wanreport.model.expert import FOLDERS, Expert
+from wanreport.model.fp8 import Rounded
 from wanreport.model.packed import Packing, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
@@ -235,6 +236,8 @@ class HostStore:
         that maps it, however that ends.
     packing
         The device that packs the blocks, once, as they are filled; None: they lie as they are.
+    transfer
+        How it packs them: "packed", or "fp8" for rounded ones.
     """
 
     def __init__(
@@ -245,9 +248,12 @@ class HostStore:
         pin: bool = False,
         group: dist.ProcessGroup | None = None,
         packing: torch.device | None = None,
+        transfer: str = "packed",
     ) -> None:
         self.source, self.pin, self.group, self.packing = source, pin, group, packing
-        self.packings: dict[tuple[str, int | None], Packing] = {}  # of the units that lie packed
+        self.transfer = "bf16" if packing is None else transfer
+        # Of the units that lie packed.
+        self.packings: dict[tuple[str, int | None], Packing | Rounded] = {}
         self._tensors = {
             (name, unit): dict(unit_parameters(expert, unit))
             for name, expert in experts.items()
@@ -289,7 +295,13 @@ class HostStore:
                 self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
             if packs:
                 span = layout.segments.get(torch.bfloat16, (0, 0))
-                packing, packed = pack(unit.to(self.packing), *span) or (None, unit)
+                found: tuple[Packing | Rounded, Tensor] | None
+                if self.transfer == "fp8":
+                    rounded = Rounded(layout.slices)
+                    found = rounded, rounded.pack(unit.to(self.packing))
+                else:
+                    found = pack(unit.to(self.packing), *span)
+                packing, packed = found or (None, unit)
                 buffers[key][: packed.numel()].copy_(packed)
                 if packing:
                     self.packings[key] = packing

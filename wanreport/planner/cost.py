@@ -73,7 +73,8 @@ class Inputs:
     sharded: Route | None = None  # of parts that the ranks gather; None with a single rank
     activation_bytes: int = 0  # device memory at the peak beside the weights
     device_bytes: int | None = None  # the device's; None where that does not bound anything
-    packed_bytes: int | None = None  # of a block on the link, where transfers are packed
+    transfer: str = "bf16"  # how blocks crossed the link, …
+    packed_bytes: int | None = None  # … in how many bytes, where that is not as they are
     unpack_s: float = 0.0  # of unpacking one with nothing else running
 
     def route(self, settings: StreamSettings) -> Route:
@@ -81,8 +82,11 @@ class Inputs:
 
     def sent(self, settings: StreamSettings) -> int:
         """Bytes of a block on the link."""
-        packed = self.packed_bytes if settings.transfer == "packed" else None
-        return packed or self.block_bytes
+        return self.packed_bytes if settings.packs and self.packed_bytes else self.block_bytes
+
+    def visits(self, settings: StreamSettings) -> int:
+        """Visits of blocks by a branch, in one pass."""
+        return self.blocks * min(settings.branches_per_visit, self.branches)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Inputs:
@@ -93,19 +97,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a steady step, the first and the switch; what bounds it; bytes on the device.
-
-    ``limit_s`` is the longer of computing with all weights there and of moving a step's bytes over
-    the link. ``weights_bytes`` are all that the engine holds, ``device_bytes`` also what the
-    computation needs.
-    """
+    """Seconds of a steady step, of the first and of the switch, and bytes on the device."""
 
     step_s: float
     first_s: float
     switch_s: float
-    limit_s: float
-    weights_bytes: int
-    device_bytes: int
+    limit_s: float  # the longer of computing with all weights there and moving a step's bytes
+    weights_bytes: int  # all that the engine holds
+    device_bytes: int  # also what the computation needs
 
     def total(self, steps: int) -> float:
         """Seconds of a whole schedule."""
@@ -113,32 +112,29 @@ class Prediction:
 
 
 def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
-    """Predict what a job costs with these settings.
+    """What a job costs with these settings.
 
     A steady pass brings the blocks that share a slot. The first one brings all blocks of its
     expert, and so does the switch, less what the pass before had time for: loads go out in order
     of use, so that is nothing unless no block of its own expert has to move any more.
     """
-    blocks, sent, route = inputs.blocks, inputs.sent(settings), inputs.route(settings)
-    passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
+    blocks, sent, packs = inputs.blocks, inputs.sent(settings), settings.packs
+    passes = inputs.blocks * inputs.branches // inputs.visits(settings)
     windows, collectives, _, most = _capacity(inputs, settings)
     moving, expert = settings.moving(blocks) * sent, blocks * sent
     steady = pass_seconds(inputs, settings, moving)
     rest = (passes - 1) * steady + passes * inputs.other_s
-    first = pass_seconds(inputs, settings, expert) + sent / route.rate
+    first = sent / inputs.route(settings).rate + packs * inputs.unpack_s
     share = inputs.ranks if settings.shard else 1
-    packed = settings.transfer == "packed"
     weights = 2 * inputs.outer_bytes
-    for buffers, nbytes in ((settings.buffers(blocks), inputs.block_bytes), (RING * packed, sent)):
+    for buffers, nbytes in ((settings.buffers(blocks), inputs.block_bytes), (RING * packs, sent)):
         weights += buffers * -(-nbytes // share) * share
+    compute = windows + collectives + inputs.other_s
     return Prediction(
         step_s=steady + rest,
-        first_s=first + packed * inputs.unpack_s + rest,
+        first_s=pass_seconds(inputs, settings, expert) + first + rest,
         switch_s=pass_seconds(inputs, settings, expert if moving else max(expert - most, 0)) + rest,
-        limit_s=max(
-            passes * (windows + collectives + inputs.other_s),
-            passes * moving / share / inputs.link,
-        ),
+        limit_s=passes * max(compute, moving / share / inputs.link),
         weights_bytes=weights,
         device_bytes=weights + inputs.activation_bytes,
     )
@@ -146,8 +142,7 @@ def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
 
 def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, float, float]:
     """W and C of a pass, in seconds, and V and M, in bytes."""
-    route = inputs.route(settings)
-    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
+    route, visits = inputs.route(settings), inputs.visits(settings)
     windows, collectives = visits * sum(inputs.windows_s), visits * inputs.collectives_s
     held = route.rate * route.window_factor * windows
     most = held + route.collective_rate * route.collective_factor * collectives

@@ -36,7 +36,7 @@ def room(
     """
     if budget_gb is None:
         return DEFAULT_ROOM
-    staging = RING * (transfer == "packed")
+    staging = RING * (transfer != "bf16")
     return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes) - staging)
 
 
@@ -59,24 +59,17 @@ def candidates(inputs: Inputs, room: int) -> list[Candidate]:
     hold is left out, unless nothing else is left. All are packed where packing was measured.
     """
     found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
-    if inputs.device_bytes is not None:
-        fits = [c for c in found if c.predicted.device_bytes <= inputs.device_bytes]
+    if (most := inputs.device_bytes) is not None:
+        fits = [c for c in found if c.predicted.device_bytes <= most]
         found = fits or [min(found, key=lambda c: c.predicted.device_bytes)]
-    fastest = min(c.predicted.total(inputs.steps) for c in found)
-
-    def rank(candidate: Candidate) -> tuple[float, tuple[bool, bool], int]:
-        seconds = candidate.predicted.total(inputs.steps)
-        alike = seconds <= fastest * (1 + ALIKE)
-        moving = candidate.settings.moving(inputs.blocks)
-        return fastest if alike else seconds, candidate.kind, moving
-
-    return sorted(found, key=rank)
+    alike = min(c.predicted.total(inputs.steps) for c in found) * (1 + ALIKE)
+    return sorted(found, key=lambda c: (max(c.predicted.total(inputs.steps), alike), c.kind,
+                                        c.settings.moving(inputs.blocks)))  # fmt: skip
 
 
 def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
-    blocks, plainest = inputs.blocks, StreamSettings()
-    if inputs.packed_bytes:
-        plainest = replace(plainest, transfer="packed")
+    blocks = inputs.blocks
+    plainest = StreamSettings(transfer=inputs.transfer)  # type: ignore[arg-type]
     if room >= 2 * blocks:
         return [replace(plainest, slots=0, residents=blocks, both=True)]
 
@@ -116,8 +109,7 @@ def window_quotas(inputs: Inputs, settings: StreamSettings) -> tuple[int, int, i
     Where that does not bring all that a visit must on average, all are enlarged alike, so that
     copies run into collectives, unless it is better to have a block wait for the rest.
     """
-    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
-    need = settings.moving(inputs.blocks) * inputs.sent(settings) / visits
+    need = settings.moving(inputs.blocks) * inputs.sent(settings) / inputs.visits(settings)
     quotas = [MARGIN * seconds * inputs.local.rate for seconds in inputs.windows_s]
     scale = max(1.0, need / sum(quotas)) if sum(quotas) and inputs.local.spills else 1.0
     # Rounded up, lest a few bytes be left for which a block has to wait.
@@ -131,14 +123,16 @@ def make_plan(
     """Choose settings, and say how: the record's ``plan``, JSON-ready, and the settings.
 
     The budget holds ``room`` blocks, see :func:`room`. A ``trial`` measures seconds of a step of a
-    small model with two settings, in several turns each. It is asked about the two best that move
-    blocks in different ways, if their predictions are close, and overrules them only by more than
-    its turns differ: with every turn of the second faster than every turn of the first.
+    small model with two settings, in several turns each. It is asked about the best candidate and
+    the best other one, if one comes close and preferably moves blocks in another way. It overrules
+    them only by more than its turns differ: with every turn of the second the faster.
     """
     found = candidates(inputs, room)
     chosen, by, tried = 0, "prediction", []
-    rival = _rival(found, inputs.blocks)
-    if trial is not None and rival is not None:
+    close = found[0].predicted.step_s * (1 + CLOSE)
+    others = [i for i, c in enumerate(found) if i and c.predicted.step_s <= close]
+    if trial and others and found[0].settings.moving(inputs.blocks):
+        rival = next((i for i in others if found[i].kind != found[0].kind), others[0])
         turns = trial([found[i].settings for i in (0, rival)])
         tried = [{"candidate": i, "step_s": statistics.median(each), "turns_s": each}
                  for i, each in zip((0, rival), turns, strict=True)]  # fmt: skip
@@ -151,22 +145,14 @@ def make_plan(
     return plan, found[chosen].settings
 
 
-def _rival(found: Sequence[Candidate], blocks: int) -> int | None:
-    """The best candidate that moves blocks in another way than the first, if it comes close."""
-    if not found[0].settings.moving(blocks):
-        return None
-    close = found[0].predicted.step_s * (1 + CLOSE)
-    others = [i for i, c in enumerate(found) if i and c.predicted.step_s <= close]
-    return next((i for i in others if found[i].kind != found[0].kind), next(iter(others), None))
-
-
 def describe(settings: Mapping[str, Any]) -> str:
     """Settings, as a plan stores them, in words."""
     if settings["both"]:
         return "both experts resident"
     words = [counted(settings[key], key[:-1]) for key in ("residents", "slots") if settings[key]]
     words += ["in windows"] * bool(settings["windows"]) + ["sharded"] * settings["shard"]
-    return ", ".join(words + ["packed"] * (settings.get("transfer") == "packed"))
+    transfer = settings.get("transfer", "bf16")
+    return ", ".join(words + [transfer] * (transfer != "bf16"))
 
 
 def from_records(

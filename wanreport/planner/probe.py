@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -35,9 +36,8 @@ from wanreport.planner.plan import scaled
 BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
 TRIAL_BLOCKS = 12  # a multiple of 2, 3 and 4 slots
-TURN_S = 1.0  # a trial's turn takes about as long, or one step
 MOST_LOADS = 2000
-LEAST = 4  # one more than the slots of a feeder
+TURN_S = 1.0  # a trial's turn takes about as long, or one step
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,8 @@ class Probe:
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.name, self.ranks = EXPERTS[0], dist.get_world_size(group)
         self.blocks = len(store.units(self.name)) - 1
-        self.plainest = StreamSettings(transfer="packed" if store.packing else "bf16")
+        self.plainest = StreamSettings(transfer=store.transfer)  # type: ignore[arg-type]
         self._hot = 0  # steps before a measurement, not known yet
-        if self.blocks < LEAST:
-            raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
 
     def _attached(self, engine: Stream, blocks: int) -> Expert:
         expert = self.make(min(blocks, self.blocks))
@@ -111,15 +109,14 @@ class Probe:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in tensor.tolist()]
 
-    def _begin(self, engine: Stream, expert: Expert, warm: int, steps: int) -> None:
-        """Announce some steps, all ranks at once, and run those that come before the others."""
+    def _begin(self, engine: Stream, expert: Expert, warm: int, steps: int) -> Callable[[], Any]:
+        """Announce steps, all ranks at once, run those that warm up, and return what runs one."""
         engine.begin([self.name] * self.guidance.visits(engine) * (warm + steps))
         dist.barrier(self.group)
+        step = partial(predict, expert, engine, self.latents, self.timestep, self.guidance)
         for _ in range(warm):
-            self._step(engine, expert)
-
-    def _step(self, engine: Stream, expert: Expert) -> None:
-        predict(expert, engine, self.latents, self.timestep, self.guidance)
+            step()
+        return step
 
     def inputs(self, link: float | None, steps: int) -> Inputs:
         """Measure what predictions need.
@@ -127,22 +124,18 @@ class Probe:
         ``link`` are bytes a second of one device that copies alone; None: take what arrives in
         blocks. ``steps`` are the schedule's.
         """
-        cuda, layouts = self.device.type == "cuda", self.store.layouts
-        free, held = 0, 0  # bytes that this process can still take
-        if cuda:
-            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
-                self.device
-            )
-            free = torch.cuda.mem_get_info(self.device)[0] + held
+        layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
+        # Bytes that this process can still take.
+        free = gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated() if gpu else 0
         engine = _Timed(replace(self.plainest, slots=0, residents=BLOCKS))
         expert = self._attached(engine, BLOCKS)
         self._passes(engine, expert)  # compiles, connects, brings the weights
         warm = self._passes(engine, expert)
         self._hot = hot_steps(warm.step, self.device, self.group)
-        before = torch.cuda.memory_allocated(self.device) if cuda else 0
         reset_peaks(self.device)
+        before = gpu.memory_allocated() if gpu else 0
         quiet = self._passes(engine, expert)
-        peak = torch.cuda.max_memory_allocated(self.device) if cuda else 0
+        peak = gpu.max_memory_allocated() if gpu else 0
         local, nbytes, unpack_s = self._route(False, engine, expert, quiet)
         sharded = self._route(True, engine, expert, quiet)[0] if self.ranks > 1 else None
         plain = self._turn(engine, expert, PASSES, warm=1)
@@ -157,8 +150,9 @@ class Probe:
             windows_s=(pre, attend, post), collectives_s=alone * quiet.collectives,
             other_s=quiet.other, link=link or local.rate, local=local, sharded=sharded,
             activation_bytes=int(activations),
-            device_bytes=int(-device_bytes) if cuda else None,
-            packed_bytes=nbytes if self.store.packing else None, unpack_s=unpack_s,
+            device_bytes=int(-device_bytes) if gpu else None,
+            transfer=self.store.transfer, packed_bytes=nbytes if self.store.packing else None,
+            unpack_s=unpack_s,
         )  # fmt: skip
 
     def _passes(
@@ -167,14 +161,14 @@ class Probe:
         """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
-        self._begin(engine, expert, self._hot, PASSES)
+        run = self._begin(engine, expert, self._hot, PASSES)
         timeline.step = 0
         if feeder is not None:
             feeder.mover.timeline = timeline
             self._feed(feeder, loads)
         for _ in range(PASSES):
             with timeline.during("pass", "pass", self.name, None):
-                self._step(engine, expert)
+                run()
         timeline.step = None
         rows = timeline.rows()
         windows = [median(_lengths(rows, "window", segment)) for segment in SEGMENTS]
@@ -190,7 +184,7 @@ class Probe:
             spans = [(row["start_ms"] / 1e3, row["end_ms"] / 1e3)
                      for row in rows if row["lane"] == "pass"]  # fmt: skip
             loads_at = np.interp(spans, at, np.arange(len(at)))
-            arrived = [float(ended - begun) * feeder.nbytes for begun, ended in loads_at]
+            arrived = [float(each) * feeder.nbytes for each in np.diff(loads_at)[:, 0]]
         pre, attend, post, collectives, other, step, *less = self._slowest(
             [*windows, meeting, max(outside, 0.0), median(whole), *(-each for each in arrived)]
         )
@@ -242,24 +236,22 @@ class Probe:
         experts = [self._attached(engine, small) for engine in engines]
         turns: list[list[float]] = [[] for _ in engines]
         steps = 1
-        for turn, i in enumerate((0, 1, 0, 1, 1, 0)):
-            warm = 1 + math.ceil(self._hot * BLOCKS / small) * (turn == 0)
+        warm = 1 + math.ceil(self._hot * BLOCKS / small)
+        for i in (0, 1):  # connects, and tells how many steps a turn takes
             seconds = self._turn(engines[i], experts[i], steps, warm)
-            if turn < len(engines):  # connects, and tells how many steps a turn takes
-                steps = max(steps, math.ceil(TURN_S / seconds))
-            else:
-                turns[i].append(seconds)
+            steps, warm = max(steps, math.ceil(TURN_S / seconds)), 1
+        for i in (0, 1, 1, 0):
+            turns[i].append(self._turn(engines[i], experts[i], steps, warm))
         for engine in engines:
             engine.detach()
         return turns
 
     def _turn(self, engine: Stream, expert: Expert, steps: int, warm: int) -> float:
         """Seconds of a step, the median of some, after others that bring what they start from."""
-        self._begin(engine, expert, warm, steps)
-        clock = StepClock(self.device)
+        run, clock = self._begin(engine, expert, warm, steps), StepClock(self.device)
         for _ in range(steps):
             with clock.step():
-                self._step(engine, expert)
+                run()
         (slowest,) = self._slowest([median(clock.seconds())])
         return slowest
 

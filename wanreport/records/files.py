@@ -256,6 +256,7 @@ class BenchRank(_Part):
     link: _Link | None
     note: str
     plan: _Plan | None
+    latents_error: list[float] | None = None  # by step, over resident's; None where exact
 
 
 class BenchRow(_Part):

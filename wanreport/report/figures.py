@@ -26,7 +26,8 @@ from wanreport.words import ratio
 CLASH = "#d6455d"  # the colour of what gets into each other's way
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
 DASHES = (0, (4, 3))
-LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "collective": "all-to-alls"}
+LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "unpacking",
+         "collective": "all-to-alls"}  # fmt: skip
 KINDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
 PARTS = {  # of an iteration's time: what they are called, hatch, whether they are not filled
     "first": ("first step", "xxx", False), "switch": ("switch", "+++", False),
@@ -254,7 +255,7 @@ def timelines(*events: pd.DataFrame, timed: bool = True) -> Figure:
 def _lanes(axes: Axes, events: pd.DataFrame) -> None:
     shown = [lane for lane in LANES if lane in set(events.lane)]
     for y, lane in enumerate(shown):
-        some, weights = events[events.lane == lane], lane in ("copy", "gather")
+        some, weights = events[events.lane == lane], lane in ("copy", "gather", "unpack")
         spans = list(zip(some.start_ms, some.end_ms - some.start_ms, strict=True))
         paint = (INK, 0.25 if lane == "compute" else 0.65)
         axes.broken_barh(spans, (y - 0.3, 0.6), edgecolor=INK, linewidth=0.6,

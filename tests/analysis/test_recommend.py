@@ -1,0 +1,89 @@
+"""What to run, from the committed records: measured where it was, else predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from wanreport import cli
+from wanreport.analysis import frames
+from wanreport.analysis.predictions import PredictionError
+from wanreport.analysis.recommend import ALIKE, USABLE, recommend
+from wanreport.analysis.recommend import run as recommend_command
+
+ROOT = Path(__file__).resolve().parents[2]
+H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
+
+
+def ways(gpu: str, gpus: int, wire: str = "host-memory", **given: Any) -> pd.DataFrame:
+    return recommend(ROOT, frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
+
+
+def test_a_measured_way_stands_as_measured_and_what_is_as_fast_in_less_memory_goes_first() -> None:
+    best, second = (row for row in ways(H200, 2).query("height == 480").itertuples())
+    assert (best.engine, best.layout, best.transfer) == ("stream", "CFG parallel", "bf16")
+    assert best.kind == "measured" and "480p-2gpu-stream-cfg-8steps" in best.rests_on
+    assert best.total_s == pytest.approx(88.5085) and best.needs_bytes == 9_493_896_192
+    assert best.total_s < second.total_s * (1 + ALIKE) and best.needs_bytes < second.needs_bytes
+    alone = ways(H100, 1)
+    assert alone.groupby("height").engine.first().tolist() == ["stream", "stream"]
+    assert alone[alone.kind == "measured"].height.tolist() == [480, 480]
+    assert set(alone.layout) == {"one GPU"}
+
+
+def test_what_was_not_measured_is_predicted_and_says_from_what() -> None:
+    found = ways(H100, 4)
+    assert set(found.kind) == {"predicted"} and set(found.layout) == {"CFG parallel and Ulysses"}
+    assert found.rests_on.str.startswith("results/2x-nvidia-h100").all()
+    over_nvlink = ways(H200, 2, "nvlink")  # measured on one GPU, and there on four
+    assert over_nvlink.rests_on.str.contains("data sheet").all()
+    odd = ways(H100, 3)
+    assert set(odd.layout) == {"Ulysses"} and odd.groupby("height").size().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("gb", [10.7, 12.0, 24.0, 40.0, 80.0])
+def test_nothing_is_recommended_that_does_not_fit(gb: float) -> None:
+    found = ways(H100, 1, vram_gb=gb)
+    assert len(found) and (found.needs_bytes <= USABLE * gb * 1e9).all()
+    assert set(found.height) == ({480, 720} if gb > 20 else {480}), "720p needs 18 GB to compute"
+    assert found.place.tolist() == [1, 2] * found.height.nunique()
+
+
+def test_packed_blocks_are_for_where_the_link_is_the_limit() -> None:
+    """At 480p they hide anyway. At a hundredth of the rate they cannot."""
+    assert set(ways(H100, 1, vram_gb=24).transfer) == {"bf16"}
+    slow = frames.cached(("results",), ROOT)
+
+    def slowed(inputs: Any) -> Any:
+        local = inputs and inputs["local"] | {"rate": inputs["local"]["rate"] / 100}
+        return inputs and inputs | {"local": local}
+
+    runs = slow.runs.assign(plan_inputs=slow.runs.plan_inputs.map(slowed, na_action="ignore"))
+    best, second = (row for row in recommend(ROOT, slow._replace(runs=runs), H100, 1, "nvlink", 24)
+                    .query("height == 720").itertuples())  # fmt: skip
+    assert (best.engine, best.transfer, second.transfer) == ("stream", "packed", "bf16")
+    assert best.total_s < second.total_s
+
+
+def test_an_unknown_model_is_refused_with_what_to_measure() -> None:
+    with pytest.raises(PredictionError, match="480p-1gpu-stream"):
+        ways("NVIDIA B200", 2)
+
+
+def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
+    assert cli.main(["plan", "--gpus", "2", "--vram-gb", "24"]) == 0
+    said = capsys.readouterr().out
+    assert [said.count(f"2× {gpu}, ") for gpu in (H100, H200)] == [2, 2]
+    assert said.count(" 480 ") == said.count(" 720 ") == 8
+
+
+def test_the_command_fails_where_records_are_missing(tmp_path, monkeypatch, capsys) -> None:
+    assert recommend_command(tmp_path, 2, None) == 1, "no records"
+    found = frames.cached(("results",), ROOT)
+    several = found._replace(runs=found.runs[found.runs.gpus > 1])
+    monkeypatch.setattr("wanreport.analysis.recommend.load", lambda *_: several)
+    assert recommend_command(ROOT, 2, None) == 1
+    assert "480p-1gpu-stream" in capsys.readouterr().err

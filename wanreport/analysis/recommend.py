@@ -1,0 +1,134 @@
+"""What to run on a machine: layout, engine, transfer and memory budget, and the runner-up.
+
+Every way to make a video of 81 frames that fits on the GPUs counts with the seconds of its whole
+schedule, without decoding: as measured on such a machine where it was, else as
+:mod:`wanreport.analysis.scaling` and the planner predict it. Whatever is within :data:`ALIKE` of
+the fastest is as fast; of that the way that needs the least memory goes first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wanreport.analysis import scaling
+from wanreport.analysis.compare import overhead, plain_jobs
+from wanreport.analysis.frames import Frames, load
+from wanreport.analysis.predictions import gather
+from wanreport.analysis.rows import path_of
+from wanreport.jobs.job import Job
+from wanreport.jobs.settings import SENT, layerwise_held
+from wanreport.planner.cost import Inputs
+from wanreport.planner.plan import DEFAULT_ROOM, MIN_ROOM, candidates, room
+from wanreport.records.record import RESULTS_DIRS
+from wanreport.words import gigabytes, seconds
+
+SIZES = {480: 832, 720: 1280}
+ALIKE = 0.01  # runs of one job on other boards differ by more
+GAIN = 0.005  # packed blocks must bring more, for what unpacking takes from computing
+USABLE = 0.95  # of a GPU's memory; the rest is CUDA's, NCCL's or between allocations
+KEY = ["height", "cfg", "engine", "transfer", "blocks"]
+VALUES = ["needs_bytes", "total_s", "step_s", "kind", "rests_on"]
+
+
+def recommend(
+    root: Path, frames: Frames, gpu: str, gpus: int, wire: str, vram_gb: float | None = None
+) -> pd.DataFrame:
+    """Choose for a number of GPUs of a model; each has ``vram_gb``, by default the model's memory.
+
+    Two rows a `height`, the better one first, with `place`, `layout`, `engine`, `transfer` and
+    :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
+    Raises PredictionError where measurements are missing.
+    """
+    known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(scaling.INTERCONNECTS[wire])
+    here = frames.runs[frames.runs.gpu_model == gpu]
+    free = USABLE * (vram_gb * 1e9 if vram_gb else here.gpu_memory_bytes.max())
+    assumed = f"; {scaling.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
+    ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
+            for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
+            for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
+    table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
+    ran = plain_jobs(overhead(frames), layouts=True)
+    ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
+    ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
+    for run in ran.itertuples():
+        blocks = DEFAULT_ROOM if run.engine == "stream" else 0
+        transfer = run.settings.get("transfer", "bf16")
+        if (at := (run.height, run.cfg_parallel, run.engine, transfer, blocks)) in table.index:
+            found = run.allocated_bytes, run.denoise_s, run.step_s, "measured", run.file
+            table.loc[at, VALUES] = found
+    table = table[table.needs_bytes <= free].reset_index()
+    as_fast = table.groupby("height").total_s.transform("min") * (1 + ALIKE)
+    table["rank"] = table.total_s.clip(lower=as_fast)
+    table = table.sort_values(["height", "rank", "needs_bytes"], kind="stable")
+    table = table.drop_duplicates(["height", "cfg", "engine", "transfer"])
+    table = table.groupby("height").head(2).reset_index(drop=True)
+    layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
+               True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
+    place = table.groupby("height").cumcount() + 1
+    return table.assign(layout=table.cfg.map(layouts), place=place)
+
+
+def _ways(
+    known: scaling.Known, gpus: int, height: int, cfg: bool, wire: str, free: float
+) -> Iterator[tuple[Any, ...]]:
+    """Engine, transfer, room in blocks, bytes on the device, seconds of a video and of a step.
+
+    `stream` has next to no memory, or all that is free.
+    """
+    told = {}
+    for engine in ("stream", "resident", "layerwise", "swap", "fsdp"):
+        given = {"engine": engine, "num_gpus": gpus, "height": height, "width": SIZES[height]}
+        job = Job.model_validate({"name": engine, "enable_cfg_parallel": cfg, **given})
+        told[engine] = scaling.predict_job(known, job, wire)
+    inputs = Inputs.of(told["stream"]["inputs"])
+    block, outer, expert = (
+        inputs.block_bytes,
+        inputs.outer_bytes,
+        inputs.blocks * inputs.block_bytes,
+    )
+    each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
+            for row in known.of("windows")]  # fmt: skip
+    working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)
+    for everything in (False, True):
+        least = float("inf")
+        for transfer in ("bf16", "packed"):
+            blocks = DEFAULT_ROOM
+            if everything:
+                blocks = room((free - working) / 1e9, block, outer, transfer)
+            sent = int(SENT[transfer] * block) if transfer == "packed" else None
+            best = candidates(replace(inputs, transfer=transfer, packed_bytes=sent), blocks)[0]
+            total = best.predicted.total(inputs.steps)
+            if blocks >= MIN_ROOM and not best.settings.both and total < least:
+                needs = best.predicted.weights_bytes + working
+                yield "stream", transfer, blocks, needs, total, best.predicted.step_s
+            least = total * (1 - GAIN)
+    held = {"resident": 2 * expert, "swap": expert, "fsdp": 2 * expert / gpus + 2 * block,
+            "layerwise": layerwise_held(inputs.blocks, 1, switch=True) * block}  # fmt: skip
+    for engine, nbytes in held.items():
+        one = told[engine]
+        yield engine, "bf16", 0, nbytes + 2 * outer + working, one["total_s"], one["step_s"]
+
+
+def run(root: Path, gpus: int, vram_gb: float | None) -> int:
+    """Print what to run on each GPU model and interconnect; 1 where measurements are missing."""
+    found, problems = load(RESULTS_DIRS, root), []
+    models = sorted({*found.full_scale().get("gpu_model", ())})
+    for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
+        try:
+            ways = recommend(root, found, gpu, gpus, wire, vram_gb)
+        except scaling.PredictionError as error:
+            problems.append(str(error))
+            continue
+        shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
+        written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
+        text = ways.to_string(index=False, columns=shown, formatters=written)
+        print(f"{gpus}× {gpu}, {wire}" if gpus > 1 else gpu, text, sep="\n")
+    print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
+    return int(bool(problems) or not models)

@@ -1,0 +1,70 @@
+"""Weights that cross the link as 8-bit floats: half of their bytes, and not the same weights.
+
+Each row of a bfloat16 matrix, the weights of one output channel, becomes e4m3 with a scale of its
+own, which takes the row's largest weight to e4m3's largest number. What else a unit has, such as
+biases and float32, travels as it is. INT8 with a scale a row has the same bytes at the same places,
+so it would be as fast: fp8 stands for it. Only the errors would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from wanreport.model.weights import Slice
+
+E4M3 = torch.float8_e4m3fn
+EDGE = 16  # bytes; parts begin at its multiples
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """How one unit with these tensors travels: their values one after another, scales behind."""
+
+    slices: tuple[Slice, ...]
+
+    def _parts(self) -> Iterator[tuple[Slice, slice, slice | None]]:
+        """Each tensor with its bytes in the rounded unit, and those of its scales if it has any."""
+        at = 0
+        for piece in self.slices:
+            matrix = piece.dtype == torch.bfloat16 and len(piece.shape) == 2
+            size = piece.shape.numel() * (1 if matrix else piece.dtype.itemsize)
+            values, at = slice(at, at + size), at + -(-size // EDGE) * EDGE
+            scales = slice(at, at + 4 * piece.shape[0]) if matrix else None
+            at += -(-4 * piece.shape[0] // EDGE) * EDGE if matrix else 0
+            yield piece, values, scales
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rounded unit."""
+        return max(
+            -(-part.stop // EDGE) * EDGE for _, *parts in self._parts() for part in parts if part
+        )
+
+    def pack(self, unit: Tensor) -> Tensor:
+        """Round a unit, uint8, on its own device."""
+        packed = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
+        for piece, values, scales in self._parts():
+            tensor = piece.of(unit)
+            if scales:
+                tensor = tensor.float()
+                scale = tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) / torch.finfo(E4M3).max
+                packed[scales].view(torch.float32)[:, None].copy_(scale)
+                tensor = (tensor / scale).to(E4M3)
+            packed[values].copy_(tensor.contiguous().view(-1).view(torch.uint8))
+        return packed
+
+    def unpack(self, packed: Tensor, out: Tensor) -> None:
+        """Write the unit's tensors to ``out``, on the current stream, allocating nothing."""
+        for piece, values, scales in self._parts():
+            tensor = piece.of(out)
+            if scales:
+                tensor.copy_(packed[values].view(E4M3).view(piece.shape))
+                tensor.mul_(packed[scales].view(torch.float32)[:, None])
+            else:
+                tensor.view(-1).view(torch.uint8).copy_(packed[values])
