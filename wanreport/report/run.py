@@ -149,9 +149,10 @@ def _run_cells(
     shell = InteractiveShell.instance(
         config=config, ipython_dir=tempfile.mkdtemp(), colors="nocolor"
     )
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends this process
     with shell.display_trap:
         for source in sources:
-            signal.setitimer(signal.ITIMER_REAL, timeout_s)  # its signal ends this process
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
             with capture_output() as shown:
                 ran = shell.run_cell(source, store_history=True)
             outputs = [{"text/plain": shown.stdout}, *(each.data for each in shown.outputs),
