@@ -145,8 +145,11 @@ def problems_of(page: Any, path: Path) -> list[str]:
     look("phone, first picture", CUT)
     page.evaluate(UNFOLD)
     look("phone, unfolded", TOO_WIDE)
-    look("phone, in the dark", "getComputedStyle(document.documentElement).backgroundColor"
-         ".concat(getComputedStyle(document.body).backgroundColor).match(/rgb\\(255/g) || []")
+    look(
+        "phone, in the dark",
+        "getComputedStyle(document.documentElement).backgroundColor"
+        ".concat(getComputedStyle(document.body).backgroundColor).match(/rgb\\(255/g) || []",
+    )
     page.evaluate(MARK)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(DESK)
@@ -239,9 +242,9 @@ FAULTS = [  # those of one page do not hide one another
         "<h4>Deep</h4>": "no outline",
     },
     {
-        "<style>body { background: white !important; color: black !important }</style>": "dark: rgb",
-        "<figure><div class='plot wide' tabindex='0' aria-label='p'>"
-        "<svg style='min-width: 35rem' role='img' aria-label='s'></svg></div></figure>": "picture: p",
+        "<style>body { background: white !important; color: black !important }</style>": "dark: rg",
+        "<figure><div class='plot wide' tabindex='0' role='img' aria-label='p'><svg"
+        " style='min-width: 35rem'></svg></div></figure>": "first picture: p",
     },
 ]
 
