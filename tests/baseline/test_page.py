@@ -79,7 +79,7 @@ def test_conclusions_are_grouped_and_lead_to_what_decides(
 
 def rendered(out: Path, **parameters: Any) -> BeautifulSoup:
     script = ROOT / "notebooks/baseline.py"
-    made = render.Page("baseline", script, out, "baseline.html", parameters)
+    made = render.Page(script, out, "baseline.html", parameters)
     assert render.make(made, ROOT) == ""
     return BeautifulSoup(out.read_text(encoding="utf-8"), "html.parser")
 

@@ -72,7 +72,7 @@ def moved(frames: Frames, run: str | None) -> pd.DataFrame:
     equal = found.groupby("counter").equal
     table["equal"] = equal.agg(lambda each: None if each.isna().any() else bool(each.all()))
     table = table[(table[["measured", "formula"]] > 0).any(axis=1)]
-    return table.assign(what=pd.Series(COUNTERS)).reset_index()
+    return table.assign(what=table.index.map(COUNTERS)).reset_index()
 
 
 def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFrame:
