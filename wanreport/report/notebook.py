@@ -27,7 +27,7 @@ from wanreport.jobs.job import Job, JobError, field_defaults, job_from_mapping
 from wanreport.measure import jobs
 from wanreport.records import project
 from wanreport.records.files import FileError
-from wanreport.records.record import EARLIER, best_record
+from wanreport.records.record import EARLIER, RESULTS_DIRS, best_record, read_record
 from wanreport.report import style, tables
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
@@ -119,16 +119,18 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     """
     root = project.project_root()
     try:
-        found = project.all_records(root)
         if machine is not None:
-            shown = best_record(job, [item for item in found if item[0].parent.name == machine])
+            folders = [root / folder for folder in RESULTS_DIRS]
+            files = [file for each in folders for file in each.glob(f"{machine}/[!.]*.json")]
+            shown = best_record(job, [(file, read_record(file)) for file in files])
             if shown is None:
-                folders = ", ".join(sorted({path.parent.name for path, _ in found})) or "none"
-                what = (
+                every = {file.parent.name for each in folders for file in each.glob("*/*.json")}
+                raise Stop(
                     f"machine: {machine!r} has no record of {job.name}; remove it, or name one of"
+                    f" the folders that have records: {', '.join(sorted(every)) or 'none'}"
                 )
-                raise Stop(f"{what} the folders that have records: {folders}")
             return jobs.within(shown[0], root).as_posix()
+        found = project.all_records(root)
         here = jobs.this_machine()
         if not os.environ.get(jobs.NO_MEASURING) and (due := jobs.missing([job], found, here)):
             results = project.local_results(root)

@@ -13,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -82,12 +84,17 @@ def execute(
                 run.end()
 
 
+@cache
+def _cells(text: str) -> list[NotebookNode]:
+    return list(jupytext.reads(text, "py:percent").cells)
+
+
 class _Run:
     """A notebook in its fork, seen from here."""
 
     def __init__(self, page: Page, cwd: Path, folder: str, timeout_s: float) -> None:
         self.page, self.timeout_s, self.begun = page, timeout_s, time.monotonic()
-        self.cells = jupytext.read(page.script, fmt="py:percent").cells
+        self.cells = deepcopy(_cells(page.script.read_text("utf-8")))
         if page.parameters:  # after those that the script sets itself, as papermill does
             tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.cells]
             lines = ["# Parameters", *(f"{name} = {v!r}" for name, v in page.parameters.items())]
