@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
 
 import wanreport
 from wanreport.records.project import write_atomically
@@ -109,12 +108,12 @@ def _shown(cells: Sequence[NotebookNode]) -> list[tuple[int, NotebookNode, list[
     for part in filter(None, parts):
         shows = any(cell.get("outputs") for _, cell in part)
         waiting += [cell.source for _, cell in part if cell.cell_type == "code" and cell.source]
-        if shows or "with-output" not in part[0][1].metadata.get("tags", []):
+        if shows or "with-output" not in part[0][1].get("metadata", {}).get("tags", []):
             found += [(number, cell, list[str]()) for number, cell in part]
         if shows:
             found[-1][2].extend(waiting)
             waiting = []
-    return [*found, (len(cells), new_code_cell(), waiting)]
+    return [*found, (len(cells), NotebookNode(cell_type="code"), waiting)]
 
 
 @cache

@@ -24,7 +24,6 @@ import jupytext
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
 from traitlets.config import Config
 
 from wanreport.measure.jobs import NO_MEASURING
@@ -98,7 +97,7 @@ class _Run:
         if page.parameters:  # after those that the script sets itself, as papermill does
             tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.cells]
             lines = ["# Parameters", *(f"{name} = {v!r}" for name, v in page.parameters.items())]
-            cell = new_code_cell("\n".join(lines), id=INJECTED)
+            cell = NotebookNode(cell_type="code", source="\n".join(lines), id=INJECTED)
             self.cells.insert(tagged.index(True) + 1 if True in tagged else 0, cell)
         self.todo = [cell for cell in self.cells if cell.cell_type == "code" and cell.source]
         self.failure = ""
