@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import yaml
 from matplotlib.figure import Figure
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat import NotebookNode
 
 import wanreport
 from wanreport.records.project import write_atomically
@@ -57,12 +57,12 @@ def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
     return problem
 
 
-def _number(cells: Sequence[NotebookNode]) -> int:
+def _number(cells: Sequence[Any]) -> int:
     """The last cell's number in the script, from 1, prose included."""
     return sum(cell.get("id") != INJECTED for cell in cells)
 
 
-def to_html(page: Page, cells: Sequence[NotebookNode], failure: str = "") -> str:
+def to_html(page: Page, cells: Sequence[Any], failure: str = "") -> str:
     """Write the cells of a notebook that ran as a page."""
     body = rendered("cells.html.j2", cells=_shown(cells), markdown=_markdown, code=_highlighted)
     body = re.sub(r"\bat 0x[0-9a-f]{6,}", "at 0x…", body)  # addresses differ from run to run
@@ -92,14 +92,14 @@ def to_html(page: Page, cells: Sequence[NotebookNode], failure: str = "") -> str
     )
 
 
-def _shown(cells: Sequence[NotebookNode]) -> list[tuple[int, NotebookNode, list[str]]]:
+def _shown(cells: Sequence[Any]) -> list[tuple[int, Any, list[str]]]:
     """Number the cells to show, each with the code to unfold below it.
 
     The code below a piece of prose unfolds after its last output; where it shows nothing, it joins
     the code of the next that does. Prose tagged "with-output" is left out where its code shows
     nothing.
     """
-    parts: list[list[tuple[int, NotebookNode]]] = [[]]
+    parts: list[list[tuple[int, Any]]] = [[]]
     for each in enumerate(cells):
         if each[1].cell_type == "markdown":
             parts.append([])
@@ -108,12 +108,12 @@ def _shown(cells: Sequence[NotebookNode]) -> list[tuple[int, NotebookNode, list[
     for part in filter(None, parts):
         shows = any(cell.get("outputs") for _, cell in part)
         waiting += [cell.source for _, cell in part if cell.cell_type == "code" and cell.source]
-        if shows or "with-output" not in part[0][1].get("metadata", {}).get("tags", []):
+        if shows or "with-output" not in part[0][1].metadata.get("tags", []):
             found += [(number, cell, list[str]()) for number, cell in part]
         if shows:
             found[-1][2].extend(waiting)
             waiting = []
-    return [*found, (len(cells), NotebookNode(cell_type="code"), waiting)]
+    return [*found, (len(cells), {"cell_type": "code"}, waiting)]
 
 
 @cache

@@ -23,7 +23,6 @@ from typing import Any
 import jupytext
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from nbformat import NotebookNode
 from traitlets.config import Config
 
 from wanreport.measure.jobs import NO_MEASURING
@@ -52,7 +51,7 @@ class Page:
     repair: str = "wanreport report"  # the command that makes this page again
 
 
-Ran = tuple[Page, list[NotebookNode], str, float]
+Ran = tuple[Page, list[Any], str, float]
 """A page, the cells of its notebook, why it did not run to its end ("" if it did), seconds.
 
 The outputs of a cell are texts by MIME type. Of a notebook that failed the last cell is the one
@@ -84,7 +83,7 @@ def execute(
 
 
 @cache
-def _cells(text: str) -> list[NotebookNode]:
+def _cells(text: str) -> list[Any]:
     return list(jupytext.reads(text, "py:percent").cells)
 
 
@@ -97,7 +96,8 @@ class _Run:
         if page.parameters:  # after those that the script sets itself, as papermill does
             tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.cells]
             lines = ["# Parameters", *(f"{name} = {v!r}" for name, v in page.parameters.items())]
-            cell = NotebookNode(cell_type="code", source="\n".join(lines), id=INJECTED)
+            cell = deepcopy(_cells("\n".join(["# %%", *lines]))[0])
+            cell.id = INJECTED
             self.cells.insert(tagged.index(True) + 1 if True in tagged else 0, cell)
         self.todo = [cell for cell in self.cells if cell.cell_type == "code" and cell.source]
         self.failure = ""
