@@ -102,7 +102,7 @@ LOOKS = {
 LOOKS = {name: look for name, look in LOOKS.items() if name in set(rows.outcome)}
 stated = rows.assign(where=[f"§{n} {SECTIONS[n]}" for n in rows.section])
 with style.theme("x"):
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
+    figure, axes = plt.subplots(figsize=(style.NARROW, 4.4))
     sns.histplot(stated[stated.section > 0], y="where", hue="outcome", hue_order=list(LOOKS)[::-1],
                  multiple="stack", shrink=0.7, alpha=1, linewidth=1, ax=axes)  # fmt: skip
     for look, bars in zip(LOOKS.values(), axes.containers, strict=True):
@@ -110,7 +110,9 @@ with style.theme("x"):
         counts = [f"{bar.get_width():.0f}" if bar.get_width() > 3 else "" for bar in bars]
         axes.bar_label(bars, counts, label_type="center",
                        color="white" if look["facecolor"] in (RED, BLUE) else GREY)  # fmt: skip
-    axes.legend(handles=[Patch(**look, label=name) for name, look in LOOKS.items()])
+    axes.get_legend().remove()
+    figure.legend(handles=[Patch(**look, label=name) for name, look in LOOKS.items()],
+                  loc="outside upper left", ncols=2, fontsize=9, columnspacing=1)  # fmt: skip
     axes.set(xlabel="facts", ylabel="")
 show(
     figure,

@@ -55,7 +55,7 @@ def test_every_fact_has_one_row_one_anchor_and_one_outcome(
 
 def rendered(out: Path, **parameters: Any) -> BeautifulSoup:
     script = ROOT / "notebooks/baseline.py"
-    made = render.Page("baseline", script, out, "baseline.html", parameters)
+    made = render.Page(script, out, "baseline.html", parameters)
     assert render.make(made, ROOT) == ""
     return BeautifulSoup(out.read_text(encoding="utf-8"), "html.parser")
 

@@ -1,26 +1,27 @@
-"""What notebooks call: parameters, records, frames, figures."""
+"""What notebooks call: parameters, records, frames, and what they show."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import synthetic
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
+from nbconvert.filters import markdown2html
 
 from wanreport.analysis import frames
 from wanreport.jobs.job import field_defaults, job_from_mapping
 from wanreport.measure import jobs
 from wanreport.records.record import RESULTS_DIRS
-from wanreport.report import notebook, style
+from wanreport.report import notebook
 from wanreport.report.notebook import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +45,13 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 # Parameters --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [{}, {"machine": "1x-h100"}], ids=["alone", "of a machine"])
-def test_the_parameters_make_a_job(more: dict[str, str], shown: list[Any]) -> None:
-    assert notebook.setup(namespace(**ASKED, **more)) == job_from_mapping(ASKED)
+def test_the_parameters_make_a_job_also_when_cells_run_again(shown: list[Any]) -> None:
+    names = namespace("%matplotlib inline", **ASKED, machine="1x-h100")
+    job = notebook.setup(names)
+    assert job == job_from_mapping(ASKED)
+    names["In"] += ["record = 1", "num_gpus = 2", "setup(globals())"]
+    names |= {"record": 1, "num_gpus": 2}
+    assert notebook.setup(names) == job.model_copy(update={"num_gpus": 2})
 
 
 def test_every_problem_is_told_without_a_traceback() -> None:
@@ -69,45 +74,26 @@ def test_an_injected_name_cannot_hide(cell: str) -> None:
         notebook.setup(namespace(cell, **ASKED))
 
 
-def test_the_cell_may_run_again_after_later_ones(shown: list[Any]) -> None:
-    names = namespace("%matplotlib inline", **ASKED)
-    job = notebook.setup(names)
-    names["In"] += ["record = 1", "num_gpus = 2", "setup(globals())"]
-    names |= {"record": 1, "num_gpus": 2}
-    assert notebook.setup(names) == job.model_copy(update={"num_gpus": 2})
-
-
 def test_other_notebooks_take_only_what_they_name(shown: list[Any]) -> None:
     notebook.parameters(namespace(results_dirs=[]), "results_dirs")
     with pytest.raises(notebook.Stop, match=r"\bx\b(.|\n)*\by\b.*\bresults_dirs\b"):
         notebook.parameters(namespace(x=1, y=2), "results_dirs")
 
 
-SCRIPT = """
-# %% tags=["parameters"]
-{parameters}
-# %%
-from wanreport.report.notebook import setup
-job = setup(globals())
-"""
-
-
-@pytest.mark.skipif(
-    shutil.which("papermill", path=str(Path(sys.executable).parent)) is None,
-    reason="needs papermill's command beside this Python",
-)
 def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
     """The way of someone who has never heard of this package's commands."""
     lines = "\n".join(f"{name} = {value!r}" for name, value in field_defaults().items())
-    (tmp_path / "job.py").write_text(SCRIPT.format(parameters=lines))
+    (tmp_path / "job.py").write_text(
+        f'# %% tags=["parameters"]\n{lines}\n'
+        "# %%\nfrom wanreport.report.notebook import setup\njob = setup(globals())\n"
+    )
     (tmp_path / "mine.yaml").write_text("name: mine\nengine: resident\nheigth: 480\n")
-    bin_ = Path(sys.executable).parent
     done = subprocess.run(
-        f"{bin_}/jupytext --quiet --to ipynb -o - job.py |"
-        f" {bin_}/papermill - out.ipynb -f mine.yaml -k python3 -l python --no-progress-bar",
-        shell=True, cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{bin_}:{os.environ['PATH']}",
-             jobs.NO_MEASURING: "1", "PYTHONNOUSERSITE": "1"},
+        f"{sys.executable} -m jupytext --quiet --to ipynb -o - job.py | {sys.executable} -m"
+        " papermill - out.ipynb -f mine.yaml -k python3 -l python --no-progress-bar",
+        shell=True, cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), jobs.NO_MEASURING: "1",
+             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode != 0
     assert "heigth" in done.stderr
@@ -141,7 +127,7 @@ def test_a_record_at_hand_is_not_measured_again(
 
 
 def test_what_a_measurement_leaves_is_in_the_frames(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert notebook.frames_of(RESULTS_DIRS).runs.empty
     job = job_from_mapping(ASKED | {"scale": "a14b", "num_gpus": 64})  # more than there are
@@ -161,11 +147,11 @@ def test_rendering_never_measures(project: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_machine_has_its_own_record_or_none(project: Path) -> None:
     record = synthetic.record("new-4gpu")
-    path = synthetic.write([record], project / "results")
+    synthetic.write([record], project / "results")
     job = job_from_mapping({**record["job"], "scale": "auto"})
     slug = record["machine"]["slug"]
     run = notebook.measure(job, machine=slug)
-    assert run is not None and Path(run).parts[:2] == ("results", slug) and path.exists()
+    assert run is not None and Path(run).parts[:2] == ("results", slug)
     with pytest.raises(notebook.Stop, match=f"nowhere(.|\n)*{slug}"):
         notebook.measure(job, machine="nowhere")
 
@@ -201,52 +187,19 @@ def test_a_run_has_its_jobs_page(
 # Showing -----------------------------------------------------------------------------------------
 
 
-def figure(colour: str = style.INK) -> Figure:
-    with style.theme():
-        made = Figure(figsize=(4, 2))
-        axes = made.add_subplot()
-        axes.plot([1, 2, 3], [1, 3, 2], color=colour, clip_on=True)
-        axes.set_title("a <title> & more")
-    return made
-
-
-def test_ids_never_meet_even_if_figures_are_equal() -> None:
-    texts = [style.inline(figure(colour)) for colour in ("#0072b2", "#d55e00", "#d55e00")]
-    ids = [re.findall(r'\bid="([^"]+)"', text) for text in texts]
-    every = sum(ids, [])
-    assert every and len(every) == len(set(every))
-    for text, own in zip(texts, ids, strict=True):
-        used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
-        assert used and used <= set(own)
-
-
-def test_a_figure_has_the_pages_ink_and_brings_nothing_else() -> None:
-    text = style.inline(figure("#0072b2"))
-    assert not {style.INK, "#000000"} & set(re.findall("#[0-9a-f]{6}", text))
-    assert "currentColor" in text and "#0072b2" in text
-    assert text.startswith("<svg")
-    for unwanted in ("<style", "<metadata", "<!--", "DOCTYPE", "#ffffff"):
-        assert unwanted not in text
-    assert "a &lt;title&gt; &amp; more" in text  # text stays text
-
-
-def test_a_figure_has_a_caption_and_words(shown: list[dict[str, str]]) -> None:
-    notebook.show(figure(), 'A <b>"caption"</b>.')
-    made = BeautifulSoup(shown[0]["text/html"], "html.parser")
-    assert made.figcaption and made.figcaption.get_text() == 'A <b>"caption"</b>.'
-    assert made.select('[role="img"]')[0]["aria-label"] == 'A <b>"caption"</b>.'
-    assert made.figure and made.figure.svg
-
-
-def test_prose_and_tables_are_shown(shown: list[dict[str, str]]) -> None:
-    import pandas as pd
-    from nbconvert.filters import markdown2html
-
+def test_prose_tables_and_pictures_are_shown(shown: list[dict[str, str]]) -> None:
+    figure = Figure(figsize=(4, 2))
+    figure.add_subplot().plot([1, 3])
     notebook.md("**x**", look="answer")
     notebook.table(pd.DataFrame({"a": [1]}), caption="c")
+    notebook.show(figure, 'A <b>"caption"</b>.')
     answer = BeautifulSoup(markdown2html(shown[0]["text/markdown"]), "html.parser")
     assert answer.select("div.answer > p > strong")
     assert "<table" in shown[1]["text/html"]
+    picture = BeautifulSoup(shown[2]["text/html"], "html.parser")
+    (caption,), (image,) = picture.select("figure > figcaption"), picture.select('[role="img"]')
+    assert caption.get_text() == image["aria-label"] == 'A <b>"caption"</b>.'
+    assert image.svg and "4.0in" in str(image["style"])
 
 
 def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(
@@ -257,7 +210,8 @@ def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(
     css = shown[0]["text/html"]
     assert {".table-box", ".badge", ".figure"} <= set(re.findall(r"^\.[\w-]+", css, re.M))
     assert not {"body", "html", "main", "a"} & set(re.findall(r"^\w+", css, re.M))
-    assert set(re.findall(r"var\((--(?!jp)\w+)", css)) <= set(re.findall(r"(--\w+):", css))
+    used = set(re.findall(r"var\((--(?!jp)\w+)", css))
+    assert used <= {*re.findall(r"(--\w+):", css), "--inches"}
     monkeypatch.setenv(PAGE, "index.html")
     notebook.parameters(namespace())
     assert len(shown) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -32,13 +31,7 @@ SLUG = stand_in.SLUG
 JOB = """
 # %% tags=["parameters"]
 name = None
-engine = None
-num_gpus = None
 purpose = ""
-scale = "auto"
-seed = 0
-dit_layerwise_offload = None
-dit_cpu_offload = None
 machine = None
 # %%
 from wanreport.report import notebook
@@ -70,9 +63,10 @@ def add_job(project: Path, name: str, purpose: str = "") -> Path:
 
 def add_record(project: Path, name: str, slug: str, **changes: Any) -> Path:
     """Write a record of the full model to results/, as those are that one commits."""
-    made = synthetic.record(name, scale="a14b", engine="resident", num_gpus=1,
-                            machine={"slug": slug, "class": f"1x {slug}"}, **changes)  # fmt: skip
-    synthetic.write([made], project / "results")
+    machine = {"slug": slug, "class": f"1x {slug}"}
+    made = synthetic.record(name, scale="a14b", engine="resident", num_gpus=1, machine=machine,
+                            seed=sum(name.encode()))  # fmt: skip
+    synthetic.write([made | changes], project / "results")
     return next((project / "results" / slug).glob(f"{name}-*.json"))
 
 
@@ -81,10 +75,10 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one job and two notebooks, whose jobs are measured by the stand-in."""
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
+    (project / "tmp").mkdir()
     add_job(project, "one")
     for name in ("run_job", "this_machine"):
         monkeypatch.setattr(jobs, name, getattr(stand_in, name))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return project
 
 
@@ -111,6 +105,11 @@ def words(page: bytes) -> str:
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
 
+def stale(project: Path) -> set[str]:
+    jobs = load_jobs(sorted((project / "params").rglob("*.yaml")), project)
+    return {page.href for page in site.plan(project, jobs) if site.is_stale(page)}
+
+
 # Which pages there are ---------------------------------------------------------------------------
 
 
@@ -133,17 +132,15 @@ def test_the_whole_way_and_a_second_time(
     before = {name: (project / "reports" / name).stat().st_mtime_ns for name in first}
     assert site.report(project) == 0
     assert "rendered" not in capsys.readouterr().out.splitlines()[-1]
-    assert pages(project) == first
-    assert {n: (project / "reports" / n).stat().st_mtime_ns for n in first} == before
+    assert {n: (project / "reports" / n).stat().st_mtime_ns for n in pages(project)} == before
 
 
 def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
     project: Path, unmade: list[str]
 ) -> None:
+    for name, slug in (("two", "gpu-a"), ("two", "gpu-b"), ("unlisted", "gpu-a")):
+        add_record(project, name, slug)
     add_job(project, "two")
-    add_record(project, "two", "gpu-a", seed=sum(b"two"))
-    add_record(project, "two", "gpu-b", seed=sum(b"two"))
-    add_record(project, "unlisted", "gpu-a")
     (project / "params/campaign").mkdir()
     add_job(project, "later").rename(project / "params/campaign/later.yaml")
     assert site.report(project, measuring=False) == 0
@@ -153,61 +150,44 @@ def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
 
 def test_a_job_that_is_asked_for_has_its_page_alone(project: Path, unmade: list[str]) -> None:
     add_job(project, "draft").write_text("name: draft\nengine: ???\n")
-    assert site.report(project, only=[project / "params/baseline/one.yaml"]) == 0
-    assert unmade == [f"jobs/{SLUG}/one.html"]
+    one = project / "params/baseline/one.yaml"
     # A file that asks for the same under another name has a page as well.
     other = project / "other.yaml"
-    text = (project / "params/baseline/one.yaml").read_text()
-    other.write_text(text.replace("name: one", "name: other"))
-    unmade.clear()
-    assert site.report(project, only=[other]) == 0
-    assert unmade == ["jobs/none/other.html"]
-
-
-def stale(project: Path) -> set[str]:
-    jobs = load_jobs(sorted((project / "params").rglob("*.yaml")), project)
-    return {page.href for page in site.plan(project, jobs) if site.is_stale(page)}
+    other.write_text(one.read_text().replace("name: one", "name: other"))
+    assert site.report(project, only=[one]) == site.report(project, only=[other]) == 0
+    assert unmade == [f"jobs/{SLUG}/one.html", "jobs/none/other.html"]
 
 
 def test_only_what_depends_on_a_change_is_stale(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = add_record(project, "one", "gpu-a")
-    one, every = {"jobs/gpu-a/one.html"}, {"jobs/gpu-a/one.html", "index.html"}
+    script, one = project / "notebooks/index.py", "jobs/gpu-a/one.html"
     add_job(project, "one").unlink()
     assert site.report(project, workers=1) == 0
-    assert stale(project) == set()
-    script = project / "notebooks/index.py"
-    text = script.read_text()
-    script.write_text(text + "\n# %% [markdown]\n# More.\n")
-    assert stale(project) == {"index.html"}
-    script.write_text(text)
-    record.write_text(record.read_text().replace('"wall_s"', ' "wall_s"'))
-    assert stale(project) == every
-    record.write_text(record.read_text().replace(' "wall_s"', '"wall_s"'))
-    assert stale(project) == set()
-    (project / "reports/jobs/gpu-a/one.html").unlink()
-    assert stale(project) == one
-    for what in ("_libraries", "_package"):
-        with monkeypatch.context() as patch:
-            patch.setattr(site, what, lambda: ["another"])
-            assert stale(project) == every
-    other = record.with_name(f"two-{record.stem.split('-')[-1]}.json")
-    record.rename(other)
-    assert stale(project) == every
+    for file, old, new, due in (
+        (script, "# %%", "# %% \n", {"index.html"}),
+        (record, '"wall_s"', ' "wall_s"', {one, "index.html"}),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(old, new))
+        assert stale(project) == due
+        file.write_text(text)
+        assert stale(project) == set()
+    (project / "reports" / one).unlink()
+    assert stale(project) == {one}
+    monkeypatch.setattr(site, "_code", lambda: "another")
+    assert stale(project) == {one, "index.html"}
 
 
 def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) -> None:
-    old = project / "reports/jobs/gone/x.html"
-    old.parent.mkdir(parents=True)
-    kept = [project / "reports/mine.html", project / "reports/published/x.html"]
-    kept[1].parent.mkdir()
-    for path in (old, kept[1]):
-        path.write_text('<meta name="wanreport-inputs" content="">')
-    kept[0].write_text("not made by a report")
+    old, mine = project / "reports/jobs/gone/x.html", project / "reports/mine.html"
+    published = project / "reports/published/x.html"
+    for path in (old, mine, published):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('<meta name="wanreport-inputs" content="">' * (path != mine))
     assert site.report(project, measuring=False) == 0
-    assert not old.parent.exists()
-    assert all(path.exists() for path in kept)
+    assert not old.parent.exists() and mine.exists() and published.exists()
 
 
 # What goes wrong ---------------------------------------------------------------------------------
@@ -225,8 +205,7 @@ def test_all_problems_of_all_files_come_before_anything_runs(
     for expected in ("baseline/bad.yaml", "engine", "num_gpus", "baseline/worse.yaml"):
         assert expected in text
     assert str(project) not in text
-    assert not (project / "results").exists()
-    assert not (project / "reports").exists()
+    assert not (project / "results").exists() and not (project / "reports").exists()
 
 
 def test_no_page_that_fails_ends_the_report(
@@ -236,16 +215,13 @@ def test_no_page_that_fails_ends_the_report(
     bad = {"odd": "as was asked", "killed": "SIGKILL"}
     for name in bad:
         add_job(project, name, purpose="fail" * (name == "odd"))
-    text = (
-        "# %%\nimport os, signal\nif name == 'killed':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    (project / "notebooks/job.py").write_text(JOB.replace("# %%\nfrom", f"{text}from"))
+    kill = "import os, signal\nif name == 'killed':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    (project / "notebooks/job.py").write_text(JOB.replace("# %%\nfrom", f"# %%\n{kill}from"))
     assert site.report(project) == 1
-    found = pages(project)
-    said = capsys.readouterr().err
-    for page, what in bad.items():
-        (line,) = [line for line in said.splitlines() if f"/{page}.html" in line]
-        assert what in line and what in words(found[f"jobs/{SLUG}/{page}.html"])
+    found, said = pages(project), capsys.readouterr().err
+    for name, what in bad.items():
+        (line,) = [line for line in said.splitlines() if f"/{name}.html" in line]
+        assert what in line and what in words(found[f"jobs/{SLUG}/{name}.html"])
     # The next run tries them again, and only them.
     assert stale(project) == {f"jobs/{SLUG}/{name}.html" for name in bad}
 
@@ -253,15 +229,12 @@ def test_no_page_that_fails_ends_the_report(
 def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     project: Path, unmade: list[str]
 ) -> None:
+    status = {"one": "ok", "killed": "failed", "two": "unsupported"}
     add_job(project, "killed", purpose="dies")
     add_job(project, "two", purpose="unsupported")
     assert site.report(project) == 1
-    found = {record["job"]["name"]: record for _, record in all_records(project)}
-    assert {name: record["status"] for name, record in found.items()} == {
-        "one": "ok", "killed": "failed", "two": "unsupported",
-    }  # fmt: skip
-    assert "SIGKILL" in found["killed"]["reason"]
-    assert len(unmade) == 4
+    found = {record["job"]["name"]: record["status"] for _, record in all_records(project)}
+    assert found == status and len(unmade) == 4
     # What failed and what could not run here is tried again: the reason may be gone.
     every = list(load_jobs(sorted((project / "params").rglob("*.yaml")), project).values())
     again = jobs.missing(every, all_records(project), jobs.this_machine())
@@ -271,8 +244,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
 def test_what_has_a_record_is_measured_if_asked_for_again(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = add_job(project, "one")
-    one = list(load_jobs([file], project).values())
+    one = list(load_jobs([add_job(project, "one")], project).values())
     log = project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
 
@@ -287,7 +259,7 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
 
 
 def driven(project: Path) -> subprocess.Popen[str]:
-    """`wanreport report` in a process of its own."""
+    """`wanreport report` in a process."""
     driver = project / "driver.py"
     driver.write_text(
         "import signal, sys\nfrom tests import stand_in\nfrom wanreport import cli\n"
@@ -297,30 +269,31 @@ def driven(project: Path) -> subprocess.Popen[str]:
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n    sys.exit(cli.main(['report', '--workers', '1']))\n"
     )
-    return subprocess.Popen(
-        [sys.executable, str(driver)], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "TMPDIR": str(project / "tmp")},
-    )  # fmt: skip
+    env = {**os.environ, "TMPDIR": str(project / "tmp"), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, str(driver)], cwd=project, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> int:
-    while not path.exists():
+def ended(process: subprocess.Popen[str], begun: Path, number: int) -> int:
+    """Send a signal once a file is there, which holds a pid; return that pid, which is gone."""
+    while not begun.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    return int(path.read_text())
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "Traceback" not in err
+    pid, deadline = int(begun.read_text()), time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return pid
 
 
 def test_ctrl_c_keeps_what_is_measured_and_the_next_run_goes_on(project: Path) -> None:
-    (project / "tmp").mkdir()
     add_job(project, "two", purpose="hangs")
     results = project / "results/local"
-    process = driven(project)
-    pid = wait_for(results / "pid", process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert not psutil.pid_exists(pid)
+    assert ended(driven(project), results / "pid", signal.SIGINT)
     (kept,) = (results / SLUG).glob("one-*.json")
     before = kept.stat().st_mtime_ns
     assert read_record(kept)["status"] == "ok"
@@ -332,21 +305,12 @@ def test_ctrl_c_keeps_what_is_measured_and_the_next_run_goes_on(project: Path) -
 
 
 def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
-    (project / "tmp").mkdir()
     (project / "notebooks/index.py").write_text(
-        "# %%\nimport os, time\nfrom pathlib import Path\nPath('part').write_text(str(os.getpid()))"
-        "\nos.rename('part', 'pid')\ntime.sleep(600)\n"
+        "# %%\nimport os, subprocess, time\nfrom pathlib import Path\n"
+        "child = subprocess.Popen(['sleep', '600'])\nPath('part').write_text(str(child.pid))\n"
+        "os.rename('part', 'pid')\ntime.sleep(600)\n"
     )
-    process = driven(project)
-    pid = wait_for(project / "pid", process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "Traceback" not in err
-    deadline = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert ended(driven(project), project / "pid", signal.SIGTERM)
     assert not (project / "reports/index.html").exists()
     assert list((project / "tmp").iterdir()) == []
 
@@ -357,26 +321,23 @@ def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
 def test_published_pages_show_committed_records_and_nothing_of_the_machine(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_record(project, "one", "gpu-a", seed=sum(b"one"))
+    record = read_record(add_record(project, "one", "gpu-a"))
     add_job(project, "two")
     assert site.publish(project, workers=1) == 0
     first = pages(project)
     assert set(first) == {"published/index.html", "published/jobs/gpu-a/one.html"}
+    assert record["software"]["git_sha"][:12] in words(first["published/index.html"])
 
-    # Another machine: another folder, a rehearsal of its own, another commit, other libraries.
+    # Another machine: another folder, a later run of its own, other code and libraries.
     other = tmp_path_factory.mktemp("other") / "place"
     shutil.copytree(project, other)
     shutil.rmtree(other / "reports")
-    made = synthetic.record("one", scale="a14b", engine="resident", num_gpus=1, seed=sum(b"one"),
-                            machine={"slug": "gpu-a", "class": "1x gpu-a"})  # fmt: skip
-    synthetic.write([{**made, "started_at": "2099-01-01T00:00:00+00:00"}], other / "results/local")
-    for name in ("_libraries", "_package", "_software"):
-        monkeypatch.setattr(site, name, lambda: ["another"])
+    later = {**record, "started_at": "2099-01-01T00:00:00+00:00"}
+    synthetic.write([later], other / "results/local")
+    monkeypatch.setattr(site, "_code", lambda: "another")
     monkeypatch.chdir(other)
     assert site.publish(other, workers=1) == 0
     assert pages(other) == first
     for page in first.values():
         for private in (str(project), socket.gethostname(), "matplotlib 3", "2099"):
             assert private.encode() not in page
-    commit = json.loads(next(project.glob("results/gpu-a/*.json")).read_text())["software"]
-    assert commit["git_sha"][:12] in words(first["published/jobs/gpu-a/one.html"])

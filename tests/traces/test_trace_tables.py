@@ -198,6 +198,6 @@ def test_the_notebook_makes_a_page_of_any_trace(tmp_path: Path, made: Trace) -> 
     script = ROOT / "notebooks/trace.py"
     good: list[Any] = [str(tmp_path / "t.json"), [str(tmp_path / "cut.json")]]
     for files in (*good, "none.json"):
-        page = render.Page("trace", script, tmp_path / "page.html", parameters={"files": files})
+        page = render.Page(script, tmp_path / "page.html", parameters={"files": files})
         failed = render.make(page, ROOT)
         assert (failed == "") if files in good else ("none.json" in failed)

@@ -7,7 +7,6 @@ their marks; captions are the notebook's. Shares are drawn in per cent, bytes in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.overlap import crossings
-from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, NARROW, WIDTH, colour, theme
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
@@ -40,48 +39,33 @@ PARTS = {  # of an iteration's time: what they are called, hatch, whether they a
 def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     """Draw overhead over resident by engine and machine, those with a shared link first.
 
-    Parameters
-    ----------
-    df
-        Columns machine, height, engine, claim, overhead, overhead_low, overhead_high; a row for
-        each engine.
-    predicted
-        Columns machine, height, engine, overhead, of what was not measured: drawn hollow.
+    Columns machine, height, engine, claim, overhead, overhead_low, overhead_high; a row for each
+    engine. Of `predicted`, what was not measured, only the first three and overhead count.
     """
-    parts = [df.assign(told=False)]
-    parts += [predicted.assign(told=True)] if predicted is not None and len(predicted) else []
-    every = pd.concat(parts)
+    every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="")])
     if every.height.nunique() > 1:
         every["machine"] += every.height.map(", {}p".format)
-    places = sorted(
-        set(every.machine), key=lambda at: ("PCIe path" not in at, "NVLink" not in at, at)
-    )
-    groups = [every[every.machine == place] for place in places]
-    order = {engine: n for n, engine in enumerate(ENGINES)}
-    groups = [group.sort_values("engine", key=lambda names: names.map(order)) for group in groups]
-    ratios = [len(group) + 1.0 for group in groups]
-    figure, panels = _figure(0.5 + 0.26 * sum(ratios), len(places), height_ratios=ratios)
-    for axes, place, group in zip(panels, places, groups, strict=True):
-        for y, row in enumerate(group.itertuples()):
-            value, paint = 100 * row.overhead, colour(row.engine)
-            if row.told:
-                axes.barh(y, value, 0.6, facecolor="none", edgecolor=paint, linewidth=1.5,
-                          linestyle=DASHES)  # fmt: skip
-                text = f"not measured, predicted {ratio(row.overhead)}"
-                _beside(axes, max(value, 0), y, text)
-            else:
-                ends = [100 * row.overhead_low, 100 * row.overhead_high]
-                axes.barh(y, value, 0.6, color=paint)
-                axes.plot(ends, [y, y], color=INK, linewidth=1.8, solid_capstyle="butt")
-                sure = "" if row.claim in ("slower", "faster") else f", {row.claim}"
-                _beside(axes, np.nanmax([*ends, value, 0]), y, ratio(row.overhead) + sure)
+    every = every.sort_values("engine", key=lambda names: names.map([*ENGINES].index))
+    groups = sorted(every.groupby("machine"), key=lambda each: (
+        "PCIe path" not in each[0], "NVLink" not in each[0], each[0]))  # fmt: skip
+    ratios = [len(some) for _, some in groups]
+    figure, panels = _figure(0.5 + 0.24 * sum(ratios) + 0.27 * len(groups), len(groups),
+                             width=NARROW, height_ratios=ratios)  # fmt: skip
+    right = 5.0  # a fraction of a per cent must look small
+    for axes, (place, some) in zip(panels, groups, strict=True):
+        value, low, high = (100 * some[f"overhead{end}"] for end in ("", "_low", "_high"))
+        told, text = some.claim == "", some.overhead.map(ratio)
+        unsure = ", " + some.claim.mask(some.claim.isin(["slower", "faster"]))
+        text = (text + unsure.fillna("")).mask(told, "not measured, predicted " + text)
+        ends = np.fmax(np.fmax(value, high), 0)
+        _bars(axes, some.engine, some.engine, value, text, ends, hollow=told)
+        axes.hlines(range(len(some)), low, high, color=INK, linewidth=1.8)
+        right = max([right, *(ends / (1 - text.str.len() / 40))])
         axes.axvline(0, color=INK, linewidth=0.8)
-        _rows(axes, group.engine)
         axes.set_title(place)
         axes.tick_params(axis="x", length=0)
         axes.spines["bottom"].set_visible(axes is panels[-1])
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, -1), max(1.25 * high, 5))  # a fraction of a per cent must look small
+    axes.set_xlim(min(axes.get_xlim()[0], -1), right)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
     return figure
@@ -91,19 +75,15 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
 def lines(df: pd.DataFrame) -> Figure:
     """Draw the step over resident by tokens: a panel for each machine and number of branches.
 
-    Parameters
-    ----------
-    df
-        Columns machine, branches, engine, name, campaign, overhead, bracketed and tokens. Each
-        campaign has its own line, so that none hides another; its markers are hollow where resident
-        did not run again at the end.
+    Columns machine, branches, engine, name, campaign, overhead, bracketed and tokens. Each campaign
+    has its own line, so that none hides another; its markers are hollow where resident did not run
+    again at the end.
     """
-    every = sorted(df.groupby(["machine", "branches"]).groups)
-    down = -(-len(every) // 2)
-    figure, panels = _figure(0.9 + 2.3 * down, down, 2, sharey=True)
+    groups = list(df.sort_values("tokens").groupby(["machine", "branches"]))
+    down = -(-len(groups) // 2)
+    figure, panels = _figure(0.9 + 2.3 * down, down, 2, sharex=True, sharey=True)
     keys: dict[str, Line2D] = {}
-    for axes, (machine, branches) in zip(panels, every, strict=False):
-        some = df[(df.machine == machine) & (df.branches == branches)].sort_values("tokens")
+    for axes, ((machine, branches), some) in zip(panels, groups, strict=False):
         for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
             look: dict[str, Any] = {
                 "color": colour(engine), "marker": MARKERS.get(engine, "o"), "markersize": 6,
@@ -117,14 +97,16 @@ def lines(df: pd.DataFrame) -> Figure:
     ticks: list[int] = []
     for value in sorted(set(df.tokens.astype(int))):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
+    axes = panels[0]  # which the others share their axes with
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+    axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
+    axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
+    axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
     for number, axes in enumerate(panels):
-        axes.set(xscale="log", xlabel="tokens" if number >= len(panels) - 2 else "")
-        axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
-        axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
-        axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
-        axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
         axes.minorticks_off()
-        axes.set_visible(number < len(every))
+        axes.set_visible(number < len(groups))
+    figure.supxlabel("tokens", fontsize=10)
     figure.supylabel("over resident, %", fontsize=10)
     figure.legend(handles=[keys[name] for name in sorted(keys)], loc="outside upper left", ncols=4)
     return figure
@@ -145,7 +127,7 @@ def scaling(df: pd.DataFrame) -> Figure:
                   markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1), max(1.05 * high, 5))
-    above = -math.inf
+    above = -np.inf
     for row in df.groupby("engine").tail(1).sort_values("percent").itertuples():
         above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
         _beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)
@@ -162,13 +144,14 @@ def memory(df: pd.DataFrame) -> Figure:
     """
     figure, (gpu, host) = _figure(0.9 + 0.34 * len(df), 1, 2, sharey=True, width_ratios=[3, 2])
     allocated, reserved, pinned = (
-        df[f"{which}_bytes"].astype(float).to_numpy() / 1e9
-        for which in ("allocated", "reserved", "pinned")
+        df[f"{which}_bytes"].astype(float) / 1e9 for which in ("allocated", "reserved", "pinned")
     )
     gpu.barh(range(len(df)), reserved, 0.74, facecolor="none", edgecolor=INK, linewidth=1)
     both = [f"{a:.1f} / {b:.1f}" for a, b in zip(allocated, reserved, strict=True)]
-    _bars(gpu, df, allocated, both, 0.5, ends=np.fmax(allocated, reserved))
-    _bars(host, df, pinned, map("{:.1f}".format, pinned), 0.5, hatch="///")
+    _bars(gpu, df.name, df.engine, allocated, both, np.fmax(allocated, reserved))
+    _bars(
+        host, df.name, df.engine, pinned, map("{:.1f}".format, pinned), hatch="///", edgecolor=INK
+    )
     for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
         axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
     return figure
@@ -183,7 +166,7 @@ def moved(df: pd.DataFrame) -> Figure:
     df = df.dropna(subset="h2d_schedule_bytes")
     size = df.h2d_schedule_bytes / df.steps_whole.fillna(1).astype(float) / 1e9
     figure, (axes,) = _figure(0.8 + 0.32 * len(df))
-    _bars(axes, df, size, map("{:.3g}".format, size), 0.6)
+    _bars(axes, df.name, df.engine, size, map("{:.3g}".format, size))
     axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*size, 1])))
     return figure
 
@@ -200,23 +183,22 @@ def budget(df: pd.DataFrame) -> Figure:
         "first": df.first_s, "switch": df.switch_s, "steady": df.steady_s * ran,
         "left": df.steady_s * (1 - ran), "decode": df.decode_s,
     }).fillna(0)  # fmt: skip
-    usual, ends, paint = (
-        df.steady_s / (df.steps_whole - apart), spent.cumsum(axis=1), [*map(colour, df.engine)],
-    )  # fmt: skip
+    usual, ends = df.steady_s / (df.steps_whole - apart), spent.cumsum(axis=1)
     figure, (axes,) = _figure(1.2 + 0.42 * len(df))
-    for part, (_, hatch, hollow) in PARTS.items():
+    paint, keys = [*map(colour, df.engine)], []
+    for part, (text, hatch, hollow) in PARTS.items():
         axes.barh(range(len(df)), spent[part], 0.62, left=ends[part] - spent[part], hatch=hatch,
                   linewidth=0.8, color="none" if hollow else paint,
                   edgecolor=paint if hollow else INK)  # fmt: skip
+        fill = "none" if hollow else FALLBACK
+        keys += [Patch(facecolor=fill, edgecolor=INK, label=text, hatch=hatch)] * any(spent[part])
     for y, (run, parts) in enumerate(spent.iterrows()):
         spikes = [f"{part} {parts[part]:.0f}" for part in ("first", "switch")
                   if parts[part] > 2 * usual[run]]  # fmt: skip
-        text = f"{parts.sum():.0f} s" + (f" ({', '.join(spikes)})" if spikes else "")
+        text = f"{parts.sum():.0f} s" + f" ({', '.join(spikes)})" * bool(spikes)
         _beside(axes, parts.sum(), y, text)
     _rows(axes, df.name)
     axes.set(xlabel="seconds", xlim=(0, 1.35 * ends.decode.max()))
-    keys = [Patch(facecolor="none" if hollow else FALLBACK, edgecolor=INK, label=text, hatch=hatch)
-            for part, (text, hatch, hollow) in PARTS.items() if spent[part].any()]  # fmt: skip
     axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
@@ -277,7 +259,7 @@ def steps(df: pd.DataFrame, *, engine: str, whole: int) -> Figure:
     """
     clean = df[df.kind == "clean"] if (df.kind == "clean").any() else df
     top = 1.15 * clean.seconds.max()
-    figure, (axes,) = _figure(3.4)
+    figure, (axes,) = _figure(3.4, width=NARROW)
     for kind, some in df.groupby("kind", sort=False):
         axes.plot(some.step, some.seconds.clip(upper=top), linestyle="", markersize=6.5,
                   marker="x" if kind == "profiled" else MARKERS.get(engine, "o"), clip_on=False,
@@ -330,21 +312,24 @@ def _switch(axes: Axes, df: pd.DataFrame) -> None:
 
 
 def _figure(
-    height: float, rows: int = 1, columns: int = 1, **look: Any
+    height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **look: Any
 ) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height))
-    return figure, list(figure.subplots(rows, columns, sharex=rows > 1, squeeze=False, **look).flat)
+    figure = Figure(figsize=(width, height))
+    look = {"sharex": "col", "squeeze": False, **look}
+    return figure, list(figure.subplots(rows, columns, **look).flat)
 
 
 def _bars(
-    axes: Axes, df: pd.DataFrame, widths: Sequence[float], texts: Iterable[str], height: float,
-    ends: Sequence[float] | None = None, **look: Any,
+    axes: Axes, names: pd.Series, engines: pd.Series, widths: pd.Series, texts: Iterable[str],
+    ends: pd.Series | None = None, hollow: pd.Series | None = None, **look: Any,
 ) -> None:  # fmt: skip
     """Draw a bar for each row, with its text where the bar, or what is around it, ends."""
-    axes.barh(range(len(df)), widths, height, color=[*map(colour, df.engine)], **look)
+    paint = engines.map(colour)
+    fill = paint if hollow is None else paint.mask(hollow, "none")
+    axes.barh(range(len(paint)), widths, 0.6, color=fill, **{"edgecolor": paint, **look})
     for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
-        _beside(axes, 0 if math.isnan(end) else end, y, text.replace("nan", "?"))
-    _rows(axes, df.name)
+        _beside(axes, np.nan_to_num(end), y, text.replace("nan", "?"))
+    _rows(axes, names)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from wanreport.planner.plan import describe
 from wanreport.records.files import Record, parse_record, read_json
 from wanreport.records.project import project_root
 from wanreport.records.record import new_record
-from wanreport.words import gibibytes, gigabytes, significant
+from wanreport.words import EM_DASH, gibibytes, gigabytes, significant
 
 COUNTERS = {
     "h2d_bytes": "to the device", "d2h_bytes": "to the host", "h2d_copies": "copies to the device",
@@ -20,7 +20,6 @@ COUNTERS = {
     "event_waits": "waits for an event", "stream_waits": "waits for a stream",
     "host_syncs": "waits of the host", "unshards": "gathers of shards",
 }  # fmt: skip
-
 LINKS = ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")
 
 
@@ -43,11 +42,9 @@ def opened(job: Job, run: str | None, frames: Frames) -> tuple[Record, pd.Series
 def asked(record: Record) -> pd.DataFrame:
     """Put what the job asks for beside what ran: `what`, `asked` and `ran`, as text."""
     job, model = record.job, record.model.model_dump()
-    videos = [
-        f"{of['width']}×{of['height']}, {of['num_frames']} frames" if of.get("width") else None
-        for of in (job, model)
-    ]
-    ranks = [len(step.seconds) for it in record.iterations for step in it.steps]
+    size = "{width}×{height}, {num_frames} frames"
+    videos = [size.format(**of) if of.get("width") else None for of in (job, model)]
+    ranks = [len(step.seconds) for each in record.iterations for step in each.steps]
     return pd.DataFrame([
         ("engine", job.get("engine"), record.engine.name),
         ("GPUs or ranks", job.get("num_gpus"), max(ranks, default=None)),
@@ -68,16 +65,14 @@ def moved(frames: Frames, run: str | None) -> pd.DataFrame:
     all ranks and iterations.
     """
     found = frames.counters[frames.counters.run == run]
-    if found.empty:
-        return found
-    agree = (found.measured == found.formula).where(found.formula.notna(), None)
-    clean = found[found.kind == "clean"] if (found.kind == "clean").any() else found
-    last = clean[clean.iteration == clean.iteration.max()]
-    table = last.groupby("counter")[["measured", "formula"]].max()
-    table["equal"] = agree.groupby(found.counter).agg(lambda each: None if each.isna().any()
-                                                      else bool(each.all()))  # fmt: skip
+    found = found.assign(equal=(found.measured == found.formula).where(found.formula.notna(), None))
+    last = found.iteration[found.kind == "clean"].max()
+    last = found.iteration.max() if pd.isna(last) else last
+    table = found[found.iteration == last].groupby("counter")[["measured", "formula"]].max()
+    equal = found.groupby("counter").equal
+    table["equal"] = equal.agg(lambda each: None if each.isna().any() else bool(each.all()))
     table = table[(table[["measured", "formula"]] > 0).any(axis=1)]
-    return table.assign(what=pd.Series(COUNTERS)).reset_index()
+    return table.assign(what=table.index.map(COUNTERS)).reset_index()
 
 
 def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFrame:
@@ -85,8 +80,8 @@ def around_switch(frames: Frames, run: str | None, blocks: int = 3) -> pd.DataFr
 
     Events as of :func:`wanreport.analysis.overlap.excerpt`; empty without a timeline.
     """
-    events = frames.events[frames.events.run == run] if len(frames.events) else frames.events
-    visits = events[events.lane == "compute"].sort_values("start_ms") if len(events) else events
+    events = frames.events[frames.events.run == run]
+    visits = events[events.lane == "compute"].sort_values("start_ms")
     if visits.empty:
         return visits
     row = frames.runs.loc[run]
@@ -118,11 +113,11 @@ def plan(record: Record) -> pd.DataFrame:
 def machine(record: Record) -> pd.DataFrame:
     """Describe the machine and the software that made a record: `what` and `value`, as text."""
     kept, software = record.machine.model_dump(), record.software.model_dump()
-    link, pcie = kept.get("link") or {}, kept.get("pcie") or {}
-    sizes = {"GPU memory": "gpu_memory_bytes", "host memory": "host_memory_bytes"}
+    link, pcie = kept["link"] or {}, kept.get("pcie") or {}
     values = {
         "machine class": kept["class_"], "GPU": kept["gpu_name"],
-        **{what: kept.get(key) and gibibytes(kept[key]) for what, key in sizes.items()},
+        "GPU memory": gibibytes(kept.get("gpu_memory_bytes")),
+        "host memory": gibibytes(kept.get("host_memory_bytes")),
         "interconnect": kept["interconnect"],
         "PCIe": pcie.get("width") and f"generation {pcie['generation']}, {pcie['width']} lanes",
         **{f"link, {way.replace('_', ' ')}": f"{significant(link.get(f'{way}_gb_s'))} GB/s; each"
@@ -135,4 +130,5 @@ def machine(record: Record) -> pd.DataFrame:
         "commit": (software["git_sha"] or "") + ", changed" * bool(software["git_dirty"]),
         "started": record.started_at,
     }  # fmt: skip
-    return pd.DataFrame([item for item in values.items() if item[1]], columns=["what", "value"])
+    rows = [(what, value) for what, value in values.items() if value not in (None, "", EM_DASH)]
+    return pd.DataFrame(rows, columns=["what", "value"])

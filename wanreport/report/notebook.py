@@ -12,27 +12,25 @@ import ast
 import os
 import re
 import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
+import matplotlib.pyplot as plt
 from IPython.display import display
+from matplotlib.figure import Figure
 
 from wanreport.analysis import frames
 from wanreport.jobs.job import Job, JobError, field_defaults, job_from_mapping
 from wanreport.measure import jobs
 from wanreport.records import project
 from wanreport.records.files import FileError
-from wanreport.records.record import EARLIER, RESULTS_DIRS, Found, best_record
+from wanreport.records.record import EARLIER, RESULTS_DIRS, best_record, read_record
 from wanreport.report import style, tables
 from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = [
     "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "passed",
@@ -41,6 +39,8 @@ __all__ = [
 
 PAGE = "WANREPORT_PAGE"
 """Set for a notebook that becomes a page: the page's path in its site, for links from it."""
+
+READY = "_wanreport_ready"  # set in a notebook whose parameters have been checked
 
 
 class Stop(Exception):
@@ -56,72 +56,52 @@ class Stop(Exception):
 def setup(namespace: dict[str, Any]) -> Job:
     """Return the job that a notebook's parameters make; `namespace` is its ``globals()``.
 
-    Raises
-    ------
-    Stop
-        With every problem, one per line.
+    Raises Stop with every problem, one per line.
     """
     names = _given(namespace, field_defaults()) - {"machine"}  # whose record, not what to measure
-    # A required field that nobody set still has the None of the parameters cell.
-    required = {name for name, field in Job.model_fields.items() if field.is_required()}
-    given = {name: namespace.get(name) for name in sorted(names)}
-    given = {k: v for k, v in given.items() if k not in required or v is not None}
     try:
-        job = job_from_mapping(given, source="parameters")
+        job = job_from_mapping({name: namespace.get(name) for name in sorted(names)}, "parameters")
     except JobError as error:
-        problems = "\n".join(f"  {problem}" for problem in error.problems)
-        raise Stop(f"These parameters do not make a job; nothing was run.\n{problems}") from None
+        raise Stop("\n".join(["No job, so nothing was run:", *error.problems])) from None
     if not os.environ.get(jobs.NO_MEASURING):
         signal.signal(signal.SIGTERM, jobs.terminate)
-    _look(namespace)
+    _ready(namespace)
     return job
 
 
 def parameters(namespace: dict[str, Any], *allowed: str) -> None:
     """Check that a notebook that is not about one job was given none but `allowed` parameters.
 
-    Raises
-    ------
-    Stop
-        With every unknown name, one per line.
+    Raises Stop with every unknown name, one per line.
     """
     if unknown := sorted(_given(namespace, allowed) - set(allowed)):
-        takes = f"this notebook takes only {', '.join(allowed)}"
-        raise Stop(
-            "\n".join(f"parameters: {each}: unknown, remove it; {takes}" for each in unknown)
-        )
-    _look(namespace)
+        takes = f"unknown, remove it; this notebook takes only {', '.join(allowed)}"
+        raise Stop("\n".join(f"parameters: {name}: {takes}" for name in unknown))
+    _ready(namespace)
 
 
-def _given(namespace: dict[str, Any], known: Sequence[str] | dict[str, Any]) -> set[str]:
+def _given(namespace: dict[str, Any], known: Iterable[str]) -> set[str]:
     """Names that the notebook's cells have assigned before the one that calls us.
 
     papermill injects any name, and a misspelt one would silently measure something else. An import
     may have replaced it since, so the cells tell, of which IPython keeps the sources. In JupyterLab
     the cell may run again, after later ones: then only `known` names count.
     """
-    targets: list[ast.expr] = []
+    names: set[str] = set()
     for cell in namespace["In"][:-1]:
         with suppress(SyntaxError):  # a cell with a magic
-            for node in ast.parse(cell).body:
-                targets += node.targets if isinstance(node, ast.Assign) else []
-                targets += [node.target] if isinstance(node, ast.AnnAssign) else []
-    names = {each.id for each in targets if isinstance(each, ast.Name)}
-    return names & set(known) if _READY in namespace else names
+            found = (node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name))
+            names |= {node.id for node in found if isinstance(node.ctx, ast.Store)}
+    return names & set(known) if READY in namespace else names
 
 
-_READY = "_wanreport_ready"
-
-
-def _look(namespace: dict[str, Any]) -> None:
+def _ready(namespace: dict[str, Any]) -> None:
     """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
-    namespace[_READY] = True
+    namespace[READY] = True
     if PAGE not in os.environ:
-        cells = (
-            (tables.TEMPLATE / "page.css").read_text("utf-8").partition("/* What cells show. */")
-        )
-        colours = (tables.TEMPLATE / "lab.css").read_text("utf-8")
-        _display({"text/html": f"<style>\n{colours}{cells[2]}</style>", "text/plain": ""})
+        sheets = [(tables.TEMPLATE / name).read_text("utf-8") for name in ("lab.css", "page.css")]
+        cells = sheets[1].partition("/* What cells show. */")[2]
+        _display({"text/html": f"<style>\n{sheets[0]}{cells}</style>", "text/plain": ""})
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -135,30 +115,32 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     cannot run here leaves a record too: its status, reason and hint say why. With `machine`, a
     folder of results/, it is that machine's record, and nothing is measured.
 
-    Raises
-    ------
-    Stop
-        If a record cannot be read, or `machine` has none of this job.
+    Raises Stop if a record cannot be read, or `machine` has none of this job.
     """
     root = project.project_root()
-    found = _found()
-    if machine is not None:
-        shown = best_record(job, [item for item in found if item[0].parent.name == machine])
-        if shown is None:
-            folders = ", ".join(sorted({path.parent.name for path, _ in found})) or "none"
-            raise Stop(
-                f"machine: {machine!r} has no record of {job.name}; remove it, or name one of the"
-                f" folders that have records: {folders}"
-            )
-        return shown[0].as_posix()
-    here = jobs.this_machine()
-    if not os.environ.get(jobs.NO_MEASURING) and (missing := jobs.missing([job], found, here)):
-        results = project.local_results(root)
-        jobs.measure_jobs(missing, results, results / "logs" / f"{job.name}.log")
-        frames.cached.cache_clear()
-        found = _found()
+    try:
+        if machine is not None:
+            folders = [root / folder for folder in RESULTS_DIRS]
+            files = [file for each in folders for file in each.glob(f"{machine}/[!.]*.json")]
+            shown = best_record(job, [(file, read_record(file)) for file in files])
+            if shown is None:
+                every = {file.parent.name for each in folders for file in each.glob("*/*.json")}
+                raise Stop(
+                    f"machine: {machine!r} has no record of {job.name}; remove it, or name one of"
+                    f" the folders that have records: {', '.join(sorted(every)) or 'none'}"
+                )
+            return jobs.within(shown[0], root).as_posix()
+        found = project.all_records(root)
+        here = jobs.this_machine()
+        if not os.environ.get(jobs.NO_MEASURING) and (due := jobs.missing([job], found, here)):
+            results = project.local_results(root)
+            jobs.measure_jobs(due, results, results / "logs" / f"{job.name}.log")
+            frames.cached.cache_clear()
+            found = project.all_records(root)
+    except FileError as error:
+        raise Stop(str(error)) from None
     shown = jobs.spoken_for(job, found, here)
-    return shown[0].as_posix() if shown else None
+    return jobs.within(shown[0], root).as_posix() if shown else None
 
 
 def passed(run: Any) -> None:
@@ -170,26 +152,8 @@ def passed(run: Any) -> None:
         raise Stop(f"{run.job}: {run.status}: {run.reason}")
 
 
-def _found() -> list[Found]:
-    """All jobs' records at hand, as far as choosing among them goes."""
-    runs = frames_of(RESULTS_DIRS).runs
-    return [
-        (Path(row.run), {"job": {"scale": row.scale, "name": row.job}, "job_hash": row.job_hash,
-                         "status": row.status, "reason": row.reason, "made_from": row.made_from,
-                         "started_at": row.started, "source": row.program})
-        for row in runs.itertuples()
-        if row.source == "job" and Path(row.run).parent.name != EARLIER
-    ]  # fmt: skip
-
-
 def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:
-    """Return all that was measured, as tidy DataFrames.
-
-    Raises
-    ------
-    Stop
-        Naming every file that cannot be read.
-    """
+    """Return all that was measured, as DataFrames; raises Stop naming files that are no records."""
     try:
         return frames.cached(tuple(map(str, results_dirs)), project.project_root())
     except FileError as error:
@@ -230,10 +194,10 @@ def table(*args: Any, **options: Any) -> None:
 
 def show(figure: Figure, caption: str) -> None:
     """Show a figure as SVG, with the sentence that it proves, and close it."""
-    html = tables.rendered("figure.html.j2", svg=style.inline(figure), caption=caption)
+    svg, inches = style.inline(figure), figure.get_figwidth()
+    html = tables.rendered("figure.html.j2", svg=svg, inches=inches, caption=caption)
     _display({"text/html": html, "text/plain": f"(figure: {caption})"})
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close(figure)
+    plt.close(figure)
 
 
 def _display(data: dict[str, str]) -> None:

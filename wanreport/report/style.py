@@ -12,12 +12,10 @@ import io
 import re
 from collections import Counter
 from contextlib import ContextDecorator
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import matplotlib as mpl
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
 INK = "#5b6470"
 """The colour of text and axes; on a page it becomes the text colour around the figure."""
@@ -35,11 +33,13 @@ ENGINES = {
     "diffusers": "#b23179",
 }
 
-MARKERS = {"resident": "s", "swap": "D", "fsdp": "^", "layerwise": "o", "stream": "v",
-           "sglang": "X", "diffusers": "P"}  # fmt: skip
+MARKERS = dict(zip(ENGINES, "sD^ovXP", strict=True))
 
 WIDTH = 7.6
 """Width of a figure in inches: on a page its text then has the size it was given here."""
+
+NARROW = 4.9
+"""Width of a page's first figure, which a phone shows whole with text that can be read."""
 
 
 def colour(engine: str) -> str:
@@ -52,6 +52,7 @@ def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
 
     For a function that draws, or with ``with``.
     """
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     look = {
         "font.family": "DejaVu Sans",  # comes with matplotlib; the page puts its own font in place
         "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10,
@@ -63,10 +64,8 @@ def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
         "axes.grid": True, "axes.grid.axis": values, "grid.color": INK, "grid.alpha": 0.2,
         "grid.linewidth": 0.6, "axes.linewidth": 0.8, "xtick.major.width": 0.8,
         "ytick.major.width": 0.8, "lines.linewidth": 1.6, "hatch.linewidth": 0.7,
-        "hatch.color": INK, "svg.fonttype": "none", "svg.hashsalt": "wanreport",
-    } | dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    )  # fmt: skip
+        "hatch.color": INK, **dict.fromkeys(inked, INK),
+    }  # fmt: skip
     return cast(ContextDecorator, mpl.rc_context(look))
 
 

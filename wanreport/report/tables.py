@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
@@ -29,8 +30,6 @@ KINDS: dict[str, str] = {
     "predicted": "expected by a model, not observed",
     "quoted": "stated by the source document",
 }
-MISSING = {"quoted": "not reported", "predicted": "not predicted"}
-BADGES = ("status", "verdict")
 LONG = 48  # characters; a table with longer text is read as cards on a phone
 
 UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
@@ -40,47 +39,22 @@ SHARES = {"spread", "allowance", "share"}  # both are per cent where the name ha
 
 
 def table(
-    df: pd.DataFrame,
-    columns: Mapping[str, str] | Sequence[str] | None = None,
-    *,
-    caption: str,
-    note: str = "",
-    kind: Kind | None = "measured",
-    kinds: Mapping[str, str] | None = None,
-    links: Mapping[str, str] | None = None,
-    interval: Iterable[str] = (),
-    fold: str = "",
-    empty: str = "Nothing to show.",
-    anchor: str = "",
-) -> str:
+    df: pd.DataFrame, columns: Mapping[str, str] | Sequence[str] | None = None, *, caption: str,
+    note: str = "", kind: Kind | None = "measured", kinds: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None, interval: Iterable[str] = (), fold: str = "",
+    empty: str = "Nothing to show.", anchor: str = "",
+) -> str:  # fmt: skip
     """Make an HTML table of a DataFrame, whose first column heads each row.
 
-    Parameters
-    ----------
-    columns
-        Names of the columns to show, in order, with their titles; all by default.
-    caption, note
-        The conclusion as a sentence, and what it rests on: n, source, conditions. Plain text.
-    kind, kinds
-        The kind of all numbers, and of single columns where it differs. In `kinds`, the name of
-        another column says that this one tells the kind row by row.
-    links
-        For a column, the column with its targets.
-    interval
-        Columns such as ``step_s`` to show with ``step_low_s``, ``step_high_s`` and ``step_n``.
-    fold
-        Text of the line that the table unfolds from.
-    empty
-        What to say where there are no rows.
-    anchor
-        The column that gives each row its id.
+    `columns` names those to show, in order, with their titles; all by default. `caption` is the
+    conclusion as a sentence, `note` what it rests on. `kind` is that of all numbers, and `kinds`
+    that of single columns where it differs; the name of another column there says that this one
+    tells it row by row. `links` names, for a column, the one with its targets. A column in
+    `interval` such as ``step_s`` is shown with ``step_low_s``, ``step_high_s`` and ``step_n``. The
+    table unfolds from the text of `fold`, says `empty` where it has no rows, and takes ids of rows
+    from the column `anchor`.
 
-    Raises
-    ------
-    KeyError
-        If the DataFrame lacks a column that was asked for.
-    ValueError
-        If a kind is unknown.
+    Raises KeyError if the DataFrame lacks a column, and ValueError if a kind is unknown.
     """
     titles = dict(columns if isinstance(columns, Mapping) else dict.fromkeys(columns or df, ""))
     kinds, links = kinds or {}, links or {}
@@ -88,7 +62,7 @@ def table(
         raise ValueError(f"kinds are {', '.join(KINDS)}, or name a column; got {wrong}")
     if not len(df.columns):
         df = pd.DataFrame(columns=[*titles])
-    pairs = [_column(df, name, title, kind, kinds.get(name), links.get(name), name in interval)
+    pairs = [_column(df, name, title, kind, kinds.get(name, ""), links.get(name), name in interval)
              for name, title in titles.items()]  # fmt: skip
     words = [c["text"] for head, cells in pairs for c in cells if not head["numeric"]]
     return rendered(
@@ -111,32 +85,27 @@ def _environment() -> Environment:
 
 
 def _column(
-    df: pd.DataFrame, name: str, title: str, kind: str | None, own: str | None, link: str | None,
+    df: pd.DataFrame, name: str, title: str, kind: str | None, own: str, link: str | None,
     interval: bool,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """What the template needs of a column's heading, and of each of its cells."""
-    values, (stem, end) = list(df[name]), _parts(name)
-    each = [own or kind] * len(values) if own is None or own in KINDS else list(df[own])
-    shown = _texts(name, values, exact="quoted" in (kind, own))
-    said, between = _bounds(name, df) if interval else ("", [""] * len(values))
-    targets = list(df[link]) if link else [None] * len(values)
-    engines = list(df["engine"]) if name in ("engine", "name") and "engine" in df else []
+    values, (stem, unit) = list(df[name]), _parts(name)
     numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
+    said, between = _bounds(name, df) if interval else ("", [""] * len(df))
     head = {
         "title": title or stem.replace("_", " "), "numeric": numeric, "interval": said,
-        "unit": UNITS.get(end, "") if numeric or all(map(_gone, values)) else "",
-        "kind": own if own in KINDS else "",
+        "unit": UNITS.get(unit, "") if numeric or all(map(_gone, values)) else "",
+        "kind": own if own in KINDS else "", "badge": name in ("status", "verdict"),
     }  # fmt: skip
+    kinds = [own or kind] * len(df) if own in ("", *KINDS) else df[own]
+    engines = df.engine if name in ("engine", "name") and "engine" in df else [None] * len(df)
+    cells = zip(_texts(name, values, exact="quoted" in (kind, own)), between, kinds,
+                df[link] if link else [None] * len(df), engines, strict=True)  # fmt: skip
     return head, [
-        {
-            "text": text, "bounds": between[i], "href": "" if _gone(targets[i]) else targets[i],
-            "missing": MISSING.get(str(each[i]), "not measured") if text == EM_DASH else "",
-            "tick": {"✓": "yes", "✗": "no"}.get(text, ""),
-            "kind": each[i] if own and each[i] != kind else "",
-            "badge": re.sub(r"\W+", "-", text.lower()) if name in BADGES else "",
-            "colour": style.colour(str(engines[i])) if engines else "",
-        }
-        for i, text in enumerate(shown)
+        {"text": text, "bounds": bounds, "kind": each or "", "own": own and each != kind,
+         "href": "" if _gone(href) else href,
+         "colour": "" if engine is None else style.colour(engine)}
+        for text, bounds, each, href, engine in cells
     ]  # fmt: skip
 
 
@@ -150,11 +119,11 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _gone(value: Any) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+    return value is None or value is pd.NA or value != value
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not pd.api.types.is_bool(value) and not _gone(value)
+    return isinstance(value, Real) and value is not True and value is not False and value == value
 
 
 def _texts(
@@ -165,44 +134,45 @@ def _texts(
     `like` are numbers to take the decimals from; `exact` ones, such as quoted ones, keep their own.
     """
     stem, unit = _parts(name)
-    words = set(stem.split("_"))
-    scale = 1e9 if unit == "_bytes" else 1
+    words, scale = set(stem.split("_")), 1e9 if unit == "_bytes" else 1
     numbers = [abs(float(value)) / scale for value in like or values if _is_number(value)]
     decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
     whole = all(float(v) % scale == 0 for v in [*like, *values] if _is_number(v))
     mixed = not all(_is_number(value) or _gone(value) for value in values)
 
-    def text(value: Any) -> str:
-        if not _is_number(value):
-            items = value if isinstance(value, list | tuple) else [value]
-            return ", ".join(map(str, items)) or EM_DASH
+    def number(value: float) -> str:
         if not unit and words & DIFFERENCES:
-            return ratio(float(value))
+            return ratio(value)
         if not unit and words & SHARES:
-            return ("±" if "allowance" in words else "") + share(float(value))
-        number = float(value) / scale
-        said = f"{number:,.{decimals if number and not whole else 0}f}"
+            return "±" * ("allowance" in words) + share(value)
+        value /= scale
+        said = f"{value:,.{decimals if value and not whole else 0}f}"
         if exact:
-            said = f"{number:,.10g}"
+            said = f"{value:,.10g}"
         elif mixed:
-            said = f"{number:,.0f}" if number.is_integer() else significant(number)
-        elif number and not whole and len(re.sub(r"\D", "", said).lstrip("0")) < 2:
-            said = significant(number, 3)  # far below the others
-        return ("+" if words & DIFFERENCES and number > 0 else "") + signed(said)
+            said = f"{value:,.0f}" if value.is_integer() else significant(value)
+        elif value and not whole and len(re.sub(r"\D", "", said).lstrip("0")) < 2:
+            said = significant(value, 3)  # far below the others
+        return "+" * (value > 0 and bool(words & DIFFERENCES)) + signed(said)
 
-    marks = {True: "✓", False: "✗"}
-    return [EM_DASH if _gone(value) else
-            marks[bool(value)] if pd.api.types.is_bool(value) else text(value)
-            for value in values]  # fmt: skip
+    return [number(float(value)) if _is_number(value) else _said(value) for value in values]
+
+
+def _said(value: Any) -> str:
+    """What is not a number, as text."""
+    if isinstance(value, bool | np.bool_):
+        return "✓" if value else "✗"
+    items = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(str(item) for item in items if not _gone(item)) or EM_DASH
 
 
 def _bounds(name: str, df: pd.DataFrame) -> tuple[str, list[str]]:
     """What the heading says of a column's intervals, and each interval, with n where n varies."""
-    stem, end = _parts(name)
-    lows, highs = (
-        _texts(name, list(df[f"{stem}_{side}{end}"]), list(df[name])) for side in ("low", "high")
-    )
-    pairs = [f"[{a}, {b}]" * (EM_DASH not in (a, b)) for a, b in zip(lows, highs, strict=True)]
+    stem, unit = _parts(name)
+    ends = [_texts(name, list(df[f"{stem}_{side}{unit}"]), list(df[name]))
+            for side in ("low", "high")]  # fmt: skip
+    pairs = [f"[{low}, {high}]" * (EM_DASH not in (low, high))
+             for low, high in zip(*ends, strict=True)]  # fmt: skip
     ns = df[f"{stem}_n"] if f"{stem}_n" in df else [None] * len(df)
     said = ["" if _gone(n) else f"n{NBSP}={NBSP}{n}" for n in ns]
     if len(every := set(said) - {""}) < 2:
