@@ -68,17 +68,18 @@ class Rows:
         self.notes: list[tuple[str, int, bool, str]] = []
         self.size = self.odd = 0
 
-    def name(self, name: str) -> int:
-        """The number of a name; long ones are cut, and too many share one."""
-        if (number := self.names.get(name)) is not None:
-            return number
-        short = name[:LONGEST_NAME].encode("utf-8", "replace").decode()
-        short = short if len(self.names) < MOST_NAMES else "(other)"
-        return self.names.setdefault(short, len(self.names))
+    def add(self, name: Sequence[str], **columns: Any) -> None:
+        """Take a batch, without events that end before they begin or whose times are none.
 
-    def add(self, **columns: Any) -> None:
-        """Take a batch, without events that end before they begin or whose times are none."""
-        batch = pd.DataFrame(columns)
+        Long names are cut, and too many share one.
+        """
+        codes, different = pd.factorize(np.array(name, object))
+        numbers = []
+        for each in different:
+            short = each[:LONGEST_NAME].encode("utf-8", "replace").decode()
+            known = short in self.names or len(self.names) < MOST_NAMES
+            numbers.append(self.names.setdefault(short if known else "(other)", len(self.names)))
+        batch = pd.DataFrame({"name": np.array(numbers, np.int32)[codes], **columns})
         good = (batch.start_ns > MISSING) & (batch.end_ns >= batch.start_ns)
         self.batches.append(batch[good].astype(COLUMNS))
         self.size += int(good.sum())
@@ -123,9 +124,7 @@ class Rows:
              f"of {steps.launches.sum():,} in steps", len(left))  # fmt: skip
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
-        note(
-            "copies without call", (copies.call < 0).sum(), "if they block is not known", bad=False
-        )
+        note("copies without call", (copies.call < 0).sum(), "if they block is not known", False)
         note("steps by time", ((ran.call < 0) & ran.step.notna()).sum(),
              "GPU events without call count for the step they ran in", bad=False)  # fmt: skip
         note("no calls", calls.empty, "calls of CUDA or HIP are not in the file: what blocks,"
@@ -219,6 +218,10 @@ class Lanes:
             for name in TIMES
         )
         return np.asarray(begun > over)
+
+    def ns(self, pieces: np.ndarray) -> int:
+        """How long some pieces are together."""
+        return int(self.lengths[pieces].sum())
 
     def within(self, events: pd.DataFrame, pieces: np.ndarray) -> np.ndarray:
         """How much of each event pieces cover."""

@@ -90,8 +90,8 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.chunks = path, Rows(), self._inflated()
         self.threads: dict[tuple[int | str, int | str], int] = {}
-        self.buffer, self.around = bytearray(), bytearray()
-        self.read = self.count = self.skipped = 0
+        self.buffer = bytearray()
+        self.count = self.skipped = self.size = 0  # events, what is none, bytes of JSON
         self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
     def _inflated(self) -> Iterator[bytes]:
@@ -111,13 +111,18 @@ class _Reader:
 
     def _more(self) -> bool:
         chunk = next(self.chunks, b"")
-        self.read += len(chunk)
+        self.size += len(chunk)
         self.buffer += chunk
         return bool(chunk)
 
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
-        self._find_events()
+        while not (found := BEGIN.search(self.buffer)):
+            if len(self.buffer) > MOST_BETWEEN or not self._more():
+                raise self._no_trace(f'no "traceEvents" in its first {self.size:,} bytes')
+        end, found = found.end(), None  # a match holds the buffer
+        around = self.buffer[: min(end, MOST_AROUND)]
+        del self.buffer[:end]
         wanted, idle, last = BATCH, 0, False
         while not (last or self.over or self.rows.size >= MOST_EVENTS):
             last = not self._more()
@@ -132,36 +137,23 @@ class _Reader:
         inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
         while self.over and self._more():
             del self.buffer[2 * MOST_AROUND :]
-        self.around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
-        known = b"traceEvents" in self.around
-        if not self.phases and (self.count or self.skipped or (self.buffer and not known)):
+        around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
+        odd = self.count or self.skipped or self.buffer and b"traceEvents" not in around
+        if odd and not self.phases:
             raise self._no_trace("its list holds no events")
-        return self._told(inside)
-
-    def _find_events(self) -> None:
-        """Go to where the events begin: a list on its own, or under ``traceEvents``."""
-        end = 0
-        while not end:
-            if len(self.buffer) > MOST_BETWEEN or not self._more():
-                raise self._no_trace(f'no "traceEvents" in its first {self.read:,} bytes')
-            found = BEGIN.search(self.buffer, max(0, len(self.buffer) - CHUNK - 99))
-            end = found.end() if found else 0
-            del found  # it holds the buffer
-        self.around += self.buffer[: min(end, MOST_AROUND)]
-        del self.buffer[:end]
+        return self._told(inside, around.decode("utf-8", "replace"))
 
     def _batch(self, last: bool) -> int:
         """Take the buffer's events up to the last complete one; returns its bytes done with."""
         near = max(0, len(self.buffer) - (1 << 16))
         if not last and (gaps := [gap.span() for gap in BETWEEN.finditer(self.buffer, near)]):
-            end, following = gaps[-1][0] + 1, gaps[-1][1]
-            data = b"".join((b"[", memoryview(self.buffer)[:end], b"]"))
+            data = b"".join((b"[", memoryview(self.buffer)[: gaps[-1][0] + 1], b"]"))
             with suppress(*WRONG):
                 events = FLOATS.decode(data)
                 if any(type(event.ts) is float and event.ts >= EXACT for event in events):
                     events = DECIMALS.decode(data)
                 self._keep(events)
-                return following
+                return gaps[-1][1]
         return self._one_by_one(last)
 
     def _one_by_one(self, last: bool) -> int:
@@ -218,21 +210,21 @@ class _Reader:
         device[unknown] = integers([events[i].pid for i in unknown])
         threads = self.threads
         self.rows.add(
-            kind=kind, name=[self.rows.name(event.name) for event in events], device=device,
+            kind=kind, name=[event.name for event in events], device=device,
             stream=integers([each.stream for each in args]), start_ns=start, bytes=nbytes,
             thread=[threads.setdefault((e.pid, e.tid), len(threads)) for e in events],
             end_ns=np.where(fine, start + length, MISSING), process=0,
             correlation=integers([each.correlation for each in args]),
         )  # fmt: skip
 
-    def _told(self, inside: str) -> Trace:
+    def _told(self, inside: str, around: str) -> Trace:
         """Make the trace; what stands around the events tells more of it."""
-        note, around = self.rows.note, self.around.decode("utf-8", "replace")
+        note = self.rows.note
         full = self.rows.size >= MOST_EVENTS
         cut = not self.over and not full
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
         note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
-             f" {self.read:,} bytes of JSON")  # fmt: skip
+             f" {self.size:,} bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was no event is left out")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
