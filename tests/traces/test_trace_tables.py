@@ -63,7 +63,7 @@ def traced(folder: Path, some: list[Event]) -> Trace:
 
 def test_how_the_host_fares_with_copies(made: Trace) -> None:
     copies = c.copies_of(made).set_index("correlation")
-    assert dict(copies.how) == {1: "async", 4: "may block", 5: "blocking", 7: "blocking"}
+    assert dict(copies.how) == {1: "async", 4: "may_block", 5: "blocking", 7: "blocking"}
     whole, first, second = (row for _, row in c.summary([made]).iterrows())
     columns = ["copies", "blocking", "may_block", "async", "unknown", "host_device", "collectives"]
     assert [*whole[columns]] == [4, 2, 1, 1, 0, 4, 1]
@@ -155,7 +155,7 @@ def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
     pairs = [pair(i, 9, "cudaMemcpy", H2D.format("Pinned"), i, 1, bytes=size)
              for i, size in enumerate(sizes, 1)]  # fmt: skip
     trace = traced(tmp_path, sum(pairs, []))
-    rows = c.tensors([trace], c.wan_tensors()).set_index("bytes")
+    rows = c.tensors([trace]).set_index("bytes")
     assert rows.tensor[sizes[0]] == "a block's weights of 16 bits"
     assert rows.candidates[sizes[1]] > 1 and "1 of 2 shards" in rows.tensor[sizes[1]]
     assert pd.isna(rows.tensor[5]) and rows.candidates[5] == 0

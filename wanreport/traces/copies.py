@@ -60,68 +60,8 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
     until = calls.groupby("thread").end_ns.cummax().groupby(calls.thread).shift(fill_value=-1)
     calls = calls[calls.end_ns > until]
     ran = events[events.call >= 0].drop_duplicates("call").set_index("call").device
-    devices = ran.unique()
-    device = calls.index.to_series().map(ran).fillna(devices[0] if len(devices) == 1 else -1)
-    return calls.assign(device=device.astype(int))
-
-
-def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
-    """Count and time copies: of each trace as a whole, then of each step, by the call they are of.
-
-    Returns
-    -------
-    file, rank, device, step, size_bytes
-        `step` is missing for the whole; `size_bytes` is the file's.
-    calls_over_10us, calls_over_100us
-        Calls for copies that took longer.
-    copies, blocking, may_block, async, unknown, host_device, kernels, collectives
-        Copies, by how the host fares with them, those from and to the host; kernels of any kind.
-    span_ns, kernels_ns, collectives_ns, both_ns
-        From the first to the last of what ran; the time in which a kernel computes, a collective
-        runs, or both.
-    down_bytes, copies_ns, hidden_ns, ..., in_collectives_share
-        Of copies to the device, as :func:`rates` has them. What runs beside may be another step's.
-    """
-    rows: list[dict[str, Any]] = []
-    for trace in traces:
-        facts, calls, copies = trace.facts, memcpy_calls(trace), copies_of(trace)
-        nothing = {"file": facts["file"], "rank": facts["rank"], "device": None}
-        steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
-        for names, ran in [*trace.devices()] or [(nothing, trace.events[:0])]:
-            beside = Beside(ran)
-            every = [some[some.device == names["device"]] if len(ran) else some
-                     for some in (calls, copies, ran)]  # fmt: skip
-            for step, complete in steps:
-                called, copied, here = (
-                    some if step is None else some[(some.step == step).fillna(False)]
-                    for some in every
-                )
-                rows.append(names | {"step": step, "size_bytes": facts["size_bytes"]})
-                if complete:
-                    rows[-1] |= _counted(called, copied, here, beside, link_gb_s)
-    table = pd.DataFrame(rows)
-    table.loc[table.device.isna(), table.columns[7:]] = None
-    whole = [name for name in table if not name.endswith(("_gb_s", "_share", "file"))]
-    return table.astype(dict.fromkeys(whole, "Int64"))
-
-
-def _counted(
-    called: pd.DataFrame, copied: pd.DataFrame, ran: pd.DataFrame, beside: Beside,
-    link_gb_s: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    down = rates(copied[copied.direction == TO_DEVICE], beside, link_gb_s)
-    kernels, collectives = (beside.at(ran[ran.kind == k]) for k in ("kernel", "collective"))
-    kinds = ran.kind.value_counts()
-    return {
-        **{f"calls_over_{us}us": (called.ns > 1000 * us).sum() for us in (10, 100)},
-        "copies": len(copied), **{how: (copied.how == how).sum() for how in HOW},
-        "host_device": copied.direction.isin(HOST).sum(),
-        "kernels": kinds["kernel"] + kinds["collective"], "collectives": kinds["collective"],
-        "span_ns": ran.end_ns.max() - ran.start_ns.min() if len(ran) else 0,
-        "kernels_ns": beside.ns(kernels), "collectives_ns": beside.ns(collectives),
-        "both_ns": beside.ns(kernels & collectives), "down_bytes": down["bytes"],
-        "copies_ns": down["union_ns"], **{name: down[name] for name in BESIDE},
-    }  # fmt: skip
+    lone = ran.iloc[0] if ran.nunique() == 1 else -1
+    return calls.assign(device=calls.index.to_series().map(ran).fillna(lone).astype(int))
 
 
 class Beside(Lanes):
@@ -135,62 +75,103 @@ class Beside(Lanes):
 def rates(copies: pd.DataFrame, beside: Beside, link_gb_s: float | None = None) -> dict[str, Any]:
     """How fast some copies of a device are, and what runs beside them.
 
-    bytes, ns, union_ns
-        All bytes, the copies' times added up, the time in which any of them runs.
-    hidden_ns, exposed_ns, in_collectives_ns
-        How much of union_ns a kernel computes, none does, a collective runs; ``hidden_alone_ns``
-        and ``exposed_alone_ns`` without the latter. Exposed is not to say that anything waits.
-    weighted_gb_s, throughput_gb_s
-        Bytes over ns and over union_ns.
-    median_gb_s, p10_gb_s, p90_gb_s
-        By copy, and ``_by_bytes_``: the rate at or below which that part of all bytes went.
-    share_0_5, share_5_20, share_20_up
-        Of ns, the part at rates of so many GB/s.
-    outside_gb_s, outside_n, meeting_gb_s, meeting_n, inside_gb_s
-        Rates of copies that meet no collective, and of those that do; of these while beside one,
-        an estimate, if they elsewhere run at `link_gb_s`, the link's own rate.
+    ``bytes``; ``ns``, all times added up; ``union_ns``, in which any copy runs, and of this
+    ``hidden_ns``, in which a kernel computes, ``exposed_ns``, in which none does (not to say that
+    anything waits), ``in_collectives_ns``, and the former two ``alone``, without the latter.
+    ``weighted_gb_s`` is bytes over ns, ``throughput_gb_s`` over union_ns; quantiles are by copy and
+    ``by_bytes``; shares are of ns, or of union_ns. Copies that meet no collective are ``outside``,
+    ``meeting`` others; ``inside_gb_s`` is an estimate of their rate while beside one, if they
+    elsewhere run at `link_gb_s`, the link's own rate.
     """
+    compute, met = beside.compute, beside.met
     timed = copies[copies.bytes.notna() & (copies.ns > 0)].sort_values("gb_s")
-    timed = timed.assign(inside=beside.within(timed, beside.met))
+    timed = timed.assign(inside=beside.within(timed, met))
     copying, moved = beside.at(copies), timed.bytes.astype(float).cumsum()
-    parts = {"union": True, "hidden": beside.compute, "hidden_alone": beside.compute & ~beside.met,
-             "exposed": ~beside.compute, "exposed_alone": ~beside.compute & ~beside.met,
-             "in_collectives": beside.met}  # fmt: skip
-    found = {f"{name}_ns": beside.ns(copying & where) for name, where in parts.items()}
+    parts = {"union": True, "hidden": compute, "hidden_alone": compute & ~met, "exposed": ~compute,
+             "exposed_alone": ~compute & ~met, "in_collectives": met}  # fmt: skip
+    found: dict[str, Any] = {f"{name}_ns": beside.ns(copying & at) for name, at in parts.items()}
     nbytes, ns, union = int(copies.bytes.sum()), int(copies.ns.sum()), found["union_ns"]
-    spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
-    outside, meeting = (timed[(timed.inside > 0) == meets] for meets in (False, True))
-    inside = meeting.inside.sum()
-    left = meeting.bytes.sum() - (link_gb_s or math.nan) * (meeting.ns.sum() - inside)
-    found |= {"bytes": nbytes, "ns": ns, "zero_time": int((copies.ns == 0).sum()),
-              "weighted_gb_s": _over(nbytes, ns), "throughput_gb_s": _over(nbytes, union),
-              "inside_gb_s": max(_over(left, inside), 0)}  # fmt: skip
+    found |= {"bytes": nbytes, "ns": ns, "zero_time": int((copies.ns == 0).sum())}
+    found |= {"weighted_gb_s": _over(nbytes, ns), "throughput_gb_s": _over(nbytes, union)}
     for name, q in {"median": 0.5, "p10": 0.1, "p90": 0.9}.items():
         found[f"{name}_gb_s"] = float(timed.gb_s.quantile(q))
         found[f"{name}_by_bytes_gb_s"] = float(timed.gb_s[moved >= q * moved.max()].min())
+    spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
     for name, time in zip(("0_5", "5_20", "20_up"), spent, strict=True):
         found[f"share_{name}"] = _over(time, ns)
-    for name, some in {"outside": outside, "meeting": meeting}.items():
+    for name in ("hidden", "in_collectives"):
+        found[f"{name}_share"] = _over(found[f"{name}_ns"], union)
+    for name, meets in {"outside": False, "meeting": True}.items():
+        some = timed[(timed.inside > 0) == meets]
         found |= {f"{name}_gb_s": _over(some.bytes.sum(), some.ns.sum()), f"{name}_n": len(some)}
-    return found | {f"{name}_share": _over(found[f"{name}_ns"], union)
-                    for name in ("hidden", "in_collectives")}  # fmt: skip
+    inside = some.inside.sum()
+    left = some.bytes.sum() - (link_gb_s or math.nan) * (some.ns.sum() - inside)
+    return found | {"inside_gb_s": max(_over(left, inside), 0)}
 
 
 def _over(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else math.nan
 
 
+def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
+    """Count and time copies: of each trace as a whole, then of each step, by the call they are of.
+
+    `step` is missing for the whole; `size_bytes` is the file's. ``calls_over_10us`` and ``_100us``
+    count calls for copies; `copies` are ``blocking``, ``may_block``, ``async`` or ``unknown`` to
+    the host, and ``host_device`` are from or to it; `kernels` are of any kind. ``span_ns`` is from
+    the first to the last of what ran, ``kernels_ns`` the time in which any computes, ``both_ns`` in
+    which a collective runs, too. What follows is of copies to the device: ``down_bytes``, and
+    :func:`rates` with ``copies_ns`` for the union. What runs beside may be another step's.
+    """
+    rows: list[dict[str, Any]] = []
+    for trace in traces:
+        facts, calls, copies = trace.facts, memcpy_calls(trace), copies_of(trace)
+        nothing = {"file": facts["file"], "rank": facts["rank"], "device": None}
+        steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
+        for names, ran in [*trace.devices()] or [(nothing, trace.events[:0])]:
+            beside = Beside(ran)
+            every = [some[some.device == names["device"]] if len(ran) else some
+                     for some in (calls, copies, ran)]  # fmt: skip
+            for step, complete in steps:
+                own = [some if step is None else some[(some.step == step).fillna(False)]
+                       for some in every]  # fmt: skip
+                counts = _counted(beside, link_gb_s, *own) if complete else {}
+                rows.append(names | {"step": step, "size_bytes": facts["size_bytes"]} | counts)
+    table = pd.DataFrame(rows)
+    table.loc[table.device.isna(), table.columns[7:]] = None
+    whole = [name for name in table if not name.endswith(("_gb_s", "_share", "file"))]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def _counted(
+    beside: Beside, link: float | None, calls: pd.DataFrame, copies: pd.DataFrame, ran: pd.DataFrame
+) -> dict[str, Any]:
+    down = rates(copies[copies.direction == TO_DEVICE], beside, link)
+    compute, met = (beside.at(ran[ran.kind == kind]) for kind in ("kernel", "collective"))
+    kinds = ran.kind.value_counts()
+    return {
+        **{f"calls_over_{us}us": (calls.ns > 1000 * us).sum() for us in (10, 100)},
+        "copies": len(copies), **{how: (copies.how == how).sum() for how in HOW},
+        "host_device": copies.direction.isin(HOST).sum(),
+        "kernels": kinds["kernel"] + kinds["collective"], "collectives": kinds["collective"],
+        "span_ns": ran.end_ns.max() - ran.start_ns.min() if len(ran) else 0,
+        "kernels_ns": beside.ns(compute), "collectives_ns": beside.ns(met),
+        "both_ns": beside.ns(compute & met), "down_bytes": down["bytes"],
+        "copies_ns": down["union_ns"], **{name: down[name] for name in BESIDE},
+    }  # fmt: skip
+
+
 def bandwidth(
     traces: Iterable[Trace], peak_gb_s: float | None = None, measured_gb_s: float | None = None
 ) -> pd.DataFrame:
-    """Rates of copies by direction and memory, and what part of the link they use.
+    """:func:`rates` of copies by direction and memory, and what part of the link they use.
 
     ``of_peak`` while copying, ``of_peak_in_all`` over the trace's span, ``of_measured`` against
     what a benchmark of the link measured. They are missing between devices, where the peak is not
     known, and where the rate is above it: then the copy does not use that link. Copies without
     bytes are ``unsized`` and in no other column but ``copies``.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trace in traces:
         copies = copies_of(trace)
         for names, ran in trace.devices():
@@ -200,15 +181,14 @@ def bandwidth(
             for direction, these in own.groupby("direction", observed=True):
                 kinds = [("all", these)] * (these.memory.nunique() > 1)
                 for memory, some in [*these.groupby("memory", observed=True), *kinds]:
-                    found = rates(some[some.bytes.notna()], beside, measured_gb_s)
+                    found = rates(some[some.bytes.notna()], beside)
                     rate = found["throughput_gb_s"]
-                    fits = 1 if direction in HOST and rate <= peak else math.nan
+                    fits = rate if direction in HOST and rate <= peak else math.nan
                     rows.append({
                         **names, "direction": direction, "memory": memory, "copies": len(some),
-                        "unsized": some.bytes.isna().sum(), **found,
-                        "of_peak": fits * rate / peak,
-                        "of_peak_in_all": fits * found["bytes"] / span / peak,
-                        "of_measured": fits * rate / (measured_gb_s or math.nan),
+                        "unsized": some.bytes.isna().sum(), **found, "of_peak": fits / peak,
+                        "of_peak_in_all": fits * found["union_ns"] / span / peak,
+                        "of_measured": fits / (measured_gb_s or math.nan),
                     })  # fmt: skip
     return pd.DataFrame(rows, columns=None if rows else ["device", "direction"])
 
@@ -233,8 +213,8 @@ def budget(
         copies = copies[(copies.direction == TO_DEVICE) & copies.bytes.notna()]
         for names, _ in trace.devices():
             own, here = (some[some.device == names["device"]] for some in (copies, steps))
-            nbytes, compute = (_over(here[name].sum(), len(here))
-                               for name in ("down_bytes", "kernels_ns"))  # fmt: skip
+            nbytes, compute = (_over(here[key].sum(), len(here)) for key in
+                               ("down_bytes", "kernels_ns"))  # fmt: skip
             scenarios = {"peak": peak_gb_s or link(trace, names["device"]),
                          "measured": measured_gb_s or math.nan,
                          "observed": _over(own.bytes.sum(), own.ns.sum())}  # fmt: skip

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class Rows:
         if count:
             self.notes.append((check, int(count), bool(bad), what))
 
-    def trace(self, whole: bool, shift: int = 0, **facts: Any) -> Trace:
+    def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
         events = pd.concat(self.batches, ignore_index=True)
         self.batches.clear()
@@ -108,6 +109,7 @@ class Rows:
         steps = _steps(events, whole)
         self._check(events, steps)
         quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
+        facts |= {"file": str(file), "size_bytes": file.stat().st_size}
         return Trace(events, steps, quality.sort_values("bad", ascending=False), facts)
 
     def _check(self, events: pd.DataFrame, steps: pd.DataFrame) -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from wanreport.records.files import FileError
@@ -43,6 +44,7 @@ NUMBERS = {"start": "start_ns", "end": "end_ns", "bytes": "bytes", "deviceId": "
            "streamId": "stream", "globalPid": "process", "globalTid": "thread",
            "correlationId": "correlation"}  # fmt: skip
 GAPS = ("start_ns", "end_ns", "bytes")  # missing where there is none
+FIX = "give what `nsys export --type sqlite` makes of a report"
 
 
 def read(path: Path) -> Trace:
@@ -50,11 +52,8 @@ def read(path: Path) -> Trace:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             return _read(path, database)
-    except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise FileError(
-            f"{path}: cannot be read as an SQLite export of Nsight Systems ({error});"
-            " export it again: nsys export --type sqlite"
-        ) from error
+    except sqlite3.Error as error:
+        raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
 
 
 def _read(path: Path, database: sqlite3.Connection) -> Trace:
@@ -64,10 +63,7 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
     for table, column in database.execute(columns):
         tables[table].add(column)
     if not any(name.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for name in tables):
-        raise FileError(
-            f"{path}: holds no table of Nsight Systems; give what `nsys export --type sqlite`"
-            " makes of a report"
-        )
+        raise FileError(f"{path}: holds no table of Nsight Systems; {FIX}")
 
     def select(table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Rows of a table; None where it lacks a column, and none where it is not there."""
@@ -83,12 +79,12 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
             name = _names(kind, batch[named], strings)
             if kind == "step":
                 batch, name = (some[name.str.fullmatch(STEPS)] for some in (batch, name))
-            of = pd.DataFrame({column: integers(batch[column], MISSING if column in GAPS else -1)
-                               for column in NUMBERS.values()})  # fmt: skip
-            of["bytes"] = of.bytes.where(of.bytes >= 0, MISSING)
-            own = (of.thread & PROCESS).where(of.thread >= 0, -1)
-            of["process"] = of.process.where(of.process >= 0, own)
-            rows.add(name, kind=kind, **of)
+            numbers = {column: integers(batch[column], MISSING if column in GAPS else -1)
+                       for column in NUMBERS.values()}  # fmt: skip
+            pid, thread, nbytes = (numbers.pop(key) for key in ("process", "thread", "bytes"))
+            own = np.where(thread < 0, -1, thread & PROCESS)
+            rows.add(name, kind=kind, thread=thread, process=np.where(pid < 0, own, pid),
+                     bytes=np.where(nbytes < 0, MISSING, nbytes), **numbers)  # fmt: skip
     full = rows.size >= MOST_EVENTS
     rows.note("too many events", full, f"only the first {rows.size:,} were read")
     for severity, text in select("DIAGNOSTIC_EVENT", "severity", "text"):
@@ -99,27 +95,19 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
               " record with --cuda-graph-trace=node")  # fmt: skip
     gpus = select("TARGET_INFO_GPU", "id", "name")
     return rows.trace(
-        whole=not full, file=str(path), format="Nsight Systems", rank=None,
-        size_bytes=path.stat().st_size, events=rows.size + rows.odd, finished=None,
-        gpus={int(number): str(name) for number, name in gpus if isinstance(number, int)},
+        path, whole=not full, format="Nsight Systems", rank=None, events=rows.size + rows.odd,
+        finished=None, gpus={int(i): str(name) for i, name in gpus if isinstance(i, int)},
     )  # fmt: skip
 
 
 def _names(kind: str, codes: pd.DataFrame, strings: Mapping[Any, str]) -> pd.Series:
     """Events' names by what their table has of them."""
-    said = {}
-    for column, code in codes.items():
-        known = dict(enumerate(CODES.get(column, ()))) or strings
-        said[column] = code.map(known).fillna("unknown" if column in CODES else "")
-    if "text" in said:
-        said["text"] = codes.text.fillna("").astype(str)
+    said = [code.map(dict(enumerate(CODES[column]))).fillna("unknown") if column in CODES else
+            code.map(strings).fillna("" if column != "text" else code)
+            for column, code in codes.items()]  # fmt: skip
     if kind == "copy":
-        way, source, target = said.values()
-        return "Memcpy " + way + " (" + source + " -> " + target + ")"
-    name = pd.Series(kind, codes.index)
-    for column in reversed(said):
-        own = (
-            codes.text.where(codes.text.map(type) == str, "") if column == "text" else said[column]
-        )
-        name = own.where(own != "", name)
-    return name.str.replace(r"_v\d+$", "", regex=True)
+        return "Memcpy " + said[0] + " (" + said[1] + " -> " + said[2] + ")"
+    name = pd.Series("", codes.index, dtype=object)
+    for each in said:
+        name = name.where(name != "", each.fillna("").astype(str))
+    return name.str.replace(r"_v\d+$", "", regex=True).replace("", kind)

@@ -212,7 +212,8 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()), "devices": json.loads(whole.to_json(orient="records"))}  # fmt: skip
+            "steps": int(steps.complete.sum()),
+            "devices": json.loads(whole.to_json(orient="records"))}  # fmt: skip
 
 
 def _outcome(said: Log, job: Job) -> dict[str, str]:
