@@ -69,6 +69,8 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "pageable_rates": None if None in rates else rates, "plan_inputs": plan.get("inputs"),
         "planned_step_s": taken["predicted"]["step_s"] if taken else None,
         "counters_derived": r.engine.counters_derived, "traces": len(r.traces),
+        # What an imported run's first trace says of its copies.
+        "traced": next((trace for trace in r.traces if trace.get("copies_ns")), None),
         "latents": None, "repeats": None,
     })  # fmt: skip
     for number, it in enumerate(r.iterations):

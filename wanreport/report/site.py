@@ -102,6 +102,8 @@ def _job_pages(
         facts = (("Record", row.run), ("Measured", f"{row.started} on {row.machine_class}"),
                  ("Measured with", ", ".join(filter(None, [commit, torch]))))  # fmt: skip
         again = f"wanreport run {files[row.job]}" if row.job in files else ""
+        if row.program:
+            again = f"wanreport import {row.job} --log FILE --params FILE"
         yield Page(f"{row.job} on {row.slug}", script, Path(), f"jobs/{row.slug}/{row.job}.html",
                    {**given, "machine": row.slug}, facts=facts, repair=again,
                    files=tuple(line for line in data if line.startswith(f"{row.run} ")),

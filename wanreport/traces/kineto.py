@@ -232,9 +232,10 @@ class _Reader:
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
         gpus = re.findall(r'"id"\s*:\s*(\d{1,9})\s*,\s*"name"\s*:\s*"([^"]*)"', around)
         return self.rows.trace(
-            self.path, whole=(self.past_gpu or not (cut or full)) and not self.damaged, format="Kineto",
+            self.path, format="Kineto", finished=self.finished,
+            whole=(self.past_gpu or not (cut or full)) and not self.damaged,
             shift=min(int(base[1]), LATEST * 1000) if base else 0, events=self.count,
-            rank=int(rank[1]) if rank else None, finished=self.finished,
+            rank=int(rank[1]) if rank else None,
             gpus={int(number): name for number, name in gpus},
         )  # fmt: skip
 

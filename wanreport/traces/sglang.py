@@ -195,7 +195,7 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> str:
 
 
 def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
-    """What a record says of a trace: its copies by device, and where it lies.
+    """What a record says of a trace: where it lies, and its copies (of the first device).
 
     It is of the last iteration, whose steps it times if nothing else does.
     """
@@ -205,15 +205,14 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
         last[0].given = [*(steps.end_ns - steps.start_ns) / 1e9]
         last[0].steps_from = "trace"
     rank = number if facts["rank"] is None else facts["rank"]
-    whole = copies.summary([trace]).query("step.isna()").drop(columns=["file", "rank", "step"])
+    whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
     with file.open("rb") as data:
         zipped = ".gz" * (data.read(2) == b"\x1f\x8b")
         data.seek(0)
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()),
-            "devices": json.loads(whole.to_json(orient="records"))}  # fmt: skip
+            "steps": int(steps.complete.sum()), **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
 def _outcome(said: Log, job: Job) -> dict[str, str]:
