@@ -102,12 +102,15 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
 
 def _names(kind: str, codes: pd.DataFrame, strings: Mapping[Any, str]) -> pd.Series:
     """Events' names by what their table has of them."""
-    said = [code.map(dict(enumerate(CODES[column]))).fillna("unknown") if column in CODES else
-            code.map(strings).fillna("" if column != "text" else code)
-            for column, code in codes.items()]  # fmt: skip
+    said = []
+    for column, code in codes.items():
+        known = dict(enumerate(CODES[column])) if column in CODES else strings
+        found = code.map(known).astype(object)
+        unknown = code if column == "text" else "unknown" if column in CODES else ""
+        said.append(found.where(found.notna(), unknown).fillna("").astype(str))
     if kind == "copy":
         return "Memcpy " + said[0] + " (" + said[1] + " -> " + said[2] + ")"
-    name = pd.Series("", codes.index, dtype=object)
+    name = pd.Series("", codes.index)
     for each in said:
-        name = name.where(name != "", each.fillna("").astype(str))
+        name = name.where(name != "", each)
     return name.str.replace(r"_v\d+$", "", regex=True).replace("", kind)
