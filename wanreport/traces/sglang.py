@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, repeat
@@ -60,7 +61,7 @@ class _Peak(BaseModel):
 class PerfDump(BaseModel):
     """What is read of a file of ``--perf-dump-path``."""
 
-    timestamp: str = Field("", max_length=40, pattern=r"^[\d:.T+Z-]*$")
+    timestamp: datetime | None = None
     total_duration_ms: Positive | None = None
     steps: list[_Timed] = []
     denoise_steps_ms: Annotated[list[_Timed], Field(min_length=1, max_length=1000)]
@@ -85,16 +86,19 @@ def import_run(
     if place.count and place.count < job.num_gpus:
         raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
     shift = _checked(said, job, f"{log}:", params)
-    began = _dumped(said, dump, job, params) if dump else ""
+    began = _dumped(said, dump, job, params) if dump else None
+    if began is None:
+        began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
+        with suppress(ValueError):  # SGLang logs no year, and not every line has a time
+            began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
     kept = {file: _traced(said, job, file, number)
             for number, file in enumerate([*traces, *([nsys] if nsys else [])])}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
     board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
     board = ", ".join(filter(None, [board, place.interconnect, source]))
-    year = datetime.fromtimestamp(log.stat().st_mtime, UTC).year  # SGLang logs none
     record = new_record(
-        job, source=source, started_at=began or f"{year}-{said.began or '01-01'}",
+        job, source=source, started_at=began.replace(tzinfo=began.tzinfo or UTC).isoformat(),
         **_filled(said, job, shift), **_outcome(said, job),
         machine={
             "class": board, "slug": re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120],
@@ -168,7 +172,7 @@ def _engine(args: dict[str, Any]) -> str:
     return next((engine for engine, chosen in engines.items() if chosen), "resident")
 
 
-def _dumped(said: Log, path: Path, job: Job, params: Path) -> str:
+def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
     """Give a perf dump's times and peaks to the iteration that it is of; return its time."""
     try:
         dump = PerfDump.model_validate(read_json(path, "give what --perf-dump-path named"))
