@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -123,24 +123,28 @@ def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
     which a collective runs, too. What follows is of copies to the device: ``down_bytes``, and
     :func:`rates` with ``copies_ns`` for the union. What runs beside may be another step's.
     """
-    rows: list[dict[str, Any]] = []
-    for trace in traces:
-        facts, calls, copies = trace.facts, memcpy_calls(trace), copies_of(trace)
-        nothing = {"file": facts["file"], "rank": facts["rank"], "device": None}
+    rows = []
+    for trace, names, beside, ran, copies in _by_device(traces):
+        calls = memcpy_calls(trace)
+        every = (calls if ran.empty else calls[calls.device == names["device"]]), copies, ran
         steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
-        for names, ran in [*trace.devices()] or [(nothing, trace.events[:0])]:
-            beside = Beside(ran)
-            every = [some[some.device == names["device"]] if len(ran) else some
-                     for some in (calls, copies, ran)]  # fmt: skip
-            for step, complete in steps:
-                own = [some if step is None else some[(some.step == step).fillna(False)]
-                       for some in every]  # fmt: skip
-                counts = _counted(beside, link_gb_s, *own) if complete else {}
-                rows.append(names | {"step": step, "size_bytes": facts["size_bytes"]} | counts)
+        for step, complete in steps:
+            own = [some if step is None else some[(some.step == step).fillna(False)]
+                   for some in every]  # fmt: skip
+            counts = _counted(beside, link_gb_s, *own) if complete else {}
+            rows.append(names | {"step": step, "size_bytes": trace.facts["size_bytes"]} | counts)
     table = pd.DataFrame(rows)
     table.loc[table.device.isna(), table.columns[7:]] = None
     whole = [name for name in table if not name.endswith(("_gb_s", "_share", "file"))]
     return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def _by_device(traces: Iterable[Trace]) -> Iterator[tuple[Trace, Any, Beside, Any, Any]]:
+    """Yield each trace's devices: what names one, its time axis, what it ran, its copies."""
+    for trace in traces:
+        copies = copies_of(trace)
+        for names, ran in trace.devices():
+            yield trace, names, Beside(ran), ran, copies[copies.device == names["device"]]
 
 
 def _counted(
@@ -172,24 +176,23 @@ def bandwidth(
     bytes are ``unsized`` and in no other column but ``copies``.
     """
     rows: list[dict[str, Any]] = []
-    for trace in traces:
-        copies = copies_of(trace)
-        for names, ran in trace.devices():
-            beside, span = Beside(ran), ran.end_ns.max() - ran.start_ns.min()
-            peak = peak_gb_s or link(trace, names["device"])
-            own = copies[copies.device == names["device"]]
-            for direction, these in own.groupby("direction", observed=True):
-                kinds = [("all", these)] * (these.memory.nunique() > 1)
-                for memory, some in [*these.groupby("memory", observed=True), *kinds]:
-                    found = rates(some[some.bytes.notna()], beside)
-                    rate = found["throughput_gb_s"]
-                    fits = rate if direction in HOST and rate <= peak else math.nan
-                    rows.append({
-                        **names, "direction": direction, "memory": memory, "copies": len(some),
-                        "unsized": some.bytes.isna().sum(), **found, "of_peak": fits / peak,
-                        "of_peak_in_all": fits * found["union_ns"] / span / peak,
-                        "of_measured": fits / (measured_gb_s or math.nan),
-                    })  # fmt: skip
+    for trace, names, beside, ran, copies in _by_device(traces):
+        peak, span = (
+            peak_gb_s or link(trace, names["device"]),
+            ran.end_ns.max() - ran.start_ns.min(),
+        )
+        for direction, these in copies.groupby("direction", observed=True):
+            kinds = [("all", these)] * (these.memory.nunique() > 1)
+            for memory, some in [*these.groupby("memory", observed=True), *kinds]:
+                found = rates(some[some.bytes.notna()], beside)
+                rate = found["throughput_gb_s"]
+                fits = rate if direction in HOST and rate <= peak else math.nan
+                rows.append({
+                    **names, "direction": direction, "memory": memory, "copies": len(some),
+                    "unsized": some.bytes.isna().sum(), **found, "of_peak": fits / peak,
+                    "of_peak_in_all": fits * found["union_ns"] / span / peak,
+                    "of_measured": fits / (measured_gb_s or math.nan),
+                })  # fmt: skip
     return pd.DataFrame(rows, columns=None if rows else ["device", "direction"])
 
 
@@ -206,22 +209,20 @@ def budget(
 
     Bytes to the device and time in which kernels compute are means over complete steps.
     """
-    rows = []
-    for trace in traces:
-        steps, copies = summary([trace]), copies_of(trace)
-        steps = steps[steps.step.notna() & steps.copies.notna()]
-        copies = copies[(copies.direction == TO_DEVICE) & copies.bytes.notna()]
-        for names, _ in trace.devices():
-            own, here = (some[some.device == names["device"]] for some in (copies, steps))
-            nbytes, compute = (_over(here[key].sum(), len(here)) for key in
-                               ("down_bytes", "kernels_ns"))  # fmt: skip
-            scenarios = {"peak": peak_gb_s or link(trace, names["device"]),
-                         "measured": measured_gb_s or math.nan,
-                         "observed": _over(own.bytes.sum(), own.ns.sum())}  # fmt: skip
-            rows += [{**names, "scenario": scenario, "rate_gb_s": rate, "steps": len(here),
-                      "step_bytes": nbytes, "ns": nbytes / rate, "compute_ns": compute,
-                      "share": _over(nbytes / rate, compute)}
-                     for scenario, rate in scenarios.items()]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for trace, names, _, _, copies in _by_device(traces):
+        own = copies[(copies.direction == TO_DEVICE) & copies.bytes.notna()]
+        steps = summary([trace]).dropna(subset=["device", "step", "copies"])
+        steps = steps[steps.device == names["device"]]
+        nbytes, compute = (_over(steps[key].sum(), len(steps)) for key in
+                           ("down_bytes", "kernels_ns"))  # fmt: skip
+        scenarios = {"peak": peak_gb_s or link(trace, names["device"]),
+                     "measured": measured_gb_s or math.nan,
+                     "observed": _over(own.bytes.sum(), own.ns.sum())}  # fmt: skip
+        rows += [{**names, "scenario": scenario, "rate_gb_s": rate, "steps": len(steps),
+                  "step_bytes": nbytes, "ns": nbytes / rate, "compute_ns": compute,
+                  "share": _over(nbytes / rate, compute)} for scenario, rate in scenarios.items()
+                 if names["device"] is not None]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -292,13 +293,11 @@ def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
     parts = pd.concat(parts).query("bytes % shards == 0")
     named = parts.tensor + parts.shards.map(lambda n: f", 1 of {n} shards" if n > 1 else "")
     named = named.groupby(parts.bytes // parts.shards).agg(tensor=" / ".join, candidates="size")
-    keys, copied = ["file", "rank", "device", "bytes"], []
-    for trace in traces:
-        found = copies_of(trace)
-        found = found[(found.direction == TO_DEVICE) & found.bytes.notna()]
-        copied.append(found.assign(file=trace.facts["file"], rank=trace.facts["rank"])[keys])
-    found = pd.concat(copied).groupby(keys, dropna=False).size().rename("copies").reset_index()
-    found = found.join(named, on="bytes")
+    keys = ["file", "rank", "device", "bytes"]
+    copied = [copies[copies.direction == TO_DEVICE].assign(**names)[keys]
+              for _, names, _, _, copies in _by_device(traces)]  # fmt: skip
+    found = pd.concat(copied).dropna(subset="bytes").groupby(keys, dropna=False).size()
+    found = found.rename("copies").reset_index().join(named, on="bytes")
     found["total_bytes"] = found.bytes * found.copies
     found["candidates"] = found.candidates.fillna(0).astype(int)
     return found.sort_values("total_bytes", ascending=False, ignore_index=True)

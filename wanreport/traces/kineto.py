@@ -80,12 +80,9 @@ ONE = json.JSONDecoder(parse_float=Decimal)
 WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
 
 
-def read(path: Path) -> Trace:
-    """Read a trace; what is lost of a damaged file is said in the trace's quality."""
-    return _Reader(path).trace()
+class Reader:
+    """One file; what is lost of a damaged one is said in the trace's quality."""
 
-
-class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.chunks = path, Rows(), self._inflated()
         self.threads: dict[tuple[int | str, int | str], int] = {}
