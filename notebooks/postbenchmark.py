@@ -690,7 +690,7 @@ two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise",
 files = {run: project_root() / file for run, file in two.file.items()}
 files = {run: sorted((at.parent / "traces" / at.stem).glob("rank*")) for run, at in files.items()}
 files = {run: found[0] for run, found in files.items() if found}
-names = two.engine.where(two.traced.isna(), two.name) + ", " + two.interconnect
+names = (two.engine + ", " + two.interconnect).where(two.traced.isna(), two.job)
 read = {names[run]: traces.read(file) for run, file in files.items()}
 
 
