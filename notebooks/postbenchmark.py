@@ -686,7 +686,10 @@ table(memory,
 from wanreport import traces
 from wanreport.traces import copies
 
-two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"]) | jobs.traced.notna()]
+two = jobs[
+    (jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])
+    | jobs.traced.notna()
+]
 files = {run: project_root() / file for run, file in two.file.items()}
 files = {run: sorted((at.parent / "traces" / at.stem).glob("rank*")) for run, at in files.items()}
 files = {run: found[0] for run, found in files.items() if found}

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.traces.madeup import Event, event, events, slow, sqlite, text
+from tests.traces.madeup import Event, event, events, slow, sqlite, text, ticks
 from wanreport.records.files import FileError
 from wanreport.traces import kineto, read
 from wanreport.traces.command import run, summarised
+from wanreport.traces.copies import summary
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/traces"
 ORACLES = [SHARED / "oracle_kineto.json", SHARED / "oracle_nsys.json"]
@@ -96,6 +97,12 @@ def test_a_made_up_trace(seed: int, base: int, form: str, tmp_path: Path) -> Non
     if form == "bare":
         wanted["device0"] = None
     assert_holds(summarised(trace), wanted)
+    nccl, compute, down = (ticks([e for e in made if re.match(names, e["name"])])
+                           for names in ("nccl", "gemm|void", "Memcpy HtoD"))  # fmt: skip
+    row = summary([trace]).iloc[0]
+    assert (row.copies_ns, row.hidden_ns) == (len(down), len(down & compute))
+    assert row.hidden_alone_ns == len(down & compute - nccl)
+    assert row.exposed_alone_ns == len(down - compute - nccl)
     assert trace.facts["rank"] == (None if form == "bare" else 5)
     assert min(trace.events.start_ns) == base
     data = path.read_bytes()

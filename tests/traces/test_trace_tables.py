@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.traces.madeup import Event, event, events, text, ticks
+from tests.traces.madeup import Event, event, events, text
 from wanreport.analysis import frames
 from wanreport.analysis.overlap import shares
 from wanreport.report import render
@@ -116,19 +115,6 @@ def test_what_copies_run_beside(made: Trace) -> None:
     assert whole.meeting_gb_s == 20 and whole.outside_gb_s == pytest.approx(4140 / 260)
     assert whole.inside_gb_s == pytest.approx((2000 - 21 * 80) / 20)
     assert pd.isna(rows.meeting_gb_s[2]) and pd.isna(c.summary([made]).inside_gb_s[0])
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_overlap_of_made_up_events_by_slow_code(seed: int, tmp_path: Path) -> None:
-    some = events(seed)
-    row = c.summary([traced(tmp_path, some)]).iloc[0]
-    nccl, compute, copies = (
-        ticks([e for e in some if re.match(names, e["name"])])
-        for names in ("nccl", "gemm|void", "Memcpy HtoD")
-    )
-    assert row.copies_ns == len(copies) and row.hidden_ns == len(copies & compute)
-    assert row.hidden_alone_ns == len(copies & compute - nccl)
-    assert row.exposed_alone_ns == len(copies - compute - nccl)
 
 
 def test_waits_and_allocations(made: Trace) -> None:
