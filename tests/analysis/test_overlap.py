@@ -36,7 +36,8 @@ def event(lane: str, what: str, block: int, start: float, end: float, step: int 
 def frames(events: list[Any], **changes: Any) -> Frames:
     row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "blocks": 40, "branches": 1,
            "block_bytes": BYTES, "settings": {}, "link_gb_s": 50.0, "slug": "m", "machine": "4×",
-           "engine": "layerwise", "name": "layerwise, prefetch 1", "traced": None} | changes  # fmt: skip
+           "engine": "layerwise", "name": "layerwise, prefetch 1", "traced": None,
+           } | changes  # fmt: skip
     runs = pd.DataFrame([row]).set_index("run", drop=False)
     empty = pd.DataFrame({"run": []})
     return Frames(runs, empty, empty, empty, pd.DataFrame(events) if events else empty)
