@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ import re, sys, time
 import wanreport.traces
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
-before, begun = peak(), time.perf_counter()
+before, begun, cpu = peak(), time.perf_counter(), time.process_time()
 trace = wanreport.traces.read(sys.argv[1])
 print({"seconds": round(time.perf_counter() - begun, 2), "imports_mib": round(before),
-       "above_mib": round(peak() - before), "rows": len(trace.events)})
+       "cpu_s": round(time.process_time() - cpu, 2), "above_mib": round(peak() - before),
+       "rows": len(trace.events)})
 """
 
 
@@ -36,32 +36,29 @@ def event(cat: str, name: str, ts: float, dur: float, **args: Any) -> str:
     return json.dumps({"cat": cat, "name": name, "pid": 0, "tid": 7, **times, "args": args})
 
 
-def events(steps: int) -> Iterator[str]:
-    """A trace of some steps."""
-    buffers: list[list[str]] = [[] for _ in range(400)]
-    for step in range(steps):
-        begin = 4_780_836_523_157.268 + STEP_US * step
-        yield event("user_annotation", f"ProfilerStep#{step}", begin, STEP_US - 1)
-        for i in range(2400):
-            yield event("cpu_op", f"aten::op_{i % 90}", begin + 370 * i, 41.125, **SHAPES)
-        for number in range(1078 * step + 1, 1078 * (step + 1) + 1):
-            at, copies = begin + 800 * (number % 1078), number % 7 == 0
-            kind, call = ("gpu_memcpy", "MemcpyAsync") if copies else ("kernel", "LaunchKernel")
-            name = "Memcpy HtoD (Pinned -> Device)" if copies else f"void kernel_{number % 300}()"
-            launch = event("cuda_runtime", f"cuda{call}", at, 7.75, correlation=number)
-            ran = event(kind, name, at + 30, 512.031, correlation=number, device=0, bytes=9)
-            buffers[number % 400] += [launch, ran]
-    random.Random(0).shuffle(buffers)
-    yield from chain.from_iterable(buffers)
-
-
 def main() -> int:
     """Make a trace, read it, say how long that took and how much memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traces", description=__doc__)
     parser.add_argument("--steps", type=int, default=250)
+    host: list[str] = []
+    buffers: list[list[str]] = [[] for _ in range(400)]
+    for step in range(parser.parse_args().steps):
+        begin = 4_780_836_523_157.268 + STEP_US * step
+        host.append(event("user_annotation", f"ProfilerStep#{step}", begin, STEP_US - 1))
+        host += [event("cpu_op", f"aten::op_{i % 90}", begin + 370 * i, 41.125, **SHAPES)
+                 for i in range(2400)]  # fmt: skip
+        for number in range(1078 * step + 1, 1078 * (step + 1) + 1):
+            at, copies = begin + 800 * (number % 1078), number % 7 == 0
+            kind, call = ("gpu_memcpy", "MemcpyAsync") if copies else ("kernel", "LaunchKernel")
+            name = "Memcpy HtoD (Pinned -> Device)" if copies else f"void kernel_{number % 300}()"
+            buffers[number % 400] += [
+                event("cuda_runtime", f"cuda{call}", at, 7.75, correlation=number),
+                event(kind, name, at + 30, 512.031, correlation=number, device=0, bytes=9),
+            ]
+    random.Random(0).shuffle(buffers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        path.write_text('{"traceEvents": [' + ",\n".join(events(parser.parse_args().steps)) + "]}")
+        path.write_text('{"traceEvents": [' + ",\n".join(chain(host, *buffers)) + "]}")
         print(f"{path.stat().st_size / 1e6:.0f} MB")
         return subprocess.run([sys.executable, "-c", READ, path], check=False).returncode
 

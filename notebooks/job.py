@@ -388,8 +388,13 @@ if tried:
 # %%
 given = job.model_dump(exclude_defaults=True)
 yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in given.items())
+again = f"run `wanreport run {me.job}.yaml`"
+if me.program:
+    again = (
+        f"run them with SGLang and `wanreport import {me.job} --log FILE --params {me.job}.yaml`"
+    )
 md(f"""
-Save these lines as `{me.job}.yaml`, then run `wanreport run {me.job}.yaml`:
+Save these lines as `{me.job}.yaml`, then {again}:
 
 ```yaml
 {yaml}

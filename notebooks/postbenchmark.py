@@ -725,11 +725,14 @@ table(memory,
 from wanreport import traces
 from wanreport.traces import copies
 
-two = jobs[(jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])]
-files = {row.run: (project_root() / row.file).with_suffix("") for row in two.itertuples()}
-files = {run: at.parent / "traces" / at.name / "rank0.json.gz" for run, at in files.items()}
-files = {run: file for run, file in files.items() if file.is_file()}
-names = two.engine + ", " + two.interconnect
+two = jobs[
+    (jobs.traces > 0) & (jobs.gpus == 2) & jobs.engine.isin(["layerwise", "stream"])
+    | jobs.traced.notna()
+]
+files = {run: project_root() / file for run, file in two.file.items()}
+files = {run: sorted((at.parent / "traces" / at.stem).glob("rank*")) for run, at in files.items()}
+files = {run: found[0] for run, found in files.items() if found}
+names = (two.engine + ", " + two.interconnect).where(two.traced.isna(), two.job)
 read = {names[run]: traces.read(file) for run, file in files.items()}
 
 

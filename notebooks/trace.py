@@ -41,7 +41,6 @@ from wanreport.traces.copies import (
     summary,
     tensors,
     waits,
-    wan_tensors,
 )
 from wanreport.traces.events import in_ms
 from wanreport.words import counted
@@ -219,7 +218,7 @@ table(shown(allocations), {**CALLS, "data_bytes": "data"} if len(allocations) el
 # A size does not prove it, as several tensors can have the same. These sizes are Wan2.2-T2V-A14B's.
 
 # %%
-sizes = tensors(traces, wan_tensors())
+sizes = tensors(traces)
 table(shown(sizes.head(20)), {"data_bytes": "size", "copies": "copies", "total_bytes": "in all",
                               "tensor": "can be"} if len(sizes) else None,
       caption="Copies to the device by size.", empty="No copies were recorded.")  # fmt: skip

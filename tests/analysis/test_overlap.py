@@ -33,7 +33,8 @@ Event = tuple[str, int, float, float]  # lane, block, start and end in ms
 def frames(*events: Event, run: dict[str, Any] | None = None, what: str = "") -> Frames:
     row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "blocks": 40, "branches": 1,
            "block_bytes": BYTES, "settings": {}, "link_gb_s": 50.0, "slug": "m", "machine": "4×",
-           "engine": "layerwise", "name": "layerwise, prefetch 1"} | (run or {})  # fmt: skip
+           "engine": "layerwise", "name": "layerwise, prefetch 1", "traced": None,
+           } | (run or {})  # fmt: skip
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])
     table = table.assign(run="r", what=what or table.lane.map(WHAT), expert="high_noise", step=0,
                          ms=table.end_ms - table.start_ms)  # fmt: skip

@@ -28,7 +28,7 @@ TIMES = ["start_ms", "end_ms"]
 
 
 def shares(frames: Frames) -> pd.DataFrame:
-    """Measure the timeline of each profiled run at full scale.
+    """Measure the timeline of each profiled run at full scale, or the trace of an imported one.
 
     The runs' rows, with `steps` noted and their time, ``whole_ms``; ``copies_ms`` in which anything
     is copied, and the share `hidden` of it; ``rate_gb_s`` of loads, ``rate_outside_gb_s`` of those
@@ -43,6 +43,7 @@ def shares(frames: Frames) -> pd.DataFrame:
         events = _timeline(frames, row)
         if (events.lane == "compute").any():
             rows[run] = _measure(row, _in_ns(events), links[row.slug])
+    rows |= {run: _of_trace(found) for run, found in runs.traced.dropna().items()}
     return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
 
 
@@ -137,6 +138,20 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
         "collectives_share": collectives / whole if several else math.nan,
         "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
         "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
+    }  # fmt: skip
+
+
+def _of_trace(found: dict[str, Any]) -> dict[str, float]:
+    """What a trace tells of the same: of all its copies, as it does not name blocks."""
+    copies, beside = found["copies_ns"], found["collectives_ns"]
+    return {
+        "steps": found["steps"], "whole_ms": found["span_ns"] / 1e6, "copies_ms": copies / 1e6,
+        "hidden_ms": found["hidden_alone_ns"] / 1e6, "hidden": found["hidden_alone_ns"] / copies,
+        "rate_gb_s": found["down_bytes"] / copies, "rate_n": found["copies"],
+        "rate_outside_gb_s": found["outside_gb_s"], "rate_inside_gb_s": found["inside_gb_s"],
+        "inside_n": found["meeting_n"],
+        "collectives_s": beside / 1e9 / found["steps"] if beside and found["steps"] else math.nan,
+        "collectives_share": beside / found["span_ns"] if beside else math.nan,
     }  # fmt: skip
 
 

@@ -67,6 +67,8 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "plan_inputs": plan and plan.get("inputs"),
         "pageable_rates": None if None in rates else rates,
         "counters_derived": r.engine.counters_derived, "traces": len(r.traces),
+        # What an imported run's first trace says of its copies.
+        "traced": next((trace for trace in r.traces if trace.get("copies_ns")), None),
     })  # fmt: skip
     roles = {r.schedule.switch_step: "switch", 0: "first"}
     for number, it in enumerate(r.iterations):
@@ -182,7 +184,7 @@ def _about(run: str, machine: files.Machine, software: Any, program: str = "") -
         "torch": software.torch, "commit": software.git_sha,
         **dict.fromkeys(("campaign", "label", "job", "hint"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),
-        **dict.fromkeys(("latents", "repeats", "latents_off_share")),
+        **dict.fromkeys(("latents", "repeats", "latents_off_share", "traced")),
         **dict.fromkeys(("pageable_rates", "steps_whole")),
     }  # fmt: skip
 

@@ -79,9 +79,19 @@ def plan(
         given = {key: value for key, value in kept if key in defaults and value != defaults[key]}
         facts = {"Record": row.run, "Measured": f"{row.started} on {row.machine_class}"}
         files = [line for line in data if line.startswith(f"{row.run} ")]
-        pages.append(page(f"jobs/{row.slug}/{row.job}.html", script,
-                          given | {"machine": row.slug}, facts, files,
-                          again.get(row.job, f"wanreport {make}")))  # fmt: skip
+        told = again.get(row.job, f"wanreport {make}")
+        if row.program:
+            told = f"wanreport import {row.job} --log FILE --params FILE"
+        pages.append(
+            page(
+                f"jobs/{row.slug}/{row.job}.html",
+                script,
+                given | {"machine": row.slug},
+                facts,
+                files,
+                told,
+            )
+        )
     ours = counting[counting.program == ""]
     for file, job in jobs.items() if not published else ():
         reported = file.parent == REPORTED and not set(ours.job_hash) & set(job.hashes())

@@ -21,6 +21,8 @@ def read(path: str | Path) -> Trace:
     try:
         with path.open("rb") as file:
             head = file.read(16)
-        return (nsight if head.startswith(nsight.MAGIC) else kineto).read(path)
+        if head.startswith(nsight.MAGIC):
+            return nsight.read(path)
+        return kineto.Reader(path).trace()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from wanreport.records.record import replace_file
 from wanreport.traces import copies, read
-from wanreport.traces.events import Lanes, Trace, in_ms, like
+from wanreport.traces.events import Trace, in_ms, like
 
-KEYS = {  # of a direction: in JSON, and in `copies.rates`
+KEYS = {  # of a direction: in JSON, and of `copies.bandwidth`
     "no_bytes": "unsized", "bytes": "bytes", "sum_dur_ns": "ns", "busy_union_ns": "union_ns",
     "weighted_gbps": "weighted_gb_s", "median_gbps": "median_gb_s", "p10_gbps": "p10_gb_s",
     "p90_gbps": "p90_gb_s", "zero_dur": "zero_time", "time_share_0_5": "share_0_5",
-    "time_share_5_20": "share_5_20",
+    "time_share_5_20": "share_5_20", "overlap_compute_ns": "hidden_ns",
+    "overlap_nccl_ns": "in_collectives_ns",
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def run(
         "Bandwidth": copies.bandwidth(traces, peak, link),
         "Bytes a step": copies.budget(traces, peak, link),
         "Waits": copies.waits(traces), "Allocations": copies.waits(traces, copies.ALLOCATIONS),
-        "Which tensor": copies.tensors(traces, copies.wan_tensors()).head(20),
+        "Which tensor": copies.tensors(traces).head(20),
     }  # fmt: skip
     for title, table in tables.items():
         shown = in_ms(table).assign(file=[Path(file).name for file in table.get("file", ())])
@@ -59,9 +59,14 @@ def summarised(trace: Trace) -> dict[str, Any]:
     None stands for what is not recorded, or not defined.
     """
     events, gpus, steps = trace.events, trace.facts["gpus"], trace.steps
-    devices = {str(names["device"]): _of_device(trace, names["device"], ran)
-               for names, ran in trace.devices()}  # fmt: skip
-    memcpys, called = copies.memcpy_calls(trace), events[events.kind == "call"]
+    own, rates, found = copies.copies_of(trace), copies.bandwidth([trace]), copies.summary([trace])
+    devices = {
+        str(row["device"]): _of_device(
+            row, *(some[some.device == row["device"]] for some in (own, rates))
+        )
+        for row in found[found.step.isna() & found.device.notna()].to_dict("records")
+    }
+    memcpys, calls = copies.memcpy_calls(trace), events[events.kind == "call"]
     return {
         **{key: trace.facts[key] for key in ("format", "size_bytes", "rank", "events")},
         "device0": gpus[min(gpus)] if gpus else None,
@@ -71,10 +76,10 @@ def summarised(trace: Trace) -> dict[str, Any]:
         "memcpy_calls": {
             "count": len(memcpys), "gt10us": int((memcpys.ns > 10_000).sum()),
             "gt100us": int((memcpys.ns > 100_000).sum()), "total_ns": int(memcpys.ns.sum()),
-        } if len(called) else None,
-        "sync_calls": _by_name(called[like(called, copies.SYNCS)]),
+        } if len(calls) else None,
+        "sync_calls": _by_name(calls[like(calls, copies.SYNCS)]),
         "sync_events": _by_name(events[events.kind == "sync"]),
-        "alloc_calls": _by_name(called[like(called, copies.ALLOCATIONS)]),
+        "alloc_calls": _by_name(calls[like(calls, copies.ALLOCATIONS)]),
         "steps": [[*step] for step in (steps.end_ns - steps.start_ns).set_axis(steps.name).items()],
         "incomplete_steps": steps.name[~steps.complete].tolist(),
         "memcpy_without_runtime_call":
@@ -82,32 +87,21 @@ def summarised(trace: Trace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _of_device(trace: Trace, device: int, ran: pd.DataFrame) -> dict[str, Any]:
-    lanes, own = Lanes(ran), copies.copies_of(trace)
-    own = own[own.device == device]
-
-    def ns(*where: Any) -> int:
-        return int(lanes.lengths[np.logical_and.reduce(where)].sum())
-
-    compute, nccl = (lanes.at(ran[ran.kind == kind]) for kind in ("kernel", "collective"))
+def _of_device(row: dict[str, Any], own: pd.DataFrame, rates: pd.DataFrame) -> dict[str, Any]:
+    met, both = row["collectives_ns"], row["both_ns"]
     found: dict[str, Any] = {
-        "kernels": int(ran.kind.isin(["kernel", "collective"]).sum()),
-        "nccl_kernels": int((ran.kind == "collective").sum()),
-        "compute_busy_ns": ns(compute), "nccl_busy_ns": ns(nccl),
-        "compute_and_nccl_ns": ns(compute, nccl),
-        "hta_style_comm_overlap_pct":
-            round(100 * ns(compute, nccl) / ns(nccl), 2) if ns(nccl) else None,
+        "kernels": row["kernels"], "nccl_kernels": row["collectives"],
+        "compute_busy_ns": row["kernels_ns"], "nccl_busy_ns": met, "compute_and_nccl_ns": both,
+        "hta_style_comm_overlap_pct": round(100 * both / met, 2) if met else None,
         "memcpy_by_name": {name: {"count": n} for name, n in _counts(own.name)},
     }  # fmt: skip
-    for direction, some in own.groupby("direction", observed=True):
-        known = some[some.bytes.notna()]
-        rate = {key: None if pd.isna(rate) else rate for key, rate in copies.rates(some).items()}
-        found[str(direction)] = {
-            "count": len(known), **{key: rate[name] for key, name in KEYS.items()},
-            "overlap_compute_ns": ns(lanes.at(known), compute),
-            "overlap_nccl_ns": ns(lanes.at(known), nccl),
+    for rate in rates.groupby("direction").tail(1).to_dict("records"):
+        some = own[own.direction == rate["direction"]]
+        found[str(rate["direction"])] = {
+            "count": rate["copies"] - rate["unsized"],
+            **{key: None if pd.isna(rate[name]) else rate[name] for key, name in KEYS.items()},
             "memory": dict(_counts(some.memory)),
-            "sizes": [[int(size), n] for size, n in _counts(known.bytes)[:20]],
+            "sizes": [[int(size), n] for size, n in _counts(some.bytes.dropna())[:20]],
         }  # fmt: skip
     return found
 

@@ -25,7 +25,11 @@ LINKS = {  # GB/s of 16 lanes in one direction, by the GPU's name
 BUCKETS = (0, 5, 20, math.inf)  # GB/s, each from its lower edge
 SHARDS = (1, 2, 4, 6, 8)
 TO_DEVICE, HOST = "HtoD", ("HtoD", "DtoH")
-HOW = ("blocking", "may block", "async", "unknown")
+HOW = ("blocking", "may_block", "async", "unknown")
+BESIDE = ("hidden_ns", "hidden_alone_ns", "exposed_ns", "exposed_alone_ns", "in_collectives_ns",
+          "outside_gb_s", "outside_n", "meeting_gb_s", "meeting_n", "inside_gb_s", "hidden_share",
+          "in_collectives_share")  # fmt: skip
+"""Of `rates`, what a summary has of copies to the device."""
 WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
 CALL = "^(?:cuda|hip|cu)"
 SYNCS = CALL + r"(?:Stream|Event|Device|Ctx)(?:Synchronize|WaitEvent)"
@@ -35,7 +39,6 @@ ALLOCATIONS = CALL + r"(?:Malloc|Free|Host(?:Alloc|Free|Register|Unregister)|Mem
 def copies_of(trace: Trace) -> pd.DataFrame:
     """Each copy with its rate ``gb_s``, and ``how`` the host fares with it, by its call."""
     found = trace.events[trace.events.kind == "copy"]
-    rate = found.bytes.astype("Float64").to_numpy(float, na_value=math.nan)
     calls = trace.events[trace.events.kind == "call"].sort_values(["thread", "start_ns"])
     calls = calls.assign(name=calls.name.astype(str))
     calls["next"] = calls.name.shift(-1).where(calls.thread == calls.thread.shift(-1), "")
@@ -45,7 +48,8 @@ def copies_of(trace: Trace) -> pd.DataFrame:
     staged = ~found.memory.isin(["", "pinned"])  # an asynchronous call stages pageable memory
     known = memcpy | call.name.str.contains("GraphLaunch")
     how = np.select([memcpy & blocks, memcpy & staged, known], HOW[:3], HOW[3])
-    return found.assign(gb_s=rate / found.ns.where(found.ns > 0), how=how.astype(object))
+    rate = found.bytes.to_numpy(float, na_value=math.nan) / found.ns.where(found.ns > 0)
+    return found.assign(gb_s=rate, how=how.astype(object))
 
 
 def memcpy_calls(trace: Trace) -> pd.DataFrame:
@@ -56,165 +60,140 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
     until = calls.groupby("thread").end_ns.cummax().groupby(calls.thread).shift(fill_value=-1)
     calls = calls[calls.end_ns > until]
     ran = events[events.call >= 0].drop_duplicates("call").set_index("call").device
-    devices = ran.unique()
-    device = calls.index.to_series().map(ran).fillna(devices[0] if len(devices) == 1 else -1)
-    return calls.assign(device=device.astype(int))
+    lone = ran.iloc[0] if ran.nunique() == 1 else -1
+    return calls.assign(device=calls.index.to_series().map(ran).fillna(lone).astype(int))
 
 
-def busy(events: pd.DataFrame) -> int:
-    """The time in which any of some events runs, in ns."""
-    lanes = Lanes(events)
-    return int(lanes.lengths[lanes.at(events)].sum())
+class Beside(Lanes):
+    """A device's time axis, and in which of its pieces kernels compute and collectives run."""
+
+    def __init__(self, ran: pd.DataFrame) -> None:
+        super().__init__(ran)
+        self.compute, self.met = (self.at(ran[ran.kind == k]) for k in ("kernel", "collective"))
 
 
-def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
-    """Count and time copies: of each trace as a whole, then of each step, by the call they are of.
+def rates(copies: pd.DataFrame, beside: Beside, link_gb_s: float | None = None) -> dict[str, Any]:
+    """How fast some copies of a device are, and what runs beside them.
 
-    Returns
-    -------
-    file, rank, device, step, size_bytes
-        `step` is missing for the whole; `size_bytes` is the file's.
-    copies, blocking, may_block, async, unknown, host_device, collectives
-        Copies, by how the host fares with them, those from and to the host; collectives.
-    calls_over_10us, calls_over_100us
-        Calls for copies that took longer.
-    down_bytes, copies_ns, hidden_ns, hidden_alone_ns, exposed_ns, exposed_alone_ns
-        Copies to the device: their bytes and the time in which any runs; hidden where a kernel
-        computes, exposed where none does, `alone` where no collective runs either. Exposed is
-        not to say that anything waits for them. What runs beside may be another step's.
-    in_collectives_ns, hidden_share, in_collectives_share
-        The time of copies beside collectives; shares are of copies_ns.
-    outside_gb_s, outside_n, meeting_gb_s, meeting_n, inside_gb_s
-        Rates of copies that meet no collective, and of those that do; of these while beside one,
-        an estimate, if they elsewhere run at `link_gb_s`, the link's own rate.
-    span_ns, kernels_ns, collectives_ns
-        From the first to the last of what ran; the time in which any of them runs.
+    ``bytes``; ``ns``, all times added up; ``union_ns``, in which any copy runs, and of this
+    ``hidden_ns``, in which a kernel computes, ``exposed_ns``, in which none does (not to say that
+    anything waits), ``in_collectives_ns``, and the former two ``alone``, without the latter.
+    ``weighted_gb_s`` is bytes over ns, ``throughput_gb_s`` over union_ns; quantiles are by copy and
+    ``by_bytes``; shares are of ns, or of union_ns. Copies that meet no collective are ``outside``,
+    ``meeting`` others; ``inside_gb_s`` is an estimate of their rate while beside one, if they
+    elsewhere run at `link_gb_s`, the link's own rate.
     """
-    rows: list[dict[str, Any]] = []
-    for trace in traces:
-        copies, calls, known = copies_of(trace), memcpy_calls(trace), {*trace.events.kind}
-        steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
-        nothing = {"file": trace.facts["file"], "rank": trace.facts["rank"], "device": None}
-        for names, ran in [*trace.devices()] or [(nothing, trace.events[:0])]:
-            for step, complete in steps:
-                rows.append(names | {"step": step, "size_bytes": trace.facts["size_bytes"]})
-                own, called, here = (
-                    some[(some.device == names["device"]) & ((some.step == step).fillna(False) if
-                         step is not None else True)] for some in (copies, calls, ran)
-                )  # fmt: skip
-                if complete and "call" in known:
-                    called = calls if names["device"] is None else called
-                    rows[-1] |= {f"calls_over_{us}us": (called.ns > 1000 * us).sum()
-                                 for us in (10, 100)}  # fmt: skip
-                if complete and len(ran):
-                    rows[-1] |= _counted(own, here) | _beside(own, ran, link_gb_s)
-    columns = pd.Index(_counted(copies[:0], ran[:0]) | _beside(copies[:0], ran[:0], None)
-                       if rows else ())  # fmt: skip
-    first = ["file", "rank", "device", "step", "size_bytes", "calls_over_10us", "calls_over_100us"]
-    table = pd.DataFrame(rows, columns=[*first, *columns])
-    whole = [name for name in table if not name.endswith(("_gb_s", "file"))]
-    return table.astype(dict.fromkeys(whole, "Int64")).assign(
-        **{f"{name}_share": table[f"{name}_ns"] / table.copies_ns.replace(0, math.nan)
-           for name in ("hidden", "in_collectives")})  # fmt: skip
-
-
-def _counted(copies: pd.DataFrame, ran: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "copies": len(copies), **{how.replace(" ", "_"): (copies.how == how).sum() for how in HOW},
-        "host_device": copies.direction.isin(HOST).sum(),
-        "collectives": (ran.kind == "collective").sum(),
-        "span_ns": ran.end_ns.max() - ran.start_ns.min() if len(ran) else 0,
-        "kernels_ns": busy(ran[ran.kind == "kernel"]),
-        "collectives_ns": busy(ran[ran.kind == "collective"]),
-    }  # fmt: skip
-
-
-def _beside(copies: pd.DataFrame, ran: pd.DataFrame, link_gb_s: float | None) -> dict[str, Any]:
-    copies = copies[copies.direction == TO_DEVICE]
-    near = ran[(ran.end_ns > copies.start_ns.min()) & (ran.start_ns < copies.end_ns.max())]
-    lanes = Lanes(near)
-    copying, compute, met = (
-        lanes.at(some)
-        for some in (copies, near[near.kind == "kernel"], near[near.kind == "collective"])
-    )
-    times = {
-        "copies": copying, "hidden": copying & compute, "hidden_alone": copying & compute & ~met,
-        "exposed": copying & ~compute, "exposed_alone": copying & ~compute & ~met,
-        "in_collectives": copying & met,
-    }  # fmt: skip
-    timed = copies[copies.bytes.notna() & (copies.ns > 0)]
-    timed = timed.assign(inside_ns=lanes.within(timed, met))
-    outside, meeting = (timed[(timed.inside_ns > 0) == meets] for meets in (False, True))
-    inside = meeting.inside_ns.sum()
-    left = meeting.bytes.sum() - (link_gb_s or math.nan) * (meeting.ns.sum() - inside)
-    return {
-        "down_bytes": copies.bytes.sum(),
-        **{f"{name}_ns": lanes.lengths[where].sum() for name, where in times.items()},
-        "outside_gb_s": _over(outside.bytes.sum(), outside.ns.sum()), "outside_n": len(outside),
-        "meeting_gb_s": _over(meeting.bytes.sum(), meeting.ns.sum()), "meeting_n": len(meeting),
-        "inside_gb_s": max(_over(left, inside), 0),
-    }  # fmt: skip
+    compute, met = beside.compute, beside.met
+    timed = copies[copies.bytes.notna() & (copies.ns > 0)].sort_values("gb_s")
+    timed = timed.assign(inside=beside.within(timed, met))
+    copying, moved = beside.at(copies), timed.bytes.astype(float).cumsum()
+    parts = {"union": True, "hidden": compute, "hidden_alone": compute & ~met, "exposed": ~compute,
+             "exposed_alone": ~compute & ~met, "in_collectives": met}  # fmt: skip
+    found: dict[str, Any] = {f"{name}_ns": beside.ns(copying & at) for name, at in parts.items()}
+    nbytes, ns, union = int(copies.bytes.sum()), int(copies.ns.sum()), found["union_ns"]
+    found |= {"bytes": nbytes, "ns": ns, "zero_time": int((copies.ns == 0).sum())}
+    found |= {"weighted_gb_s": _over(nbytes, ns), "throughput_gb_s": _over(nbytes, union)}
+    for name, q in {"median": 0.5, "p10": 0.1, "p90": 0.9}.items():
+        found[f"{name}_gb_s"] = float(timed.gb_s.quantile(q))
+        found[f"{name}_by_bytes_gb_s"] = float(timed.gb_s[moved >= q * moved.max()].min())
+    spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
+    for name, time in zip(("0_5", "5_20", "20_up"), spent, strict=True):
+        found[f"share_{name}"] = _over(time, ns)
+    for name in ("hidden", "in_collectives"):
+        found[f"{name}_share"] = _over(found[f"{name}_ns"], union)
+    for name, meets in {"outside": False, "meeting": True}.items():
+        some = timed[(timed.inside > 0) == meets]
+        found |= {f"{name}_gb_s": _over(some.bytes.sum(), some.ns.sum()), f"{name}_n": len(some)}
+    inside = some.inside.sum()
+    left = some.bytes.sum() - (link_gb_s or math.nan) * (some.ns.sum() - inside)
+    return found | {"inside_gb_s": max(_over(left, inside), 0)}
 
 
 def _over(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else math.nan
 
 
-def rates(copies: pd.DataFrame) -> dict[str, Any]:
-    """How fast some copies are: by time, by copy and by byte; NaN where none has a rate."""
-    known = copies[copies.bytes.notna()]
-    timed = known[known.ns > 0].sort_values("gb_s")
-    nbytes, ns, union = int(known.bytes.sum()), int(known.ns.sum()), busy(known)
-    moved = timed.bytes.astype(float).cumsum()
-    quantiles = {"median": 0.5, "p10": 0.1, "p90": 0.9}
-    spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False).sum()
+def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
+    """Count and time copies: of each trace as a whole, then of each step, by the call they are of.
+
+    `step` is missing for the whole; `size_bytes` is the file's. ``calls_over_10us`` and ``_100us``
+    count calls for copies; `copies` are ``blocking``, ``may_block``, ``async`` or ``unknown`` to
+    the host, and ``host_device`` are from or to it; `kernels` are of any kind. ``span_ns`` is from
+    the first to the last of what ran, ``kernels_ns`` the time in which any computes, ``both_ns`` in
+    which a collective runs, too. What follows is of copies to the device: ``down_bytes``, and
+    :func:`rates` with ``copies_ns`` for the union. What runs beside may be another step's.
+    """
+    rows = []
+    for trace, names, beside, ran, copies in _by_device(traces):
+        calls = memcpy_calls(trace)
+        every = (calls if ran.empty else calls[calls.device == names["device"]]), copies, ran
+        steps = [(None, True), *trace.steps[["step", "complete"]].itertuples(index=False)]
+        for step, complete in steps:
+            own = [some if step is None else some[(some.step == step).fillna(False)]
+                   for some in every]  # fmt: skip
+            counts = _counted(beside, link_gb_s, *own) if complete else {}
+            rows.append(names | {"step": step, "size_bytes": trace.facts["size_bytes"]} | counts)
+    table = pd.DataFrame(rows)
+    table.loc[table.device.isna(), table.columns[7:]] = None
+    whole = [name for name in table if not name.endswith(("_gb_s", "_share", "file"))]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def _by_device(traces: Iterable[Trace]) -> Iterator[tuple[Trace, Any, Beside, Any, Any]]:
+    """Yield each trace's devices: what names one, its time axis, what it ran, its copies."""
+    for trace in traces:
+        copies = copies_of(trace)
+        for names, ran in trace.devices():
+            yield trace, names, Beside(ran), ran, copies[copies.device == names["device"]]
+
+
+def _counted(
+    beside: Beside, link: float | None, calls: pd.DataFrame, copies: pd.DataFrame, ran: pd.DataFrame
+) -> dict[str, Any]:
+    down = rates(copies[copies.direction == TO_DEVICE], beside, link)
+    compute, met = (beside.at(ran[ran.kind == kind]) for kind in ("kernel", "collective"))
+    kinds = ran.kind.value_counts()
     return {
-        "copies": len(copies), "unsized": len(copies) - len(known),
-        "zero_time": int((known.ns == 0).sum()), "bytes": nbytes, "ns": ns, "union_ns": union,
-        "weighted_gb_s": _over(nbytes, ns), "throughput_gb_s": _over(nbytes, union),
-        **{f"{name}_gb_s": float(timed.gb_s.quantile(q)) for name, q in quantiles.items()},
-        **{f"{name}_by_bytes_gb_s": float(timed.gb_s[moved >= q * moved.max()].min())
-           for name, q in quantiles.items()},
-        **{f"share_{name}": _over(time, ns)
-           for name, time in zip(("0_5", "5_20", "20_up"), spent, strict=True)},
+        **{f"calls_over_{us}us": (calls.ns > 1000 * us).sum() for us in (10, 100)},
+        "copies": len(copies), **{how: (copies.how == how).sum() for how in HOW},
+        "host_device": copies.direction.isin(HOST).sum(),
+        "kernels": kinds["kernel"] + kinds["collective"], "collectives": kinds["collective"],
+        "span_ns": ran.end_ns.max() - ran.start_ns.min() if len(ran) else 0,
+        "kernels_ns": beside.ns(compute), "collectives_ns": beside.ns(met),
+        "both_ns": beside.ns(compute & met), "down_bytes": down["bytes"],
+        "copies_ns": down["union_ns"], **{name: down[name] for name in BESIDE},
     }  # fmt: skip
 
 
 def bandwidth(
     traces: Iterable[Trace], peak_gb_s: float | None = None, measured_gb_s: float | None = None
 ) -> pd.DataFrame:
-    """Rates of copies by direction and memory, and what part of the link they use.
+    """:func:`rates` of copies by direction and memory, and what part of the link they use.
 
     ``of_peak`` while copying, ``of_peak_in_all`` over the trace's span, ``of_measured`` against
     what a benchmark of the link measured. They are missing between devices, where the peak is not
-    known, and where the rate is above it: then the copy does not use that link.
+    known, and where the rate is above it: then the copy does not use that link. Copies without
+    bytes are ``unsized`` and in no other column but ``copies``.
     """
-    rows = []
-    for trace, names, ran, found in _copies_by_device(traces):
+    rows: list[dict[str, Any]] = []
+    for trace, names, beside, ran, copies in _by_device(traces):
         peak, span = (
             peak_gb_s or link(trace, names["device"]),
             ran.end_ns.max() - ran.start_ns.min(),
         )
-        for direction, these in found.groupby("direction", observed=True):
+        for direction, these in copies.groupby("direction", observed=True):
             kinds = [("all", these)] * (these.memory.nunique() > 1)
             for memory, some in [*these.groupby("memory", observed=True), *kinds]:
-                row = rates(some)
-                rate = row["throughput_gb_s"]
-                fits = 1 if direction in HOST and rate <= peak else math.nan
+                found = rates(some[some.bytes.notna()], beside)
+                rate = found["throughput_gb_s"]
+                fits = rate if direction in HOST and rate <= peak else math.nan
                 rows.append({
-                    **names, "direction": direction, "memory": memory, **row,
-                    "of_peak": fits * rate / peak,
-                    "of_peak_in_all": fits * row["bytes"] / span / peak,
-                    "of_measured": fits * rate / (measured_gb_s or math.nan),
+                    **names, "direction": direction, "memory": memory, "copies": len(some),
+                    "unsized": some.bytes.isna().sum(), **found, "of_peak": fits / peak,
+                    "of_peak_in_all": fits * found["union_ns"] / span / peak,
+                    "of_measured": fits / (measured_gb_s or math.nan),
                 })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _copies_by_device(traces: Iterable[Trace]) -> Iterator[tuple[Trace, Any, Any, Any]]:
-    for trace in traces:
-        found = copies_of(trace)
-        for names, ran in trace.devices():
-            yield trace, names, ran, found[found.device == names["device"]]
+    return pd.DataFrame(rows, columns=None if rows else ["device", "direction"])
 
 
 def link(trace: Trace, device: int) -> float:
@@ -230,19 +209,20 @@ def budget(
 
     Bytes to the device and time in which kernels compute are means over complete steps.
     """
-    rows = []
-    for trace, names, _, found in _copies_by_device(traces):
-        steps = summary([trace])
-        steps = steps[steps.step.notna() & steps.copies.notna() & (steps.device == names["device"])]
-        nbytes, compute = (_over(steps[name].sum(), len(steps)) for name in
+    rows: list[dict[str, Any]] = []
+    for trace, names, _, _, copies in _by_device(traces):
+        own = copies[(copies.direction == TO_DEVICE) & copies.bytes.notna()]
+        steps = summary([trace]).dropna(subset=["device", "step", "copies"])
+        steps = steps[steps.device == names["device"]]
+        nbytes, compute = (_over(steps[key].sum(), len(steps)) for key in
                            ("down_bytes", "kernels_ns"))  # fmt: skip
-        observed = rates(found[found.direction == TO_DEVICE])["weighted_gb_s"]
-        peak = peak_gb_s or link(trace, names["device"])
-        scenarios = {"peak": peak, "measured": measured_gb_s or math.nan, "observed": observed}
+        scenarios = {"peak": peak_gb_s or link(trace, names["device"]),
+                     "measured": measured_gb_s or math.nan,
+                     "observed": _over(own.bytes.sum(), own.ns.sum())}  # fmt: skip
         rows += [{**names, "scenario": scenario, "rate_gb_s": rate, "steps": len(steps),
                   "step_bytes": nbytes, "ns": nbytes / rate, "compute_ns": compute,
-                  "share": _over(nbytes / rate, compute)}
-                 for scenario, rate in scenarios.items()]  # fmt: skip
+                  "share": _over(nbytes / rate, compute)} for scenario, rate in scenarios.items()
+                 if names["device"] is not None]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -255,22 +235,21 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for trace in traces:
-        events, names = trace.events, {key: trace.facts[key] for key in ("file", "rank")}
+        events, steps = trace.events, trace.steps.step[trace.steps.complete]
         calls = events[(events.kind == "call") & like(events, pattern)
                        | (events.kind == "memory") & (pattern == ALLOCATIONS)]  # fmt: skip
         ran = events[events.kind.isin(ON_GPU)]
         lanes = Lanes(pd.concat([ran, calls]))
         middle = (lanes.edges[:-1] >= ran.start_ns.min()) & (lanes.edges[1:] <= ran.end_ns.max())
         idle = middle & ~lanes.at(ran)
-        steps = trace.steps.step[trace.steps.complete]
         for name, some in calls.groupby("name", observed=True):
-            waiting = [lanes.at(own) & idle for _, own in some.groupby("thread")]
+            waiting = [lanes.ns(lanes.at(own) & idle) for _, own in some.groupby("thread")]
             rows.append({
-                **names, "call": name, "calls": len(some), "ns": some.ns.sum(),
-                "over_100us": (some.ns > 1e5).sum(), "idle_ns":
-                sum(int(lanes.lengths[where].sum()) for where in waiting) if len(ran) else pd.NA,
+                "file": trace.facts["file"], "rank": trace.facts["rank"], "call": name,
+                "calls": len(some), "ns": some.ns.sum(), "over_100us": (some.ns > 1e5).sum(),
+                "idle_ns": sum(waiting) if len(ran) else pd.NA,
                 "per_step": _over(some.step.isin(steps).sum(), len(steps)),
-                "bytes": some.bytes.abs().sum() if some.bytes.notna().any() else pd.NA,
+                "bytes": some.bytes.abs().sum(min_count=1),
             })  # fmt: skip
     columns = ["file", "rank", "call", "calls", "ns", "over_100us", "idle_ns", "per_step", "bytes"]
     return pd.DataFrame(rows, columns=columns).sort_values("ns", ascending=False, ignore_index=True)
@@ -304,23 +283,21 @@ def wan_tensors() -> pd.DataFrame:
     return pd.DataFrame(table.items(), columns=["tensor", "bytes"])
 
 
-def tensors(traces: Iterable[Trace], inventory: pd.DataFrame) -> pd.DataFrame:
-    """Copies to the device by size, with every tensor that has this size, whole or sharded.
+def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
+    """Copies to the device by size, with every tensor of Wan's that has this size, or a shard.
 
     ``candidates`` are how many those are; ``tensor`` is missing where there is none. Equal sizes
     are no proof.
     """
-    whole = [(size // n, f"{name}, 1 of {n} shards" if n > 1 else name) for n in SHARDS
-             for name, size in zip(inventory.tensor, inventory.bytes, strict=True)
-             if size % n == 0]  # fmt: skip
-    named = pd.DataFrame(whole, columns=["bytes", "tensor"]).groupby("bytes").tensor
-    named = named.agg(tensor=" / ".join, candidates="size")
-    parts = [found[found.direction == TO_DEVICE].assign(**names)
-             for _, names, _, found in _copies_by_device(traces)]  # fmt: skip
+    parts = [wan_tensors().assign(shards=shards) for shards in SHARDS]
+    parts = pd.concat(parts).query("bytes % shards == 0")
+    named = parts.tensor + parts.shards.map(lambda n: f", 1 of {n} shards" if n > 1 else "")
+    named = named.groupby(parts.bytes // parts.shards).agg(tensor=" / ".join, candidates="size")
     keys = ["file", "rank", "device", "bytes"]
-    copied = pd.concat(parts) if parts else pd.DataFrame(columns=keys)
-    found = copied.groupby(keys, dropna=False).size().rename("copies").reset_index()
-    found = found.dropna(subset="bytes").join(named, on="bytes")
+    copied = [copies[copies.direction == TO_DEVICE].assign(**names)[keys]
+              for _, names, _, _, copies in _by_device(traces)]  # fmt: skip
+    found = pd.concat(copied).dropna(subset="bytes").groupby(keys, dropna=False).size()
+    found = found.rename("copies").reset_index().join(named, on="bytes")
     found["total_bytes"] = found.bytes * found.copies
     found["candidates"] = found.candidates.fillna(0).astype(int)
     return found.sort_values("total_bytes", ascending=False, ignore_index=True)

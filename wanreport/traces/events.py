@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,22 +42,25 @@ COLUMNS: dict[str, Any] = {"kind": KIND, "name": np.int32, **dict.fromkeys(NUMBE
 
 
 class Trace(NamedTuple):
-    """One file."""
+    """One file.
+
+    `steps` are the host's: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``launches``
+    and ``matched`` (calls, and those with an event on a GPU), ``complete``. `quality` is what to
+    know first: ``check``, ``count``, ``what``; ``bad`` where figures lack something. `facts` are
+    ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
+    device), ``finished`` (whether its end is there; None if its format does not say).
+    """
 
     events: pd.DataFrame
     steps: pd.DataFrame
-    """``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``launches`` and ``matched``
-    (calls, and those with an event on a GPU), ``complete``."""
     quality: pd.DataFrame
-    """What to know first: ``check``, ``count``, ``what``; ``bad`` where figures lack something."""
     facts: dict[str, Any]
-    """``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
-    device), ``finished`` (whether its end is there; None if its format does not say)."""
 
     def devices(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Yield what names each device in tables, and its events; nothing if no GPU ran."""
-        for device, ran in self.events[self.events.kind.isin(ON_GPU)].groupby("device"):
-            yield {"file": self.facts["file"], "rank": self.facts["rank"], "device": device}, ran
+        """Yield what names each device in tables, and what it ran; device None if none ran."""
+        ran, names = self.events[self.events.kind.isin(ON_GPU)], ("file", "rank")
+        for device, own in ran.groupby("device") if len(ran) else [(None, ran)]:
+            yield {name: self.facts[name] for name in names} | {"device": device}, own
 
 
 class Rows:
@@ -68,17 +72,15 @@ class Rows:
         self.notes: list[tuple[str, int, bool, str]] = []
         self.size = self.odd = 0
 
-    def name(self, name: str) -> int:
-        """The number of a name; long ones are cut, and too many share one."""
-        if (number := self.names.get(name)) is not None:
-            return number
-        short = name[:LONGEST_NAME].encode("utf-8", "replace").decode()
-        short = short if len(self.names) < MOST_NAMES else "(other)"
-        return self.names.setdefault(short, len(self.names))
-
-    def add(self, **columns: Any) -> None:
-        """Take a batch, without events that end before they begin or whose times are none."""
-        batch = pd.DataFrame(columns)
+    def add(self, name: Sequence[str], **columns: Any) -> None:
+        """Take a batch, without what ends before it begins; too many names share one."""
+        codes, different = pd.factorize(np.array(name, object))
+        numbers, names = np.zeros(len(different), np.int32), self.names
+        for at, each in enumerate(different):
+            short = each[:LONGEST_NAME].encode("utf-8", "replace").decode()
+            short = short if short in names or len(names) < MOST_NAMES else "(other)"
+            numbers[at] = names.setdefault(short, len(names))
+        batch = pd.DataFrame({"name": numbers[codes], **columns})
         good = (batch.start_ns > MISSING) & (batch.end_ns >= batch.start_ns)
         self.batches.append(batch[good].astype(COLUMNS))
         self.size += int(good.sum())
@@ -89,7 +91,7 @@ class Rows:
         if count:
             self.notes.append((check, int(count), bool(bad), what))
 
-    def trace(self, whole: bool, shift: int = 0, **facts: Any) -> Trace:
+    def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
         events = pd.concat(self.batches, ignore_index=True)
         self.batches.clear()
@@ -107,6 +109,7 @@ class Rows:
         steps = _steps(events, whole)
         self._check(events, steps)
         quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
+        facts |= {"file": str(file), "size_bytes": file.stat().st_size}
         return Trace(events, steps, quality.sort_values("bad", ascending=False), facts)
 
     def _check(self, events: pd.DataFrame, steps: pd.DataFrame) -> None:
@@ -114,22 +117,17 @@ class Rows:
         # Only the columns that are looked at: a copy of all would be the peak of memory.
         ran = events.loc[events.kind.isin(ON_GPU), ["call", "step"]]
         copies, calls = events[events.kind == "copy"], events.loc[events.kind == "call", LINK]
-        note("times", self.odd, "events that have no times, or wrong ones, are left out")
-        note("no GPU events", ran.empty, "nothing that ran on a GPU is in the file: that there were"
-             " no copies is not what this says")  # fmt: skip
-        note("incomplete steps", len(left), "the file lacks what ran in steps "
-             f"{', '.join(map(str, left))}; they have no figures")  # fmt: skip
+        note("times", self.odd, "left out, as they have no times or wrong ones")
+        note("no GPU events", ran.empty, "which is not to say that there were no copies")
+        note("incomplete steps", len(left), f"{', '.join(map(str, left))} have no figures")
         note("launches without GPU event", (steps.launches - steps.matched).sum(),
              f"of {steps.launches.sum():,} in steps", len(left))  # fmt: skip
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
-        note(
-            "copies without call", (copies.call < 0).sum(), "if they block is not known", bad=False
-        )
+        note("copies without call", (copies.call < 0).sum(), "if they block is not known", False)
         note("steps by time", ((ran.call < 0) & ran.step.notna()).sum(),
              "GPU events without call count for the step they ran in", bad=False)  # fmt: skip
-        note("no calls", calls.empty, "calls of CUDA or HIP are not in the file: what blocks,"
-             " waits or allocates is not known")  # fmt: skip
+        note("no calls", calls.empty, "so what blocks, waits or allocates is not known")
         note("correlations used twice", calls[calls.correlation > 0].duplicated(LINK).sum(),
              "the first call counts as the one that launched", bad=False)  # fmt: skip
 
@@ -164,10 +162,7 @@ def _calls(events: pd.DataFrame) -> np.ndarray:
 
 
 def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
-    """Set each event's step; list the steps, the host's windows, each with a number of its own.
-
-    Complete is one that has what it launched; those of a cut file may lack anything.
-    """
+    """Set each event's step; list the steps. Complete is one that has what it launched."""
     steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
@@ -202,9 +197,6 @@ def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
         return np.fromiter(good, np.int64)
 
 
-# Times -------------------------------------------------------------------------------------------
-
-
 class Lanes:
     """One time axis, cut at every begin and end of some events; all in integers."""
 
@@ -219,6 +211,10 @@ class Lanes:
             for name in TIMES
         )
         return np.asarray(begun > over)
+
+    def ns(self, pieces: np.ndarray) -> int:
+        """How long some pieces are together."""
+        return int(self.lengths[pieces].sum())
 
     def within(self, events: pd.DataFrame, pieces: np.ndarray) -> np.ndarray:
         """How much of each event pieces cover."""

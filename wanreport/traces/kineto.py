@@ -33,17 +33,16 @@ EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for
 DAY = 86_400 * 10**9  # no event of a profile is longer
 
 BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
-BETWEEN = re.compile(rb'\}\s*,\s*(?=\{\s*")')
+BETWEEN = re.compile(rb'(?<=\})\s*,\s*(?=\{\s*")')
 AGAIN = re.compile(
     r'\}\s*(?:,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)|(?=\]\s*(?:,\s*"\w+"\s*:|\}?\s*\Z)))'
 )
 GAP = re.compile(r"[\s,\x00]*")
-NONE, END = "none", "end"  # of no use; may tell that all before it was written
-CATEGORIES = {
+CATEGORIES = {  # the profiler writes what it has of a GPU before the "end"
     "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
     "driver": "call", "cuda_sync": "sync", "cpu_instant_event": "memory",
-    "overhead": "overhead", "user_annotation": "step", "operator": "step",
-    "trace": END, "": END,
+    "overhead": "overhead", "user_annotation": "step", "operator": "step", "trace": "end",
+    "": "end",
 }  # fmt: skip
 LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
     (r"Exceeded max GPU buffer count", "the profiler's buffers were full; it stopped there", True),
@@ -81,17 +80,14 @@ ONE = json.JSONDecoder(parse_float=Decimal)
 WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
 
 
-def read(path: Path) -> Trace:
-    """Read a trace; what is lost of a damaged file is said in the trace's quality."""
-    return _Reader(path).trace()
+class Reader:
+    """One file; what is lost of a damaged one is said in the trace's quality."""
 
-
-class _Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.rows, self.chunks = path, Rows(), self._inflated()
         self.threads: dict[tuple[int | str, int | str], int] = {}
-        self.buffer, self.around = bytearray(), bytearray()
-        self.read = self.count = self.skipped = 0
+        self.buffer = bytearray()
+        self.count = self.skipped = self.size = 0  # events, what is none, bytes of JSON
         self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
     def _inflated(self) -> Iterator[bytes]:
@@ -111,13 +107,19 @@ class _Reader:
 
     def _more(self) -> bool:
         chunk = next(self.chunks, b"")
-        self.read += len(chunk)
+        self.size += len(chunk)
         self.buffer += chunk
         return bool(chunk)
 
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
-        self._find_events()
+        while not (found := BEGIN.search(self.buffer)):
+            if len(self.buffer) > MOST_BETWEEN or not self._more():
+                raise self._no_trace(f'no "traceEvents" in its first {self.size:,} bytes')
+        end = found.end()
+        del found  # it holds the buffer
+        around = self.buffer[: min(end, MOST_AROUND)]
+        del self.buffer[:end]
         wanted, idle, last = BATCH, 0, False
         while not (last or self.over or self.rows.size >= MOST_EVENTS):
             last = not self._more()
@@ -132,59 +134,45 @@ class _Reader:
         inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
         while self.over and self._more():
             del self.buffer[2 * MOST_AROUND :]
-        self.around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
-        known = b"traceEvents" in self.around
-        if not self.phases and (self.count or self.skipped or (self.buffer and not known)):
+        around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
+        odd = self.count or self.skipped or (self.buffer and b"traceEvents" not in around)
+        if odd and not self.phases:
             raise self._no_trace("its list holds no events")
-        return self._told(inside)
-
-    def _find_events(self) -> None:
-        """Go to where the events begin: a list on its own, or under ``traceEvents``."""
-        end = 0
-        while not end:
-            if len(self.buffer) > MOST_BETWEEN or not self._more():
-                raise self._no_trace(f'no "traceEvents" in its first {self.read:,} bytes')
-            found = BEGIN.search(self.buffer, max(0, len(self.buffer) - CHUNK - 99))
-            end = found.end() if found else 0
-            del found  # it holds the buffer
-        self.around += self.buffer[: min(end, MOST_AROUND)]
-        del self.buffer[:end]
+        return self._told(inside, around.decode("utf-8", "replace"))
 
     def _batch(self, last: bool) -> int:
         """Take the buffer's events up to the last complete one; returns its bytes done with."""
         near = max(0, len(self.buffer) - (1 << 16))
         if not last and (gaps := [gap.span() for gap in BETWEEN.finditer(self.buffer, near)]):
-            end, following = gaps[-1][0] + 1, gaps[-1][1]
-            data = b"".join((b"[", memoryview(self.buffer)[:end], b"]"))
             with suppress(*WRONG):
+                data = b"".join((b"[", memoryview(self.buffer)[: gaps[-1][0]], b"]"))
                 events = FLOATS.decode(data)
                 if any(type(event.ts) is float and event.ts >= EXACT for event in events):
                     events = DECIMALS.decode(data)
                 self._keep(events)
-                return following
+                return gaps[-1][1]
         return self._one_by_one(last)
 
     def _one_by_one(self, last: bool) -> int:
-        text = self.buffer.decode("utf-8", "surrogateescape")
+        text, at = self.buffer.decode("utf-8", "surrogateescape"), 0
         events: list[_Event] = []
-        at = 0
         while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             if text[at] == "]":
                 self.over, at = True, at + 1
                 break
+            end = None
             try:
-                value, at = ONE.raw_decode(text, at)
-            except WRONG:
-                if not last and len(text) - at < CHUNK:
-                    break  # the rest of it may be on its way
-                if (following := AGAIN.search(text, at + 1)) is None:
-                    break
-                self.skipped, at = self.skipped + 1, following.end()
-                continue
-            try:
+                value, end = ONE.raw_decode(text, at)
                 events.append(msgspec.convert(value, _Event))
             except WRONG:
+                if end is None:
+                    if not last and len(text) - at < CHUNK:
+                        break  # the rest of it may be on its way
+                    if (following := AGAIN.search(text, at + 1)) is None:
+                        break
+                    end = following.end()
                 self.skipped += 1
+            at = end
         self._keep(events)
         return len(text[:at].encode("utf-8", "surrogateescape"))
 
@@ -195,12 +183,12 @@ class _Reader:
         events, kinds = [], []
         for event in all_events:
             kind = _kind(event.cat)
-            if kind == END:
+            if kind == "end":
                 self.finished |= event.name == "Record Window End"
                 self.past_gpu |= self.finished or event.cat == "Trace"
-            elif kind == NONE or kind == "step" and not STEPS.fullmatch(event.name):
-                continue
-            elif event.ph == "X" or kind == "memory":
+            elif kind == "memory" or event.ph == "X" and kind and (
+                kind != "step" or STEPS.fullmatch(event.name)
+            ):  # fmt: skip
                 events.append(event)
                 kinds.append(kind)
         if not events:
@@ -218,21 +206,20 @@ class _Reader:
         device[unknown] = integers([events[i].pid for i in unknown])
         threads = self.threads
         self.rows.add(
-            kind=kind, name=[self.rows.name(event.name) for event in events], device=device,
-            stream=integers([each.stream for each in args]), start_ns=start, bytes=nbytes,
+            kind=kind, name=[event.name for event in events], device=device, bytes=nbytes,
+            stream=integers([each.stream for each in args]), start_ns=start, process=0,
             thread=[threads.setdefault((e.pid, e.tid), len(threads)) for e in events],
-            end_ns=np.where(fine, start + length, MISSING), process=0,
+            end_ns=np.where(fine, start + length, MISSING),
             correlation=integers([each.correlation for each in args]),
         )  # fmt: skip
 
-    def _told(self, inside: str) -> Trace:
+    def _told(self, inside: str, around: str) -> Trace:
         """Make the trace; what stands around the events tells more of it."""
-        note, around = self.rows.note, self.around.decode("utf-8", "replace")
-        full = self.rows.size >= MOST_EVENTS
+        note, full = self.rows.note, self.rows.size >= MOST_EVENTS
         cut = not self.over and not full
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
         note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
-             f" {self.read:,} bytes of JSON")  # fmt: skip
+             f" {self.size:,} bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was no event is left out")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
@@ -242,11 +229,11 @@ class _Reader:
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
         gpus = re.findall(r'"id"\s*:\s*(\d{1,9})\s*,\s*"name"\s*:\s*"([^"]*)"', around)
         return self.rows.trace(
-            whole=(self.past_gpu or not cut and not full) and not self.damaged,
-            shift=min(int(base[1]), LATEST * 1000) if base else 0,
-            file=str(self.path), format="Kineto", size_bytes=self.path.stat().st_size,
-            rank=int(rank[1]) if rank else None, events=self.count,
-            gpus={int(number): name for number, name in gpus}, finished=self.finished,
+            self.path, format="Kineto", finished=self.finished,
+            whole=(self.past_gpu or not (cut or full)) and not self.damaged,
+            shift=min(int(base[1]), LATEST * 1000) if base else 0, events=self.count,
+            rank=int(rank[1]) if rank else None,
+            gpus={int(number): name for number, name in gpus},
         )  # fmt: skip
 
     def _no_trace(self, why: str) -> FileError:
@@ -260,7 +247,7 @@ class _Reader:
 def _kind(category: str) -> str:
     """The kind of events of a category: a new one or an old, of CUDA or of HIP."""
     name = category.lower()
-    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", NONE))
+    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", ""))
 
 
 def _ns(microseconds: list[Any]) -> np.ndarray:
@@ -271,12 +258,9 @@ def _ns(microseconds: list[Any]) -> np.ndarray:
         if times.ndim == 1 and most and (np.abs(times) < most).all():
             whole = times.astype(np.int64)
             return whole * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
-    return np.array([_exact(value) for value in microseconds], np.int64)
-
-
-def _exact(value: Any) -> int:
-    try:
-        number = Decimal(value)
-        return int((number * 1000).to_integral_value()) if abs(number) < LATEST else MISSING
-    except (TypeError, ValueError, DecimalException):  # no number, or NaN
-        return MISSING
+    found = np.full(len(microseconds), MISSING)
+    for at, value in enumerate(microseconds):
+        with suppress(TypeError, ValueError, DecimalException):  # no number, or NaN
+            if abs(number := Decimal(value)) < LATEST:
+                found[at] = int((number * 1000).to_integral_value())
+    return found

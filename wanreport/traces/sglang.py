@@ -7,11 +7,14 @@ compared among themselves: their record names the source, as do its folder and i
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Any
@@ -24,12 +27,13 @@ from wanreport.jobs.schedule import flow_schedule, switch_step
 from wanreport.jobs.sglang import prefetch_layers, resolve_model
 from wanreport.records.files import FileError, parse_record, read_json
 from wanreport.records.record import new_record, record_path, write_record
-from wanreport.traces import read
+from wanreport.traces import copies, read
 from wanreport.traces.log import Log
 
 SPIKE = 1.5  # a step as long as so many others is one at which a whole expert moved
 A14B = {"num_layers": 40, "block_bytes": 702_870_528, "outer_bytes": 520_530_176,
         "expert_bytes": 28_635_351_296}  # fmt: skip
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Place(BaseModel, extra="forbid"):
@@ -46,7 +50,7 @@ class Place(BaseModel, extra="forbid"):
 
 class _Timed(BaseModel):
     name: str = ""
-    duration_ms: float = Field(gt=0, allow_inf_nan=False)
+    duration_ms: Positive
 
 
 class _Peak(BaseModel):
@@ -57,8 +61,8 @@ class _Peak(BaseModel):
 class PerfDump(BaseModel):
     """What is read of a file of ``--perf-dump-path``."""
 
-    timestamp: str = Field("", max_length=40, pattern=r"^[\d:.T+Z-]*$")
-    total_duration_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    timestamp: datetime | None = None
+    total_duration_ms: Positive | None = None
     steps: list[_Timed] = []
     denoise_steps_ms: Annotated[list[_Timed], Field(min_length=1, max_length=1000)]
     memory_checkpoints: dict[str, _Peak] = {}
@@ -70,6 +74,8 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
+    Traces are copied beside it; what they hold of copies is in the record.
+
     Raises
     ------
     FileError, JobError
@@ -80,33 +86,39 @@ def import_run(
     if place.count and place.count < job.num_gpus:
         raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
     shift = _checked(said, job, f"{log}:", params)
-    began = _dumped(said, dump, job, params) if dump else ""
+    began = _dumped(said, dump, job, params) if dump else None
+    if began is None:
+        began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
+        with suppress(ValueError):  # SGLang logs no year, and not every line has a time
+            began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
+    kept = {file: _traced(said, job, file, number)
+            for number, file in enumerate([*traces, *([nsys] if nsys else [])])}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
+    board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
+    board = ", ".join(filter(None, [board, place.interconnect, source]))
     record = new_record(
-        job, source=source, **_filled(said, job, shift), **_outcome(said, job),
-        machine=_machine(place, source), software={"torch": place.torch, "sglang": version},
+        job, source=source, started_at=began.replace(tzinfo=began.tzinfo or UTC).isoformat(),
+        **_filled(said, job, shift), **_outcome(said, job),
+        machine={
+            "class": board, "slug": re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120],
+            "device": "cuda", "gpu_name": place.gpu, "gpu_count": place.count,
+            "interconnect": place.interconnect, "driver": place.driver, "node": place.node,
+        },
+        software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
-    year = datetime.fromtimestamp(log.stat().st_mtime, UTC).year  # SGLang logs none
-    record["started_at"] = began or f"{year}-{said.began or '01-01'}"
     stem = f"{record['job_hash']}-{source.replace(' ', '-')}"
     path = record_path(out, record["machine"]["slug"], name, stem)
-    kept = {}
-    for number, file in enumerate([*traces, *([nsys] if nsys else [])]):
-        facts = read(file).facts  # or it is no trace
-        rank = number if facts["rank"] is None else facts["rank"]
-        form = {"Kineto": f"rank{rank}.json"}.get(facts["format"], "nsys.sqlite")
-        with file.open("rb") as data:
-            form += ".gz" if data.read(2) == b"\x1f\x8b" else ""
-            data.seek(0)
-            digest = hashlib.file_digest(data, "sha256").hexdigest()
-        kept[path.parent / "traces" / path.stem / form] = file
-        record["traces"].append({"rank": rank, "path": f"traces/{path.stem}/{form}",
-                                 "bytes": facts["size_bytes"], "sha256": digest})  # fmt: skip
+    if record["status"] != "ok":
+        record["hint"] = (
+            f"Run SGLang again, then: wanreport import {name} --log FILE --params {params}"
+        )
+    for trace in kept.values():
+        trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
-    for target, file in kept.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+    for file, trace in kept.items():
+        (path.parent / trace["path"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, path.parent / trace["path"])
     return write_record(record, path), record
 
 
@@ -149,45 +161,31 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
 
 
 def _engine(args: dict[str, Any]) -> str:
-    """The engine that the resolved flags amount to."""
-
-    def on(flag: str, listed: str) -> bool:
-        return bool(args.get(flag) or {"dit", "transformer", "all"} & {*(args.get(listed) or ())})
-
-    if on("dit_layerwise_offload", "layerwise_offload_components"):
-        return "layerwise"
-    if args.get("use_fsdp_inference"):
-        return "fsdp"
-    return "swap" if on("dit_cpu_offload", "cpu_offload_components") else "resident"
+    """The engine that the resolved flags amount to; 0.5.23 also lists components."""
+    layerwise, cpu = (
+        args.get(f"dit_{way}_offload")
+        or {"dit", "transformer", "all"} & {*(args.get(f"{way}_offload_components") or ())}
+        for way in ("layerwise", "cpu")
+    )
+    engines = {"layerwise": layerwise, "fsdp": args.get("use_fsdp_inference"), "swap": cpu}
+    return next((engine for engine, chosen in engines.items() if chosen), "resident")
 
 
-def _kinds(said: Log, job: Job) -> list[str]:
-    """Tell iterations apart as the params file does, but for what SGLang itself calls warm-up.
-
-    A lone iteration is a clean one, as of nothing else it would be of use.
-    """
-    own = [it.warmup for it in said.iterations]
-    first = ["warmup"] * job.warmup_iterations if not any(own) and len(own) != 1 else []
-    planned: Iterator[str] = iter([*first, *["clean"] * job.clean_iterations, "profiled"])
-    return ["warmup" if warm else next(planned, "profiled") for warm in own]
-
-
-def _dumped(said: Log, path: Path, job: Job, params: Path) -> str:
+def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
     """Give a perf dump's times and peaks to the iteration that it is of; return its time."""
     try:
         dump = PerfDump.model_validate(read_json(path, "give what --perf-dump-path named"))
     except ValidationError as error:
         raise FileError(f"{path}: is no perf dump of SGLang 0.5.9 to 0.5.23: {error}") from None
     seconds = [each.duration_ms / 1e3 for each in dump.denoise_steps_ms]
-    ran = [it for it in said.iterations if not it.warmup] or [said.add()]
-    apart = [abs(it.average_s / fmean(seconds) - 1) if it.average_s else 0.04 for it in ran]
-    best = ran[apart.index(min(apart))]
+    ran = [it for it in said.iterations if not it.warmup] or [said.iteration()]
+    best = min(ran, key=lambda it: abs(it.average_s / fmean(seconds) - 1) if it.average_s else 0.04)
     for what, there, here in (("steps", len(seconds), job.num_inference_steps),
                               ("seconds a step", fmean(seconds), best.average_s)):  # fmt: skip
         if here and abs(there / here - 1) > 0.05 * (what != "steps"):
             raise FileError(f"{path}: has {there:g} {what}, and {params} and the log {here:g}; give"
                             " the dump of this run")  # fmt: skip
-    best.dumped = [round(each, 6) for each in seconds]
+    best.given, best.steps_from = [round(each, 6) for each in seconds], "perf dump"
     best.stages_s |= {stage.name: stage.duration_ms / 1e3 for stage in dump.steps}
     if dump.total_duration_ms and best.total_s is None:
         best.total_s = dump.total_duration_ms / 1e3
@@ -199,30 +197,39 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> str:
     return dump.timestamp
 
 
+def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
+    """What a record says of a trace: where it lies, and its copies (of the first device).
+
+    It is of the last iteration, whose steps it times if nothing else does.
+    """
+    trace = read(file)
+    facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]
+    if last and not last[0].steps and len(steps) == job.num_inference_steps:
+        last[0].given = [*(steps.end_ns - steps.start_ns) / 1e9]
+        last[0].steps_from = "trace"
+    rank = number if facts["rank"] is None else facts["rank"]
+    whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
+    with file.open("rb") as data:
+        zipped = ".gz" * (data.read(2) == b"\x1f\x8b")
+        data.seek(0)
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
+    return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
+            "steps": int(steps.complete.sum()), **json.loads(whole.iloc[0].to_json())}  # fmt: skip
+
+
 def _outcome(said: Log, job: Job) -> dict[str, str]:
-    """Status, reason and hint: why a run ended that did not reach its end."""
+    """Status and reason: why a run ended that did not reach its end."""
     ran, errors = [it for it in said.iterations if not it.warmup], said.errors
     # What fails after the last picture, as processes end, costs nothing.
     if ran and ran[-1].denoised and (ran[-1].total_s or not errors):
         return {"status": "ok"}
-    at = said.iterations[-1] if said.iterations else None
-    ends = f"the log ends at step {at.at} of {job.num_inference_steps}" if at else \
-        "the log ends before the first step"  # fmt: skip
+    at = f"at step {said.iterations[-1].at} of {job.num_inference_steps}" if said.iterations else \
+        "before the first step"  # fmt: skip
     memory = [line for line in errors if "OutOfMemory" in line or "out of memory" in line]
     # The first one out of memory says how much was asked for, and the last line ended the run.
-    lines = dict.fromkeys([*memory[:1], *errors[-1:], ends])
-    return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines),
-            "hint": "Read SGLang's log, run it again and import that log."}  # fmt: skip
-
-
-def _machine(place: Place, source: str) -> dict[str, Any]:
-    board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
-    name = ", ".join(filter(None, [board, place.interconnect, source]))
-    return {
-        "class": name, "slug": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:120],
-        "device": "cuda", "gpu_name": place.gpu, "gpu_count": place.count,
-        "interconnect": place.interconnect, "driver": place.driver, "node": place.node,
-    }  # fmt: skip
+    lines = dict.fromkeys([*memory[:1], *errors[-1:], f"the log ends {at}"])
+    return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines)}
 
 
 def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
@@ -232,8 +239,14 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
     timesteps = [float(t) for t in flow_schedule(job.num_inference_steps, shift).timesteps]
     planned = switch_step(timesteps, ratio)
     layers = prefetch_layers(job.dit_offload_prefetch_size, A14B["num_layers"])
+    # Told apart as the params file does, but for what SGLang itself calls warm-up. A lone iteration
+    # is a clean one, as of nothing else it would be of use.
+    warm = any(it.warmup for it in said.iterations) or len(said.iterations) == 1
+    kinds = chain(["warmup"] * (0 if warm else job.warmup_iterations),
+                  ["clean"] * job.clean_iterations, repeat("profiled"))  # fmt: skip
     iterations = []
-    for it, kind in zip(said.iterations, _kinds(said, job), strict=True):
+    for it in said.iterations:
+        kind = "warmup" if it.warmup else next(kinds)
         seconds = it.steps if len(it.steps) == len(timesteps) else []
         switch = _spike(seconds) if job.engine == "swap" and kind != "warmup" else planned
         iterations.append({
@@ -244,7 +257,7 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
             "decode_s": next((s for name, s in it.stages_s.items() if "Decod" in name), None),
             "total_s": it.total_s, "average_step_s": it.average_s, "stages_s": it.stages_s,
             "memory": [it.memory, *([None] * (job.num_gpus - 1))] if it.memory else None,
-            "steps_from": "perf dump" if it.dumped else "progress bar" if seconds else None,
+            "steps_from": it.steps_from if seconds else None,
         })  # fmt: skip
     return {
         "model": {
