@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import multiprocessing
@@ -68,6 +69,7 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
     os.dup2(log, 1)
     os.dup2(log, 2)
     threading.Thread(target=_die_with_launcher, daemon=True).start()
+    gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
     importlib.import_module(module).main(spec, out, rank, world_size)
 
 

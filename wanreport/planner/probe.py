@@ -235,7 +235,7 @@ class Probe:
         """Let two settings take turns in the order A B B A, on an expert of a few blocks.
 
         Return, for each, seconds of a step in each of its turns. A turn is a step or, where steps
-        are short, as many as take about a second. The share of residents is kept.
+        are short on a GPU, as many as take about a second. The share of residents is kept.
         """
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
@@ -246,7 +246,8 @@ class Probe:
             warm = 1 + math.ceil(self._hot * BLOCKS / small) * (turn == 0)
             seconds = self._turn(engines[i], experts[i], steps, warm)
             if turn < len(engines):  # connects, and tells how many steps a turn takes
-                steps = max(steps, math.ceil(TURN_S / seconds))
+                if self.device.type == "cuda":  # a rehearsal's times say nothing
+                    steps = max(steps, math.ceil(TURN_S / seconds))
             else:
                 turns[i].append(seconds)
         for engine in engines:
