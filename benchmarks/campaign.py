@@ -185,7 +185,7 @@ class Campaign:
         """Whether an engine failed, or on CPU gave other bits than resident."""
         cpu = self.arguments.device == "cpu"
         return any(
-            row["status"] in ("failed", "oom", "timeout")
+            row["status"] in ("failed", "oom", "timeout", "non-finite")
             or (cpu and identical(row, self._row(FIRST, row["tokens"])) is False)
             for row in self.report["rows"]
         )

@@ -180,7 +180,7 @@ def test_a_file_cut_at_any_place_gives_all_complete_events(tmp_path: Path) -> No
     made = events(2)[:40]
     head, body = '{"traceEvents": ', text(made, "bare")
     ends = ends_of(made)
-    places = {end + off for end in ends for off in (-9, -1, 0, 1, 2)}
+    places = {end + off for end in ends[::5] for off in (-9, -1, 0, 1, 2)}
     for place in sorted(place for place in places if place < len(body)):
         path = put(tmp_path, head + body[:place])
         trace, found = read(path), checks(path)

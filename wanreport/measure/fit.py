@@ -17,7 +17,6 @@ from wanreport.jobs.settings import RING
 from wanreport.measure.launch import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.weights import (
-    CheckpointError,
     CheckpointWeights,
     HostStore,
     Layout,
@@ -35,11 +34,8 @@ def weights_of(
     """Where weights come from, and each expert's configuration."""
     if checkpoint is None:
         return RandomWeights(seed), dict.fromkeys(EXPERTS, TINY if tiny else A14B)
-    try:
-        weights = CheckpointWeights(checkpoint)
-        return weights, {name: weights.config(name) for name in EXPERTS}
-    except (CheckpointError, OSError, ValueError, KeyError) as error:
-        raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error
+    weights = CheckpointWeights(checkpoint)
+    return weights, {name: weights.config(name) for name in EXPERTS}
 
 
 def blocks_in_budget(job: Mapping[str, Any], layouts: Sequence[Layout]) -> int:

@@ -104,7 +104,7 @@ def measure(
         name, status = record["job"]["name"], record["status"]
         why = "" if status == "ok" else f"  {record['reason']}"
         say(f"  {name:<24} {status:<12} {record['wall_s']:6.1f} s{why}")
-        if status in ("failed", "timeout"):
+        if status in ("failed", "timeout", "non-finite"):
             failed.append(name)
             if record["hint"]:
                 say(f"  {'':<24} {record['hint']}")

@@ -17,9 +17,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from wanreport.jobs.job import Job
+from wanreport.jobs.job import Job, located
 from wanreport.jobs.sglang import ModelPathError, resolve_model
 from wanreport.measure import machine, ranks
+from wanreport.records.project import project_root
 from wanreport.records.record import (
     RecordError,
     new_record,
@@ -33,6 +34,8 @@ HINTS = {
     " frames; on the host: fewer ranks, or a machine with more memory",
     "timeout": "raise timeout_s if the job was merely slow; else look at the ranks' logs for the"
     " rank that was not in the collective",
+    "non-finite": "the same job with `engine: resident` tells whether the weights or the engine are"
+    " at fault",
     "failed": "the ranks' logs say where (a kill from outside is often the kernel's out-of-memory"
     " killer); the next run measures this job again",
 }
@@ -72,7 +75,9 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
     stopped: SystemExit | None = None
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as tmp:
         try:
-            found = _measured(job, _settings(job, here["gpu_count"]), Path(tmp), plan_only, log)
+            placed = located(job, project_root())
+            settings = _settings(placed, here["gpu_count"])
+            found = _measured(placed, settings, Path(tmp), plan_only, log)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
         except SystemExit as error:  # of SIGTERM, as at a batch system's limit

@@ -32,6 +32,7 @@ from wanreport.measure.link import measure_link
 from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import die_with_parent
 from wanreport.measure.sensors import Sensors
+from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.clock import StepClock, compiled, peaks, reset_peaks, sha256
 from wanreport.model.denoise import (
     TEXT_TOKENS,
@@ -377,12 +378,13 @@ def main(
         text = str(error).strip()
         oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
         timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
+        broken = "non-finite" if isinstance(error, FloatingPointError) else "failed"
         result = {
-            "status": "oom" if oom else "timeout" if timeout else "failed",
+            "status": "oom" if oom else "timeout" if timeout else broken,
             "reason": f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
             "at": time.time(),
         }
-        if isinstance(error, Unsupported):
+        if isinstance(error, Unsupported | CheckpointError):
             result |= {"status": "unsupported", "reason": text, "hint": error.hint}
     part = folder / f"rank{rank}.part"
     part.write_text(json.dumps(result))

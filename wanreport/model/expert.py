@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from wanreport.model.ulysses import SequenceParallel
 
 EXPERTS = ("high_noise", "low_noise")
-FOLDERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 
 A14B: dict[str, Any] = {
     "patch_size": (1, 2, 2),
