@@ -8,8 +8,6 @@ import json
 import multiprocessing.util
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from tests.ranks import CONTEXT
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
@@ -29,7 +28,6 @@ from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import is_rehearsal, read_record
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
 
@@ -211,18 +209,24 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
     assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
 
 
-def test_the_one_that_was_killed_under_torchrun_is_named(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+KILLED = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
+def test_torchrun_says_which_rank_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
-    seen: list[int] = []
-    killer = threading.Thread(target=_signal_rank_1, args=(scratch, seen, signal.SIGKILL))
-    killer.start()
-    record = read_record(launch.run_job(_job(num_inference_steps=60), tmp_path / "results"))
-    killer.join()
-    assert seen
-    assert record["status"] == "failed"
-    assert "rank 1 was killed by SIGKILL" in record["reason"]
+    (tmp_path / "killed.py").write_text(KILLED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    begun = ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 2, "killed")
+    end = time.monotonic() + 100
+    results, codes = ranks.watch(begun, tmp_path, 2, end, lambda: None)
+    found = ranks.failure(100, results, codes, "step 3")
+    assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
 
 
 def test_a_rank_that_hangs_is_a_timeout(
@@ -307,19 +311,6 @@ def test_traces_that_find_no_room_do_not_cost_the_result(
     assert not list(path.parent.rglob("*.part"))
 
 
-RUN = """
-import signal, sys
-from pathlib import Path
-from wanreport.jobs.job import job_from_mapping
-from wanreport.measure.launch import run_job
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if __name__ == "__main__":
-    import json
-    run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
-"""
-
-
 def _runs(pid: int) -> bool:
     """Whether a process is there, and not as a zombie that nobody has reaped."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -327,25 +318,27 @@ def _runs(pid: int) -> bool:
     return False
 
 
+def _launch(job: Job, root: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    launch.tempfile.tempdir = str(root)
+    launch.run_job(job, root / "results")
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_no_rank_outlives_a_launcher_that_ends(tmp_path: Path, kind: signal.Signals) -> None:
-    file, program = tmp_path / "job.json", tmp_path / "run.py"
-    file.write_text(_job(num_inference_steps=500, profile=False).model_dump_json())
-    program.write_text(RUN)
-    process = subprocess.Popen(
-        [sys.executable, str(program), str(file), str(tmp_path / "r")],
-        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    job = _job(num_inference_steps=500, profile=False)
+    launcher = CONTEXT.Process(target=_launch, args=(job, tmp_path))
+    launcher.start()
+    assert launcher.pid is not None
     deadline = time.monotonic() + 100
-    while not (pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) or len(pids) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
+    while len(pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) < 2:
+        assert time.monotonic() < deadline and launcher.is_alive()
         time.sleep(0.05)
     alive = [int(pid.read_text()) for pid in pids]
-    process.send_signal(kind)
-    assert process.wait(60) != 0
+    os.kill(launcher.pid, kind)
+    launcher.join(60)
+    assert launcher.exitcode
     while any(map(_runs, alive)):
         assert time.monotonic() < deadline, "a rank is still there"
         time.sleep(0.05)
-    assert not list((tmp_path / "r").glob("*/j-*.json")), "no record of half a job"
+    assert not list((tmp_path / "results").glob("*/j-*.json")), "no record of half a job"
