@@ -8,6 +8,7 @@ import json
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -350,13 +351,24 @@ def test_an_interrupt_ends_all_ranks(
     _are_gone(seen, tmp_path / "results")
 
 
-def _launch(job: Job, root: Path) -> None:
-    launch.tempfile.tempdir = str(root)
-    launch.run_job(job, root / "results")
+SLEEPS = """
+import os, time
+def main(spec, out, rank, world_size):
+    open(f"{out}/rank{rank}.pid", "w").write(str(os.getpid()))
+    time.sleep(600)
+"""
+
+
+def _launch(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    ranks.ForkedRanks(folder / "spec", folder / "wanreport-job-", 2, "sleeps")
+    time.sleep(600)
 
 
 def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    launcher = CONTEXT.Process(target=_launch, args=(_job(**LONG), tmp_path))
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    (tmp_path / "wanreport-job-").mkdir()
+    launcher = CONTEXT.Process(target=_launch, args=(tmp_path,))
     launcher.start()
     while len(pids := _pids(tmp_path)) < 2 or not all(pids):
         assert launcher.is_alive()
