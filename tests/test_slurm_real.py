@@ -187,7 +187,7 @@ def slurm() -> Iterator[Slurm]:
 def test_states_records_and_the_queue(slurm: Slurm) -> None:
     """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
     good = slurm.job("good", "scale: tiny\n", "elsewhere")
-    bad = slurm.job("bad", "scale: tiny\ntimeout_s: 1\n")
+    bad = slurm.job("bad", "scale: tiny\nseed: 1\ntimeout_s: 1\n")
     blind = slurm.job("blind", "scale: a14b\n")
     long = slurm.job("long", "scale: tiny\nclean_iterations: 2000\n")
     (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
