@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ from wanreport.model.weights import HostStore, RandomWeights
 SCALES = {"high_noise": 4.0, "low_noise": 3.0}
 NARROW = TINY | {"num_attention_heads": 7, "attention_head_dim": 12, "ffn_dim": 96}
 """Narrower than a rehearsal's, as bfloat16 is slow on a CPU; no world size divides 7 heads."""
+_MADE: dict[tuple[Any, ...], bytes] = {}
 
 
 def make_experts(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> dict[str, Expert]:
-    return {name: Expert(name, NARROW | changes, dtype) for name in EXPERTS}
+    """Both experts, on the meta device; built once, and copied, as that is five times faster."""
+    key = (dtype, *sorted(changes.items()))
+    if key not in _MADE:
+        made = {name: Expert(name, NARROW | changes, dtype) for name in EXPERTS}
+        _MADE[key] = pickle.dumps(made)
+    copy: dict[str, Expert] = pickle.loads(_MADE[key])
+    return copy
 
 
 def run_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -55,6 +56,7 @@ def _rank(
     function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any, backend: str
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    gc.freeze()  # what the server imported is not looked through for garbage, nor copied for that
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     device = torch.device("cuda", rank) if backend == "nccl" else None

@@ -25,10 +25,12 @@ from typing import Any
 import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.formulas import DERIVED
-from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.jobs.job import Job, JobError, located, resolve_job
+from wanreport.jobs.sglang import ModelPathError, resolve_model
 from wanreport.measure import jobs as ours
 from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
+from wanreport.model.checkpoint import CheckpointError, audit
 from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.files import parse_record
@@ -170,10 +172,28 @@ def _measure(given: Namespace, root: Path) -> int:
 
 
 def _check(given: Namespace, root: Path) -> int:
-    gpus = this_machine().gpus
+    gpus, problems = this_machine().gpus, []
     for file, job in load_jobs(given.params, root).items():
-        print(f"{file}: {_resolved(job, gpus)}")
+        try:
+            print(f"{file}: {_resolved(job, gpus)}; {_model(located(job, root))}")
+        except (CheckpointError, ModelPathError) as error:
+            problems.append(f"{file}: {error}")
+    if problems:
+        raise JobError(problems)
     return 0
+
+
+def _model(job: Job) -> str:
+    """Where a located job's model is, all of whose files are looked at, and its flow shift."""
+    index, said = None, [job.model_path]
+    if Path(job.model_path).is_absolute() and not Path(job.model_path).is_dir():
+        raise ModelPathError(f"model_path: {job.model_path} is not there")
+    if job.checkpoint:
+        audit(Path(job.checkpoint))
+        index = json.loads((Path(job.checkpoint) / "model_index.json").read_text("utf-8"))
+        said.append(f"checkpoint {job.checkpoint}")
+    shift = job.flow_shift or resolve_model(job.model_path, index=index).flow_shift
+    return f"{', '.join(said)}, flow_shift {shift:g}"
 
 
 def _resolved(job: Job, gpus: int) -> str:

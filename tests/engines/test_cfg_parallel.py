@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models import run_engine
+from tests.models import Runs, run_engine
 from tests.ranks import run_ranks
 from wanreport.engines import ENGINES
 from wanreport.jobs.settings import StreamSettings
@@ -22,8 +22,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def _all(cfg_parallel: bool) -> list[dict[str, Any]]:
-    return [run_engine(ENGINES[name](**options), cfg_parallel=cfg_parallel)
-            for name, options in CASES]  # fmt: skip
+    run = Runs(num_layers=4, iterations=1, cfg_parallel=cfg_parallel)
+    return [run(ENGINES[name](**options)) for name, options in CASES]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -46,7 +46,7 @@ class Watched(Runs):
     def reference(self, **how: Any) -> torch.Tensor:
         key = str(sorted(how.items()))
         if key not in self.references:
-            self.references[key] = self(Resident(), iterations=1, **how)["latents"][0]
+            self.references[key] = self(Resident(), **how | {"iterations": 1})["latents"][0]
         return self.references[key]
 
     def stream(
@@ -109,15 +109,19 @@ def _one_rank() -> None:
         watched.check(settings, cfg=False)  # one branch only
 
 
-def _several_ranks() -> None:
+def _two_ranks() -> None:
     watched = Watched()
     for settings in ON_SEVERAL:
         watched.check(settings)
 
 
-@pytest.mark.parametrize(
-    ("run", "size"), [(_one_rank, 1), (_several_ranks, 2), (_several_ranks, 3)]
-)
+def _uneven_shards() -> None:
+    watched = Watched()
+    for settings in (SHARDED, ON_SEVERAL[4], PARTS):
+        watched.check(settings)
+
+
+@pytest.mark.parametrize(("run", "size"), [(_one_rank, 1), (_two_ranks, 2), (_uneven_shards, 3)])
 def test_any_settings_give_the_bits_and_the_counters(run: Callable[[], None], size: int) -> None:
     run_ranks(run, size)
 
@@ -140,7 +144,7 @@ def _deaf() -> None:
     watched = Watched()
     for settings, lane in FORGOTTEN:
         LazyMover.deaf = (lane,)
-        right, races, _ = watched.stream(settings)
+        right, races, _ = watched.stream(settings, iterations=1)
         assert races, (settings, lane)
         # A copy that starts too early does no harm here, where the host computes before it copies.
         assert not right or lane == "stream 1", (settings, lane)

@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from tests.ranks import CONTEXT
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
@@ -81,8 +83,9 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
 
 def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path: Path) -> None:
     digests = set()
-    for engine in ("resident", "stream"):
-        record = _ran(tmp_path, _job(engine, num_inference_steps=16, sampled_steps=5))
+    for engine in ("resident", "layerwise", "stream"):
+        job = _job(engine, num_gpus=1, num_inference_steps=16, sampled_steps=5)
+        record = _ran(tmp_path, job)
         switch, times = (record["schedule"][key] for key in ("switch_step", "timesteps"))
         assert switch > 3  # so that steps before it are left out
         ran = {it["kind"]: [step["index"] for step in it["steps"]] for it in record["iterations"]}
@@ -91,27 +94,24 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
         assert ran["profiled"] == [1, switch - 1, switch]
         assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
         for iteration in record["iterations"]:
-            moved = [sum(step["h2d_bytes"][rank] for step in iteration["steps"]) for rank in (0, 1)]
-            counted = [each["h2d_bytes"] for each in iteration["counters"]]
-            assert engine == "resident" or moved == counted
+            counted = iteration["counters"]
+            assert counted == iteration["expected_counters"]
+            moved = sum(step["h2d_bytes"][0] for step in iteration["steps"])
+            assert engine == "resident" or moved == counted[0]["h2d_bytes"]
             assert all(times[step["index"]] == step["timestep"] for step in iteration["steps"])
         digests.add(record["iterations"][1]["latents_sha256"])
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(
-    ("budget", "rooms", "buffers"), [(None, 2, 2), (31.0, 6, 6), (60.0, 12, 12)]
-)
-def test_a_budget_makes_room_in_proportion(
-    budget: float | None, rooms: int, buffers: int, tmp_path: Path
-) -> None:
-    job = _job("stream", vram_budget_gb=budget, num_gpus=1)
-    record = _ran(tmp_path, job, plan_only=True)
+def test_a_budget_makes_room_in_proportion(tmp_path: Path) -> None:
+    for budget, blocks in ((None, 2), (31.0, 6), (60.0, 12)):
+        assert fit.blocks_in_budget(_job("stream", vram_budget_gb=budget), []) == blocks
+    record = _ran(tmp_path, _job("stream", vram_budget_gb=31.0, num_gpus=1), plan_only=True)
     assert record["iterations"] == []
     plan = record["engine"]["plan"]
-    assert plan["room"] == rooms and plan["planning_s"] > 0
+    assert plan["room"] == 6 and plan["planning_s"] > 0
     for candidate in plan["candidates"]:
-        assert StreamSettings(**candidate["settings"]).buffers(6) <= buffers
+        assert StreamSettings(**candidate["settings"]).buffers(6) <= 6
     inputs = plan["inputs"]
     assert inputs["ranks"] == 1 and inputs["sharded"] is None and inputs["collectives_s"] == 0
     assert inputs["local"]["rate"] > 0 and min(inputs["windows_s"]) > 0
@@ -180,9 +180,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _disturbed(job: Job, scratch: Path, kind: signal.Signals) -> tuple[Path, dict[str, Any]]:
+def _disturbed(
+    job: Job, scratch: Path, kind: signal.Signals, seen: list[int] | None = None
+) -> tuple[Path, dict[str, Any]]:
     """The record of a job whose rank 1 gets a signal as soon as it has begun its steps."""
-    seen: list[int] = []
+    seen = [] if seen is None else seen
 
     def disturb() -> None:
         deadline = time.monotonic() + 60
@@ -202,11 +204,10 @@ def _disturbed(job: Job, scratch: Path, kind: signal.Signals) -> tuple[Path, dic
     return path, read_record(path)
 
 
-@pytest.mark.parametrize("kind", [ranks.ForkedRanks, ranks.TorchrunRanks])
 def test_a_killed_rank_is_a_failed_record_that_names_it(
-    kind: Any, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ranks.KINDS, "cpu", kind)
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
     path, record = _disturbed(_job(num_inference_steps=60), scratch, signal.SIGKILL)
     assert record["status"] == "failed"
     assert "rank 1 was killed by SIGKILL" in record["reason"] and "step" in record["reason"]
@@ -214,10 +215,35 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
     assert list((path.parent / "logs" / path.stem).glob("*.log"))
 
 
-def test_a_rank_that_hangs_is_a_timeout(scratch: Path) -> None:
+KILLED = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
+def test_torchrun_says_which_rank_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    begun = ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 2, "killed")
+    end = time.monotonic() + 100
+    results, codes = ranks.watch(begun, tmp_path, 2, end, lambda: None)
+    found = ranks.failure(100, results, codes, "step 3")
+    assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
+
+
+def test_a_rank_that_hangs_is_a_timeout(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
+    seen: list[int] = []
+    # Time jumps as soon as the rank hangs: nobody waits for it.
+    clock = SimpleNamespace(sleep=time.sleep, monotonic=lambda: time.monotonic() + 60 * len(seen))
+    monkeypatch.setattr(ranks, "time", clock)
     # A stopped rank is alive and silent, as one that hangs in a collective.
-    job = _job(num_inference_steps=200, timeout_s=15)
-    _, record = _disturbed(job, scratch, signal.SIGSTOP)
+    job = _job(num_inference_steps=200, timeout_s=60)
+    _, record = _disturbed(job, scratch, signal.SIGSTOP, seen)
     assert record["status"] == "timeout" and record["hint"]
 
 
@@ -270,36 +296,27 @@ def test_traces_that_find_no_room_do_not_cost_the_result(
 
 
 RUN = """
-import json, signal, sys
+import json, sys
 from pathlib import Path
 from wanreport.jobs.job import job_from_mapping
 from wanreport.measure.launch import run_job
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
 """
 
 
-def _launched(job: Job, folder: Path, **env: str) -> subprocess.Popen[bytes]:
-    """A launcher in a process of its own, which writes to ``folder / "r"``."""
-    file, program = folder / "job.json", folder / "run.py"
-    file.write_text(job.model_dump_json())
-    program.write_text(RUN)
-    return subprocess.Popen(
-        [sys.executable, str(program), str(file), str(folder / "r")],
-        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), **env},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 def test_what_a_cluster_leaves_in_the_environment_does_no_harm(tmp_path: Path) -> None:
     """A folder too long for a socket's name, and an interface that is not on this machine."""
-    long = tmp_path / ("x" * 90)
+    long, file, program = tmp_path / ("x" * 90), tmp_path / "job.json", tmp_path / "run.py"
     long.mkdir()
-    job = _job(profile=False)
-    process = _launched(job, tmp_path, TMPDIR=str(long), GLOO_SOCKET_IFNAME="ib7", LC_ALL="C")
-    assert process.wait(100) == 0
+    file.write_text(_job(profile=False).model_dump_json())
+    program.write_text(RUN)
+    left = {"TMPDIR": str(long), "GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C"}
+    subprocess.run(
+        [sys.executable, str(program), str(file), str(tmp_path / "r")], check=True, timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **left},
+    )  # fmt: skip
     (path,) = (tmp_path / "r").glob("*/j-*.json")
     assert read_record(path)["status"] == "ok"
 
@@ -311,17 +328,60 @@ def _runs(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
-def test_no_rank_outlives_a_launcher_that_ends(tmp_path: Path, kind: signal.Signals) -> None:
-    process = _launched(_job(num_inference_steps=500, profile=False), tmp_path)
-    deadline = time.monotonic() + 100
-    while len(pids := list(tmp_path.glob("wanreport-job-*/rank*.pid"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    alive = [int(pid.read_text()) for pid in pids]
-    process.send_signal(kind)
-    assert process.wait(60) != 0
-    while any(map(_runs, alive)):
+def _pids(folder: Path) -> list[int]:
+    """The ranks of the job that runs there."""
+    return [int(pid.read_text() or 0) for pid in folder.glob("wanreport-job-*/rank*.pid")]
+
+
+def _are_gone(pids: list[int], root: Path) -> None:
+    deadline = time.monotonic() + 60
+    while any(map(_runs, pids)):
         assert time.monotonic() < deadline, "a rank is still there"
         time.sleep(0.05)
-    assert not list((tmp_path / "r").glob("*/j-*.json")), "no record of half a job"
+    assert not list(root.glob("*/j-*.json")), "no record of half a job"
+
+
+LONG = {"num_inference_steps": 500, "profile": False}
+
+
+def test_an_interrupt_ends_all_ranks(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def update(_: object) -> None:
+        if len(pids := _pids(scratch)) == 2 and all(pids):
+            seen.extend(pids)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch.Progress, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_job(_job(**LONG), tmp_path / "results")
+    _are_gone(seen, tmp_path / "results")
+
+
+SLEEPS = """
+import os, time
+def main(spec, out, rank, world_size):
+    open(f"{out}/rank{rank}.pid", "w").write(str(os.getpid()))
+    time.sleep(600)
+"""
+
+
+def _launch(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    ranks.ForkedRanks(folder / "spec", folder / "wanreport-job-", 2, "sleeps")
+    time.sleep(600)
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    (tmp_path / "wanreport-job-").mkdir()
+    launcher = CONTEXT.Process(target=_launch, args=(tmp_path,))
+    launcher.start()
+    while len(pids := _pids(tmp_path)) < 2 or not all(pids):
+        assert launcher.is_alive()
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.join(60)
+    _are_gone(pids, tmp_path / "results")

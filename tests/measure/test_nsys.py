@@ -36,7 +36,7 @@ def test_the_export_of_a_stand_in_lies_beside_the_record(
     monkeypatch.setenv(ranks.NSYS, str(nsys))
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
-    job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 2, **quick})
+    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 1, **quick})
     path = launch.run_job(job, tmp_path / "results")
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models import make_experts, save_checkpoint
+from tests.models import make_experts
 from wanreport.jobs.job import Job
 from wanreport.measure.launch import run_job
 from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.clock import sha256
 from wanreport.model.denoise import decode, latent_shape, make_scheduler
 from wanreport.model.expert import A14B, Expert
-from wanreport.model.weights import (
-    CheckpointError,
-    CheckpointWeights,
-    HostStore,
-    Layout,
-    RandomWeights,
-)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hub") / "Wan-AI" / "Wan2.2-T2V-A14B-Diffusers"
-    save_checkpoint(folder)
-    return folder
+from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights
 
 
 def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +35,7 @@ def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tens
     frames = decode(pipe.vae, pipe(**how, num_inference_steps=1, output_type="latent").frames)
     video = pipe(**how, num_inference_steps=1, output_type="pt").frames
     assert torch.equal(pipe.video_processor.postprocess_video(frames, output_type="pt"), video)
-    latents = pipe(**how, num_inference_steps=27, output_type="latent").frames
+    latents = pipe(**how, num_inference_steps=9, output_type="latent").frames
     return latents, decode(pipe.vae, latents)
 
 
@@ -58,13 +43,13 @@ def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpo
     job = Job(
         name="oracle", engine="layerwise", num_gpus=1, scale="tiny", checkpoint=str(checkpoint),
         model_path=str(checkpoint), prompt="a red panda", negative_prompt="bicycle",
-        warmup_iterations=0, profile=False,
+        warmup_iterations=0, profile=False, num_inference_steps=9,
     )  # fmt: skip
     record = json.loads(run_job(job, tmp_path).read_text())
     assert record["status"] == "ok", record["reason"]
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]
-    assert record["schedule"]["switch_step"] == 18
+    assert record["schedule"]["switch_step"] == 6
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a rank
     try:
@@ -110,24 +95,6 @@ def test_every_tensor_of_the_checkpoint_is_read(checkpoint: Path) -> None:
                 name = ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else piece.name
                 value = piece.of(store.buffer(expert, unit))
                 assert torch.equal(value, on_disk[name].to(value.dtype)), name
-
-
-@pytest.mark.parametrize(
-    "missing", ["transformer_2/*", "transformer/config.json", "transformer_2/*.safetensors"]
-)
-def test_a_broken_checkpoint_is_an_unsupported_record_that_names_what_is_missing(
-    checkpoint: Path, tmp_path: Path, missing: str
-) -> None:
-    broken = tmp_path / "broken" / "Wan2.2-T2V-A14B-Diffusers"
-    shutil.copytree(checkpoint, broken)
-    for file in broken.glob(missing):
-        file.unlink()
-    with pytest.raises(CheckpointError):
-        CheckpointWeights(broken)
-    job = Job(name="broken", engine="layerwise", num_gpus=2, scale="tiny", checkpoint=str(broken))
-    record = json.loads(run_job(job, tmp_path / "results").read_text())
-    assert record["status"] == "unsupported"
-    assert str(broken / missing.split("/")[0]) in record["reason"]
 
 
 def test_random_weights_depend_on_the_name_and_the_seed_only() -> None:

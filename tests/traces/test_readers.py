@@ -184,7 +184,7 @@ def test_a_file_cut_at_any_place_gives_all_complete_events(tmp_path: Path) -> No
     made = events(2)[:20]
     head, body = '{"traceEvents": ', text(made, "bare")
     ends = ends_of(made)
-    places = {end + off for end in ends for off in (-1, 0, 1)}
+    places = {end + off for end in ends[::5] for off in (-1, 0, 1)}
     for place in sorted(place for place in places if place < len(body)):
         trace = read(put(tmp_path, head + body[:place]))
         assert trace.facts["events"] == sum(end <= place for end in ends), body[:place][-50:]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -113,6 +114,20 @@ def resolve_job(job: Job, *, gpus: int) -> Job:
     """`job` with its scale decided for a machine with so many GPUs; an explicit scale stays."""
     scale = "a14b" if gpus >= job.num_gpus else "tiny"
     return job.model_copy(update={"scale": scale}) if job.scale == "auto" else job
+
+
+def located(job: Job, root: Path) -> Job:
+    """`job` with `~`, `$VAR` and paths relative to the project's `root` resolved.
+
+    That is for running it: a record, and so the hash, keeps what the file says.
+    """
+    placed = {}
+    for key in ("checkpoint", "model_path"):
+        text = getattr(job, key) or ""
+        path = root / os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111 it never raises
+        if text and (key == "checkpoint" or text[0] in "~$./" or path.exists()):  # no hub's name
+            placed[key] = str(path)
+    return job.model_copy(update=placed)
 
 
 def job_hash(job: Job) -> str:

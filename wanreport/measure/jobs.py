@@ -92,7 +92,7 @@ def measure(
         name, status = record["job"]["name"], record["status"]
         lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
         lines += [f"{'':<24} {record['hint']}"] * (status != "ok" and bool(record["hint"]))
-        if status in ("failed", "timeout"):
+        if status in ("failed", "timeout", "non-finite"):
             failed.append(name)
         if path.parent.name == EARLIER:
             lines.append(f"{'':<24} The record of an earlier run stays.")

@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from wanreport.jobs.job import Job
+from wanreport.jobs.job import Job, located
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
+from wanreport.records.project import project_root
 from wanreport.records.record import naming, new_record, record_path, replace_file, write_record
 
 HINTS = {
@@ -29,6 +30,8 @@ HINTS = {
     " frames; on the host: fewer ranks, or a machine with more memory",
     "timeout": "raise timeout_s if the job was merely slow; else look at the ranks' logs for the"
     " rank that was not in the collective",
+    "non-finite": "the same job with `engine: resident` tells whether the weights or the engine are"
+    " at fault",
     "failed": "the ranks' logs say where (a kill from outside is often the kernel's out-of-memory"
     " killer); the next run measures this job again",
 }
@@ -57,7 +60,8 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         out = Path(folder)
         try:
             with naming(out):
-                found = _measured(job, here["gpu_count"], out, plan_only, log)
+                placed = located(job, project_root())
+                found = _measured(placed, here["gpu_count"], out, plan_only, log)
         except Unsupported as error:
             found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
         except SystemExit as error:  # of SIGTERM, as at a batch system's limit

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import multiprocessing
@@ -88,6 +89,7 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=die_with_launcher, daemon=True).start()
+    gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
     importlib.import_module(module).main(spec, out, rank, world_size)
 
 

@@ -33,6 +33,7 @@ from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import Unsupported, die_with_parent
 from wanreport.measure.sensors import Sensors
 from wanreport.model import denoise
+from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.clock import StepClock, peaks, reset_peaks, sha256
 from wanreport.model.denoise import Guidance
 from wanreport.model.expert import EXPERTS, Expert, Segments
@@ -312,14 +313,15 @@ def main(
             (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
             spec = json.loads(Path(spec_file).read_text("utf-8"))
             result = {"status": "ok"} | run(spec, folder, rank, world_size)
-    except Unsupported as error:
+    except (Unsupported, CheckpointError) as error:
         result = {"status": "unsupported", "reason": str(error), "hint": error.hint}
     except BaseException as error:
         traceback.print_exc()
         text = str(error).strip()
         oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
         timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
-        status = "oom" if oom else "timeout" if timeout else "failed"
+        broken = "non-finite" if isinstance(error, FloatingPointError) else "failed"
+        status = "oom" if oom else "timeout" if timeout else broken
         first = text.partition("\n")[0]
         result = {"status": status, "reason": f"{type(error).__name__}: {first}"}
     replace_file(folder / f"rank{rank}.json", json.dumps(result | {"at": time.time()}))

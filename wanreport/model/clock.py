@@ -16,7 +16,9 @@ from torch import Tensor
 
 
 def sha256(tensor: Tensor) -> str:
-    """Of a tensor's bytes."""
+    """Of a tensor's bytes; FloatingPointError if not all are finite, for NaN equals any NaN."""
+    if odd := tensor.numel() - int(tensor.isfinite().sum()):
+        raise FloatingPointError(f"{odd} of {tensor.numel()} values are NaN or infinite")
     data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(data.tobytes()).hexdigest()
 

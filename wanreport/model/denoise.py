@@ -16,6 +16,7 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from torch import Tensor
 
+from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.expert import Expert, Watcher
 
 # Channels of the latents and the VAE's compression, frames × height × width.
@@ -39,7 +40,7 @@ def make_scheduler(flow_shift: float, folder: Path | None = None) -> UniPCMultis
         "flow_shift": flow_shift,
         "num_train_timesteps": 1000,
     }
-    if folder is not None and (folder / "scheduler").is_dir():
+    if folder is not None:
         return UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler", **flow)
     return UniPCMultistepScheduler(**flow)
 
@@ -156,12 +157,21 @@ def denoise(
     return latents
 
 
+def _loaded(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A model whose tensors are just those in ``folder``, none of them made up for want of one."""
+    model, found = kind.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if problems := [f"{key}: {', '.join(map(str, found[key]))}" for key in keys if found[key]]:
+        raise CheckpointError(f"{folder}: {'; '.join(problems):.300}")
+    return model
+
+
 def make_vae(config: dict[str, Any], folder: Path | None, device: torch.device, seed: int) -> Any:
     """The decoder, from a checkpoint's ``vae`` folder or with random weights, in float32."""
     if folder is not None:
-        vae = AutoencoderKLWan.from_pretrained(
-            folder, subfolder="vae", dtype=torch.float32, local_files_only=True
-        )
+        vae = _loaded(AutoencoderKLWan, folder / "vae", torch.float32)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -185,9 +195,7 @@ def encode_prompts(folder: Path, prompts: list[str], device: torch.device) -> li
     from diffusers import WanPipeline
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    encoder = UMT5EncoderModel.from_pretrained(
-        folder / "text_encoder", dtype=torch.bfloat16, local_files_only=True
-    )
+    encoder = _loaded(UMT5EncoderModel, folder / "text_encoder", torch.bfloat16)
     encoder = encoder.to(device)  # before the engine needs the room; freed on return
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     pipe = WanPipeline(tokenizer, encoder, None, None, None, None)

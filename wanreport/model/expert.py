@@ -22,13 +22,13 @@ from typing import Any, Protocol
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_utils import no_init_weights
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
 from torch import Tensor, nn
 
 from wanreport.model.ulysses import SequenceParallel
 
 EXPERTS = ("high_noise", "low_noise")
-FOLDERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 
 A14B: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -215,7 +215,7 @@ class Expert(nn.Module):
     def __init__(self, name: str, config: dict[str, Any], dtype: torch.dtype) -> None:
         super().__init__()
         self.name = name
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model = WanTransformer3DModel(**config)
         self.config = model.config
         self.patch_embedding = model.patch_embedding

@@ -26,19 +26,16 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from wanreport.model.expert import FOLDERS, Expert
+from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, match
+from wanreport.model.expert import Expert
 from wanreport.model.fp8 import Rounded
 from wanreport.model.packed import Packing, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used; the message says what is missing and the fix."""
 
 
 class Source(Protocol):
@@ -75,77 +72,33 @@ class RandomWeights:
                 piece.copy_(some[: piece.numel()])
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, "pt") as opened:
-            yield opened
-    except SafetensorError as error:
-        raise CheckpointError(f"{file}: {error}; copy the complete folder again") from error
-
-
 class CheckpointWeights:
-    """Weights from a local diffusers folder, read tensor by tensor.
+    """Weights from a local diffusers folder, read tensor by tensor; CheckpointError if unusable."""
 
-    Raises
-    ------
-    CheckpointError
-        If the folder lacks an expert or a file that an index names.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._files: dict[str, dict[str, Path]] = {}
-        for expert, sub in FOLDERS.items():
-            self._files[expert] = self._index(sub)
-
-    def _index(self, sub: str) -> dict[str, Path]:
-        folder = self.folder / sub
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{self.folder}: no folder {sub!r}; Wan2.2-T2V-A14B has two experts, "
-                f"{' and '.join(FOLDERS.values())}: point `checkpoint` at a complete diffusers "
-                "folder (one that `WanPipeline.save_pretrained` wrote)"
-            )
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json; copy the complete folder again")
-        listing = folder / "diffusion_pytorch_model.safetensors.index.json"
-        if listing.is_file():
-            names = json.loads(listing.read_text())["weight_map"]
-            files = {name: folder / file for name, file in names.items()}
-        else:
-            files = {}
-            for file in sorted(folder.glob("*.safetensors")):
-                with _opened(file) as opened:
-                    files |= dict.fromkeys(opened.keys(), file)
-        missing = sorted({str(f) for f in files.values() if not f.is_file()})
-        if missing or not files:
-            raise CheckpointError(
-                f"{folder}: missing {', '.join(missing) or 'any *.safetensors file'}; "
-                "copy the complete folder again"
-            )
-        return files
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._stored = folder, audit(folder)
 
     def config(self, expert: str) -> dict[str, Any]:
-        """The expert's keyword arguments for `diffusers.WanTransformer3DModel`."""
-        raw = json.loads((self.folder / FOLDERS[expert] / "config.json").read_text())
+        """The expert's keyword arguments for `diffusers.WanTransformer3DModel`.
+
+        Raises CheckpointError if the tensors in the folder are not that model's.
+        """
+        file = self.folder / FOLDERS[expert] / "config.json"
+        raw = json.loads(file.read_text("utf-8"))
         config = {key: value for key, value in raw.items() if not key.startswith("_")}
-        return config | {"patch_size": tuple(config["patch_size"])}
+        try:
+            config |= {"patch_size": tuple(config["patch_size"])}
+            model = Expert(expert, config, torch.bfloat16)
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{file}: {error!r}") from error
+        wanted = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
+        stored = self._stored[FOLDERS[expert]]
+        match(file.parent, {name: each.shape for name, each in stored.items()}, wanted)
+        return config
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
-        file = self._files[expert].get(name)
-        if file is None:
-            raise CheckpointError(
-                f"{self.folder / FOLDERS[expert]}: no tensor {name!r}; "
-                "the folder is not a Wan2.2 transformer of this configuration"
-            )
-        with _opened(file) as opened:
-            value = opened.get_tensor(name)
-        if value.shape != out.shape:
-            raise CheckpointError(
-                f"{file}: {name} has shape {tuple(value.shape)}, expected {tuple(out.shape)}"
-            )
-        out.copy_(value)
+        with safe_open(self._stored[FOLDERS[expert]][name].file, "pt") as opened:
+            out.copy_(opened.get_tensor(name))
 
 
 @dataclass(frozen=True)

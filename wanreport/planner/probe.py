@@ -229,7 +229,7 @@ class Probe:
         """Let two settings take turns in the order A B B A, on an expert of a few blocks.
 
         Return, for each, seconds of a step in each of its turns. A turn is a step or, where steps
-        are short, as many as take about a second. The share of residents is kept.
+        are short on a GPU, as many as take about a second. The share of residents is kept.
         """
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
@@ -239,7 +239,9 @@ class Probe:
         warm = 1 + math.ceil(self._hot * BLOCKS / small)
         for i in (0, 1):  # connects, and tells how many steps a turn takes
             seconds = self._turn(engines[i], experts[i], steps, warm)
-            steps, warm = max(steps, math.ceil(TURN_S / seconds)), 1
+            if self.device.type == "cuda":  # a rehearsal's times say nothing
+                steps = max(steps, math.ceil(TURN_S / seconds))
+            warm = 1
         for i in (0, 1, 1, 0):
             turns[i].append(self._turn(engines[i], experts[i], steps, warm))
         for engine in engines:

@@ -193,7 +193,7 @@ class Record(_Part):
     benchmark_version: int
     job: dict[str, Any]
     job_hash: str
-    status: Literal["ok", "failed", "oom", "timeout", "unsupported"]
+    status: Literal["ok", "failed", "oom", "timeout", "non-finite", "unsupported"]
     reason: str
     hint: str
     model: Model
@@ -264,7 +264,8 @@ class BenchRow(_Part):
 
     label: Annotated[str, AfterValidator(lambda label: parse_label(label) and label)]
     tokens: int
-    status: Literal["ok", "failed", "oom", "timeout", "absent", "needs a GPU", "not run"]
+    status: Literal["ok", "failed", "oom", "timeout", "non-finite", "absent", "needs a GPU",
+                    "not run"]  # fmt: skip
     reason: str
     ranks: list[BenchRank]
     settings: StreamSettings | None  # of stream only
