@@ -191,12 +191,13 @@ class Ledger(dict[str, Entry]):
         return Verdict(check, outcome, words.strip(), computed, elsewhere)
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
-        """What runs say, or what it would take; those of another setup decide nothing."""
+        """What runs say, or what it would take; of another setup only where none is as asked."""
         decides: dict[str, Outcome] = {
             "pass": "holds", "fail": "contradicts", "not measured": "open"
         }  # fmt: skip
         seen = self.seen(by)
-        for row in seen.itertuples():
+        own = seen.by[(seen.setting == "") & seen.status.isin(decides)]
+        for row in seen[(seen.setting == "") | ~seen.by.isin(own)].itertuples():
             outcome = "elsewhere" if row.setting else decides.get(row.status, "elsewhere")
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
