@@ -106,7 +106,7 @@ class Campaign:
             while (pending := self._pending(labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
         rows, cpu = self.rows.values(), self.given.device == "cpu"
-        failed = any(row["status"] in ("failed", "oom", "timeout") for row in rows)
+        failed = any(row["status"] in ("failed", "oom", "timeout", "non-finite") for row in rows)
         exact = [row for row in rows if not row["ranks"] or "latents_error" not in row["ranks"][0]]
         return int(failed or cpu and False in map(self._same, exact))
 

@@ -60,13 +60,13 @@ def cost(place, engine):
 
 # %%
 falls = f"""**{groups[page.CONTRADICTED]} of its {len(conclusions)} conclusions fall.**"""
-rest = f"""{groups[page.MEASURED]} were measured again, in another setup, and {groups[page.PAPER]}
+rest = f"""{groups[page.MEASURED]} were measured again, most in another setup, and {groups[page.PAPER]}
 is consistent on paper only."""
 own = ledger.seen(["slower-fsdp", "slower-swap"])
 own = own[own.setting == ""]  # the document's own number of GPUs and size of a video
 if len(own):
     words = {"pass": "as it expected", "fail": "against what it expected"}
-    rest += " In its own setup, a step of layerwise over that of each old offload: "
+    rest += " In its own setup, a step of layerwise over that of each reading of the old offload: "
     rest += "; ".join(f"{row.measured}, {words.get(row.status, row.status)} ({row.machine})"
                       for row in own.itertuples()) + "."  # fmt: skip
 slower = ledger.seen(["slower-swap"])
@@ -180,7 +180,7 @@ RIGHT = {
 }  # fmt: skip
 CAPTIONS = {
     page.CONTRADICTED: "Contradicted by arithmetic, by the model's sizes or by SGLang's source",
-    page.MEASURED: "Measured again, though in another setup",
+    page.MEASURED: "Measured again, most in another setup",
     page.PAPER: "Consistent on paper only: the figures agree with one another or with the source",
 }
 conclusions["right"] = [ledger.text(RIGHT[name]) for name in conclusions.name]

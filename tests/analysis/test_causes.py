@@ -117,7 +117,7 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
     ({}, {"clock": 1640.0, "waits": 120.0}, {"clock", "waits"}),
     (dict.fromkeys(["boards", "clock"], NAN),) * 2 + ({"boards", "clock"},),
     ({}, {"waits": NAN, "slots": 2}, {"waits", "slots"}),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: set[str]) -> None:
     known = {"boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": NAN, "bytes": 1.0,
              "allocations": NAN}  # fmt: skip

@@ -69,7 +69,7 @@ def _answers(runs: pd.DataFrame) -> Iterator[tuple[int, bool, str, str]]:
     paths = [near[near.interconnect == path] for path in ("PCIe path", "NVLink")]
     both = pairs(*paths, "gpu_model", "gpus", "tokens", "blocks")
     same = (both[f"{name}_one"] == both[f"{name}_two"] for name in ("engine", "branches"))
-    both = both.assign(alike=sum(each.astype(int) for each in same))
+    both = both.copy().assign(alike=sum(each.astype(int) for each in same))
     both = both.sort_values(["tokens", "alike"], ascending=[True, False], kind="stable")
     for pair in both.drop_duplicates("tokens").itertuples():  # of each length the most alike
         yield 2, pair.tokens == 10_000 and pair.alike == 2, pair.run_one, pair.run_two

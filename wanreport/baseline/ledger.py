@@ -158,9 +158,10 @@ class Ledger(dict[str, Entry]):
             yield Verdict(kind, outcome, working, instead=shown)
 
     def _measured(self, by: list[str]) -> Iterator[Verdict]:
-        """What runs say, or what it would take; those of another setup decide nothing."""
+        """What runs say, or what it would take; of another setup only where none is as asked."""
         seen = self.seen(by)
-        for row in seen.itertuples():
+        own = seen.by[(seen.setting == "") & seen.status.isin(FOUND)]
+        for row in seen[(seen.setting == "") | ~seen.by.isin(own)].itertuples():
             outcome = Outcome.ELSEWHERE if row.setting else FOUND.get(row.status, Outcome.ELSEWHERE)
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
