@@ -28,6 +28,7 @@ def run(engine: str, step: float = 20.0, *, n: int = 6, **changes: Any) -> Any:
         "prefetch": 1 if engine == "layerwise" else None, "vram_budget_gb": NAN, "settings": {},
         "step_s": step, "step_low_s": step * (1 - off), "step_high_s": step * (1 + off),
         "step_n": n, "wall_s": 100.0, "h2d_step_bytes": 0.0, "link_gb_s": 50.0, "latents": "bits",
+        "traced": None,
         "repeats": None, "formula_ok": None, "allocated_bytes": 9e9, "reserved_bytes": 9e9,
     }  # fmt: skip
     return row | changes

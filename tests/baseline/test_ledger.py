@@ -151,9 +151,8 @@ def test_conclusions_are_of_three_groups(measured: Ledger, ledger: Ledger) -> No
 
 def test_runs_in_the_setup_asked_for_decide_alone(measured: Ledger) -> None:
     """One GPU's +1 % and two GPUs' +7 % say nothing more once four GPUs have answered."""
-    for name, said in (("s9.2.slower.expected", Outcome.HOLDS), ("s3.1.pure.status", FALSE),
-                       ("s9.2.switch.expected", Outcome.HOLDS)):  # fmt: skip
-        assert {v.outcome for v in measured[name].verdicts} == {said}
+    for name in ("s9.2.slower.expected", "s9.2.switch.expected"):
+        assert {v.outcome for v in measured[name].verdicts} == {Outcome.HOLDS}
         assert {run.split("/")[1][:2] for v in measured[name].verdicts if v.working[:2] != "18"
                 for run in v.runs} == {"4x"}  # fmt: skip
     assert measured["s10.two_gpus"].outcome == Outcome.ELSEWHERE
