@@ -48,7 +48,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         " on with it. Pages show what lies in results/MACHINE/benchmarks/")  # fmt: skip
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
-    given.blocks = given.blocks or blocks
+    given.blocks = blocks if given.blocks is None else given.blocks
+    for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
+        if getattr(given, key) < least:
+            parser.error(f"--{key} {getattr(given, key)}: give at least {least}")
     try:
         given.tokens = sorted({int(n) for n in (given.tokens or tokens).split(",")})
         for n in given.tokens:

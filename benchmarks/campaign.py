@@ -26,7 +26,7 @@ from .peers import PEERS
 from .rank import make_expert
 
 SETTINGS = ("device", "ranks", "blocks", "branches")
-ALIKE = {"settings": SETTINGS, "machine": ("class", "driver", "nccl"),
+ALIKE = {"settings": (*SETTINGS, "compile"), "machine": ("class", "driver", "nccl"),
          "software": ("python", "torch", "diffusers", "cuda", "nccl")}  # fmt: skip
 """What rows must share to be compared."""
 TIMEOUT_S = 600.0  # for all shapes of a process, and for each turn as much again

@@ -647,14 +647,23 @@ if len(cells):
                  f"{reach}. Step over resident's in the same campaign; each is drawn.")  # fmt: skip
 
 # %%
-linked = cells[(cells.interconnect == "NVLink") & (cells.engine == "sglang")]
-linked = linked.groupby("tokens").overhead.agg(["min", "max"])
-if len(linked):
+peers = cells[(cells.engine == "sglang") & (cells.gpus == 2) & cells.limit_s.notna()]
+link_bound = peers.limit_s > peers.resident_s  # copying takes longer than computing
+costs = {path: spelled(map(ratio, [here.min(), here.max()])).replace(", ", " to ")
+         for path, here in peers[~link_bound].groupby("interconnect").overhead}  # fmt: skip
+few = (
+    peers[link_bound]
+    .pivot_table(index=["tokens", "branches"], columns="interconnect", values="step_s")
+    .dropna()
+)
+if {"NVLink", "PCIe path"} <= {*costs}:
+    both = "; ".join(f"at {tokens:,} tokens {seconds(row['NVLink'])} a step over NVLink, {seconds(row['PCIe path'])} on the PCIe path"
+                     for (tokens, _), row in few.iterrows())  # fmt: skip
     md(f"""
-Why does NVLink win (§8)? Because collectives leave the weights' link alone: over NVLink a step with SGLang's
-offload is over `resident`'s by {", ".join(f"{spelled(map(ratio, ends)).replace(', ', ' to ')} at {n:,} tokens"
-for n, *ends in linked.itertuples())}. What is left at few tokens is the link's own limit.
-""")  # fmt: skip
+Why does NVLink win (§8)? Because collectives then leave the weights' link alone. Where a step computes for longer
+than its copies take, SGLang's offload costs {costs["NVLink"]} over NVLink and {costs["PCIe path"]} on the PCIe path.
+With fewer tokens the copies are the limit on either path{": " * bool(both)}{both}.
+""")
 
 # %%
 measured["moved"] = measured.drift.map(ratio).where(measured.drift.notna(), "did not run again")

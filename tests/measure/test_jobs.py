@@ -29,14 +29,6 @@ def test_a_commit_is_what_the_environment_states(
     assert project.git_state.__wrapped__() == {"git_sha": sha, "git_dirty": expected}
 
 
-def test_a_commit_reads_the_same_everywhere() -> None:
-    said = [project.commit({"git_sha": "0123456789abcdef", "git_dirty": d}) for d in (False, True)]
-    assert said == ["0123456789ab", "0123456789ab, with uncommitted changes"]
-    kept = {"git_sha": "0123456789abcdef", "git_dirty": None}
-    assert project.commit(kept) == "0123456789ab, changes not recorded"
-    assert project.commit({"git_sha": None, "git_dirty": None}) is None
-
-
 def test_no_rehearsal_of_another_machine_hides_this_ones_failure() -> None:
     here, other = synthetic.record("new-4gpu", status="failed", reason="x"), None
     other = synthetic.record("new-4gpu", machine={**here["machine"], "slug": "elsewhere"})

@@ -23,9 +23,10 @@ from wanreport.analysis.rows import path_of
 from wanreport.analysis.scaling import ASSUMED, DTYPE, INTERCONNECTS, Known, predict_job
 from wanreport.analysis.scaling import PredictionError as PredictionError
 from wanreport.jobs.job import Job, resolve_job
-from wanreport.records.files import read_json
+from wanreport.records.files import FileError, read_json
 from wanreport.records.project import git_state
 from wanreport.records.record import EARLIER, RESULTS_DIRS, replace_file
+from wanreport.words import gigabytes, ratio, seconds
 
 FOLDER = "predictions"
 STREAM_JOB = "params/campaign/480p-1gpu-stream.yaml"
@@ -121,15 +122,23 @@ def write(root: Path, content: Mapping[str, Any]) -> Path:
 
 def load(root: Path) -> list[dict[str, Any]]:
     """Read all predictions; raises FileError naming a file that is none."""
-    return [read_json(path) for path in sorted((root / FOLDER).glob("*.json"))]
+    found = []
+    for path in sorted((root / FOLDER).glob("*.json")):
+        content = read_json(path)
+        if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
+            raise FileError(f"{path}: is not a prediction; restore it from git")
+        found.append(content)
+    return found
 
 
 def lines(content: Mapping[str, Any]) -> list[str]:
     """Write a prediction as lines of text."""
-    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")[["step_s", "overhead", *TIMES]]
+    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")
+    written = {"step_s": seconds, "overhead": ratio, **dict.fromkeys(TIMES[:5], seconds),
+               **dict.fromkeys(TIMES[5:], gigabytes)}  # fmt: skip
     measured = pd.DataFrame(content["measured"])[["kind", "tokens", "ranks", "path"]]
     where = f"{content['gpu']}, {content['gpus']} GPUs, {INTERCONNECTS[content['interconnect']]}"
-    return [where, jobs.to_string(float_format="{:,.4g}".format), "from",
+    return [where, jobs.to_string(columns=[*written], formatters=written), "from",
             measured.to_string(index=False), *content["assumed"]]  # fmt: skip
 
 

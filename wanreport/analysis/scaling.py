@@ -102,8 +102,8 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
-            f"{job.name}: predicted are eager jobs in {DTYPE} with guidance and without a memory"
-            " budget; leave this one out"
+            f"{job.name}: only eager {DTYPE} jobs with guidance and no memory budget are predicted;"
+            " leave this one out"
         )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
@@ -171,7 +171,7 @@ def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inp
     pre, attend, post = (waiting * each for each in windows(tokens, number))
     return Inputs(
         blocks=known.model["num_layers"], block_bytes=known.model["block_bytes"], ranks=gpus,
-        branches=branches, outer_bytes=known.model["outer_bytes"], steps=job.num_inference_steps,
+        branches=branches, outer_bytes=plan.outer_bytes, steps=job.num_inference_steps,
         link=plan.link, windows_s=(pre, attend, post), collectives_s=collectives,
         other_s=branches * rest(tokens) * tokens, local=local, sharded=sharded,
     ), exchanged  # fmt: skip
@@ -209,7 +209,8 @@ def _alone(known: Known) -> tuple[Windows, Curve]:
     if wrong := [n for n, each in attend.items() if each <= 0]:
         files = ", ".join(row.path for row in known.of("resident") if row.tokens in wrong)
         raise PredictionError(
-            f"{known.gpu}: resident is too short at {wrong[0]:,} tokens ({files}); measure it again"
+            f"{known.gpu}: a step of resident is too short at {wrong[0]:,} tokens ({files});"
+            " measure it again"
         )
 
     def windows(tokens: int, ranks: int) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,3 @@ def _git(*words: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def commit(known: Mapping[str, Any]) -> str | None:
-    """What :func:`git_state` found, as it was kept, in words; None if the commit is not known."""
-    dirty = {True: ", with uncommitted changes", None: ", changes not recorded"}
-    sha, changed = known.get("git_sha"), known.get("git_dirty")
-    return f"{sha[:12]}{dirty.get(changed, '')}" if sha else None

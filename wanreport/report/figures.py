@@ -45,7 +45,8 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="")])
     if every.height.nunique() > 1:
         every["machine"] += every.height.map(", {}p".format)
-    every = every.sort_values("engine", key=lambda names: names.map([*ENGINES].index))
+    order = {engine: place for place, engine in enumerate(ENGINES)}
+    every = every.sort_values("engine", key=lambda names: names.map(order))
     groups = sorted(every.groupby("machine"), key=lambda each: (
         "PCIe path" not in each[0], "NVLink" not in each[0], each[0]))  # fmt: skip
     ratios = [len(some) for _, some in groups]

@@ -78,20 +78,14 @@ def plan(
         kept = json.loads((root / row.run).read_text("utf-8"))["job"].items()
         given = {key: value for key, value in kept if key in defaults and value != defaults[key]}
         facts = {"Record": row.run, "Measured": f"{row.started} on {row.machine_class}"}
+        if isinstance(row.commit, str):
+            facts["Measured with"] = f"commit {row.commit[:12]}, torch {row.torch}"
         files = [line for line in data if line.startswith(f"{row.run} ")]
-        told = again.get(row.job, f"wanreport {make}")
+        repair = again.get(row.job, f"wanreport {make}")
         if row.program:
-            told = f"wanreport import {row.job} --log FILE --params FILE"
-        pages.append(
-            page(
-                f"jobs/{row.slug}/{row.job}.html",
-                script,
-                given | {"machine": row.slug},
-                facts,
-                files,
-                told,
-            )
-        )
+            repair = f"wanreport import {row.job} --log FILE --params FILE"
+        href = f"jobs/{row.slug}/{row.job}.html"
+        pages.append(page(href, script, given | {"machine": row.slug}, facts, files, repair))
     ours = counting[counting.program == ""]
     for file, job in jobs.items() if not published else ():
         reported = file.parent == REPORTED and not set(ours.job_hash) & set(job.hashes())
@@ -137,14 +131,14 @@ def _head(path: Path) -> str:
 
 
 def report(
-    root: Path, *, only: Sequence[Path] = (), pages: Sequence[str] = (), measuring: bool = True,
-    force: bool = False, workers: int = 2,
+    root: Path, *, only: Sequence[Path] = (), measuring: bool = True, force: bool = False,
+    workers: int = 2,
 ) -> int:  # fmt: skip
     """Bring reports/ up to date and return the exit status.
 
-    With `only`, some params files, just their jobs are measured and have their pages made; with
-    `pages`, just the pages of these paths within reports/ are made. Without `measuring`, jobs
-    without a record stay so. With `force`, pages that are up to date are made again.
+    With `only`, some params files, just their jobs are measured and have their pages made. Without
+    `measuring`, jobs without a record stay so. With `force`, pages that are up to date are made
+    again.
 
     Raises JobError before anything runs, with the problems of all params files, and RecordError if
     a record cannot be read or written.
@@ -161,10 +155,9 @@ def report(
         failed = measure(list(wanted.values()), root, log)
     names = [job.name for job in asked.values()]
     planned = plan(root, jobs, names)
-    if not asked and not pages:
+    if not asked:
         _remove_others(root / "reports", planned)
-    mine = [page for page in planned if (not asked or page.parameters.get("name") in names)
-            and (not pages or page.href in pages)]  # fmt: skip
+    mine = [page for page in planned if not asked or page.parameters.get("name") in names]
     return _render(root, mine, workers, [page for page in mine if force or is_stale(page)], failed)
 
 

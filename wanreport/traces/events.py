@@ -124,7 +124,7 @@ class Rows:
              f"of {steps.launches.sum():,} in steps", len(left))  # fmt: skip
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
-        note("copies without call", (copies.call < 0).sum(), "if they block is not known", False)
+        note("copies without call", (copies.call < 0).sum(), "may block or not", False)
         note("steps by time", ((ran.call < 0) & ran.step.notna()).sum(),
              "GPU events without call count for the step they ran in", bad=False)  # fmt: skip
         note("no calls", calls.empty, "so what blocks, waits or allocates is not known")
