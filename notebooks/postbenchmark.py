@@ -343,8 +343,12 @@ times = f.runs.join(halves).assign(
     average_s=f.runs.denoise_s / f.runs.steps_whole,
     sum_s=f.runs.denoise_s + f.runs.decode_s.fillna(0),
 )
+both = news.group.isin(head.group[head.engine.isin(OLD)])
+if both.any() and not both.all():  # elsewhere there is nothing to hold it against
+    left = (news.machine + ", " + news.height.astype(str) + "p")[~both]
+    md(f"Without a run of the old offload, and so without a table: {'; '.join(left)}.")
 parts, claims = [], {}
-for _, new in news.iterrows():
+for _, new in news[both | ~both.any()].iterrows():
     others = head[(head.group == new.group) & head.engine.isin(OLD)].set_index("engine", drop=False)
     sides = {"resident": new.reference, "new": new.run, **others.run}
     claims[new.group] = {engine: compare.told(new, others.loc[engine]) for engine in others.index}

@@ -13,6 +13,7 @@ import torch
 from wanreport.cli import main
 from wanreport.engines.base import Timeline
 from wanreport.jobs.job import job_from_mapping
+from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import launch, ranks
 from wanreport.measure.profile import SwitchProfile
 from wanreport.records.record import read_record
@@ -36,7 +37,8 @@ def test_the_export_of_a_stand_in_lies_beside_the_record(
     monkeypatch.setenv(ranks.NSYS, str(nsys))
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
-    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 1, **quick})
+    flags = ENGINE_FLAGS["resident"]
+    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 1, **flags, **quick})
     path = launch.run_job(job, tmp_path / "results")
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]

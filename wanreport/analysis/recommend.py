@@ -1,9 +1,10 @@
 """What to run on a machine: layout, engine, transfer and memory budget, and the runner-up.
 
 Every way to make a video of 81 frames that fits on the GPUs counts with the seconds of its whole
-schedule, without decoding: as measured on such a machine where it was, else as
-:mod:`wanreport.analysis.scaling` and the planner predict it. Whatever is within :data:`ALIKE` of
-the fastest is as fast; of that the way that needs the least memory goes first.
+schedule, without decoding: as measured on such a machine where it was, else as predicted by
+:mod:`wanreport.analysis.scaling` and the planner, relative to `resident` where that was measured.
+Whatever is within :data:`ALIKE` of the fastest is as fast; of that the way that needs the least
+memory goes first.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def recommend(
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
     table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
+    guessed = table.copy()
     ran = plain_jobs(overhead(frames), layouts=True)
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
     ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
@@ -63,6 +65,12 @@ def recommend(
         if (at := (run.height, run.cfg_parallel, run.engine, transfer, blocks)) in table.index:
             found = run.allocated_bytes, run.denoise_s, run.step_s, "measured", run.file
             table.loc[at, VALUES] = found
+    for at in table.index[table.kind == "measured"]:
+        if at[2] == "resident":  # the others cost of it what was predicted
+            alike = [(*key[:2], kind) == (*at[:2], "predicted") for key, kind in table.kind.items()]
+            for times in ("total_s", "step_s"):
+                table.loc[alike, times] *= table[times][at] / guessed[times][at]
+            table.loc[alike, "rests_on"] += f"; {table.rests_on[at]}"
     table = table[table.needs_bytes <= free].reset_index()
     as_fast = table.groupby("height").total_s.transform("min") * (1 + ALIKE)
     table["rank"] = table.total_s.clip(lower=as_fast)
