@@ -38,23 +38,22 @@ frames = frames_of(results_dirs)
 found, left = answer(frames), not_measured(frames)
 
 # %%
-two = found[(found.gpus == 2) & (found.height == 480)]
-shared = {engine: quoted(two, "PCIe path", engine) for engine in ("layerwise", "stream")}
-if all(shared.values()):
-    claims = two[two.place == "PCIe path"].set_index("engine").claim
+two = found[(found.gpus == 2) & (found.height == 480) & (found.place == "PCIe path")]
+claims = two.set_index("engine").claim
+if {"layerwise", "stream"} <= {*claims.index}:
     verdict = f"Beside collectives layerwise is {claims['layerwise']}, stream {claims['stream']}."
     if claims["layerwise"] == "slower" and claims["stream"] != "slower":
         verdict = (
             "Copies that collide with collectives are the cost, and copying between them avoids it."
         )
-    elsewhere = {"on the same link": quoted(found[found.height != 480], "PCIe path", "layerwise"),
-                 "over NVLink": quoted(found, "NVLink", "layerwise"),
+    elsewhere = {"over NVLink": quoted(found, "NVLink", "layerwise"),
                  "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
     elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
     md(f"""
-**{verdict}** On two GPUs whose collectives share the PCIe link with the copies, `layerwise`, SGLang's
-way, costs {shared["layerwise"]} over keeping all weights on the GPU; `stream`, which waits for a free
-link, costs {shared["stream"]}. Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
+**{verdict}** On GPUs whose collectives share the PCIe link with the copies, `layerwise`, SGLang's way,
+costs {quoted(found, "PCIe path", "layerwise")} over keeping all weights on the GPU. `stream`, which waits
+for a free link, costs {quoted(found, "PCIe path", "stream")}. Elsewhere `layerwise` costs:
+{elsewhere or "not measured"}.
 """, "answer")  # fmt: skip
 
 # %%
@@ -189,13 +188,15 @@ else:
     missing["page"] = None
 shown = {"job": "job", "gpus": "GPUs", "purpose": "asks for", "command": "to measure it"}
 for asked, rows in missing.groupby("asked", sort=False):
-    whose = "that the baseline asks for" if asked else "of this project's own"
+    whose = (
+        "Not run in full: {} of the baseline" if asked else "No record: {} of this project's own"
+    )
     table(
         rows,
         shown,
         links={"job": "page"},
         kind=None,
-        caption=f"No record: {counted(len(rows), 'job')} {whose}.",
+        caption=f"{whose.format(counted(len(rows), 'job'))}.",
         fold="" if asked else f"{counted(len(rows), 'more job', 'more jobs')} without a record",
     )
 

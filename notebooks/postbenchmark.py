@@ -82,7 +82,9 @@ if not (shared and windows):
 verdict = f"Beside collectives layerwise is {shared.claim}, stream {windows.claim}."
 if shared.claim == "slower" and windows.claim != "slower":
     verdict = "Weight copies that collide with collectives make it slower; copying between them avoids it."
-elsewhere = {"on the same link": quoted(found[found.height != 480], "PCIe path", "layerwise"),
+others = found[found.height != 480]
+beside = [quoted(others, "PCIe path", engine) for engine in ("layerwise", "stream")]
+elsewhere = {"on the same link": ", where `stream` costs ".join(filter(None, beside)),
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)

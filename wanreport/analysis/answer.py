@@ -38,7 +38,7 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
         doubt = {"within noise": " (within noise)", "no interval": f" ({row.step_n} steps only)"}
         on = f" on {row.gpus} GPUs" if row.gpus > 2 else ""
         parts.append(f"{' to '.join(several)} at {row.height}p{on}{doubt.get(row.claim, '')}")
-    return " and ".join(parts)
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def claimed(found: pd.DataFrame, engine: str, height: int) -> str:
