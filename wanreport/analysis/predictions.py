@@ -72,7 +72,8 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     """
     here, rows, model = _runs_on(frames.full_scale(), gpu, interconnect), [], {}
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
-    here = here[~here.file.str.contains(f"^{RESULTS_DIRS[1]}/|/{EARLIER}/")]
+    others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
+    here = here[~here.file.str.contains(others)]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
         data, job = (root / row.file).read_bytes(), row.source == "job"
         if job:
