@@ -35,9 +35,9 @@ def test_a_measured_way_stands_as_measured_and_what_is_as_fast_in_less_memory_go
 
 
 def test_what_was_not_measured_is_predicted_and_says_from_what() -> None:
-    found = ways(H100, 4)
+    found = ways(H100, 6)
     assert set(found.kind) == {"predicted"} and set(found.layout) == {"CFG parallel and Ulysses"}
-    assert found.rests_on.str.startswith("results/2x-nvidia-h100").all()
+    assert found.rests_on.str.startswith("results/4x-nvidia-h100").all()
     over_nvlink = ways(H200, 2, "nvlink")  # measured on one GPU, and there on four
     assert over_nvlink.rests_on.str.contains("data sheet").all()
     odd = ways(H100, 3)
@@ -80,8 +80,18 @@ def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
     assert said.count(" 480 ") == said.count(" 720 ") == 8
 
 
+def test_what_fits_nowhere_is_said_and_fails(capsys) -> None:
+    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and [err.count(word) for word in (H100, H200, "480p", "720p")] == [2] * 4
+    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "12"]) == 1
+    out, err = capsys.readouterr()
+    assert " 480 " in out and err.count("720p") == 2 and "480p" not in err
+
+
 def test_the_command_fails_where_records_are_missing(tmp_path, monkeypatch, capsys) -> None:
     assert recommend_command(tmp_path, 2, None) == 1, "no records"
+    assert "480p-1gpu-stream" in capsys.readouterr().err
     found = frames.cached(("results",), ROOT)
     several = found._replace(runs=found.runs[found.runs.gpus > 1])
     monkeypatch.setattr("wanreport.analysis.recommend.load", lambda *_: several)
