@@ -53,10 +53,17 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def project_root() -> Path:
+    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
+
+
 def _files_of(job: Job) -> str | None:
     """A digest of the checkpoint's files: names, sizes and times; None where there are none."""
-    from wanreport.records.project import project_root  # which reads records
-
     folder = Path(located(job, project_root()).checkpoint or "")
     files = [*folder.glob("*.json"), *folder.glob("[!.]*/*")]
     stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
