@@ -35,7 +35,10 @@ if [[ -x .venv/bin/wanreport ]]; then PATH="$PWD/.venv/bin:$PATH"; fi
 mkdir -p slurm/logs # Slurm does not make it, and a job without its log file fails at once
 
 if ${status:-false}; then exec python slurm/jobs.py status; fi
-wanreport check "${files[@]}" >&2
+checked=0
+wanreport check "${files[@]}" >&2 || checked=$?
+((checked <= 1)) || exit "$checked"
+((checked == 0)) || echo "submit.sh: warning: these models are needed where the jobs run" >&2
 
 # The index finds jobs below params/; a file from elsewhere is copied there, each to a folder of its
 # own, as two of them may have one name.

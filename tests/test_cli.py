@@ -57,6 +57,32 @@ def test_check_tells_all_problems_of_all_files(project, capsys):
     assert not out and all(word in err for word in words)
 
 
+def test_check_tells_of_every_model_that_is_not_here(project, capsys):
+    for name in ("one", "two"):
+        text = f"{GOOD.replace('good', name)}checkpoint: nowhere/{name}\n"
+        (project / f"{name}.yaml").write_text(text)
+    (project / "good.yaml").write_text(GOOD)
+    (project / "x.yaml").write_text(
+        f"{GOOD.replace('good', 'x')}model_path: a/b\nflow_shift: 3.0\n"
+    )
+    assert cli.main(["check", "one.yaml", "good.yaml", "two.yaml", "x.yaml"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("good.yaml: ") and len(err.splitlines()) == 3
+    assert all(word in err for word in ("nowhere/one", "nowhere/two", "x.yaml: model_path"))
+
+
+@pytest.mark.parametrize(
+    ("words", "needs"),
+    [([], "--gpus N"), (["--gpus", "0"], "--gpus"), (["x.yaml", "--gpus", "2"], "--gpus N"),
+     (["--vram-gb", "24"], "--vram-gb"), (["x.yaml", "--vram-gb", "24"], "--vram-gb")],
+)  # fmt: skip
+def test_a_plan_of_nothing_or_of_two_things_says_what_to_give(words, needs, project, capsys):
+    (project / "x.yaml").write_text(GOOD.replace("good", "x"))
+    assert cli.main(["plan", *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out and needs in err
+
+
 @pytest.mark.parametrize("command", ["run", "measure", "check"])
 def test_a_bad_file_is_no_traceback(command, project, capsys):
     (project / "x.yaml").write_text("name: x\nengine: warp\n")
@@ -82,6 +108,9 @@ def test_the_disk_and_the_keyboard_are_no_tracebacks(project, capsys, monkeypatc
     raises(OSError(28, "No space left on device", "reports/x"))
     assert cli.main(["report"]) == 1
     assert capsys.readouterr().err == "wanreport: reports/x: No space left on device\n"
+    raises(OSError(24, "Too many open files"))
+    assert cli.main(["report"]) == 1
+    assert capsys.readouterr().err == "wanreport: Too many open files\n"
     raises(KeyboardInterrupt())
     assert cli.main(["report"]) == 130
     assert "goes on from there" in capsys.readouterr().err

@@ -175,6 +175,16 @@ def test_a_task_without_the_gpus_that_it_needs_is_no_rehearsal(tree: Tree) -> No
     assert any("-p scale a14b" in call for call in tree.calls)  # which leaves a record and fails
 
 
+def test_a_checkpoint_that_is_not_here_is_for_the_job_to_tell(tree: Tree) -> None:
+    file = tree.job("a", extra=f"{TINY}checkpoint: nowhere/weights\n")
+    done = tree.task(file)
+    assert done.returncode == 0 and "nowhere/weights" in done.stderr
+    assert any(call.startswith("papermill") for call in tree.calls)
+    done = tree.submit(file)
+    assert done.returncode == 0 and "nowhere/weights" in done.stderr
+    assert any("jobs.sbatch" in call for call in tree.calls)
+
+
 @pytest.mark.parametrize(
     ("env", "status"), [({"PAPERMILL_STATUS": "138"}, 138), ({"LAST": "null"}, 2)]
 )

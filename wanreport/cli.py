@@ -7,6 +7,7 @@ import it when they run. So every command starts at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import itertools
 import json
@@ -37,6 +38,7 @@ from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 
 INTERCONNECTS = ("nvlink", "host-memory")
+OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,12 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RecordError, FactError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        if not error.filename:  # it is standard output, whose rest would fail at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if isinstance(error, BrokenPipeError):  # as of `| head`, which has what it wanted
-            return 0
-        where = error.filename or "standard output"
-        print(f"wanreport: {where}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        if not where and error.errno in OUTPUT_ERRORS:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its rest would fail at the end
+            if error.errno == errno.EPIPE:  # as of `| head`, which has what it wanted
+                return 0
+            where = "standard output: "
+        print(f"wanreport: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         kept = "finished records and pages are kept, and running it again goes on from there"
         print(f"\nwanreport: interrupted; {kept}", file=sys.stderr)
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     params: Any = "params", {"type": Path, "nargs": "+", "help": "params files (YAML)"}
     force = switch("--force", "render all pages, changed or not")
     workers: Any = "--workers", {"type": int, "choices": range(1, 65), "default": 2,
-                                    "help": "pages made at a time"}  # fmt: skip
+                                    "metavar": "N", "help": "pages made at a time"}  # fmt: skip
     add("report", lambda given, root: _site().report(
         root, measuring=not given.no_measure, force=given.force, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
@@ -147,7 +150,7 @@ def _site() -> Any:
 
 
 def _run(given: Namespace, root: Path) -> int:
-    """Measure jobs and make their pages; that any of them is not ok is a failure, but the last."""
+    """Measure jobs and make their pages; 1 if a job is not ok, after the pages of all are made."""
     status = int(_site().report(root, only=given.params, force=given.force))
     found, here = project.all_records(root), this_machine()
     for job in load_jobs(given.params, root).values():
@@ -172,15 +175,18 @@ def _measure(given: Namespace, root: Path) -> int:
 
 
 def _check(given: Namespace, root: Path) -> int:
-    gpus, problems = this_machine().gpus, []
+    """Say what jobs resolve to; 1 if a model is missing or damaged here: then its job is not run.
+
+    That leaves a record of its own, so batch scripts go on at 1.
+    """
+    gpus, status = this_machine().gpus, 0
     for file, job in load_jobs(given.params, root).items():
         try:
             print(f"{file}: {_resolved(job, gpus)}; {_model(located(job, root))}")
         except (CheckpointError, ModelPathError) as error:
-            problems.append(f"{file}: {error}")
-    if problems:
-        raise JobError(problems)
-    return 0
+            print(f"{file}: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _model(job: Job) -> str:
@@ -192,8 +198,8 @@ def _model(job: Job) -> str:
         audit(Path(job.checkpoint))
         index = json.loads((Path(job.checkpoint) / "model_index.json").read_text("utf-8"))
         said.append(f"checkpoint {job.checkpoint}")
-    shift = job.flow_shift or resolve_model(job.model_path, index=index).flow_shift
-    return f"{', '.join(said)}, flow_shift {shift:g}"
+    found = resolve_model(job.model_path, index=index)
+    return f"{', '.join(said)}, flow_shift {job.flow_shift or found.flow_shift:g}"
 
 
 def _resolved(job: Job, gpus: int) -> str:
@@ -225,7 +231,16 @@ def _import(given: Namespace, root: Path) -> int:
 
 
 def _plan(given: Namespace, root: Path) -> int:
-    if given.gpus:
+    asked, problems = given.gpus is not None, []
+    if asked == bool(given.params):
+        problems.append("plan: give either params files, or --gpus N to ask what to run on N GPUs")
+    if asked and given.gpus < 1:
+        problems.append(f"--gpus: is {given.gpus}; give 1 or more")
+    if given.vram_gb is not None and not asked:
+        problems.append("--vram-gb: is for --gpus N; give that too, or set vram_budget_gb")
+    if problems:
+        raise JobError(problems)
+    if asked:
         from wanreport.analysis import recommend
 
         return recommend.run(root, given.gpus, given.vram_gb)

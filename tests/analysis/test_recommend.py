@@ -86,8 +86,18 @@ def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
     assert said.count(" 480 ") == said.count(" 720 ") == 8
 
 
+def test_what_fits_nowhere_is_said_and_fails(capsys) -> None:
+    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and [err.count(word) for word in (H100, H200, "480p", "720p")] == [2] * 4
+    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "12"]) == 1
+    out, err = capsys.readouterr()
+    assert " 480 " in out and err.count("720p") == 2 and "480p" not in err
+
+
 def test_the_command_fails_where_records_are_missing(tmp_path, monkeypatch, capsys) -> None:
     assert recommend_command(tmp_path, 2, None) == 1, "no records"
+    assert "480p-1gpu-stream" in capsys.readouterr().err
     found = frames.cached(("results",), ROOT)
     several = found._replace(runs=found.runs[found.runs.gpus > 1])
     monkeypatch.setattr("wanreport.analysis.recommend.load", lambda *_: several)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import multiprocessing.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +133,8 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> N
     ("changes", "reason", "hint"),
     [({"engine": "stream", "vram_budget_gb": 2.0}, "2.0 holds 1 blocks", "at least 2.5 GB"),
      ({"scale": "a14b", "num_gpus": 64}, "64 GPUs", "scale: tiny"),
-     ({"model_path": "x/y"}, "x/y", "checkpoint")],
+     ({"model_path": "x/y"}, "x/y", "checkpoint"),
+     ({"checkpoint": "nowhere/w", "scale": "tiny"}, "nowhere/w", "checkpoint")],
 )  # fmt: skip
 def test_what_cannot_run_here_says_what_would(
     changes: dict[str, Any], reason: str, hint: str, tmp_path: Path
@@ -156,7 +159,12 @@ def test_host_memory_is_asked_for_before_it_is_taken() -> None:
         fit.require_host_memory(engine, layouts, 4, needed)
         with pytest.raises(launch.Unsupported, match=r"0\.1 GB") as refused:
             fit.require_host_memory(engine, layouts, 4, needed - 100_000_000)
-        assert "--mem" in refused.value.hint
+        assert "--mem" in refused.value.hint and "4 GPUs" in str(refused.value)
+    rehearsed = 2 * store  # the copy that ranks share, and the device of one
+    fit.require_host_memory(ENGINES["layerwise"](prefetch=1), layouts, 1, rehearsed, rehearsal=True)
+    with pytest.raises(launch.Unsupported, match=r"114\.5 GB") as refused:
+        fit.require_host_memory(ENGINES["layerwise"](prefetch=1), layouts, 1, 0, rehearsal=True)
+    assert "`checkpoint`" in refused.value.hint and "--mem" not in refused.value.hint
 
 
 def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
@@ -212,7 +220,24 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
     assert record["status"] == "failed"
     assert "rank 1 was killed by SIGKILL" in record["reason"] and "step" in record["reason"]
     assert "logs" in record["hint"]
-    assert list((path.parent / "logs" / path.stem).glob("*.log"))
+    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
+
+
+def test_a_job_through_torchrun_has_samples_of_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
+    record = _ran(tmp_path, _job(profile=False))
+    assert all(len(step["seconds"]) == 2 for step in record["iterations"][1]["steps"])
+
+
+def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
+    (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
+    log = io.StringIO()
+    progress = launch.Progress("j", tmp_path / "progress", log)
+    progress.update()
+    assert {"j", "clean"} <= {*re.findall(r"\w+", str(progress.bar.desc))}
+    assert progress.last.endswith("5 of 8") and len(log.getvalue().splitlines()) == 1
 
 
 KILLED = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,14 @@ import torch
 
 from wanreport.measure import sensors
 from wanreport.measure.sensors import Sensors
+
+ROOT = Path(__file__).resolve().parents[2]
+# Boards as nvidia-smi named them, in the order of the ranks of a committed record.
+BOARDS = [
+    "GPU-688b41d1-efb8-83c1-279c-40354758603c", "GPU-62291714-4e49-e119-c816-35374905f080",
+    "GPU-2e6520ac-618f-393e-2e7c-cb6cd90692de", "GPU-f54605ba-cfb1-0388-4779-a853db3604a0",
+]  # fmt: skip
+RECORD = "4x-nvidia-h100-80gb-hbm3-host-memory*/720p-4gpu-resident-8steps-*.json"
 
 # Idle at a high clock, then under load; (per cent busy, MHz, mW, °C).
 SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 61),
@@ -67,6 +77,18 @@ def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
     assert len(summary["board"]) == 8 and "0123" not in summary["board"]
     watched.readings = watched.readings[:1]
     assert watched.summary() is None, "it was never busy"
+
+
+@pytest.mark.parametrize("prefix", ["", "GPU-"])  # torch's own word, and NVML's
+def test_a_board_has_the_hash_that_committed_records_have(
+    prefix: str, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = (ROOT / "results").glob(RECORD)
+    recorded = json.loads(file.read_text("utf-8"))["iterations"][0]["gpu"]
+    named = iter(SimpleNamespace(uuid=prefix + board.removeprefix("GPU-")) for board in BOARDS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: next(named))
+    found = [Sensors(torch.device("cuda", rank)).board for rank in range(4)]
+    assert found == [each["board"] for each in recorded] and gpu == BOARDS
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.synthetic import plan_inputs
 from wanreport.jobs.settings import StreamSettings
 from wanreport.planner.cost import Route, predict
-from wanreport.planner.probe import Phases, _arrivals, route
+from wanreport.planner.probe import LEAST, Phases, Probe, _arrivals, route
 
 WINDOWS = (3e-3, 5e-3, 6e-3)
 
@@ -53,6 +56,13 @@ def test_noise_makes_no_route_faster_than_alone_nor_a_window_shorter() -> None:
     busy = Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
     assert route(5e10, quiet, busy, 8) == Route(5e10, 5e10, 1.0, 1.0)
     assert route(5e10, quiet, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
+
+
+def test_a_plan_needs_blocks_to_load_in_turn() -> None:
+    store: Any = SimpleNamespace(units=lambda _: range(LEAST), transfer="bf16")  # one is no block
+    given: Any = None
+    with pytest.raises(ValueError, match=f"{LEAST} blocks .* {LEAST - 1}"):
+        Probe(given, store, None, torch.zeros(1), given)
 
 
 def test_a_sharded_load_is_there_when_its_gather_ends() -> None:

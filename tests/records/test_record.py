@@ -224,15 +224,20 @@ def test_what_the_job_itself_did_not_cause_is_tried_again(
     assert is_missing(record(status=status, reason=reason)) is again
 
 
-def test_other_weights_in_the_same_place_are_measured_again(tmp_path: Path) -> None:
-    file = tmp_path / "transformer/model.safetensors"
-    file.parent.mkdir()
+@pytest.mark.parametrize("checkpoint", ["weights", "~/weights", "$HOME/weights"])
+def test_other_weights_in_the_same_place_are_measured_again(
+    checkpoint: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    file = project / "weights/transformer/model.safetensors"
+    file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
-    made, then = record(checkpoint=str(tmp_path)), file.stat()
+    made, then = record(checkpoint=checkpoint), file.stat()
+    assert made["made_from"] == record(checkpoint=str(project / "weights"))["made_from"]
     assert not is_missing(made) and "made_from" not in record()
     file.write_bytes(b"others!")
     os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns + 1))
-    assert is_missing(made) and not is_missing(record(checkpoint=str(tmp_path)))
+    assert is_missing(made) and not is_missing(record(checkpoint=checkpoint))
     assert not is_missing({key: made[key] for key in made if key != "made_from"})  # of old
     file.unlink()
     assert not is_missing(made), "without weights nothing better can be had"

@@ -49,7 +49,7 @@ def recommend(
     """
     known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(scaling.INTERCONNECTS[wire])
     here = frames.runs[frames.runs.gpu_model == gpu]
-    free = USABLE * (vram_gb * 1e9 if vram_gb else here.gpu_memory_bytes.max())
+    free = USABLE * (here.gpu_memory_bytes.max() if vram_gb is None else vram_gb * 1e9)
     assumed = f"; {scaling.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
     ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
@@ -125,18 +125,26 @@ def _ways(
 
 
 def run(root: Path, gpus: int, vram_gb: float | None) -> int:
-    """Print what to run on each GPU model and interconnect; 1 where measurements are missing."""
+    """Print what to run on each GPU model and interconnect; 1 where any is missing."""
     found, problems = load(RESULTS_DIRS, root), []
     models = sorted({*found.full_scale().get("gpu_model", ())})
+    if not models:
+        needs = "wanreport measure params/campaign/480p-1gpu-stream.yaml"
+        problems.append(f"no record of a job at full scale; on a machine with a GPU run: {needs}")
     for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
             ways = recommend(root, found, gpu, gpus, wire, vram_gb)
         except scaling.PredictionError as error:
             problems.append(str(error))
             continue
+        where = f"{gpus}× {gpu}, {wire}" if gpus > 1 else gpu
+        problems += [f"{where}: {height}p: nothing fits; give more GPUs, or more memory of each"
+                     for height in SIZES if height not in set(ways.height)]  # fmt: skip
+        if ways.empty:
+            continue
         shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
         written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
         text = ways.to_string(index=False, columns=shown, formatters=written)
-        print(f"{gpus}× {gpu}, {wire}" if gpus > 1 else gpu, text, sep="\n")
+        print(where, text, sep="\n")
     print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
-    return int(bool(problems) or not models)
+    return int(bool(problems))

@@ -157,7 +157,7 @@ def load_job(path: str | Path) -> Job:
     times, values, stem = Counter(key for key, _ in entries), dict(entries), Path(path).stem
     problems = [f"{key!r:.80}: is there twice; keep one" for key in times if times[key] > 1]
     if not problems and values.get("name", stem) != stem:
-        problems = [f"name: is not the file's; write `name: {stem}` or rename it"]
+        problems = [f"name: is not the file's name; write `name: {stem}` or rename the file"]
         values["name"] = "told-already"
     return job_from_mapping(values, str(path), problems)
 

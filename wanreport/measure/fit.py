@@ -82,9 +82,15 @@ def require_host_memory(
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
     needed = engine.host_bytes(layouts, ranks) + ranks * each
     if needed > free:
+        on, why, fix = (
+            "GPUs", "", "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an"
+            " engine whose host copy all ranks share (resident, layerwise)",
+        ) if not rehearsal else (
+            "ranks without a GPU", "; a rehearsal runs a checkpoint as it is",
+            "leave out `checkpoint` to rehearse with small random weights",
+        )  # fmt: skip
         raise Unsupported(
-            f"{engine.name} on {ranks} GPUs keeps {needed / 1e9:.1f} GB in host memory and"
-            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
-            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
-            " host copy all ranks share (resident, layerwise)",
+            f"{engine.name} on {ranks} {on} keeps {needed / 1e9:.1f} GB in host memory and"
+            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing{why}",
+            fix,
         )

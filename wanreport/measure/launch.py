@@ -165,6 +165,7 @@ class Progress:
                 self.last = f"{kind}, step {done} of {steps}"
                 if iteration != self._iteration:
                     self._iteration = iteration
+                    self.bar.set_description(f"{self.name}: {kind}")
                     self.bar.reset(int(steps))
                     print(f"{self.name}: {kind}", file=self.log or sys.stderr, flush=True)
                 self.bar.update(done - self.bar.n)

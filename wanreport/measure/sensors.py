@@ -30,14 +30,12 @@ class Sensors:
         self.board, self._handle = "", None
         self._over, self._thread = threading.Event(), threading.Thread(target=self._watch)
         if device.type == "cuda":
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".replace(
-                "GPU-GPU-", "GPU-"
-            )
-            # Tells boards apart and names none.
+            # Tells boards apart and names none. NVML's name of a board has a prefix more.
+            uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
             self.board = hashlib.sha256(uuid.encode()).hexdigest()[:8]
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlInit()
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
     def __enter__(self) -> Sensors:
         self._thread.start()

@@ -118,7 +118,9 @@ def match(
     if lacks := sorted(wanted.keys() - found.keys()):
         raise CheckpointError(f"{folder}: lacks {_some(lacks)}")
     if others := sorted(name for name, shape in found.items() if wanted.get(name) != shape):
-        raise CheckpointError(f"{folder}: holds what the model has not so: {_some(others)}")
+        raise CheckpointError(
+            f"{folder}: has tensors that the model lacks, or of other shapes: {_some(others)}"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -37,6 +37,7 @@ BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
 TRIAL_BLOCKS = 12  # a multiple of 2, 3 and 4 slots
 MOST_LOADS = 2000
+LEAST = 4  # blocks of an expert: one more than the slots of a feeder
 TURN_S = 1.0  # a trial's turn takes about as long, or one step
 
 
@@ -90,11 +91,13 @@ class Probe:
         self, make: Callable[[int], Expert], store: HostStore, group: dist.ProcessGroup | None,
         latents: Tensor, guidance: Guidance,
     ) -> None:  # fmt: skip
-        self.make, self.store, self.group = make, store, group
+        self.name, self.make, self.store, self.group = EXPERTS[0], make, store, group
+        self.blocks = len(store.units(self.name)) - 1
+        if self.blocks < LEAST:
+            raise ValueError(f"a plan needs {LEAST} blocks to load in turn, not {self.blocks}")
         self.latents, self.guidance, self.device = latents, guidance, latents.device
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
-        self.name, self.ranks = EXPERTS[0], dist.get_world_size(group)
-        self.blocks = len(store.units(self.name)) - 1
+        self.ranks = dist.get_world_size(group)
         self.plainest = StreamSettings(transfer=store.transfer)  # type: ignore[arg-type]
         self._hot = 0  # steps before a measurement, not known yet
 

@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.records.record import RESULTS_DIRS, Found, find_records
-
-
-def project_root() -> Path:
-    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
-    here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
-            return folder
-    return here
+from wanreport.records.record import project_root as project_root
 
 
 def local_results(root: Path) -> Path:

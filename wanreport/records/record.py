@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wanreport.jobs.job import BENCHMARK_VERSION, Job, job_hash
+from wanreport.jobs.job import BENCHMARK_VERSION, Job, job_hash, located
 from wanreport.records.files import FileError, parse_record, read_json
 
 RESULTS = "WANREPORT_RESULTS"
@@ -49,14 +49,24 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
         "status": "failed", "reason": "", "hint": "", "model": {}, "schedule": {}, "sglang": {},
         "machine": {}, "software": {}, "engine": {}, "started_at": "", "wall_s": 0.0,
         "cold_start_s": None, "iterations": [], "timeline": [], "traces": [],
-        **({"made_from": _files_of(job.checkpoint)} if job.checkpoint else {}), **known,
+        **({"made_from": _files_of(job)} if job.checkpoint else {}), **known,
     }  # fmt: skip
 
 
-def _files_of(checkpoint: str) -> str | None:
-    """A digest of a checkpoint's files: names, sizes and times; None where there are none."""
-    files = [*Path(checkpoint).glob("*.json"), *Path(checkpoint).glob("[!.]*/*")]
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns)
+def project_root() -> Path:
+    """The folder with notebooks/ and params/: the current one, a parent, or ours."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
+
+
+def _files_of(job: Job) -> str | None:
+    """A digest of the checkpoint's files: names, sizes and times; None where there are none."""
+    folder = Path(located(job, project_root()).checkpoint or "")
+    files = [*folder.glob("*.json"), *folder.glob("[!.]*/*")]
+    stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
              for file in sorted(files) if file.is_file()]  # fmt: skip
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16] if stats else None
 
@@ -68,7 +78,7 @@ def stands(job: Job, record: Mapping[str, Any]) -> bool:
     of something outside of it (memory of the host, GPUs, a checkpoint) may be there the next time.
     """
     made_from = record.get("made_from")
-    if made_from and job.checkpoint and _files_of(job.checkpoint) not in (None, made_from):
+    if made_from and job.checkpoint and _files_of(job) not in (None, made_from):
         return False
     device = "OutOfMemoryError" in record["reason"]  # torch's, of a device alone
     return record["status"] == "ok" or (record["status"] == "oom" and device)
