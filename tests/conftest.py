@@ -45,7 +45,11 @@ def _without_browser() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` and `browser` tests, with a reason, where what they need is not there."""
+    """Skip `gpu` and `browser` tests, with a reason, where what they need is not there.
+
+    The longest tests go first, so that no worker is left with one while the others have ended.
+    """
+    items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
     for marker, missing in (("gpu", _without_gpu), ("browser", _without_browser)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         reason = missing() if marked else None

@@ -286,7 +286,7 @@ def steps(df: pd.DataFrame, *, engine: str, whole: int) -> Figure:
 @theme("y")
 def schedule(df: pd.DataFrame, *, boundary: float) -> Figure:
     """Draw the timestep of each step (columns step, timestep, expert) and where experts switch."""
-    figure, (axes,) = _figure(2.8)
+    figure, (axes,) = _figure(2.8, width=NARROW)
     axes.plot(df.step, df.timestep, drawstyle="steps-mid", color=INK, linewidth=0.8, marker="o",
               markersize=5, markeredgewidth=0)  # fmt: skip
     _level(axes, df.step.max(), boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
