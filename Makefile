@@ -34,7 +34,7 @@ publish: $(READY) ## render the committed records alone, to commit: reports/publ
 	@$(BIN)/wanreport publish $(ARGS)
 
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(READY) ## check style, types and shell scripts
 	@$(BIN)/ruff check && $(BIN)/ruff format --check --quiet

@@ -23,6 +23,7 @@ settings.load_profile("here")
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )
+TOGETHER = ("test_notebooks", "test_pictures", "test_render", "test_sglang_import")
 REQUIRE_PAGES = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
 
 
@@ -48,7 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip `gpu` and `browser` tests, with a reason, where what they need is not there.
 
     The longest tests go first, so that no worker is left with one while the others have ended.
+    Tests that share a dear fixture run on one worker.
     """
+    for item in items:
+        room = item.path.parent.name
+        if room == "baseline" or item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(room if room == "baseline" else item.path.stem))
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
     for marker, missing in (("gpu", _without_gpu), ("browser", _without_browser)):
         marked = [item for item in items if item.get_closest_marker(marker)]

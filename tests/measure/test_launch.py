@@ -223,14 +223,6 @@ def test_a_killed_rank_is_a_failed_record_that_names_it(
     assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
 
 
-def test_a_job_through_torchrun_has_samples_of_its_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
-    record = _ran(tmp_path, _job(profile=False))
-    assert all(len(step["seconds"]) == 2 for step in record["iterations"][1]["steps"])
-
-
 def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
     (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
     log = io.StringIO()

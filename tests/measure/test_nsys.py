@@ -28,7 +28,7 @@ exit $code
 """
 
 
-def test_the_export_of_a_stand_in_lies_beside_the_record(
+def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and_an_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nsys, told = tmp_path / "nsys", tmp_path / "told"
@@ -38,10 +38,11 @@ def test_the_export_of_a_stand_in_lies_beside_the_record(
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
     flags = ENGINE_FLAGS["resident"]
-    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 1, **flags, **quick})
+    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 2, **flags, **quick})
     path = launch.run_job(job, tmp_path / "results")
     record = read_record(path)
     assert record["status"] == "ok", record["reason"]
+    assert all(len(step["seconds"]) == 2 for step in record["iterations"][1]["steps"])
     (trace,) = record["traces"]
     data = (path.parent / trace["path"]).read_bytes()
     assert data == b"export\n" and trace["sha256"] == hashlib.sha256(data).hexdigest()
