@@ -26,8 +26,8 @@ from typing import Any
 import wanreport
 from wanreport.baseline import FactError
 from wanreport.baseline.formulas import DERIVED
-from wanreport.jobs.job import Job, JobError, located, resolve_job
-from wanreport.jobs.sglang import ModelPathError, resolve_model
+from wanreport.jobs.job import Job, JobError, located, model_settings, resolve_job
+from wanreport.jobs.sglang import ModelPathError
 from wanreport.measure import jobs as ours
 from wanreport.measure import ranks
 from wanreport.measure.jobs import load_jobs, measure, measure_jobs, this_machine
@@ -105,17 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
         switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
     add("check", _check, "say what params files resolve to; run nothing", params)
-    add(
-        "plan",
-        _plan,
-        "say how stream would move weights; run no job",
+    add("plan", _plan, "say how stream would move weights, or what to run; run no job",
         ("params", {"type": Path, "nargs": "*", "help": "params files (YAML)"}),
-        (
-            "--gpus",
-            {"type": int, "metavar": "N", "help": "say what to run on N GPUs, from records"},
-        ),
-        ("--vram-gb", {"type": float, "metavar": "G", "help": "of each (default: its model's)"}),
-    )
+        ("--gpus", {"type": int, "metavar": "N", "help": "what to run on N GPUs, from records"}),
+        ("--vram-gb", {"type": float, "metavar": "G",
+                       "help": "of each (default: its model's)"}))  # fmt: skip
     add("predict", _predict, "say what jobs will take on more GPUs, from records of fewer",
         ("params", {"type": Path, "nargs": "*", "help": "default: params/campaign/"}),
         ("--gpu", {"help": "GPU model (default: all that have records)"}),
@@ -191,15 +185,13 @@ def _check(given: Namespace, root: Path) -> int:
 
 def _model(job: Job) -> str:
     """Where a located job's model is, all of whose files are looked at, and its flow shift."""
-    index, said = None, [job.model_path]
+    said = [job.model_path]
     if Path(job.model_path).is_absolute() and not Path(job.model_path).is_dir():
         raise ModelPathError(f"model_path: {job.model_path} is not there")
     if job.checkpoint:
         audit(Path(job.checkpoint))
-        index = json.loads((Path(job.checkpoint) / "model_index.json").read_text("utf-8"))
         said.append(f"checkpoint {job.checkpoint}")
-    found = resolve_model(job.model_path, index=index)
-    return f"{', '.join(said)}, flow_shift {job.flow_shift or found.flow_shift:g}"
+    return f"{', '.join(said)}, flow_shift {model_settings(job)['flow_shift']:g}"
 
 
 def _resolved(job: Job, gpus: int) -> str:

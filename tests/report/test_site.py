@@ -318,6 +318,15 @@ def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
 # Published ---------------------------------------------------------------------------------------
 
 
+def test_records_may_be_looked_for_in_one_folder_alone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_record(project, "one", "gpu-a")
+    monkeypatch.setattr(site, "RESULTS_DIRS", [Path("results")])
+    assert site.report(project, measuring=False, workers=1) == 0
+    assert "jobs/gpu-a/one.html" in pages(project)
+
+
 def test_published_pages_show_committed_records_and_nothing_of_the_machine(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,8 @@ def test_the_checks_are_answered_from_them(imported: Path) -> None:
     assert mine.to_dict() == {"spike-swap": "pass", "slower-swap": "pass", "pure": "pass",
                               "prefetch": "within noise", "overlap": "fail"}  # fmt: skip
     assert told.set_index("check").status[["shift", "switch"]].tolist() == ["pass", "pass"]
+    alone = checks(frames.load([imported], ROOT), load_facts()).set_index("check").status
+    assert alone["contention"] == "not measured", "no size of a collective is in a trace"
     # What the traces hold, of both runs the same: more hidden than an old offload should.
     own = overlap.shares(found).loc[rows.index[rows.traces > 0]]
     whole = copies.summary([read(imported.parent / "t.json")]).iloc[0]

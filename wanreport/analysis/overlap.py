@@ -152,6 +152,8 @@ def _of_trace(found: dict[str, Any]) -> dict[str, float]:
         "inside_n": found["meeting_n"],
         "collectives_s": beside / 1e9 / found["steps"] if beside and found["steps"] else math.nan,
         "collectives_share": beside / found["span_ns"] if beside else math.nan,
+        **dict.fromkeys(("beside", "beside_low", "beside_high", "beside_n"), math.nan),
+        **dict.fromkeys(("alone_low", "alone_high", "alone_n"), math.nan),  # sizes are not in it
     }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from wanreport.analysis import scaling
 from wanreport.analysis.compare import overhead, plain_jobs
 from wanreport.analysis.frames import Frames, load
-from wanreport.analysis.predictions import gather
+from wanreport.analysis.predictions import STREAM_JOB, gather
 from wanreport.analysis.rows import path_of
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import SENT, layerwise_held
@@ -96,11 +96,8 @@ def _ways(
         job = Job.model_validate({"name": engine, "enable_cfg_parallel": cfg, **given})
         told[engine] = scaling.predict_job(known, job, wire)
     inputs = Inputs.of(told["stream"]["inputs"])
-    block, outer, expert = (
-        inputs.block_bytes,
-        inputs.outer_bytes,
-        inputs.blocks * inputs.block_bytes,
-    )
+    block, outer = inputs.block_bytes, inputs.outer_bytes
+    expert = inputs.blocks * block
     each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
             for row in known.of("windows")]  # fmt: skip
     working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)
@@ -129,8 +126,8 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
     found, problems = load(RESULTS_DIRS, root), []
     models = sorted({*found.full_scale().get("gpu_model", ())})
     if not models:
-        needs = "wanreport measure params/campaign/480p-1gpu-stream.yaml"
-        problems.append(f"no record of a job at full scale; on a machine with a GPU run: {needs}")
+        needs = f"on a machine with a GPU run: wanreport measure {STREAM_JOB}"
+        problems.append(f"no record of a job at full scale; {needs}")
     for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
             ways = recommend(root, found, gpu, gpus, wire, vram_gb)

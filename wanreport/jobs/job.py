@@ -13,6 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,9 @@ NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
 
 HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 """Fields younger than the first records, whose defaults mean what a job without them meant."""
+
+CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
+"""Settings of the model that a job may choose itself."""
 
 PREFETCH = "dit_offload_prefetch_size"
 FLAGS = (*sglang.SWITCHES, PREFETCH)  # in the order of `sglang.resolve`
@@ -128,6 +132,20 @@ def located(job: Job, root: Path) -> Job:
         if text and (key == "checkpoint" or text[0] in "~$./" or path.exists()):  # no hub's name
             placed[key] = str(path)
     return job.model_copy(update=placed)
+
+
+def model_settings(job: Job) -> dict[str, Any]:
+    """The model's settings of a :func:`located` job: its own, else those that SGLang would take.
+
+    Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
+    """
+    listing = Path(job.checkpoint or "") / "model_index.json"
+    there = bool(job.checkpoint) and listing.is_file()
+    index = json.loads(listing.read_text("utf-8")) if there else None
+    found = asdict(sglang.resolve_model(job.model_path, index=index))
+    given = {key: getattr(job, key) for key in CHOSEN}
+    found |= {key: value for key, value in given.items() if value is not None}
+    return {key: found[key] for key in ("config", "how", *CHOSEN)}
 
 
 def job_hash(job: Job) -> str:

@@ -5,43 +5,32 @@ Each function raises :class:`~wanreport.measure.ranks.Unsupported` where the job
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from wanreport.engines import Engine
-from wanreport.jobs.job import Job
+from wanreport.jobs.job import Job, model_settings
 from wanreport.jobs.settings import RING
-from wanreport.jobs.sglang import resolve_model
 from wanreport.measure.ranks import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights, Source
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
-CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
 
 
 def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]]]:
     """The model's settings (the job's own, else SGLang's), its weights, each expert's config."""
-    folder = Path(job.checkpoint or "")
     try:
-        listing = folder / "model_index.json"
-        there = bool(job.checkpoint) and listing.is_file()
-        index = json.loads(listing.read_text("utf-8")) if there else None
-        found = asdict(resolve_model(job.model_path, index=index))
-        given = {key: getattr(job, key) for key in CHOSEN}
-        found |= {key: value for key, value in given.items() if value is not None}
-        settings = {key: found[key] for key in ("config", "how", *CHOSEN)}
+        settings = model_settings(job)
         if not job.checkpoint:
             config = TINY if job.scale == "tiny" else A14B
             return settings, RandomWeights(job.seed), dict.fromkeys(EXPERTS, config)
-        weights = CheckpointWeights(folder)
+        weights = CheckpointWeights(Path(job.checkpoint))
         return settings, weights, {name: weights.config(name) for name in EXPERTS}
     except (OSError, ValueError, KeyError) as error:
         raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error

@@ -98,8 +98,8 @@ def plan(
 def _digests(root: Path, folders: Sequence[str]) -> list[str]:
     """Whatever data a page may read: path and SHA-256 of records, campaigns and predictions."""
     found = {path for folder in folders for path in (root / folder).glob("*/**/*.json")}
-    if len(folders) == 1:  # those of this machine lie below the committed ones
-        found -= set((root / RESULTS_DIRS[1]).rglob("*"))
+    for other in {*map(str, RESULTS_DIRS)} - {*folders}:  # this machine's lie below the committed
+        found -= {*(root / other).rglob("*")}
     found |= {*(root / "predictions").glob("*.json"), *(root / "params").rglob("*.yaml")}
     own = {path.relative_to(root).as_posix(): path for path in found if path.name[0] != "."}
     return [f"{name} {hashlib.sha256(own[name].read_bytes()).hexdigest()}" for name in sorted(own)]
