@@ -61,6 +61,26 @@ def events(seed: int, base: int = 0, steps: int = 3, hip: bool = False) -> list[
     return [*host, *made, {"ph": "i", "s": "g", "name": "Record Window End", "ts": Decimal(base)}]
 
 
+def contended(overlaps: bool, shorter: float = 1.0, rounds: int = 8) -> list[Event]:
+    """Rounds of a lone all-to-all, one with a copy beside it, and a lone copy, each once as long.
+
+    Beside the other each takes 1.5 times as long, times `shorter`. Where it `overlaps`, a kernel
+    computes beside the lone copies.
+    """
+    made = [event("user_annotation", "ProfilerStep#0", 0, 10_000 * rounds)]
+    gpu = {"device": 0, "stream": 7}
+    size = {"In msg nelems": 10**6, "dtype": "BFloat16"}
+    for n in range(rounds):
+        at, long = 10_000 * n, int(1500 * shorter)
+        for start, ns, copy in ((0, 1000, 0), (3000, long, 0), (3000, long, 1), (8000, 1000, 1)):
+            name = "Memcpy HtoD (Pinned -> Device)" if copy else "ncclDevKernel_SendRecv"
+            more = {"bytes": 4000} if copy else size
+            cat = "gpu_memcpy" if copy else "kernel"
+            made.append(event(cat, name, at + start, ns, 0, **gpu, **more))
+        made.append(event("kernel", "gemm", at + (8000 if overlaps else 6000), 900, 0, **gpu))
+    return made
+
+
 def text(made: list[Event], form: str = "new") -> str:
     """The file: with categories of today, old ones, or as a bare list."""
     if form == "old":

@@ -25,6 +25,7 @@ LINKS = {  # GB/s of 16 lanes in one direction, by the GPU's name
 BUCKETS = (0, 5, 20, math.inf)  # GB/s, each from its lower edge
 SHARDS = (1, 2, 4, 6, 8)
 TO_DEVICE, HOST = "HtoD", ("HtoD", "DtoH")
+ALL_TO_ALL, MOST_TIMES = "SendRecv|AllToAll", 1000
 HOW = ("blocking", "may_block", "async", "unknown")
 BESIDE = ("hidden_ns", "hidden_alone_ns", "exposed_ns", "exposed_alone_ns", "in_collectives_ns",
           "outside_gb_s", "outside_n", "meeting_gb_s", "meeting_n", "inside_gb_s", "hidden_share",
@@ -107,6 +108,32 @@ def rates(copies: pd.DataFrame, beside: Beside, link_gb_s: float | None = None) 
     inside = some.inside.sum()
     left = some.bytes.sum() - (link_gb_s or math.nan) * (some.ns.sum() - inside)
     return found | {"inside_gb_s": max(_over(left, inside), 0)}
+
+
+def contention(ran: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
+    """How long all-to-alls take beside copies, and copies beside all-to-alls, over lone ones.
+
+    Of what a device ran, by ``all-to-alls`` and ``copies`` (from and to the host): the first 1,000
+    times of each that runs ``alone``, or ``beside`` the other, over the median of lone ones of its
+    name and bytes. An all-to-all must be beside copies for half of its time; a copy, which takes
+    longer, only meet one. What meets other collectives or has no bytes recorded is left out.
+    """
+    lanes, met = Lanes(ran), ran[ran.kind == "collective"]
+    exchange = like(met, ALL_TO_ALL)
+    sides = {"all-to-alls": met[exchange], "copies": ran[ran.direction.isin(HOST)]}
+    others = lanes.at(met[~exchange])
+    found = {}
+    for (name, some), least in zip(sides.items(), (0.5, 0), strict=True):
+        (other,) = (each for key, each in sides.items() if key != name)
+        some = some[some.bytes.notna() & (some.ns > 0) & (lanes.within(some, others) == 0)]
+        shared = lanes.within(some, lanes.at(other))
+        groups = some.ns.where(shared == 0).groupby([some.name, some.bytes], observed=True)
+        times = (some.ns / groups.transform("median")).round(4)
+        found[name] = {
+            "alone": times[shared == 0].dropna().tolist()[:MOST_TIMES],
+            "beside": times[shared > least * some.ns].dropna().tolist()[:MOST_TIMES],
+        }
+    return found
 
 
 def _over(part: Any, whole: Any) -> float:

@@ -4,7 +4,8 @@
                  host; sync: a wait, as the GPU saw it; step; memory: the allocator's; overhead
     start_ns, end_ns, ns    integers; an event ends before end_ns
     device, stream, process, thread    -1 where it has none
-    bytes        of a copy, a memset or (signed) an allocation; missing where not recorded
+    bytes        of a copy, a memset, what a collective sends or (signed) an allocation; missing
+                 where not recorded
     direction, memory   of a copy: HtoD, DtoH, DtoD, PtoP, ...; the host's side of it: pinned,
                  pageable, managed or unknown, and "" between devices
     call         the row of the API call that launched a GPU event, -1 if it is not in the file

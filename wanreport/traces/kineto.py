@@ -31,6 +31,8 @@ MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
 EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for one time in ns
 DAY = 86_400 * 10**9  # no event of a profile is longer
+WIDTHS = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "BFloat16": 2, "Half": 2, "Char": 1,
+          "Byte": 1, "Float8_e4m3fn": 1, "Float8_e5m2": 1}  # fmt: skip
 
 BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
 BETWEEN = re.compile(rb'(?<=\})\s*,\s*(?=\{\s*")')
@@ -60,6 +62,8 @@ class _Args(msgspec.Struct, gc=False):
     bytes: Number = MISSING
     allocated: Number = msgspec.field(default=MISSING, name="Bytes")
     to: Number = msgspec.field(default=-1, name="inDevice")  # a copy between GPUs has this alone
+    sent: Number = msgspec.field(default=MISSING, name="In msg nelems")  # of a collective
+    dtype: Number = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -200,6 +204,9 @@ class Reader:
         fine = (start != MISSING) & (length >= 0) & (length <= DAY)
         sizes = [each.allocated if each.bytes == MISSING else each.bytes for each in args]
         nbytes = integers(sizes, MISSING)
+        for at, each in enumerate(args):
+            if each.dtype in WIDTHS and type(each.sent) is int and 0 <= each.sent < 1 << 56:
+                nbytes[at] = each.sent * WIDTHS[str(each.dtype)]
         nbytes[(nbytes < 0) & (kind != "memory")] = MISSING
         device = integers([each.to if each.device == -1 else each.device for each in args])
         unknown = np.flatnonzero((device < 0) & (kind.isin(ON_GPU)))

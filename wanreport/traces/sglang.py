@@ -209,13 +209,15 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
         last[0].steps_from = "trace"
     rank = number if facts["rank"] is None else facts["rank"]
     whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
+    _, ran = next(trace.devices())
     with file.open("rb") as data:
         zipped = ".gz" * (data.read(2) == b"\x1f\x8b")
         data.seek(0)
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()), **json.loads(whole.iloc[0].to_json())}  # fmt: skip
+            "steps": int(steps.complete.sum()), "contention": copies.contention(ran),
+            **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
 def _outcome(said: Log, job: Job) -> dict[str, str]:
