@@ -80,6 +80,7 @@ def test_each_jobs_log_is_a_record(imported: Path, job: str) -> None:
     record, version = read_record(path), "0.5.23" if "6gpu" in job else "0.5.9"
     assert record["source"] == f"sglang {version}" and path.stem.endswith(f"-sglang-{version}")
     assert "sglang" in path.parent.name
+    assert len(record["started_at"]) == len("2026-09-21T14:14:52+00:00"), "as our own runs' are"
     assert record["job_hash"] == load_job(PARAMS / f"{job}.yaml").hashes()[0]
     assert (record["status"], [it["kind"] for it in record["iterations"]]) == (status, kinds)
     assert record["model"]["flow_shift"] == 12 and record["schedule"]["switch_step"] == 18

@@ -91,6 +91,7 @@ def import_run(
         began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
         with suppress(ValueError):  # SGLang logs no year, and not every line has a time
             began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
+    began = began.replace(tzinfo=began.tzinfo or UTC).astimezone(UTC)
     kept = {file: _traced(said, job, file, number)
             for number, file in enumerate([*traces, *([nsys] if nsys else [])])}  # fmt: skip
     version = said.version or place.sglang
@@ -98,7 +99,7 @@ def import_run(
     board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
     board = ", ".join(filter(None, [board, place.interconnect, source]))
     record = new_record(
-        job, source=source, started_at=began.replace(tzinfo=began.tzinfo or UTC).isoformat(),
+        job, source=source, started_at=began.isoformat(timespec="seconds"),
         **_filled(said, job, shift), **_outcome(said, job),
         machine={
             "class": board, "slug": re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120],
