@@ -128,7 +128,7 @@ def test_waits_and_allocations(made: Trace) -> None:
 
 def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
     derived = json.loads((ROOT / "wanreport/baseline/derived/architecture.json").read_text())
-    block = c.wan_tensors().set_index("tensor").bytes["a block"]
+    block = c.TENSORS["a block"]
     assert block == derived["numbers"]["wan.block.bytes"] == 702_870_528
     sizes = [702_706_688, 26_214_400, 5]
     pairs = [pair(i, 9, "cudaMemcpy", H2D.format("Pinned"), i, 1, bytes=size)
