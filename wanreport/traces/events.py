@@ -1,7 +1,7 @@
 """One form for any trace: `events`, a row for each thing that a GPU or a host thread did.
 
     kind         kernel, collective, copy, memset: on a GPU; call: of the CUDA or HIP API, on the
-                 host; sync: a wait, as the GPU saw it; step; memory: the allocator's; overhead
+                 host; sync: a wait, as the GPU saw it; step; memory: the allocator's
     start_ns, end_ns, ns    integers; an event ends before end_ns
     device, stream, process, thread    -1 where it has none
     bytes        of a copy, a memset, what a collective sends or (signed) an allocation; missing
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory", "overhead")
+KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory")
 ON_GPU, KIND = KINDS[:4], pd.CategoricalDtype(KINDS)
 MISSING = -(1 << 63)
 MOST_EVENTS = 4_000_000  # about 0.5 GB in memory; a profile of a few steps has a tenth of it
@@ -182,15 +182,6 @@ def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
     ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])
     steps["complete"] = whole & ran & (lost <= launched / 100)
     return steps, int(lost.sum()), int(launched.sum())
-
-
-def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
-    """An array of integers, with `missing` for what is none."""
-    try:
-        return np.array(values, np.int64)
-    except (TypeError, ValueError, OverflowError):
-        good = (v if type(v) is int and abs(v) < 1 << 62 else missing for v in values)
-        return np.fromiter(good, np.int64)
 
 
 class Lanes:

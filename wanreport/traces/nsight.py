@@ -25,7 +25,7 @@ TABLES = {  # by the kind of event: the table, and its columns that tell an even
     "copy": (ACTIVITY + "MEMCPY", "copyKind", "srcKind", "dstKind"),
     "memset": (ACTIVITY + "MEMSET",), "call": (ACTIVITY + "RUNTIME", "nameId"),
     "sync": (ACTIVITY + "SYNCHRONIZATION", "syncType"),
-    "overhead": (ACTIVITY + "OVERHEAD", "nameId"), "step": ("NVTX_EVENTS", "text", "textId"),
+    "step": ("NVTX_EVENTS", "text", "textId"),
 }  # fmt: skip
 MEMORY = dict(enumerate(("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
                          "Managed Static")))  # fmt: skip
