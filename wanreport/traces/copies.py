@@ -57,15 +57,12 @@ def copies_of(trace: Trace) -> pd.DataFrame:
 
 
 def memcpy_calls(trace: Trace) -> pd.DataFrame:
-    """Each call of the API for a copy, with the copy's device; not those that such a call makes."""
+    """Each call of the API for a copy, but for those that such a call makes."""
     events = trace.events
     calls = events[(events.kind == "call") & like(events, "memcpy")]
     calls = calls.sort_values(["thread", "start_ns", "ns"], ascending=[True, True, False])
     until = calls.groupby("thread").end_ns.cummax().groupby(calls.thread).shift(fill_value=-1)
-    calls = calls[calls.end_ns > until]
-    ran = events[events.call >= 0].drop_duplicates("call").set_index("call").device
-    lone = ran.iloc[0] if ran.nunique() == 1 else -1
-    return calls.assign(device=calls.index.to_series().map(ran).fillna(lone).astype(int))
+    return calls[calls.end_ns > until]
 
 
 class Device(Lanes):
@@ -162,9 +159,10 @@ def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
     """
     rows = []
     for trace, names, device in _devices(traces):
-        every = memcpy_calls(trace), device.copies, device.ran
-        if len(device.ran):
-            every = every[0][every[0].device == names["device"]], *every[1:]
+        calls = memcpy_calls(trace)
+        if len(device.ran) < trace.events.kind.isin(ON_GPU).sum():  # others are not its own
+            calls = calls[calls.index.isin(device.ran.call)]
+        every = calls, device.copies, device.ran
         for step, complete in [(None, True), *trace.steps[["step", "complete"]].to_numpy()]:
             own = [each if step is None else each[(each.step == step).fillna(False)]
                    for each in every]  # fmt: skip

@@ -16,7 +16,6 @@ import pandas as pd
 from wanreport.records.files import FileError
 from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
-MAGIC = b"SQLite format 3\0"
 AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
 ACTIVITY = "CUPTI_ACTIVITY_KIND_"
@@ -44,11 +43,11 @@ FIX = "give what `nsys export --type sqlite` makes of a report"
 
 def read(path: Path) -> Trace:
     """Read an export."""
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        try:
             return _read(path, database)
-    except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
+        except (sqlite3.Error, pd.errors.DatabaseError) as error:
+            raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
 
 
 def _read(path: Path, database: sqlite3.Connection) -> Trace:

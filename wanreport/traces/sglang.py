@@ -28,7 +28,7 @@ from wanreport.jobs.sglang import prefetch_layers, resolve, resolve_model
 from wanreport.records.files import FileError, parse_record, read_json
 from wanreport.records.record import new_record, record_path, write_record
 from wanreport.traces import copies, read
-from wanreport.traces.log import Log
+from wanreport.traces.log import Iteration, Log
 
 SPIKE = 1.5  # a step as long as so many others is one at which a whole expert moved
 A14B = {"num_layers": 40, "block_bytes": 702_870_528, "outer_bytes": 520_530_176,
@@ -223,7 +223,9 @@ def _outcome(said: Log, job: Job) -> dict[str, str]:
     """Status and reason: why a run ended that did not reach its end."""
     ran, errors = [it for it in said.iterations if not it.warmup], said.errors
     # What fails after the last picture, as processes end, costs nothing.
-    if ran and ran[-1].denoised and (ran[-1].total_s or not errors):
+    last = ran[-1] if ran else Iteration()
+    denoised = last.average_s or last.given or last.total and last.at == last.total
+    if denoised and (last.total_s or not errors):
         return {"status": "ok"}
     at = f"at step {said.iterations[-1].at} of {job.num_inference_steps}" if said.iterations else \
         "before the first step"  # fmt: skip
