@@ -156,7 +156,7 @@ def sqlite(path: Path, made: list[Event]) -> None:
     """The same events as an export of Nsight Systems, in tables that have no other columns."""
     spans = [each for each in made if each["ph"] == "X"]
     names = sorted({each["name"] for each in spans})
-    kinds = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
+    ways = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
     tables: dict[str, list[Event]] = defaultdict(list)
     tables["StringIds"] = [{"id": i, "value": f"{name}_v3020"} for i, name in enumerate(names)]
     for each in spans:
@@ -164,22 +164,16 @@ def sqlite(path: Path, made: list[Event]) -> None:
         row = {"start": start, "end": start + int(each["dur"] * 1000)}
         linked = row | {"correlationId": args.get("correlation")}
         gpu = linked | {"globalPid": 1 << 24, "deviceId": 0, "streamId": args.get("stream")}
-        match each["cat"]:
-            case "kernel":
-                tables[f"{ACTIVITY}KERNEL"].append(gpu | {"shortName": code})
-            case "gpu_memcpy":
-                numbers = zip(("copyKind", "srcKind", "dstKind"), kinds[each["name"]], strict=True)
-                tables[f"{ACTIVITY}MEMCPY"].append(
-                    gpu | {"bytes": args.get("bytes")} | dict(numbers)
-                )
-            case "gpu_memset":
-                tables[f"{ACTIVITY}MEMSET"].append(gpu | {"bytes": args["bytes"]})
-            case "cuda_runtime":
-                thread = 1 << 24 | each["tid"] % 2**24
-                tables[f"{ACTIVITY}RUNTIME"].append(linked | {"globalTid": thread, "nameId": code})
-            case "user_annotation":
-                step = {"text": each["name"], "globalTid": 1 << 24 | 1}
-                tables["NVTX_EVENTS"].append(row | step)
+        kinds = zip(("copyKind", "srcKind", "dstKind"), ways.get(each["name"], ()), strict=False)
+        thread = 1 << 24 | each["tid"] % 2**24
+        table, columns = {
+            "kernel": (f"{ACTIVITY}KERNEL", gpu | {"shortName": code}),
+            "gpu_memcpy": (f"{ACTIVITY}MEMCPY", gpu | {"bytes": args.get("bytes")} | dict(kinds)),
+            "gpu_memset": (f"{ACTIVITY}MEMSET", gpu | {"bytes": args.get("bytes")}),
+            "cuda_runtime": (f"{ACTIVITY}RUNTIME", linked | {"globalTid": thread, "nameId": code}),
+            "user_annotation": ("NVTX_EVENTS", row | {"text": each["name"], "globalTid": thread}),
+        }[each["cat"]]
+        tables[table].append(columns)
     with closing(sqlite3.connect(path)) as database:
         for table, rows in tables.items():
             pd.DataFrame(rows, dtype=object).to_sql(table, database, index=False)

@@ -75,10 +75,7 @@ class Iteration:
 class Log:
     """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, ….
 
-    Raises
-    ------
-    FileError
-        Naming the file, where it cannot be read.
+    Raises FileError, naming the file, where it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:

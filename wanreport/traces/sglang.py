@@ -75,21 +75,15 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
-    Traces are copied beside it; what they hold of copies is in the record.
-
-    Raises
-    ------
-    FileError, JobError
-        Naming the file and what contradicts the params file; then nothing is written.
+    Traces are copied beside it; what they hold of copies is in the record. Raises FileError or
+    JobError, naming the file and what contradicts the params file; then nothing is written.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
     job, place, said = job_from_mapping(given, "NAME"), _place(machine), Log(log)
     if place.count and place.count < job.num_gpus:
         raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
-    shift, began = _checked(said, job, f"{log}:", params), None
-    if dump:
-        began = _dumped(said, dump, job, params)
-    if began is None:
+    shift = _checked(said, job, f"{log}:", params)
+    if not dump or (began := _dumped(said, dump, job, params)) is None:
         began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
         with suppress(ValueError):  # SGLang logs no year, and not every line has a time
             began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
@@ -113,15 +107,15 @@ def import_run(
     )  # fmt: skip
     path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
     if record["status"] != "ok":
-        record["hint"] = (
-            f"Run SGLang again, then: wanreport import {name} --log FILE --params {params}"
-        )
+        again = f"wanreport import {name} --log FILE --params {params}"
+        record["hint"] = f"Run SGLang again, then: {again}"
     for trace in kept.values():
         trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
     for file, trace in kept.items():
-        (path.parent / trace["path"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, path.parent / trace["path"])
+        target = path.parent / trace["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
     return write_record(record, path), record
 
 
@@ -210,8 +204,7 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
     whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
     _, ran = next(trace.devices())
     with file.open("rb") as data:
-        zipped = ".gz" * (data.read(2) == b"\x1f\x8b")
-        data.seek(0)
+        zipped = ".gz" * (data.peek(2)[:2] == b"\x1f\x8b")
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
