@@ -33,8 +33,6 @@ WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
 CALL = "^(?:cuda|hip|cu)"
 SYNCS = CALL + r"(?:Stream|Event|Device|Ctx)(?:Synchronize|WaitEvent)"
 ALLOCATIONS = CALL + r"(?:Malloc|Free|Host(?:Alloc|Free|Register|Unregister)|Mem\w*(?:Alloc|Free))"
-
-
 TENSORS = json.loads(Path(__file__).with_name("tensors.json").read_text())
 """What an expert of Wan2.2-T2V-A14B can be copied by, in bytes: weights of 16 bits, but for those
 that stay in 32."""
@@ -280,7 +278,8 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
                 "per_step": _over(some.step.isin(steps).sum(), len(steps)),
                 "bytes": some.bytes.abs().sum(min_count=1),
             })  # fmt: skip
-    table = pd.DataFrame(rows, columns=None if rows else ["file", "ns"])
+    columns = ["file", "rank", "call", "calls", "ns", "over_100us", "idle_ns", "per_step", "bytes"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("ns", ascending=False, ignore_index=True)
 
 

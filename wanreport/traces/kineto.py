@@ -42,7 +42,7 @@ GAP = re.compile(r"[\s,\x00]*")
 CATEGORIES = {  # the profiler writes what it has of a GPU before the "end"
     "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
     "driver": "call", "cuda_sync": "sync", "cpu_instant_event": "memory",
-    "overhead": "overhead", "user_annotation": "step", "operator": "step", "trace": "end",
+    "user_annotation": "step", "operator": "step", "trace": "end",
     "": "end",
 }  # fmt: skip
 LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
