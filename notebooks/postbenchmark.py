@@ -162,6 +162,7 @@ show(figures.timelines(*(cut.assign(name=f"{cut.engine[0]}, {cut.machine[0]}") f
 none = shares.gpus.map(lambda gpus: "no all-to-all" if gpus == 1 else "no such")
 for name in ("rate_outside_gb_s", "rate_inside_gb_s", "collectives_s", "beside"):
     shares[f"{name} "] = shares[name].map(lambda value: significant(value, 3)).where(shares[name].notna(), none)  # fmt: skip
+shares["beside "] += (shares.slowed == "copies").map({True: " (copies)", False: ""})
 shares["hides"] = shares.hidden.map(share).where(shares.hidden.notna(), "not noted")
 table(shares,
       {"name": "engine", "machine": "machine", "hides": "copies hidden",
@@ -928,7 +929,7 @@ OURS = {
     "s1.pcie_peak": f"{significant(links.most_gb_s.max(), 3)} GB/s measured",
     "s1.interconnect": spelled(sorted(set(full.interconnect) - {""})),
     "s1.shared_bus": spelled(f"an all-to-all beside a copy: {row.beside:.2f} × a lone one on {row.machine}"
-                             for row in copying[copying.beside.notna()].itertuples()),
+                             for row in copying[copying.beside.notna() & (copying.slowed != "copies")].itertuples()),
     "s2.flow_shift.new": spelled(full.flow_shift.map("{:g}".format)),
     "s2.boundary_ratio.new": spelled(full.boundary_ratio.map("{:g}".format)),
     "s2.boundary.new": spelled((full.boundary_ratio * 1000).map("{:.0f}".format)),

@@ -61,6 +61,26 @@ def events(seed: int, base: int = 0, steps: int = 3, hip: bool = False) -> list[
     return [*host, *made, {"ph": "i", "s": "g", "name": "Record Window End", "ts": Decimal(base)}]
 
 
+def contended(overlaps: bool, shorter: float = 1.0, rounds: int = 8) -> list[Event]:
+    """Rounds of a lone all-to-all, one with a copy beside it, and a lone copy, each once as long.
+
+    Beside the other each takes 1.5 times as long, times `shorter`. Where it `overlaps`, a kernel
+    computes beside the lone copies.
+    """
+    made = [event("user_annotation", "ProfilerStep#0", 0, 10_000 * rounds)]
+    gpu = {"device": 0, "stream": 7}
+    size = {"In msg nelems": 10**6, "dtype": "BFloat16"}
+    for n in range(rounds):
+        at, long = 10_000 * n, int(1500 * shorter)
+        for start, ns, copy in ((0, 1000, 0), (3000, long, 0), (3000, long, 1), (8000, 1000, 1)):
+            name = "Memcpy HtoD (Pinned -> Device)" if copy else "ncclDevKernel_SendRecv"
+            more = {"bytes": 4000} if copy else size
+            cat = "gpu_memcpy" if copy else "kernel"
+            made.append(event(cat, name, at + start, ns, 0, **gpu, **more))
+        made.append(event("kernel", "gemm", at + (8000 if overlaps else 6000), 900, 0, **gpu))
+    return made
+
+
 def text(made: list[Event], form: str = "new") -> str:
     """The file: with categories of today, old ones, or as a bare list."""
     if form == "old":
@@ -136,7 +156,7 @@ def sqlite(path: Path, made: list[Event]) -> None:
     """The same events as an export of Nsight Systems, in tables that have no other columns."""
     spans = [each for each in made if each["ph"] == "X"]
     names = sorted({each["name"] for each in spans})
-    kinds = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
+    ways = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
     tables: dict[str, list[Event]] = defaultdict(list)
     tables["StringIds"] = [{"id": i, "value": f"{name}_v3020"} for i, name in enumerate(names)]
     for each in spans:
@@ -144,22 +164,16 @@ def sqlite(path: Path, made: list[Event]) -> None:
         row = {"start": start, "end": start + int(each["dur"] * 1000)}
         linked = row | {"correlationId": args.get("correlation")}
         gpu = linked | {"globalPid": 1 << 24, "deviceId": 0, "streamId": args.get("stream")}
-        match each["cat"]:
-            case "kernel":
-                tables[f"{ACTIVITY}KERNEL"].append(gpu | {"shortName": code})
-            case "gpu_memcpy":
-                numbers = zip(("copyKind", "srcKind", "dstKind"), kinds[each["name"]], strict=True)
-                tables[f"{ACTIVITY}MEMCPY"].append(
-                    gpu | {"bytes": args.get("bytes")} | dict(numbers)
-                )
-            case "gpu_memset":
-                tables[f"{ACTIVITY}MEMSET"].append(gpu | {"bytes": args["bytes"]})
-            case "cuda_runtime":
-                thread = 1 << 24 | each["tid"] % 2**24
-                tables[f"{ACTIVITY}RUNTIME"].append(linked | {"globalTid": thread, "nameId": code})
-            case "user_annotation":
-                step = {"text": each["name"], "globalTid": 1 << 24 | 1}
-                tables["NVTX_EVENTS"].append(row | step)
+        kinds = zip(("copyKind", "srcKind", "dstKind"), ways.get(each["name"], ()), strict=False)
+        thread = 1 << 24 | each["tid"] % 2**24
+        table, columns = {
+            "kernel": (f"{ACTIVITY}KERNEL", gpu | {"shortName": code}),
+            "gpu_memcpy": (f"{ACTIVITY}MEMCPY", gpu | {"bytes": args.get("bytes")} | dict(kinds)),
+            "gpu_memset": (f"{ACTIVITY}MEMSET", gpu | {"bytes": args.get("bytes")}),
+            "cuda_runtime": (f"{ACTIVITY}RUNTIME", linked | {"globalTid": thread, "nameId": code}),
+            "user_annotation": ("NVTX_EVENTS", row | {"text": each["name"], "globalTid": thread}),
+        }[each["cat"]]
+        tables[table].append(columns)
     with closing(sqlite3.connect(path)) as database:
         for table, rows in tables.items():
             pd.DataFrame(rows, dtype=object).to_sql(table, database, index=False)

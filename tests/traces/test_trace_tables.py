@@ -128,8 +128,12 @@ def test_waits_and_allocations(made: Trace) -> None:
 
 def test_which_tensors_a_copy_can_be(tmp_path: Path) -> None:
     derived = json.loads((ROOT / "wanreport/baseline/derived/architecture.json").read_text())
-    block = c.wan_tensors().set_index("tensor").bytes["a block"]
+    block = c.TENSORS["a block"]
     assert block == derived["numbers"]["wan.block.bytes"] == 702_870_528
+    dim, ffn = 5120, 13824
+    matrices, vectors = 8 * dim**2 + 2 * dim * ffn, 13 * dim + ffn
+    tables = c.TENSORS["block scale_shift_table"] + 2 * c.TENSORS["norm2 weight or bias"]
+    assert block == 2 * (matrices + vectors) + tables and tables == 4 * 8 * dim
     sizes = [702_706_688, 26_214_400, 5]
     pairs = [pair(i, 9, "cudaMemcpy", H2D.format("Pinned"), i, 1, bytes=size)
              for i, size in enumerate(sizes, 1)]  # fmt: skip

@@ -204,13 +204,16 @@ def _overlap(data: _Data) -> Answers:
 def _contention(data: _Data) -> Answers:
     lanes = data.lanes[data.lanes.interconnect == SHARED]
     for _, here in lanes.groupby(["machine", "gpus"]):
-        here = here[here.beside_n > 0].sort_values("beside")
+        here = here[(here.beside_low + here.alone_low).notna()].sort_values("beside")
         alone = Median(1, here.alone_low, here.alone_high, 1)
         beside = Median(here.beside, here.beside_low, here.beside_high, 1)
         order = {*apart(beside, alone)} - {0}
         status = "within noise" if len(order) != 1 else "pass" if order == {1} else "fail"
-        shown = ", ".join(f"{significant(row.beside, 3)}× in {row.engine}"
-                          for row in here.itertuples())  # fmt: skip
+        shown = ", ".join(
+            f"{significant(row.beside, 3)}× in {row.engine}"
+            + " (copies)" * (row.slowed == "copies")
+            for row in here.itertuples()
+        )
         if len(here):
             yield _answer(data, status, here.run, shown)
 

@@ -35,9 +35,10 @@ def shares(frames: Frames) -> pd.DataFrame:
     that meet no collective, ``rate_inside_gb_s``, an estimate of the others while beside one, if
     they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a step, with
     packing and waiting; `beside`, how long one beside a copy takes over lone ones of its size,
-    whose median is 1, with both intervals and numbers (``beside_``, ``alone_``).
+    whose median is 1, with both intervals and numbers (``beside_``, ``alone_``); `slowed`, what
+    these are times of: "all-to-alls", or of a trace without their sizes "copies", the other way.
     """
-    runs, rows = frames.full_scale(), {}
+    runs, rows = frames.full_scale(), dict[str, dict[str, Any]]()
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
     for run, row in runs[runs.run.isin(frames.events.run)].iterrows():
         events = _timeline(frames, row)
@@ -99,7 +100,7 @@ def _lanes(events: pd.DataFrame, *names: str) -> tuple[Any, ...]:
     return lanes, *(lanes.at(events[events.lane == name]) for name in names)
 
 
-def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
+def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
     settings, blocks = row.settings, events[events.lane == "compute"].groupby("step")
     whole = (blocks.end_ms.max() - blocks.start_ms.min()).sum()
     last = events.step.map(blocks.end_ns.max()).where(events.lane == "copy", events.end_ns.max())
@@ -138,22 +139,28 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, float]:
         "collectives_share": collectives / whole if several else math.nan,
         "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
         "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
+        "slowed": "all-to-alls",
     }  # fmt: skip
 
 
-def _of_trace(found: dict[str, Any]) -> dict[str, float]:
+def _of_trace(found: dict[str, Any]) -> dict[str, Any]:
     """What a trace tells of the same: of all its copies, as it does not name blocks."""
-    copies, beside = found["copies_ns"], found["collectives_ns"]
+    copies, met = found["copies_ns"], found["collectives_ns"]
+    # Copies tell of contention where the file does not have the collectives' sizes.
+    told = {key: each for key, each in found.get("contention", {}).items() if all(each.values())}
+    slowed, times = next(iter(told.items()), ("", {"beside": [], "alone": []}))
+    beside, lone = (median_interval(times[key]) for key in ("beside", "alone"))
     return {
         "steps": found["steps"], "whole_ms": found["span_ns"] / 1e6, "copies_ms": copies / 1e6,
         "hidden_ms": found["hidden_alone_ns"] / 1e6, "hidden": found["hidden_alone_ns"] / copies,
         "rate_gb_s": found["down_bytes"] / copies, "rate_n": found["copies"],
         "rate_outside_gb_s": found["outside_gb_s"], "rate_inside_gb_s": found["inside_gb_s"],
         "inside_n": found["meeting_n"],
-        "collectives_s": beside / 1e9 / found["steps"] if beside and found["steps"] else math.nan,
-        "collectives_share": beside / found["span_ns"] if beside else math.nan,
-        **dict.fromkeys(("beside", "beside_low", "beside_high", "beside_n"), math.nan),
-        **dict.fromkeys(("alone_low", "alone_high", "alone_n"), math.nan),  # sizes are not in it
+        "collectives_s": met / 1e9 / found["steps"] if met and found["steps"] else math.nan,
+        "collectives_share": met / found["span_ns"] if met else math.nan,
+        "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
+        "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
+        "slowed": slowed,
     }  # fmt: skip
 
 

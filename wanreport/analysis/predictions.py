@@ -151,7 +151,7 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
     `held`, whether it is within :data:`TOLERANCE` of the prediction.
     """
     ran, rows = overhead(frames), []
-    ran = ran.assign(at=pd.to_datetime(ran.started, utc=True)).sort_values("at")
+    ran = ran.assign(at=pd.to_datetime(ran.started, utc=True, format="ISO8601")).sort_values("at")
     for content in predictions:
         here = _runs_on(ran, content["gpu"], content["interconnect"])
         here = here[here["at"] > pd.Timestamp(content["made_at"])]

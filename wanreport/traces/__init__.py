@@ -12,17 +12,12 @@ from wanreport.traces.events import Trace
 def read(path: str | Path) -> Trace:
     """Read a trace of torch.profiler (JSON, gzipped or not) or of Nsight Systems (SQLite).
 
-    Raises
-    ------
-    FileError
-        Naming the file and what to do, where it holds no trace.
+    Raises FileError, naming the file and what to do, where it holds no trace.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(16)
-        if head.startswith(nsight.MAGIC):
-            return nsight.read(path)
-        return kineto.Reader(path).trace()
+            exported = file.read(16) == b"SQLite format 3\0"
+        return nsight.read(path) if exported else kineto.Reader(path).trace()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error

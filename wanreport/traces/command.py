@@ -67,19 +67,19 @@ def summarised(trace: Trace) -> dict[str, Any]:
         for row in found[found.step.isna() & found.device.notna()].to_dict("records")
     }
     memcpys, calls = copies.memcpy_calls(trace), events[events.kind == "call"]
+    by_name = {"sync_calls": calls[like(calls, copies.SYNCS)],
+               "sync_events": events[events.kind == "sync"],
+               "alloc_calls": calls[like(calls, copies.ALLOCATIONS)]}  # fmt: skip
     return {
         **{key: trace.facts[key] for key in ("format", "size_bytes", "rank", "events")},
         "device0": gpus[min(gpus)] if gpus else None,
         "record_window_end": trace.facts["finished"],
         "quality": trace.quality.to_dict("records"),
         **(next(iter(devices.values())) if len(devices) == 1 else {"devices": devices}),
-        "memcpy_calls": {
-            "count": len(memcpys), "gt10us": int((memcpys.ns > 10_000).sum()),
-            "gt100us": int((memcpys.ns > 100_000).sum()), "total_ns": int(memcpys.ns.sum()),
-        } if len(calls) else None,
-        "sync_calls": _by_name(calls[like(calls, copies.SYNCS)]),
-        "sync_events": _by_name(events[events.kind == "sync"]),
-        "alloc_calls": _by_name(calls[like(calls, copies.ALLOCATIONS)]),
+        "memcpy_calls": _timed(memcpys.ns) | {"gt10us": int((memcpys.ns > 1e4).sum())}
+            if len(calls) else None,
+        **{key: {str(name): _timed(ns) for name, ns in some.groupby("name", observed=True).ns}
+           for key, some in by_name.items()},
         "steps": [[*step] for step in (steps.end_ns - steps.start_ns).set_axis(steps.name).items()],
         "incomplete_steps": steps.name[~steps.complete].tolist(),
         "memcpy_without_runtime_call":
@@ -110,8 +110,5 @@ def _counts(values: pd.Series) -> list[tuple[Any, int]]:
     return [(value, int(n)) for value, n in values.value_counts().items() if n]
 
 
-def _by_name(calls: pd.DataFrame) -> dict[str, dict[str, int]]:
-    return {
-        str(name): {"count": len(ns), "total_ns": int(ns.sum()), "gt100us": int((ns > 1e5).sum())}
-        for name, ns in calls.groupby("name", observed=True).ns
-    }
+def _timed(ns: pd.Series) -> dict[str, int]:
+    return {"count": len(ns), "total_ns": int(ns.sum()), "gt100us": int((ns > 1e5).sum())}

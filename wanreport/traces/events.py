@@ -1,10 +1,11 @@
 """One form for any trace: `events`, a row for each thing that a GPU or a host thread did.
 
     kind         kernel, collective, copy, memset: on a GPU; call: of the CUDA or HIP API, on the
-                 host; sync: a wait, as the GPU saw it; step; memory: the allocator's; overhead
+                 host; sync: a wait, as the GPU saw it; step; memory: the allocator's
     start_ns, end_ns, ns    integers; an event ends before end_ns
     device, stream, process, thread    -1 where it has none
-    bytes        of a copy, a memset or (signed) an allocation; missing where not recorded
+    bytes        of a copy, a memset, what a collective sends or (signed) an allocation; missing
+                 where not recorded
     direction, memory   of a copy: HtoD, DtoH, DtoD, PtoP, ...; the host's side of it: pinned,
                  pageable, managed or unknown, and "" between devices
     call         the row of the API call that launched a GPU event, -1 if it is not in the file
@@ -23,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory", "overhead")
+KINDS = ("kernel", "collective", "copy", "memset", "call", "sync", "step", "memory")
 ON_GPU, KIND = KINDS[:4], pd.CategoricalDtype(KINDS)
-MISSING = np.iinfo(np.int64).min
+MISSING = -(1 << 63)
 MOST_EVENTS = 4_000_000  # about 0.5 GB in memory; a profile of a few steps has a tenth of it
 MOST_NAMES, LONGEST_NAME = 50_000, 300
 
@@ -44,11 +45,10 @@ COLUMNS: dict[str, Any] = {"kind": KIND, "name": np.int32, **dict.fromkeys(NUMBE
 class Trace(NamedTuple):
     """One file.
 
-    `steps` are the host's: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``launches``
-    and ``matched`` (calls, and those with an event on a GPU), ``complete``. `quality` is what to
-    know first: ``check``, ``count``, ``what``; ``bad`` where figures lack something. `facts` are
-    ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file), ``gpus`` (names by
-    device), ``finished`` (whether its end is there; None if its format does not say).
+    `steps` are the host's: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``complete``.
+    `quality` is what to know first: ``check``, ``count``, ``what``; ``bad`` where figures lack
+    something. `facts` are ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file),
+    ``gpus`` (names by device), ``finished`` (whether its end is there; None if it does not say).
     """
 
     events: pd.DataFrame
@@ -93,35 +93,27 @@ class Rows:
 
     def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
-        events = pd.concat(self.batches, ignore_index=True)
+        events, note = pd.concat(self.batches, ignore_index=True), self.note
         self.batches.clear()
         events[TIMES] += shift
         events["ns"] = events.end_ns - events.start_ns
         events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])
         events.loc[(events.kind == "kernel") & like(events, "nccl|rccl"), "kind"] = "collective"
-        told = pd.DataFrame(map(_copy, events.name.cat.categories), columns=["direction", "memory"])
-        for column in told:
-            known = told[column].astype("category").iloc[events.name.cat.codes]
-            events[column] = known.set_axis(events.index).where(events.kind == "copy")
+        for column, told in _copied(pd.Series(events.name.cat.categories)).items():
+            known = told.astype("category").iloc[events.name.cat.codes].set_axis(events.index)
+            events[column] = known.where(events.kind == "copy")
         nbytes = events.bytes.to_numpy()
         events["bytes"] = pd.arrays.IntegerArray(nbytes, nbytes == MISSING)
         events["call"] = _calls(events)
-        steps = _steps(events, whole)
-        self._check(events, steps)
-        quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
-        facts |= {"file": str(file), "size_bytes": file.stat().st_size}
-        return Trace(events, steps, quality.sort_values("bad", ascending=False), facts)
-
-    def _check(self, events: pd.DataFrame, steps: pd.DataFrame) -> None:
-        note, left = self.note, steps.step[~steps.complete]
+        steps, lost, launched = _steps(events, whole)
+        left = steps.step[~steps.complete]
         # Only the columns that are looked at: a copy of all would be the peak of memory.
         ran = events.loc[events.kind.isin(ON_GPU), ["call", "step"]]
         copies, calls = events[events.kind == "copy"], events.loc[events.kind == "call", LINK]
         note("times", self.odd, "left out, as they have no times or wrong ones")
         note("no GPU events", ran.empty, "which is not to say that there were no copies")
         note("incomplete steps", len(left), f"{', '.join(map(str, left))} have no figures")
-        note("launches without GPU event", (steps.launches - steps.matched).sum(),
-             f"of {steps.launches.sum():,} in steps", len(left))  # fmt: skip
+        note("launches without GPU event", lost, f"of {launched:,} in steps", len(left))
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
         note("copies without call", (copies.call < 0).sum(), "may block or not", False)
@@ -130,6 +122,9 @@ class Rows:
         note("no calls", calls.empty, "so what blocks, waits or allocates is not known")
         note("correlations used twice", calls[calls.correlation > 0].duplicated(LINK).sum(),
              "the first call counts as the one that launched", bad=False)  # fmt: skip
+        quality = pd.DataFrame(self.notes, columns=["check", "count", "bad", "what"])
+        facts |= {"file": str(file), "size_bytes": file.stat().st_size}
+        return Trace(events, steps, quality.sort_values("bad", ascending=False), facts)
 
 
 def like(events: pd.DataFrame, pattern: str) -> np.ndarray:
@@ -138,15 +133,14 @@ def like(events: pd.DataFrame, pattern: str) -> np.ndarray:
     return np.asarray(names.categories.str.contains(pattern, case=False)[names.codes])
 
 
-def _copy(name: str) -> tuple[str, str]:
-    """Where a copy of this name goes, and what memory the host's side of it is in."""
-    if not (found := COPIES.match(name)):
-        return "unknown", "unknown"
-    source, target = (end[0].upper() for end in found.groups()[:2])
-    side = found[3] if source == "H" else found[4] if target == "H" else ""
-    side = (side or "").lower().removesuffix(" static")
-    side = side if side in ("pinned", "pageable", "managed") else "unknown"
-    return f"{source}to{target}", side if "H" in (source, target) else ""
+def _copied(names: pd.Series) -> pd.DataFrame:
+    """Where copies of these names go, and what memory the host's side is in."""
+    parts = names.astype("string").str.extract(COPIES)
+    source, target = (parts[end].str[0].str.upper() for end in (0, 1))
+    side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
+    side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
+    memory = side.where((source == "H") | (target == "H") | source.isna(), "")
+    return pd.DataFrame({"direction": (source + "to" + target).fillna("unknown"), "memory": memory})
 
 
 def _calls(events: pd.DataFrame) -> np.ndarray:
@@ -161,8 +155,10 @@ def _calls(events: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
-    """Set each event's step; list the steps. Complete is one that has what it launched."""
+def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
+    """Set each event's step. Returns the steps, of which those are complete that have what they
+    launched; and how many launches have no event on a GPU, of how many.
+    """
     steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
@@ -176,25 +172,16 @@ def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
         last = np.searchsorted(own.start_ns, begun, "right") - 1
         inside = (last >= 0) & (begun < own.end_ns.to_numpy()[last])
         found[begun.index[inside]] = own.step.to_numpy()[last[inside]]
-    launched = events.call >= 0
-    found[launched] = found[events.call[launched]]
+    called = events.call >= 0
+    found[called] = found[events.call[called]]
     events["step"] = pd.arrays.IntegerArray(found, found < 0)
     launches = events[(events.kind == "call") & (events.correlation > 0) & like(events, LAUNCHES)]
-    matched = launches[launches.index.isin(events.call)]
-    for column, calls in (("launches", launches), ("matched", matched)):
-        steps[column] = steps.step.map(calls.step.value_counts()).fillna(0).astype(int)
+    alone = launches[~launches.index.isin(events.call)]
+    launched, lost = (steps.step.map(each.step.value_counts()).fillna(0).astype(int)
+                      for each in (launches, alone))  # fmt: skip
     ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])
-    steps["complete"] = whole & ran & (steps.launches - steps.matched <= steps.launches / 100)
-    return steps
-
-
-def integers(values: Sequence[Any], missing: int = -1) -> np.ndarray:
-    """An array of integers, with `missing` for what is none."""
-    try:
-        return np.array(values, np.int64)
-    except (TypeError, ValueError, OverflowError):
-        good = (v if type(v) is int and abs(v) < 1 << 62 else missing for v in values)
-        return np.fromiter(good, np.int64)
+    steps["complete"] = whole & ran & (lost <= launched / 100)
+    return steps, int(lost.sum()), int(launched.sum())
 
 
 class Lanes:

@@ -11,10 +11,11 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace, integers
+from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace
 
 CHUNK, BATCH = 1 << 20, 4 << 20
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
@@ -41,7 +42,7 @@ GAP = re.compile(r"[\s,\x00]*")
 CATEGORIES = {  # the profiler writes what it has of a GPU before the "end"
     "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
     "driver": "call", "cuda_sync": "sync", "cpu_instant_event": "memory",
-    "overhead": "overhead", "user_annotation": "step", "operator": "step", "trace": "end",
+    "user_annotation": "step", "operator": "step", "trace": "end",
     "": "end",
 }  # fmt: skip
 LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
@@ -51,6 +52,8 @@ LOST = (  # what the profiler says of events that it did not keep, and if steps 
 )
 
 Number = int | float | str | None
+WIDTHS: dict[Number, int] = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "BFloat16": 2, "Half": 2,
+                             "Char": 1, "Byte": 1}  # fmt: skip
 
 
 class _Args(msgspec.Struct, gc=False):
@@ -60,6 +63,8 @@ class _Args(msgspec.Struct, gc=False):
     bytes: Number = MISSING
     allocated: Number = msgspec.field(default=MISSING, name="Bytes")
     to: Number = msgspec.field(default=-1, name="inDevice")  # a copy between GPUs has this alone
+    sent: Number = msgspec.field(default=MISSING, name="In msg nelems")  # of a collective
+    dtype: Number = ""
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -193,24 +198,27 @@ class Reader:
                 kinds.append(kind)
         if not events:
             return
-        kind = pd.Series(kinds, dtype=KIND)
+        kind, threads = pd.Series(kinds, dtype=KIND), self.threads
         args = [event.args or NO_ARGS for event in events]
-        start, length = _ns([event.ts for event in events]), _ns([event.dur for event in events])
-        length[kind == "memory"] = 0
+        names, pids, tids, starts, lengths = (
+            [*map(attrgetter(key), events)] for key in ("name", "pid", "tid", "ts", "dur")
+        )
+        device, stream, correlation, nbytes, allocated, to, sent = (
+            integers([*map(attrgetter(key), args)]) for key in _Args.__struct_fields__[:-1]
+        )
+        width = np.array([WIDTHS.get(each.dtype, 0) for each in args])
+        sends = (width > 0) & (sent > 0) & (sent < 1 << 56)
+        start, length = _ns(starts), np.where(kind == "memory", 0, _ns(lengths))
         fine = (start != MISSING) & (length >= 0) & (length <= DAY)
-        sizes = [each.allocated if each.bytes == MISSING else each.bytes for each in args]
-        nbytes = integers(sizes, MISSING)
-        nbytes[(nbytes < 0) & (kind != "memory")] = MISSING
-        device = integers([each.to if each.device == -1 else each.device for each in args])
-        unknown = np.flatnonzero((device < 0) & (kind.isin(ON_GPU)))
-        device[unknown] = integers([events[i].pid for i in unknown])
-        threads = self.threads
         self.rows.add(
-            kind=kind, name=[event.name for event in events], device=device, bytes=nbytes,
-            stream=integers([each.stream for each in args]), start_ns=start, process=0,
-            thread=[threads.setdefault((e.pid, e.tid), len(threads)) for e in events],
-            end_ns=np.where(fine, start + length, MISSING),
-            correlation=integers([each.correlation for each in args]),
+            names, kind=kind, start_ns=start, end_ns=np.where(fine, start + length, MISSING),
+            device=np.select([device >= 0, to >= 0, kind.isin(ON_GPU)],
+                             [device, to, integers(pids)], -1),
+            stream=np.maximum(stream, -1), correlation=np.maximum(correlation, -1), process=0,
+            thread=[threads.setdefault(each, len(threads))
+                    for each in zip(pids, tids, strict=True)],
+            bytes=np.select([sends, nbytes >= 0, kind == "memory"],
+                            [sent * width, nbytes, allocated], MISSING),
         )  # fmt: skip
 
     def _told(self, inside: str, around: str) -> Trace:
@@ -250,7 +258,16 @@ def _kind(category: str) -> str:
     return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", ""))
 
 
-def _ns(microseconds: list[Any]) -> np.ndarray:
+def integers(values: Sequence[Any]) -> np.ndarray:
+    """An array of integers, with MISSING for what is none."""
+    try:
+        return np.array(values, np.int64)
+    except (TypeError, ValueError, OverflowError):
+        good = (v if type(v) is int and abs(v) < 1 << 62 else MISSING for v in values)
+        return np.fromiter(good, np.int64)
+
+
+def _ns(microseconds: Sequence[Any]) -> np.ndarray:
     """Times in integer nanoseconds, exactly; MISSING for what is none."""
     with suppress(ValueError, OverflowError):
         times = np.array(microseconds)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,38 +58,28 @@ class Iteration:
     average_s: float | None = None
     total_s: float | None = None
     memory: dict[str, int] | None = None
-    given: list[float] | None = None  # steps' times, of another file
+    given: list[float] = field(default_factory=list)  # steps' times, of another file
     steps_from: str = "progress bar"
-
-    @property
-    def denoised(self) -> bool:
-        """Whether all steps are done."""
-        return bool(self.average_s or self.given or (self.total and self.at == self.total))
 
     @property
     def steps(self) -> list[float]:
         """Each step's time: of another file, or what the bar's averages come from; else none."""
         if self.given or not self.total or [*self.rates] != [*range(1, self.total + 1)]:
-            return self.given or []
+            return self.given
         sums = [rate * (1 - (1 - SMOOTHING) ** n) for n, rate in self.rates.items()]
         found = [(now - (1 - SMOOTHING) * before) / SMOOTHING
-                 for before, now in zip([0.0, *sums[:-1]], sums, strict=True)]  # fmt: skip
+                 for before, now in pairwise([0.0, *sums])]  # fmt: skip
         return [round(each, 4) for each in found] if min(found) > 0 else []
 
 
 class Log:
     """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, ….
 
-    Raises
-    ------
-    FileError
-        Naming the file, where it cannot be read.
+    Raises FileError, naming the file, where it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.args: dict[str, Any] = {}
-        self.asked: dict[str, float] = {}
+        self.path, self.args, self.asked = path, dict[str, Any](), dict[str, float]()
         self.iterations: list[Iteration] = []
         self.errors: list[str] = []
         self.status = self.version = self.began = self.warming = self.traceback = ""
@@ -97,7 +88,7 @@ class Log:
             for line in _lines(path):
                 for name, pattern in SAYS.items():
                     if found := pattern.search(line):
-                        self._take(name, found.groups())
+                        self._take(name, *found.groups())
                 ended = [status for status, pattern in ENDED.items() if pattern.search(line)]
                 self.status = self.status or next(iter(ended), "")
                 if ended or self.traceback and RAISED.match(line):
@@ -111,46 +102,46 @@ class Log:
         place, last = ORDER.index(name) if name else 0, self.iterations[-1:]
         if not last or again or name and place < last[0].seen + (name == "average_s"):
             if len(self.iterations) >= MOST_ITERATIONS:
-                raise FileError(
-                    f"{self.path}: has over {MOST_ITERATIONS} iterations; give one job's"
-                )
+                what = f"has over {MOST_ITERATIONS} iterations; give one job's"
+                raise FileError(f"{self.path}: {what}")
             last = [Iteration(bool(self.warming), self.before)]
             self.iterations += last
             self.before = {}
         last[0].seen = max(place, last[0].seen)
         return last[0]
 
-    def _take(self, name: str, said: tuple[Any, ...]) -> None:
-        match name, said:
-            case "bar", (done, total, rate, unit):
-                at, last = int(done), (self.iterations or [Iteration()])[-1]
-                last = self.iteration(name, at < last.at or last.total not in (0, int(total)))
-                last.at, last.total = at, int(total)
-                if rate != "?" and at <= last.total and float(rate) > 0:
+    def _take(self, name: str, said: str, *more: str) -> None:
+        match name:
+            case "bar":
+                at, total, (rate, unit) = int(said), int(more[0]), more[1:]
+                last = (self.iterations or [Iteration()])[-1]
+                last = self.iteration(name, at < last.at or last.total not in (0, total))
+                last.at, last.total = at, total
+                if rate != "?" and at <= total and float(rate) > 0:
                     last.rates.setdefault(at, float(rate) if unit == "s/it" else 1 / float(rate))
-            case "args", (text,):
+            case "args":
                 try:
-                    self.args = json.loads(text)
+                    self.args = json.loads(said)
                 except (ValueError, RecursionError) as error:
                     raise FileError(f"{self.path}: server_args is no JSON ({error})") from None
-            case "asked", (key, value):
-                self.asked[key] = float(value)
-            case "stage", (stage, seconds):
-                own = [each for each in ORDER if each in stage]
-                (self.iteration(own[0]).stages_s if own else self.before)[stage] = float(seconds)
-            case "average_s", (seconds,):
-                self.iteration(name).average_s = float(seconds)
-            case "peaks" | "peak_mb", _:
-                unit, last = 2**20 if name == "peak_mb" else 2**30, self.iteration()
-                found = [round(float(size) * unit) for size in said]
+            case "asked":
+                self.asked[said] = float(more[0])
+            case "stage":
+                own = [each for each in ORDER if each in said]
+                (self.iteration(own[0]).stages_s if own else self.before)[said] = float(more[0])
+            case "average_s":
+                self.iteration(name).average_s = float(said)
+            case "peaks" | "peak_mb":
+                size, last = 2**20 if name == "peak_mb" else 2**30, self.iteration()
+                found = [round(float(each) * size) for each in (said, *more)]
                 names = ("reserved_bytes", "allocated_bytes")
                 last.memory = last.memory or dict(zip(names, found, strict=False))
-            case "total_s" | "warmed", (seconds,):
-                self.iteration(name).total_s = float(seconds)
+            case "total_s" | "warmed":
+                self.iteration(name).total_s = float(said)
                 # One is over, and whatever went wrong before did it no harm.
                 self.errors, self.status, self.warming = [], "", ""
-            case _, (text,):
-                setattr(self, name, getattr(self, name) or text.replace(" ", "T"))
+            case _:
+                setattr(self, name, getattr(self, name) or said.replace(" ", "T"))
 
 
 def _lines(path: Path) -> Iterator[str]:

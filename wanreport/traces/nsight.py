@@ -7,110 +7,105 @@ columns, which differ between versions. Times are in ns since the capture began.
 from __future__ import annotations
 
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace, integers
+from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
-MAGIC = b"SQLite format 3\0"
 AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
 ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 TABLES = {  # by the kind of event: the table, and its columns that tell an event's name
     "kernel": (ACTIVITY + "KERNEL", "shortName", "demangledName"),
     "copy": (ACTIVITY + "MEMCPY", "copyKind", "srcKind", "dstKind"),
-    "memset": (ACTIVITY + "MEMSET",),
-    "call": (ACTIVITY + "RUNTIME", "nameId"),
+    "memset": (ACTIVITY + "MEMSET",), "call": (ACTIVITY + "RUNTIME", "nameId"),
     "sync": (ACTIVITY + "SYNCHRONIZATION", "syncType"),
-    "overhead": (ACTIVITY + "OVERHEAD", "nameId"),
     "step": ("NVTX_EVENTS", "text", "textId"),
-}
-COPY_KINDS = ("<unknown>", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA", "DtoD", "HtoH",
-              "PtoP", "HtoD", "DtoH", "DtoD")  # fmt: skip
-MEMORY_KINDS = ("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
-                "Managed Static", "Unknown")  # fmt: skip
-SYNC_KINDS = ("Unknown", "Event Sync", "Stream Wait Event", "Stream Sync", "Context Sync")
-CODES = {"copyKind": COPY_KINDS, "srcKind": MEMORY_KINDS, "dstKind": MEMORY_KINDS,
-         "syncType": SYNC_KINDS}  # fmt: skip
+}  # fmt: skip
+MEMORY = dict(enumerate(("Pageable", "Pinned", "Device", "Array", "Managed", "Device Static",
+                         "Managed Static")))  # fmt: skip
+CODES: dict[str, dict[int, str]] = {
+    "copyKind": dict(enumerate(("<unknown>", "HtoD", "DtoH", "HtoA", "AtoH", "AtoA", "AtoD", "DtoA",
+                                "DtoD", "HtoH", "PtoP", "HtoD", "DtoH", "DtoD"))),
+    "srcKind": MEMORY, "dstKind": MEMORY,
+    "syncType": dict(enumerate(("Unknown", "Event Sync", "Stream Wait Event", "Stream Sync",
+                                "Context Sync"))),
+}  # fmt: skip
 NUMBERS = {"start": "start_ns", "end": "end_ns", "bytes": "bytes", "deviceId": "device",
            "streamId": "stream", "globalPid": "process", "globalTid": "thread",
            "correlationId": "correlation"}  # fmt: skip
-GAPS = ("start_ns", "end_ns", "bytes")  # missing where there is none
 FIX = "give what `nsys export --type sqlite` makes of a report"
 
 
 def read(path: Path) -> Trace:
     """Read an export."""
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        try:
             return _read(path, database)
-    except sqlite3.Error as error:
-        raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
+        except (sqlite3.Error, pd.errors.DatabaseError) as error:
+            raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
 
 
 def _read(path: Path, database: sqlite3.Connection) -> Trace:
     database.text_factory = lambda text: text.decode("utf-8", "replace")
-    tables: dict[str, set[str]] = defaultdict(set)
-    columns = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c"
-    for table, column in database.execute(columns):
-        tables[table].add(column)
-    if not any(name.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for name in tables):
+    there = {tuple(pair) for pair in database.execute(
+        "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c")}  # fmt: skip
+    if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table, _ in there):
         raise FileError(f"{path}: holds no table of Nsight Systems; {FIX}")
 
-    def select(table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
-        """Rows of a table; None where it lacks a column, and none where it is not there."""
-        if table in tables:
-            asked = (f'"{name}"' if name in tables[table] else "NULL" for name in columns)
-            yield from database.execute(f"SELECT {', '.join(asked)} FROM {table}")
+    def select(table: str, *columns: str) -> Any:
+        """Rows of a table, by batches; None where it lacks a column, -1 or none for numbers."""
+        asked = []
+        for name in columns:
+            none = MISSING if NUMBERS.get(name, "").endswith(("_ns", "bytes")) else -1
+            known = f'"{name}"' if (table, name) in there else "NULL"
+            number = f"CASE typeof({known}) WHEN 'integer' THEN {known} ELSE {none} END"
+            asked.append(f'{number if name in NUMBERS else known} AS "{name}"')
+        query = f'SELECT {", ".join(asked)} FROM "{table}"'
+        tables = {name for name, _ in there}
+        return pd.read_sql(query, database, chunksize=AT_ONCE) if table in tables else ()
 
-    rows, strings = Rows(), dict(select("StringIds", "id", "value"))
+    rows, strings = Rows(), dict[Any, str]()
+    for some in select("StringIds", "id", "value"):
+        strings |= zip(some.id, some.value, strict=True)
     for kind, (table, *named) in TABLES.items():
-        found = select(table, *NUMBERS, *named)
-        while rows.size < MOST_EVENTS and (taken := list(islice(found, AT_ONCE))):
-            batch = pd.DataFrame(taken, columns=[*NUMBERS.values(), *named], dtype=object)
-            name = _names(kind, batch[named], strings)
+        for batch in select(table, *NUMBERS, *named):
+            if rows.size >= MOST_EVENTS:
+                break
+            batch["name"] = _names(kind, batch[named], strings)
             if kind == "step":
-                batch, name = (some[name.str.fullmatch(STEPS)] for some in (batch, name))
-            numbers = {column: integers(batch[column], MISSING if column in GAPS else -1)
-                       for column in NUMBERS.values()}  # fmt: skip
-            pid, thread, nbytes = (numbers.pop(key) for key in ("process", "thread", "bytes"))
-            own = np.where(thread < 0, -1, thread & PROCESS)
-            rows.add(name, kind=kind, thread=thread, process=np.where(pid < 0, own, pid),
-                     bytes=np.where(nbytes < 0, MISSING, nbytes), **numbers)  # fmt: skip
+                batch = batch[batch.name.str.fullmatch(STEPS)]
+            batch = batch[["name", *NUMBERS]].rename(columns=NUMBERS)
+            own = (batch.thread & PROCESS).where(batch.thread >= 0, -1)
+            rows.add(**batch.assign(
+                kind=kind, process=batch.process.where(batch.process >= 0, own),
+                bytes=batch.bytes.where(batch.bytes >= 0, MISSING)))  # fmt: skip
     full = rows.size >= MOST_EVENTS
     rows.note("too many events", full, f"only the first {rows.size:,} were read")
-    for severity, text in select("DIAGNOSTIC_EVENT", "severity", "text"):
-        if severity in (2, 3):  # warning, error
-            rows.note("profiler", 1, str(text)[:300], severity == 3)
-    graphs = sum(1 for _ in select(ACTIVITY + "GRAPH_TRACE", "start"))
+    for some in select("DIAGNOSTIC_EVENT", "severity", "text"):
+        for severity, text in some[some.severity.isin([2, 3])].itertuples(index=False):
+            rows.note("profiler", 1, str(text)[:300], severity == 3)  # else a warning
+    graphs = sum(map(len, select(ACTIVITY + "GRAPH_TRACE", "start")))
     rows.note("graphs traced whole", graphs, "copies inside of them are not in the file;"
               " record with --cuda-graph-trace=node")  # fmt: skip
-    gpus = select("TARGET_INFO_GPU", "id", "name")
-    return rows.trace(
-        path, whole=not full, format="Nsight Systems", rank=None, events=rows.size + rows.odd,
-        finished=None, gpus={int(i): str(name) for i, name in gpus if isinstance(i, int)},
-    )  # fmt: skip
+    gpus = {int(number): str(name) for some in select("TARGET_INFO_GPU", "id", "name")
+            for number, name in some.itertuples(index=False)}  # fmt: skip
+    return rows.trace(path, whole=not full, format="Nsight Systems", rank=None, finished=None,
+                      events=rows.size + rows.odd, gpus=gpus)  # fmt: skip
 
 
-def _names(kind: str, codes: pd.DataFrame, strings: Mapping[Any, str]) -> pd.Series:
+def _names(kind: str, codes: pd.DataFrame, strings: dict[Any, str]) -> pd.Series:
     """Events' names by what their table has of them."""
-    said = []
-    for column, code in codes.items():
-        known = dict(enumerate(CODES[column])) if column in CODES else strings
-        found = code.map(known).astype(object)
-        unknown = code if column == "text" else "unknown" if column in CODES else ""
-        said.append(found.where(found.notna(), unknown).fillna("").astype(str))
+    said = [codes[name] if name == "text" else codes[name].map(CODES.get(name, strings))
+            for name in codes]  # fmt: skip
     if kind == "copy":
-        return "Memcpy " + said[0] + " (" + said[1] + " -> " + said[2] + ")"
-    name = pd.Series("", codes.index)
+        way, source, target = (each.fillna("unknown") for each in said)
+        return "Memcpy " + way + " (" + source + " -> " + target + ")"
+    name = pd.Series(None, codes.index, object)
     for each in said:
-        name = name.where(name != "", each)
-    return name.str.replace(r"_v\d+$", "", regex=True).replace("", kind)
+        name = name.fillna(each)
+    return name.fillna(kind).astype(str).str.replace(r"_v\d+$", "", regex=True)

@@ -24,16 +24,17 @@ from pydantic import BaseModel, Field, ValidationError
 
 from wanreport.jobs.job import Job, job_from_mapping, load_job
 from wanreport.jobs.schedule import flow_schedule, switch_step
-from wanreport.jobs.sglang import prefetch_layers, resolve_model
+from wanreport.jobs.sglang import prefetch_layers, resolve, resolve_model
 from wanreport.records.files import FileError, parse_record, read_json
 from wanreport.records.record import new_record, record_path, write_record
 from wanreport.traces import copies, read
-from wanreport.traces.log import Log
+from wanreport.traces.log import Iteration, Log
 
 SPIKE = 1.5  # a step as long as so many others is one at which a whole expert moved
 A14B = {"num_layers": 40, "block_bytes": 702_870_528, "outer_bytes": 520_530_176,
         "expert_bytes": 28_635_351_296}  # fmt: skip
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Some = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Place(BaseModel, extra="forbid"):
@@ -50,19 +51,19 @@ class Place(BaseModel, extra="forbid"):
 
 class _Timed(BaseModel):
     name: str = ""
-    duration_ms: Positive
+    duration_ms: Time
 
 
 class _Peak(BaseModel):
-    peak_allocated_mb: float = Field(ge=0, allow_inf_nan=False)
-    peak_reserved_mb: float = Field(ge=0, allow_inf_nan=False)
+    peak_allocated_mb: Some
+    peak_reserved_mb: Some
 
 
 class PerfDump(BaseModel):
     """What is read of a file of ``--perf-dump-path``."""
 
     timestamp: datetime | None = None
-    total_duration_ms: Positive | None = None
+    total_duration_ms: Time | None = None
     steps: list[_Timed] = []
     denoise_steps_ms: Annotated[list[_Timed], Field(min_length=1, max_length=1000)]
     memory_checkpoints: dict[str, _Peak] = {}
@@ -74,51 +75,47 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
-    Traces are copied beside it; what they hold of copies is in the record.
-
-    Raises
-    ------
-    FileError, JobError
-        Naming the file and what contradicts the params file; then nothing is written.
+    Traces are copied beside it; what they hold of copies is in the record. Raises FileError or
+    JobError, naming the file and what contradicts the params file; then nothing is written.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
     job, place, said = job_from_mapping(given, "NAME"), _place(machine), Log(log)
     if place.count and place.count < job.num_gpus:
         raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
     shift = _checked(said, job, f"{log}:", params)
-    began = _dumped(said, dump, job, params) if dump else None
-    if began is None:
+    if not dump or (began := _dumped(said, dump, job, params)) is None:
         began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
         with suppress(ValueError):  # SGLang logs no year, and not every line has a time
             began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
-    kept = {file: _traced(said, job, file, number)
-            for number, file in enumerate([*traces, *([nsys] if nsys else [])])}  # fmt: skip
+    began = began.replace(tzinfo=began.tzinfo or UTC).astimezone(UTC)
+    files = [*traces, nsys] if nsys else traces
+    kept = {file: _traced(said, job, file, number) for number, file in enumerate(files)}
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
     board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
     board = ", ".join(filter(None, [board, place.interconnect, source]))
+    slug = re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120]
     record = new_record(
-        job, source=source, started_at=began.replace(tzinfo=began.tzinfo or UTC).isoformat(),
+        job, source=source, started_at=began.isoformat(timespec="seconds"),
         **_filled(said, job, shift), **_outcome(said, job),
         machine={
-            "class": board, "slug": re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120],
-            "device": "cuda", "gpu_name": place.gpu, "gpu_count": place.count,
-            "interconnect": place.interconnect, "driver": place.driver, "node": place.node,
+            "class": board, "slug": slug, "device": "cuda", "gpu_name": place.gpu,
+            "gpu_count": place.count, "interconnect": place.interconnect,
+            "driver": place.driver, "node": place.node,
         },
         software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
-    stem = f"{record['job_hash']}-{source.replace(' ', '-')}"
-    path = record_path(out, record["machine"]["slug"], name, stem)
+    path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
     if record["status"] != "ok":
-        record["hint"] = (
-            f"Run SGLang again, then: wanreport import {name} --log FILE --params {params}"
-        )
+        again = f"wanreport import {name} --log FILE --params {params}"
+        record["hint"] = f"Run SGLang again, then: {again}"
     for trace in kept.values():
         trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
     for file, trace in kept.items():
-        (path.parent / trace["path"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, path.parent / trace["path"])
+        target = path.parent / trace["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
     return write_record(record, path), record
 
 
@@ -136,13 +133,20 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
     args, asked, own = said.args, said.asked, said.args.get("pipeline_config")
     loaded = asked.get("flow_shift", own.get("flow_shift") if isinstance(own, dict) else None)
     wanted = job.flow_shift or resolve_model(job.model_path).flow_shift
-    bars = [it.total for it in said.iterations if not it.warmup and it.total]
+    ran = [it for it in said.iterations if not it.warmup]
+    steps = asked.get("infer_steps") or max((it.total for it in ran), default=0) or None
+    # The resolved flags; 0.5.23 also lists components.
+    layerwise, cpu = (
+        bool(args.get(f"dit_{way}_offload"))
+        or bool({"dit", "transformer", "all"} & {*(args.get(f"{way}_offload_components") or ())})
+        for way in ("layerwise", "cpu")
+    )
+    engine = resolve(layerwise, cpu, bool(args.get("use_fsdp_inference")), 0).engine
     pairs = {
         "flow_shift": (loaded, wanted), "num_gpus": (args.get("num_gpus"), job.num_gpus),
-        "num_inference_steps": (asked.get("infer_steps") or max(bars, default=None),
-                                job.num_inference_steps),
+        "num_inference_steps": (steps, job.num_inference_steps),
         **{key: (asked.get(key), getattr(job, key)) for key in ("width", "height", "num_frames")},
-        "engine": (_engine(args) if args else None, job.engine),
+        "engine": (engine if args else None, job.engine),
     }  # fmt: skip
     if job.engine == "layerwise":
         key = "dit_offload_prefetch_size"
@@ -150,25 +154,14 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
     problems = [f"{log} {key}: is {there}, and {here} in {params}; give this run's params file"
                 for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
     most = job.warmup_iterations + job.clean_iterations + job.profile
-    if (ran := sum(not it.warmup for it in said.iterations)) > most:
-        what = f"{log} iterations: are {ran}, and {params} has {most} (warm-up, clean, profiled)"
-        problems.append(f"{what}; correct its warmup_iterations or clean_iterations")
+    if len(ran) > most:
+        what = f"are {len(ran)}, and {params} has {most} (warm-up, clean, profiled)"
+        problems.append(f"{log} iterations: {what}; correct its clean_iterations")
     if not args and not said.iterations and not said.errors:
         problems.append(f"{log} has nothing that SGLang prints: no server_args, step or traceback")
     if problems:
         raise FileError("\n".join(problems))
     return float(loaded or wanted)
-
-
-def _engine(args: dict[str, Any]) -> str:
-    """The engine that the resolved flags amount to; 0.5.23 also lists components."""
-    layerwise, cpu = (
-        args.get(f"dit_{way}_offload")
-        or {"dit", "transformer", "all"} & {*(args.get(f"{way}_offload_components") or ())}
-        for way in ("layerwise", "cpu")
-    )
-    engines = {"layerwise": layerwise, "fsdp": args.get("use_fsdp_inference"), "swap": cpu}
-    return next((engine for engine, chosen in engines.items() if chosen), "resident")
 
 
 def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
@@ -191,8 +184,8 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
         best.total_s = dump.total_duration_ms / 1e3
     if peaks := dump.memory_checkpoints.values():
         best.memory = {
-            f"{kind}_bytes": round(max(getattr(peak, f"peak_{kind}_mb") for peak in peaks) * 2**20)
-            for kind in ("reserved", "allocated")
+            "reserved_bytes": round(2**20 * max(peak.peak_reserved_mb for peak in peaks)),
+            "allocated_bytes": round(2**20 * max(peak.peak_allocated_mb for peak in peaks)),
         }
     return dump.timestamp
 
@@ -209,20 +202,23 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
         last[0].steps_from = "trace"
     rank = number if facts["rank"] is None else facts["rank"]
     whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
+    _, ran = next(trace.devices())
     with file.open("rb") as data:
-        zipped = ".gz" * (data.read(2) == b"\x1f\x8b")
-        data.seek(0)
+        zipped = ".gz" * (data.peek(2)[:2] == b"\x1f\x8b")
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()), **json.loads(whole.iloc[0].to_json())}  # fmt: skip
+            "steps": int(steps.complete.sum()), "contention": copies.contention(ran),
+            **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
 def _outcome(said: Log, job: Job) -> dict[str, str]:
     """Status and reason: why a run ended that did not reach its end."""
     ran, errors = [it for it in said.iterations if not it.warmup], said.errors
     # What fails after the last picture, as processes end, costs nothing.
-    if ran and ran[-1].denoised and (ran[-1].total_s or not errors):
+    last = ran[-1] if ran else Iteration()
+    denoised = last.average_s or last.given or last.total and last.at == last.total
+    if denoised and (last.total_s or not errors):
         return {"status": "ok"}
     at = f"at step {said.iterations[-1].at} of {job.num_inference_steps}" if said.iterations else \
         "before the first step"  # fmt: skip
@@ -248,7 +244,11 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
     for it in said.iterations:
         kind = "warmup" if it.warmup else next(kinds)
         seconds = it.steps if len(it.steps) == len(timesteps) else []
-        switch = _spike(seconds) if job.engine == "swap" and kind != "warmup" else planned
+        switch = planned
+        if job.engine == "swap" and kind != "warmup":  # the longest step but the first, if far off
+            switch = max(range(1, len(seconds)), key=seconds.__getitem__, default=None)
+            if switch and seconds[switch] <= SPIKE * median(seconds[1:]):
+                switch = None
         iterations.append({
             "kind": kind,
             "steps": [{"index": n, "timestep": timesteps[n], "seconds": [each], "expert":
@@ -271,9 +271,3 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
         "engine": {"name": job.engine, "prefetch": layers if job.engine == "layerwise" else None},
         "iterations": iterations,
     }  # fmt: skip
-
-
-def _spike(seconds: list[float]) -> int | None:
-    """Where the times say that an expert came: the longest step but the first, if it is far off."""
-    longest = max(range(1, len(seconds)), key=lambda n: seconds[n], default=0)
-    return longest if longest and seconds[longest] > SPIKE * median(seconds[1:]) else None
