@@ -38,7 +38,7 @@ def namespace(*cells: str, **names: Any) -> dict[str, Any]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """What the notebook displays."""
     outputs: list[dict[str, str]] = []
-    monkeypatch.setattr(notebook, "_display", outputs.append)
+    monkeypatch.setattr(notebook, "display", lambda data, raw: outputs.append(data))
     return outputs
 
 

@@ -29,8 +29,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 import wanreport
 from wanreport.records.record import RESULTS_DIRS, replace_file
 from wanreport.report import notebook
-from wanreport.report.run import CELL_TIMEOUT_S, INJECTED, Page, execute
-from wanreport.report.tables import TEMPLATE, rendered
+from wanreport.report.run import CELL_TIMEOUT_S, Page, execute
+from wanreport.report.tables import rendered
 
 BOX = r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>'
 
@@ -47,7 +47,7 @@ def make_pages(
             notebook.frames_of(RESULTS_DIRS[:count])
     for page, cells, failure, seconds in execute(pages, cwd, workers, timeout_s):
         replace_file(page.out, to_html(page, cells, failure))
-        yield page, f"cell {_number(cells)}: {failure}" if failure else "", seconds
+        yield page, failure, seconds
 
 
 def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
@@ -56,39 +56,20 @@ def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
     return problem
 
 
-def _number(cells: Sequence[Any]) -> int:
-    """The last cell's number in the script, from 1, prose included."""
-    return sum(cell.get("id") != INJECTED for cell in cells)
-
-
 def to_html(page: Page, cells: Sequence[Any], failure: str = "") -> str:
     """Write the cells of a notebook that ran as a page."""
     body = rendered("cells.html.j2", cells=_shown(cells), markdown=_markdown, code=_highlighted)
     body = re.sub(r"\bat 0x[0-9a-f]{6,}", "at 0x…", body)  # addresses differ from run to run
     body = re.sub(r"<table( border=\"1\" class=\"dataframe\")?>.*?</table>", BOX, body, flags=re.S)
     body, headings = _numbered(body)
-    titles = [text for level, _, text in headings if level == 1]
-    contents = [each for each in headings if each[0] in (2, 3)]
     # A job's parameters are shown as a params file, without those that choose among records.
     job = {k: v for k, v in page.parameters.items() if k not in ("machine", "results_dirs")}
-    top = "../" * page.href.count("/")
     return rendered(
-        "page.html.j2",
-        body=body,
-        code=_highlighted,
-        contents=[*contents, (2, "provenance", "Provenance")] if len(contents) > 1 else [],
-        css=(TEMPLATE / "page.css").read_text("utf-8"),
-        failure=failure,
-        failed=(_number(cells), cells[-1].source) if failure else None,
-        heading=not titles,
-        inputs="" if failure else page.inputs,
-        links=[(text, top + to, to == page.href) for text, to in page.links],
-        notebook=f"notebooks/{page.script.name}",
-        page=page,
+        "page.html.j2", page=page, body=body, headings=headings, failure=failure,
+        failed=_highlighted(cells[-1].source) if failure and cells else "",
         parameters=yaml.safe_dump(job, sort_keys=False, allow_unicode=True) if job else "",
-        title=[*titles, page.out.stem][0],
         version=wanreport.__version__,
-    )
+    )  # fmt: skip
 
 
 def _shown(cells: Sequence[Any]) -> list[tuple[int, Any, list[str]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import time
@@ -16,7 +17,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from wanreport.measure.jobs import NO_MEASURING
+from wanreport.measure.ranks import die_with_parent
 from wanreport.records.record import RESULTS_DIRS
 from wanreport.report.notebook import PAGE, Stop
 
 CELL_TIMEOUT_S = 900.0
-INJECTED = "injected"  # the id of the cell with a page's parameters
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -52,10 +53,10 @@ class Page:
 
 
 Ran = tuple[Page, list[Any], str, float]
-"""A page, the cells of its notebook, why it did not run to its end ("" if it did), seconds.
+"""A page, its notebook's cells, why it did not run to its end ("" if it did), seconds.
 
 The outputs of a cell are texts by MIME type. Of a notebook that failed the last cell is the one
-that did.
+that did; a file that is not a notebook has none.
 """
 
 
@@ -67,87 +68,88 @@ def execute(
     A cell may take `timeout_s`. Notebooks run so read records and measure nothing. If the caller
     stops before the end, nothing goes on running.
     """
-    todo, busy = list(reversed(pages)), dict[Any, _Run]()
+    todo, busy = list(reversed(pages)), dict[Any, Any]()
     with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as folder:
         try:
             while todo or busy:
                 while todo and len(busy) < workers:
-                    run = _Run(todo.pop(), cwd, folder, timeout_s)
-                    busy[run.pipe] = run
-                for pipe in wait(busy):
-                    if busy[pipe].has_ended():
-                        yield busy.pop(pipe).end()
+                    page, begun = todo.pop(), time.monotonic()
+                    try:
+                        cells, shown = _cells(page), Path(folder, str(len(todo)))
+                    except Exception as error:  # not text, or its header is not YAML
+                        yield page, [], f"{page.script.name}: not a script, fix it: {error}", 0.0
+                        continue
+                    sources = [cell.source for cell in _code(cells)]
+                    given = (page, sources, cwd, shown, timeout_s)
+                    process = _FORK.Process(target=_run_cells, args=given)
+                    process.start()
+                    busy[process.sentinel] = process, page, cells, shown, begun
+                for ended in wait(busy):
+                    process, page, cells, shown, begun = busy.pop(ended)
+                    _kill(process)
+                    failure = _outcome(cells, shown, process.exitcode, timeout_s)
+                    yield page, cells, failure, time.monotonic() - begun
         finally:
-            for run in busy.values():
-                run.end()
+            for process, *_ in busy.values():
+                _kill(process)
 
 
 @cache
-def _cells(text: str) -> list[Any]:
-    return list(jupytext.reads(text, "py:percent").cells)
+def _parsed(script: str) -> list[Any]:
+    return list(jupytext.reads(script, "py:percent").cells)
 
 
-class _Run:
-    """A notebook in its fork, seen from here."""
-
-    def __init__(self, page: Page, cwd: Path, folder: str, timeout_s: float) -> None:
-        self.page, self.timeout_s, self.begun = page, timeout_s, time.monotonic()
-        self.cells = deepcopy(_cells(page.script.read_text("utf-8")))
-        if page.parameters:  # after those that the script sets itself, as papermill does
-            tagged = ["parameters" in cell.metadata.get("tags", []) for cell in self.cells]
-            lines = ["# Parameters", *(f"{name} = {v!r}" for name, v in page.parameters.items())]
-            cell = deepcopy(_cells("\n".join(["# %%", *lines]))[0])
-            cell.id = INJECTED
-            self.cells.insert(tagged.index(True) + 1 if True in tagged else 0, cell)
-        self.todo = [cell for cell in self.cells if cell.cell_type == "code" and cell.source]
-        self.failure = ""
-        self.pipe, there = _FORK.Pipe(duplex=False)
-        sources = [cell.source for cell in self.todo]
-        given = (there, page, sources, cwd, folder, timeout_s)
-        self.process = _FORK.Process(target=_run_cells, args=given)
-        self.process.start()
-        there.close()
-
-    def has_ended(self) -> bool:
-        """Take what has come; tell whether the notebook has ended, one way or another."""
-        try:
-            self.todo[0].outputs, self.failure = self.pipe.recv()
-            self.todo = self.todo[not self.failure :]
-        except (EOFError, OSError):
-            self.process.join(10)
-            if self.todo:  # else it is a notebook without code
-                self.failure = _death(self.process.exitcode or 0, self.timeout_s)
-            return True
-        return not self.todo or bool(self.failure)
-
-    def end(self) -> Ran:
-        """End the fork with all that it has begun, and say what came of it."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        cells = self.cells[: self.cells.index(self.todo[0]) + 1] if self.failure else self.cells
-        return self.page, cells, self.failure, time.monotonic() - self.begun
+def _cells(page: Page) -> list[Any]:
+    """The cells of a script; a page's parameters come after its own, as papermill has it."""
+    cells = deepcopy(_parsed(page.script.read_text("utf-8")))
+    given = "\n".join(f"{name} = {value!r}" for name, value in page.parameters.items())
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    if given and tagged:
+        tagged[0].source += f"\n\n# Parameters\n{given}"
+    elif given and code:
+        code[0].source = f"{given}\n{code[0].source}"
+    return cells
 
 
-def _death(status: int, timeout_s: float) -> str:
+def _code(cells: Sequence[Any]) -> list[Any]:
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source]
+
+
+def _kill(process: Any) -> None:
+    """End a fork with all that it has begun."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def _outcome(cells: list[Any], shown: Path, status: int, timeout_s: float) -> str:
+    """Give cells what they have shown, cut off those that did not run, and say why."""
+    todo, failure = _code(cells), ""
+    with suppress(OSError, EOFError, pickle.UnpicklingError), shown.open("rb") as file:
+        while todo and not failure:
+            todo[0].outputs, failure = pickle.load(file)
+            todo = todo[not failure :]
+    if not todo:
+        return ""
     if status == -signal.SIGALRM:
-        return f"This cell took longer than {timeout_s:g} s."
-    if status < 0:
-        return f"The notebook's process was killed by {signal.Signals(-status).name}."
-    return f"The notebook's process ended with exit status {status}."
+        failure = f"This cell took longer than {timeout_s:g} s."
+    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    del cells[cells.index(todo[0]) + 1 :]
+    return f"cell {len(cells)}: {failure or f'Its process ended with {how}.'}"
 
 
 # In the fork -------------------------------------------------------------------------------------
 
 
 def _run_cells(
-    pipe: Connection, page: Page, sources: Sequence[str], cwd: Path, folder: str, timeout_s: float
+    page: Page, sources: Sequence[str], cwd: Path, shown: Path, timeout_s: float
 ) -> None:
-    """Run cells until one fails; send the outputs of each, and what failed."""
+    """Run cells until one fails; write the outputs of each, and what failed."""
+    die_with_parent()
     os.setsid()  # Ctrl-C is for the parent, and a kill reaches whatever a cell has started
-    tempfile.tempdir = folder  # the parent removes it, even if this process is killed
+    tempfile.tempdir = str(shown.parent)  # the parent removes it, even if this process is killed
     os.environ.update({NO_MEASURING: "1", PAGE: page.href})
     RESULTS_DIRS[:] = map(Path, page.results)
     os.chdir(cwd)
@@ -156,20 +158,18 @@ def _run_cells(
         config=config, ipython_dir=tempfile.mkdtemp(), colors="nocolor"
     )
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends this process
-    with shell.display_trap:
+    with shell.display_trap, shown.open("wb", buffering=0) as file:
         for source in sources:
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            with capture_output() as shown:
+            with capture_output() as caught:
                 ran = shell.run_cell(source, store_history=True)
-            outputs = [{"text/plain": shown.stdout}, *(each.data for each in shown.outputs),
-                       {"stderr": shown.stderr}]  # fmt: skip
-            problem = _problem(ran.error_before_exec or ran.error_in_exec)
-            pipe.send(([each for each in outputs if any(each.values())], problem))
+            outputs = [{"text/plain": caught.stdout}, *(each.data for each in caught.outputs),
+                       {"stderr": caught.stderr}]  # fmt: skip
+            error = ran.error_before_exec or ran.error_in_exec
+            problem = str(error or "")
+            if error and not isinstance(error, Stop):  # which is written for the reader
+                problem = f"{type(error).__name__}: {error}".removesuffix(": ")
+            file.write(pickle.dumps(([each for each in outputs if any(each.values())], problem)))
             if problem:
-                return
-
-
-def _problem(error: BaseException | None) -> str:
-    if error is None or isinstance(error, Stop):  # written for the reader
-        return str(error or "")
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+                break
+    os._exit(0)  # whatever a cell has left running

@@ -137,10 +137,9 @@ def _texts(name: str, columns: Sequence[Sequence[Any]], *, exact: bool) -> list[
     """
     stem, unit = _parts(name)
     words, scale = set(stem.split("_")), 1e9 if unit == "_bytes" else 1
-    every = sum(columns, [])
     numbers = [abs(float(value)) / scale for value in columns[0] if _is_number(value)]
     decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
-    whole = all(float(value) % scale == 0 for value in every if _is_number(value))
+    whole = all(float(v) % scale == 0 for values in columns for v in values if _is_number(v))
     mixed = not all(_is_number(value) or _gone(value) for value in columns[0])
 
     def text(value: Any) -> str:
