@@ -58,6 +58,7 @@ job = setup(globals())
 
 # %%
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -67,19 +68,20 @@ from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.frames import of_record
 from wanreport.jobs.job import resolve_job
+from wanreport.measure.jobs import NO_MEASURING
 from wanreport.planner.plan import describe
 from wanreport.records.files import parse_record, read_json
 from wanreport.records.project import project_root
 from wanreport.records.record import new_record
 from wanreport.report.figures import DASHES, bars, beside, rows, timelines
 from wanreport.report.notebook import (
+    Stop,
     frames_of,
     gb,
     interval,
     md,
     measure,
     page,
-    passed,
     plain,
     ratio,
     seconds,
@@ -590,4 +592,5 @@ Save these lines as `{me.job}.yaml`, then {again}:
 {yaml}
 ```
 """)
-passed(me)
+if me.status != "ok" and not os.environ.get(NO_MEASURING):  # then papermill fails too
+    raise Stop(f"{me.job}: {me.status}: {me.reason}")

@@ -15,7 +15,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from wanreport.report import render
-from wanreport.report.run import Page, execute
+from wanreport.report.render import Page, execute
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script>"

@@ -33,8 +33,8 @@ from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
 
 __all__ = [
-    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "passed",
-    "plain", "ratio", "seconds", "setup", "share", "show", "table",
+    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "plain",
+    "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
 PAGE = "WANREPORT_PAGE"
@@ -137,15 +137,6 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     except FileError as error:
         raise Stop(str(error)) from None
     return jobs.within(shown[0], root).as_posix() if shown else None
-
-
-def passed(run: Any) -> None:
-    """End a notebook that measures with an error unless `run` is ok, so that papermill fails too.
-
-    A page is only read: there it does nothing.
-    """
-    if run.status != "ok" and not os.environ.get(jobs.NO_MEASURING):
-        raise Stop(f"{run.job}: {run.status}: {run.reason}")
 
 
 def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:

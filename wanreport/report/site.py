@@ -22,8 +22,7 @@ from wanreport.jobs.job import Job, field_defaults
 from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
 from wanreport.records.record import RESULTS_DIRS
-from wanreport.report.render import make_pages
-from wanreport.report.run import Page
+from wanreport.report.render import Page, make_pages
 
 REPORTED = Path("params/baseline")  # what a report measures; other jobs have a page once measured
 NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Baseline"}

@@ -60,14 +60,13 @@ def table(
         raise ValueError(f"kinds are {', '.join(KINDS)}, or a column's name; got {wrong}")
     if not len(df.columns):
         df = pd.DataFrame(columns=[*titles])
-    made = [_column(df, name, title, kinds.get(name) or kind, links.get(name), name in interval)
-            for name, title in titles.items()]  # fmt: skip
-    words = [cell["text"] for head, cells in made for cell in cells if not head["numeric"]]
+    made = [_column(df, name, kinds.get(name) or kind, name in interval) for name in titles]
+    texts = [text for column in made if not column["numeric"] for text in column["texts"]]
     return rendered(
         "table.html.j2", caption=caption, note=note, kind=kind, kinds=kinds, meanings=KINDS,
-        fold=fold, empty=empty, heads=[head for head, _ in made],
-        rows=list(zip(*(cells for _, cells in made), strict=True)),
-        ids=list(df[anchor]) if anchor else [], cards=any(len(text) > LONG for text in words),
+        fold=fold, empty=empty, columns=made, titles=titles, rows=range(len(df)),
+        hrefs={name: ["" if _gone(to) else to for to in df[link]] for name, link in links.items()},
+        ids=df[anchor].tolist() if anchor else [], cards=any(len(text) > LONG for text in texts),
     )  # fmt: skip
 
 
@@ -82,35 +81,30 @@ def rendered(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def _column(
-    df: pd.DataFrame, name: str, title: str, kind: str | None, link: str | None, interval: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the template needs of a column's heading, and of each of its cells."""
-    values, nothing = list(df[name]), [""] * len(df)
+def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> dict[str, Any]:
+    """What the template needs of a column's heading, and lists of what it needs of its cells."""
     stem, unit = _parts(name)
-    ends = [list(df[f"{stem}_{end}{unit}"]) for end in ("low", "high")] if interval else []
-    texts, *ends = _texts(name, [values, *ends], exact=kind == "quoted")
+    bounds, values = [f"{stem}_{end}{unit}" for end in ("low", "high")], list(df[name])
+    texts, *ends = _texts(name, [list(df[each]) for each in [name, *bounds * interval]],
+                          exact=kind == "quoted")  # fmt: skip
     numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
-    head = {
-        "name": name, "title": title or stem.replace("_", " "), "numeric": numeric,
+    column = {
+        "name": name, "stem": stem.replace("_", " "), "texts": texts, "numeric": numeric,
         "unit": UNITS.get(unit, "") if numeric or all(map(_gone, values)) else "",
+        "kinds": [kind] * len(df) if kind in (None, *KINDS) else list(df[kind]),
     }  # fmt: skip
-    bounds = nothing
+    if name in ("engine", "name") and "engine" in df:
+        column["colours"] = ["" if _gone(each) else style.colour(each) for each in df.engine]
     if interval:
         ns = df[f"{stem}_n"] if f"{stem}_n" in df else [None] * len(df)
         said = ["" if _gone(n) else f"n{NBSP}={NBSP}{n}" for n in ns]
         alike = len(every := set(said) - {""}) < 2  # then the heading says it
-        head["interval"] = ", ".join([f"[95{NBSP}%]", *(every if alike else ())])
-        bounds = [f"[{low}, {high}]" * (EM_DASH not in (low, high)) + f" {n}" * (not alike)
-                  for low, high, n in zip(*ends, said, strict=True)]  # fmt: skip
-    cells = {
-        "text": texts, "bounds": [each.strip() for each in bounds],
-        "kind": [kind] * len(df) if kind in (None, *KINDS) else df[kind],
-        "href": df[link].where(df[link].notna(), "") if link else nothing,
-        "colour": df.engine.map(style.colour, na_action="ignore").fillna("")
-        if name in ("engine", "name") and "engine" in df else nothing,
-    }  # fmt: skip
-    return head, [dict(zip(cells, each, strict=True)) for each in zip(*cells.values(), strict=True)]
+        column["interval"] = ", ".join([f"[95{NBSP}%]", *(every if alike else ())])
+        column["bounds"] = [
+            (f"[{low}, {high}]" * (EM_DASH not in (low, high)) + f" {n}" * (not alike)).strip()
+            for low, high, n in zip(*ends, said, strict=True)
+        ]
+    return column
 
 
 # Values as text ----------------------------------------------------------------------------------
