@@ -14,15 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.overlap import crossings
-from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, INK, NARROW, WIDTH, colour, theme
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
-NOISE = 1.0  # per cent over resident, below which streaming counts as free
 DASHES = (0, (4, 3))
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "unpacking",
          "collective": "all-to-alls"}  # fmt: skip
@@ -62,71 +60,6 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     axes.set_xlim(min(axes.get_xlim()[0], -1), right)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
-    return figure
-
-
-@theme("y")
-def lines(df: pd.DataFrame) -> Figure:
-    """Draw the step over resident by tokens: a panel for each machine and number of branches.
-
-    Columns machine, branches, engine, name, campaign, overhead, bracketed and tokens. Each campaign
-    has its own line, so that none hides another; its markers are hollow where resident did not run
-    again at the end.
-    """
-    groups = list(df.sort_values("tokens").groupby(["machine", "branches"]))
-    down = -(-len(groups) // 2)
-    figure, panels = _figure(0.9 + 2.3 * down, down, 2, sharex=True, sharey=True)
-    keys: dict[str, Line2D] = {}
-    for axes, ((machine, branches), some) in zip(panels, groups, strict=False):
-        for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
-            look: dict[str, Any] = {
-                "color": colour(engine), "marker": MARKERS.get(engine, "o"), "markersize": 6,
-                "linestyle": DASHES if "slots" in name else "-", "linewidth": 1.2,
-            }  # fmt: skip
-            fill = colour(engine) if line.bracketed.all() else "none"
-            axes.plot(line.tokens.astype(float), 100 * line.overhead, markerfacecolor=fill, **look)
-            keys[name] = Line2D([], [], label=name, **look)
-        axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
-        axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
-    ticks: list[int] = []
-    for value in sorted(set(df.tokens.astype(int))):
-        ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    axes = panels[0]  # which the others share their axes with
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
-    axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
-    axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
-    axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
-    for number, axes in enumerate(panels):
-        axes.minorticks_off()
-        axes.set_visible(number < len(groups))
-    figure.supxlabel("tokens", fontsize=10)
-    figure.supylabel("over resident, %", fontsize=10)
-    figure.legend(handles=[keys[name] for name in sorted(keys)], loc="outside upper left", ncols=4)
-    return figure
-
-
-@theme("y")
-def scaling(df: pd.DataFrame) -> Figure:
-    """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed.
-
-    Columns gpus, engine, overhead, kind ("measured" or "predicted").
-    """
-    df = df.assign(percent=100 * df.overhead).sort_values("gpus")
-    figure, (axes,) = _figure(3.0)
-    for (engine, kind), line in df.groupby(["engine", "kind"]):
-        told = kind == "predicted"
-        axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
-                  marker=MARKERS.get(engine, "o"), linestyle=DASHES if told else "",
-                  markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -1), max(1.05 * high, 5))
-    above = -np.inf
-    for row in df.groupby("engine").tail(1).sort_values("percent").itertuples():
-        above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
-        beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)
-    axes.set(ylabel="over resident, %", xticks=sorted(set(df.gpus)))
-    axes.set_xlabel("GPUs; hollow: predicted")
     return figure
 
 

@@ -41,7 +41,7 @@ from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
-import wanreport
+import wanreport.report.figures  # for notebooks: imported here, no fork has to
 from wanreport.measure.jobs import NO_MEASURING
 from wanreport.measure.ranks import die_with_parent
 from wanreport.records.record import RESULTS_DIRS, replace_file
