@@ -450,7 +450,7 @@ def scaling(curve):
                   marker=MARKERS.get(engine, "o"), linestyle=DASHES if hollow else "",
                   markerfacecolor="none" if hollow else None, markersize=6.5)  # fmt: skip
     low, high = axes.get_ylim()
-    low, high, above = min(low, -1), max(1.05 * high, 5), low
+    low, high, above = min(low, -1), max(1.05 * high, 5), float("-inf")
     for row in curve.groupby("engine").tail(1).sort_values("percent").itertuples():
         above = max(row.percent, above + (high - low) / 14)  # no label on another
         figures.beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
-from wanreport.analysis import compare, overlap
+from wanreport.analysis import overlap
 from wanreport.analysis.frames import Frames, load
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
@@ -122,29 +122,6 @@ def test_timelines_of_one_gpu_of_unpacking_and_of_a_rehearsal(
     assert lanes(axes) == [
         figures.LANES[each] for each in ("compute", "copy", "unpack", "collective")
     ]
-
-
-def test_each_campaign_has_its_line(frames: Frames) -> None:
-    cost = compare.overhead(frames)
-    cost = cost[(cost.source == "bench") & (cost.engine != "resident")]
-    figure = figures.lines(cost)
-    keys = cost.groupby(["machine", "branches", "name", "campaign"])
-    drawn = [line for axes in figure.axes for line in axes.lines]
-    assert len(drawn) == len(keys)
-    assert sum(len(line.get_xdata()) for line in drawn) == len(cost)
-    filled = [line.get_markerfacecolor() != "none" for line in drawn]
-    assert sum(filled) == keys.bracketed.all().sum()
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(cost.name)
-
-
-def test_scaling_tells_measured_and_predicted_apart() -> None:
-    rows = [(gpus, kind, gpus / 100) for kind in ("measured", "predicted") for gpus in (2, 4, 8)]
-    df = pd.DataFrame(rows, columns=["gpus", "kind", "overhead"]).assign(engine="fsdp")
-    (axes,) = figures.scaling(df).axes
-    measured, predicted = axes.lines
-    assert measured.get_linestyle() == "None" and predicted.get_linestyle() != "None"
-    assert predicted.get_markerfacecolor() == "none" != measured.get_markerfacecolor()
-    assert [text.get_text() for text in axes.texts] == [f"fsdp {ratio(0.08)}"]
 
 
 def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:

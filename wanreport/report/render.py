@@ -108,7 +108,7 @@ def execute(
                     page, begun = todo.pop(), time.monotonic()
                     try:
                         cells, shown = _cells(page), Path(folder, str(len(todo)))
-                    except Exception as error:  # not text, or its header is not YAML
+                    except Exception as error:  # it is not text, say
                         yield page, [], f"{page.script.name}: not a script, fix it: {error}", 0.0
                         continue
                     sources = [cell.source for cell in _code(cells)]
