@@ -27,8 +27,6 @@ from wanreport.report.notebook import Stop, frames_of, md, page, parameters, sho
 parameters(globals(), "results_dirs")
 
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
 
 from wanreport.analysis import causes, checks, compare, overlap, predictions, recommend
 from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
@@ -37,8 +35,6 @@ from wanreport.baseline import load_facts
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
 from wanreport.report import figures
-from wanreport.report.figures import DASHES
-from wanreport.report.style import INK, MARKERS, WIDTH, colour, theme
 from wanreport.words import MINUS, counted, gibibytes, gigabytes, ratio, seconds, share, significant
 
 f, facts = frames_of(results_dirs), load_facts()
@@ -440,6 +436,11 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 
 
 # %%
+from matplotlib import pyplot as plt
+
+from wanreport.report.style import INK, MARKERS, WIDTH, colour, theme
+
+
 def scaling(curve):
     """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed."""
     curve = curve.assign(percent=100 * curve.overhead).sort_values("gpus")
@@ -447,7 +448,7 @@ def scaling(curve):
     for (engine, kind), line in curve.groupby(["engine", "kind"]):
         hollow = kind == "predicted"
         axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
-                  marker=MARKERS.get(engine, "o"), linestyle=DASHES if hollow else "",
+                  marker=MARKERS.get(engine, "o"), linestyle=figures.DASHES if hollow else "",
                   markerfacecolor="none" if hollow else None, markersize=6.5)  # fmt: skip
     low, high = axes.get_ylim()
     low, high, above = min(low, -1), max(1.05 * high, 5), float("-inf")
@@ -665,6 +666,8 @@ table(pd.DataFrame(rows),
 # link is the limit.
 
 # %%
+from matplotlib.lines import Line2D
+
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
 
 
@@ -674,7 +677,7 @@ def draw_lines(axes, some):
         axes.plot(line.tokens.astype(float), 100 * line.overhead, color=colour(engine), label=name,
                   marker=MARKERS.get(engine, "o"), markersize=6, linewidth=1.2,
                   markerfacecolor=colour(engine) if line.bracketed.all() else "none",
-                  linestyle=DASHES if "slots" in name else "-")  # fmt: skip
+                  linestyle=figures.DASHES if "slots" in name else "-")  # fmt: skip
     axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
 
 
