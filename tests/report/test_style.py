@@ -101,15 +101,7 @@ def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
     assert np.hypot(*lab(linear(style.ENGINES["resident"]))[1:]) < 10, "it is the reference"
     assert list(style.MARKERS) == list(style.ENGINES)
     assert len(set(style.MARKERS.values())) == len(style.ENGINES)
-    assert style.colour("stream") == style.ENGINES["stream"]
     assert style.colour("another") == style.FALLBACK
-
-
-def test_the_theme_ends_where_it_ends() -> None:
-    before = dict(mpl.rcParams)
-    with style.theme("x"):
-        assert mpl.rcParams["axes.grid.axis"] == "x" and mpl.rcParams["text.color"] == style.INK
-    assert dict(mpl.rcParams) == before
 
 
 # Figures on a page -------------------------------------------------------------------------------
