@@ -58,18 +58,30 @@ job = setup(globals())
 
 # %%
 import json
+import os
+from pathlib import Path
 
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from wanreport.report import figures, job_tables
+from wanreport.analysis.frames import of_record
+from wanreport.jobs.job import resolve_job
+from wanreport.measure.jobs import NO_MEASURING
+from wanreport.planner.plan import describe
+from wanreport.records.files import parse_record, read_json
+from wanreport.records.project import project_root
+from wanreport.records.record import new_record
+from wanreport.report.figures import DASHES, bars, beside, rows, timelines
 from wanreport.report.notebook import (
+    Stop,
     frames_of,
     gb,
     interval,
     md,
     measure,
     page,
-    passed,
     plain,
     ratio,
     seconds,
@@ -77,12 +89,25 @@ from wanreport.report.notebook import (
     show,
     table,
 )  # fmt: skip
-from wanreport.words import counted
+from wanreport.report.style import FALLBACK, INK, MARKERS, NARROW, WIDTH, colour, theme
+from wanreport.words import counted, gibibytes, significant
 
 run = measure(job, machine=machine)  # measures only where there is no record yet
 committed = run is not None and not run.startswith("results/local/")
 frames = frames_of(["results"] if committed else ["results", "results/local"])
-record, me = job_tables.opened(job, run, frames)
+
+# %%
+root = project_root()
+if run is not None:
+    record, me = parse_record(root / run, read_json(root / run, "")), frames.runs.loc[run]
+else:  # what it would be, with a hint how to make it
+    file = next((p.relative_to(root) for p in root.glob(f"params/*/{job.name}.yaml")), Path())
+    hint = f"On a machine with {counted(job.num_gpus, 'GPU')}, run: wanreport run {file}"
+    resolved = resolve_job(job, gpus=job.num_gpus)
+    record = parse_record(file, new_record(resolved, reason="This job has no record.", hint=hint))
+    me = of_record(record).runs.iloc[0]
+
+# %%
 tried = bool(record.machine.class_)
 steps, ok = frames.steps[frames.steps.run == run], me.status == "ok"
 timed = len(steps) > 0 and not me.rehearsal  # the times of a rehearsal are no results
@@ -143,9 +168,57 @@ elif ok:
             False: "**Its iterations end in different bits.**"}  # fmt: skip
     md(f"**The engine's counters {formula} closed formula.** {same.get(me.repeats, '')}", "answer")
 
+
+# %%
+def mark_switch(axes, steps):
+    """Mark where the second expert begins, and name both."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    at = steps.step[steps.expert == "low_noise"].min() - 0.5
+    if steps.step.min() < at:
+        axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        for text, away, side in (("high", -4, "right"), ("low", 4, "left")):
+            axes.annotate(f"{text}-noise expert", (at, 1), xytext=(away, -2), ha=side, va="top",
+                          textcoords="offset points", xycoords=("data", "axes fraction"))  # fmt: skip
+
+
+def level(axes, x, y, text, **where):
+    """Draw a dashed line across, and say what it is."""
+    axes.axhline(y, color=INK, linewidth=0.9, linestyle=DASHES)
+    axes.annotate(text, (x, y), textcoords="offset points", **where)
+
+
+def draw_steps(steps, clean):
+    """Draw the seconds of each step that ran: clean iterations filled, others hollow."""
+    figure, axes = plt.subplots(figsize=(NARROW, 3.4))
+    top, paint = 1.15 * clean.seconds.max(), colour(me.engine)
+    for kind, some in steps.groupby("kind", sort=False):
+        name, marker = kind.replace("warmup", "warm-up"), MARKERS.get(me.engine, "o")
+        axes.plot(some.step, some.seconds.clip(upper=top), linestyle="", markersize=6.5, label=name,
+                  marker="x" if kind == "profiled" else marker, markeredgecolor=paint,
+                  markerfacecolor=paint if kind == "clean" else "none", clip_on=False)  # fmt: skip
+        for row in some[some.seconds > top].itertuples():
+            beside(axes, row.step, top, f"{name} {row.seconds:#.3g} s ↑", 8)
+    for role, some in clean.groupby("role"):
+        away, align = ((8, 2), "bottom") if role == "steady" else ((-4, -18), "top")
+        axes.annotate(f"{role} {some.seconds.median():#.3g} s", xytext=away, va=align,
+                      xy=(some.step.max(), some.seconds.median()), textcoords="offset points")  # fmt: skip
+    mark_switch(axes, steps)
+    axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
+             xlim=(-0.6, max(steps.step.max() + 2.5, me.steps_whole)))  # fmt: skip
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure, axes
+
+
 # %%
 if timed:
     caption = f"Each step of {me['name']}, as its slowest rank saw it."
+    clean = steps[steps.kind == "clean"] if "clean" in set(steps.kind) else steps
+    with theme("y"):
+        figure, axes = draw_steps(steps, clean)
+        if held:
+            room = 4 * me.resident_s > 1.15 * clean.seconds.max()  # below the line
+            label = f"resident {me.resident_s:#.3g} s"
+            level(axes, 4, me.resident_s, label, xytext=(0, -14 if room else 4))
     if held:
         gap = seconds(abs(me.step_s - me.resident_s), 2)
         caption = {
@@ -153,8 +226,7 @@ if timed:
             "faster": f"A steady step of {me['name']} is {gap} shorter than resident's.",
             "within noise": f"A steady step of {me['name']} is within noise of resident's.",
         }.get(me.claim, f"{me.step_n} steady steps are too few to tell {me['name']} from resident.")
-    drawn = steps.assign(resident_s=me.resident_s) if held else steps
-    show(figures.steps(drawn, engine=me.engine, whole=me.steps_whole), caption)
+    show(figure, caption)
 
 # %%
 if timed and ok:
@@ -188,9 +260,22 @@ if timed and ok:
 # GPUs for the real thing, or where the job ended early.
 
 # %%
-asked = {"what": "what", "asked": "asked for", **({"ran": "ran"} if len(steps) else {})}
-table(job_tables.asked(record), asked, kind=None,
-      caption="What was asked for, and what ran.")  # fmt: skip
+model, size = record.model.model_dump(), "{width}×{height}, {num_frames} frames"
+videos = [size.format(**of) if of.get("width") else None for of in (record.job, model)]
+ranks = [len(step.seconds) for each in record.iterations for step in each.steps]
+asked = pd.DataFrame([
+    ("engine", record.job.get("engine"), record.engine.name),
+    ("GPUs or ranks", record.job.get("num_gpus"), max(ranks, default=None)),
+    ("video", *videos),
+    ("denoising steps", record.job.get("num_inference_steps"), len(record.schedule.timesteps) or None),
+    ("weights", record.job.get("checkpoint") or "random, exact shapes", model["weights"]),
+    ("blocks of an expert", None, model["num_layers"]),
+    ("tokens", None, model["tokens"] and f"{model['tokens']:,}"),
+    ("size of a block", None, model["block_bytes"] and gb(model["block_bytes"])),
+    ("size of an expert", None, model["expert_bytes"] and gb(model["expert_bytes"])),
+], columns=["what", "asked", "ran"], dtype=object).dropna(thresh=2)  # fmt: skip
+shown = {"what": "what", "asked": "asked for", **({"ran": "ran"} if len(steps) else {})}
+table(asked, shown, kind=None, caption="What was asked for, and what ran.")
 
 # %% [markdown]
 # ### What SGLang makes of the same flags
@@ -204,7 +289,6 @@ runs_it = f"SGLang would run what is `{engine}` here." if engine else "No engine
 md("\n".join([runs_it, "", *(f"1. {plain(step)}" for step in flags.get("steps") or [])]))
 
 # %%
-model = record.model.model_dump()
 how = {"exact": "as an exact match", "partial": "by the path's last part",
        "detector": "by a detector, as no part of the path matched"}  # fmt: skip
 if model.get("config"):
@@ -226,8 +310,16 @@ schedule = pd.DataFrame(enumerate(record.schedule.timesteps), columns=["step", "
 if len(schedule):
     at = len(schedule) if pd.isna(me.switch_step) else me.switch_step
     schedule["expert"] = (schedule.step >= at).map({True: "low_noise", False: "high_noise"})
-    show(figures.schedule(schedule, boundary=1000 * (me.boundary_ratio or 0)),
-         "All steps use one expert." if pd.isna(me.switch_step) else
+    with theme("y"):
+        figure, axes = plt.subplots(figsize=(NARROW, 2.8))
+        axes.plot(schedule.step, schedule.timestep, drawstyle="steps-mid", color=INK, linewidth=0.8,
+                  marker="o", markersize=5, markeredgewidth=0)  # fmt: skip
+        boundary = 1000 * (me.boundary_ratio or 0)
+        label = f"boundary {boundary:g}"
+        level(axes, schedule.step.max(), boundary, label, ha="right", xytext=(0, 3))
+        mark_switch(axes, schedule)
+        axes.set(xlabel="step", ylabel="timestep", ylim=(0, 1.18 * schedule.timestep.max()))
+    show(figure, "All steps use one expert." if pd.isna(me.switch_step) else
          f"The experts switch at step {at} of {len(schedule)}, counted from 0.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
@@ -237,11 +329,43 @@ if len(schedule):
 # timeline; its times do not count, as the profiler takes time too.
 
 # %%
+PARTS = {  # of a clean iteration: what they are called, hatch, whether they are not filled
+    "first": ("first step", "xxx", False), "switch": ("switch", "+++", False),
+    "steady": ("steady steps", "", False), "left": ("steady steps, extrapolated", "///", True),
+    "decode": ("decoding", "---", True),
+}  # fmt: skip
+
 if timed and ok:
-    longest = alike.loc[alike.end_to_end_s.idxmax()]
+    every = alike.sort_values("end_to_end_s")
+    spikes = 1 + every.switch_s.notna()
+    steady = every.steps_whole - spikes
+    ran = ((every.steps_run - spikes) / steady).astype(float)
+    spent = pd.DataFrame({"first": every.first_s, "switch": every.switch_s, "steady": every.steady_s * ran,
+                          "left": every.steady_s * (1 - ran), "decode": every.decode_s}).fillna(0)  # fmt: skip
+    slow = spent[["first", "switch"]]
+    slow = slow[slow.gt(2 * every.steady_s / steady, axis=0)]
+
+# %%
+if timed and ok:
+    ends, paint, keys = spent.cumsum(axis=1), [*map(colour, every.engine)], []
+    with theme("x"):
+        figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(every)))
+        for part, (text, hatch, hollow) in PARTS.items():
+            axes.barh(range(len(every)), spent[part], 0.62, left=ends[part] - spent[part], linewidth=0.8,
+                      hatch=hatch, color="none" if hollow else paint, edgecolor=paint if hollow else INK)  # fmt: skip
+            fill = "none" if hollow else FALLBACK
+            key = Patch(facecolor=fill, edgecolor=INK, label=text, hatch=hatch)
+            keys += [key] * any(spent[part])
+        for y, (end, high) in enumerate(zip(ends.decode, slow.to_dict("records"), strict=True)):
+            high = ", ".join(f"{part} {value:.0f}" for part, value in high.items() if value > 0)
+            beside(axes, end, y, f"{end:.0f} s" + f" ({high})" * bool(high))
+        rows(axes, every.name)
+        axes.set(xlabel="seconds", xlim=(0, 1.35 * ends.decode.max()))
+        axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    longest = every.iloc[-1]
     caption = f"From end to end {longest['name']} takes {longest.end_to_end_s:,.0f} s"
     caption += f", the longest of {len(alike)} that did this work here." if len(alike) > 1 else "."
-    show(figures.budget(alike.sort_values("end_to_end_s")), caption)
+    show(figure, caption)
 
 # %%
 if timed:
@@ -266,9 +390,20 @@ if timed:
 
 # %%
 if timed:
-    pinned = gb(me.pinned_bytes) if me.pinned_bytes > 1e6 else "nothing"
-    show(figures.memory(alike.sort_values("allocated_bytes")),
-         f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and {pinned} "
+    every = alike.sort_values("allocated_bytes")
+    peaks = every[["allocated_bytes", "reserved_bytes", "pinned_bytes"]].astype(float) / 1e9
+    allocated, reserved, pinned = (peaks[name] for name in peaks)
+    both = [f"{a:.1f} / {b:.1f}" for a, b in zip(allocated, reserved, strict=True)]
+    with theme("x"):
+        figure, (gpu, host) = plt.subplots(1, 2, sharey=True, width_ratios=[3, 2],
+                                           figsize=(WIDTH, 0.9 + 0.34 * len(every)))  # fmt: skip
+        gpu.barh(range(len(every)), reserved, 0.74, facecolor="none", edgecolor=INK)
+        bars(gpu, every, allocated, both, ends=peaks.iloc[:, :2].max(axis=1))
+        bars(host, every, pinned, pinned.map("{:.1f}".format), hatch="///", edgecolor=INK)
+        for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
+            axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
+    host = gb(me.pinned_bytes) if me.pinned_bytes > 1e6 else "nothing"
+    show(figure, f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and {host} "
          "pinned on the host.")  # fmt: skip
     table(frames.iterations[frames.iterations.run == run],
           {"kind": "iteration", "allocated_bytes": "allocated", "reserved_bytes": "reserved",
@@ -283,12 +418,33 @@ if timed:
 # steps and branches alone, by a closed formula. The two must agree to the last byte.
 
 # %%
-moved = job_tables.moved(frames, run)
 if timed and ok and alike.h2d_schedule_bytes.max() > 0:
+    every = alike.dropna(subset="h2d_schedule_bytes").sort_values("h2d_schedule_bytes")
+    sizes = every.h2d_schedule_bytes / every.steps_whole.fillna(1).astype(float) / 1e9
+    with theme("x"):
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.32 * len(every)))
+        bars(axes, every, sizes, sizes.map("{:.3g}".format))
+        axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*sizes, 1])))
     a_step = (me.h2d_schedule_bytes or 0) / me.steps_whole
-    show(figures.moved(alike.sort_values("h2d_schedule_bytes")),
-         f"{me['name']} copies {gb(a_step)} a step to each GPU, on average over the "
+    show(figure, f"{me['name']} copies {gb(a_step)} a step to each GPU, on average over the "
          "whole schedule.")  # fmt: skip
+
+# %%
+COUNTERS = {
+    "h2d_bytes": "to the device", "d2h_bytes": "to the host", "h2d_copies": "copies to the device",
+    "d2h_copies": "copies to the host", "allocations": "device allocations",
+    "event_waits": "waits for an event", "stream_waits": "waits for a stream",
+    "host_syncs": "waits of the host", "unshards": "gathers of shards",
+}  # fmt: skip
+counts = frames.counters[frames.counters.run == run].copy()
+clean = counts.iteration[counts.kind == "clean"].max()
+last = counts[counts.iteration == (counts.iteration.max() if pd.isna(clean) else clean)]
+moved = last.groupby("counter")[["measured", "formula"]].max()  # of the busiest rank
+counts["equal"] = (counts.measured == counts.formula).where(counts.formula.notna(), None)
+same = counts.groupby("counter").equal
+moved["equal"] = same.agg(lambda each: None if each.isna().any() else bool(each.all()))
+moved = moved[(moved[["measured", "formula"]] > 0).any(axis=1)].reset_index()
+moved["what"] = moved.counter.map(COUNTERS)
 
 # %%
 if len(moved):
@@ -313,9 +469,18 @@ if len(moved):
 # What the first rank did in the last blocks before the switch and the first ones after it.
 
 # %%
-events = job_tables.around_switch(frames, run)
-if len(events):
-    show(figures.timelines(events, timed=not me.rehearsal),
+events = frames.events[frames.events.run == run]
+visits = events[events.lane == "compute"].sort_values("start_ms")
+if len(visits):
+    before = int((visits.step < me.switch_step).sum())
+    near = visits.iloc[max(0, before - 3) : before + 3]
+    start, end = near.start_ms.min(), near.end_ms.max()
+    there = (events.end_ms > start) & (events.start_ms < end) & (events.what != "release")
+    cut = events[there & ((events.lane != "collective") | (me.gpus > 1))]
+    times = cut[["start_ms", "end_ms"]].clip(start, end) - start
+    cut = cut.assign(**times, ms=times.end_ms - times.start_ms, block=cut.block.astype("Int64"),
+                     **me[["engine", "name"]], branches=1)  # fmt: skip
+    show(timelines(cut, timed=not me.rehearsal),
          f"Blocks, copies and collectives of {me['name']} around the switch.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
@@ -344,7 +509,13 @@ if len(steps) and me.latents:
 # compare only with each other.
 
 # %%
-plan = job_tables.plan(record)
+planned = record.engine.plan or {"candidates": [], "trial": [], "chosen": 0}
+tried_s = {one["candidate"]: one["step_s"] for one in planned["trial"]}
+plan = pd.DataFrame(
+    {"settings": describe(one["settings"]), **one["predicted"], "trial_s": tried_s.get(number),
+     "chosen": number == planned["chosen"]}
+    for number, one in enumerate(planned["candidates"])
+)  # fmt: skip
 if len(plan):
     taken = plan[plan.chosen].iloc[0]
     times = {"step_s": "step", "limit_s": "limit", "first_s": "first", "switch_s": "switch",
@@ -376,8 +547,29 @@ if apart:
 # ## Machine and software
 
 # %%
+LINKS = ("h2d_pinned", "d2h_pinned", "h2d_pageable", "d2h_pageable")
+
 if tried:
-    table(job_tables.machine(record), {"what": "", "value": ""}, kind=None,
+    on, software = record.machine.model_dump(), record.software.model_dump()
+    link, pcie = on["link"] or {}, on.get("pcie") or {}
+    values = {
+        "machine class": on["class_"], "GPU": on["gpu_name"],
+        "GPU memory": gibibytes(on.get("gpu_memory_bytes")),
+        "host memory": gibibytes(on.get("host_memory_bytes")),
+        "interconnect": on["interconnect"],
+        "PCIe": pcie.get("width") and f"generation {pcie['generation']}, {pcie['width']} lanes",
+        **{f"link, {way.replace('_', ' ')}": f"{significant(link.get(f'{way}_gb_s'))} GB/s; each"
+           f" GPU, all at once, {significant(link.get(f'{way}_together_gb_s'))} GB/s"
+           for way in LINKS if link},
+        "NCCL settings": ", ".join(f"{k}={v}" for k, v in (on.get("nccl") or {}).items()),
+        "NCCL transport": ", ".join(on.get("transport") or []),
+        "driver": on.get("driver"), "processor": on.get("cpu_model"),
+        **{key: software.get(key) for key in ("python", "torch", "diffusers", "cuda", "nccl")},
+        "commit": (software["git_sha"] or "") + ", changed" * bool(software["git_dirty"]),
+        "started": record.started_at,
+    }  # fmt: skip
+    known = [(what, value) for what, value in values.items() if value not in (None, "", "—")]
+    table(pd.DataFrame(known, columns=["what", "value"]), {"what": "", "value": ""}, kind=None,
           caption=f"What {me.job} ran on.")  # fmt: skip
     for trace in record.traces:
         md(f"* Trace of rank {trace['rank']}: {plain(trace['path'])}, {gb(trace['bytes'])}")
@@ -400,4 +592,5 @@ Save these lines as `{me.job}.yaml`, then {again}:
 {yaml}
 ```
 """)
-passed(me)
+if me.status != "ok" and not os.environ.get(NO_MEASURING):  # then papermill fails too
+    raise Stop(f"{me.job}: {me.status}: {me.reason}")

@@ -435,6 +435,32 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 # concludes that the new offload loses and the old one gains with more GPUs (§6.1). Predictions for
 # numbers of GPUs that were not measured were written down before any such run and are never changed.
 
+
+# %%
+from matplotlib import pyplot as plt
+
+from wanreport.report.style import INK, MARKERS, WIDTH, colour, theme
+
+
+def scaling(curve):
+    """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed."""
+    curve = curve.assign(percent=100 * curve.overhead).sort_values("gpus")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3))
+    for (engine, kind), line in curve.groupby(["engine", "kind"]):
+        hollow = kind == "predicted"
+        axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
+                  marker=MARKERS.get(engine, "o"), linestyle=figures.DASHES if hollow else "",
+                  markerfacecolor="none" if hollow else None, markersize=6.5)  # fmt: skip
+    low, high = axes.get_ylim()
+    low, high, above = min(low, -1), max(1.05 * high, 5), float("-inf")
+    for row in curve.groupby("engine").tail(1).sort_values("percent").itertuples():
+        above = max(row.percent, above + (high - low) / 14)  # no label on another
+        figures.beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)
+    axes.set(ylabel="over resident, %", xlabel="GPUs; hollow: predicted", ylim=(low, high),
+             xticks=sorted(set(curve.gpus)))  # fmt: skip
+    return figure
+
+
 # %%
 like = told[(told.height == 720) & (told.prefetch.fillna(1) == 1) & ~told.cfg_parallel.astype(bool)]
 ahead = like[like.gpu.str.contains("H100") & (like.interconnect == "PCIe path")].sort_values(
@@ -453,7 +479,9 @@ ends = "; ".join(
     for engine, here in ends if here.overhead.abs().max() > 0
 )  # fmt: skip
 if len(curve):
-    show(figures.scaling(curve), caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
+    with theme("y"):
+        figure = scaling(curve)
+    show(figure, caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
 
 # %%
 met = told[told.run.notna()].copy()
@@ -639,6 +667,51 @@ table(pd.DataFrame(rows),
 # link is the limit.
 
 # %%
+from matplotlib.lines import Line2D
+
+NOISE = 1.0  # per cent over resident, below which streaming counts as free
+
+
+def draw_lines(axes, some):
+    """Draw a line for each campaign, hollow where resident did not run again at its end."""
+    for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
+        axes.plot(line.tokens.astype(float), 100 * line.overhead, color=colour(engine), label=name,
+                  marker=MARKERS.get(engine, "o"), markersize=6, linewidth=1.2,
+                  markerfacecolor=colour(engine) if line.bracketed.all() else "none",
+                  linestyle=figures.DASHES if "slots" in name else "-")  # fmt: skip
+    axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
+
+
+def by_tokens(cells):
+    """Draw the step over resident by tokens: a panel for each machine and number of branches."""
+    groups = list(cells.sort_values("tokens").groupby(["machine", "branches"]))
+    down = -(-len(groups) // 2)
+    figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
+                                  figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
+    for axes, ((machine, branches), some) in zip(panels.flat, groups, strict=False):
+        draw_lines(axes, some)
+        axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
+    axes, ticks = panels[0, 0], []  # which the others share their axes with
+    for value in sorted(set(cells.tokens.astype(int))):
+        ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+    axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
+    axes.set_yticks([-1, 0, 1, 10, 100], [f"{MINUS}1", "0", "+1", "+10", "+100"])
+    axes.set_ylim(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20))
+    for number, axes in enumerate(panels.flat):
+        axes.minorticks_off()
+        axes.set_visible(number < len(groups))
+    figure.supxlabel("tokens", fontsize=10)
+    figure.supylabel("over resident, %", fontsize=10)
+    keys = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+    keys = [Line2D([], [], label=name, color=keys[name].get_color(), marker=keys[name].get_marker(),
+                   linestyle=keys[name].get_linestyle(), markersize=6, linewidth=1.2) for name in sorted(keys)]  # fmt: skip
+    figure.legend(handles=keys, loc="outside upper left", ncols=4)
+    return figure
+
+
+# %%
 LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
 cells = measured[measured.latents_off_share.isna()]
@@ -649,7 +722,9 @@ shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"]).tail(1)
 reach = "".join(f"; as planned on the PCIe path {ratio(row['min'])} to {ratio(row['max'])} at {n:,}"
                 for n, row in shared_link.iterrows())  # fmt: skip
 if len(cells):
-    show(figures.lines(cells),
+    with theme("y"):
+        figure = by_tokens(cells)
+    show(figure,
          caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on"
                  f"{reach}. Step over resident's in the same campaign; each is drawn.")  # fmt: skip
 

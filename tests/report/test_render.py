@@ -7,15 +7,18 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 
 from wanreport.report import render
-from wanreport.report.run import Page, execute
+from wanreport.report.render import Page, execute
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script>"
@@ -70,10 +73,6 @@ def made(folder: Path, text: str, timeout_s: float = 60, **given: Any) -> tuple[
     return render.make(page, folder, timeout_s), BeautifulSoup(out.read_text(), "html.parser")
 
 
-def inputs(soup: Any) -> str:
-    return str(soup.find("meta", {"name": "wanreport-inputs"})["content"])
-
-
 # A good page -------------------------------------------------------------------------------------
 
 
@@ -121,7 +120,7 @@ def test_a_page_has_its_landmarks_and_contents(small: Any) -> None:
     assert small.title.string == small.h1.get_text() == "Small"
     assert small.find("a", class_="skip")["href"] == "#main"
     assert small.find("main", id="main") and small.find("footer").h2
-    assert inputs(small) == "ab12"
+    assert small.find("meta", {"name": "wanreport-inputs"})["content"] == "ab12"
     ids = [tag["id"] for tag in small.find_all(id=True)]
     assert len(ids) == len(set(ids))
     for contents in small.select(".toc-side, .toc-top"):
@@ -162,10 +161,11 @@ def test_a_page_without_a_heading_or_without_code_is_one_too(text: str, tmp_path
         ("import time; time.sleep(60)", "longer than 2 s"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("1 /", "SyntaxError"),
+        ("x = '\0'", "null byte"),
         ("import sys; sys.exit('enough')", "SystemExit: enough"),
         ("from wanreport.report.notebook import Stop\nraise Stop('<b>no</b>')", "<b>no</b>"),
     ],
-    ids=["killed", "exit", "hung", "exception", "syntax", "sys.exit", "stop"],
+    ids=["killed", "exit", "hung", "exception", "syntax", "null", "sys.exit", "stop"],
 )
 def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
     cell: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +185,24 @@ def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
     words = main.get_text()
     assert words.index(what) < words.index("shown before")
     assert "never shown" not in words and "Late" not in words
-    assert inputs(soup) == "", "so that it is made again"
+    assert soup.select('meta[name="wanreport-inputs"][content=""]'), "so that it is made again"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x7fELF\x00\xff", "# %%\n'é'".encode("latin-1")], ids=["binary", "not UTF-8"]
+)
+def test_a_file_that_is_no_script_has_its_failure_page_beside_others(
+    content: bytes, tmp_path: Path
+) -> None:
+    bad, good = tmp_path / "bad.py", write(tmp_path, "# %%\n'fine'\n")
+    bad.write_bytes(content)
+    pages = [Page(script, script.with_suffix(".html"), inputs="ab") for script in (bad, good)]
+    problems = {page.script.stem: said for page, said, _ in render.make_pages(pages, tmp_path)}
+    assert "bad.py" in problems["bad"] and problems["small"] == ""
+    assert "fine" in (tmp_path / "small.html").read_text()
+    soup = BeautifulSoup((tmp_path / "bad.html").read_text(), "html.parser")
+    assert "bad.py" in soup.select_one(".callout .message").get_text()  # type: ignore[union-attr]
+    assert soup.select('meta[name="wanreport-inputs"][content=""]')
 
 
 # The notebook's process --------------------------------------------------------------------------
@@ -208,9 +225,26 @@ assert os.getcwd() != "/"
 
 
 def test_a_notebook_leaves_nothing_to_the_next(tmp_path: Path) -> None:
-    for text in (LEAVE, FIND):
-        ((_, _, failure, _),) = execute([Page(write(tmp_path, text), tmp_path)], tmp_path)
-        assert failure == ""
+    assert [made(tmp_path, text)[0] for text in (LEAVE, FIND)] == ["", ""]
+
+
+def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "# %%\nimport os, time\nfrom pathlib import Path\n"
+        "Path('part').write_text(str(os.getpid()))\nos.rename('part', 'pid')\ntime.sleep(60)\n",
+    )
+    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    notebook = psutil.Process(int((tmp_path / "pid").read_text()))
+    process.kill()
+    process.wait()
+    with suppress(psutil.NoSuchProcess):
+        assert notebook.wait(20) is None or notebook.status() == psutil.STATUS_ZOMBIE
 
 
 SHOWS = """
@@ -242,10 +276,10 @@ def test_papermill_by_hand_gives_the_same_outputs(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     script = write(tmp_path, SHOWS)
     how = {"language": "python", "kernel_name": "python3", "progress_bar": False}
-    theirs = papermill.execute_notebook(jupytext.read(script), None, {"n": 2}, **how)
+    theirs = papermill.execute_notebook(jupytext.read(script), None, {"n": 2}, **how).cells
     ((_, ours, failure, _),) = execute([Page(script, tmp_path, parameters={"n": 2})], tmp_path)
-    assert failure == ""
-    assert [each.source for each in ours] == [each.source.strip() for each in theirs.cells]
-    for one, other in zip(ours, theirs.cells, strict=True):
+    theirs = [cell for cell in theirs if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert failure == "" and len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
         shown = [o.get("data", {"text/plain": o.get("text")}) for o in other.get("outputs", [])]
         assert one.get("outputs", []) == shown

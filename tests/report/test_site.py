@@ -61,12 +61,12 @@ def add_job(project: Path, name: str, purpose: str = "") -> Path:
     return file
 
 
-def add_record(project: Path, name: str, slug: str, **changes: Any) -> Path:
+def add_record(project: Path, name: str, slug: str) -> Path:
     """Write a record of the full model to results/, as those are that one commits."""
     machine = {"slug": slug, "class": f"1x {slug}"}
     made = synthetic.record(name, scale="a14b", engine="resident", num_gpus=1, machine=machine,
                             seed=sum(name.encode()))  # fmt: skip
-    synthetic.write([made | changes], project / "results")
+    synthetic.write([made], project / "results")
     return next((project / "results" / slug).glob(f"{name}-*.json"))
 
 
@@ -105,9 +105,12 @@ def words(page: bytes) -> str:
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
 
+def asked(project: Path) -> dict[Path, Any]:
+    return load_jobs(sorted((project / "params").rglob("*.yaml")), project)
+
+
 def stale(project: Path) -> set[str]:
-    jobs = load_jobs(sorted((project / "params").rglob("*.yaml")), project)
-    return {page.href for page in site.plan(project, jobs) if site.is_stale(page)}
+    return {page.href for page in site.plan(project, asked(project)) if site.is_stale(page)}
 
 
 # Which pages there are ---------------------------------------------------------------------------
@@ -181,10 +184,10 @@ def test_only_what_depends_on_a_change_is_stale(
 
 
 def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) -> None:
-    old, mine = project / "reports/jobs/gone/x.html", project / "reports/mine.html"
-    published = project / "reports/published/x.html"
+    reports = project / "reports"
+    old, mine, published = (reports / f"{n}/x.html" for n in ("jobs/gone", "mine", "published"))
     for path in (old, mine, published):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True)
         path.write_text('<meta name="wanreport-inputs" content="">' * (path != mine))
     assert site.report(project, measuring=False) == 0
     assert not old.parent.exists() and mine.exists() and published.exists()
@@ -236,8 +239,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     found = {record["job"]["name"]: record["status"] for _, record in all_records(project)}
     assert found == status and len(unmade) == 4
     # What failed and what could not run here is tried again: the reason may be gone.
-    every = list(load_jobs(sorted((project / "params").rglob("*.yaml")), project).values())
-    again = jobs.missing(every, all_records(project), jobs.this_machine())
+    again = jobs.missing([*asked(project).values()], all_records(project), jobs.this_machine())
     assert {job.name for job in again} == {"killed", "two"}
 
 
@@ -319,12 +321,11 @@ def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
 
 
 def test_records_may_be_looked_for_in_one_folder_alone(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, unmade: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_record(project, "one", "gpu-a")
     monkeypatch.setattr(site, "RESULTS_DIRS", [Path("results")])
-    assert site.report(project, measuring=False, workers=1) == 0
-    assert "jobs/gpu-a/one.html" in pages(project)
+    assert site.report(project, measuring=False) == 0 and "jobs/gpu-a/one.html" in unmade
 
 
 def test_published_pages_show_committed_records_and_nothing_of_the_machine(

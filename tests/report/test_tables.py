@@ -157,18 +157,12 @@ def test_links_colours_badges_anchors_cards_and_folds() -> None:
     assert (one(empty.td)["colspan"], one(empty.td).get_text()) == ("2", "None.")
 
 
-PLACES = ("caption", "note", "title", "value", "row", "fold", "empty", "anchor", "link", "kind")
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_everything_is_escaped(place: str) -> None:
-    text = dict.fromkeys(PLACES, "x") | {place: HOSTILE}
-    df = pd.DataFrame({"a": [text["row"]], "status": [text["value"]], "id": [text["anchor"]],
-                       "to": [text["link"]], "kind": [text["kind"]]})  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 0])
+def test_everything_is_escaped(rows: int) -> None:
+    df = pd.DataFrame(dict.fromkeys(["a", "status", "id", "to", "kind"], [HOSTILE]))
     shown = soup(
-        df.head(0 if place == "empty" else 1), {"a": text["title"], "status": "s"},
-        caption=text["caption"], note=text["note"], fold=text["fold"], empty=text["empty"],
-        anchor="id", links={"a": "to"}, kinds={"status": "kind"},
+        df.head(rows), {"a": HOSTILE, "status": "s"}, caption=HOSTILE, note=HOSTILE, fold=HOSTILE,
+        empty=HOSTILE, anchor="id", links={"a": "to"}, kinds={"status": "kind"},
     )  # fmt: skip
     assert not shown.find_all(["script", "img"])
     assert not [name for tag in shown.find_all(True) for name in tag.attrs if name[:2] == "on"]

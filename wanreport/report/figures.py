@@ -1,8 +1,8 @@
-"""Pictures of tidy frames: each function takes a DataFrame and returns a matplotlib Figure.
+"""Pictures of tidy frames: each function takes DataFrames and returns a matplotlib Figure.
 
 An engine has its colour and marker in all of them (:mod:`wanreport.report.style`). What was
-measured is solid, what was predicted or extrapolated is hollow or hatched. Values stand beside
-their marks; captions are the notebook's. Shares are drawn in per cent, bytes in GB (10^9).
+measured is solid, what was predicted is hollow. Values stand beside their marks; captions are the
+notebook's. A picture of one notebook is drawn there, with the helpers at the end.
 """
 
 from __future__ import annotations
@@ -14,25 +14,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.overlap import crossings
-from wanreport.report.style import ENGINES, FALLBACK, INK, MARKERS, NARROW, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, INK, NARROW, WIDTH, colour, theme
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
-NOISE = 1.0  # per cent over resident, below which streaming counts as free
 DASHES = (0, (4, 3))
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "unpacking",
          "collective": "all-to-alls"}  # fmt: skip
-KINDS = {"warmup": "warm-up", "clean": "clean", "profiled": "profiled"}
-PARTS = {  # of an iteration's time: what they are called, hatch, whether they are not filled
-    "first": ("first step", "xxx", False), "switch": ("switch", "+++", False),
-    "steady": ("steady steps", "", False), "left": ("steady steps, extrapolated", "///", True),
-    "decode": ("decoding", "---", True),
-}  # fmt: skip
 
 
 @theme("x")
@@ -59,7 +50,7 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
         unsure = ", " + some.claim.mask(some.claim.isin(["slower", "faster"]))
         text = (text + unsure.fillna("")).mask(told, "not measured, predicted " + text)
         ends = np.fmax(np.fmax(value, high), 0)
-        _bars(axes, some.engine, some.engine, value, text, ends, hollow=told)
+        bars(axes, some.assign(name=some.engine), value, text, ends, hollow=told)
         axes.hlines(range(len(some)), low, high, color=INK, linewidth=1.8)
         right = max([right, *(ends / (1 - text.str.len() / 40))])
         axes.axvline(0, color=INK, linewidth=0.8)
@@ -69,138 +60,6 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     axes.set_xlim(min(axes.get_xlim()[0], -1), right)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
-    return figure
-
-
-@theme("y")
-def lines(df: pd.DataFrame) -> Figure:
-    """Draw the step over resident by tokens: a panel for each machine and number of branches.
-
-    Columns machine, branches, engine, name, campaign, overhead, bracketed and tokens. Each campaign
-    has its own line, so that none hides another; its markers are hollow where resident did not run
-    again at the end.
-    """
-    groups = list(df.sort_values("tokens").groupby(["machine", "branches"]))
-    down = -(-len(groups) // 2)
-    figure, panels = _figure(0.9 + 2.3 * down, down, 2, sharex=True, sharey=True)
-    keys: dict[str, Line2D] = {}
-    for axes, ((machine, branches), some) in zip(panels, groups, strict=False):
-        for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
-            look: dict[str, Any] = {
-                "color": colour(engine), "marker": MARKERS.get(engine, "o"), "markersize": 6,
-                "linestyle": DASHES if "slots" in name else "-", "linewidth": 1.2,
-            }  # fmt: skip
-            fill = colour(engine) if line.bracketed.all() else "none"
-            axes.plot(line.tokens.astype(float), 100 * line.overhead, markerfacecolor=fill, **look)
-            keys[name] = Line2D([], [], label=name, **look)
-        axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
-        axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
-    ticks: list[int] = []
-    for value in sorted(set(df.tokens.astype(int))):
-        ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    axes = panels[0]  # which the others share their axes with
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
-    axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
-    axes.set_yticks([-1, 0, 1, 10, 100], ["\N{MINUS SIGN}1", "0", "+1", "+10", "+100"])
-    axes.set_ylim(min(150 * df.overhead.min(), -1.5), max(150 * df.overhead.max(), 20))
-    for number, axes in enumerate(panels):
-        axes.minorticks_off()
-        axes.set_visible(number < len(groups))
-    figure.supxlabel("tokens", fontsize=10)
-    figure.supylabel("over resident, %", fontsize=10)
-    figure.legend(handles=[keys[name] for name in sorted(keys)], loc="outside upper left", ncols=4)
-    return figure
-
-
-@theme("y")
-def scaling(df: pd.DataFrame) -> Figure:
-    """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed.
-
-    Columns gpus, engine, overhead, kind ("measured" or "predicted").
-    """
-    df = df.assign(percent=100 * df.overhead).sort_values("gpus")
-    figure, (axes,) = _figure(3.0)
-    for (engine, kind), line in df.groupby(["engine", "kind"]):
-        told = kind == "predicted"
-        axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
-                  marker=MARKERS.get(engine, "o"), linestyle=DASHES if told else "",
-                  markerfacecolor="none" if told else None, markersize=6.5)  # fmt: skip
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -1), max(1.05 * high, 5))
-    above = -np.inf
-    for row in df.groupby("engine").tail(1).sort_values("percent").itertuples():
-        above = max(row.percent, above + np.ptp(axes.get_ylim()) / 14)  # no label on another
-        _beside(axes, row.gpus, above, f"{row.engine} {ratio(row.overhead)}", 8)
-    axes.set(ylabel="over resident, %", xticks=sorted(set(df.gpus)))
-    axes.set_xlabel("GPUs; hollow: predicted")
-    return figure
-
-
-@theme("x")
-def memory(df: pd.DataFrame) -> Figure:
-    """Draw peaks of the fullest rank: allocated solid, reserved as outline; pinned host memory.
-
-    Columns name, engine, allocated_bytes, reserved_bytes, pinned_bytes.
-    """
-    figure, (gpu, host) = _figure(0.9 + 0.34 * len(df), 1, 2, sharey=True, width_ratios=[3, 2])
-    allocated, reserved, pinned = (
-        df[f"{which}_bytes"].astype(float) / 1e9 for which in ("allocated", "reserved", "pinned")
-    )
-    gpu.barh(range(len(df)), reserved, 0.74, facecolor="none", edgecolor=INK, linewidth=1)
-    both = [f"{a:.1f} / {b:.1f}" for a, b in zip(allocated, reserved, strict=True)]
-    _bars(gpu, df.name, df.engine, allocated, both, np.fmax(allocated, reserved))
-    _bars(
-        host, df.name, df.engine, pinned, map("{:.1f}".format, pinned), hatch="///", edgecolor=INK
-    )
-    for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
-        axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
-    return figure
-
-
-@theme("x")
-def moved(df: pd.DataFrame) -> Figure:
-    """Draw what the busiest rank copies to its device: GB a step, over the whole schedule.
-
-    Columns name, engine, h2d_schedule_bytes, steps_whole; rows with unknown bytes are left out.
-    """
-    df = df.dropna(subset="h2d_schedule_bytes")
-    size = df.h2d_schedule_bytes / df.steps_whole.fillna(1).astype(float) / 1e9
-    figure, (axes,) = _figure(0.8 + 0.32 * len(df))
-    _bars(axes, df.name, df.engine, size, map("{:.3g}".format, size))
-    axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*size, 1])))
-    return figure
-
-
-@theme("x")
-def budget(df: pd.DataFrame) -> Figure:
-    """Draw where a clean iteration's time goes, a bar for each run; what did not run is hatched.
-
-    Columns name, engine, first_s, switch_s, steady_s, decode_s, steps_run, steps_whole.
-    """
-    apart = 1 + df.switch_s.notna()
-    ran = ((df.steps_run - apart) / (df.steps_whole - apart)).astype(float)
-    spent = pd.DataFrame({
-        "first": df.first_s, "switch": df.switch_s, "steady": df.steady_s * ran,
-        "left": df.steady_s * (1 - ran), "decode": df.decode_s,
-    }).fillna(0)  # fmt: skip
-    usual, ends = df.steady_s / (df.steps_whole - apart), spent.cumsum(axis=1)
-    figure, (axes,) = _figure(1.2 + 0.42 * len(df))
-    paint, keys = [*map(colour, df.engine)], []
-    for part, (text, hatch, hollow) in PARTS.items():
-        axes.barh(range(len(df)), spent[part], 0.62, left=ends[part] - spent[part], hatch=hatch,
-                  linewidth=0.8, color="none" if hollow else paint,
-                  edgecolor=paint if hollow else INK)  # fmt: skip
-        fill = "none" if hollow else FALLBACK
-        keys += [Patch(facecolor=fill, edgecolor=INK, label=text, hatch=hatch)] * any(spent[part])
-    for y, (run, parts) in enumerate(spent.iterrows()):
-        spikes = [f"{part} {parts[part]:.0f}" for part in ("first", "switch")
-                  if parts[part] > 2 * usual[run]]  # fmt: skip
-        text = f"{parts.sum():.0f} s" + f" ({', '.join(spikes)})" * bool(spikes)
-        _beside(axes, parts.sum(), y, text)
-    _rows(axes, df.name)
-    axes.set(xlabel="seconds", xlim=(0, 1.35 * ends.decode.max()))
-    axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
@@ -249,91 +108,37 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
             text = f"block {row.block}" if room > 0.1 else f"{row.block}"
             text += ", both branches" if room > 0.3 and row.branches == 2 else ""
             axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
-    _rows(axes, [LANES[lane] for lane in shown])
-
-
-@theme("y")
-def steps(df: pd.DataFrame, *, engine: str, whole: int) -> Figure:
-    """Draw the seconds of each step that one run ran: clean iterations filled, others hollow.
-
-    Columns step, role, expert, kind, seconds, maybe resident_s. `whole`: steps of the schedule.
-    """
-    clean = df[df.kind == "clean"] if (df.kind == "clean").any() else df
-    top = 1.15 * clean.seconds.max()
-    figure, (axes,) = _figure(3.4, width=NARROW)
-    for kind, some in df.groupby("kind", sort=False):
-        axes.plot(some.step, some.seconds.clip(upper=top), linestyle="", markersize=6.5,
-                  marker="x" if kind == "profiled" else MARKERS.get(engine, "o"), clip_on=False,
-                  markerfacecolor=colour(engine) if kind == "clean" else "none",
-                  markeredgecolor=colour(engine), label=KINDS[kind])  # fmt: skip
-        for row in some[some.seconds > top].itertuples():
-            _beside(axes, row.step, top, f"{KINDS[kind]} {row.seconds:#.3g} s \N{UPWARDS ARROW}", 8)
-    for role, some in clean.groupby("role"):
-        at, value, steady = some.step.max(), some.seconds.median(), role == "steady"
-        away, align = ((8, 2), "bottom") if steady else ((-4, -18), "top")
-        axes.annotate(f"{role} {value:#.3g} s", (at, value), xytext=away, va=align,
-                      textcoords="offset points")  # fmt: skip
-    if "resident_s" in df:
-        at = df.resident_s.iloc[0]
-        _level(axes, 4, at, f"resident {at:#.3g} s", xytext=(0, -14 if 4 * at > top else 4))
-    _switch(axes, df)
-    axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
-             xlim=(-0.6, max(df.step.max() + 2.5, whole)))  # fmt: skip
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return figure
-
-
-@theme("y")
-def schedule(df: pd.DataFrame, *, boundary: float) -> Figure:
-    """Draw the timestep of each step (columns step, timestep, expert) and where experts switch."""
-    figure, (axes,) = _figure(2.8, width=NARROW)
-    axes.plot(df.step, df.timestep, drawstyle="steps-mid", color=INK, linewidth=0.8, marker="o",
-              markersize=5, markeredgewidth=0)  # fmt: skip
-    _level(axes, df.step.max(), boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
-    _switch(axes, df)
-    axes.set(xlabel="step", ylabel="timestep", ylim=(0, 1.18 * df.timestep.max()))
-    return figure
-
-
-def _level(axes: Axes, x: float, y: float, text: str, **where: Any) -> None:
-    axes.axhline(y, color=INK, linewidth=0.9, linestyle=DASHES)
-    axes.annotate(text, (x, y), textcoords="offset points", **where)
-
-
-def _switch(axes: Axes, df: pd.DataFrame) -> None:
-    """Mark where the second expert begins, and name both."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    at = df.step[df.expert == "low_noise"].min() - 0.5
-    if df.step.min() < at:
-        axes.axvline(at, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        for text, away, side in (("high", -4, "right"), ("low", 4, "left")):
-            axes.annotate(f"{text}-noise expert", (at, 1), xytext=(away, -2), ha=side, va="top",
-                          textcoords="offset points", xycoords=("data", "axes fraction"),
-                          )  # fmt: skip
+    rows(axes, [LANES[lane] for lane in shown])
 
 
 def _figure(
-    height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **look: Any
+    height: float, down: int = 1, across: int = 1, *, width: float = WIDTH, **look: Any
 ) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height))
     look = {"sharex": "col", "squeeze": False, **look}
-    return figure, list(figure.subplots(rows, columns, **look).flat)
+    return figure, list(figure.subplots(down, across, **look).flat)
 
 
-def _bars(
-    axes: Axes, names: pd.Series, engines: pd.Series, widths: pd.Series, texts: Iterable[str],
+# For pictures in a notebook as well ---------------------------------------------------------------
+
+
+def bars(
+    axes: Axes, df: pd.DataFrame, widths: pd.Series, texts: Iterable[str],
     ends: pd.Series | None = None, hollow: pd.Series | None = None, **look: Any,
 ) -> None:  # fmt: skip
-    """Draw a bar for each row, with its text where the bar, or what is around it, ends."""
-    paint = engines.map(colour)
+    """Draw a bar for each row of `df`, with its text where the bar, or what is around it, ends.
+
+    Columns name, engine.
+    """
+    paint = df.engine.map(colour)
     fill = paint if hollow is None else paint.mask(hollow, "none")
-    axes.barh(range(len(paint)), widths, 0.6, color=fill, **{"edgecolor": paint, **look})
+    axes.barh(range(len(df)), widths, 0.6, color=fill, **{"edgecolor": paint, **look})
     for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
-        _beside(axes, np.nan_to_num(end), y, text.replace("nan", "?"))
-    _rows(axes, names)
+        beside(axes, np.nan_to_num(end), y, text.replace("nan", "?"))
+    rows(axes, df.name)
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows of horizontal bars, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -341,5 +146,6 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _beside(axes: Axes, x: float, y: float, text: str, away: float = 5) -> None:
+def beside(axes: Axes, x: float, y: float, text: str, away: float = 5) -> None:
+    """Write to the right of a mark, `away` from it in points."""
     axes.annotate(text, (x, y), xytext=(away, 0), textcoords="offset points", va="center")

@@ -33,13 +33,14 @@ from wanreport.words import gigabytes as gb
 from wanreport.words import interval, plain, ratio, seconds, share
 
 __all__ = [
-    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "passed",
-    "plain", "ratio", "seconds", "setup", "share", "show", "table",
+    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "plain",
+    "ratio", "seconds", "setup", "share", "show", "table",
 ]  # fmt: skip
 
 PAGE = "WANREPORT_PAGE"
 """Set for a notebook that becomes a page: the page's path in its site, for links from it."""
 
+CELLS = "/* What cells show. */"  # from here on a page's style sheet is JupyterLab's too
 READY = "_wanreport_ready"  # set in a notebook whose parameters have been checked
 
 
@@ -75,7 +76,7 @@ def parameters(namespace: dict[str, Any], *allowed: str) -> None:
     Raises Stop with every unknown name, one per line.
     """
     if unknown := sorted(_given(namespace, allowed) - set(allowed)):
-        takes = f"unknown, remove it; this notebook takes only {', '.join(allowed)}"
+        takes = f"unknown; remove it, or give one of {', '.join(allowed)}"
         raise Stop("\n".join(f"parameters: {name}: {takes}" for name in unknown))
     _ready(namespace)
 
@@ -84,8 +85,8 @@ def _given(namespace: dict[str, Any], known: Iterable[str]) -> set[str]:
     """Names that the notebook's cells have assigned before the one that calls us.
 
     papermill injects any name, and a misspelt one would silently measure something else. An import
-    may have replaced it since, so the cells tell, of which IPython keeps the sources. In JupyterLab
-    the cell may run again, after later ones: then only `known` names count.
+    may have replaced it since, so the cells tell. In JupyterLab the cell may run again, after later
+    ones: then only `known` names count.
     """
     names: set[str] = set()
     for cell in namespace["In"][:-1]:
@@ -99,9 +100,9 @@ def _ready(namespace: dict[str, Any]) -> None:
     """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
     namespace[READY] = True
     if PAGE not in os.environ:
-        sheets = [(tables.TEMPLATE / name).read_text("utf-8") for name in ("lab.css", "page.css")]
-        cells = sheets[1].partition("/* What cells show. */")[2]
-        _display({"text/html": f"<style>\n{sheets[0]}{cells}</style>", "text/plain": ""})
+        lab = (style.TEMPLATE / "lab.css").read_text("utf-8")
+        cells = (style.TEMPLATE / "page.css").read_text("utf-8").partition(CELLS)[2]
+        display({"text/html": f"<style>\n{lab}{cells}</style>", "text/plain": ""}, raw=True)
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -110,46 +111,32 @@ def _ready(namespace: dict[str, Any]) -> None:
 def measure(job: Job, machine: str | None = None) -> str | None:
     """Return the run that `job`'s page is about, an index of ``frames.runs``; None without one.
 
-    Where there is no record, the job is measured first, unless the environment forbids it. That
-    happens in another process, whose output goes to ``results/local/logs/<job>.log``. A job that
-    cannot run here leaves a record too: its status, reason and hint say why. With `machine`, a
-    folder of results/, it is that machine's record, and nothing is measured.
-
-    Raises Stop if a record cannot be read, or `machine` has none of this job.
+    Where there is no record, the job is measured first, unless the environment forbids it, in
+    another process, whose output goes to ``results/local/logs/<job>.log``. A job that cannot run
+    here leaves a record too. With `machine`, a folder of results/, it is that machine's record, and
+    nothing is measured. Raises Stop if a record cannot be read, or `machine` has none of this job.
     """
     root = project.project_root()
     try:
         if machine is not None:
-            folders = [root / folder for folder in RESULTS_DIRS]
-            files = [file for each in folders for file in each.glob(f"{machine}/[!.]*.json")]
-            shown = best_record(job, [(file, read_record(file)) for file in files])
+            every = [file for folder in RESULTS_DIRS for file in (root / folder).glob("*/*.json")]
+            mine = [file for file in every if file.parent.name == machine and file.name[0] != "."]
+            shown = best_record(job, [(file, read_record(file)) for file in mine])
             if shown is None:
-                every = {file.parent.name for each in folders for file in each.glob("*/*.json")}
-                raise Stop(
-                    f"machine: {machine!r} has no record of {job.name}; remove it, or name one of"
-                    f" the folders that have records: {', '.join(sorted(every)) or 'none'}"
-                )
-            return jobs.within(shown[0], root).as_posix()
-        found = project.all_records(root)
-        here = jobs.this_machine()
-        if not os.environ.get(jobs.NO_MEASURING) and (due := jobs.missing([job], found, here)):
-            results = project.local_results(root)
-            jobs.measure_jobs(due, results, results / "logs" / f"{job.name}.log")
-            frames.cached.cache_clear()
-            found = project.all_records(root)
+                known = ", ".join(sorted({file.parent.name for file in every})) or "none"
+                raise Stop(f"machine: {machine!r} has no record of {job.name}; these have: {known}")
+        else:
+            found, here = project.all_records(root), jobs.this_machine()
+            due = jobs.missing([job], found, here)
+            if due and not os.environ.get(jobs.NO_MEASURING):
+                results = project.local_results(root)
+                jobs.measure_jobs(due, results, results / "logs" / f"{job.name}.log")
+                frames.cached.cache_clear()
+                found = project.all_records(root)
+            shown = jobs.spoken_for(job, found, here)
     except FileError as error:
         raise Stop(str(error)) from None
-    shown = jobs.spoken_for(job, found, here)
     return jobs.within(shown[0], root).as_posix() if shown else None
-
-
-def passed(run: Any) -> None:
-    """End a notebook that measures with an error unless `run` is ok, so that papermill fails too.
-
-    A page is only read: there it does nothing.
-    """
-    if run.status != "ok" and not os.environ.get(jobs.NO_MEASURING):
-        raise Stop(f"{run.job}: {run.status}: {run.reason}")
 
 
 def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:
@@ -170,8 +157,7 @@ def page(run: Any) -> str | None:
         return None
     folder = path.parent.parent if path.parent.name == EARLIER else path.parent
     job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
-    up = "../" * os.environ.get(PAGE, "").count("/")
-    return up + quote(f"jobs/{folder.name}/{job}.html")
+    return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{folder.name}/{job}.html")
 
 
 # Showing -----------------------------------------------------------------------------------------
@@ -183,22 +169,18 @@ def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:
     What comes from records passes through :func:`plain` first.
     """
     html = f'<div class="{look}">\n\n{text}\n\n</div>' if look else text
-    _display({"text/markdown": html, "text/plain": text})
+    display({"text/markdown": html, "text/plain": text}, raw=True)
 
 
 def table(*args: Any, **options: Any) -> None:
     """Show a DataFrame; the parameters are those of :func:`wanreport.report.tables.table`."""
     made = tables.table(*args, **options)
-    _display({"text/html": made, "text/plain": f"(table: {options['caption']})"})
+    display({"text/html": made, "text/plain": f"(table: {options['caption']})"}, raw=True)
 
 
 def show(figure: Figure, caption: str) -> None:
     """Show a figure as SVG, with the sentence that it proves, and close it."""
     svg, inches = style.inline(figure), figure.get_figwidth()
     html = tables.rendered("figure.html.j2", svg=svg, inches=inches, caption=caption)
-    _display({"text/html": html, "text/plain": f"(figure: {caption})"})
+    display({"text/html": html, "text/plain": f"(figure: {caption})"}, raw=True)
     plt.close(figure)
-
-
-def _display(data: dict[str, str]) -> None:
-    display(data, raw=True)

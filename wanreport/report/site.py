@@ -22,8 +22,7 @@ from wanreport.jobs.job import Job, field_defaults
 from wanreport.measure.jobs import load_jobs, measure, say, within
 from wanreport.records import project
 from wanreport.records.record import RESULTS_DIRS
-from wanreport.report.render import make_pages
-from wanreport.report.run import Page
+from wanreport.report.render import Page, make_pages
 
 REPORTED = Path("params/baseline")  # what a report measures; other jobs have a page once measured
 NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Baseline"}
@@ -49,7 +48,7 @@ def plan(
     data, code = _digests(root, folders), "" if published else _code()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
     software = {} if published else {"Rendered with": versions}
-    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
+    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py") if path.is_file()}
     scripts.pop("trace", None)  # a page of anybody's own files, made by hand
     script = scripts.pop("job", None)
     stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
@@ -60,7 +59,7 @@ def plan(
         files: Sequence[str], repair: str = f"wanreport {make}",
     ) -> Page:  # fmt: skip
         shown = tuple(dict(facts, **software).items())
-        known = [href, script.read_text("utf-8"), given, data, links, shown, repair, code]
+        known = [href, _sha(script), given, data, links, shown, repair, code]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return Page(script, root / site / href, href, given, folders, links, shown, tuple(files),
                     digest, repair)  # fmt: skip
@@ -80,10 +79,10 @@ def plan(
         facts = {"Record": row.run, "Measured": f"{row.started} on {row.machine_class}"}
         if isinstance(row.commit, str):
             facts["Measured with"] = f"commit {row.commit[:12]}, torch {row.torch}"
-        files = [line for line in data if line.startswith(f"{row.run} ")]
         repair = again.get(row.job, f"wanreport {make}")
         if row.program:
             repair = f"wanreport import {row.job} --log FILE --params FILE"
+        files = [line for line in data if line.startswith(f"{row.run} ")]
         href = f"jobs/{row.slug}/{row.job}.html"
         pages.append(page(href, script, given | {"machine": row.slug}, facts, files, repair))
     ours = counting[counting.program == ""]
@@ -95,24 +94,28 @@ def plan(
     return pages
 
 
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _digests(root: Path, folders: Sequence[str]) -> list[str]:
     """Whatever data a page may read: path and SHA-256 of records, campaigns and predictions."""
-    found = {path for folder in folders for path in (root / folder).glob("*/**/*.json")}
-    for other in {*map(str, RESULTS_DIRS)} - {*folders}:  # this machine's lie below the committed
-        found -= {*(root / other).rglob("*")}
-    found |= {*(root / "predictions").glob("*.json"), *(root / "params").rglob("*.yaml")}
-    own = {path.relative_to(root).as_posix(): path for path in found if path.name[0] != "."}
-    return [f"{name} {hashlib.sha256(own[name].read_bytes()).hexdigest()}" for name in sorted(own)]
+    found = {path.relative_to(root).as_posix(): path
+             for folder in (*folders, "predictions", "params")
+             for path in (root / folder).rglob("*")
+             if path.suffix in (".json", ".yaml") and path.name[0] != "."}  # fmt: skip
+    # Runs on this machine lie below the committed ones.
+    others = tuple(f"{folder}/" for folder in map(str, RESULTS_DIRS) if folder not in folders)
+    return [f"{name} {_sha(found[name])}" for name in sorted(found) if not name.startswith(others)]
 
 
 def _code() -> str:
-    """Hash over whatever else could change a page: the package's files, and all else installed."""
-    here, total = Path(wanreport.__file__).parent, hashlib.sha256()
-    for path in sorted(here.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            total.update(f"{path.relative_to(here)} ".encode() + path.read_bytes())
-    installed = sorted({f"{found.name} {found.version}" for found in metadata.distributions()})
-    return f"{total.hexdigest()} {installed}"
+    """Whatever else could change a page: the package's files, and all else installed."""
+    here = Path(wanreport.__file__).parent
+    files = [path for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    installed = {f"{found.name} {found.version}" for found in metadata.distributions()}
+    return " ".join([*(f"{path.relative_to(here)} {_sha(path)}" for path in sorted(files)),
+                     *sorted(installed)])  # fmt: skip
 
 
 def is_stale(page: Page) -> bool:

@@ -12,12 +12,17 @@ import io
 import re
 from collections import Counter
 from contextlib import ContextDecorator
+from pathlib import Path
 from typing import Literal, cast
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-INK = "#5b6470"
+TEMPLATE = Path(__file__).parent / "template"
+
+LOOK = mpl.rc_params_from_file(TEMPLATE / "figures.mplstyle", use_default_template=False)
+
+INK: str = LOOK["text.color"]
 """The colour of text and axes; on a page it becomes the text colour around the figure."""
 
 FALLBACK = "#77706b"
@@ -50,23 +55,9 @@ def colour(engine: str) -> str:
 def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
     """Draw in the look of all pages, with a light grid on the axis of `values`.
 
-    For a function that draws, or with ``with``.
+    Decorates a function that draws, or follows ``with``.
     """
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    look = {
-        "font.family": "DejaVu Sans",  # comes with matplotlib; the page puts its own font in place
-        "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10,
-        "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "legend.fontsize": 9.5,
-        "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.frameon": False,
-        "figure.figsize": (WIDTH, 3.2), "figure.constrained_layout.use": True,
-        "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "axes.grid": True, "axes.grid.axis": values, "grid.color": INK, "grid.alpha": 0.2,
-        "grid.linewidth": 0.6, "axes.linewidth": 0.8, "xtick.major.width": 0.8,
-        "ytick.major.width": 0.8, "lines.linewidth": 1.6, "hatch.linewidth": 0.7,
-        "hatch.color": INK, **dict.fromkeys(inked, INK),
-    }  # fmt: skip
-    return cast(ContextDecorator, mpl.rc_context(look))
+    return cast(ContextDecorator, mpl.rc_context({**LOOK, "axes.grid.axis": values}))
 
 
 _SHOWN: Counter[str] = Counter()  # two equal figures of one page need different ids

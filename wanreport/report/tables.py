@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Real
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -19,9 +18,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from wanreport.report import style
+from wanreport.report.style import TEMPLATE
 from wanreport.words import EM_DASH, NBSP, ratio, share, signed, significant
-
-TEMPLATE = Path(__file__).parent / "template"
 
 Kind = Literal["measured", "derived", "predicted", "quoted"]
 KINDS: dict[str, str] = {
@@ -59,23 +57,17 @@ def table(
     titles = dict(columns if isinstance(columns, Mapping) else dict.fromkeys(columns or df, ""))
     kinds, links = kinds or {}, links or {}
     if wrong := {kind, *kinds.values()} - {None, *KINDS, *df.columns}:
-        raise ValueError(f"kinds are {', '.join(KINDS)}, or name a column; got {wrong}")
+        raise ValueError(f"kinds are {', '.join(KINDS)}, or a column's name; got {wrong}")
     if not len(df.columns):
         df = pd.DataFrame(columns=[*titles])
-    pairs = [_column(df, name, title, kind, kinds.get(name, ""), links.get(name), name in interval)
-             for name, title in titles.items()]  # fmt: skip
-    words = [c["text"] for head, cells in pairs for c in cells if not head["numeric"]]
+    made = [_column(df, name, kinds.get(name) or kind, name in interval) for name in titles]
+    texts = [text for column in made if not column["numeric"] for text in column["texts"]]
     return rendered(
-        "table.html.j2", caption=caption, note=note, kind=kind, meanings=KINDS, fold=fold,
-        empty=empty, heads=[head for head, _ in pairs],
-        rows=list(zip(*(cells for _, cells in pairs), strict=True)),
-        ids=list(df[anchor]) if anchor else [], cards=any(len(text) > LONG for text in words),
+        "table.html.j2", caption=caption, note=note, kind=kind, kinds=kinds, meanings=KINDS,
+        fold=fold, empty=empty, columns=made, titles=titles, rows=range(len(df)),
+        hrefs={name: ["" if _gone(to) else to for to in df[link]] for name, link in links.items()},
+        ids=df[anchor].tolist() if anchor else [], cards=any(len(text) > LONG for text in texts),
     )  # fmt: skip
-
-
-def rendered(template: str, **values: Any) -> str:
-    """Fill one of this room's templates; whatever is not marked as safe there is escaped."""
-    return _environment().get_template(template).render(**values)
 
 
 @cache
@@ -84,29 +76,35 @@ def _environment() -> Environment:
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def _column(
-    df: pd.DataFrame, name: str, title: str, kind: str | None, own: str, link: str | None,
-    interval: bool,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """What the template needs of a column's heading, and of each of its cells."""
-    values, (stem, unit) = list(df[name]), _parts(name)
+def rendered(template: str, **values: Any) -> str:
+    """Fill one of this room's templates; whatever is not marked as safe there is escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> dict[str, Any]:
+    """What the template needs of a column's heading, and lists of what it needs of its cells."""
+    stem, unit = _parts(name)
+    bounds, values = [f"{stem}_{end}{unit}" for end in ("low", "high")], list(df[name])
+    texts, *ends = _texts(name, [list(df[each]) for each in [name, *bounds * interval]],
+                          exact=kind == "quoted")  # fmt: skip
     numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
-    said, between = _bounds(name, df) if interval else ("", [""] * len(df))
-    head = {
-        "title": title or stem.replace("_", " "), "numeric": numeric, "interval": said,
+    column = {
+        "name": name, "stem": stem.replace("_", " "), "texts": texts, "numeric": numeric,
         "unit": UNITS.get(unit, "") if numeric or all(map(_gone, values)) else "",
-        "kind": own if own in KINDS else "", "badge": name in ("status", "verdict"),
+        "kinds": [kind] * len(df) if kind in (None, *KINDS) else list(df[kind]),
     }  # fmt: skip
-    kinds = [own or kind] * len(df) if own in ("", *KINDS) else df[own]
-    engines = df.engine if name in ("engine", "name") and "engine" in df else [None] * len(df)
-    cells = zip(_texts(name, values, exact="quoted" in (kind, own)), between, kinds,
-                df[link] if link else [None] * len(df), engines, strict=True)  # fmt: skip
-    return head, [
-        {"text": text, "bounds": bounds, "kind": each or "", "own": own and each != kind,
-         "href": "" if _gone(href) else href,
-         "colour": "" if engine is None else style.colour(engine)}
-        for text, bounds, each, href, engine in cells
-    ]  # fmt: skip
+    if name in ("engine", "name") and "engine" in df:
+        column["colours"] = ["" if _gone(each) else style.colour(each) for each in df.engine]
+    if interval:
+        ns = df[f"{stem}_n"] if f"{stem}_n" in df else [None] * len(df)
+        said = ["" if _gone(n) else f"n{NBSP}={NBSP}{n}" for n in ns]
+        alike = len(every := set(said) - {""}) < 2  # then the heading says it
+        column["interval"] = ", ".join([f"[95{NBSP}%]", *(every if alike else ())])
+        column["bounds"] = [
+            (f"[{low}, {high}]" * (EM_DASH not in (low, high)) + f" {n}" * (not alike)).strip()
+            for low, high, n in zip(*ends, said, strict=True)
+        ]
+    return column
 
 
 # Values as text ----------------------------------------------------------------------------------
@@ -126,26 +124,29 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and value is not True and value is not False and value == value
 
 
-def _texts(
-    name: str, values: Sequence[Any], like: Sequence[Any] = (), *, exact: bool = False
-) -> list[str]:
-    """Each value as text; the numbers of a column get the decimals that the middle one needs.
+def _texts(name: str, columns: Sequence[Sequence[Any]], *, exact: bool) -> list[list[str]]:
+    """Each value of columns as text; numbers get the decimals that the first one's middle needs.
 
-    `like` are numbers to take the decimals from; `exact` ones, such as quoted ones, keep their own.
+    `exact` ones, such as quoted ones, keep their own.
     """
     stem, unit = _parts(name)
     words, scale = set(stem.split("_")), 1e9 if unit == "_bytes" else 1
-    numbers = [abs(float(value)) / scale for value in like or values if _is_number(value)]
+    numbers = [abs(float(value)) / scale for value in columns[0] if _is_number(value)]
     decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
-    whole = all(float(v) % scale == 0 for v in [*like, *values] if _is_number(v))
-    mixed = not all(_is_number(value) or _gone(value) for value in values)
+    whole = all(float(v) % scale == 0 for values in columns for v in values if _is_number(v))
+    mixed = not all(_is_number(value) or _gone(value) for value in columns[0])
 
-    def number(value: float) -> str:
+    def text(value: Any) -> str:
+        if not _is_number(value):
+            if isinstance(value, bool | np.bool_):
+                return "✓" if value else "✗"
+            items = value if isinstance(value, list | tuple) else [value]
+            return ", ".join(str(item) for item in items if not _gone(item)) or EM_DASH
         if not unit and words & DIFFERENCES:
             return ratio(value)
         if not unit and words & SHARES:
             return "±" * ("allowance" in words) + share(value)
-        value /= scale
+        value = float(value) / scale
         said = f"{value:,.{decimals if value and not whole else 0}f}"
         if exact:
             said = f"{value:,.10g}"
@@ -155,26 +156,4 @@ def _texts(
             said = significant(value, 3)  # far below the others
         return "+" * (value > 0 and bool(words & DIFFERENCES)) + signed(said)
 
-    return [number(float(value)) if _is_number(value) else _said(value) for value in values]
-
-
-def _said(value: Any) -> str:
-    """What is not a number, as text."""
-    if isinstance(value, bool | np.bool_):
-        return "✓" if value else "✗"
-    items = value if isinstance(value, list | tuple) else [value]
-    return ", ".join(str(item) for item in items if not _gone(item)) or EM_DASH
-
-
-def _bounds(name: str, df: pd.DataFrame) -> tuple[str, list[str]]:
-    """What the heading says of a column's intervals, and each interval, with n where n varies."""
-    stem, unit = _parts(name)
-    ends = [_texts(name, list(df[f"{stem}_{side}{unit}"]), list(df[name]))
-            for side in ("low", "high")]  # fmt: skip
-    pairs = [f"[{low}, {high}]" * (EM_DASH not in (low, high))
-             for low, high in zip(*ends, strict=True)]  # fmt: skip
-    ns = df[f"{stem}_n"] if f"{stem}_n" in df else [None] * len(df)
-    said = ["" if _gone(n) else f"n{NBSP}={NBSP}{n}" for n in ns]
-    if len(every := set(said) - {""}) < 2:
-        return ", ".join([f"[95{NBSP}%]", *every]), pairs
-    return f"[95{NBSP}%]", [f"{pair} {n}".strip() for pair, n in zip(pairs, said, strict=True)]
+    return [[*map(text, values)] for values in columns]
