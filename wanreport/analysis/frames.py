@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis.rows import MEMORY, Rows, add_bench, add_record
+from wanreport.analysis.rows import GPU, MEMORY, Rows, add_bench, add_record
 from wanreport.analysis.stats import difference, median_interval
 from wanreport.jobs.job import Job
 from wanreport.records import files
@@ -51,7 +51,6 @@ WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "h
 """Columns of whole numbers; with gaps they would turn into fractions."""
 UNITS = ("_s", "_bytes", "_mhz", "_w", "_gb", "celsius")
 """How columns of other numbers end; one without any value would hold None, and not NaN."""
-GPU = ["sm_mhz", "power_w", "celsius"]
 KEY = ("run", "iteration", "kind")
 COLUMNS = {
     "steps": (*KEY, "step", "role", "expert", "timestep", "seconds", "h2d_bytes", "h2d_bytes_all"),
@@ -147,7 +146,7 @@ def _summed_up(
     found = runs.join([
         medians, moved.set_axis(["h2d_step_bytes", "h2d_step_bytes_all"], axis=1),
         _whole(clean, quiet, runs.steps_whole).groupby("run").median(),
-        each.groupby("run")[[*MEMORY]].max(), quiet.groupby("run")[GPU].median(),
+        each.groupby("run")[[*MEMORY]].max(), quiet.groupby("run")[[*GPU]].median(),
     ])  # fmt: skip
     boards = quiet.groupby("run").boards.first()
     found["boards"] = [boards.get(run, ()) for run in found.index]

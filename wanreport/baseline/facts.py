@@ -29,7 +29,6 @@ Kind = Literal["architecture", "identification", "schedule", "source", "datashee
                "arithmetic", "measured"]  # fmt: skip
 """The kinds of checks. Where two contradict a number, the first of them says what is right."""
 KINDS: tuple[str, ...] = get_args(Kind)
-
 Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
