@@ -28,9 +28,8 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, overlap, predictions, recommend
+from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
 from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
-from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
@@ -207,11 +206,10 @@ CAUSES = {
     "sync": "1. sync stalls", "compile": "2. eager/compiled transitions", "alloc": "3. allocation churn",
     "contention": "4. contention with all-to-alls", "late": "5. prefetch too late",
 }  # fmt: skip
-pairs = causes.causes(f, facts)
-pairs["what"] = pairs.cause.map(CAUSES)
+found_pairs = pairs.causes(f)
+found_pairs["what"] = found_pairs.cause.map(CAUSES)
 guess = {cause: f"{facts.number(f's7.{cause}.low'):.1f} to {facts.text(f's7.{cause}.high')}" for cause in [*CAUSES, "total"]}  # fmt: skip
-pairs["guess"] = pairs.cause.map(guess)
-measured = pairs.copy()
+measured = found_pairs.assign(guess=found_pairs.cause.map(guess))
 measured["pair"] = measured.name_a + " → " + measured.name_b
 same = measured.machine == measured.machine_b
 measured["where"] = measured.machine.where(same, measured.machine + " → " + measured.machine_b)
@@ -226,7 +224,7 @@ extra = measured.together_with.map(lambda all_: sum(not each.startswith(("boards
 clear = measured[measured.claim != "no interval"].assign(extra=extra)
 summary = [
     {"what": what, "guess": here.guess.iloc[0], "pairs": len(here), "others": str(here.extra.min()),
-     "effects": f"{gap(here.effect_s.min())} to {gap(here.effect_s.max())}",
+     "effects": " to ".join(dict.fromkeys(map(gap, [here.effect_s.min(), here.effect_s.max()]))),
      "beyond": spelled(f"{(here.claim == claim).sum()} {claim}" for claim in here.claim.unique())}
     for what, here in clear.groupby("what")
 ]  # fmt: skip
@@ -247,14 +245,14 @@ table(pd.DataFrame(summary),
            "resident's step is shorter, so that few tokens have less to hide copies behind.")  # fmt: skip
 
 # %%
-closest = clear.assign(part=clear.scale != 1).sort_values(["number", "extra", "part", "scale", "run_a"])  # fmt: skip
-closest = closest.drop_duplicates(["number", "changed", "machine", "machine_b"])
+closest = clear.assign(part=clear.scale != 1).sort_values(["what", "extra", "part", "scale", "run_a"])  # fmt: skip
+closest = closest.drop_duplicates(["what", "changed", "machine", "machine_b"])
 closest_columns = {"what": "cause", "pair": "pair", "where": "machine", "work": "work", "effect": "effect on a step",
                    "claim": "with it, the step is", "others": "together with"}  # fmt: skip
 table(closest, closest_columns,
       caption="Of each setting and machine, the pair that differs in the fewest other settings",
       kind="derived",
-      note=f"The full model first. Other cells are scaled to {causes.BLOCKS} blocks and {causes.BRANCHES} branches.")  # fmt: skip
+      note=f"The full model first. Other cells are scaled to {pairs.BLOCKS} blocks and {pairs.BRANCHES} branches.")  # fmt: skip
 table(measured, closest_columns | {"change": "what changed"},
       caption="Every pair, with all settings in which it differs", kind="derived", fold="All pairs",
       note="Effect: the first run's step less the second's; where the number of GPUs or their "
@@ -480,7 +478,7 @@ table(ours.sort_values(["gpus", "machine", "engine"]),
        "h2d_step_bytes": "to each GPU a step", "all_bytes": "to all GPUs",
        "overhead": "over resident", "claim": "that is"},
       caption=f"Layerwise moves {spelled(gigabytes(size, 3) for size in moved.h2d_step_bytes)} a step to each GPU, "
-              f"with {spelled(moved.gpus)} of them",
+              f"on {spelled(sorted(set(moved.gpus)))} GPUs alike",
       note="Counted by the engine in a steady step of both branches, 480p. Layerwise moves the same at "
            "any resolution; stream moves what its plan leaves in host memory.")  # fmt: skip
 
@@ -513,12 +511,12 @@ table(pd.DataFrame(rows),
 # is left, and a GPU brings each layer once a step instead of twice; on four, two GPUs share a branch.
 
 # %%
-pairs = layouts.rename(columns={"step_s_cfg": "cfg_s", "step_s_ulysses": "ulysses_s"})
+both = layouts.rename(columns={"step_s_cfg": "cfg_s", "step_s_ulysses": "ulysses_s"})
 ahead = told.dropna(subset="run").drop_duplicates("run", keep="last").set_index("run").predicted_s
 kinds = f.steps.groupby("run").kind.agg(lambda kinds: " ".join(sorted(set(kinds))))
-pairs["alike"] = pairs.run_one.map(kinds) == pairs.run_two.map(kinds)
-pairs["predicted_share"] = pairs.run_one.map(ahead) / pairs.run_two.map(ahead) - 1
-for row in pairs[pairs.engine == "resident"].itertuples():
+both["alike"] = both.run_one.map(kinds) == both.run_two.map(kinds)
+both["predicted_share"] = both.run_one.map(ahead) / both.run_two.map(ahead) - 1
+for row in both[both.engine == "resident"].itertuples():
     verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(
         row.claim, "Neither layout wins clearly"
     )
@@ -528,15 +526,15 @@ for row in pairs[pairs.engine == "resident"].itertuples():
 with half of the GPUs for each branch, and {seconds(row.ulysses_s, 3)} with Ulysses over all {row.gpus}:
 {ratio(row.difference)}, {row.claim}.{guess}
 """)  # fmt: skip
-pairs["predicted"] = pairs.predicted_share.map(ratio).where(
-    pairs.predicted_share.notna(), "not predicted"
+both["predicted"] = both.predicted_share.map(ratio).where(
+    both.predicted_share.notna(), "not predicted"
 )
-if len(pairs):
+if len(both):
     wins = [
         f"{engine} {' and '.join(map(ratio, here))}"
-        for engine, here in pairs.groupby("engine", sort=False).difference
+        for engine, here in both.groupby("engine", sort=False).difference
     ]
-    table(pairs.sort_values(["machine", "height", "ulysses_s"]),
+    table(both.sort_values(["machine", "height", "ulysses_s"]),
           {"engine": "engine", "machine": "machine", "height": "video height", "ulysses_s": "step, Ulysses",
            "cfg_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
            "alike": "same iterations", "predicted": "predicted", "overhead_ulysses": "over resident, Ulysses", "overhead_cfg": "over resident, CFG parallel"},
@@ -544,7 +542,7 @@ if len(pairs):
           caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
           note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
                "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
-if not (pairs.gpus == 4).any():
+if not (both.gpus == 4).any():
     todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
     todo = pd.DataFrame(
@@ -561,7 +559,8 @@ if not (pairs.gpus == 4).any():
 #
 # Of all engines, layouts, transfers and memory budgets that fit: what makes a whole video soonest, and
 # the runner-up. A time is as measured on that machine where it was, else as predicted. What is within
-# 1 % of the fastest is as fast, and the way that needs the least memory goes first.
+# 1 % of the fastest is as fast, a tie: then what was measured goes first, and then what needs the least
+# memory.
 
 # %%
 advice = []
@@ -583,10 +582,12 @@ for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuple
 if advice:
     advice = pd.concat(advice).sort_values(["machine", "height"])
     basis = advice.rests_on[advice.kind == "predicted"]
+    over = advice.next_total_s / advice.total_s - 1
+    advice["over"] = over.map(ratio).mask(over <= recommend.ALIKE, "a tie")
     table(advice,
           {"machine": "machine", "height": "video height", "what": "run", "needs_bytes": "budget",
            "total_s": "a video", "kind": "that is", "next_what": "runner-up", "next_needs_bytes": "its budget",
-           "next_total_s": "its video", "next_kind": "which is"},
+           "next_total_s": "its video", "next_kind": "which is", "over": "over the first"},
           links={"what": "page", "next_what": "next_page"}, kind=None,
           kinds={f"{which}{each}": f"{which}kind" for which in ("", "next_") for each in ("needs_bytes", "total_s")},
           caption=f"What to run on {advice.machine.nunique()} machines: {spelled(advice.engine)}",
@@ -618,7 +619,7 @@ seen = deep.set_index("deep").allocated_difference_bytes.groupby("deep").max() i
 rows = [
     {"size": facts.text(f"s6.2.{key}.size"), "layers": facts.text(f"s6.2.{key}.layers"),
      "vram": facts.text(f"s6.2.{key}.vram"), "effect": facts.text(f"s6.2.{key}.effect"),
-     "rule": gigabytes(block * layerwise_held(causes.BLOCKS, n, switch=True), 3),
+     "rule": gigabytes(block * layerwise_held(pairs.BLOCKS, n, switch=True), 3),
      "ours": "the default" if n == 1 else gigabytes(seen[n], 3) + " more" if n in seen else "not measured"}
     for key, n in ahead.items()
 ]  # fmt: skip
@@ -854,7 +855,7 @@ ASKED = {
     6: "6. Do several copy streams help?",
     7: "7. Does prefetch that follows the schedule help?",
 }
-answers = questions(f)
+answers = pairs.questions(f)
 answers["what"] = answers.number.map(ASKED)
 known, open_ = answers[answers.run_one.notna()].copy(), answers[answers.run_one.isna()].copy()
 known["pair"] = [f"{one} over {two}" for one, two in zip(known.one, known.two, strict=True)]
@@ -898,6 +899,22 @@ CHECKS = {
     },
 }
 asked = checks.checks(f, facts)
+every = f.runs[f.runs.source == "job"]
+own = every[(every.status == "ok") & every.latents.notna()]
+own = own[own.groupby("group").engine.transform("nunique") > 1]
+# On a GPU fsdp's own buffers may get other kernels, so that it decides nothing there.
+same = own[own.rehearsal | (own.engine != "fsdp")].groupby("group").latents.nunique() == 1
+excused = own.groupby("group").latents.nunique()[same.index].gt(1) & same
+for name, right, unit, but in [
+    ("bits", same, "group", ", but for fsdp" * bool(excused.any())),
+    ("repeat", every.repeats.dropna().astype(bool), "run", ""),
+    ("formula", every.formula_ok.dropna().astype(bool), "run", ""),
+]:
+    row = {"check": name, **checks.NOTHING, "expected": ""}
+    if len(right):
+        row["status"] = "pass" if right.all() else "fail"
+        row["measured"] = f"{right.sum()} of {counted(len(right), unit)}{but}"
+    asked = pd.concat([asked, pd.DataFrame([row])], ignore_index=True)
 asked["question"] = asked.check.map(CHECKS)
 asked["expects"] = [(facts.text(name) or says(name)) if name else "all of them" for name in asked.expected]  # fmt: skip
 for name, nothing in {"machine": "any", "setting": "nothing", "measured": "nothing"}.items():
