@@ -199,6 +199,7 @@ def _answers(runs: pd.DataFrame) -> Iterator[tuple[int, bool, str, str]]:
     both = near[near.interconnect == "PCIe path"].merge(
         near[near.interconnect == "NVLink"], on=["gpu_model", "gpus", "tokens", "blocks"],
         suffixes=sides)  # fmt: skip
+    both = both.copy()  # merged, it is in many pieces
     both["alike"] = sum((both[f"{name}_one"] == both[f"{name}_two"]).astype(int)
                         for name in ("engine", "branches"))  # fmt: skip
     both = both.sort_values(["tokens", "alike"], ascending=[True, False], kind="stable")

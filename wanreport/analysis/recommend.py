@@ -95,7 +95,11 @@ def _ways(
         for engine in ("stream", "resident", "layerwise", "swap", "fsdp")
     }
     inputs = Inputs.of(told["stream"]["inputs"])
-    block, outer, expert = inputs.block_bytes, inputs.outer_bytes, inputs.blocks * inputs.block_bytes
+    block, outer, expert = (
+        inputs.block_bytes,
+        inputs.outer_bytes,
+        inputs.blocks * inputs.block_bytes,
+    )
     each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
             for row in known.of("windows")]  # fmt: skip
     working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)

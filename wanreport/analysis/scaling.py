@@ -98,7 +98,9 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     for a job of another kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
-        raise PredictionError(f"{job.name}: has compile, dtype, cfg or vram_budget_gb; leave it out")
+        raise PredictionError(
+            f"{job.name}: has compile, dtype, cfg or vram_budget_gb; leave it out"
+        )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
     inputs, exchanged = _inputs(known, job, tokens, interconnect)

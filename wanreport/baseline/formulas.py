@@ -134,11 +134,12 @@ def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
 
 def shifts(formula: str) -> tuple[bool, str]:
     """Whether a formula of the noise level gives the scheduler's own levels."""
-    plain, gaps = flow_schedule(27, 1).sigmas, []
-    for shift in (3, 5, 8, 12):
-        for sigma, shifted in list(zip(plain, flow_schedule(27, shift).sigmas, strict=True))[1:-1]:
-            gaps.append(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
-    largest = max(map(abs, gaps))
+    plain = flow_schedule(27, 1).sigmas[1:-1]
+    largest = max(
+        abs(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
+        for shift in (3, 5, 8, 12)
+        for sigma, shifted in zip(plain, flow_schedule(27, shift).sigmas[1:-1], strict=False)
+    )
     return largest < 1e-6, f"largest difference {largest:.1e}"
 
 

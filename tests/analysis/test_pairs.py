@@ -1,4 +1,4 @@
-"""Which pair of runs stands for which cause, what else differs in it, and what it says."""
+"""Which pair of runs stands for which cause or question, what else differs, and what it says."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis.causes import causes, differences
 from wanreport.analysis.frames import EMPTY, load
-from wanreport.baseline.facts import load_facts
+from wanreport.analysis.pairs import causes, differences, questions
 
 ROOT = Path(__file__).resolve().parents[2]
-FACTS = load_facts()
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")
-LAYERWISE, STREAM, TIMED = (551.0, 19.0, 20.0, 0.0), (0.0, 39.6, 0.0, 0.0), (0.0, 99.7, 0.0, 0.0)
+COUNTED = {"layerwise": (551.0, 19.0, 20.0, 0.0), "stream": (0.0, 39.6, 0.0, 0.0)}
+TIMED = (0.0, 99.7, 0.0, 0.0)  # what stream counts with windows
 CELL = {"blocks": 20, "branches": 1, "source": "bench"}
 """A row of a campaign over 20 blocks and one branch."""
 
@@ -27,14 +26,12 @@ def slots(step: float, number: int = 3, windows: Any = None, **changes: Any) -> 
     return run("stream", step, name=f"stream, slots {number}", settings=settings, **changes)
 
 
-def told(*rows: Any, **counted: Any) -> pd.DataFrame:
-    """Causes of runs; `counted` has counters by engine or, for windows, as `timed`."""
-    counters = {}
-    for row in rows:
-        key = "timed" if row["settings"].get("windows") and "timed" in counted else row["engine"]
-        if key in counted:
-            counters[row["run"]] = dict(zip(COUNTERS, counted[key], strict=True))
-    return causes(frames(*rows, counters=counters), FACTS)
+def told(*rows: Any, counted: bool = False) -> pd.DataFrame:
+    """Causes of runs, with counters or without."""
+    said = {row["run"]: TIMED if row["settings"].get("windows") else COUNTED[row["engine"]]
+            for row in rows if counted and row["engine"] in COUNTED}  # fmt: skip
+    counters = {name: dict(zip(COUNTERS, found, strict=True)) for name, found in said.items()}
+    return causes(frames(*rows, counters=counters))
 
 
 def of(found: pd.DataFrame, changed: str) -> Any:
@@ -46,15 +43,12 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed()
     layerwise, plain = run("layerwise", 1.22, **CELL), slots(1.226, **CELL)
     windows = slots(1.13, 4, windows=(1, 2, 3), **CELL)
     found = told(run("resident", 1.13, **CELL), layerwise, plain, windows, slots(1.1, 2, **CELL),
-                 layerwise=LAYERWISE, stream=STREAM, timed=TIMED)  # fmt: skip
-    alloc = of(found, "allocations")
+                 counted=True)  # fmt: skip
+    alloc, window = of(found, "allocations"), of(found, "windows")
     assert (alloc.run_a, alloc.run_b, alloc.change) == (layerwise["run"], plain["run"], "551 → 0")
-    assert alloc.together_with == [
-        "engine layerwise → stream", "prefetch 1 → none", "slots none → 3",
-    ]  # fmt: skip
-    assert alloc.claim == "within noise" and alloc.cause == "alloc"
-    assert (alloc.number, alloc.estimate_low_s) == (3, FACTS.number("s7.alloc.low"))
-    window = of(found, "windows")
+    others = ["engine layerwise → stream", "prefetch 1 → none", "slots none → 3"]
+    assert alloc.together_with == others
+    assert (alloc.claim, alloc.cause) == ("within noise", "alloc")
     assert (window.run_a, window.run_b) == (plain["run"], windows["run"])
     assert window.together_with == ["waits 39.6 → 99.7", "slots 3 → 4"]
     assert window.claim == "slower" and window.difference == pytest.approx(0.096 / 1.13)
@@ -66,9 +60,8 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed()
 
 def test_windows_hide_every_other_cause() -> None:
     rows = run("resident", 4.5), run("layerwise", 4.8), slots(4.5, windows=(1, 2, 3))
-    found = told(*rows, layerwise=LAYERWISE, stream=STREAM)
-    assert set(found.changed) == {"windows"} and of(found, "windows").scale == 1
-    assert any(other.startswith("allocations") for other in of(found, "windows").together_with)
+    window = of(told(*rows, counted=True), "windows")
+    assert window.scale == 1 and window.together_with[2].startswith("allocations")
 
 
 def test_a_pair_of_one_setting_is_found() -> None:
@@ -91,7 +84,7 @@ def test_other_machines_are_held_against_their_own_resident() -> None:
     on_pcie, alone = pair("PCIe path", 4.5, 4.8, "ab"), pair("", 6.8, 6.82, "a")
     gpus = of(told(*on_pcie, *alone), "gpus")
     assert (gpus.run_a, gpus.run_b) == (on_pcie[1]["run"], alone[1]["run"])
-    assert gpus.claim == "slower" and gpus.cause == "contention"
+    assert (gpus.claim, gpus.cause) == ("slower", "contention")
     assert gpus.difference == pytest.approx(4.8 / 4.5 - 6.82 / 6.8)
     assert gpus.effect_s == pytest.approx(4.5 * gpus.difference)
     assert gpus.together_with == ["boards a b → a"], "the path goes with the GPUs"
@@ -109,7 +102,7 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
                 for row in (run("resident", 5.7), run("layerwise", 6.0))]  # fmt: skip
     row = of(told(*eager, *compiled), "compiled")
     assert (row.run_a, row.run_b) == (compiled[1]["run"], eager[1]["run"])
-    assert row.together_with == [] and row.claim == "slower" and row.change == "yes → none"
+    assert (row.together_with, row.claim, row.change) == ([], "slower", "yes → none")
 
 
 @pytest.mark.parametrize(("one", "two", "names"), [
@@ -121,25 +114,71 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
 def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: set[str]) -> None:
     known = {"boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": NAN, "bytes": 1.0,
              "allocations": NAN}  # fmt: skip
-    ones, twos = (pd.DataFrame([known | each], dtype=object) for each in (one, two))
-    differ = differences(ones, twos).iloc[0]
-    assert set(differ.index[differ]) == names
+    differ = differences(*(pd.DataFrame([known | each], dtype=object) for each in (one, two)))
+    assert set(differ.columns[differ.iloc[0]]) == names
 
 
 def test_sizes_read_as_sizes() -> None:
     rows = run("layerwise", h2d_step_bytes=54.8e9), slots(20.0, h2d_step_bytes=27.4e9)
-    found = of(told(run("resident"), *rows, layerwise=LAYERWISE, stream=STREAM), "allocations")
+    found = of(told(run("resident"), *rows, counted=True), "allocations")
     assert {"bytes 54.8 GB → 27.4 GB", "branches a visit 1 → 2"} <= set(found.together_with)
 
 
 def test_runs_with_a_budget_and_deeper_prefetches_make_no_other_pair() -> None:
     rows = [run("resident"), run("layerwise", 21.0, prefetch=3), slots(20.0, vram_budget_gb=30.0)]
-    assert told(*rows, layerwise=LAYERWISE, stream=STREAM).empty and causes(EMPTY, FACTS).empty
+    assert told(*rows, counted=True).empty and causes(EMPTY).empty
+
+
+# Open questions ----------------------------------------------------------------------------------
+
+
+def test_questions_without_runs_say_what_would_answer_them() -> None:
+    found = questions(EMPTY)
+    assert found.number.tolist() == [1, 2, 3, 4, 5, 6, 7] and not found.exact.any()
+    commands = dict(zip(found.number, found.command, strict=True))
+    assert commands[1].startswith("wanreport measure params/campaign/480p-2gpu-")
+    assert all("python -m benchmarks" in commands[n] for n in (2, 3, 4, 5, 6))
+    assert commands[7] == "", "no engine does so"
+    assert found.minutes.isna().tolist() == [n == 7 for n in range(1, 8)]
+
+
+def test_questions_are_answered_by_pairs_that_differ_in_what_is_asked() -> None:
+    usual = {"slots": 3, "copy_streams": 1, "priority": 0, "shard": False, "windows": None}
+    others = [{}, {"shard": True}, {"priority": -1}, {"copy_streams": 2},
+              {"windows": (1, 2, 3), "slots": 4}]  # fmt: skip
+    rows = [run(engine, gpus=2) for engine in ("resident", "layerwise", "swap")]
+    rows += [run("stream", settings=usual | other) for other in others]
+    apart = [run(engine, gpus=2, cfg_parallel=True, group="c") for engine in ("layerwise", "swap")]
+    found, names = questions(frames(*rows, *apart)), [row["run"] for row in rows]
+    exact = found[found.exact].set_index("number")
+    assert exact[["run_one", "run_two"]].to_numpy().tolist() == [
+        names[1:3], *([names[n], names[3]] for n in (4, 5, 6))
+    ]  # fmt: skip
+    assert exact.index.tolist() == [1, 3, 5, 6] and set(exact.claim) == {"within noise"}
+    near = found[~found.exact].set_index("number")
+    assert near.run_one.dropna().to_dict() == {7: names[7]}
+    assert set(near[near.run_one.isna()].index) == {2, 4, 7}
+
+
+@pytest.mark.parametrize(("tokens", "engine", "exact"), [
+    (10_000, "sglang", True), (10_000, "layerwise", False), (14_040, "sglang", False),
+])  # fmt: skip
+def test_two_paths_are_compared_by_their_overheads(tokens: int, engine: str, exact: bool) -> None:
+    cells = [
+        run(name, step, tokens=tokens, source="bench", group=path, interconnect=path, gpus=2)
+        for path, of in (("PCIe path", "sglang"), ("NVLink", engine))
+        for name, step in (("resident", 1.0), (of, 1.3 if path == "PCIe path" else 1.1))
+    ]
+    (row,) = questions(frames(*cells)).query("number == 2 and run_one.notna()").itertuples()
+    assert (row.exact, row.claim) == (exact, "slower")
+    assert (row.gap, row.gap_before) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert row.difference == pytest.approx(0.2)
 
 
 def test_the_committed_runs() -> None:
-    """What they say of the causes; runs that come later may find closer pairs."""
-    found = causes(load(["results"], ROOT), FACTS)
+    """What they say; runs that come later may find closer pairs."""
+    committed = load(["results"], ROOT)
+    found, asked = causes(committed), questions(committed)
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
@@ -149,3 +188,5 @@ def test_the_committed_runs() -> None:
     assert late.together_with == [] and late.claim == "within noise"
     alloc = pcie[(pcie.changed == "allocations") & pcie.work.str.contains("one branch")]
     assert len(alloc) == 3 and set(alloc.claim) == {"within noise"}
+    assert "2× H100, PCIe path" in set(asked[(asked.number == 1) & asked.exact].machine)
+    assert set(asked.number) == set(range(1, 8))
