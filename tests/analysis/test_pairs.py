@@ -10,7 +10,8 @@ import pytest
 from madeup import NAN, frames, on, run
 
 from wanreport.analysis.frames import EMPTY, load
-from wanreport.analysis.pairs import causes, differences, questions
+from wanreport.analysis.pairs import differences, pairs
+from wanreport.baseline.measured import questions
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")
@@ -27,11 +28,11 @@ def slots(step: float, number: int = 3, windows: Any = None, **changes: Any) -> 
 
 
 def told(*rows: Any, counted: bool = False) -> pd.DataFrame:
-    """Causes of runs, with counters or without."""
+    """Pairs of runs, with counters or without."""
     said = {row["run"]: TIMED if row["settings"].get("windows") else COUNTED[row["engine"]]
             for row in rows if counted and row["engine"] in COUNTED}  # fmt: skip
     counters = {name: dict(zip(COUNTERS, found, strict=True)) for name, found in said.items()}
-    return causes(frames(*rows, counters=counters))
+    return pairs(frames(*rows, counters=counters))
 
 
 def of(found: pd.DataFrame, changed: str) -> Any:
@@ -126,59 +127,32 @@ def test_sizes_read_as_sizes() -> None:
 
 def test_runs_with_a_budget_and_deeper_prefetches_make_no_other_pair() -> None:
     rows = [run("resident"), run("layerwise", 21.0, prefetch=3), slots(20.0, vram_budget_gb=30.0)]
-    assert told(*rows, counted=True).empty and causes(EMPTY).empty
+    assert told(*rows, counted=True).empty and pairs(EMPTY).empty
 
 
-# Open questions ----------------------------------------------------------------------------------
-
-
-def test_questions_without_runs_say_what_would_answer_them() -> None:
-    found = questions(EMPTY)
-    assert found.number.tolist() == [1, 2, 3, 4, 5, 6, 7] and not found.exact.any()
-    commands = dict(zip(found.number, found.command, strict=True))
-    assert commands[1].startswith("wanreport measure params/campaign/480p-2gpu-")
-    assert all("python -m benchmarks" in commands[n] for n in (2, 3, 4, 5, 6))
-    assert commands[7] == "", "no engine does so"
-    assert found.minutes.isna().tolist() == [n == 7 for n in range(1, 8)]
-
-
-def test_questions_are_answered_by_pairs_that_differ_in_what_is_asked() -> None:
-    usual = {"slots": 3, "copy_streams": 1, "priority": 0, "shard": False, "windows": None}
-    others = [{}, {"shard": True}, {"priority": -1}, {"copy_streams": 2},
-              {"windows": (1, 2, 3), "slots": 4}]  # fmt: skip
-    rows = [run(engine, gpus=2) for engine in ("resident", "layerwise", "swap")]
-    rows += [run("stream", settings=usual | other) for other in others]
-    apart = [run(engine, gpus=2, cfg_parallel=True, group="c") for engine in ("layerwise", "swap")]
-    found, names = questions(frames(*rows, *apart)), [row["run"] for row in rows]
-    exact = found[found.exact].set_index("number")
-    assert exact[["run_one", "run_two"]].to_numpy().tolist() == [
-        names[1:3], *([names[n], names[3]] for n in (4, 5, 6))
-    ]  # fmt: skip
-    assert exact.index.tolist() == [1, 3, 5, 6] and set(exact.claim) == {"within noise"}
-    near = found[~found.exact].set_index("number")
-    assert near.run_one.dropna().to_dict() == {7: names[7]}
-    assert set(near[near.run_one.isna()].index) == {2, 4, 7}
-
-
-@pytest.mark.parametrize(("tokens", "engine", "exact"), [
-    (10_000, "sglang", True), (10_000, "layerwise", False), (14_040, "sglang", False),
+@pytest.mark.parametrize(("changed", "value"), [
+    ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
 ])  # fmt: skip
-def test_two_paths_are_compared_by_their_overheads(tokens: int, engine: str, exact: bool) -> None:
-    cells = [
-        run(name, step, tokens=tokens, source="bench", group=path, interconnect=path, gpus=2)
-        for path, of in (("PCIe path", "sglang"), ("NVLink", engine))
-        for name, step in (("resident", 1.0), (of, 1.3 if path == "PCIe path" else 1.1))
-    ]
-    (row,) = questions(frames(*cells)).query("number == 2 and run_one.notna()").itertuples()
-    assert (row.exact, row.claim) == (exact, "slower")
-    assert (row.gap, row.gap_before) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert row.difference == pytest.approx(0.2)
+def test_one_setting_of_stream_is_a_pair(changed: str, value: Any) -> None:
+    rows = [slots(20.0), slots(19.0)]
+    rows[1]["settings"] |= {changed: value}
+    found = of(told(run("resident"), *rows), changed.replace("_", " "))
+    assert found.together_with == [] and found.cause == "" and found.claim == "faster"
+    assert [found.run_a, found.run_b] == [rows[1]["run"], rows[0]["run"]]
+
+
+def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
+    rows = [on(2, engine) for engine in ("resident", "layerwise", "swap", "fsdp")]
+    apart = [on(2, engine, cfg_parallel=True) for engine in ("layerwise", "swap")]
+    four = [on(4, engine) for engine in ("layerwise", "swap")]
+    found = told(*rows, *apart, *four).query("changed == 'engine'")
+    assert sorted(found.change) == ["layerwise → fsdp", "layerwise → swap", "layerwise → swap"]
+    assert set(found.machine) == {"2× H100, PCIe path"}
 
 
 def test_the_committed_runs() -> None:
     """What they say; runs that come later may find closer pairs."""
-    committed = load(["results"], ROOT)
-    found, asked = causes(committed), questions(committed)
+    found = pairs(load(["results"], ROOT))
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
@@ -188,5 +162,9 @@ def test_the_committed_runs() -> None:
     assert late.together_with == [] and late.claim == "within noise"
     alloc = pcie[(pcie.changed == "allocations") & pcie.work.str.contains("one branch")]
     assert len(alloc) == 3 and set(alloc.claim) == {"within noise"}
-    assert "2× H100, PCIe path" in set(asked[(asked.number == 1) & asked.exact].machine)
-    assert set(asked.number) == set(range(1, 8))
+    jobs = pcie[(pcie.changed == "engine") & (pcie.source == "job")].set_index("change").claim
+    assert jobs.to_dict() == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
+    asked = questions(found)
+    assert set(asked.number) == {1, 2, 7}
+    assert asked[asked.number == 2].tokens.between(7_800, 14_040).all()
+    assert asked[asked.number == 7].name_a.str.startswith("stream").all()

@@ -38,9 +38,9 @@ class _Data(NamedTuple):
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
-    `status` is "pass", the runs agree with the fact `expected`, "fail", they contradict it, "within
-    noise", they are too close to tell, or "not measured"; `setting`, how the `runs` differ from
-    what was asked for; until some machine has answered just that, `command` would measure it.
+    `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
+    "not measured"; `setting`, how the `runs` differ from what was asked for; until some machine has
+    answered just that, `command` would measure it.
     """
     timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []

@@ -38,8 +38,8 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = Fal
 def headline(frames: Frames) -> pd.DataFrame:
     """Pick the runs for the first screen: of each machine, GPUs, height and engine but `resident`.
 
-    It is the latest plain job with prefetch 1. One whose reference ran on the same boards goes
-    before one whose did not, and one with `resident` again afterwards before both.
+    It is the latest plain job with prefetch 1; before it goes one whose reference ran on the same
+    boards, and one with `resident` again afterwards.
     """
     plain = plain_jobs(overhead(frames))
     plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
@@ -124,9 +124,9 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
-    """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
+    """Say how runs differ from what was asked: "2 GPUs instead of 4, 480p instead of 720p".
 
-    `gpus` is the fact with the number of GPUs asked for; any will do without.
+    `gpus` is the fact with the number of GPUs; any will do without.
     """
     said, size = [], [("height", "s2.height", "p"), ("frames", "s2.frames", " frames")]
     for column, fact, unit in [("gpus", gpus, " GPUs")] * bool(gpus) + size:
@@ -143,15 +143,13 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 
 
 def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
-    """Name the `command` that measures some jobs, and the `minutes` that it takes at most.
+    """Name the `command` that measures jobs, files below ``params/``, and the `minutes` it takes.
 
-    `params` are files below ``params/`` without their ending. Minutes are those that the job took
-    on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
+    They are those that a job took on some machine before, else its ``timeout_s``; NaN without file.
     """
     files, took = [f"params/{name}.yaml" for name in params], 0.0
     known = frames.full_scale().groupby("job").wall_s.last()
     for path in (project_root() / file for file in files):
         limit = math.nan if path.stem in known or not path.is_file() else load_job(path).timeout_s
         took += known.get(path.stem, limit)
-    return {"command": f"wanreport measure {' '.join(files)}",
-            "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip
+    return {"command": f"wanreport measure {' '.join(files)}", "minutes": np.ceil(took / 60)}

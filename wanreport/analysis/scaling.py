@@ -6,12 +6,11 @@ With T tokens and H heads over N ranks the busiest rank has t = ⌈T/N⌉ tokens
     pre, post   α t                linear: projections and feed-forward of its own tokens
     attend      β T² h / H         quadratic: all tokens of its own heads
 
-with α at t and β at T interpolated between the token counts that one GPU was measured at, and
-constant beyond them. Both come from windows that a plan of `stream` was made from, scaled to steps
-of `resident` of the same length where there are some: a probe is too short to slow a GPU's clocks
-as a job does. Of a longer step all that is not linear is attention. What lies outside the blocks is
-linear in T and not shared out. Between the windows of each visit lie two all-to-alls, as fast as on
-the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
+with α at t and β at T interpolated between the token counts that one GPU was measured at. Both come
+from windows that a plan of `stream` was made from, scaled to steps of `resident` of the same length,
+as a probe is too short to slow a GPU's clocks; of a longer step all that is not linear is attention.
+What lies outside the blocks is linear in T and not shared out. Each visit has two all-to-alls, as
+fast as on the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
 :mod:`wanreport.planner.cost`'s formulas.
 """
 
@@ -79,9 +78,8 @@ class Known(NamedTuple):
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     """Bytes that the busiest rank sends or receives in a visit's two all-to-alls.
 
-    ``row`` are the bytes of one token's head. To its heads a rank brings q, k and v of all other
-    tokens, and gives its tokens' other heads; the way back moves one tensor. Of each all-to-all the
-    fuller direction counts.
+    ``row`` are the bytes of one token's head. q, k and v go out and one tensor comes back; of each
+    way the fuller direction counts.
     """
     sizes = [[-(-(total - rank) // ranks) for rank in range(ranks)] for total in (tokens, heads)]
     most = max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
@@ -91,11 +89,10 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
 def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     """Predict one job; JSON-ready. In ``low_s`` and ``high_s`` all-to-alls take no time, and twice.
 
-    ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
-    where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
-    all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says. Raises PredictionError
-    for a job of another kind, or if measurements are missing or contradict.
+    ``swap`` takes what ``resident`` does, but moves two experts at the first step and the switch.
+    A pass of ``layerwise`` brings all blocks but the first, of ``fsdp`` the whole expert, 1/N of it
+    over the link, of ``stream`` what its plan says. Raises PredictionError for a job of another
+    kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(

@@ -132,7 +132,7 @@ class Ledger(dict[str, Entry]):
         if sum(map(bool, ways)) != bool(kind):
             raise FactError(f"{fact.id}: a check needs one of how, holds, repeats, by")
         if check.by is not None:
-            yield from self._measured(check.by)
+            yield from self._measured(check.by, check.why)
         elif check.how:
 
             def digits(match: re.Match[str]) -> str:
@@ -156,7 +156,7 @@ class Ledger(dict[str, Entry]):
             shown = instead if outcome == Outcome.FALSE else ""
             yield Verdict(kind, outcome, f"{why} {words}{'.' * bool(words)}".strip(), instead=shown)
 
-    def _measured(self, by: list[str]) -> Iterator[Verdict]:
+    def _measured(self, by: list[str], todo: str) -> Iterator[Verdict]:
         """What runs say, or what it would take; of another setup only where none is as asked."""
         seen = self.seen(by)
         own = seen.by[(seen.setting == "") & seen.status.isin(FOUND)]
@@ -166,8 +166,10 @@ class Ledger(dict[str, Entry]):
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
             asked = self.answers[self.answers.by.isin(by)].command
-            todo = next((f" To measure: {command}." for command in asked if command), "")
-            yield Verdict("measured", Outcome.OPEN, f"No run.{todo}")
+            todo = todo or next(filter(None, asked), "")
+            yield Verdict(
+                "measured", Outcome.OPEN, "No run." + f" To measure: {todo}." * bool(todo)
+            )
 
     def differences(self, folder: Path = DERIVED) -> list[str]:
         """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
