@@ -58,6 +58,11 @@ def says(name):
     return facts.fill(facts[name].statement)
 
 
+def to_measure(*names):
+    """Write the command that measures jobs of the campaign."""
+    return f"wanreport measure {' '.join(f'params/campaign/{name}.yaml' for name in names)}"
+
+
 def spelled(names):
     """Join names, each once."""
     return ", ".join(dict.fromkeys(map(str, names))) or "none"
@@ -275,15 +280,14 @@ PAIRS = [  # jobs that tell of a cause, to run on one machine; and the path betw
 ]
 ran = f.full_scale().groupby(["interconnect", "machine"]).job.agg(set)
 missing = [
-    {"what": CAUSES[cause], "machine": path, **compare.to_measure(f, *(f"campaign/{job}" for job in names))}
+    {"what": CAUSES[cause], "machine": path, "command": to_measure(*names)}
     for cause, path, names in PAIRS
     if not any(there.issuperset(names) for (at_path, _), there in ran.items() if path in ("", at_path))
 ]  # fmt: skip
-table(pd.DataFrame(missing, columns=["what", "machine", "command", "minutes"]),
-      {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
+table(pd.DataFrame(missing, columns=["what", "machine", "command"]),
+      {"what": "cause", "machine": "where", "command": "command"},
       caption="Pairs that are not measured yet, and what would measure them", kind=None,
-      empty="All pairs were measured.",
-      note="Minutes: what the jobs took elsewhere, else their limit.")  # fmt: skip
+      empty="All pairs were measured.")  # fmt: skip
 
 # %% [markdown]
 # ## Old against new, in the baseline's own tables
@@ -546,15 +550,15 @@ if len(both):
           note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
                "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
 if not (both.gpus == 4).any():
-    todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
+    todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
     todo = pd.DataFrame(
-        [{"what": path, **compare.to_measure(f, *todo)} for path in ("PCIe path", "NVLink")]
+        [{"what": path, "command": to_measure(*todo)} for path in ("PCIe path", "NVLink")]
     )
     todo["command"] = ("NCCL_P2P_DISABLE=1 " + todo.command).where(
         todo.what == "PCIe path", todo.command
     )
-    table(todo, {"what": "where", "command": "command", "minutes": "minutes"}, kind=None,
+    table(todo, {"what": "where", "command": "command"}, kind=None,
           caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
 
 # %% [markdown]
@@ -603,7 +607,12 @@ if advice:
 # Comparison B of the baseline (§9.3): more layers ahead against the default.
 
 # %%
-deep = compare.prefetch(f, facts)
+deep = every_pair.query("changed == 'prefetch' and source == 'job'").sort_values("machine")
+base, more = (f.runs.loc[deep[run]].reset_index(drop=True) for run in ("run_a", "run_b"))
+deep = pd.DataFrame({
+    **compare.told(more, base), "deep": more.prefetch, "base": base.prefetch, "deep_s": more.step_s,
+    "base_s": base.step_s, "allocated_difference_bytes": more.allocated_bytes - base.allocated_bytes,
+})  # fmt: skip
 worth = spelled(f"{claim} on {', '.join(here.machine)}" for claim, here in deep.groupby("claim"))
 md(f"""
 It expected {facts.text("s9.2.prefetch.gain_low")} to {facts.text("s9.2.prefetch.gain_high")} less a step, and
@@ -934,8 +943,11 @@ table(asked,
        "expects": "expected", "setting": "differs from what was asked"}, kind="derived",
       caption=f"{asked.check.nunique()} checks, {len(asked)} answers: "
               f"{spelled(f'{n} {status}' for status, n in asked.status.value_counts().items())}")  # fmt: skip
-table(asked[asked.command != ""].drop_duplicates("command"),
-      {"question": "check", "command": "what would measure it as asked", "minutes": "minutes"},
+asked["command"] = asked.check.map(asks).fillna("")
+settled = asked.check[asked.status.isin(["pass", "fail"]) & (asked.setting == "nothing")]
+left = asked[(asked.command != "") & ~asked.check.isin(settled)]
+table(left.drop_duplicates("command"),
+      {"question": "check", "command": "what would measure it as asked"},
       kind=None, caption="What would measure the checks as asked",
       fold="What would measure the checks as asked")  # fmt: skip
 

@@ -46,8 +46,7 @@ def test_without_runs_nothing_is_measured_and_each_check_says_what_to_do() -> No
     found = checks(EMPTY, FACTS)
     assert set(found.check) == TIMED | ANY_SCALE and set(found.status) == {"not measured"}
     assert set(found.runs.map(len)) == {0}
-    assert found.command.str.match("wanreport measure params/").all()
-    assert (found.minutes > 0).all() and set(found.expected) <= set(FACTS)
+    assert set(found.expected) <= set(FACTS)
 
 
 @pytest.mark.parametrize("options", [
@@ -74,7 +73,7 @@ def test_full_scale_runs_answer_almost_all(recorded: Any) -> None:
         "not measured": {"contention", "scaling-resident"},
     }
     settled = found[found.status.isin(["pass", "fail"])]
-    assert set(settled.setting) == {""} and set(settled.command) == {""}
+    assert set(settled.setting) == {""}
 
 
 # Times -------------------------------------------------------------------------------------------
@@ -90,7 +89,6 @@ def test_a_slower_engine_is_claimed_only_beyond_noise(
     found = judge(on(4, "layerwise", new, **more), on(4, "fsdp")).loc["slower-fsdp"]
     assert found.status == status and len(found.runs) == 2 and found.setting == ""
     assert found.measured.startswith(ratio(new / 20 - 1))
-    assert bool(found.command) == (status not in ("pass", "fail"))
 
 
 @pytest.mark.parametrize(("deep", "status"), [
@@ -120,7 +118,7 @@ def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() ->
             on(2, "swap", 4.4, height=480)]  # fmt: skip
     found = judge(*near)
     slower = found.loc["slower-swap"]
-    assert set(slower.status) == {"pass"} and slower.command.str.len().gt(0).all()
+    assert set(slower.status) == {"pass"}
     assert list(slower.setting) == ["1 GPU instead of 4, 480p instead of 720p",
                                     "2 GPUs instead of 4, 480p instead of 720p"]  # fmt: skip
     scaling = found.loc["scaling-swap"]
@@ -131,10 +129,10 @@ def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() ->
     apart = [on(4, "layerwise", 7.0, cfg_parallel=True), on(4, "swap", 9.0, cfg_parallel=True)]
     slower = judge(*near, *four, *apart).loc["slower-swap"]
     own = slower[slower.setting == ""]
-    assert own.status.tolist() == ["pass"] and set(slower.command) == {""}
+    assert own.status.tolist() == ["pass"]
     assert own.runs.iloc[0] == [row["run"] for row in four]
     linked = judge(*(row | {"interconnect": "NVLink"} for row in four)).loc["slower-swap"]
-    assert linked.status == "pass" and "NVLink" in linked.setting and linked.command
+    assert linked.status == "pass" and "NVLink" in linked.setting
 
 
 @pytest.mark.parametrize("changes", [
@@ -235,7 +233,7 @@ def test_failed_runs_never_break_a_check(recorded: Any) -> None:
 def test_what_an_old_offload_hides_must_be_known_to_pass(recorded: Any) -> None:
     """The baseline expects something of both offloads: the new one alone can only fail."""
     alone = recorded(synthetic.record(scale="a14b")).loc["overlap"]
-    assert alone.status == "not measured" and alone.setting and alone.command
+    assert alone.status == "not measured" and alone.setting
 
 
 def test_the_committed_runs() -> None:

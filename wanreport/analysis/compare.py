@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ import pandas as pd
 
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import Runs, difference, gap_difference
-from wanreport.jobs.job import load_job
-from wanreport.records.project import project_root
 
 Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the document says, by name
 NEW, OLD = "layerwise", ("fsdp", "swap")
@@ -94,18 +91,6 @@ def nearest(
     return aligned(ones, picked.run) + aligned(others, picked.run_two)
 
 
-def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Compare the deeper prefetch with the default: a row for each machine that has both."""
-    runs = plain_jobs(overhead(frames))
-    ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
-    deep, base = nearest(*(runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead))
-    return pd.DataFrame({
-        **told(deep, base), "deep": deep.prefetch, "base": base.prefetch, "deep_s": deep.step_s,
-        "base_s": base.step_s,
-        "allocated_difference_bytes": deep.allocated_bytes - base.allocated_bytes,
-    })  # fmt: skip
-
-
 def layouts(frames: Frames) -> pd.DataFrame:
     """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
@@ -140,16 +125,3 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
     said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
-
-
-def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
-    """Name the `command` that measures jobs, files below ``params/``, and the `minutes` it takes.
-
-    They are those that a job took on some machine before, else its ``timeout_s``; NaN without file.
-    """
-    files, took = [f"params/{name}.yaml" for name in params], 0.0
-    known = frames.full_scale().groupby("job").wall_s.last()
-    for path in (project_root() / file for file in files):
-        limit = math.nan if path.stem in known or not path.is_file() else load_job(path).timeout_s
-        took += known.get(path.stem, limit)
-    return {"command": f"wanreport measure {' '.join(files)}", "minutes": np.ceil(took / 60)}

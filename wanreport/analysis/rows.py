@@ -179,9 +179,10 @@ def _add(
     for number, it in enumerate(iterations):
         key = {"run": run, "iteration": number, "kind": it.kind}
         read: dict[str, Any] = {"boards": ()}
-        if it.gpu and None not in it.gpu:
-            slowest = min(it.gpu, key=lambda rank: [getattr(rank, name) for name in GPU])
-            read = {**_of(slowest, *GPU), "boards": tuple(sorted(rank.board for rank in it.gpu))}
+        gpus = [rank for rank in it.gpu or [None] if rank]
+        if len(gpus) == len(it.gpu or [None]):
+            slowest = min(gpus, key=lambda rank: [getattr(rank, name) for name in GPU])
+            read = {**_of(slowest, *GPU), "boards": tuple(sorted(rank.board for rank in gpus))}
         rows["iterations"].append({
             **key, **read, **_of(it, "decode_s", "total_s"), "latents": it.latents_sha256,
             "complete": len(it.steps) == most > 0,

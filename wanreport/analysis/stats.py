@@ -78,7 +78,7 @@ def difference(one: Runs, two: Runs, drift: Any = 0.0) -> dict[str, Any]:
 
 
 def gap_difference(many: tuple[Runs, Runs], few: tuple[Runs, Runs]) -> dict[str, Any]:
-    """Compare two pairs' differences, ``gap`` and ``gap_before``: "slower" where the first is wider.
+    """Compare two pairs' gaps, ``gap`` and ``gap_before``: "slower" where the first is wider.
 
     Clocks count either way: they may have widened one or narrowed the other.
     """

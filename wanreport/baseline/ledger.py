@@ -165,8 +165,6 @@ class Ledger(dict[str, Entry]):
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
-            asked = self.answers[self.answers.by.isin(by)].command
-            todo = todo or next(filter(None, asked), "")
             yield Verdict(
                 "measured", Outcome.OPEN, "No run." + f" To measure: {todo}." * bool(todo)
             )

@@ -16,7 +16,7 @@ from wanreport.analysis.pairs import pairs
 from wanreport.baseline.facts import Facts
 from wanreport.words import gibibytes, gigabytes, ratio, seconds, share
 
-COLUMNS = ["by", "measured", "machine", "setting", "status", "runs", "command"]
+COLUMNS = ["by", "measured", "machine", "setting", "status", "runs"]
 QUESTIONS = {"engine": 1, "interconnect": 2, "shard": 3, "transfer": 4, "priority": 5,
              "copy streams": 6, "windows": 7}  # fmt: skip
 """The open questions (section 10) by the setting in which their pairs of runs differ."""
@@ -27,7 +27,7 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
 
     `by` is the name of the question; `measured` the answer in words; `setting` how the runs differ
     from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
-    is all that was asked for; `command` what would measure it.
+    is all that was asked for.
     """
     real = frames.runs.run[~frames.runs.rehearsal]
     frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
@@ -35,13 +35,13 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     for row in rows:
         engine = row["by"].partition("-")[2]
         row["measured"] = f"{engine}: " * bool(engine) + row["measured"]
-    for by, words, *names in _told(frames, facts):
+    for by, words, *names in _told(frames):
         runs = frames.runs.loc[names]
         part = "part of the model" if (runs.source == "bench").any() else ""
         differs = compare.differs(facts, runs, "" if by[0] == "q" else "s9.1.new4.gpus")
         setting = ", ".join(filter(None, [part, differs]))
         rows.append({"by": by, "measured": words, "machine": runs.machine.iloc[0], "runs": names,
-                     "setting": setting, "status": "told", "command": ""})  # fmt: skip
+                     "setting": setting, "status": "told"})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -57,7 +57,7 @@ def questions(found: pd.DataFrame) -> pd.DataFrame:
     return found[near].astype({"number": int}).sort_values("number", kind="stable")
 
 
-def _told(frames: Frames, facts: Facts) -> Iterator[tuple[str, ...]]:
+def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
     """The name of each question that runs answer, the answer in words, and the runs."""
     found = pairs(frames)
     for row in found[found.cause != ""].itertuples():
@@ -77,9 +77,9 @@ def _told(frames: Frames, facts: Facts) -> Iterator[tuple[str, ...]]:
     for row in questions(found).itertuples():
         words = f"{row.name_a} over {row.name_b}, {row.work}: {ratio(row.difference)}, {row.claim}"
         yield f"question-{row.number}", words, row.run_a, row.run_b
-    for row in compare.prefetch(frames, facts).itertuples():
-        words = f"{gigabytes(row.allocated_difference_bytes, 3)} more allocated"
-        yield "prefetch-memory", words, row.run_one, row.run_two
+    for row in found.query("changed == 'prefetch' and source == 'job'").itertuples():
+        base, deep = every.allocated_bytes[[row.run_a, row.run_b]]
+        yield "prefetch-memory", f"{gigabytes(deep - base, 3)} more allocated", row.run_b, row.run_a
     # What single jobs say: memory, bytes and times of their copies, the first step.
     runs = compare.plain_jobs(every)
     for row in runs[runs.prefetch.fillna(1) == 1].itertuples():
