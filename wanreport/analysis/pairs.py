@@ -27,8 +27,8 @@ ASKED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "shard": ("", gt), "transfer": ("", lambda a, b: b == "bf16"), "priority": ("", lt),
     "copy streams": ("", gt),
 }  # fmt: skip
-"""A setting, the baseline's cause that it makes (section 7), if any, and whether the first of two
-runs has more of it. Settings of `stream`, and the new engine, are its open questions (section 10)."""
+"""A setting, the baseline's cause that it makes (section 7), and whether the first of two runs has
+more of it. Settings that make no cause are its open questions (section 10)."""
 OWN_RESIDENT = ("compiled", "interconnect", "gpus")
 """Settings that make another step even without offload: runs are held against their `resident`."""
 ALIKE = {"clock": SAME_CLOCKS, "bytes": 0.1, "allocations": 0.1, "waits": 0.1}
