@@ -7,7 +7,7 @@ With T tokens and H heads over N ranks the busiest rank has t = ⌈T/N⌉ tokens
     attend      β T² h / H         quadratic: all tokens of its own heads
 
 with α at t and β at T interpolated between the token counts that one GPU was measured at. Both come
-from windows that a plan of `stream` was made from, scaled to steps of `resident` of their length, as
+from windows that a plan of `stream` was made from, scaled to steps of `resident` of that length:
 a probe is too short to slow a GPU's clocks. Of a longer step all that is not linear is attention.
 What lies outside the blocks is linear in T and not shared out. Each visit has two all-to-alls, as
 fast as on the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
