@@ -27,6 +27,8 @@ from wanreport.report.notebook import page as page_of
 
 parameters(globals(), "facts_path", "results_dirs")
 
+import re
+
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -42,10 +44,25 @@ from wanreport.report import style
 # %%
 frames = frames_of(results_dirs)
 ledger = load_ledger(load_facts(facts_path), frames)
-facts, rows, conclusions = ledger.facts, page.rows(ledger), page.conclusions(ledger)
+facts, rows = ledger.facts, page.rows(ledger)
 ours = answer(frames)
 clear = ours[(ours.claim != "no interval") & (ours.gpus <= 2)]
-groups = conclusions.group.value_counts().reindex(page.GROUPS, fill_value=0)
+
+# What became of each conclusion, by the facts that it needs and by whether runs answer.
+GROUPS = FALLEN, MEASURED, PAPER = "contradicted", "re-measured", "consistent on paper only"
+conclusions = []
+for one in ledger.evidence["conclusions"]:
+    seen = ledger.seen(one.get("by", []))
+    falls = [name for name in one["needs"] if rows.outcome[name] in (page.FALSE, page.FALLS)]
+    told = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
+            for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
+    conclusions.append({
+        "group": FALLEN if falls else MEASURED if len(seen) else PAPER, "name": one["name"],
+        "quote": re.sub(r"\*\*|`", "", one["quote"]), "ours": "; ".join(told),
+        "href": f"#{[*falls, *one['needs']][0]}",
+    })  # fmt: skip
+conclusions = pd.DataFrame(sorted(conclusions, key=lambda each: GROUPS.index(each["group"])))
+groups = conclusions.group.value_counts().reindex(GROUPS, fill_value=0)
 
 
 def fact(name):
@@ -59,8 +76,8 @@ def cost(place, engine):
 
 
 # %%
-falls = f"""**{groups[page.CONTRADICTED]} of its {len(conclusions)} conclusions fall.**"""
-rest = f"""{groups[page.MEASURED]} were measured again, most in another setup, and {groups[page.PAPER]}
+falls = f"""**{groups[FALLEN]} of its {len(conclusions)} conclusions fall.**"""
+rest = f"""{groups[MEASURED]} were measured again, most in another setup, and {groups[PAPER]}
 is consistent on paper only."""
 own = ledger.seen(["slower-fsdp", "slower-swap"])
 own = own[own.setting == ""]  # the document's own number of GPUs and size of a video
@@ -179,9 +196,9 @@ RIGHT = {
     " * wan.block.bytes / 1e9:.2f} GB more and not {s9.3.b.vram}.",
 }  # fmt: skip
 CAPTIONS = {
-    page.CONTRADICTED: "Contradicted by arithmetic, by the model's sizes or by SGLang's source",
-    page.MEASURED: "Measured again, most in another setup",
-    page.PAPER: "Consistent on paper only: the figures agree with one another or with the source",
+    FALLEN: "Contradicted by arithmetic, by the model's sizes or by SGLang's source",
+    MEASURED: "Measured again, most in another setup",
+    PAPER: "Consistent on paper only: the figures agree with one another or with the source",
 }
 conclusions["right"] = [ledger.text(RIGHT[name]) for name in conclusions.name]
 for group, some in conclusions.groupby("group", sort=False):

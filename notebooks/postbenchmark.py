@@ -28,10 +28,11 @@ parameters(globals(), "results_dirs")
 
 import pandas as pd
 
-from wanreport.analysis import causes, checks, compare, overlap, predictions, recommend
+from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
 from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
-from wanreport.analysis.questions import questions
 from wanreport.baseline import load_facts
+from wanreport.baseline.facts import load_checks
+from wanreport.baseline.measured import questions
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
 from wanreport.report import figures
@@ -55,6 +56,11 @@ def than(difference):
 def says(name):
     """Write a fact's statement, with the facts in it as printed."""
     return facts.fill(facts[name].statement)
+
+
+def to_measure(*names):
+    """Write the command that measures jobs of the campaign."""
+    return f"wanreport measure {' '.join(f'params/campaign/{name}.yaml' for name in names)}"
 
 
 def spelled(names):
@@ -208,11 +214,11 @@ CAUSES = {
     "sync": "1. sync stalls", "compile": "2. eager/compiled transitions", "alloc": "3. allocation churn",
     "contention": "4. contention with all-to-alls", "late": "5. prefetch too late",
 }  # fmt: skip
-pairs = causes.causes(f, facts)
-pairs["what"] = pairs.cause.map(CAUSES)
+every_pair = pairs.pairs(f)
 guess = {cause: f"{facts.number(f's7.{cause}.low'):.1f} to {facts.text(f's7.{cause}.high')}" for cause in [*CAUSES, "total"]}  # fmt: skip
-pairs["guess"] = pairs.cause.map(guess)
-measured = pairs.copy()
+measured = every_pair[every_pair.cause != ""].copy()
+measured["what"], measured["guess"] = measured.cause.map(CAUSES), measured.cause.map(guess)
+measured = measured.sort_values(["what", "changed", "machine", "work"], ignore_index=True)
 measured["pair"] = measured.name_a + " → " + measured.name_b
 same = measured.machine == measured.machine_b
 measured["where"] = measured.machine.where(same, measured.machine + " → " + measured.machine_b)
@@ -227,7 +233,7 @@ extra = measured.together_with.map(lambda all_: sum(not each.startswith(("boards
 clear = measured[measured.claim != "no interval"].assign(extra=extra)
 summary = [
     {"what": what, "guess": here.guess.iloc[0], "pairs": len(here), "others": str(here.extra.min()),
-     "effects": f"{gap(here.effect_s.min())} to {gap(here.effect_s.max())}",
+     "effects": " to ".join(dict.fromkeys(map(gap, [here.effect_s.min(), here.effect_s.max()]))),
      "beyond": spelled(f"{(here.claim == claim).sum()} {claim}" for claim in here.claim.unique())}
     for what, here in clear.groupby("what")
 ]  # fmt: skip
@@ -248,14 +254,14 @@ table(pd.DataFrame(summary),
            "resident's step is shorter, so that few tokens have less to hide copies behind.")  # fmt: skip
 
 # %%
-closest = clear.assign(part=clear.scale != 1).sort_values(["number", "extra", "part", "scale", "run_a"])  # fmt: skip
-closest = closest.drop_duplicates(["number", "changed", "machine", "machine_b"])
+closest = clear.assign(part=clear.scale != 1).sort_values(["what", "extra", "part", "scale", "run_a"])  # fmt: skip
+closest = closest.drop_duplicates(["what", "changed", "machine", "machine_b"])
 closest_columns = {"what": "cause", "pair": "pair", "where": "machine", "work": "work", "effect": "effect on a step",
                    "claim": "with it, the step is", "others": "together with"}  # fmt: skip
 table(closest, closest_columns,
       caption="Of each setting and machine, the pair that differs in the fewest other settings",
       kind="derived",
-      note=f"The full model first. Other cells are scaled to {causes.BLOCKS} blocks and {causes.BRANCHES} branches.")  # fmt: skip
+      note=f"The full model first. Other cells are scaled to {pairs.BLOCKS} blocks and {pairs.BRANCHES} branches.")  # fmt: skip
 table(measured, closest_columns | {"change": "what changed"},
       caption="Every pair, with all settings in which it differs", kind="derived", fold="All pairs",
       note="Effect: the first run's step less the second's; where the number of GPUs or their "
@@ -275,15 +281,14 @@ PAIRS = [  # jobs that tell of a cause, to run on one machine; and the path betw
 ]
 ran = f.full_scale().groupby(["interconnect", "machine"]).job.agg(set)
 missing = [
-    {"what": CAUSES[cause], "machine": path, **compare.to_measure(f, *(f"campaign/{job}" for job in names))}
+    {"what": CAUSES[cause], "machine": path, "command": to_measure(*names)}
     for cause, path, names in PAIRS
     if not any(there.issuperset(names) for (at_path, _), there in ran.items() if path in ("", at_path))
 ]  # fmt: skip
-table(pd.DataFrame(missing, columns=["what", "machine", "command", "minutes"]),
-      {"what": "cause", "machine": "where", "command": "command", "minutes": "minutes"},
+table(pd.DataFrame(missing, columns=["what", "machine", "command"]),
+      {"what": "cause", "machine": "where", "command": "command"},
       caption="Pairs that are not measured yet, and what would measure them", kind=None,
-      empty="All pairs were measured.",
-      note="Minutes: what the jobs took elsewhere, else their limit.")  # fmt: skip
+      empty="All pairs were measured.")  # fmt: skip
 
 # %% [markdown]
 # ## Old against new, in the baseline's own tables
@@ -509,7 +514,7 @@ table(ours.sort_values(["gpus", "machine", "engine"]),
        "h2d_step_bytes": "to each GPU a step", "all_bytes": "to all GPUs",
        "overhead": "over resident", "claim": "that is"},
       caption=f"Layerwise moves {spelled(gigabytes(size, 3) for size in moved.h2d_step_bytes)} a step to each GPU, "
-              f"with {spelled(moved.gpus)} of them",
+              f"on {spelled(sorted(set(moved.gpus)))} GPUs alike",
       note="Counted by the engine in a steady step of both branches, 480p. Layerwise moves the same at "
            "any resolution; stream moves what its plan leaves in host memory.")  # fmt: skip
 
@@ -542,12 +547,12 @@ table(pd.DataFrame(rows),
 # is left, and a GPU brings each layer once a step instead of twice; on four, two GPUs share a branch.
 
 # %%
-pairs = layouts.rename(columns={"step_s_cfg": "cfg_s", "step_s_ulysses": "ulysses_s"})
+both = layouts.rename(columns={"step_s_cfg": "cfg_s", "step_s_ulysses": "ulysses_s"})
 ahead = told.dropna(subset="run").drop_duplicates("run", keep="last").set_index("run").predicted_s
 kinds = f.steps.groupby("run").kind.agg(lambda kinds: " ".join(sorted(set(kinds))))
-pairs["alike"] = pairs.run_one.map(kinds) == pairs.run_two.map(kinds)
-pairs["predicted_share"] = pairs.run_one.map(ahead) / pairs.run_two.map(ahead) - 1
-for row in pairs[pairs.engine == "resident"].itertuples():
+both["alike"] = both.run_one.map(kinds) == both.run_two.map(kinds)
+both["predicted_share"] = both.run_one.map(ahead) / both.run_two.map(ahead) - 1
+for row in both[both.engine == "resident"].itertuples():
     verdict = {"faster": "CFG parallelism wins", "slower": "Ulysses wins"}.get(
         row.claim, "Neither layout wins clearly"
     )
@@ -557,15 +562,15 @@ for row in pairs[pairs.engine == "resident"].itertuples():
 with half of the GPUs for each branch, and {seconds(row.ulysses_s, 3)} with Ulysses over all {row.gpus}:
 {ratio(row.difference)}, {row.claim}.{guess}
 """)  # fmt: skip
-pairs["predicted"] = pairs.predicted_share.map(ratio).where(
-    pairs.predicted_share.notna(), "not predicted"
+both["predicted"] = both.predicted_share.map(ratio).where(
+    both.predicted_share.notna(), "not predicted"
 )
-if len(pairs):
+if len(both):
     wins = [
         f"{engine} {' and '.join(map(ratio, here))}"
-        for engine, here in pairs.groupby("engine", sort=False).difference
+        for engine, here in both.groupby("engine", sort=False).difference
     ]
-    table(pairs.sort_values(["machine", "height", "ulysses_s"]),
+    table(both.sort_values(["machine", "height", "ulysses_s"]),
           {"engine": "engine", "machine": "machine", "height": "video height", "ulysses_s": "step, Ulysses",
            "cfg_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
            "alike": "same iterations", "predicted": "predicted", "overhead_ulysses": "over resident, Ulysses", "overhead_cfg": "over resident, CFG parallel"},
@@ -573,16 +578,16 @@ if len(pairs):
           caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
           note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
                "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
-if not (pairs.gpus == 4).any():
-    todo = [f"campaign/720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
+if not (both.gpus == 4).any():
+    todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
     todo = pd.DataFrame(
-        [{"what": path, **compare.to_measure(f, *todo)} for path in ("PCIe path", "NVLink")]
+        [{"what": path, "command": to_measure(*todo)} for path in ("PCIe path", "NVLink")]
     )
     todo["command"] = ("NCCL_P2P_DISABLE=1 " + todo.command).where(
         todo.what == "PCIe path", todo.command
     )
-    table(todo, {"what": "where", "command": "command", "minutes": "minutes"}, kind=None,
+    table(todo, {"what": "where", "command": "command"}, kind=None,
           caption="Not measured: four GPUs with both layouts, and what would measure them")  # fmt: skip
 
 # %% [markdown]
@@ -590,7 +595,8 @@ if not (pairs.gpus == 4).any():
 #
 # Of all engines, layouts, transfers and memory budgets that fit: what makes a whole video soonest, and
 # the runner-up. A time is as measured on that machine where it was, else as predicted. What is within
-# 1 % of the fastest is as fast, and the way that needs the least memory goes first.
+# 1 % of the fastest is as fast, a tie: then what was measured goes first, and then what needs the least
+# memory.
 
 # %%
 advice = []
@@ -612,10 +618,12 @@ for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuple
 if advice:
     advice = pd.concat(advice).sort_values(["machine", "height"])
     basis = advice.rests_on[advice.kind == "predicted"]
+    over = advice.next_total_s / advice.total_s - 1
+    advice["over"] = over.map(ratio).mask(over <= recommend.ALIKE, "a tie")
     table(advice,
           {"machine": "machine", "height": "video height", "what": "run", "needs_bytes": "budget",
            "total_s": "a video", "kind": "that is", "next_what": "runner-up", "next_needs_bytes": "its budget",
-           "next_total_s": "its video", "next_kind": "which is"},
+           "next_total_s": "its video", "next_kind": "which is", "over": "over the first"},
           links={"what": "page", "next_what": "next_page"}, kind=None,
           kinds={f"{which}{each}": f"{which}kind" for which in ("", "next_") for each in ("needs_bytes", "total_s")},
           caption=f"What to run on {advice.machine.nunique()} machines: {spelled(advice.engine)}",
@@ -628,7 +636,12 @@ if advice:
 # Comparison B of the baseline (§9.3): more layers ahead against the default.
 
 # %%
-deep = compare.prefetch(f, facts)
+deep = every_pair.query("changed == 'prefetch' and source == 'job'").sort_values("machine")
+base, more = (f.runs.loc[deep[run]].reset_index(drop=True) for run in ("run_a", "run_b"))
+deep = pd.DataFrame({
+    **compare.told(more, base), "deep": more.prefetch, "base": base.prefetch, "deep_s": more.step_s,
+    "base_s": base.step_s, "allocated_difference_bytes": more.allocated_bytes - base.allocated_bytes,
+})  # fmt: skip
 worth = spelled(f"{claim} on {', '.join(here.machine)}" for claim, here in deep.groupby("claim"))
 md(f"""
 It expected {facts.text("s9.2.prefetch.gain_low")} to {facts.text("s9.2.prefetch.gain_high")} less a step, and
@@ -647,7 +660,7 @@ seen = deep.set_index("deep").allocated_difference_bytes.groupby("deep").max() i
 rows = [
     {"size": facts.text(f"s6.2.{key}.size"), "layers": facts.text(f"s6.2.{key}.layers"),
      "vram": facts.text(f"s6.2.{key}.vram"), "effect": facts.text(f"s6.2.{key}.effect"),
-     "rule": gigabytes(block * layerwise_held(causes.BLOCKS, n, switch=True), 3),
+     "rule": gigabytes(block * layerwise_held(pairs.BLOCKS, n, switch=True), 3),
      "ours": "the default" if n == 1 else gigabytes(seen[n], 3) + " more" if n in seen else "not measured"}
     for key, n in ahead.items()
 ]  # fmt: skip
@@ -930,22 +943,29 @@ ASKED = {
     6: "6. Do several copy streams help?",
     7: "7. Does prefetch that follows the schedule help?",
 }
-answers = questions(f)
-answers["what"] = answers.number.map(ASKED)
-known, open_ = answers[answers.run_one.notna()].copy(), answers[answers.run_one.isna()].copy()
-known["pair"] = [f"{one} over {two}" for one, two in zip(known.one, known.two, strict=True)]
+known = questions(every_pair)
+known["what"] = known.number.map(ASKED)
+known["pair"] = known.name_a + " over " + known.name_b
 known["where"] = known.machine.where(known.number != 2, "PCIe path, then NVLink")
-table(known,
+alone = known.together_with.map(
+    lambda all_: all(each.startswith(("boards", "clock")) for each in all_)
+)
+fewer_bits = (known.number != 4) | ~known.change.str.contains("packed")
+known["exact"] = (alone & (known.number != 7) & fewer_bits & ((known.number != 2) | (known.tokens == 10_000))
+                  ).where(known.number != 1, known.source == "job")  # fmt: skip
+table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stable"),
       {"what": "question", "pair": "pair", "where": "machine", "work": "work",
        "difference": "difference", "claim": "that is", "exact": "as asked"}, kind="derived",
       caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, "
               f"{known.number[known.exact].nunique()} of them exactly as asked",
-      note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink. Windows "
+      note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink, in question 7 "
+           "the first without windows. Windows "
            "follow the parts of a block, not the schedule, so they are only near question 7. Packed blocks arrive "
            "bit by bit; fp8's do not, and random weights say nothing about the quality of its videos.")  # fmt: skip
-open_["command"] = open_.command.replace("", "no engine does this yet")
-open_["time"] = open_.minutes.map("{:.0f}".format).where(open_.minutes.notna(), "unknown")
-table(open_, {"what": "question", "command": "what would answer it as asked", "time": "minutes"},
+asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}
+open_ = pd.DataFrame([{"what": what, "command": asks[f"question-{n}"] or "no engine does this yet"}
+                      for n, what in ASKED.items() if n not in set(known.number[known.exact])])  # fmt: skip
+table(open_, {"what": "question", "command": "what would answer it as asked"},
       caption=f"Not measured as asked: {len(open_)} of {len(ASKED)}", kind=None)  # fmt: skip
 
 # %% [markdown]
@@ -974,6 +994,22 @@ CHECKS = {
     },
 }
 asked = checks.checks(f, facts)
+every = f.runs[f.runs.source == "job"]
+own = every[(every.status == "ok") & every.latents.notna()]
+own = own[own.groupby("group").engine.transform("nunique") > 1]
+# On a GPU fsdp's own buffers may get other kernels, so that it decides nothing there.
+same = own[own.rehearsal | (own.engine != "fsdp")].groupby("group").latents.nunique() == 1
+excused = own.groupby("group").latents.nunique()[same.index].gt(1) & same
+for name, right, unit, but in [
+    ("bits", same, "group", ", but for fsdp" * bool(excused.any())),
+    ("repeat", every.repeats.dropna().astype(bool), "run", ""),
+    ("formula", every.formula_ok.dropna().astype(bool), "run", ""),
+]:
+    row = {"check": name, **checks.NOTHING, "expected": ""}
+    if len(right):
+        row["status"] = "pass" if right.all() else "fail"
+        row["measured"] = f"{right.sum()} of {counted(len(right), unit)}{but}"
+    asked = pd.concat([asked, pd.DataFrame([row])], ignore_index=True)
 asked["question"] = asked.check.map(CHECKS)
 asked["expects"] = [(facts.text(name) or says(name)) if name else "all of them" for name in asked.expected]  # fmt: skip
 for name, nothing in {"machine": "any", "setting": "nothing", "measured": "nothing"}.items():
@@ -983,8 +1019,11 @@ table(asked,
        "expects": "expected", "setting": "differs from what was asked"}, kind="derived",
       caption=f"{asked.check.nunique()} checks, {len(asked)} answers: "
               f"{spelled(f'{n} {status}' for status, n in asked.status.value_counts().items())}")  # fmt: skip
-table(asked[asked.command != ""].drop_duplicates("command"),
-      {"question": "check", "command": "what would measure it as asked", "minutes": "minutes"},
+asked["command"] = asked.check.map(asks).fillna("")
+settled = asked.check[asked.status.isin(["pass", "fail"]) & (asked.setting == "nothing")]
+left = asked[(asked.command != "") & ~asked.check.isin(settled)]
+table(left.drop_duplicates("command"),
+      {"question": "check", "command": "what would measure it as asked"},
       kind=None, caption="What would measure the checks as asked",
       fold="What would measure the checks as asked")  # fmt: skip
 

@@ -14,7 +14,7 @@ from madeup import NAN, frames, on, run
 
 from wanreport.analysis import compare
 from wanreport.analysis.answer import answer, quoted
-from wanreport.analysis.frames import EMPTY, load
+from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.stats import (
     SAME_CLOCKS,
     UNKNOWN_CLOCKS,
@@ -229,19 +229,6 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named() -> Non
     first, second = quoted(found, "PCIe path", "layerwise").split(" and ")
     assert "4 GPUs" in second and "GPU" not in first
     assert quoted(found, "NVLink", "layerwise") == ""
-
-
-def test_prefetch_shows_steps_and_memory() -> None:
-    base = run("layerwise", 20.0)
-    deep = run("layerwise", 19.0, prefetch=3, allocated_bytes=15e9)
-    (row,) = compare.prefetch(frames(run("resident"), base, deep), FACTS).itertuples()
-    assert (row.deep_s, row.base_s, row.claim, row.same_boards) == (19.0, 20.0, "faster", True)
-    assert row.step_difference_s == pytest.approx(-1.0)
-    assert row.allocated_difference_bytes == 6e9
-    assert compare.prefetch(frames(base), FACTS).empty and compare.prefetch(EMPTY, FACTS).empty
-    h100 = compare.prefetch(load(["results"], ROOT), FACTS).set_index("machine").loc["1× H100"]
-    assert h100.claim == "within noise" and h100.same_boards
-    assert h100.allocated_difference_bytes == pytest.approx(5.62e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(("rows", "gpus", "said"), [

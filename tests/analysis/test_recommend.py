@@ -22,7 +22,7 @@ def ways(gpu: str, gpus: int, wire: str = "host-memory", **given: Any) -> pd.Dat
     return recommend(ROOT, frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
 
 
-def test_a_measured_way_stands_as_measured_and_what_is_as_fast_in_less_memory_goes_first() -> None:
+def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory() -> None:
     best, second = (row for row in ways(H200, 2).query("height == 480").itertuples())
     assert (best.engine, best.layout, best.transfer) == ("stream", "CFG parallel", "bf16")
     assert best.kind == "measured" and "480p-2gpu-stream-cfg-8steps" in best.rests_on
@@ -32,14 +32,30 @@ def test_a_measured_way_stands_as_measured_and_what_is_as_fast_in_less_memory_go
     assert alone.groupby("height").engine.first().tolist() == ["stream", "stream"]
     assert alone[alone.kind == "measured"].height.tolist() == [480, 480]
     assert set(alone.layout) == {"one GPU"}
+    tied, other = (row for row in ways(H200, 4).query("height == 720").itertuples())
+    assert tied.kind == other.kind == "measured" and tied.total_s > other.total_s
 
 
-def test_what_was_not_measured_is_predicted_and_says_from_what() -> None:
-    found = ways(H100, 8)
+@pytest.mark.parametrize(("gpu", "gpus", "wire", "seconds"), [
+    (H100, 8, "host-memory", [32.059, 31.8682, 102.4535, 102.2628]),
+    (H100, 8, "nvlink", [26.0505, 26.0521, 90.2347, 90.4573]),
+    (H200, 4, "nvlink", [45.8819, 45.9449, 171.5058, 171.4951]),
+    (H200, 8, "host-memory", [34.1207, 34.1078, 109.5368, 109.5239]),
+])  # fmt: skip
+def test_what_was_not_measured_is_predicted_and_says_from_what(
+    gpu: str, gpus: int, wire: str, seconds: list[float]
+) -> None:
+    """The numbers follow from records of November 2026: later ones may change them."""
+    then = frames.cached(("results",), ROOT)
+    then = then._replace(runs=then.runs[then.runs.started < "2026-11-27"])
+    found = recommend(ROOT, then, gpu, gpus, wire)
+    assert found.total_s.tolist() == pytest.approx(seconds, abs=1e-4)
     assert set(found.kind) == {"predicted"} and set(found.layout) == {"CFG parallel and Ulysses"}
-    assert found.rests_on.str.startswith("results/4x-nvidia-h100").all()
-    over_nvlink = ways(H200, 2, "nvlink")  # measured on one GPU, and there on four
-    assert over_nvlink.rests_on.str.contains("data sheet").all()
+    assert found.rests_on.str.startswith("results/").all()
+    assert found.rests_on.str.contains("data sheet").all() == (gpus == 4)
+
+
+def test_an_odd_number_of_gpus_cannot_split_branches() -> None:
     odd = ways(H100, 3)
     assert set(odd.layout) == {"Ulysses"} and odd.groupby("height").size().tolist() == [2, 2]
 
@@ -50,7 +66,7 @@ def test_what_is_predicted_is_never_faster_than_resident_was_measured() -> None:
     assert (found.step_s >= 7.56).all() and found.engine.iloc[0] == "stream"
 
 
-@pytest.mark.parametrize("gb", [10.7, 12.0, 24.0, 40.0, 80.0])
+@pytest.mark.parametrize("gb", [10.7, 12.0, 24.0, 80.0])
 def test_nothing_is_recommended_that_does_not_fit(gb: float) -> None:
     found = ways(H100, 1, vram_gb=gb)
     assert len(found) and (found.needs_bytes <= USABLE * gb * 1e9).all()

@@ -213,16 +213,6 @@ def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after: Any
     assert four["step_s"] == pytest.approx(predicted("720p-2gpu-resident")["step_s"] / 2)
 
 
-def test_one_gpu_is_predicted_as_it_was_measured(after: Any) -> None:
-    predicted = after(streamed(), streamed(T720, LONG, other_s=0.03))
-    for name, windows in (("480p-1gpu-resident", WINDOWS), ("720p-2gpu-resident", LONG)):
-        found = predicted(name, num_gpus=1)["inputs"]["windows_s"]
-        assert found == pytest.approx(windows)
-    pre, attend, _ = predicted("720p-2gpu-resident")["inputs"]["windows_s"]
-    assert attend == pytest.approx(0.1)
-    assert min(0.016 / T480, 0.04 / T720) < pre / 37_800 < max(0.016 / T480, 0.04 / T720)
-
-
 def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
     """A probe is short, and the GPU's clocks are then higher than in a job."""
     cold = after(streamed())("720p-4gpu-resident")["inputs"]["windows_s"]
@@ -230,43 +220,6 @@ def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
     assert hot["inputs"]["windows_s"] == pytest.approx([1.1 * each for each in cold])
     with pytest.raises(scaling.PredictionError, match="720p-1gpu-resident"):
         after(resident(T720, 1.0))("720p-4gpu-resident")
-
-
-def test_rows_of_benchmarks_are_measurements_too(after: Any) -> None:
-    def attend(*more: Any) -> Any:
-        return after(*more)("720p-4gpu-resident")["inputs"]["windows_s"][1]
-
-    step = 20 * 0.25 + OTHER / 2 * T720 / T480  # 20 blocks, one branch
-    bench = campaigns.campaign(machine="1x NVIDIA H200", ranks=1, resident_ms={T720: 1e3 * step},
-                               factors={"resident": 1.0, "resident again": 0.1})  # fmt: skip
-    bench["rows"][0]["ranks"][0]["samples_ms"] = [1e3 * step] * 7
-    assert attend(streamed(), bench) == pytest.approx((0.25 - 0.04 * T720 / T480) / 4)
-    planned = campaigns.campaign(machine="1x NVIDIA H200", ranks=1, resident_ms={T720: 1.0},
-                                 factors={"planned": 1.0})  # fmt: skip
-    attended = synthetic.plan_inputs().windows_s[1] / 4
-    for when, expected in (("2001", attended), ("2222", 0.2 / 4)):  # of several the latest counts
-        late = streamed(T720, LONG) | {"started_at": f"{when}-01-01T00:00:00+00:00"}
-        assert attend(planned, late) == pytest.approx(expected)
-
-
-def test_host_memory_is_shared_by_collectives_and_copies(after: Any) -> None:
-    predicted = after(streamed())
-    fast, slow = (predicted("720p-4gpu-layerwise", wire) for wire in scaling.INTERCONNECTS)
-    assert fast["overhead"] == 0  # copies hide behind computation, and touch nothing else
-    inputs = slow["inputs"]
-    assert inputs["local"] == asdict(Route(LINK, LINK / 2, 1.0, 2.0))
-    wire = 4 * ROW * 18_900 * 30 / (LINK / 2) + 2 * 11 / 4.8e12 * 18_900 * 40 * ROW
-    assert inputs["collectives_s"] == pytest.approx(wire)
-    # While loads are in flight, which is for D / M of a pass, collectives take twice as long.
-    share = 39 * BLOCK / (40 * LINK * (sum(inputs["windows_s"]) + wire))
-    base, stream, fsdp = (
-        predicted(f"720p-4gpu-{engine}", "host-memory") for engine in ("resident", "stream", "fsdp")
-    )
-    assert slow["step_s"] - base["step_s"] == pytest.approx(80 * wire * share) and share < 1
-    assert stream["settings"]["windows"] is not None  # its plan keeps out of the collectives
-    assert stream["overhead"] < slow["overhead"]
-    rate = 1 / (1 / 4 / LINK + 3 / 4 / (LINK / 2))
-    assert fsdp["inputs"]["sharded"]["rate"] == pytest.approx(rate)
 
 
 def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after: Any) -> None:
@@ -286,31 +239,6 @@ def test_swap_pays_at_the_first_step_and_the_switch(after: Any) -> None:
     assert found["first_s"] == found["switch_s"] and found["overhead"] == 0
     found = after(measured("swap", steady_s=7.0, switch_s=17.0))("720p-4gpu-swap")
     assert found["switch_s"] - found["step_s"] == pytest.approx(10, abs=0.1)
-
-
-def test_an_interconnect_measured_with_two_gpus_replaces_what_was_assumed(after: Any) -> None:
-    shared = Route(LINK, LINK / 4, 1.0, 1.5)
-    two = streamed(ranks=2, windows=(0.008, 0.01, 0.012), collectives_s=0.01, local=shared,
-                   sharded=shared)  # fmt: skip
-    predicted = after(streamed(), two)
-    inputs = predicted("720p-4gpu-resident")["inputs"]
-    few, many = (scaling.all_to_all_bytes(t, 40, ROW, n) for t, n in ((T480, 2), (T720, 4)))
-    assert inputs["collectives_s"] == pytest.approx(many / few * 0.01)
-    assert inputs["local"]["collective_factor"] == 1.5
-    # Windows are one GPU's, which resident's steps correct: those of a probe on several are not.
-    assert inputs["windows_s"][1] == pytest.approx(0.032 * (T720 / T480) ** 2 / 4)
-    # Over another interconnect, and for no more GPUs than it had, it says nothing.
-    for name, wire, factor in (("4gpu", "host-memory", 2.0), ("2gpu", "nvlink", 1.0)):
-        found = predicted(f"720p-{name}-resident", wire)["inputs"]["local"]
-        assert found["collective_factor"] == factor
-
-
-def test_windows_of_gpus_that_wait_are_as_long_as_a_step_of_two_says(after: Any) -> None:
-    plain = after(streamed(), streamed(ranks=2, collectives_s=0.01))("720p-4gpu-resident")
-    of_two = 0.008 + 0.032 / 2 + 0.012  # what follows from one GPU
-    step = 2 * 40 * (0.9 * of_two + 0.01) + OTHER
-    short = after(resident(T480, step, 2))("720p-4gpu-resident")["inputs"]["windows_s"]
-    assert short == pytest.approx([0.9 * each for each in plain["inputs"]["windows_s"]])
 
 
 def test_pcie_between_gpus_is_not_host_memory(after: Any) -> None:

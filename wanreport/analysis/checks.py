@@ -1,4 +1,4 @@
-"""The baseline's open checks (its sections 9.2 and 6.1) and further ones, answered from runs.
+"""The baseline's open checks (its sections 9.2 and 6.1), answered from runs.
 
 Checks of time, memory or overlap look at full-scale runs only: a rehearsal never passes one. A
 difference of times is claimed by :mod:`wanreport.analysis.stats` or not at all. Where no run had
@@ -22,10 +22,8 @@ from wanreport.analysis.stats import SAME_CLOCKS, Median, apart, gap_difference
 from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, significant
 
 FOUR, SHARED = "s9.1.new4.gpus", "PCIe path"
-SLOWER = {"slower": "pass", "faster": "fail", "no interval": "not measured"}
 PARTLY, HARDLY = 0.05, 0.01  # hidden of copies' time by an engine that overlaps, and by another
-NOTHING = {"status": "not measured", "runs": [], "minutes": math.nan,
-           **dict.fromkeys(("machine", "setting", "measured", "command"), "")}  # fmt: skip
+NOTHING = {"status": "not measured", "runs": [], "machine": "", "setting": "", "measured": ""}
 Answers = Iterator[dict[str, Any]]
 
 
@@ -39,36 +37,35 @@ class _Data(NamedTuple):
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
-    `status` is "pass", the runs agree with the fact `expected`, "fail", they contradict it, "within
-    noise", they are too close to tell, or "not measured"; `setting`, how the `runs` differ from
-    what was asked for; until some machine has answered just that, `command` would measure it.
+    `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
+    "not measured"; `setting`, how the `runs` differ from what was asked for.
     """
     timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []
-    for check, (expected, jobs, answer) in CHECKS.items():
+    for check, (expected, answer) in CHECKS.items():
         answers = list(answer(data))
         # Where a machine has what was asked for, what is near it tells no more.
         there = {each["machine"] for each in answers if not each["setting"]}
         answers = [a for a in answers if not a["setting"] or a["machine"] not in there]
-        settled = any(a["status"] in ("pass", "fail") and not a["setting"] for a in answers)
-        todo = {} if settled or not jobs else compare.to_measure(frames, *jobs.split())
-        row = {"check": check, "expected": expected, **NOTHING, **todo}
+        row = {"check": check, "expected": expected, **NOTHING}
         rows += [row | each for each in answers or [{}]]
     return pd.DataFrame(rows)
 
 
-def _answer(data: _Data, status: str, names: Sequence[str], measured: str, also: str = "",
+def _answer(data: _Data, status: Any, names: Sequence[str], measured: str, also: str = "",
             asked: str = FOUR) -> dict[str, Any]:  # fmt: skip
     """An answer for the last run's machine; `asked` is the fact with the number of GPUs.
 
-    `status` may be a claim, where "slower" is right.
+    `status` may be a claim, where "slower" is right, or whether it passes.
     """
+    said = {True: "pass", False: "fail", "slower": "pass", "faster": "fail",
+            "no interval": "not measured"}  # fmt: skip
     runs = data.frames.runs.loc[[*names]]
     last = runs.iloc[-1]
     linked = len(runs) > 1 and last.interconnect == "NVLink"  # of one run it does not count
     path = f"NVLink instead of the {SHARED}" if linked else ""
     setting = ", ".join(filter(None, [also, compare.differs(data.facts, runs, asked), path]))
-    return {"status": SLOWER.get(status, status), "machine": last.machine, "measured": measured,
+    return {"status": said.get(status, status), "machine": last.machine, "measured": measured,
             "runs": [*names], "setting": setting}  # fmt: skip
 
 
@@ -77,20 +74,8 @@ def _last(runs: pd.DataFrame, *first: str) -> Iterator[Any]:
     yield from runs.sort_values([*first, "started"]).groupby(compare.WHERE).tail(1).itertuples()
 
 
-# The schedule and the engines, at any scale ------------------------------------------------------
-
-
-def _holds(right: pd.Series, seen: str = "", setting: str = "") -> Answers:
-    """An answer that holds for all runs, or fails for some: then these are its runs."""
-    many = counted(len(right), "run")
-    if len(right):
-        yield {"status": "pass" if right.all() else "fail", "setting": setting, "machine": "",
-               "runs": [*right.index[right == right.all()]],
-               "measured": f"{seen} in {many}" if seen else f"{right.sum()} of {many}"}  # fmt: skip
-
-
 def _schedule(fact: str, data: _Data) -> Answers:
-    """Hold the baseline's own jobs against a fact, else those at full scale.
+    """Hold the baseline's own jobs at any scale against a fact, else others at full scale.
 
     Of the switch: what the schedule says, and when steps of each iteration used the other expert.
     """
@@ -104,32 +89,11 @@ def _schedule(fact: str, data: _Data) -> Answers:
         first = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf).groupby("run")
         values = chosen[["switch_step"]].astype(float).join(first.agg(["min", "max"]), how="inner")
     seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
-    setting = "" if len(own) else compare.differs(data.facts, chosen, FOUR)
-    return _holds((values == data.facts.number(fact)).all(axis=1), seen, setting)
-
-
-def _every(column: str, data: _Data) -> Answers:
-    runs = data.frames.runs
-    return _holds(runs[column][runs.source == "job"].dropna().astype(bool))
-
-
-def _bits(data: _Data) -> Answers:
-    """Compare latents within each group of comparable jobs of two engines or more.
-
-    `fsdp` decides nothing at full scale: for the buffers that it gathers into, a GPU may choose
-    other kernels.
-    """
-    runs = data.frames.runs
-    jobs = runs[(runs.source == "job") & (runs.status == "ok") & runs.latents.notna()]
-    jobs = jobs[jobs.groupby("group").engine.transform("nunique") > 1]
-    counts = jobs.rehearsal | (jobs.engine != "fsdp")
-    same = jobs[counts].groupby("group").latents.nunique() == 1
-    excused = ", but for fsdp" * bool((jobs.groupby("group").latents.nunique().gt(1) & same).any())
-    for each in _holds(jobs.group.map(same)):
-        yield each | {"measured": f"{same.sum()} of {counted(len(same), 'group')}{excused}"}
-
-
-# Times -------------------------------------------------------------------------------------------
+    right = (values == data.facts.number(fact)).all(axis=1)
+    if len(right):
+        shown, names = f"{seen} in {counted(len(right), 'run')}", right.index[right == right.all()]
+        differs = "" if len(own) else compare.differs(data.facts, chosen, FOUR)
+        yield _answer(data, bool(right.all()), names, shown) | {"machine": "", "setting": differs}
 
 
 def _pairs(data: _Data, other: str, ahead: int = 1) -> list[pd.DataFrame]:
@@ -143,9 +107,8 @@ def _compared(other: str, data: _Data) -> Answers:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
     for gap in pd.DataFrame(compare.told(*_pairs(data, other, deep))).itertuples():
         shown = f"{ratio(gap.difference)}, {signed(f'{gap.step_difference_s:+.2f}')} s a step"
-        faster = {"faster": "pass", "slower": "fail"} if other == NEW else {}
-        status = faster.get(gap.claim, gap.claim)
-        yield _answer(data, status, [gap.run_one, gap.run_two], shown)
+        shorter = {"faster": True, "slower": False} if other == NEW else {}
+        yield _answer(data, shorter.get(gap.claim, gap.claim), [gap.run_one, gap.run_two], shown)
 
 
 def _scaling(old: str, data: _Data) -> Answers:
@@ -165,17 +128,14 @@ def _scaling(old: str, data: _Data) -> Answers:
 
 
 def _spike(old: str, data: _Data) -> Answers:
-    runs, steps = data.timed, data.frames.steps
+    steps, runs = data.frames.steps, data.timed[data.timed.latest & data.timed.switch_s.notna()]
     steady = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
-    runs = runs.assign(low=steady.min(), high=steady.max())
-    for row in _last(runs[runs.latest & (runs.engine == old) & runs.switch_s.notna()], "steps_run"):
+    runs = runs[runs.engine == old].assign(low=steady.min(), high=steady.max())
+    for row in _last(runs, "steps_run"):
         there = row.switch_step == data.facts.number("s2.switch.new")
-        spike = there and row.switch_s > row.high * (1 + SAME_CLOCKS)
         shown = f"{seconds(row.switch_s)}, other steps {seconds(row.low)} to {seconds(row.high)}"
-        yield _answer(data, "pass" if spike else "fail", [row.run], shown)
-
-
-# Memory and overlap ------------------------------------------------------------------------------
+        spike = there and bool(row.switch_s > row.high * (1 + SAME_CLOCKS))
+        yield _answer(data, spike, [row.run], shown)
 
 
 def _pure(data: _Data) -> Answers:
@@ -185,7 +145,7 @@ def _pure(data: _Data) -> Answers:
     runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
     for row in _last(runs[runs.engine == "resident"]):
         shown = "out of memory" if row.oom else f"{gibibytes(row.reserved_bytes)} reserved"
-        yield _answer(data, "pass" if row.oom else "fail", [row.run], shown)
+        yield _answer(data, bool(row.oom), [row.run], shown)
 
 
 def _overlap(data: _Data) -> Answers:
@@ -194,7 +154,7 @@ def _overlap(data: _Data) -> Answers:
         new = here.engine == NEW
         agree = (here.hidden >= PARTLY).where(new, here.hidden <= HARDLY).all()
         # The baseline expects something of both, so that one alone can only contradict it.
-        status = "fail" if not agree else "not measured" if new.all() else "pass"
+        status = False if not agree else "not measured" if new.all() else True
         shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
         also = "no copies of an old offload noted" * bool(new.all())
         if new.any():
@@ -208,7 +168,7 @@ def _contention(data: _Data) -> Answers:
         alone = Median(1, here.alone_low, here.alone_high, 1)
         beside = Median(here.beside, here.beside_low, here.beside_high, 1)
         order = {*apart(beside, alone)} - {0}
-        status = "within noise" if len(order) != 1 else "pass" if order == {1} else "fail"
+        status = "within noise" if len(order) != 1 else order == {1}
         shown = ", ".join(
             f"{significant(row.beside, 3)}× in {row.engine}"
             + " (copies)" * (row.slowed == "copies")
@@ -218,25 +178,15 @@ def _contention(data: _Data) -> Answers:
             yield _answer(data, status, here.run, shown)
 
 
-def _jobs(*engines: str, gpus: str = "4") -> str:
-    return " ".join(f"campaign/720p-{n}gpu-{engine}" for n in gpus for engine in engines)
-
-
-OWN, BOTH = "baseline/new-4gpu", "baseline/old-4gpu-fsdp baseline/old-4gpu-swap"
-CHECKS: dict[str, tuple[str, str, Callable[[_Data], Answers]]] = {
-    "shift": ("s9.2.shift.expected", _jobs(NEW), partial(_schedule, "s9.1.flow_shift")),
-    "switch": ("s2.switch.new", _jobs(NEW), partial(_schedule, "s2.switch.new")),
-    **{f"spike-{old}": ("s9.2.switch.expected", _jobs(old), partial(_spike, old)) for old in OLD},
-    **{f"slower-{old}": ("s9.2.slower.expected", _jobs(NEW, old), partial(_compared, old))
-       for old in OLD},
-    **{f"scaling-{old}": ("s6.1.new_grows", _jobs(NEW, old, gpus="46"), partial(_scaling, old))
-       for old in (*OLD, "resident")},
-    "pure": ("s9.2.pure.expected", _jobs("resident"), _pure),
-    "prefetch": ("s9.2.prefetch.expected", _jobs(NEW, f"{NEW}-prefetch3"), partial(_compared, NEW)),
-    "overlap": ("s9.2.overlap.expected", f"{OWN} {BOTH}", _overlap),
-    "contention": ("s9.2.contention.expected", OWN, _contention),
-    "bits": ("", "", _bits), "repeat": ("", "", partial(_every, "repeats")),
-    "formula": ("", "", partial(_every, "formula_ok")),
-}  # fmt: skip
-"""The fact that holds the expectation, jobs that would tell, and what answers. Without a fact they
-are of the engines themselves; all others are the baseline's."""
+CHECKS: dict[str, tuple[str, Callable[[_Data], Answers]]] = {
+    "shift": ("s9.2.shift.expected", partial(_schedule, "s9.1.flow_shift")),
+    "switch": ("s2.switch.new", partial(_schedule, "s2.switch.new")),
+    **{f"spike-{old}": ("s9.2.switch.expected", partial(_spike, old)) for old in OLD},
+    **{f"slower-{old}": ("s9.2.slower.expected", partial(_compared, old)) for old in OLD},
+    **{f"scaling-{old}": ("s6.1.new_grows", partial(_scaling, old)) for old in (*OLD, "resident")},
+    "pure": ("s9.2.pure.expected", _pure),
+    "prefetch": ("s9.2.prefetch.expected", partial(_compared, NEW)),
+    "overlap": ("s9.2.overlap.expected", _overlap),
+    "contention": ("s9.2.contention.expected", _contention),
+}
+"""The fact that holds the expectation, and what answers."""

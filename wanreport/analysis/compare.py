@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ import pandas as pd
 
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import Runs, difference, gap_difference
-from wanreport.jobs.job import load_job
-from wanreport.records.project import project_root
 
 Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the document says, by name
 NEW, OLD = "layerwise", ("fsdp", "swap")
@@ -38,8 +35,8 @@ def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = Fal
 def headline(frames: Frames) -> pd.DataFrame:
     """Pick the runs for the first screen: of each machine, GPUs, height and engine but `resident`.
 
-    It is the latest plain job with prefetch 1. One whose reference ran on the same boards goes
-    before one whose did not, and one with `resident` again afterwards before both.
+    It is the latest plain job with prefetch 1; before it goes one whose reference ran on the same
+    boards, and one with `resident` again afterwards.
     """
     plain = plain_jobs(overhead(frames))
     plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
@@ -94,18 +91,6 @@ def nearest(
     return aligned(ones, picked.run) + aligned(others, picked.run_two)
 
 
-def prefetch(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Compare the deeper prefetch with the default: a row for each machine that has both."""
-    runs = plain_jobs(overhead(frames))
-    ahead = [facts.number(name) for name in ("s6.2.three.size", "s9.2.prefetch.base")]
-    deep, base = nearest(*(runs[(runs.engine == NEW) & (runs.prefetch == each)] for each in ahead))
-    return pd.DataFrame({
-        **told(deep, base), "deep": deep.prefetch, "base": base.prefetch, "deep_s": deep.step_s,
-        "base_s": base.step_s,
-        "allocated_difference_bytes": deep.allocated_bytes - base.allocated_bytes,
-    })  # fmt: skip
-
-
 def layouts(frames: Frames) -> pd.DataFrame:
     """Compare CFG parallelism with Ulysses over all GPUs: a row for each machine, size and engine.
 
@@ -124,9 +109,9 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
-    """Say how runs differ from the setup asked for: "2 GPUs instead of 4, 480p instead of 720p".
+    """Say how runs differ from what was asked: "2 GPUs instead of 4, 480p instead of 720p".
 
-    `gpus` is the fact with the number of GPUs asked for; any will do without.
+    `gpus` is the fact with the number of GPUs; any will do without.
     """
     said, size = [], [("height", "s2.height", "p"), ("frames", "s2.frames", " frames")]
     for column, fact, unit in [("gpus", gpus, " GPUs")] * bool(gpus) + size:
@@ -140,18 +125,3 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
     said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
-
-
-def to_measure(frames: Frames, *params: str) -> dict[str, Any]:
-    """Name the `command` that measures some jobs, and the `minutes` that it takes at most.
-
-    `params` are files below ``params/`` without their ending. Minutes are those that the job took
-    on some machine before, else its ``timeout_s``; NaN where the folder has no such file.
-    """
-    files, took = [f"params/{name}.yaml" for name in params], 0.0
-    known = frames.full_scale().groupby("job").wall_s.last()
-    for path in (project_root() / file for file in files):
-        limit = math.nan if path.stem in known or not path.is_file() else load_job(path).timeout_s
-        took += known.get(path.stem, limit)
-    return {"command": f"wanreport measure {' '.join(files)}",
-            "minutes": math.nan if math.isnan(took) else math.ceil(took / 60)}  # fmt: skip

@@ -13,19 +13,16 @@ say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the 
 
     step_s, step_low_s, step_high_s, step_n   the median steady step, neither first nor switch
     first_s, switch_s, decode_s, denoise_s, steady_s, end_to_end_s   other parts of the schedule
-    h2d_step_bytes, h2d_step_bytes_all, h2d_schedule_bytes   to the device, a steady step or in all;
-                            a step that did not run counts as a steady one
+    h2d_step_bytes, h2d_step_bytes_all, h2d_schedule_bytes   to the device, a steady step or in all
     latents, repeats        what all complete iterations end in; whether several do, and agree
     formula_ok              whether all counters equal their closed formula; None without one
     latest                  whether it is its job's run that counts
-    reference, resident_s   the run of `resident` that it is held against, and its step. In a
-                            benchmark file the first one of as many tokens; of jobs of the same work
-                            and layout the latest on the same boards, else on such a machine
+    reference, resident_s   the run of `resident` that it is held against, and its step: in its
+                            file, else of the same work, if there is one on the same boards
     overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
-    drift, bracketed        by what share resident moved meanwhile, and whether that is known: in a
-                            benchmark file at its end, of jobs on the same boards
-    limit_s, over_limit     resident's step, or a step's bytes over the link's measured bandwidth,
-                            which no engine can beat with the same bytes; and the step over it
+    drift, bracketed        by what share resident moved meanwhile, and whether that is known
+    limit_s, over_limit     the longer of resident's step and a step's bytes over the link's
+                            measured bandwidth; and the step over it
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
@@ -38,7 +35,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from wanreport.analysis.rows import MEMORY, Rows, add_bench, add_record
+from wanreport.analysis.rows import GPU, MEMORY, Rows, add_bench, add_record
 from wanreport.analysis.stats import difference, median_interval
 from wanreport.jobs.job import Job
 from wanreport.records import files
@@ -51,7 +48,6 @@ WHOLE = ("iteration", "step", "rank", "gpus", "tokens", "blocks", "branches", "h
 """Columns of whole numbers; with gaps they would turn into fractions."""
 UNITS = ("_s", "_bytes", "_mhz", "_w", "_gb", "celsius")
 """How columns of other numbers end; one without any value would hold None, and not NaN."""
-GPU = ["sm_mhz", "power_w", "celsius"]
 KEY = ("run", "iteration", "kind")
 COLUMNS = {
     "steps": (*KEY, "step", "role", "expert", "timestep", "seconds", "h2d_bytes", "h2d_bytes_all"),
@@ -78,10 +74,9 @@ class Frames(NamedTuple):
 
 
 def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
-    """Read all records and benchmark files below some folders, such as ``results``.
+    """Read all records and benchmark files below folders of `root`, by default the project.
 
-    Relative folders are below `root`, by default the project; a missing one holds nothing. Raises
-    FileError naming every file that cannot be used, as no run may be missing in silence.
+    Raises FileError naming every file that cannot be used, as no run may be missing in silence.
     """
     root, problems = root or project_root(), []
     rows: Rows = {name: [] for name in Frames._fields}
@@ -147,7 +142,7 @@ def _summed_up(
     found = runs.join([
         medians, moved.set_axis(["h2d_step_bytes", "h2d_step_bytes_all"], axis=1),
         _whole(clean, quiet, runs.steps_whole).groupby("run").median(),
-        each.groupby("run")[[*MEMORY]].max(), quiet.groupby("run")[GPU].median(),
+        each.groupby("run")[[*MEMORY]].max(), quiet.groupby("run")[[*GPU]].median(),
     ])  # fmt: skip
     boards = quiet.groupby("run").boards.first()
     found["boards"] = [boards.get(run, ()) for run in found.index]

@@ -51,9 +51,8 @@ def shares(frames: Frames) -> pd.DataFrame:
 def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
     """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
 
-    `blocks` counts blocks of one branch, so that excerpts of several engines hold equal work. A
-    pass's first block, at which ranks wait, is left out. Events are cut at both ends, in
-    milliseconds from there; none without a timeline.
+    `blocks` are of one branch, so that excerpts of several engines hold equal work. A pass's first
+    block, at which ranks wait, is left out. Times are in milliseconds from the cut.
     """
     row = frames.runs.loc[run]
     events = _timeline(frames, row)

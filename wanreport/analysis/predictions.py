@@ -144,11 +144,10 @@ def lines(content: Mapping[str, Any]) -> list[str]:
 
 
 def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Hold every prediction against the runs that were made after it.
+    """Hold every prediction against the latest `run` that was made after it on such a machine.
 
-    A row for each job predicted; where it ran later on such a machine the latest `run`, `error`,
-    the predicted step over the measured one less 1, `inside`, whether the range holds it, and
-    `held`, whether it is within :data:`TOLERANCE` of the prediction.
+    `error` is the predicted step over the measured one less 1; `held`, whether that one is within
+    :data:`TOLERANCE` of the prediction.
     """
     ran, rows = overhead(frames), []
     ran = ran.assign(at=pd.to_datetime(ran.started, utc=True, format="ISO8601")).sort_values("at")
@@ -168,5 +167,4 @@ def judged(frames: Frames, predictions: Sequence[Mapping[str, Any]]) -> pd.DataF
     return table.assign(
         interconnect=table.interconnect.map(INTERCONNECTS).map(path_of), measured_s=seen.step_s,
         overhead=seen.overhead, error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
-        inside=seen.step_s.between(table.low_s, table.high_s),
     )  # fmt: skip

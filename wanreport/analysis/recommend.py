@@ -3,8 +3,8 @@
 Every way to make a video of 81 frames that fits on the GPUs counts with the seconds of its whole
 schedule, without decoding: as measured on such a machine where it was, else as predicted by
 :mod:`wanreport.analysis.scaling` and the planner, relative to `resident` where that was measured.
-Whatever is within :data:`ALIKE` of the fastest is as fast; of that the way that needs the least
-memory goes first.
+Whatever is within :data:`ALIKE` of the fastest is as fast. Of that goes first what was measured,
+and then the way that needs the least memory.
 """
 
 from __future__ import annotations
@@ -55,26 +55,25 @@ def recommend(
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
     table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
-    guessed = table.copy()
     ran = plain_jobs(overhead(frames), layouts=True)
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
     ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
-    for run in ran.itertuples():
-        blocks = DEFAULT_ROOM if run.engine == "stream" else 0
-        transfer = run.settings.get("transfer", "bf16")
-        if (at := (run.height, run.cfg_parallel, run.engine, transfer, blocks)) in table.index:
-            found = run.allocated_bytes, run.denoise_s, run.step_s, "measured", run.file
-            table.loc[at, VALUES] = found
-    for at in table.index[table.kind == "measured"]:
-        if at[2] == "resident":  # the others cost of it what was predicted
-            alike = [(*key[:2], kind) == (*at[:2], "predicted") for key, kind in table.kind.items()]
-            for times in ("total_s", "step_s"):
-                table.loc[alike, times] *= table[times][at] / guessed[times][at]
-            table.loc[alike, "rests_on"] += f"; {table.rests_on[at]}"
+    seen = ran.assign(
+        cfg=ran.cfg_parallel, transfer=[each.get("transfer", "bf16") for each in ran.settings],
+        blocks=DEFAULT_ROOM * (ran.engine == "stream"), needs_bytes=ran.allocated_bytes,
+        total_s=ran.denoise_s, kind="measured", rests_on=ran.file,
+    ).astype({"height": int}).drop_duplicates(KEY, keep="last").set_index(KEY)[VALUES]  # fmt: skip
+    seen = seen[seen.index.isin(table.index)]
+    for at, row in seen[seen.index.get_level_values("engine") == "resident"].iterrows():
+        # The others cost of it what was predicted.
+        times, others = ["total_s", "step_s"], (*at[:2], slice(None))
+        table.loc[others, times] *= (row[times] / table.loc[at, times]).to_numpy(float)
+        table.loc[others, "rests_on"] += f"; {row.rests_on}"
+    table.loc[seen.index] = seen
     table = table[table.needs_bytes <= free].reset_index()
     as_fast = table.groupby("height").total_s.transform("min") * (1 + ALIKE)
     table["rank"] = table.total_s.clip(lower=as_fast)
-    table = table.sort_values(["height", "rank", "needs_bytes"], kind="stable")
+    table = table.sort_values(["height", "rank", "kind", "needs_bytes"], kind="stable")
     table = table.drop_duplicates(["height", "cfg", "engine", "transfer"])
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
@@ -90,23 +89,25 @@ def _ways(
 
     `stream` has next to no memory, or all that is free.
     """
-    told = {}
-    for engine in ("stream", "resident", "layerwise", "swap", "fsdp"):
-        given = {"engine": engine, "num_gpus": gpus, "height": height, "width": SIZES[height]}
-        job = Job.model_validate({"name": engine, "enable_cfg_parallel": cfg, **given})
-        told[engine] = scaling.predict_job(known, job, wire)
+    asked = {"num_gpus": gpus, "height": height, "width": SIZES[height], "enable_cfg_parallel": cfg}
+    told = {
+        engine: scaling.predict_job(known, Job(name=engine, engine=engine, **asked), wire)  # type: ignore[arg-type]
+        for engine in ("stream", "resident", "layerwise", "swap", "fsdp")
+    }
     inputs = Inputs.of(told["stream"]["inputs"])
-    block, outer = inputs.block_bytes, inputs.outer_bytes
-    expert = inputs.blocks * block
+    block, outer, expert = (
+        inputs.block_bytes,
+        inputs.outer_bytes,
+        inputs.blocks * inputs.block_bytes,
+    )
     each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
             for row in known.of("windows")]  # fmt: skip
     working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)
     for everything in (False, True):
         least = float("inf")
         for transfer in ("bf16", "packed"):
-            blocks = DEFAULT_ROOM
-            if everything:
-                blocks = room((free - working) / 1e9, block, outer, transfer)
+            budget = (free - working) / 1e9 if everything else None
+            blocks = room(budget, block, outer, transfer)
             sent = int(SENT[transfer] * block) if transfer == "packed" else None
             best = candidates(replace(inputs, transfer=transfer, packed_bytes=sent), blocks)[0]
             total = best.predicted.total(inputs.steps)

@@ -15,9 +15,8 @@ from wanreport.records import files
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows of each frame, by its name."""
-Ranks = Any  # a list with an entry for each rank, or None
-
 MEMORY = ("allocated_bytes", "reserved_bytes", "pinned_bytes", "host_rss_bytes")
+GPU = ("sm_mhz", "power_w", "celsius")
 WORKLOAD = ("scale", "num_inference_steps", "sampled_steps", "cfg", "dtype", "compile", "seed",
             "checkpoint", "prompt", "negative_prompt", "guidance_scale",
             "guidance_scale_2")  # fmt: skip
@@ -42,12 +41,10 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     steps = f"{ran} of {whole} steps" if 0 < ran < whole else f"{whole} steps"
     work = _joined(size, branches == 1 and "one branch", compiled and "compiled", split, steps)
     program = (r.source or "").replace("sglang", "SGLang")
-    taken = plan["candidates"][plan["chosen"]] if plan else None
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
-    rows["runs"].append({
-        **_about(run, r.machine, r.software, program), "source": "job",
-        "job": str(job.get("name", "unnamed job")), "rehearsal": r.is_rehearsal,
-        "engine": engine, "setting": setting, "prefetch": prefetch,
+    columns = {
+        "source": "job", "job": str(job.get("name", "unnamed job")), "rehearsal": r.is_rehearsal,
+        "engine": engine, "setting": setting, "prefetch": prefetch, "program": program,
         "name": ("SGLang " if program else "") + _joined(engine, setting), "gpus": gpus,
         "cfg_parallel": bool(split), "branches": branches, "compiled": compiled,
         "work": work if model.width else "", "workload": workload,
@@ -62,29 +59,15 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "steps_run": ran, "steps_whole": whole, "switch_step": r.schedule.switch_step,
         "started": r.started_at, "link_gb_s": link.get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
-        "settings": {"transfer": "bf16"} | taken["settings"] if taken else {},
-        "planned_step_s": taken["predicted"]["step_s"] if taken else None,
-        "plan_inputs": plan and plan.get("inputs"),
+        "settings": {"transfer": "bf16"} | plan["candidates"][plan["chosen"]]["settings"]
+        if plan else {},
         "pageable_rates": None if None in rates else rates,
         "counters_derived": r.engine.counters_derived, "traces": len(r.traces),
         # What an imported run's first trace says of its copies.
         "traced": next((trace for trace in r.traces if trace.get("copies_ns")), None),
-    })  # fmt: skip
+    }  # fmt: skip
     roles = {r.schedule.switch_step: "switch", 0: "first"}
-    for number, it in enumerate(r.iterations):
-        key = {"run": run, "iteration": number, "kind": it.kind}
-        _add_iteration(
-            rows, key, it.memory, it.gpu, it.counters, it.expected_counters,
-            **_of(it, "decode_s", "total_s"), latents=it.latents_sha256,
-            complete=len(it.steps) == ran > 0,
-        )  # fmt: skip
-        rows["steps"] += [
-            {**key, "step": step.index, "role": roles.get(step.index, "steady"),
-             **_of(step, "expert", "timestep"), "h2d_bytes": _most(step.h2d_bytes),
-             "seconds": _most(step.seconds),  # a step takes as long as its slowest rank
-             "h2d_bytes_all": sum(step.h2d_bytes) if step.h2d_bytes else None}
-            for step in it.steps
-        ]  # fmt: skip
+    _add(rows, run, r.machine, r.software, plan, r.iterations, roles, columns)
     rows["events"] += [{"run": run, **event.model_dump(), "ms": event.end_ms - event.start_ms}
                        for event in r.timeline if event.end_ms is not None]  # fmt: skip
 
@@ -94,13 +77,13 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
 
     Raises FileError if the file lies in another machine's folder.
     """
-    said = bench.settings
-    links: dict[int, float] = {}  # the slowest rank's, by tokens
-    if bench.machine.slug != (folder := path.parent.parent.name):
+    said, slug = bench.settings, bench.machine.slug
+    if slug != (folder := path.parent.parent.name):
         raise files.FileError(
-            f"{path}: machine.slug is {bench.machine.slug}, and the folder is {folder}'s; move the"
-            f" file to {bench.machine.slug}/benchmarks/"
+            f"{path}: machine.slug is {slug}, and the folder is {folder}'s; move the file to"
+            f" {slug}/benchmarks/"
         )
+    links: dict[int, float] = {}  # the slowest rank's, by tokens
     for row in bench.rows:
         rates = [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
         links |= {row.tokens: min(rates)} if rates and row.label == files.FIRST else {}
@@ -108,44 +91,45 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         engine, again = "stream" if name == "planned" else name, row.label == files.LAST
         parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
-        off = _most(r.latents_error and r.latents_error[-1] for r in row.ranks)
+        off = _most(rank.latents_error and rank.latents_error[-1] for rank in ranks)
         setting = _joined(name == "planned" and name, *parts, off and "not exact")
         shown = _joined(engine, setting)
         if name in files.PEERS:
             setting = bench.peers[name].version if name in bench.peers else ""
             shown = f"{'SGLang' if name == 'sglang' else name} {setting}".strip()
-        plan = ranks[0].plan if ranks else None
+        plan = ranks[0].plan.model_dump() if ranks and ranks[0].plan else None
         digests = {d for rank in ranks for d in (rank.first_output_sha256, rank.output_sha256)}
-        run, group = f"{file}#{row.tokens}/{row.label}", f"{file}#{row.tokens}"
         step = "a CFG step" if said.branches == 2 else "one branch"
-        rows["runs"].append({
-            **_about(run, bench.machine, bench.software), "source": "bench", "scale": "blocks",
-            "campaign": path.stem, "rehearsal": said.device != "cuda", "again": again,
-            "engine": engine, "setting": setting, "prefetch": given.get("prefetch"),
-            "name": shown + " again" * again, **_of(said, "blocks", "branches"),
-            "gpus": said.ranks, "compiled": said.compile,
-            "work": f"{row.tokens:,} tokens, {said.blocks} blocks, {step}", "group": group,
-            **_of(row, "label", "status", "reason", "tokens"), "commit": row.git_sha,
-            "started": row.ended_at, "link_gb_s": links.get(row.tokens),
+        columns = {
+            "source": "bench", "scale": "blocks", "campaign": path.stem, "program": "",
+            "rehearsal": said.device != "cuda", "again": again, "engine": engine,
+            "setting": setting, "prefetch": given.get("prefetch"), "name": shown + " again" * again,
+            **_of(said, "blocks", "branches"), "gpus": said.ranks, "compiled": said.compile,
+            "work": f"{row.tokens:,} tokens, {said.blocks} blocks, {step}",
+            "group": f"{file}#{row.tokens}", **_of(row, "label", "status", "reason", "tokens"),
+            "commit": row.git_sha, "started": row.ended_at, "link_gb_s": links.get(row.tokens),
             "block_bytes": bench.bytes // said.blocks,
             "settings": vars(row.settings) if row.settings else {},
-            "planned_step_s": plan and plan.candidates[plan.chosen].predicted.step_s,
-            "plan_inputs": plan and plan.inputs,
             "latents": next(iter(digests)) if len(digests) == 1 else None,
-            "repeats": len(digests) == 1 if digests else None,
-            "latents_off_share": off,
-        })  # fmt: skip
-        key, memory = {"run": run, "iteration": 0, "kind": "clean"}, [rank.memory for rank in ranks]
-        pinned = [each.pinned_bytes for each in memory if each.pinned_bytes]
-        shared = ranks[0].shared_pinned_bytes * (len(pinned) - 1) if pinned else 0
-        gpus, counters = [rank.gpu for rank in ranks], [rank.counters or {} for rank in ranks]
-        # What ranks share of the host's pinned memory counts once.
-        pinned_bytes = sum(pinned) - shared if pinned else None
-        _add_iteration(rows, key, memory, gpus, counters, complete=False, pinned_bytes=pinned_bytes)
+            "repeats": len(digests) == 1 if digests else None, "latents_off_share": off,
+        }  # fmt: skip
         moved = _moved(bench, row, name)
         samples = zip(*(rank.samples_ms for rank in ranks), strict=True)
-        rows["steps"] += [{**key, "step": number, "role": "steady", "seconds": max(each) / 1e3,
-                           "h2d_bytes": moved} for number, each in enumerate(samples)]  # fmt: skip
+        steps = [files.Step.model_construct(
+            index=number, expert=None, timestep=None, seconds=[ms / 1e3 for ms in each],
+            h2d_bytes=[] if moved is None else [moved] * len(ranks),
+        ) for number, each in enumerate(samples)]  # fmt: skip
+        memory = [rank.memory for rank in ranks]
+        pinned = [each.pinned_bytes for each in memory if each.pinned_bytes]
+        if pinned:  # what ranks share of the host's counts once
+            nbytes = sum(pinned) - ranks[0].shared_pinned_bytes * (len(pinned) - 1)
+            memory = [each.model_copy(update={"pinned_bytes": nbytes}) for each in memory]
+        whole = files.Iteration.model_construct(
+            kind="clean", steps=steps, memory=memory, gpu=[rank.gpu for rank in ranks],
+            counters=[rank.counters or {} for rank in ranks],
+        )  # fmt: skip
+        run = f"{file}#{row.tokens}/{row.label}"
+        _add(rows, run, bench.machine, bench.software, plan, [whole], {}, columns)
 
 
 def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
@@ -165,52 +149,63 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
                  for rank in row.ranks if rank.counters and rank.samples_ms)  # fmt: skip
 
 
-# What both kinds share ---------------------------------------------------------------------------
+def _add(
+    rows: Rows, run: str, machine: files.Machine, software: files.Software, plan: Any,
+    iterations: list[files.Iteration], roles: dict[int | None, str], columns: dict[str, Any],
+) -> None:  # fmt: skip
+    """Add a run and its iterations; `roles` are those of steps that are not steady ones.
 
-
-def _about(run: str, machine: files.Machine, software: Any, program: str = "") -> dict[str, Any]:
-    """Which run it is, and on what: a machine's short name is like "2× H100, PCIe path".
-
-    H100 alone is the SXM board; other boards keep the rest of their name. Runs of another program
-    are compared among themselves, as on another machine. The last columns only one kind has.
+    A machine's short name is like "2× H100, PCIe path". H100 alone is the SXM board; other boards
+    keep the rest of their name. Runs of another program are compared among themselves, as on
+    another machine. Of the GPUs counts what the one with the slowest clock read.
     """
     path = path_of(machine.interconnect or "") if machine.gpu_count > 1 else ""
     board = (machine.gpu_name or "").removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")
     short = _joined(f"{machine.gpu_count}× {board}", path) if board else machine.class_
-    return {
-        "run": run, "file": run.partition("#")[0], "program": program,
-        "machine": _joined(short or "unknown machine", program), "machine_class": machine.class_,
+    rows["runs"].append({
+        "run": run, "file": run.partition("#")[0], "machine_class": machine.class_,
+        "machine": _joined(short or "unknown machine", columns["program"]),
         "slug": machine.slug, "interconnect": path, "gpu_model": machine.gpu_name,
         "torch": software.torch, "commit": software.git_sha,
+        "planned_step_s": plan and plan["candidates"][plan["chosen"]]["predicted"]["step_s"],
+        "plan_inputs": plan and plan.get("inputs"),
+        # What only one kind has.
         **dict.fromkeys(("campaign", "label", "job", "hint"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),
         **dict.fromkeys(("latents", "repeats", "latents_off_share", "traced")),
-        **dict.fromkeys(("pageable_rates", "steps_whole")),
-    }  # fmt: skip
+        **dict.fromkeys(("pageable_rates", "steps_whole")), **columns,
+    })  # fmt: skip
+    most = max((len(it.steps) for it in iterations), default=0)
+    for number, it in enumerate(iterations):
+        key = {"run": run, "iteration": number, "kind": it.kind}
+        read: dict[str, Any] = {"boards": ()}
+        gpus = [rank for rank in it.gpu or [None] if rank]
+        if len(gpus) == len(it.gpu or [None]):
+            slowest = min(gpus, key=lambda rank: [getattr(rank, name) for name in GPU])
+            read = {**_of(slowest, *GPU), "boards": tuple(sorted(rank.board for rank in gpus))}
+        rows["iterations"].append({
+            **key, **read, **_of(it, "decode_s", "total_s"), "latents": it.latents_sha256,
+            "complete": len(it.steps) == most > 0,
+            **{name: _most(getattr(rank, name) for rank in it.memory or [] if rank)
+               for name in MEMORY},
+        })  # fmt: skip
+        rows["counters"] += [
+            {**key, "rank": rank, "counter": name, "measured": value,
+             "formula": it.expected_counters[rank].get(name) if it.expected_counters else None}
+            for rank, found in enumerate(it.counters or []) for name, value in found.items()
+        ]  # fmt: skip
+        rows["steps"] += [
+            {**key, "step": step.index, "role": roles.get(step.index, "steady"),
+             **_of(step, "expert", "timestep"), "h2d_bytes": _most(step.h2d_bytes),
+             "seconds": _most(step.seconds),  # a step takes as long as its slowest rank
+             "h2d_bytes_all": sum(step.h2d_bytes) if step.h2d_bytes else None}
+            for step in it.steps
+        ]  # fmt: skip
 
 
 def path_of(interconnect: str) -> str:
     """Name an interconnect, as records have it, in short: "NVLink", "PCIe path"."""
     return "PCIe path" if "PCIe" in interconnect else interconnect
-
-
-def _add_iteration(
-    rows: Rows, key: dict[str, Any], memory: Ranks, gpus: Ranks, counters: Ranks,
-    formulas: Ranks = None, **more: Any,
-) -> None:  # fmt: skip
-    """Add an iteration and its counters; of the GPUs what the one with the slowest clock read."""
-    read: dict[str, Any] = {"boards": ()}
-    if gpus and None not in gpus:
-        slowest = min(gpus, key=lambda rank: (rank.sm_mhz, rank.power_w, rank.celsius))
-        boards = tuple(sorted(rank.board for rank in gpus))
-        read = {**_of(slowest, "sm_mhz", "power_w", "celsius"), "boards": boards}
-    most = {name: _most(getattr(rank, name) for rank in memory or [] if rank) for name in MEMORY}
-    rows["iterations"].append({**key, **most, **read, **more})
-    for rank, found in enumerate(counters or []):
-        said = formulas[rank] if formulas else {}
-        rows["counters"] += [{**key, "rank": rank, "counter": name, "measured": value,
-                              "formula": said.get(name)}
-                             for name, value in found.items()]  # fmt: skip
 
 
 def _of(part: object, *names: str) -> dict[str, Any]:

@@ -6,12 +6,11 @@ With T tokens and H heads over N ranks the busiest rank has t = ⌈T/N⌉ tokens
     pre, post   α t                linear: projections and feed-forward of its own tokens
     attend      β T² h / H         quadratic: all tokens of its own heads
 
-with α at t and β at T interpolated between the token counts that one GPU was measured at, and
-constant beyond them. Both come from windows that a plan of `stream` was made from, scaled to steps
-of `resident` of the same length where there are some: a probe is too short to slow a GPU's clocks
-as a job does. Of a longer step all that is not linear is attention. What lies outside the blocks is
-linear in T and not shared out. Between the windows of each visit lie two all-to-alls, as fast as on
-the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
+with α at t and β at T interpolated between the token counts that one GPU was measured at. Both come
+from windows that a plan of `stream` was made from, scaled to steps of `resident` of that length:
+a probe is too short to slow a GPU's clocks. Of a longer step all that is not linear is attention.
+What lies outside the blocks is linear in T and not shared out. Each visit has two all-to-alls, as
+fast as on the same interconnect with fewer GPUs, or as assumed. The engines' loads lie on top by
 :mod:`wanreport.planner.cost`'s formulas.
 """
 
@@ -37,13 +36,10 @@ DATASHEET = {"NVIDIA H200": (450e9, 4.8e12), "NVIDIA H100 80GB HBM3": (450e9, 3.
 """Bytes a second of NVLink, each direction, and of the GPU's own memory: NVIDIA's data sheets."""
 COPIES = 11
 """Tensors of a rank's own tokens that a visit copies to pack and unpack its all-to-alls."""
-ASSUMED = {
-    "nvlink": "all-to-alls have the data sheet's NVLink, and copies beside them do not touch",
-    "host-memory": "all-to-alls have half the measured link, as their ways out and in take turns;"
-    " beside copies each has half of that again",
-    "swap": "moving an expert takes as long as copying pageable memory with fewer GPUs",
-}
-"""What is assumed where it was not measured."""
+ASSUMED = {"nvlink": "the data sheet's NVLink", "host-memory": "half of the link's rate",
+           "swap": "rates of pageable memory"}  # fmt: skip
+"""What is assumed where it was not measured. Over NVLink, copies beside all-to-alls do not touch.
+Through host memory the ways out and in take turns, and copies beside them halve the rate again."""
 
 
 class PredictionError(FileError):
@@ -82,9 +78,8 @@ class Known(NamedTuple):
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
     """Bytes that the busiest rank sends or receives in a visit's two all-to-alls.
 
-    ``row`` are the bytes of one token's head. To its heads a rank brings q, k and v of all other
-    tokens, and gives its tokens' other heads; the way back moves one tensor. Of each all-to-all the
-    fuller direction counts.
+    ``row`` are the bytes of one token's head. q, k and v go out and one tensor comes back; of each
+    way the fuller direction counts.
     """
     sizes = [[-(-(total - rank) // ranks) for rank in range(ranks)] for total in (tokens, heads)]
     most = max(max(t * (heads - h), (tokens - t) * h) for t, h in zip(*sizes, strict=True))
@@ -94,16 +89,14 @@ def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
 def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     """Predict one job; JSON-ready. In ``low_s`` and ``high_s`` all-to-alls take no time, and twice.
 
-    ``resident`` takes what it computes, and so does ``swap`` but for the first step and the switch,
-    where one expert goes to pageable memory and the other comes from there. ``layerwise`` brings
-    all blocks but the first in each branch's pass, ``fsdp`` the whole expert, 1/N of it over the
-    link and the rest from the other ranks; ``stream`` what its plan says. Raises PredictionError
-    for a job of another kind, or if measurements are missing or contradict.
+    ``swap`` takes what ``resident`` does, but moves two experts at the first step and the switch.
+    A pass of ``layerwise`` brings all blocks but the first, of ``fsdp`` the whole expert, 1/N of it
+    over the link, of ``stream`` what its plan says. Raises PredictionError for a job of another
+    kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
         raise PredictionError(
-            f"{job.name}: only eager {DTYPE} jobs with guidance and no memory budget are predicted;"
-            " leave this one out"
+            f"{job.name}: has compile, dtype, cfg or vram_budget_gb; leave it out"
         )
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
@@ -152,23 +145,35 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
 
 def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inputs, int]:
     """What a plan for ``job`` would be made from, and bytes of a visit's all-to-alls."""
-    gpus, (heads, row), plan = job.num_gpus, known.head, Inputs.of(known.base.value)
+    gpus, (heads, row), best = job.num_gpus, known.head, known.base
+    plan = Inputs.of(best.value)
     # Of those that share a branch's tokens.
     number, branches = (gpus // 2, 1) if job.enable_cfg_parallel else (gpus, 2)
-    windows, rest = _alone(known)
+    windows, rest, waiting = _alone(known)
     exchanged, collectives = all_to_all_bytes(tokens, heads, row, number), 0.0
-    local, sharded, waiting = plan.local, None, 1.0
+    local, sharded = plan.local, None
     if gpus > 1:
-        rate, copied, left, factor = _wire(known, interconnect, local.rate)
-        packed = copied * -(-tokens // number) * heads * row
+        # A collective's bytes a second, packing included or seconds for it, the share of its rate
+        # that a load beside one keeps, and how much longer the collective takes then.
+        if best.ranks > 1:
+            rate = all_to_all_bytes(best.tokens, heads, row, best.ranks) / plan.collectives_s
+            left, factor, copied = local.collective_rate / local.rate, local.collective_factor, 0.0
+        elif known.gpu in DATASHEET:
+            nvlink, memory = DATASHEET[known.gpu]
+            copied = 2 * COPIES / memory  # each is read and written
+            apart = interconnect == "nvlink"
+            rate, left, factor = (nvlink, 1.0, 1.0) if apart else (local.rate / 2, 0.5, 2.0)
+        else:
+            where = f"stream on 2 GPUs over {INTERCONNECTS[interconnect]}"
+            raise PredictionError(f"{known.gpu}: is not in scaling.DATASHEET; measure {where}")
         if number > 1:
-            waiting, collectives = _waiting(known, windows, rest), exchanged / rate + packed
+            collectives = exchanged / rate + copied * -(-tokens // number) * heads * row
         local = replace(local, collective_rate=local.rate * left, collective_factor=factor)
         part, gathered = 1 / gpus / local.rate, (gpus - 1) / gpus / rate
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * left)
-    pre, attend, post = (waiting * each for each in windows(tokens, number))
+    pre, attend, post = (waiting ** (number > 1) * each for each in windows(tokens, number))
     return Inputs(
         blocks=known.model["num_layers"], block_bytes=known.model["block_bytes"], ranks=gpus,
         branches=branches, outer_bytes=plan.outer_bytes, steps=job.num_inference_steps,
@@ -177,8 +182,6 @@ def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inp
     ), exchanged  # fmt: skip
 
 
-# Seconds of one branch's windows in one block, (pre, attend, post), by tokens and ranks.
-Windows = Callable[[int, int], tuple[float, float, float]]
 Curve = Callable[[int], float]
 
 
@@ -188,17 +191,22 @@ def _curve(points: Mapping[int, float]) -> Curve:
     return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
 
 
-def _visit(row: Any, rest: Curve) -> float:
-    """Seconds of one branch in one block, of a step of `resident`."""
-    step, blocks, branches = row.value
-    return float((step / branches - rest(row.tokens) * row.tokens) / blocks)
+def _alone(known: Known) -> tuple[Callable[[int, int], tuple[float, ...]], Curve, float]:
+    """What one GPU tells: windows by tokens and ranks, the rest's seconds a token, and waiting.
 
-
-def _alone(known: Known) -> tuple[Windows, Curve]:
-    """What one GPU tells: the length of windows, and the rest's seconds a token."""
+    That is how many times as long windows take with several GPUs, as waiting ones clock up: what
+    `resident` took beside all-to-alls over what follows from one GPU, in the latest run whose
+    all-to-alls are known; 1 without one.
+    """
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
-    visits = {row.tokens: _visit(row, rest) for row in known.of("resident", several=False)}
+
+    def visit(row: Any) -> float:
+        """Seconds of one branch in one block, of a step of `resident`."""
+        step, blocks, branches = row.value
+        return float((step / branches - rest(row.tokens) * row.tokens) / blocks)
+
+    visits = {row.tokens: visit(row) for row in known.of("resident", several=False)}
     factors = {n: visits[n] / sum(w.windows_s) if n in visits else 1.0 for n, w in alone.items()}
     pre, attend, post = (
         {n: factors[n] * w.windows_s[part] / n**power for n, w in alone.items()}
@@ -208,49 +216,16 @@ def _alone(known: Known) -> tuple[Windows, Curve]:
         attend[n] = (visits[n] / n - _curve(pre)(n) - _curve(post)(n)) / n
     if wrong := [n for n, each in attend.items() if each <= 0]:
         files = ", ".join(row.path for row in known.of("resident") if row.tokens in wrong)
-        raise PredictionError(
-            f"{known.gpu}: a step of resident is too short at {wrong[0]:,} tokens ({files});"
-            " measure it again"
-        )
+        raise PredictionError(f"{files}: a step of resident is too short; measure it again")
 
-    def windows(tokens: int, ranks: int) -> tuple[float, float, float]:
-        heads = known.head[0]
-        t, h = -(-tokens // ranks), -(-heads // ranks)
-        attended = _curve(attend)(tokens) * tokens**2 * h / heads
+    def windows(tokens: int, ranks: int) -> tuple[float, ...]:
+        t, share = -(-tokens // ranks), -(-known.head[0] // ranks) / known.head[0]
+        attended = _curve(attend)(tokens) * tokens**2 * share
         return _curve(pre)(t) * t, attended, _curve(post)(t) * t
 
-    return windows, rest
-
-
-def _waiting(known: Known, windows: Windows, rest: Curve) -> float:
-    """How many times as long windows take with several GPUs: waiting ones clock up.
-
-    It is what `resident` took beside all-to-alls over what follows from one GPU, in the latest run
-    whose all-to-alls are known; 1 without one.
-    """
-    factor = 1.0
+    waiting = 1.0
     exchanges = {(row.tokens, row.ranks): row.value["collectives_s"] for row in known.of("windows")}
     for row in known.of("resident", several=True):
         if (at := (row.tokens, row.ranks)) in exchanges:
-            factor = (_visit(row, rest) - exchanges[at]) / sum(windows(*at))
-    return factor
-
-
-def _wire(known: Known, interconnect: str, link: float) -> tuple[float, float, float, float]:
-    """An interconnect as measured with the most ranks, packing included, else :data:`ASSUMED`.
-
-    Bytes a second of a collective; seconds to pack and unpack a byte; the share of its rate that a
-    load beside a collective keeps; how much longer the collective takes then.
-    """
-    if (best := known.base).ranks > 1:
-        plan, moved = Inputs.of(best.value), all_to_all_bytes(best.tokens, *known.head, best.ranks)
-        left, factor = plan.local.collective_rate / plan.local.rate, plan.local.collective_factor
-        return moved / plan.collectives_s, 0.0, left, factor
-    if known.gpu not in DATASHEET:
-        raise PredictionError(
-            f"{known.gpu}: measure stream on 2 GPUs over {INTERCONNECTS[interconnect]}, or add the"
-            " GPU's rates to wanreport.analysis.scaling.DATASHEET"
-        )
-    nvlink, memory = DATASHEET[known.gpu]
-    copied = 2 * COPIES / memory  # each is read and written
-    return (nvlink, copied, 1.0, 1.0) if interconnect == "nvlink" else (link / 2, copied, 0.5, 2.0)
+            waiting = (visit(row) - exchanges[at]) / sum(windows(*at))
+    return windows, rest, waiting

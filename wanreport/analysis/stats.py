@@ -30,9 +30,8 @@ class Median(NamedTuple):
 def median_interval(samples: Iterable[float]) -> Median:
     """Compute the median and its distribution-free 95 % interval.
 
-    The interval is the pair of order statistics x_(k), x_(n+1-k) with the largest k for which
-    P(Binomial(n, 1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1). Samples must
-    be independent. Below six samples there is none.
+    It is the pair of order statistics x_(k), x_(n+1-k) with the largest k for which P(Binomial(n,
+    1/2) < k) <= 2.5 % (David & Nagaraja, Order Statistics, section 7.1), for independent samples.
     """
     ordered = sorted(float(sample) for sample in samples if not math.isnan(sample))
     n, k, fewer = len(ordered), 0, 1
@@ -44,10 +43,7 @@ def median_interval(samples: Iterable[float]) -> Median:
 
 
 def apart(one: Median, two: Median, allowance: Any = 0.0) -> Any:
-    """Compare two medians: 1 where `one` lies above `two`, -1 below, 0 where nothing is claimed.
-
-    Their intervals must be apart by more than the share `allowance`.
-    """
+    """Tell whether intervals are apart by more than a share: 1 above, -1 below, 0 if neither."""
     more = 1 + allowance
     return 1 * (one.low > two.high * more) - 1 * (one.high * more < two.low)
 
@@ -55,10 +51,9 @@ def apart(one: Median, two: Median, allowance: Any = 0.0) -> Any:
 def allowance(one: Runs, two: Runs, *, drift: Any = 0.0, either_way: bool = False) -> Any:
     """Compute the share below which no difference between two runs' steps is claimed.
 
-    A clock counts only where it may explain the difference: where the run of the longer step has
-    the slower one; with `either_way` always. One that was not read is unknown, never equal.
-    `drift`, by what share the same work drifted while both ran, takes the place of the allowance
-    for equal clocks if it is more.
+    A clock counts where the run of the longer step has the slower one, with `either_way` always.
+    One that was not read is unknown, never equal. If `drift`, by what share the same work drifted
+    meanwhile, is more than the allowance for equal clocks, it takes its place.
     """
     least = np.fmax(SAME_CLOCKS, np.abs(drift))
     mine, theirs = (np.where(run["sm_mhz"] > 0, run["sm_mhz"], np.nan) for run in (one, two))
@@ -71,9 +66,8 @@ def allowance(one: Runs, two: Runs, *, drift: Any = 0.0, either_way: bool = Fals
 def difference(one: Runs, two: Runs, drift: Any = 0.0) -> dict[str, Any]:
     """Compare two runs' steady steps: `one` over `two`, less 1, with interval and claim.
 
-    ``difference`` is a share, from ``difference_low`` to ``difference_high`` as both intervals
-    allow; ``step_difference_s`` is in seconds, from ``low_s`` to ``high_s``. `claim` is "slower",
-    "faster", "within noise" below the `allowance`, or "no interval" with fewer than six steps.
+    ``difference`` is a share, ``step_difference_s`` in seconds (``low_s`` to ``high_s``). `claim`
+    is "slower", "faster", "within noise", or "no interval" with fewer than six steps.
     """
     return {
         **_told(_over(one, two), Median(1, 1, 1, 1), allowance(one, two, drift=drift)),
@@ -84,10 +78,9 @@ def difference(one: Runs, two: Runs, drift: Any = 0.0) -> dict[str, Any]:
 
 
 def gap_difference(many: tuple[Runs, Runs], few: tuple[Runs, Runs]) -> dict[str, Any]:
-    """Compare two gaps, as :func:`difference` does steps: "slower" where the first one is wider.
+    """Compare two pairs' gaps, ``gap`` and ``gap_before``: "slower" where the first is wider.
 
-    A pair's gap is the first one's steady step over the second one's, less 1: ``gap`` and
-    ``gap_before``. Clocks count either way: they may have widened one or narrowed the other.
+    Clocks count either way: they may have widened one or narrowed the other.
     """
     wide, narrow = _over(*many), _over(*few)
     share = allowance(*many, either_way=True) + allowance(*few, either_way=True)
@@ -95,7 +88,6 @@ def gap_difference(many: tuple[Runs, Runs], few: tuple[Runs, Runs]) -> dict[str,
 
 
 def _over(one: Runs, two: Runs) -> Median:
-    """The ratio of two runs' steps, with what both intervals leave open."""
     low, high = one["step_low_s"] / two["step_high_s"], one["step_high_s"] / two["step_low_s"]
     return Median(one["step_s"] / two["step_s"], low, high, one["step_n"])
 

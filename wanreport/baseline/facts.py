@@ -29,7 +29,6 @@ Kind = Literal["architecture", "identification", "schedule", "source", "datashee
                "arithmetic", "measured"]  # fmt: skip
 """The kinds of checks. Where two contradict a number, the first of them says what is right."""
 KINDS: tuple[str, ...] = get_args(Kind)
-
 Texts = Annotated[list[str], BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
@@ -148,16 +147,15 @@ def load_facts(folder: Path | str | None = None) -> Facts:
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         with _content(path) as content:
-            for part in content["parts"]:
-                quotes = part.get("quotes", {})
-                for entry in part["facts"]:
-                    # The document's words are those of the longest beginning of the id.
-                    starts = [each for each in quotes if f"{entry['id']}.".startswith(f"{each}.")]
-                    quote = quotes[max(starts, key=len)] if starts else ""
-                    fact = Fact(part=part["number"], quote=quote, **entry)
-                    if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
-                        raise FactError(f"{fact.id} occurs twice, or elsewhere")
-                    facts[fact.id] = fact
+            for part, entry in ((p, entry) for p in content["parts"] for entry in p["facts"]):
+                # The document's words are those of the longest beginning of the id.
+                quotes = {start: text for start, text in part.get("quotes", {}).items()
+                          if f"{entry['id']}.".startswith(f"{start}.")}  # fmt: skip
+                quote = quotes[max(quotes, key=len)] if quotes else ""
+                fact = Fact(part=part["number"], quote=quote, **entry)
+                if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
+                    raise FactError(f"{fact.id} occurs twice, or elsewhere")
+                facts[fact.id] = fact
     if not facts:
         raise FactError(f"{folder}: no facts in *.yaml")
     return facts

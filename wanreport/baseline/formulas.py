@@ -24,8 +24,7 @@ ID = re.compile(r"(?<![\w.])(?:s\d+|wan)(?:\.\w+)+")
 """An id: a fact's, ``s3.2.denoise.new``, or a size's, ``wan.block.bytes``."""
 
 DERIVED = Path(__file__).parent / "derived"
-"""What ``make derive`` and ``make citations`` wrote, so that a page needs neither torch nor a
-network, and the reviewed verdicts."""
+"""What ``make derive`` and ``make citations`` wrote, and the reviewed verdicts."""
 
 
 class Outcome(StrEnum):
@@ -64,7 +63,6 @@ def derived(name: str, folder: Path = DERIVED) -> dict[str, Any]:
 
 
 def decimals_of(printed: Decimal) -> int:
-    """Digits after the decimal point, as written."""
     return max(0, -int(printed.as_tuple().exponent))
 
 
@@ -92,8 +90,7 @@ def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
 def evaluate(formula: str, lookup: Callable[[str], Any], **scope: Any) -> Any:
     """Compute a formula over the quantities and texts that `lookup` gives for ids.
 
-    Returns a quantity, or what a function in it gives. Raises FactError for what Python cannot
-    compute.
+    Returns a quantity, or what a function in it gives. Raises FactError where Python cannot.
     """
     given = {name.replace(".", "__"): lookup(name) for name in ID.findall(formula)}
     ends = [dict.fromkeys(each) if isinstance(each, Quantity) else [each]
@@ -111,10 +108,7 @@ def evaluate(formula: str, lookup: Callable[[str], Any], **scope: Any) -> Any:
 
 
 def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
-    """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does.
-
-    Returns the outcome and its working.
-    """
+    """Hold one side of ``<=``, ``<`` or ``==`` against the other, or call a function that does."""
     pieces = re.split(r"\s*(<=|<|==)\s*", text)
     if len(pieces) == 1:
         so, words = compute(text)
@@ -134,11 +128,12 @@ def condition(text: str, compute: Callable[[str], Any]) -> tuple[Outcome, str]:
 
 def shifts(formula: str) -> tuple[bool, str]:
     """Whether a formula of the noise level gives the scheduler's own levels."""
-    plain, gaps = flow_schedule(27, 1).sigmas, []
-    for shift in (3, 5, 8, 12):
-        for sigma, shifted in list(zip(plain, flow_schedule(27, shift).sigmas, strict=True))[1:-1]:
-            gaps.append(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
-    largest = max(map(abs, gaps))
+    plain = flow_schedule(27, 1).sigmas[1:-1]
+    largest = max(
+        abs(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
+        for shift in (3, 5, 8, 12)
+        for sigma, shifted in zip(plain, flow_schedule(27, shift).sigmas[1:-1], strict=False)
+    )
     return largest < 1e-6, f"largest difference {largest:.1e}"
 
 

@@ -42,9 +42,8 @@ class Verdict(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A fact with all verdicts on it."""
+    """A fact's verdicts, and what follows from them and from what it rests on."""
 
-    fact: Fact
     verdicts: list[Verdict]
     outcome: Outcome  # the worst of the verdicts, or that it follows from a contradicted fact
     rests_on: list[str]  # the contradicted facts because of which it cannot stand as printed
@@ -85,14 +84,15 @@ class Ledger(dict[str, Entry]):
     def __missing__(self, name: str) -> Entry:
         """Say what follows for a fact from the verdicts on it and on what it rests on."""
         fact, verdicts = self.facts[name], self._verdicts[name]
-        uses = [self[used] for used in dict.fromkeys(ID.findall(fact.how)) if used in self.facts]
-        follows = [entry for entry in uses if entry.outcome == Outcome.FALSE or entry.other]
+        uses = {used: self[used] for used in ID.findall(fact.how) if used in self.facts}
+        follows = {used: entry for used, entry in uses.items()
+                   if entry.outcome == Outcome.FALSE or entry.other}  # fmt: skip
         wrong = [verdict for verdict in verdicts if verdict.outcome == Outcome.FALSE]
-        valued = [verdict for verdict in wrong if verdict.value]
-        right = min(valued, key=lambda verdict: KINDS.index(verdict.check), default=None)
+        right = min((verdict for verdict in wrong if verdict.value), default=None,
+                    key=lambda verdict: KINDS.index(verdict.check))  # fmt: skip
         other = right.value if right else None
         if follows and not right:
-            right_ones = {entry.fact.id: entry.other for entry in uses}
+            right_ones = {used: entry.other for used, entry in uses.items()}
             again = formulas.evaluate(fact.how, lambda id: right_ones.get(id) or self.lookup(id))
             contradicts = formulas.compare(fact.number, again, fact.bound) == Outcome.FALSE
             other = again if contradicts else None
@@ -100,22 +100,22 @@ class Ledger(dict[str, Entry]):
         if not wrong:
             rests_on += self._rests_on.get(name, [])
             # Other numbers that leave this one as printed do it no harm.
-            if other or not all(entry.other for entry in follows):
-                rests_on += [entry.fact.id for entry in follows]
+            if other or not all(entry.other for entry in follows.values()):
+                rests_on += follows
             if isinstance(fact.value, str):
                 rests_on += [slot[0] for slot in SLOT.findall(f"{fact.statement} {fact.value}")]
-        roots = [[used] if self[used].outcome == Outcome.FALSE else self[used].rests_on
-                 for used in rests_on]  # fmt: skip
-        decided = not right.elsewhere if right else all(entry.decided for entry in follows)
-        outcome = Outcome.FALLS if any(roots) else Outcome.worst(v.outcome for v in verdicts)
-        found = list(dict.fromkeys(sum(roots, [])))
-        self[name] = Entry(fact, verdicts, outcome, found, other, decided)
+        roots = [root for used in rests_on for root in
+                 ([used] if self[used].outcome == Outcome.FALSE else self[used].rests_on)
+                 ]  # fmt: skip
+        outcome = Outcome.FALLS if roots else Outcome.worst(v.outcome for v in verdicts)
+        decided = (not right.elsewhere if right else
+                   all(entry.decided for entry in follows.values()))  # fmt: skip
+        self[name] = Entry(verdicts, outcome, [*dict.fromkeys(roots)], other, decided)
         return self[name]
 
     def seen(self, by: Iterable[str]) -> pd.DataFrame:
         """What runs say to some questions; a row for each machine."""
-        here = self.answers[self.answers.by.isin(list(by))]
-        return here[here.runs.str.len() > 0]
+        return self.answers[self.answers.by.isin([*by]) & (self.answers.runs.str.len() > 0)]
 
     def lookup(self, name: str) -> Quantity | str:
         """What an id stands for: a size, a number as printed, a text."""
@@ -132,7 +132,7 @@ class Ledger(dict[str, Entry]):
         if sum(map(bool, ways)) != bool(kind):
             raise FactError(f"{fact.id}: a check needs one of how, holds, repeats, by")
         if check.by is not None:
-            yield from self._measured(check.by)
+            yield from self._measured(check.by, check.why)
         elif check.how:
 
             def digits(match: re.Match[str]) -> str:
@@ -148,16 +148,15 @@ class Ledger(dict[str, Entry]):
             yield Verdict(kind, outcome, words.strip(), computed, other and check.how != fact.how)
         else:
             held = [formulas.condition(text, self.compute) for text in check.holds]
-            outcomes, words = [each for each, _ in held], "; ".join(each for _, each in held)
             if check.repeats:
-                outcomes = [each.outcome for each in self._verdicts[self.facts[check.repeats].id]]
-                words = f"See {check.repeats}"
-            outcome = Outcome.worst(outcomes)
-            working = f"{why} {words}{'.' * bool(words)}".strip()
+                name = self.facts[check.repeats].id
+                held = [(each.outcome, f"See {name}") for each in self._verdicts[name]]
+            outcome = Outcome.worst(each for each, _ in held)
+            words = "; ".join(dict.fromkeys(each for _, each in held))
             shown = instead if outcome == Outcome.FALSE else ""
-            yield Verdict(kind, outcome, working, instead=shown)
+            yield Verdict(kind, outcome, f"{why} {words}{'.' * bool(words)}".strip(), instead=shown)
 
-    def _measured(self, by: list[str]) -> Iterator[Verdict]:
+    def _measured(self, by: list[str], todo: str) -> Iterator[Verdict]:
         """What runs say, or what it would take; of another setup only where none is as asked."""
         seen = self.seen(by)
         own = seen.by[(seen.setting == "") & seen.status.isin(FOUND)]
@@ -166,16 +165,15 @@ class Ledger(dict[str, Entry]):
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
-            asked = self.answers[self.answers.by.isin(by)].command
-            todo = next((f" To measure: {command}." for command in asked if command), "")
-            yield Verdict("measured", Outcome.OPEN, f"No run.{todo}")
+            yield Verdict(
+                "measured", Outcome.OPEN, "No run." + f" To measure: {todo}." * bool(todo)
+            )
 
     def differences(self, folder: Path = DERIVED) -> list[str]:
         """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
-        committed, computed = derived("verdicts", folder)["verdicts"], self.summaries()
-        return [f"{name}: committed {committed.get(name)!r}, computed {computed.get(name)!r}"
-                for name in {**committed, **computed} if committed.get(name) != computed.get(name)
-                ]  # fmt: skip
+        old, new = derived("verdicts", folder)["verdicts"], self.summaries()
+        return [f"{name}: committed {old.get(name)!r}, computed {new.get(name)!r}"
+                for name in old | new if old.get(name) != new.get(name)]  # fmt: skip
 
     def summaries(self) -> dict[str, str]:
         """What became of every fact, and because of which, as ``verdicts.json`` keeps it."""

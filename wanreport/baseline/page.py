@@ -1,4 +1,4 @@
-"""Lays the ledger out as DataFrames, for the baseline's notebook and for the command line."""
+"""Lays the ledger out as a DataFrame, for the baseline's notebook and for the command line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ SIGNS = {HOLDS: "✓", FALSE: "✗", FALLS: "†", ELSEWHERE: "◦", OPEN: "…"
 """The mark behind a fact; without one where nothing can judge it."""
 OUTCOMES = [*SIGNS]
 """What became of a fact: exactly one of these, so that their counts add up."""
-MARKDOWN = r"\*\*|`"  # which quotes are shown without
-GROUPS = CONTRADICTED, MEASURED, PAPER = FALSE, "re-measured", "consistent on paper only"
-"""What became of a conclusion, in the order in which they are listed."""
 
 
 def rows(ledger: Ledger) -> pd.DataFrame:
@@ -40,7 +37,7 @@ def rows(ledger: Ledger) -> pd.DataFrame:
                    for v in verdicts]  # fmt: skip
         listed.append({
             "fact": name, "section": int(fact.part.split(".")[0]), "printed": printed,
-            "quote": re.sub(MARKDOWN, "", fact.quote),
+            "quote": re.sub(r"\*\*|`", "", fact.quote),
             "outcome": became, "sign": SIGNS[became], "instead": instead,
             "claim": f"{ledger.facts.fill(fact.statement)}{': ' * bool(printed)}{printed}",
             "judged": f"{SIGNS[became]} {became}{because}{'. Right: ' * bool(instead)}{instead}",
@@ -49,24 +46,3 @@ def rows(ledger: Ledger) -> pd.DataFrame:
             "run": next((run for verdict in verdicts for run in verdict.runs), None),
         })  # fmt: skip
     return pd.DataFrame(listed).set_index("fact", drop=False)
-
-
-def conclusions(ledger: Ledger) -> pd.DataFrame:
-    """List the document's conclusions by group.
-
-    A row for each: its `group`, by the facts that it needs and by whether runs answer, its `name`,
-    its `quote`, what our runs gave (`ours`), and the `fact` that decides.
-    """
-    listed = []
-    for one in ledger.evidence["conclusions"]:
-        seen = ledger.seen(one.get("by", []))
-        falls = [name for name in one["needs"] if ledger[name].outcome in (FALSE, FALLS)]
-        decides = [*falls, *one["needs"]][0]
-        ours = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
-                for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
-        listed.append({
-            "group": CONTRADICTED if falls else MEASURED if len(seen) else PAPER,
-            "name": one["name"], "quote": re.sub(MARKDOWN, "", one["quote"]),
-            "ours": "; ".join(ours), "fact": decides, "href": f"#{decides}",
-        })  # fmt: skip
-    return pd.DataFrame(sorted(listed, key=lambda each: GROUPS.index(each["group"])))

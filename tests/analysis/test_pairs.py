@@ -1,4 +1,4 @@
-"""Which pair of runs stands for which cause, what else differs in it, and what it says."""
+"""Which pair of runs stands for which cause or question, what else differs, and what it says."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis.causes import causes, differences
 from wanreport.analysis.frames import EMPTY, load
-from wanreport.baseline.facts import load_facts
+from wanreport.analysis.pairs import differences, pairs
+from wanreport.baseline.measured import questions
 
 ROOT = Path(__file__).resolve().parents[2]
-FACTS = load_facts()
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")
-LAYERWISE, STREAM, TIMED = (551.0, 19.0, 20.0, 0.0), (0.0, 39.6, 0.0, 0.0), (0.0, 99.7, 0.0, 0.0)
+COUNTED = {"layerwise": (551.0, 19.0, 20.0, 0.0), "stream": (0.0, 39.6, 0.0, 0.0)}
+TIMED = (0.0, 99.7, 0.0, 0.0)  # what stream counts with windows
 CELL = {"blocks": 20, "branches": 1, "source": "bench"}
 """A row of a campaign over 20 blocks and one branch."""
 
@@ -27,14 +27,12 @@ def slots(step: float, number: int = 3, windows: Any = None, **changes: Any) -> 
     return run("stream", step, name=f"stream, slots {number}", settings=settings, **changes)
 
 
-def told(*rows: Any, **counted: Any) -> pd.DataFrame:
-    """Causes of runs; `counted` has counters by engine or, for windows, as `timed`."""
-    counters = {}
-    for row in rows:
-        key = "timed" if row["settings"].get("windows") and "timed" in counted else row["engine"]
-        if key in counted:
-            counters[row["run"]] = dict(zip(COUNTERS, counted[key], strict=True))
-    return causes(frames(*rows, counters=counters), FACTS)
+def told(*rows: Any, counted: bool = False) -> pd.DataFrame:
+    """Pairs of runs, with counters or without."""
+    said = {row["run"]: TIMED if row["settings"].get("windows") else COUNTED[row["engine"]]
+            for row in rows if counted and row["engine"] in COUNTED}  # fmt: skip
+    counters = {name: dict(zip(COUNTERS, found, strict=True)) for name, found in said.items()}
+    return pairs(frames(*rows, counters=counters))
 
 
 def of(found: pd.DataFrame, changed: str) -> Any:
@@ -46,15 +44,12 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed()
     layerwise, plain = run("layerwise", 1.22, **CELL), slots(1.226, **CELL)
     windows = slots(1.13, 4, windows=(1, 2, 3), **CELL)
     found = told(run("resident", 1.13, **CELL), layerwise, plain, windows, slots(1.1, 2, **CELL),
-                 layerwise=LAYERWISE, stream=STREAM, timed=TIMED)  # fmt: skip
-    alloc = of(found, "allocations")
+                 counted=True)  # fmt: skip
+    alloc, window = of(found, "allocations"), of(found, "windows")
     assert (alloc.run_a, alloc.run_b, alloc.change) == (layerwise["run"], plain["run"], "551 → 0")
-    assert alloc.together_with == [
-        "engine layerwise → stream", "prefetch 1 → none", "slots none → 3",
-    ]  # fmt: skip
-    assert alloc.claim == "within noise" and alloc.cause == "alloc"
-    assert (alloc.number, alloc.estimate_low_s) == (3, FACTS.number("s7.alloc.low"))
-    window = of(found, "windows")
+    others = ["engine layerwise → stream", "prefetch 1 → none", "slots none → 3"]
+    assert alloc.together_with == others
+    assert (alloc.claim, alloc.cause) == ("within noise", "alloc")
     assert (window.run_a, window.run_b) == (plain["run"], windows["run"])
     assert window.together_with == ["waits 39.6 → 99.7", "slots 3 → 4"]
     assert window.claim == "slower" and window.difference == pytest.approx(0.096 / 1.13)
@@ -66,9 +61,8 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed()
 
 def test_windows_hide_every_other_cause() -> None:
     rows = run("resident", 4.5), run("layerwise", 4.8), slots(4.5, windows=(1, 2, 3))
-    found = told(*rows, layerwise=LAYERWISE, stream=STREAM)
-    assert set(found.changed) == {"windows"} and of(found, "windows").scale == 1
-    assert any(other.startswith("allocations") for other in of(found, "windows").together_with)
+    window = of(told(*rows, counted=True), "windows")
+    assert window.scale == 1 and window.together_with[2].startswith("allocations")
 
 
 def test_a_pair_of_one_setting_is_found() -> None:
@@ -91,7 +85,7 @@ def test_other_machines_are_held_against_their_own_resident() -> None:
     on_pcie, alone = pair("PCIe path", 4.5, 4.8, "ab"), pair("", 6.8, 6.82, "a")
     gpus = of(told(*on_pcie, *alone), "gpus")
     assert (gpus.run_a, gpus.run_b) == (on_pcie[1]["run"], alone[1]["run"])
-    assert gpus.claim == "slower" and gpus.cause == "contention"
+    assert (gpus.claim, gpus.cause) == ("slower", "contention")
     assert gpus.difference == pytest.approx(4.8 / 4.5 - 6.82 / 6.8)
     assert gpus.effect_s == pytest.approx(4.5 * gpus.difference)
     assert gpus.together_with == ["boards a b → a"], "the path goes with the GPUs"
@@ -109,7 +103,7 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
                 for row in (run("resident", 5.7), run("layerwise", 6.0))]  # fmt: skip
     row = of(told(*eager, *compiled), "compiled")
     assert (row.run_a, row.run_b) == (compiled[1]["run"], eager[1]["run"])
-    assert row.together_with == [] and row.claim == "slower" and row.change == "yes → none"
+    assert (row.together_with, row.claim, row.change) == ([], "slower", "yes → none")
 
 
 @pytest.mark.parametrize(("one", "two", "names"), [
@@ -121,25 +115,44 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
 def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: set[str]) -> None:
     known = {"boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": NAN, "bytes": 1.0,
              "allocations": NAN}  # fmt: skip
-    ones, twos = (pd.DataFrame([known | each], dtype=object) for each in (one, two))
-    differ = differences(ones, twos).iloc[0]
-    assert set(differ.index[differ]) == names
+    differ = differences(*(pd.DataFrame([known | each], dtype=object) for each in (one, two)))
+    assert set(differ.columns[differ.iloc[0]]) == names
 
 
 def test_sizes_read_as_sizes() -> None:
     rows = run("layerwise", h2d_step_bytes=54.8e9), slots(20.0, h2d_step_bytes=27.4e9)
-    found = of(told(run("resident"), *rows, layerwise=LAYERWISE, stream=STREAM), "allocations")
+    found = of(told(run("resident"), *rows, counted=True), "allocations")
     assert {"bytes 54.8 GB → 27.4 GB", "branches a visit 1 → 2"} <= set(found.together_with)
 
 
 def test_runs_with_a_budget_and_deeper_prefetches_make_no_other_pair() -> None:
     rows = [run("resident"), run("layerwise", 21.0, prefetch=3), slots(20.0, vram_budget_gb=30.0)]
-    assert told(*rows, layerwise=LAYERWISE, stream=STREAM).empty and causes(EMPTY, FACTS).empty
+    assert told(*rows, counted=True).empty and pairs(EMPTY).empty
+
+
+@pytest.mark.parametrize(("changed", "value"), [
+    ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
+])  # fmt: skip
+def test_one_setting_of_stream_is_a_pair(changed: str, value: Any) -> None:
+    rows = [slots(20.0), slots(19.0)]
+    rows[1]["settings"] |= {changed: value}
+    found = of(told(run("resident"), *rows), changed.replace("_", " "))
+    assert found.together_with == [] and found.cause == "" and found.claim == "faster"
+    assert [found.run_a, found.run_b] == [rows[1]["run"], rows[0]["run"]]
+
+
+def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
+    rows = [on(2, engine) for engine in ("resident", "layerwise", "swap", "fsdp")]
+    apart = [on(2, engine, cfg_parallel=True) for engine in ("layerwise", "swap")]
+    four = [on(4, engine) for engine in ("layerwise", "swap")]
+    found = told(*rows, *apart, *four).query("changed == 'engine'")
+    assert sorted(found.change) == ["layerwise → fsdp", "layerwise → swap", "layerwise → swap"]
+    assert set(found.machine) == {"2× H100, PCIe path"}
 
 
 def test_the_committed_runs() -> None:
-    """What they say of the causes; runs that come later may find closer pairs."""
-    found = causes(load(["results"], ROOT), FACTS)
+    """What they say; runs that come later may find closer pairs."""
+    found = pairs(load(["results"], ROOT))
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
@@ -149,3 +162,9 @@ def test_the_committed_runs() -> None:
     assert late.together_with == [] and late.claim == "within noise"
     alloc = pcie[(pcie.changed == "allocations") & pcie.work.str.contains("one branch")]
     assert len(alloc) == 3 and set(alloc.claim) == {"within noise"}
+    jobs = pcie[(pcie.changed == "engine") & (pcie.source == "job")].set_index("change").claim
+    assert jobs.to_dict() == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
+    asked = questions(found)
+    assert set(asked.number) == {1, 2, 7}
+    assert asked[asked.number == 2].tokens.between(7_800, 14_040).all()
+    assert asked[asked.number == 7].name_a.str.startswith("stream").all()

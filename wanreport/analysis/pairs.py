@@ -1,0 +1,144 @@
+"""Pairs of runs that differ in a setting: what it costs, by the runs that come closest to telling.
+
+Two runs tell what a setting costs where they differ in nothing else. Hardly any two do, so of all
+pairs the one with the fewest other settings is taken, and these are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import gt, lt
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wanreport.analysis.compare import NEW, OLD, aligned, gaps, overhead
+from wanreport.analysis.frames import Frames
+from wanreport.analysis.stats import SAME_CLOCKS
+from wanreport.words import NBSP, gigabytes
+
+ASKED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "waits": ("sync", gt), "compiled": ("compile", gt), "allocations": ("alloc", gt),
+    "gpus": ("contention", lambda a, b: b == 1),
+    "interconnect": ("contention", lambda a, b: (a == "PCIe path") & (b == "NVLink")),
+    "windows": ("contention", lt),  # none, timed
+    "prefetch": ("late", lt), "engine": ("", lambda a, b: (a == NEW) & b.isin(OLD)),
+    "shard": ("", gt), "transfer": ("", lambda a, b: b == "bf16"), "priority": ("", lt),
+    "copy streams": ("", gt),
+}  # fmt: skip
+"""A setting, the baseline's cause that it makes (section 7), and whether the first of two runs has
+more of it. Settings that make no cause are its open questions (section 10)."""
+OWN_RESIDENT = ("compiled", "interconnect", "gpus")
+"""Settings that make another step even without offload: runs are held against their `resident`."""
+ALIKE = {"clock": SAME_CLOCKS, "bytes": 0.1, "allocations": 0.1, "waits": 0.1}
+"""Shares by which these may differ and be alike; a sample begins or ends within a pass."""
+BLOCKS, BRANCHES = 40, 2  # of a step of the full model, to which cells with fewer are scaled
+SAME = ["engine", "gpus", "interconnect", "gpu_model", "torch", "compiled", "tokens", "blocks",
+        "branches", "prefetch", "allocations", "waits"]  # fmt: skip
+USUAL = {"slots": None, "residents": 0, "shard": False, "copy streams": 1, "priority": 0,
+         "transfer": "bf16"}  # fmt: skip
+"""Columns and settings of `stream` in which two runs may differ."""
+WAITS = ["event_waits", "stream_waits", "host_syncs"]
+FOUND = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
+
+
+def pairs(frames: Frames) -> pd.DataFrame:
+    """Find for each setting asked about, machine and work the pair that comes closest to telling.
+
+    `run_a` has more of what is `changed`, and so the `cause`; `change` are both its values,
+    `together_with` all else that differs; then what :func:`gaps` has of both, of their overheads
+    for :data:`OWN_RESIDENT`. ``effect_s`` is for a step of the full model, `scale` of these steps.
+    """
+    runs = overhead(frames)
+    known = _known(frames, runs)
+    names = known.index.repeat(len(known)), np.tile(known.index, len(known))
+    (a, b), (mine, theirs) = aligned(runs, *names), aligned(known, *names)
+    differ, stream, rows = differences(mine, theirs), a.engine == "stream", []
+    plain = (a.prefetch.isna() | (a.prefetch == 1)) & ~a.engine.isin(OLD)
+    here, both = plain & (a.group == b.group), stream & (b.engine == "stream")
+    alike = a[["gpu_model", "tokens", "blocks"]].eq(b[["gpu_model", "tokens", "blocks"]])
+    elsewhere = plain & ~stream & alike.all(axis=1) & (a["name"] == b["name"])
+    elsewhere &= (a.overhead + b.overhead).notna()
+    for changed, (cause, more) in ASKED.items():
+        # What windows take away is contention: beside it no other cause is to be seen.
+        told = {"windows": here, "engine": here & ~stream & (a.gpus == 2)}.get(
+            changed, here & ~differ.windows & (~stream if cause else both))  # fmt: skip
+        told = (elsewhere if changed in OWN_RESIDENT else told) & differ[changed]
+        told &= b.engine.isin(OLD) == (changed == "engine")
+        # Where copies have the link to themselves, no contention goes away.
+        told &= (a.interconnect == "PCIe path") | (changed != "gpus")
+        told &= more(mine[changed], theirs[changed])
+        own = [changed, "interconnect"] if changed == "gpus" else [changed]
+        others = differ[told].drop(columns=own)
+        work = [a.loc[told, key] for key in ("machine", "cfg_parallel", "tokens", "blocks")]
+        for at in others.sum(axis=1).groupby([*work, theirs[told].engine]).idxmin():
+            change, *together = (
+                f"{key} {' → '.join(_word(key, each.at[at, key]) for each in (mine, theirs))}"
+                for key in [changed, *others.columns[others.loc[at]]]
+            )
+            change = change.removeprefix(changed).strip()
+            rows.append((cause, changed, a.run[at], b.run[at], change, together))
+    found = pd.DataFrame(rows, columns=FOUND)
+    a, b = aligned(runs, found.run_a, found.run_b)
+    own = found.changed.isin(OWN_RESIDENT)
+    gap, step = gaps(runs, found.run_a, found.run_b, own), a.resident_s.where(own, b.step_s)
+    scale = BLOCKS * BRANCHES / (a.blocks * a.branches).astype(float)
+    effects = {f"effect{end}_s": scale * step * gap[f"difference{end}"]
+               for end in ("", "_low", "_high")}  # fmt: skip
+    found = found.assign(name_a=a["name"], name_b=b["name"], machine_b=b.machine, scale=scale,
+                         tokens=a.tokens, source=a.source, **effects).join(gap)  # fmt: skip
+    order = [*ASKED].index
+    return found.sort_values(
+        ["changed", "machine", "work"],
+        ignore_index=True,
+        key=lambda each: each.map(order) if each.name == "changed" else each,
+    )
+
+
+def differences(ones: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Tell in which settings pairs of runs are not the same (:data:`ALIKE`).
+
+    Boards and clocks that are not known are not the same; what neither run has is.
+    """
+    same = ones.eq(others) | (ones.isna() & others.isna())
+    for name, most in ALIKE.items():
+        mine, theirs = (each[name].astype(float) for each in (ones, others))
+        same[name] |= np.maximum(mine, theirs) <= np.minimum(mine, theirs) * (1 + most)
+    return ~same | ones[["boards", "clock"]].isna().reindex(columns=same.columns, fill_value=False)
+
+
+def _word(name: str, value: Any) -> str:
+    """One of the values in "waits 158 → 77"."""
+    if isinstance(value, tuple):
+        return " ".join(value)
+    if value is False or pd.isna(value):
+        return "none"
+    if name == "bytes":
+        return gigabytes(value, 3).replace(NBSP, " ")
+    if isinstance(value, float):
+        return f"{value:.{4 if value >= 1e3 else 3}g}"
+    return "yes" if value is True else str(value)
+
+
+def _known(frames: Frames, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that may be one of a pair, with every setting in which two may differ."""
+    steps = frames.steps.groupby(["run", "iteration"]).size().rename("steps")
+    counted = frames.counters.query("kind == 'clean' and rank == 0")
+    counted = counted.drop_duplicates(["run", "counter"]).join(steps, on=["run", "iteration"])
+    a_step = counted.assign(a_step=counted.measured / counted.steps)
+    a_step = a_step.pivot(index="run", columns="counter", values="a_step")
+    a_step = a_step.reindex(columns=["allocations", *WAITS]).astype(float)
+    engines = (NEW, "sglang", "stream", *OLD)
+    runs = runs[runs.engine.isin(engines) & runs.vram_budget_gb.isna() & ~runs.again]
+    runs = runs.join(a_step.assign(waits=a_step[WAITS].sum(axis=1, min_count=1)))
+    chosen = {name: [settings.get(name.replace(" ", "_"), usual) for settings in runs.settings]
+              for name, usual in USUAL.items()}  # fmt: skip
+    visits = [settings.get("branches_per_visit", 1) for settings in runs.settings]
+    visits = np.minimum(np.array(visits, int), runs.branches.astype(int))
+    known = runs[SAME].assign(
+        **chosen, windows=["timed" if each.get("windows") else "none" for each in runs.settings],
+        **{"branches a visit": visits}, bytes=runs.h2d_step_bytes,
+        boards=runs.boards.where(runs.boards.astype(bool)), clock=runs.sm_mhz,
+    )  # fmt: skip
+    return known.astype(object).where(known.notna(), np.nan)
