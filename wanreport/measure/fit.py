@@ -37,9 +37,9 @@ def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]
 
 
 def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
-    """How many blocks ``vram_budget_gb`` holds on the device.
+    """How many blocks ``vram_budget_gb`` holds on the device, by the ``layouts`` of the job's own.
 
-    ``layouts`` are the job's own. A rehearsal asks about the full model's, and takes its share.
+    A rehearsal asks about the full model's, and takes its share.
     """
     rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
@@ -51,13 +51,12 @@ def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
     if blocks < MIN_ROOM:
         least = (2 * outer + (MIN_ROOM + RING * (job.transfer == "packed")) * block) / 1e9
         raise Unsupported(
-            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks, and streaming needs"
-            f" {MIN_ROOM} beside what lies outside the blocks",
+            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks beside what lies outside of"
+            f" them; streaming needs {MIN_ROOM}",
             f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
         )
-    if rehearsal:
-        blocks = max(blocks * TINY["num_layers"] // A14B["num_layers"], MIN_ROOM)
-    return blocks
+    share = blocks * TINY["num_layers"] // A14B["num_layers"]
+    return max(share, MIN_ROOM) if rehearsal else blocks
 
 
 def require_host_memory(
@@ -66,20 +65,16 @@ def require_host_memory(
     """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
 
     ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal host memory stands in for each rank's device, too.
+    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
     needed = engine.host_bytes(layouts, ranks) + ranks * each
     if needed > free:
-        on, why, fix = (
-            "GPUs", "", "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an"
-            " engine whose host copy all ranks share (resident, layerwise)",
-        ) if not rehearsal else (
-            "ranks without a GPU", "; a rehearsal runs a checkpoint as it is",
-            "leave out `checkpoint` to rehearse with small random weights",
-        )  # fmt: skip
+        fix = "leave out `checkpoint` to rehearse with small random weights" if rehearsal else (
+            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
+            " host copy all ranks share (resident, layerwise)")  # fmt: skip
         raise Unsupported(
-            f"{engine.name} on {ranks} {on} keeps {needed / 1e9:.1f} GB in host memory and"
-            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing{why}",
-            fix,
-        )
+            f"{engine.name} on {ranks} {'ranks' if rehearsal else 'GPUs'} keeps"
+            f" {needed / 1e9:.1f} GB in host memory, and {free / 1e9:.1f} GB are free:"
+            f" {(needed - free) / 1e9:.1f} GB are missing", fix,
+        )  # fmt: skip

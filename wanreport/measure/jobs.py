@@ -38,18 +38,17 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 
     `lenient` leaves files with problems out.
     """
-    jobs: dict[Path, Job] = {}
-    names: dict[str, Path] = {}
-    problems: list[str] = []
+    jobs, names, problems = dict[Path, Job](), dict[str, Path](), list[str]()
     for file in files:
+        mine = within(file, root)
         try:
-            job = jobs[within(file, root)] = load_job(file)
+            job = jobs[mine] = load_job(file)
         except JobError as error:
             problems += error.problems
             continue
-        other, mine = names.setdefault(job.name, file), within(file, root)
+        other = names.setdefault(job.name, mine)
         # What slurm/submit.sh has copied may have any name.
-        if within(other, root) != mine and not mine.is_relative_to("params/submitted"):
+        if other != mine and not mine.is_relative_to("params/submitted"):
             problems.append(f"{file}: name: {other} has the same; rename one of them")
     if problems and not lenient:
         raise JobError(problem.replace(f"{root}/", "") for problem in problems)
@@ -72,8 +71,8 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
     mine = [item for item in found if item[0].parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    reused = [best_record(job, [item for item in mine if stands(job, item[1])]) for job in resolved]
-    return [job for job, record in zip(resolved, reused, strict=True) if record is None]
+    return [job for job in resolved
+            if best_record(job, [each for each in mine if stands(job, each[1])]) is None]  # fmt: skip
 
 
 def measure(
@@ -86,19 +85,17 @@ def measure(
     measured, whatever records there are; a run that fails leaves the record that stood there.
     """
     failed: list[str] = []
-    found = all_records(root)
 
     def tell(path: Path, record: dict[str, Any]) -> None:
         name, status = record["job"]["name"], record["status"]
         lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
-        lines += [f"{'':<24} {record['hint']}"] * (status != "ok" and bool(record["hint"]))
+        lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
+        lines += ["The record of an earlier run stays."] * (path.parent.name == EARLIER)
+        say("  " + f"\n{'':<27}".join(lines))
         if status in ("failed", "timeout", "non-finite"):
             failed.append(name)
-        if path.parent.name == EARLIER:
-            lines.append(f"{'':<24} The record of an earlier run stays.")
-        say("  " + "\n  ".join(lines))
 
-    left = missing(jobs, [] if again else found, this_machine())
+    left = missing(jobs, [] if again else all_records(root), this_machine())
     if left:
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
         done = measure_jobs(left, results or local_results(root), log, tell, minutes)

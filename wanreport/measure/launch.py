@@ -44,33 +44,26 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
     the record could not be written.
     """
     started, begun = datetime.now(UTC), time.perf_counter()
-    here = machine.machine()
+    here, stopped = machine.machine(), None
     record = new_record(
         job,
         # One machine has one class, also for what it runs on its CPU for want of GPUs.
         machine=here | {"device": here["device"] if job.scale == "a14b" else "cpu"},
-        software=machine.software(),
-        sglang=asdict(job.sglang()),
-        engine={"name": job.engine},
+        software=machine.software(), sglang=asdict(job.sglang()), engine={"name": job.engine},
         started_at=started.isoformat(timespec="seconds"),
-    )
+    )  # fmt: skip
     path = record_path(root, here["slug"], job.name, record["job_hash"])
-    stopped: SystemExit | None = None
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
         try:
             with naming(out):
                 placed = located(job, project_root())
                 found = _measured(placed, here["gpu_count"], out, plan_only, log)
-        except Unsupported as error:
-            found = {"status": "unsupported", "reason": str(error), "hint": error.hint}
-        except SystemExit as error:  # of SIGTERM, as at a batch system's limit
-            stopped = error
-            found = {"status": "failed", "reason": f"ended from outside (exit {error.code})"}
-        except Exception as error:
-            with suppress(OSError):  # the log's own disk may be the full one
-                traceback.print_exc(file=log)
-            found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        except (Exception, SystemExit) as error:
+            found, stopped = ranks.outcome(error), error
+            if found["status"] != "unsupported":
+                with suppress(OSError):  # the log's own disk may be the full one
+                    traceback.print_exc(file=log)
         for part in ("machine", "software", "sglang", "engine"):
             record[part] |= found.pop(part, {})
         record |= found | {"wall_s": round(time.perf_counter() - begun, 3)}
@@ -82,7 +75,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
     path = write_record(record, path)
-    if stopped:
+    if isinstance(stopped, SystemExit):
         raise stopped
     return path
 
@@ -90,7 +83,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 def _measured(
     job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
 ) -> dict[str, Any]:
-    """What the ranks found, as parts of a record."""
+    """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
     if job.scale == "a14b" and gpus < job.num_gpus:
         raise Unsupported(
             f"full scale needs {job.num_gpus} GPUs and this machine has {gpus}",
@@ -103,25 +96,22 @@ def _measured(
     with progress.bar:
         begun = ranks.KINDS["cpu" if job.scale == "tiny" else "cuda"](spec, out, job.num_gpus)
         results, codes = ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
-    if not all(result and result["status"] == "ok" for result in results):
+    whole = [result for result in results if result and result["status"] == "ok"]
+    if len(whole) < job.num_gpus:
         return ranks.failure(job.timeout_s, results, codes, progress.last)
-    found = _merge([result for result in results if result])
-    found["machine"]["transport"] = ranks.transport(out)
-    return found
-
-
-def _merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result of all ranks': lists where ranks differ, rank 0's word for the rest."""
 
     def merged(parts: Sequence[dict[str, Any]], *keys: str) -> dict[str, Any]:
         return parts[0] | {key: [part[key] for part in parts] for key in keys}
 
     iterations = []
-    for parts in zip(*(result["iterations"] for result in results), strict=True):
-        whole = merged(parts, "counters", "expected_counters", "memory", "gpu")
+    for parts in zip(*(result["iterations"] for result in whole), strict=True):
         rows = zip(*(part["steps"] for part in parts), strict=True)
-        iterations.append(whole | {"steps": [merged(row, "seconds", "h2d_bytes") for row in rows]})
-    return results[0] | {"iterations": iterations}
+        steps = [merged(row, "seconds", "h2d_bytes") for row in rows]
+        each = merged(parts, "counters", "expected_counters", "memory", "gpu")
+        iterations.append(each | {"steps": steps})
+    found = whole[0] | {"iterations": iterations}
+    found["machine"]["transport"] = ranks.transport(out)
+    return found
 
 
 def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
@@ -159,14 +149,15 @@ class Progress:
         lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
         for line in lines[self._read :]:
             self.last, *numbers = line.split()
-            if numbers:
-                iteration, step, steps = numbers
-                kind, done = f"{self.last} iteration", int(step) + 1
-                self.last = f"{kind}, step {done} of {steps}"
-                if iteration != self._iteration:
-                    self._iteration = iteration
-                    self.bar.set_description(f"{self.name}: {kind}")
-                    self.bar.reset(int(steps))
-                    print(f"{self.name}: {kind}", file=self.log or sys.stderr, flush=True)
-                self.bar.update(done - self.bar.n)
+            if not numbers:
+                continue
+            iteration, step, steps = numbers
+            said, done = f"{self.name}: {self.last} iteration", int(step) + 1
+            self.last += f" iteration, step {done} of {steps}"
+            if iteration != self._iteration:
+                self._iteration = iteration
+                self.bar.set_description(said)
+                self.bar.reset(int(steps))
+                print(said, file=self.log or sys.stderr, flush=True)
+            self.bar.update(done - self.bar.n)
         self._read = len(lines)

@@ -22,12 +22,9 @@ COPIES = 5
 def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[str, Any] | None:
     """Copy a buffer to and fro, from pinned and from pageable memory, on all ranks of ``group``.
 
-    Returns
-    -------
-    The same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in GB/s as
-    ``{direction_memory: {"alone": [...], "together": [[...] of each rank]}}``; and for each
-    direction and memory its median alone (rank 0's), as ``h2d_pinned_gb_s``, and with all ranks at
-    once that of the slowest, as ``h2d_pinned_together_gb_s``.
+    Returns the same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in
+    GB/s of rank 0 alone and of each rank together; and their medians, ``h2d_pinned_gb_s`` alone and
+    ``h2d_pinned_together_gb_s`` of the slowest rank.
     """
     if device.type != "cuda":
         return None

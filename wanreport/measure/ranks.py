@@ -39,6 +39,7 @@ GRACE = 15.0  # seconds that ranks get to end by themselves after one of them fa
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
+# What an error says of itself -> the status that it gives a job.
 
 
 class Unsupported(Exception):
@@ -47,6 +48,22 @@ class Unsupported(Exception):
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
         self.hint = hint
+
+
+MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
+         "Watchdog caught collective operation timeout": "timeout",
+         "FloatingPointError": "non-finite"}  # fmt: skip
+
+
+def outcome(error: BaseException) -> dict[str, Any]:
+    """The status, reason and hint that an error gives a job, in a rank or outside of them."""
+    if hint := getattr(error, "hint", ""):
+        return {"status": "unsupported", "reason": str(error), "hint": hint}
+    said = f"{type(error).__name__}: {str(error).strip()}"
+    if isinstance(error, SystemExit):  # of SIGTERM, as at a batch system's limit
+        said = f"ended from outside (exit {error.code})"
+    status = next((status for mark, status in MARKS.items() if mark in said), "failed")
+    return {"status": status, "reason": said.partition("\n")[0]}
 
 
 class ForkedRanks:
@@ -119,7 +136,7 @@ class TorchrunRanks:
     def exit_codes(self) -> list[int | None]:
         code = self.process.poll()
         codes: list[int | None] = [None if code is None else 0] * self.world_size
-        # It lists the ranks that failed by themselves, not those that it ended because of them.
+        # It lists the ranks that failed by themselves, not those that it ended.
         listed = r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)"
         log = "" if code is None else self.log.read_text("utf-8", "replace")
         for rank, its in re.findall(listed, log, re.DOTALL):
@@ -150,8 +167,7 @@ def watch(
 ) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns what each rank left in ``out``, and the exit codes from before any was ended by us:
-    those say nothing about the cause.
+    Returns what each rank left in ``out``, and the exit codes from before any was ended by us.
     """
 
     def results() -> list[dict[str, Any] | None]:
@@ -184,15 +200,13 @@ def failure(
 ) -> dict[str, Any]:  # fmt: skip
     """Status and reason of ranks that did not end well: the first cause, not its echoes.
 
-    ``results`` are what each rank left, where failures say when (``at``), and ``codes`` the exit
-    codes from before the launcher ended the rest; ``last`` is the last progress there was.
+    ``results`` and ``codes`` are those of :func:`watch`, ``last`` is the last progress there was.
     """
     told = sorted((r["status"] not in SURE, r["at"], rank, r)
                   for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])
     # By SIGTERM torchrun ends the ranks that outlive one: a cause only where nothing else is one.
     died = [each for each in died if each[0] != -signal.SIGTERM] or ([] if told else died)
-    status, reason = "failed", "the ranks ended without a result"
     if told and not (told[0][0] and died):
         _, _, rank, result = told[0]
         if result["status"] == "unsupported":
@@ -201,7 +215,9 @@ def failure(
     elif died:  # signals come first
         code, rank = died[0]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        reason = f"rank {rank} {how} without a result"
+        status, reason = "failed", f"rank {rank} {how} without a result"
     elif None in codes:
         status, reason = "timeout", f"not done within timeout_s = {timeout_s:g} s"
+    else:
+        status, reason = "failed", "the ranks ended without a result"
     return {"status": status, "reason": f"{reason} ({last})"}
