@@ -28,8 +28,7 @@ from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predi
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.planner.plan import DEFAULT_ROOM, make_plan
-from wanreport.planner.probe import Probe
+from wanreport.planner.plan import DEFAULT_ROOM
 from wanreport.records.files import parse_label
 from wanreport.records.record import replace_file
 
@@ -81,19 +80,15 @@ class Lane:
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
-        key: Any = engine.pins_store, engine.shares_store, engine.transfer
-        if isinstance(engine, Peer):
-            key = engine  # it closes its store
         self.engine, self.blocks, self.device = engine, blocks, device
         self.make: Callable[[int], Expert] = partial(make_expert, device.type)
         self.plan: dict[str, Any] | None = None
+        key: Any = engine.pins_store, engine.shares_store, engine.transfer
+        if isinstance(engine, Peer):
+            key = engine  # it closes its store
         if key not in stores:
-            stores[key] = HostStore(
-                {EXPERT: self.make(blocks)}, RandomWeights(),
-                pin=device.type == "cuda" and engine.pins_store,
-                group=dist.group.WORLD if engine.shares_store else None,
-                packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
-            )  # fmt: skip
+            experts = {EXPERT: self.make(blocks)}
+            stores[key] = worker.store_for(engine, experts, RandomWeights(), device)
         self.store = stores[key]
         if not isinstance(engine, Planned):
             self.attach()
@@ -111,10 +106,8 @@ class Lane:
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
-            probe = Probe(self.make, self.store, dist.group.WORLD, *inputs)
-            rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-            planned = make_plan(probe.inputs(rate, STEPS), self.engine.room, probe.trial)
-            self.plan, self.engine.settings = planned
+            self.plan, self.engine.settings = worker.plan_for(
+                self.make, self.store, inputs, link, STEPS, self.engine.room)  # fmt: skip
             self.attach()
         self.begin(WARMUP)
         self.steps(1)
@@ -129,16 +122,12 @@ class Lane:
         self.engine.begin([EXPERT] * self.guidance.visits(self.engine) * steps)
 
     def steps(self, number: int) -> list[float]:
-        """Seconds of denoising steps' passes, as the pipeline makes them; all have the same inputs.
-
-        The last one's ``output`` is kept.
-        """
+        """Seconds of steps' passes on the same inputs; the last one's ``output`` is kept."""
         clock, timestep = StepClock(self.device), torch.tensor([900.0], device=self.device)
         for _ in range(number):
             with clock.step():
                 self.output = predict(
-                    self.expert, self.engine, self.latents, timestep, self.guidance
-                )
+                    self.expert, self.engine, self.latents, timestep, self.guidance)  # fmt: skip
         return clock.seconds()
 
     def turn(self) -> None:

@@ -72,7 +72,7 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[
     mine = [item for item in found if item[0].parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
     return [job for job in resolved
-            if best_record(job, [each for each in mine if stands(job, each[1])]) is None]  # fmt: skip
+            if not best_record(job, [one for one in mine if stands(job, one[1])])]  # fmt: skip
 
 
 def measure(
