@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.measure import worker
-from wanreport.measure.link import measure_link
+from wanreport.measure.fit import measure_link
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
 from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predict
@@ -42,13 +42,9 @@ Inputs = tuple[Tensor, Guidance]
 
 
 class Planned(Stream):
-    """`stream` with a plan of its own for each shape, with room for so many blocks."""
+    """`stream` with a plan of its own for each shape."""
 
     name = "planned"
-
-    def __init__(self, *, room: int = DEFAULT_ROOM, transfer: str = "bf16") -> None:
-        super().__init__(transfer=transfer)
-        self.room = room
 
 
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
@@ -73,10 +69,7 @@ def make_expert(device: str, blocks: int) -> Expert:
 
 
 class Lane:
-    """One engine of the process, with an expert of its own.
-
-    Engines that read host memory alike share one of the ``stores``.
-    """
+    """One engine of the process, with an expert of its own and a store, maybe another's too."""
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
@@ -98,16 +91,13 @@ class Lane:
         self.engine.attach({EXPERT: self.expert}, self.store, self.device, dist.group.WORLD)
 
     def start(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
-        """Take a shape's inputs, run the first steps, and see how many of them make a GPU hot.
-
-        An engine with a plan for each shape is planned and attached anew.
-        """
+        """Take a shape's inputs, plan if needed, and see how many steps make a GPU hot."""
         self.latents, self.guidance = inputs
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
             self.plan, self.engine.settings = worker.plan_for(
-                self.make, self.store, inputs, link, STEPS, self.engine.room)  # fmt: skip
+                self.make, self.store, inputs, link, STEPS, DEFAULT_ROOM)  # fmt: skip
             self.attach()
         self.begin(WARMUP)
         self.steps(1)

@@ -64,7 +64,9 @@ def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, cap
         assert row["status"] == "ok" and row["same"] == (label != rounded), (label, row["log"])
         assert [each["samples_ms"] for each in row["ranks"]] == [[], []], "no times on a CPU"
         assert set(row["ranks"][0]["memory"].values()) == {None}, "nor one engine's memory"
-        assert (row["settings"] is None) == (files.parse_label(label)[0] not in ("stream", "planned"))
+        assert (row["settings"] is None) == (
+            files.parse_label(label)[0] not in ("stream", "planned")
+        )
         assert ("latents_error" in row["ranks"][0]) == (label == rounded)
     assert found[STREAM]["settings"]["windows"] == [7000, 90000, 1000]
     assert found[planned]["settings"]["transfer"] == "packed"

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from wanreport.jobs.job import load_job, resolve_job
-from wanreport.measure import launch
+from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs
 from wanreport.measure.machine import host_memory
 from wanreport.records.record import read_record, write_record
@@ -252,11 +252,11 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = resolve_job(load_job(tree.job("a", 1, TINY)), gpus=0)
-    monkeypatch.setattr(launch, "_measured", Mock(side_effect=SystemExit(143)))
+    monkeypatch.setattr(jobs, "_measured", Mock(side_effect=SystemExit(143)))
     for key, value in (("JOB_ID", "78"), ("ARRAY_JOB_ID", "77"), ("ARRAY_TASK_ID", "3")):
         monkeypatch.setenv(f"SLURM_{key}", value)
     with pytest.raises(SystemExit):
-        launch.run_job(job, tmp_path / "results")
+        jobs.run_job(job, tmp_path / "results")
     (path,) = (tmp_path / "results").glob("*/*.json")
     record = read_record(path)
     assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77_3")
@@ -265,5 +265,5 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(
     write_record(record | {"status": "ok"}, path)
     before = path.read_bytes()
     with pytest.raises(SystemExit):
-        launch.run_job(job, tmp_path / "results")
+        jobs.run_job(job, tmp_path / "results")
     assert path.read_bytes() == before

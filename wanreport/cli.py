@@ -116,10 +116,7 @@ def _measure(given: Namespace, root: Path) -> int:
 
 
 def _check(given: Namespace, root: Path) -> int:
-    """Say what jobs resolve to; 1 if a model is missing or damaged here: then its job is not run.
-
-    That leaves a record of its own, so batch scripts go on at 1.
-    """
+    """Say what jobs resolve to; 1, at which batch scripts go on, if a model is not usable here."""
     gpus, status = this_machine().gpus, 0
     for file, job in load_jobs(given.params, root).items():
         placed = located(job, root)

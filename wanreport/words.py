@@ -13,10 +13,7 @@ UNITS = {1000: ("B", "kB", "MB", "GB"), 1024: ("B", "KiB", "MiB", "GiB")}
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """Round to `digits` significant digits, with zeros on the right.
-
-    Digits left of the decimal point are never dropped.
-    """
+    """Round to `digits` significant digits, or to a whole number where that has more."""
     if value is None or not math.isfinite(value):
         return EM_DASH
     if value == 0:

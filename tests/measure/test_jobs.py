@@ -9,7 +9,7 @@ import pytest
 
 from tests import synthetic
 from wanreport.jobs.job import JobError, job_from_mapping
-from wanreport.measure import jobs, launch, machine, ranks
+from wanreport.measure import jobs, machine, ranks
 from wanreport.records import project
 
 
@@ -72,7 +72,7 @@ def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(
     here = machine.machine() | {"gpu_count": 1, "device": "cuda", "slug": "1x-old"}
     monkeypatch.setattr(machine, "machine", lambda: here)
     monkeypatch.setitem(ranks.KINDS, "cuda", ranks.ForkedRanks)
-    monkeypatch.setattr(launch, "HINTS", {})  # of a failure, which this is not
+    monkeypatch.setattr(jobs, "HINTS", {})  # of a failure, which this is not
     job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 1})
     asked: dict[str, Any] = {"jobs": [job], "root": project, "log": project / "log"}
     for _ in range(2):

@@ -17,7 +17,7 @@ from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import fit, launch, ranks
+from wanreport.measure import fit, jobs, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.records.record import naming, read_record
@@ -32,7 +32,7 @@ def _job(engine: str = "layerwise", **changes: Any) -> Job:
 
 def _ran(folder: Path, job: Job, **how: Any) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """The record of a job that went well, with counters as they must be; and the steps that ran."""
-    record = read_record(launch.run_job(job, folder, **how))
+    record = read_record(jobs.run_job(job, folder, **how))
     assert record["status"] == "ok", record["reason"]
     for iteration in record["iterations"]:
         assert len(iteration["counters"]) == job.num_gpus
@@ -121,7 +121,7 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> N
 def test_what_cannot_run_here_says_what_would(
     changes: dict[str, Any], reason: str, hint: str, tmp_path: Path
 ) -> None:
-    record = read_record(launch.run_job(_job(**changes), tmp_path))
+    record = read_record(jobs.run_job(_job(**changes), tmp_path))
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
 
@@ -139,7 +139,7 @@ def test_host_memory_is_asked_for_before_it_is_taken() -> None:
     ):
         asked = ENGINES[name](prefetch=1), layouts, ranks_
         fit.require_host_memory(*asked, needed, rehearsal=rehearsal)
-        with pytest.raises(launch.Unsupported, match=rf"{ranks_} .* 0\.1 GB") as refused:
+        with pytest.raises(jobs.Unsupported, match=rf"{ranks_} .* 0\.1 GB") as refused:
             fit.require_host_memory(*asked, needed - 100_000_000, rehearsal=rehearsal)
         assert hint in refused.value.hint
 
@@ -157,7 +157,7 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
 def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
     (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
     log = io.StringIO()
-    progress = launch.Progress("j", tmp_path / "progress", log)
+    progress = jobs.Progress("j", tmp_path / "progress", log)
     progress.update()
     assert {"j", "clean"} <= {*re.findall(r"\w+", str(progress.bar.desc))}
     assert progress.last.endswith("5 of 8") and len(log.getvalue().splitlines()) == 1
@@ -170,7 +170,7 @@ def test_traces_that_find_no_room_do_not_cost_the_result(
         with naming(path):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(launch, "replace_file", full)
+    monkeypatch.setattr(jobs, "replace_file", full)
     record, _ = _ran(tmp_path, _job(num_gpus=1))
     assert record["traces"] == [] and "rank0.json.gz" in record["hint"]
 

@@ -105,7 +105,7 @@ def test_an_engines_limit_follows_from_what_it_must_move(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("label", "name", "settings"),
-    [("planned:room=8", "planned", None), ("resident again", "resident", None),
+    [("planned:transfer=packed", "planned", None), ("resident again", "resident", None),
      ("layerwise:prefetch=3", "layerwise", None),
      ("stream:prefetch=1,slots=3,windows=[1,2,3],shard=true,spread=false", "stream",
       StreamSettings(slots=3, windows=(1, 2, 3), shard=True, spread=False))],

@@ -114,10 +114,7 @@ def resolve_job(job: Job, *, gpus: int) -> Job:
 
 
 def located(job: Job, root: Path) -> Job:
-    """`job` with `~`, `$VAR` and paths relative to the project's `root` resolved.
-
-    That is for running it: a record, and so the hash, keeps what the file says.
-    """
+    """`job` with `~`, `$VAR` and relative paths resolved, to run it; records keep the file's."""
     placed = {}
     for key in ("checkpoint", "model_path"):
         text = getattr(job, key) or ""

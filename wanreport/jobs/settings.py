@@ -21,8 +21,8 @@ Count = Annotated[int, Field(ge=0)]
 class StreamSettings:
     """How the `stream` engine moves weights; raises ValueError for a setting that cannot be."""
 
-    # Device buffers that the streamed blocks take in turn; a block's buffer is always the same. With
-    # a multiple of them streaming, the last blocks of a pass never wait for the first.
+    # Device buffers that the streamed blocks take in turn; a block's buffer is always the same. If
+    # a multiple of them streams, the last blocks of a pass never wait for the first.
     slots: Count = 2
     residents: Count = 0  # blocks of the active expert that have a device buffer of their own, ...
     spread: bool = True  # ... evenly over the stack; False: they are its first blocks

@@ -1,26 +1,34 @@
-"""What a rank finds out before it takes memory: the model's settings, its weights, what fits.
-
-Each function raises :class:`~wanreport.measure.ranks.Unsupported` where the job cannot run.
-"""
+"""What a rank finds out before it takes memory: the model, its weights, what fits, its link."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from wanreport.engines import Engine
 from wanreport.jobs.job import Job, model_settings
 from wanreport.jobs.settings import RING
 from wanreport.measure.ranks import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
-from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights, Source
+from wanreport.model.weights import (
+    CheckpointWeights,
+    HostStore,
+    Layout,
+    RandomWeights,
+    Source,
+    pinned,
+)  # fmt: skip
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
+NBYTES = 1 << 29  # most of a block of A14B
+COPIES = 5  # copies of so many bytes each
 
 
 def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]]]:
@@ -37,10 +45,7 @@ def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]
 
 
 def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
-    """How many blocks ``vram_budget_gb`` holds on the device, by the ``layouts`` of the job's own.
-
-    A rehearsal asks about the full model's, and takes its share.
-    """
+    """How many blocks ``vram_budget_gb`` holds on the device; in a rehearsal a share of those."""
     rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
         config, dtype = A14B | {"num_layers": 1}, getattr(torch, job.dtype)
@@ -78,3 +83,41 @@ def require_host_memory(
             f" {needed / 1e9:.1f} GB in host memory, and {free / 1e9:.1f} GB are free:"
             f" {(needed - free) / 1e9:.1f} GB are missing", fix,
         )  # fmt: skip
+
+
+def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[str, Any] | None:
+    """Copy a buffer to and fro, from pinned and from pageable memory, on all ranks of ``group``.
+
+    Returns the same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in
+    GB/s of rank 0 alone and of each rank together; and their medians, ``h2d_pinned_gb_s`` alone and
+    ``h2d_pinned_together_gb_s`` of the slowest rank.
+    """
+    if device.type != "cuda":
+        return None
+    there = torch.empty(NBYTES, dtype=torch.uint8, device=device)
+    here = torch.ones(NBYTES, dtype=torch.uint8)  # ones, not empty: its pages must be there
+    found: dict[str, Any] = {"nbytes": NBYTES, "samples": {}}
+    for key in ("h2d_pageable", "d2h_pageable", "h2d_pinned", "d2h_pinned"):
+        pair = (there, here) if key.startswith("h2d") else (here, there)
+        with pinned([here] if key.endswith("pinned") else []):
+            alone: list[Any] = [_copies(*pair) if dist.get_rank(group) == 0 else None]
+            dist.broadcast_object_list(alone, src=0, group=group)
+            dist.barrier(group)
+            together: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(together, _copies(*pair), group=group)
+        found["samples"][key] = {"alone": alone[0], "together": together}
+        found[f"{key}_gb_s"] = round(median(alone[0]), 3)
+        found[f"{key}_together_gb_s"] = round(min(map(median, together)), 3)
+    return found
+
+
+def _copies(target: torch.Tensor, source: torch.Tensor) -> list[float]:
+    """GB/s of each copy but the first, which warms up."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(COPIES + 2)]
+    for mark in marks:
+        mark.record()
+        if mark is not marks[-1]:
+            target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    times = [a.elapsed_time(b) for a, b in zip(marks[1:-1], marks[2:], strict=True)]
+    return [round(target.numel() / time / 1e6, 3) for time in times]

@@ -1,7 +1,4 @@
-"""This machine: its class, its GPUs as the driver lists them, its memory, its software.
-
-Nothing here imports torch: looking for a record must be cheap.
-"""
+"""This machine, without torch: its class, its GPUs by the driver, its memory, its software."""
 
 from __future__ import annotations
 
@@ -99,10 +96,7 @@ def machine(device: str = "") -> dict[str, Any]:
 def host_memory(
     proc: Path = Path("/proc/self/cgroup"), base: Path = Path("/sys/fs/cgroup")
 ) -> dict[str, int]:
-    """Total and available host memory in bytes, the least of the machine's and its cgroups'.
-
-    Those are this process's own memory cgroup and all around it, of version 1 or 2.
-    """
+    """Total and available host memory in bytes, the least of the machine's and all its cgroups'."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     for _, kinds, path in (line.split(":", 2) for line in _text(proc).splitlines()):

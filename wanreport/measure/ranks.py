@@ -198,10 +198,7 @@ def failure(
     timeout_s: float, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None],
     last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Status and reason of ranks that did not end well: the first cause, not its echoes.
-
-    ``results`` and ``codes`` are those of :func:`watch`, ``last`` is the last progress there was.
-    """
+    """Status and reason of ranks, as :func:`watch` left them: the first cause, not its echoes."""
     told = sorted((r["status"] not in SURE, r["at"], rank, r)
                   for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])

@@ -27,8 +27,7 @@ from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.jobs.job import Job
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
-from wanreport.measure.fit import blocks_in_budget, model_of, require_host_memory
-from wanreport.measure.link import measure_link
+from wanreport.measure.fit import blocks_in_budget, measure_link, model_of, require_host_memory
 from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import Unsupported, die_with_parent, outcome
 from wanreport.measure.sensors import Sensors

@@ -142,10 +142,7 @@ def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: st
 
 
 def find_records(root: str | Path) -> list[Found]:
-    """All records under ``root/<machine>/``, sorted by path; none if there is no such folder.
-
-    Raises RecordError with every file that cannot be used: none is left out in silence.
-    """
+    """All records under ``root/<machine>/``, sorted; RecordError names all that are unusable."""
     found, problems = [], []
     for path in sorted(Path(root).glob("*/[!.]*.json")):  # others are editors'
         try:
