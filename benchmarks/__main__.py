@@ -44,8 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sglang", metavar="DIR", help="folder of its package, if it is not installed")
     add("--turns", type=int, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
-    add("--json", type=Path, help="where the rows go, with raw samples; if it exists, the call goes"
-        " on with it. Pages show what lies in results/MACHINE/benchmarks/")  # fmt: skip
+    add("--json", type=Path, help="where the rows go; a call goes on with what is there")
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
     given.blocks = blocks if given.blocks is None else given.blocks
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same call goes on with what --json has", file=sys.stderr)
+        print("interrupted; the same call goes on from --json", file=sys.stderr)
         return 130
 
 

@@ -49,7 +49,7 @@ class Peer(Engine):
         self.store.close()  # a peer makes copies of its own
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
-        raise NotImplementedError("a peer's copies are not counted")
+        raise NotImplementedError  # a peer's copies are not counted
 
 
 class Diffusers(Peer):

@@ -23,7 +23,7 @@ from wanreport.model.weights import (
     RandomWeights,
     Source,
     pinned,
-)  # fmt: skip
+)
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
@@ -75,13 +75,12 @@ def require_host_memory(
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
     needed = engine.host_bytes(layouts, ranks) + ranks * each
     if needed > free:
-        fix = "leave out `checkpoint` to rehearse with small random weights" if rehearsal else (
-            "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an engine whose"
-            " host copy all ranks share (resident, layerwise)")  # fmt: skip
+        more = "give it more memory (SLURM: --mem), fewer GPUs, or an engine that shares its copy"
+        less = "leave out `checkpoint` to rehearse with small random weights"
         raise Unsupported(
             f"{engine.name} on {ranks} {'ranks' if rehearsal else 'GPUs'} keeps"
             f" {needed / 1e9:.1f} GB in host memory, and {free / 1e9:.1f} GB are free:"
-            f" {(needed - free) / 1e9:.1f} GB are missing", fix,
+            f" {(needed - free) / 1e9:.1f} GB are missing", less if rehearsal else more,
         )  # fmt: skip
 
 

@@ -39,19 +39,15 @@ from wanreport.records.record import (
     replace_file,
     stands,
     write_record,
-)  # fmt: skip
+)
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
 HINTS = {
-    "oom": "on the device: an engine that keeps fewer blocks there (layerwise), more GPUs, or fewer"
-    " frames; on the host: fewer ranks, or a machine with more memory",
-    "timeout": "raise timeout_s if the job was merely slow; else look at the ranks' logs for the"
-    " rank that was not in the collective",
-    "non-finite": "the same job with `engine: resident` tells whether the weights or the engine are"
-    " at fault",
-    "failed": "the ranks' logs say where (a kill from outside is often the kernel's out-of-memory"
-    " killer); the next run measures this job again",
+    "oom": "on the device: layerwise, more GPUs or fewer frames; on the host: fewer ranks",
+    "timeout": "raise timeout_s, or see in the logs which rank was not in the collective",
+    "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
+    "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
 
 
