@@ -1,8 +1,8 @@
 """Times the offload engines beside their peers, on the same blocks and shapes.
 
-Each engine has processes of its own, one a rank, and with them all its memory goes. `resident` runs
-first and last, which shows how far the machine drifted. With --turns all engines are in one process
-and take turns there and back (A B B A), for gaps of a few per cent. Rows are written as they end.
+Each engine has processes of its own, one a rank. `resident` runs first and last, to show how far
+the machine drifted. With --turns all engines are in one process and take turns there and back
+(A B B A), for gaps of a few per cent. Rows are written as they end.
 """
 
 from __future__ import annotations

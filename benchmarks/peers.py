@@ -1,7 +1,6 @@
 """Other projects' block offloading in the place of an engine.
 
-A peer gets the same expert, with plain weights in host memory, and attaches its own hooks to the
-modules as it does at home. Its code runs unmodified.
+A peer gets the same expert, in host memory, and attaches its own hooks. Its code runs unmodified.
 """
 
 from __future__ import annotations

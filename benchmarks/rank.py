@@ -1,7 +1,6 @@
 """One rank of a benchmark's process: attaches its engines and runs all shapes.
 
-A process has one engine, or several that take turns. What it measured of a shape goes to
-``OUT/rows-<tokens>-rank<r>.json`` at once, so that nothing is lost to what fails later.
+What it measured of a shape goes to ``OUT/rows-<tokens>-rank<r>.json`` at once.
 """
 
 from __future__ import annotations

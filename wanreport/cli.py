@@ -1,7 +1,6 @@
 """The command line: `wanreport --help`.
 
-Only ranks need torch, and they are other processes. Only rendering and predicting need pandas, and
-import it when they run. So every command starts at once.
+Every command starts at once: only ranks import torch, only rendering and predicting pandas.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A job: what to run, checked before anything runs.
 
-A job is a flat YAML file, the format of papermill's ``-f``, and is read with the same rules
-(YAML 1.1), so that the notebook and the command line see the same values. All problems of a file
+A job is a flat YAML file, read with the rules of papermill's ``-f`` (YAML 1.1). All its problems
 are reported at once; each names the file and the key, what is wrong and what to write instead.
 """
 

@@ -99,10 +99,9 @@ def layerwise_left(blocks: int, prefetch: int) -> set[int]:
 def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
     """Most blocks, of both experts together, that `layerwise` has on the device at once.
 
-    Of the expert that runs they are a batch of p blocks that are about to run, the p that were
-    requested as the first of these ran, and block 0, unless they go round to it. The other expert
-    has its first p blocks from when the engine was attached, or where it ran before (with a
-    ``switch`` in the schedule) what :func:`layerwise_left` says.
+    Of the expert that runs they are the p blocks that are about to run, the p that were requested
+    as the first of these ran, and block 0, unless they go round to it; of the other its first p
+    or, where it ran before (with a ``switch``), what :func:`layerwise_left` says.
     """
     depth = min(max(1, prefetch), blocks)
     running = min(blocks, 2 * depth + (3 * depth <= blocks))

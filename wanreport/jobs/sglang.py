@@ -1,8 +1,7 @@
 """What SGLang 0.5.9 makes of a job's offload flags and of its model path.
 
-Line numbers cite its ``multimodal_gen``. A model's settings follow from the *text* of its path:
-what the folder holds plays no part. So a copy of Wan2.2-T2V-A14B in a folder with another name gets
-the settings of the first Wan model, 1.3B at 480p, with flow shift 3 and not 12.
+Line numbers cite its ``multimodal_gen``. A model's settings follow from the *text* of its path: in
+a folder with another name Wan2.2-T2V-A14B gets those of 1.3B, with flow shift 3 and not 12.
 """
 
 from __future__ import annotations

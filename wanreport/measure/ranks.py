@@ -1,8 +1,7 @@
 """The ranks of a job: how they are started, watched and ended. Nothing here imports torch.
 
-On GPUs torchrun starts them. On CPU they are forked from a small server, which imports torch once
-for all jobs of this process. A rank leaves ``rank<r>.json`` in the job's folder. Whatever is
-started ends with what started it, however that ends.
+On GPUs torchrun starts them; on CPU they are forked from a small server, which imports torch once.
+A rank leaves ``rank<r>.json`` in the job's folder, and ends with what started it.
 """
 
 from __future__ import annotations
@@ -77,10 +76,9 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
-        self.processes = [
-            context.Process(target=_forked, args=(module, str(spec), str(out), rank, world_size))
-            for rank in range(world_size)
-        ]
+        given = module, str(spec), str(out)
+        self.processes = [context.Process(target=_forked, args=(*given, rank, world_size))
+                          for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 

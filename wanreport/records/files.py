@@ -1,8 +1,7 @@
 """What `results/` holds: records of jobs, and files of ``python -m benchmarks --json``.
 
-Both are pydantic models, validated whenever a file is read or written. They name what is read; what
-else a file has is kept. What was added to a format later is optional, so that older files stay
-readable.
+Both are pydantic models, validated whenever a file is read or written. They name what is read, and
+what is older than a key lacks it; whatever else a file has is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Records: what one job gave on one machine, as JSON, written whole or not at all.
 
-A record is a plain dictionary in the form of :class:`wanreport.records.files.Record`. Measuring
-makes it, rendering reads it. A failed job is a record too, with the same top-level keys.
+It is a dictionary in the form of :class:`wanreport.records.files.Record`, also of a failed job.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
 def project_root() -> Path:
     """The folder with notebooks/ and params/: the current one, a parent, or ours."""
     here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
-            return folder
-    return here
+    known = (here, *here.parents, Path(__file__).resolve().parents[2])
+    parts = ("notebooks", "params")
+    return next((each for each in known if all((each / part).is_dir() for part in parts)), here)
 
 
 def _files_of(job: Job) -> str | None:
