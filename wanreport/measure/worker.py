@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,8 @@ class Rank:
         parallel = SequenceParallel(group)
         segments = Segments.compiled() if job.compile else Segments()
 
-        def make(name: str, blocks: int = config["num_layers"]) -> Expert:
-            expert = Expert(name, configs[name] | {"num_layers": blocks}, dtype)
+        def make(name: str, **changes: Any) -> Expert:
+            expert = Expert(name, configs[name] | changes, dtype)
             expert.parallel, expert.segments = parallel, segments
             return expert
 
@@ -105,10 +104,10 @@ class Rank:
             self.store.buffer(EXPERTS[0], None)  # filled now: that is not planning
             self.say("plan")
             begun = time.perf_counter()
-            inputs = self._noise(), self.guidance
-            found = plan_for(
-                partial(make, EXPERTS[0]), self.store, inputs, link, job.num_inference_steps, room
-            )
+            found = plan_for(  # the noise goes when this is over
+                lambda blocks: make(EXPERTS[0], num_layers=blocks), self.store,
+                (self._noise(), self.guidance), link, job.num_inference_steps, room,
+            )  # fmt: skip
             torch.cuda.empty_cache()  # what the probe held is not the job's
             used["plan"] = found[0] | {"planning_s": time.perf_counter() - begun}
             engine = Stream(found[1])
