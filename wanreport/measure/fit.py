@@ -61,15 +61,17 @@ def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
 
 
 def require_host_memory(
-    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False
-) -> None:
+    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False,
+    nodes: int = 1,
+) -> None:  # fmt: skip
     """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
 
     ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal host memory stands in for each rank's device, too.
+    rehearsal host memory stands in for each rank's device, too. Each node has an equal share.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
-    needed = engine.host_bytes(layouts, ranks) + ranks * each
+    whole = engine.host_bytes(layouts, ranks)
+    needed = (whole if engine.shares_store else whole // nodes) + ranks // nodes * each
     if needed > free:
         on, why, fix = (
             "GPUs", "", "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an"

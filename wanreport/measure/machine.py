@@ -24,6 +24,13 @@ P2P = "NCCL_P2P_DISABLE"
 NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
 
+NODES = "WANREPORT_NODES"
+"""Set to the number of a Slurm job's nodes: its ranks are on all of them, as many on each."""
+
+
+def nodes() -> int:
+    return int(os.environ.get(NODES, "1"))
+
 
 def gpus() -> list[Any]:
     """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves; none without a driver.
@@ -78,7 +85,7 @@ def machine(device: str = "") -> dict[str, Any]:
     handles = [] if device == "cpu" else gpus()
     if not handles:
         return found
-    first, count, wire = handles[0], len(handles), interconnect(handles)
+    first, count, wire = handles[0], len(handles) * nodes(), interconnect(handles)
     name = pynvml.nvmlDeviceGetName(first)
     label, slug = class_of(name, count, wire, found["nccl"])
     lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
@@ -92,6 +99,8 @@ def machine(device: str = "") -> dict[str, Any]:
 
 def interconnect(handles: list[Any]) -> str | None:
     """What collectives of these GPUs run over; None for one."""
+    if nodes() > 1:
+        return f"network between {nodes()} nodes"
     if len(handles) < 2:
         return None
     if os.environ.get(P2P) == "1":

@@ -29,6 +29,7 @@ from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.fit import blocks_in_budget, model_of, require_host_memory
 from wanreport.measure.link import measure_link
+from wanreport.measure.machine import nodes
 from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import Unsupported, die_with_parent
 from wanreport.measure.sensors import Sensors
@@ -59,7 +60,8 @@ class Rank:
         self.spec, self.job = spec, Job(**spec["job"])
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job.scale == "tiny"
-        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
+        self.beside = world_size // nodes()  # ranks of one host, which follow one another
+        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank % self.beside}")
         asked = {key: getattr(self.job, key) for key in TINY_VIDEO}
         self.video = TINY_VIDEO if self.tiny else asked
         self.checkpoint = Path(self.job.checkpoint) if self.job.checkpoint else None
@@ -67,9 +69,9 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job, cuda = self.job, not self.tiny
-        if cuda and torch.cuda.device_count() < self.world_size:
+        if cuda and torch.cuda.device_count() < self.beside:
             raise Unsupported(
-                f"torch sees {torch.cuda.device_count()} of {self.world_size} GPUs",
+                f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
                 "install a torch that fits the driver (nvidia-smi names its CUDA version)",
             )
         connect(self.device, self.out, self.rank, self.world_size, job.timeout_s)
@@ -77,6 +79,7 @@ class Rank:
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
         group, pair = cfg_groups() if job.enable_cfg_parallel else (dist.group.WORLD, None)
         parallel = SequenceParallel(group)
+        host = dist.group.WORLD if nodes() == 1 else dist.new_subgroups(self.beside)[0]
         segments = Segments.compiled() if job.compile else Segments()
 
         def make(name: str, **changes: Any) -> Expert:
@@ -90,12 +93,13 @@ class Rank:
         engine = Stream(transfer="packed") if packs else ENGINES[job.engine](prefetch=prefetch)
         self.store = HostStore(
             self.experts, source, pin=cuda and engine.pins_store,
-            group=dist.group.WORLD if engine.shares_store else None,
+            group=host if engine.shares_store else None,
             packing=self.device if packs else None,
         )  # fmt: skip
         layouts = list(self.store.layouts.values())
         free = self.spec["host_free"]
-        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny)
+        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny,
+                            nodes=nodes())  # fmt: skip
         room = blocks_in_budget(job, layouts) if job.engine == "stream" else 0
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
@@ -285,8 +289,10 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
         return
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
-    store = f"file://{out / 'rendezvous'}"
+    store = "env://"  # torchrun's
+    if nodes() == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
+        store = f"file://{out / 'rendezvous'}"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout
     )
