@@ -20,10 +20,13 @@ class Cluster(Slurm):
         super().__init__(folder)
         ours = ("NodeName", "Partition", "GresTypes", "Slurmd")
         lines = [line for line in CONF.splitlines() if not line.startswith(ours)]
-        lines += [f"Slurmd{key}={{dir}}/slurmd-%n.{key}" for key in ("PidFile", "LogFile", "SpoolDir")]
-        lines += [f"NodeName={name} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port()} CPUs=2"
-                  " RealMemory=9000 State=UNKNOWN" for name in NODES]  # fmt: skip
-        lines += [f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP"]
+        for key in ("PidFile", "LogFile", "SpoolDir"):
+            lines.append(f"Slurmd{key}={{dir}}/slurmd-%n.{key}")
+        for name in NODES:
+            where = f"NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port()}"
+            lines.append(f"NodeName={name} {where} CPUs=2 RealMemory=9000 State=UNKNOWN")
+        nodes = f"Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP"
+        lines.append(f"PartitionName=all {nodes}")
         text = "\n".join(lines).format(dir=folder, host=self.host, ctld=port())
         (folder / "slurm.conf").write_text(f"{text}\n")
         (folder / "gres.conf").unlink()
@@ -36,17 +39,26 @@ class Cluster(Slurm):
         self._daemon("slurmd", "-D", "-N", NODES[1])
         until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").stdout.split() == ["idle"] * 2)
 
-    def task(self, file: str, *options: str) -> str:
-        """Submit one task as a user would by hand; its id."""
+    def task(self, *words: str) -> str:
+        """Submit a task, or several, as a user would by hand: files, and options; the job's id."""
         (self.root / "slurm/logs").mkdir(exist_ok=True)
-        done = self.run("sbatch", "--parsable", *options, "slurm/jobs.sbatch", file)
+        files = [word for word in words if not word.startswith("--")]
+        options = [word for word in words if word.startswith("--")]
+        done = self.run("sbatch", "--parsable", *options, "slurm/jobs.sbatch", *files)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def log(self, name: str = "") -> str:
+        """What tasks have written to their logs, or that of one job."""
+        paths = self.root.glob(f"slurm/logs/{name}*.log")
+        return "\n".join(path.read_text("utf-8") for path in paths)
 
 
 @contextmanager
 def running() -> Iterator[Cluster]:
-    made = Cluster(Path(subprocess.check_output(["mktemp", "-d", "/tmp/wr-XXXXXX"], text=True).strip()))
+    made = Cluster(
+        Path(subprocess.check_output(["mktemp", "-d", "/tmp/wr-XXXXXX"], text=True).strip())
+    )
     try:
         made.start()
         yield made
