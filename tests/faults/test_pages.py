@@ -34,7 +34,7 @@ time.sleep(600)
 """
 
 
-def test_a_cell_that_raises_and_a_notebook_that_is_killed(tmp_path: Path) -> None:
+def test_a_page_that_fails(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     (scene.root / "notebooks/index.py").write_text("# %% [markdown]\n# # Summary\n")
     (scene.root / "notebooks/job.py").write_text(JOB)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
-import multiprocessing.util
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
-from tests.ranks import CONTEXT
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
@@ -30,7 +20,7 @@ from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, launch, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import naming, read_record
+from wanreport.records.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
@@ -177,52 +167,6 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
     assert ranks.transport(tmp_path / "nothing") == []
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for what jobs leave behind while they run."""
-    multiprocessing.util.get_temp_dir()  # of the fork server: it outlives the test, at a short path
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    return folder
-
-
-def _disturbed(
-    job: Job, scratch: Path, kind: signal.Signals, seen: list[int] | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """The record of a job whose rank 1 gets a signal as soon as it has begun its steps."""
-    seen = [] if seen is None else seen
-
-    def disturb() -> None:
-        deadline = time.monotonic() + 60
-        while not seen and time.monotonic() < deadline:
-            for progress in scratch.glob("wanreport-job-*/progress"):
-                if "warmup" in progress.read_text():
-                    seen.append(int((progress.parent / "rank1.pid").read_text()))
-                    os.kill(seen[0], kind)
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    path = launch.run_job(job, scratch.parent / "results")
-    thread.join()
-    assert seen
-    assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
-    return path, read_record(path)
-
-
-def test_a_killed_rank_is_a_failed_record_that_names_it(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    path, record = _disturbed(_job(num_inference_steps=60), scratch, signal.SIGKILL)
-    assert record["status"] == "failed"
-    assert "rank 1 was killed by SIGKILL" in record["reason"] and "step" in record["reason"]
-    assert "logs" in record["hint"]
-    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
-
-
 def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
     (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
     log = io.StringIO()
@@ -250,18 +194,6 @@ def test_torchrun_says_which_rank_was_killed(
     results, codes = ranks.watch(begun, tmp_path, 2, end, lambda: None)
     found = ranks.failure(100, results, codes, "step 3")
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
-
-
-def test_a_rank_that_hangs_is_a_timeout(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    seen: list[int] = []
-    # Time jumps as soon as the rank hangs: nobody waits for it.
-    clock = SimpleNamespace(sleep=time.sleep, monotonic=lambda: time.monotonic() + 60 * len(seen))
-    monkeypatch.setattr(ranks, "time", clock)
-    # A stopped rank is alive and silent, as one that hangs in a collective.
-    job = _job(num_inference_steps=200, timeout_s=60)
-    _, record = _disturbed(job, scratch, signal.SIGSTOP, seen)
-    assert record["status"] == "timeout" and record["hint"]
 
 
 def _told(status: str, reason: str, at: float) -> dict[str, Any]:
@@ -297,108 +229,3 @@ def test_the_first_cause_is_named_and_not_its_echo(
     assert found["status"] == status
     assert words in found["reason"]
     assert "step 3" in found["reason"]
-
-
-def test_traces_that_find_no_room_do_not_cost_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, *_: Any) -> None:
-        with naming(path):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(launch, "replace_file", full)
-    record = read_record(launch.run_job(_job(num_gpus=1), tmp_path))
-    assert record["status"] == "ok" and record["traces"] == []
-    assert "rank0.json.gz" in record["hint"]
-
-
-RUN = """
-import json, sys
-from pathlib import Path
-from wanreport.jobs.job import job_from_mapping
-from wanreport.measure.launch import run_job
-
-if __name__ == "__main__":
-    run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
-"""
-
-
-def test_what_a_cluster_leaves_in_the_environment_does_no_harm(tmp_path: Path) -> None:
-    """A folder too long for a socket's name, and an interface that is not on this machine."""
-    long, file, program = tmp_path / ("x" * 90), tmp_path / "job.json", tmp_path / "run.py"
-    long.mkdir()
-    file.write_text(_job(profile=False).model_dump_json())
-    program.write_text(RUN)
-    left = {"TMPDIR": str(long), "GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C"}
-    subprocess.run(
-        [sys.executable, str(program), str(file), str(tmp_path / "r")], check=True, timeout=100,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **left},
-    )  # fmt: skip
-    (path,) = (tmp_path / "r").glob("*/j-*.json")
-    assert read_record(path)["status"] == "ok"
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there, and not as a zombie that nobody has reaped."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _pids(folder: Path) -> list[int]:
-    """The ranks of the job that runs there."""
-    return [int(pid.read_text() or 0) for pid in folder.glob("wanreport-job-*/rank*.pid")]
-
-
-def _are_gone(pids: list[int], root: Path) -> None:
-    deadline = time.monotonic() + 60
-    while any(map(_runs, pids)):
-        assert time.monotonic() < deadline, "a rank is still there"
-        time.sleep(0.05)
-    assert not list(root.glob("*/j-*.json")), "no record of half a job"
-
-
-LONG = {"num_inference_steps": 500, "profile": False}
-
-
-def test_an_interrupt_ends_all_ranks(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def update(_: object) -> None:
-        if len(pids := _pids(scratch)) == 2 and all(pids):
-            seen.extend(pids)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(launch.Progress, "update", update)
-    with pytest.raises(KeyboardInterrupt):
-        launch.run_job(_job(**LONG), tmp_path / "results")
-    _are_gone(seen, tmp_path / "results")
-
-
-SLEEPS = """
-import os, time
-def main(spec, out, rank, world_size):
-    open(f"{out}/rank{rank}.pid", "w").write(str(os.getpid()))
-    time.sleep(600)
-"""
-
-
-def _launch(folder: Path) -> None:
-    sys.path.insert(0, str(folder))
-    ranks.ForkedRanks(folder / "spec", folder / "wanreport-job-", 2, "sleeps")
-    time.sleep(600)
-
-
-def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sleeps.py").write_text(SLEEPS)
-    (tmp_path / "wanreport-job-").mkdir()
-    launcher = CONTEXT.Process(target=_launch, args=(tmp_path,))
-    launcher.start()
-    while len(pids := _pids(tmp_path)) < 2 or not all(pids):
-        assert launcher.is_alive()
-        time.sleep(0.05)
-    launcher.kill()
-    launcher.join(60)
-    _are_gone(pids, tmp_path / "results")

@@ -328,7 +328,8 @@ def main(
         timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
         broken = "non-finite" if isinstance(error, FloatingPointError) else "failed"
         status = "oom" if oom else "timeout" if timeout else broken
-        first = text.partition("\n")[0]
+        first, cause = text.partition("\n")[0], text.partition("Last error:")[2]  # NCCL's
+        first = " ".join([first, *cause.split()])
         result = {"status": status, "reason": f"{type(error).__name__}: {first}"}
     replace_file(folder / f"rank{rank}.json", json.dumps(result | {"at": time.time()}))
     sys.stdout.flush()
