@@ -107,8 +107,8 @@ FAULTS = {
         Fault("A cell raises, a notebook is killed", "an error and SIGKILL in a notebook's cell",
               "That page says what failed, status 1", "All other pages; the next call makes only"
               " the failed ones", "test_pages.py::test_a_page_that_fails"),
-        Fault("A signal while a page is made", "SIGINT and SIGTERM",
-              "Status 130 or 143; nothing that a cell began runs on", "No part of a page",
+        Fault("A signal while a page is made", "SIGTERM",
+              "Status 143; nothing that a cell began runs on", "No part of a page",
               "test_pages.py::test_a_signal_while_a_page_is_made"),
     ],
     "Surroundings": [

@@ -135,10 +135,6 @@ def test_damaged_records(scene: Scene, words: list[str]) -> None:
     code, _, err = scene.run("wanreport", *words, *params)
     assert code == 1 and all(f"/{name}.json" in err for name in DAMAGE) and "/good-" not in err
     assert contents(scene.root / "results") == before
-    for name in DAMAGE:
-        path.with_name(f"{name}.json").unlink()
-    if not params:
-        assert scene.run("wanreport", *words)[0] == 0
 
 
 INDEX = """
