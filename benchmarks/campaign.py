@@ -122,13 +122,13 @@ class Campaign:
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
             out, progress = Path(folder), Path(folder) / "progress"
-            (out / "spec.json").write_text(json.dumps(spec))
+            (out / "spec.json").write_text(json.dumps(spec), "utf-8")
 
             def collect() -> None:
                 for n in self._pending(labels):
                     files = [out / f"rows-{n}-rank{rank}.json" for rank in range(count)]
                     if all(file.is_file() for file in files):
-                        parts = [json.loads(file.read_text()) for file in files]
+                        parts = [json.loads(file.read_text("utf-8")) for file in files]
                         for label, *ranks in zip(labels, *parts, strict=True):
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
@@ -139,7 +139,7 @@ class Campaign:
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):
-                at = progress.read_text() if progress.is_file() else "attach"
+                at = progress.read_text("utf-8") if progress.is_file() else "attach"
                 found = processes.failure(timeout_s, results, codes, at)
                 # The other shapes get new processes; without attaching none of them would run.
                 for label, n in product(labels, left if at == "attach" else left[:1]):
@@ -152,7 +152,7 @@ class Campaign:
         row = {
             "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
             "reason": reason, "ranks": list(ranks),
-            "log": "\n".join(file.read_text(errors="replace") for file in logs)[-4000:],
+            "log": "\n".join(file.read_text("utf-8", "replace") for file in logs)[-4000:],
             "transport": processes.transport(out) if out else [],
             "turns": self.given.turns,
             "settings": stream_settings(label, ranks), **git_state(),

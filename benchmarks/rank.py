@@ -205,7 +205,7 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     lanes = [Lane(engine, spec["blocks"], stores, device) for engine in engines]
     for tokens, grid in spec["grids"]:
         if rank == 0:
-            (out / "progress").write_text(f"{tokens:,} tokens")
+            (out / "progress").write_text(f"{tokens:,} tokens", "utf-8")
         inputs = make_inputs(grid, spec["branches"], device)
         rows = measure(lanes, inputs, link, spec["turns"])
         replace_file(out / f"rows-{tokens}-rank{rank}.json", json.dumps(rows))

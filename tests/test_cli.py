@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 from tests import stand_in
 from wanreport import cli
 from wanreport.measure import jobs
-from wanreport.report import site
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = """
@@ -70,28 +68,6 @@ def test_a_plan_of_nothing_or_of_two_things_says_what_to_give(words, project, ca
     assert not out and "--gpus N" in err and "--vram-gb" in err
 
 
-def test_a_broken_record_is_named(project, capsys):
-    record = project / "results/some-machine/x.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("{")
-    assert cli.main(["report", "--no-measure"]) == 1
-    assert "some-machine/x.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [(OSError(28, "No space left on device", "reports/x"), 1, "reports/x: No space left on device"),
-     (OSError(24, "Too many open files"), 1, "Too many open files"),
-     (KeyboardInterrupt(), 130, "interrupted")],
-)  # fmt: skip
-def test_the_disk_and_the_keyboard_are_no_tracebacks(
-    error, status, said, project, capsys, monkeypatch
-):
-    monkeypatch.setattr(site, "report", Mock(side_effect=error))
-    assert cli.main(["report"]) == status
-    assert capsys.readouterr().err.strip().startswith(f"wanreport: {said}")
-
-
 @pytest.mark.parametrize("purpose", ["", "unsupported", "oom", "dies"])
 def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
     purpose, project, capsys, monkeypatch
@@ -106,18 +82,6 @@ def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
         assert bool(purpose) == ("good" in capsys.readouterr().err)
     assert len(list(project.glob("results/local/*/good-*.json"))) == 1
     assert len(list(project.glob("reports/jobs/*/good.html"))) == 1
-
-
-def test_a_reader_that_has_enough_or_a_full_disk_is_no_traceback():
-    files = sorted(map(str, (ROOT / "params").rglob("*.yaml")))
-    command = [sys.executable, "-m", "wanreport", "check", *files]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    assert process.stderr.read() == "" and process.wait() == 0
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("wanreport: standard output: ")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_commands_start_without_what_they_may_not_need():

@@ -20,7 +20,7 @@ from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, jobs, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import naming, read_record
+from wanreport.records.record import read_record
 
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
@@ -161,18 +161,6 @@ def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
     progress.update()
     assert {"j", "clean"} <= {*re.findall(r"\w+", str(progress.bar.desc))}
     assert progress.last.endswith("5 of 8") and len(log.getvalue().splitlines()) == 1
-
-
-def test_traces_that_find_no_room_do_not_cost_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, *_: Any) -> None:
-        with naming(path):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(jobs, "replace_file", full)
-    record, _ = _ran(tmp_path, _job(num_gpus=1))
-    assert record["traces"] == [] and "rank0.json.gz" in record["hint"]
 
 
 # Why a job failed ---------------------------------------------------------------------------------

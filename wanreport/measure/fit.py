@@ -65,15 +65,18 @@ def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
 
 
 def require_host_memory(
-    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False
-) -> None:
+    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False,
+    nodes: int = 1,
+) -> None:  # fmt: skip
     """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
 
     ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too.
+    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too. Nodes
+    have equal shares.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
-    needed = engine.host_bytes(layouts, ranks) + ranks * each
+    whole = engine.host_bytes(layouts, ranks)
+    needed = (whole if engine.shares_store else whole // nodes) + ranks // nodes * each
     if needed > free:
         more = "give it more memory (SLURM: --mem), fewer GPUs, or an engine that shares its copy"
         less = "leave out `checkpoint` to rehearse with small random weights"

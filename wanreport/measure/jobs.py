@@ -209,12 +209,19 @@ def _measured(
             f"full scale needs {job.num_gpus} GPUs and this machine has {gpus}",
             "run it where there are enough, or set scale: tiny for a rehearsal",
         )
+    nodes = machine.nodes()
+    if job.num_gpus % nodes:
+        raise Unsupported(
+            f"{job.num_gpus} ranks are not as many on each of {nodes} nodes",
+            f"ask for a number of nodes that divides {job.num_gpus}",
+        )
     spec, progress = out / "spec.json", Progress(job.name, out / "progress", log)
     given = {"job": job.model_dump(mode="json"), "plan_only": plan_only}
     spec.write_text(json.dumps(given | {"host_free": machine.host_memory()["available"]}), "utf-8")
     deadline = time.monotonic() + job.timeout_s
     with progress.bar:
-        begun = ranks.KINDS["cpu" if job.scale == "tiny" else "cuda"](spec, out, job.num_gpus)
+        kind = "cpu" if job.scale == "tiny" and nodes == 1 else "cuda"
+        begun = ranks.KINDS[kind](spec, out, job.num_gpus)
         results, codes = ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < job.num_gpus:

@@ -21,6 +21,13 @@ P2P = "NCCL_P2P_DISABLE"
 NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
 
+NODES = "WANREPORT_NODES"
+"""Set to the number of a Slurm job's nodes: its ranks are on all of them, as many on each."""
+
+
+def nodes() -> int:
+    return int(os.environ.get(NODES, "1"))
+
 
 def gpus() -> list[Any]:
     """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves; none without a driver.
@@ -73,8 +80,10 @@ def machine(device: str = "") -> dict[str, Any]:
     }  # fmt: skip
     if device == "cpu" or not (handles := gpus()):
         return found
-    first, wire = handles[0], None  # what collectives run over
-    if len(handles) > 1 and os.environ.get(P2P) == "1":
+    first, count, wire = handles[0], len(handles) * nodes(), None  # what collectives run over
+    if nodes() > 1:
+        wire = f"network between {nodes()} nodes"
+    elif len(handles) > 1 and os.environ.get(P2P) == "1":
         wire = f"host memory over PCIe ({P2P}=1)"
     elif len(handles) > 1:
         try:
@@ -83,12 +92,12 @@ def machine(device: str = "") -> dict[str, Any]:
         except pynvml.NVMLError:
             wire = "unknown interconnect"
     name = pynvml.nvmlDeviceGetName(first)
-    label, slug = class_of(name, len(handles), wire, found["nccl"])
+    label, slug = class_of(name, count, wire, found["nccl"])
     lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
              "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first))}  # fmt: skip
     return found | {
         "class": label, "slug": slug, "device": "cuda", "gpu_name": name,
-        "gpu_count": len(handles), "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
+        "gpu_count": count, "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
         "driver": pynvml.nvmlSystemGetDriverVersion(), "interconnect": wire, "pcie": lanes,
     }  # fmt: skip
 

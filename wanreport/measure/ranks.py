@@ -16,6 +16,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from wanreport.measure.machine import nodes
 
 WORKER = "wanreport.measure.worker"
 NSYS = "WANREPORT_NSYS"
@@ -62,7 +65,8 @@ def outcome(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SystemExit):  # of SIGTERM, as at a batch system's limit
         said = f"ended from outside (exit {error.code})"
     status = next((status for mark, status in MARKS.items() if mark in said), "failed")
-    return {"status": status, "reason": said.partition("\n")[0]}
+    first, cause = said.partition("\n")[0], said.partition("Last error:")[2]  # NCCL's
+    return {"status": status, "reason": " ".join([first, *cause.split()])}
 
 
 class ForkedRanks:
@@ -109,14 +113,21 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
 
 
 class TorchrunRanks:
-    """Ranks on the GPUs of this host."""
+    """Ranks on the GPUs of this host, or of all nodes of this Slurm job, where srun starts them."""
 
     def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
         self.log, self.world_size = out / "torchrun.log", world_size
+        self.nodes, start, meet = nodes(), list[str](), ["--standalone"]
+        if self.nodes > 1:
+            with socket.create_server(("", 0)) as server:
+                at = f"{socket.gethostname()}:{server.getsockname()[1]}"
+            start = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--overlap",
+                     "--kill-on-bad-exit=1"]  # fmt: skip
+            meet = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={at}"]
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
-            "-m", module, str(spec), str(out),
+            *start, sys.executable, "-m", "torch.distributed.run", *meet,
+            f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
+            f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out),
         ]  # fmt: skip
         if nsys := os.environ.get(NSYS):
             command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
@@ -143,6 +154,9 @@ class TorchrunRanks:
 
     def kill(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and all ranks before it
+            if self.nodes > 1:  # what is on other nodes only srun can end
+                self.process.terminate()
+                psutil.wait_procs([self.process], GRACE)
             family = [self.process, *self.process.children(recursive=True)]
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -27,6 +27,7 @@ from wanreport.jobs.job import Job
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.fit import blocks_in_budget, measure_link, model_of, require_host_memory
+from wanreport.measure.machine import nodes
 from wanreport.measure.profile import SwitchProfile
 from wanreport.measure.ranks import Unsupported, die_with_parent, outcome
 from wanreport.measure.sensors import Sensors
@@ -56,7 +57,8 @@ class Rank:
         self.spec, self.job = spec, Job(**spec["job"])
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job.scale == "tiny"
-        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
+        self.beside = world_size // nodes()  # ranks of one host, which follow one another
+        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank % self.beside}")
         asked = {key: getattr(self.job, key) for key in TINY_VIDEO}
         self.video = TINY_VIDEO if self.tiny else asked
         self.checkpoint = Path(self.job.checkpoint) if self.job.checkpoint else None
@@ -64,9 +66,9 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job, cuda = self.job, not self.tiny
-        if cuda and torch.cuda.device_count() < self.world_size:
+        if cuda and torch.cuda.device_count() < self.beside:
             raise Unsupported(
-                f"torch sees {torch.cuda.device_count()} of {self.world_size} GPUs",
+                f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
                 "install a torch that fits the driver (nvidia-smi names its CUDA version)",
             )
         connect(self.device, self.out, self.rank, self.world_size, job.timeout_s)
@@ -74,6 +76,7 @@ class Rank:
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
         group, pair = cfg_groups() if job.enable_cfg_parallel else (dist.group.WORLD, None)
         parallel = SequenceParallel(group)
+        host = dist.group.WORLD if nodes() == 1 else dist.new_subgroups(self.beside)[0]
         segments = Segments.compiled() if job.compile else Segments()
 
         def make(name: str, **changes: Any) -> Expert:
@@ -86,10 +89,11 @@ class Rank:
         # The plan chooses the other settings.
         packed = job.transfer == "packed"
         engine = Stream(transfer="packed") if packed else ENGINES[job.engine](prefetch=prefetch)
-        self.store = store_for(engine, self.experts, source, self.device)
+        self.store = store_for(engine, self.experts, source, self.device, host)
         layouts = list(self.store.layouts.values())
         free = self.spec["host_free"]
-        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny)
+        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny,
+                            nodes=nodes())  # fmt: skip
         room = blocks_in_budget(job, layouts) if job.engine == "stream" else 0
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
@@ -253,12 +257,13 @@ class Rank:
 
 
 def store_for(
-    engine: Engine, experts: dict[str, Expert], source: Source, device: torch.device
-) -> HostStore:
-    """The host copy of weights that an engine reads."""
+    engine: Engine, experts: dict[str, Expert], source: Source, device: torch.device,
+    host: dist.ProcessGroup | None = None,
+) -> HostStore:  # fmt: skip
+    """The host copy of weights that an engine reads; `host` are the ranks beside, else all."""
     return HostStore(
         experts, source, pin=device.type == "cuda" and engine.pins_store,
-        group=dist.group.WORLD if engine.shares_store else None,
+        group=(host or dist.group.WORLD) if engine.shares_store else None,
         packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
     )  # fmt: skip
 
@@ -282,8 +287,10 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
         return
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
-    store = f"file://{out / 'rendezvous'}"
+    store = "env://"  # torchrun's
+    if nodes() == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
+        store = f"file://{out / 'rendezvous'}"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout
     )
