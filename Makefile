@@ -16,7 +16,7 @@ SGLANG := 0.5.6 0.5.6.post1 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.9 0.5.10 0.5
 WHEELS := .cache/wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help report publish test lint notebooks citations derive clean
+.PHONY: help report publish test faults lint notebooks citations derive clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list the targets
@@ -35,6 +35,10 @@ publish: $(READY) ## render the committed records alone, to commit: reports/publ
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+faults: $(READY) ## run what tests a fault and takes longer, and write docs/faults.md
+	@$(BIN)/python -m tests.faults.table
+	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(READY) ## check style, types and shell scripts
 	@$(BIN)/ruff check && $(BIN)/ruff format --check --quiet

@@ -1,8 +1,8 @@
 """Times the offload engines beside their peers, on the same blocks and shapes.
 
-Each engine has processes of its own, one a rank, and with them all its memory goes. `resident` runs
-first and last, which shows how far the machine drifted. With --turns all engines are in one process
-and take turns there and back (A B B A), for gaps of a few per cent. Rows are written as they end.
+Each engine has processes of its own, one a rank. `resident` runs first and last, to show how far
+the machine drifted. With --turns all engines are in one process and take turns there and back
+(A B B A), for gaps of a few per cent. Rows are written as they end.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sglang", metavar="DIR", help="folder of its package, if it is not installed")
     add("--turns", type=int, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
-    add("--json", type=Path, help="where the rows go, with raw samples; if it exists, the call goes"
-        " on with it. Pages show what lies in results/MACHINE/benchmarks/")  # fmt: skip
+    add("--json", type=Path, help="where the rows go; a call goes on with what is there")
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
     given.blocks = blocks if given.blocks is None else given.blocks
@@ -72,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return Campaign(given).run()
-    except (FileError, ValueError) as error:
+    except (FileError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same call goes on with what --json has", file=sys.stderr)
+        print("interrupted; the same call goes on from --json", file=sys.stderr)
         return 130
 
 

@@ -18,7 +18,7 @@ from wanreport.measure import machine
 from wanreport.measure import ranks as processes
 from wanreport.measure.worker import software
 from wanreport.model.weights import Layout, unit_parameters
-from wanreport.records.files import BENCH_SCHEMA, FIRST, LAST, name_of, read_bench, stream_settings
+from wanreport.records.files import FIRST, LAST, parse_label, read_bench, stream_settings
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
@@ -49,15 +49,16 @@ class Campaign:
         self.given = given
         self.order = list(dict.fromkeys([FIRST, *given.engines, LAST]))
         self.code: dict[str, dict[str, str]] = {}
-        self.missing: dict[str, str] = {}
-        for name in PEERS.keys() & set(map(name_of, self.order)):
-            try:
-                self.code[name] = PEERS[name].find(given.sglang, given.device)
-            except LookupError as reason:
-                self.missing[name] = str(reason)
+        self.missing: dict[str, str] = {}  # label -> why its peer cannot run
+        for label in self.order:
+            if peer := PEERS.get(name := parse_label(label)[0]):
+                try:
+                    self.code[name] = peer.find(given.sglang, given.device)
+                except LookupError as reason:
+                    self.missing[label] = str(reason)
         block = Layout.of(unit_parameters(make_expert(given.device, given.blocks), 0))
         self.report: dict[str, Any] = {
-            "schema_version": BENCH_SCHEMA,
+            "schema_version": 2,
             "settings": {key: getattr(given, key) for key in SETTINGS} | {"compile": False},
             "bytes": block.nbytes * given.blocks,
             "machine": machine.machine(given.device),
@@ -77,10 +78,8 @@ class Campaign:
         for part, key in ((part, key) for part, keys in ALIKE.items() for key in keys):
             was, now = earlier[part][key], self.report[part][key]
             if was != now:
-                raise ValueError(
-                    f"{self.given.json}: {key} was {was!r}, is {now!r} now; give the same, or"
-                    " another --json"
-                )
+                fix = "give the same, or another --json"
+                raise ValueError(f"{self.given.json}: {key} was {was!r}, is {now!r} now; {fix}")
         self.rows = {(row["label"], row["tokens"]): row for row in earlier["rows"]}
         self.report["peers"] = earlier["peers"] | self.report["peers"]
         self.done = {key for key, row in self.rows.items() if row["status"] in ("ok", "oom")}
@@ -93,15 +92,14 @@ class Campaign:
 
         Returns 1 if an engine failed, or on CPU gave other bits than resident; else 0.
         """
-        for label in self.order:
-            missing = self.missing.get(name_of(label))
-            for tokens in self._pending([label]):
-                if missing:
-                    self._end(label, tokens, "absent", missing)
-                elif (label, tokens) not in self.rows:
-                    # Replaced by what comes of it; what the budget or a signal leaves stays.
-                    self._end(label, tokens, "not run", "the call ended before")
-        here = [label for label in self.order if name_of(label) not in self.missing]
+        asked = [(label, n) for label in self.order for n in self._pending([label])]
+        for label, tokens in asked:
+            if label in self.missing:
+                self._end(label, tokens, "absent", self.missing[label])
+            elif (label, tokens) not in self.rows:
+                # Replaced by what comes of it; what the budget or a signal leaves stays.
+                self._end(label, tokens, "not run", "the call ended before")
+        here = [label for label in self.order if label not in self.missing]
         for labels in [here] if self.given.turns else [[label] for label in here]:
             while (pending := self._pending(labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
@@ -123,14 +121,14 @@ class Campaign:
             "grids": [[n, grid(n)] for n in pending],
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
-            out = Path(folder)
-            (out / "spec.json").write_text(json.dumps(spec))
+            out, progress = Path(folder), Path(folder) / "progress"
+            (out / "spec.json").write_text(json.dumps(spec), "utf-8")
 
             def collect() -> None:
                 for n in self._pending(labels):
                     files = [out / f"rows-{n}-rank{rank}.json" for rank in range(count)]
                     if all(file.is_file() for file in files):
-                        parts = [json.loads(file.read_text()) for file in files]
+                        parts = [json.loads(file.read_text("utf-8")) for file in files]
                         for label, *ranks in zip(labels, *parts, strict=True):
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
@@ -141,8 +139,7 @@ class Campaign:
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):
-                progress = out / "progress"
-                at = progress.read_text() if progress.is_file() else "attach"
+                at = progress.read_text("utf-8") if progress.is_file() else "attach"
                 found = processes.failure(timeout_s, results, codes, at)
                 # The other shapes get new processes; without attaching none of them would run.
                 for label, n in product(labels, left if at == "attach" else left[:1]):
@@ -155,7 +152,7 @@ class Campaign:
         row = {
             "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
             "reason": reason, "ranks": list(ranks),
-            "log": "\n".join(file.read_text(errors="replace") for file in logs)[-4000:],
+            "log": "\n".join(file.read_text("utf-8", "replace") for file in logs)[-4000:],
             "transport": processes.transport(out) if out else [],
             "turns": self.given.turns,
             "settings": stream_settings(label, ranks), **git_state(),
@@ -168,16 +165,13 @@ class Campaign:
             print(self.line(row), flush=True)
         if self.given.json:
             report = self.report | {"rows": [*self.rows.values()]}
-            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-            replace_file(self.given.json, text)
+            replace_file(self.given.json, json.dumps(report, indent=1, allow_nan=False) + "\n")
 
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
         median, low, high, n = step_ms(row)
-        first = step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
-        took = (
-            f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {median / first:.3f} of {FIRST}"
-        )
+        of = median / step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
+        took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
         bits = {True: "same bits", False: "OTHER BITS", None: ""}[self._same(row)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
         said = [f"{row['tokens']:,} tokens", row["label"], took if n else row["status"], bits, note]

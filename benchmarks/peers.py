@@ -1,7 +1,6 @@
 """Other projects' block offloading in the place of an engine.
 
-A peer gets the same expert, with plain weights in host memory, and attaches its own hooks to the
-modules as it does at home. Its code runs unmodified.
+A peer gets the same expert, in host memory, and attaches its own hooks. Its code runs unmodified.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import importlib
 import sys
 import types
+from abc import abstractmethod
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,12 +32,12 @@ class Peer(Engine):
     registered_bytes = 0  # pinned by the peer itself, outside of torch's pool
 
     @staticmethod
+    @abstractmethod
     def find(where: str | None, device: str) -> dict[str, str]:
         """What identifies the peer's code; LookupError if it cannot run here, with the fix."""
-        raise NotImplementedError
 
-    def offload(self, expert: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def offload(self, expert: Any) -> None: ...
 
     def _attach(self) -> None:
         for name, expert in self.experts.items():
@@ -48,7 +48,7 @@ class Peer(Engine):
         self.store.close()  # a peer makes copies of its own
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
-        raise NotImplementedError("a peer's copies are not counted")
+        raise NotImplementedError  # a peer's copies are not counted
 
 
 class Diffusers(Peer):
@@ -80,10 +80,7 @@ class Sglang(Peer):
 
     @staticmethod
     def find(where: str | None, device: str) -> dict[str, str]:
-        """Look for it, without importing it, in the folder ``where``, or if None where Python does.
-
-        The ``module`` moved between versions; ``sha256`` is its file's.
-        """
+        """Look in the folder ``where``, or if None where Python does, without importing it."""
         fix = "pip install --no-deps --target DIR sglang==0.5.23, then --sglang DIR"
         spec = None if where else find_spec("sglang")
         folder = Path(where or (spec and spec.origin and Path(spec.origin).parents[1]) or ".")
@@ -124,9 +121,8 @@ class Sglang(Peer):
     def _manager(self) -> Any:
         """Import the manager without the server around it; it and all that it calls is unmodified.
 
-        Two things are not SGLang's own: ``sglang`` and ``sglang.multimodal_gen`` are entered
-        without their ``__init__``, which load the server, and ``ServerArgs``, which the manager's
-        module names in annotations, is an empty class.
+        Not SGLang's own are the two packages' ``__init__``, which would load the server, and
+        ``ServerArgs``, which the manager's module names in annotations.
         """
         for name in ("sglang", "sglang.multimodal_gen"):
             package = types.ModuleType(name)

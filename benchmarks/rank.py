@@ -1,7 +1,6 @@
 """One rank of a benchmark's process: attaches its engines and runs all shapes.
 
-A process has one engine, or several that take turns. What it measured of a shape goes to
-``OUT/rows-<tokens>-rank<r>.json`` at once, so that nothing is lost to what fails later.
+What it measured of a shape goes to ``OUT/rows-<tokens>-rank<r>.json`` at once.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from torch import Tensor
 
 from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.measure import worker
-from wanreport.measure.link import measure_link
+from wanreport.measure.fit import measure_link
 from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
 from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predict
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.planner.plan import DEFAULT_ROOM, make_plan
-from wanreport.planner.probe import Probe
+from wanreport.planner.plan import DEFAULT_ROOM
 from wanreport.records.files import parse_label
 from wanreport.records.record import replace_file
 
@@ -43,13 +41,9 @@ Inputs = tuple[Tensor, Guidance]
 
 
 class Planned(Stream):
-    """`stream` with a plan of its own for each shape, with room for so many blocks."""
+    """`stream` with a plan of its own for each shape."""
 
     name = "planned"
-
-    def __init__(self, *, room: int = DEFAULT_ROOM, transfer: str = "bf16") -> None:
-        super().__init__(transfer=transfer)
-        self.room = room
 
 
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}
@@ -74,26 +68,19 @@ def make_expert(device: str, blocks: int) -> Expert:
 
 
 class Lane:
-    """One engine of the process, with an expert of its own.
-
-    Engines that read host memory alike share one of the ``stores``.
-    """
+    """One engine of the process, with an expert of its own and a store, maybe another's too."""
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
                  device: torch.device) -> None:  # fmt: skip
-        key: Any = engine.pins_store, engine.shares_store, engine.transfer
-        if isinstance(engine, Peer):
-            key = engine  # it closes its store
         self.engine, self.blocks, self.device = engine, blocks, device
         self.make: Callable[[int], Expert] = partial(make_expert, device.type)
         self.plan: dict[str, Any] | None = None
+        key: Any = engine.pins_store, engine.shares_store, engine.transfer
+        if isinstance(engine, Peer):
+            key = engine  # it closes its store
         if key not in stores:
-            stores[key] = HostStore(
-                {EXPERT: self.make(blocks)}, RandomWeights(),
-                pin=device.type == "cuda" and engine.pins_store,
-                group=dist.group.WORLD if engine.shares_store else None,
-                packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
-            )  # fmt: skip
+            experts = {EXPERT: self.make(blocks)}
+            stores[key] = worker.store_for(engine, experts, RandomWeights(), device)
         self.store = stores[key]
         if not isinstance(engine, Planned):
             self.attach()
@@ -103,18 +90,13 @@ class Lane:
         self.engine.attach({EXPERT: self.expert}, self.store, self.device, dist.group.WORLD)
 
     def start(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
-        """Take a shape's inputs, run the first steps, and see how many of them make a GPU hot.
-
-        An engine with a plan for each shape is planned and attached anew.
-        """
+        """Take a shape's inputs, plan if needed, and see how many steps make a GPU hot."""
         self.latents, self.guidance = inputs
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
-            probe = Probe(self.make, self.store, dist.group.WORLD, *inputs)
-            rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-            planned = make_plan(probe.inputs(rate, STEPS), self.engine.room, probe.trial)
-            self.plan, self.engine.settings = planned
+            self.plan, self.engine.settings = worker.plan_for(
+                self.make, self.store, inputs, link, STEPS, DEFAULT_ROOM)  # fmt: skip
             self.attach()
         self.begin(WARMUP)
         self.steps(1)
@@ -129,16 +111,12 @@ class Lane:
         self.engine.begin([EXPERT] * self.guidance.visits(self.engine) * steps)
 
     def steps(self, number: int) -> list[float]:
-        """Seconds of denoising steps' passes, as the pipeline makes them; all have the same inputs.
-
-        The last one's ``output`` is kept.
-        """
+        """Seconds of steps' passes on the same inputs; the last one's ``output`` is kept."""
         clock, timestep = StepClock(self.device), torch.tensor([900.0], device=self.device)
         for _ in range(number):
             with clock.step():
                 self.output = predict(
-                    self.expert, self.engine, self.latents, timestep, self.guidance
-                )
+                    self.expert, self.engine, self.latents, timestep, self.guidance)  # fmt: skip
         return clock.seconds()
 
     def turn(self) -> None:
@@ -227,7 +205,7 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     lanes = [Lane(engine, spec["blocks"], stores, device) for engine in engines]
     for tokens, grid in spec["grids"]:
         if rank == 0:
-            (out / "progress").write_text(f"{tokens:,} tokens")
+            (out / "progress").write_text(f"{tokens:,} tokens", "utf-8")
         inputs = make_inputs(grid, spec["branches"], device)
         rows = measure(lanes, inputs, link, spec["turns"])
         replace_file(out / f"rows-{tokens}-rank{rank}.json", json.dumps(rows))

@@ -20,8 +20,10 @@ SHAPES = {"Input Dims": [[1, 32760, 5120], [5120, 5120], []], "Input type": ["c1
 READ = """
 import re, sys, time
 import wanreport.traces
-def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+from pathlib import Path
+def peak():
+    return int(re.search(rb"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_bytes())[1]) / 1024
+Path("/proc/self/clear_refs").write_bytes(b"5")  # the peak from here on
 before, begun, cpu = peak(), time.perf_counter(), time.process_time()
 trace = wanreport.traces.read(sys.argv[1])
 print({"seconds": round(time.perf_counter() - begun, 2), "imports_mib": round(before),
@@ -58,7 +60,7 @@ def main() -> int:
     random.Random(0).shuffle(buffers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        path.write_text('{"traceEvents": [' + ",\n".join(chain(host, *buffers)) + "]}")
+        path.write_text('{"traceEvents": [' + ",\n".join(chain(host, *buffers)) + "]}", "utf-8")
         print(f"{path.stat().st_size / 1e6:.0f} MB")
         return subprocess.run([sys.executable, "-c", READ, path], check=False).returncode
 

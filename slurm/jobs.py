@@ -23,7 +23,7 @@ def queued() -> dict[str, str]:
     """The state of each task in the queue, by ``array_index``; none where there is no Slurm."""
     command = ["squeue", "--noheader", "--array", "--format=%F_%K %T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return {}
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())

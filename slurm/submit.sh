@@ -70,7 +70,7 @@ done
 
 # Calls `run` with the command of each array, as its label, its files' number and its words.
 each_array() {
-    local run=$1 gpus minutes members group
+    local run=$1 gpus minutes members group nodes
     while IFS=$'\t' read -r gpus minutes members; do
         IFS=$'\t' read -ra group <<<"$members"
         local words=(--job-name="wanreport-${gpus}gpu" --time="$minutes"
@@ -79,7 +79,10 @@ each_array() {
         # A neighbour on the node would share its PCIe links and host memory, and so be measured too.
         # A rehearsal measures nothing.
         if ((gpus)); then
-            words+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus" --exclusive --mem=0)
+            nodes=$(((gpus + ${GPUS_PER_NODE:-$gpus} - 1) / ${GPUS_PER_NODE:-$gpus}))
+            until ((gpus % nodes == 0)); do nodes=$((nodes + 1)); done
+            words+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$((gpus / nodes))" --exclusive --mem=0)
+            if ((nodes > 1)); then words+=(--nodes="$nodes" --ntasks="$nodes"); fi
         else
             words+=(--cpus-per-task=2 --mem=8G)
         fi
@@ -89,7 +92,11 @@ each_array() {
 }
 
 # shellcheck disable=SC2329 # each_array calls it
-try() { sbatch --test-only "${@:2}" </dev/null; }
+try() {
+    sbatch --test-only "${@:2}" </dev/null && return
+    echo "submit.sh: Slurm has no place for the $1 jobs, and nothing was queued; if a job needs more GPUs than a node has, set GPUS_PER_NODE in slurm/site.sh" >&2
+    exit 1
+}
 
 failed=0
 dependency=afterany

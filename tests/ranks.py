@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # All that a rank may import, so that the server alone pays for it.
-PRELOAD = "wanreport.measure.launch benchmarks.rank diffusers tests.models pytest hypothesis"
+PRELOAD = "wanreport.measure.jobs benchmarks.rank diffusers tests.models pytest hypothesis"
 CONTEXT.set_forkserver_preload(PRELOAD.split())
 
 

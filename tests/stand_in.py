@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,6 @@ def this_machine() -> Machine:
 
 
 def run_job(job: Job, root: Path, **_: Any) -> Path:
-    if job.purpose == "hangs" and not (root / "go").exists():
-        (root / "pid").write_text(str(os.getpid()))
-        time.sleep(600)
     record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
     record |= {"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}
     path = record_path(root, SLUG, job.name, record["job_hash"])

@@ -56,7 +56,7 @@ def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, cap
     assert main([*CPU, *words, "--engines", *ENGINES_AND_PEERS, STREAM, *PACKED]) == 0
     found, said = rows(path), capsys.readouterr().out
     assert set(found) == {*ENGINES_AND_PEERS, STREAM, *PACKED, files.LAST}
-    assert {files.name_of(label) for label in found} == {*ENGINES, "planned", *files.PEERS}
+    assert {files.parse_label(label)[0] for label in found} == {*ENGINES, "planned", *files.PEERS}
     for label, row in found.items():
         if label.startswith("sglang"):
             assert row["status"] == "absent" and nowhere in row["reason"] and row["reason"] in said
@@ -64,7 +64,9 @@ def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, cap
         assert row["status"] == "ok" and row["same"] == (label != rounded), (label, row["log"])
         assert [each["samples_ms"] for each in row["ranks"]] == [[], []], "no times on a CPU"
         assert set(row["ranks"][0]["memory"].values()) == {None}, "nor one engine's memory"
-        assert (row["settings"] is None) == (files.name_of(label) not in ("stream", "planned"))
+        assert (row["settings"] is None) == (
+            files.parse_label(label)[0] not in ("stream", "planned")
+        )
         assert ("latents_error" in row["ranks"][0]) == (label == rounded)
     assert found[STREAM]["settings"]["windows"] == [7000, 90000, 1000]
     assert found[planned]["settings"]["transfer"] == "packed"

@@ -25,7 +25,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = ("report", "publish", "test", "lint", "notebooks", "citations", "derive", "clean")
+TARGETS = ("report", "publish", "test", "faults", "lint", "notebooks", "citations", "derive",
+           "clean")  # fmt: skip
 
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {

@@ -8,17 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from wanreport.jobs.job import load_job, resolve_job
-from wanreport.measure import launch
+from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs
 from wanreport.measure.machine import host_memory
 from wanreport.records.record import read_record, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted((ROOT / "slurm").glob("*.s*"))
+SCRIPTS, BASELINE = sorted((ROOT / "slurm").glob("*.s*")), ROOT / "params/baseline"
 
 # Stand-ins that keep their arguments, and some their environment. sbatch prints an id as on a
 # federation; papermill also swallows the notebook.
@@ -131,15 +132,13 @@ def test_files_of_one_name_from_elsewhere_are_two_jobs(tree: Tree, tmp_path: Pat
 
 def test_what_is_queued_is_left_out_and_what_is_refused_queues_nothing(tree: Tree) -> None:
     files = [tree.job("a", 4), tree.job("tiny", 2, TINY)]
-    assert tree.submit(REFUSED="1").returncode != 0
-    assert tree.calls == []
+    assert tree.submit(REFUSED="1").returncode != 0 and tree.calls == []
     assert tree.submit(THROTTLE="2").returncode == 0
     none, four, _ = tree.calls
     assert "--array=0-0%2" in none and "--gres=gpu:4" in four
     assert not [word for word in ("--gres", "--exclusive", "--mem=0") if word in none]
     Path(f"{tree.calls_file}.queue").write_text("102_0 RUNNING\n")
-    assert tree.submit(files[0]).returncode == 0
-    assert len(tree.calls) == 3
+    assert tree.submit(files[0]).returncode == 0 and len(tree.calls) == 3
     assert "102_0      RUNNING" in tree.submit("--status").stdout
 
 
@@ -149,9 +148,9 @@ def test_one_bad_file_or_option_and_nothing_is_submitted(tree: Tree) -> None:
     tree.job("bad", extra="heigth: 720\n")
     done = tree.submit()
     assert done.returncode != 0 and "bad.yaml" in done.stderr and "heigth" in done.stderr
-    assert tree.calls == []
     done = tree.submit("--help")
     assert done.returncode == 0 and "--dry-run" in done.stdout and "set -euo" not in done.stdout
+    assert tree.calls == []
 
 
 def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
@@ -164,36 +163,28 @@ def test_a_task_runs_papermill_on_its_own_params_file(tree: Tree) -> None:
     variables = dict(call.split("=", 1) for call in tree.calls if "=" in call)
     assert variables["PYTHONNOUSERSITE"] == "1" and variables["JUPYTER_PATH"] == ""
     own = [variables[name] for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")]
-    assert len(variables["TMPDIR"]) < 40
     (scratch,) = {Path(folder).parent for folder in own}
-    assert not scratch.exists()  # removed when the task ends
+    assert len(variables["TMPDIR"]) < 40 and not scratch.exists()  # gone when the task ends
 
 
-def test_a_task_without_the_gpus_that_it_needs_is_no_rehearsal(tree: Tree) -> None:
+def test_what_is_missing_here_is_for_the_job_to_tell(tree: Tree) -> None:
+    """A task without its GPUs is no rehearsal; one without its checkpoint leaves a record."""
     done = tree.task(tree.job("a", 4), CUDA_VISIBLE_DEVICES="")
     assert "torch sees 0" in done.stderr
     assert any("-p scale a14b" in call for call in tree.calls)  # which leaves a record and fails
-
-
-def test_a_checkpoint_that_is_not_here_is_for_the_job_to_tell(tree: Tree) -> None:
     file = tree.job("a", extra=f"{TINY}checkpoint: nowhere/weights\n")
-    done = tree.task(file)
-    assert done.returncode == 0 and "nowhere/weights" in done.stderr
-    assert any(call.startswith("papermill") for call in tree.calls)
-    done = tree.submit(file)
-    assert done.returncode == 0 and "nowhere/weights" in done.stderr
-    assert any("jobs.sbatch" in call for call in tree.calls)
+    for run, program in ((tree.task, "papermill"), (tree.submit, "jobs.sbatch")):
+        tree.calls_file.unlink(missing_ok=True)
+        done = run(file)
+        assert done.returncode == 0 and "nowhere/weights" in done.stderr
+        assert any(program in call for call in tree.calls)
 
 
-@pytest.mark.parametrize(
-    ("env", "status"), [({"PAPERMILL_STATUS": "138"}, 138), ({"LAST": "null"}, 2)]
-)
-def test_a_notebook_that_failed_or_was_killed_fails_its_task(
-    tree: Tree, env: dict[str, str], status: int
-) -> None:
-    done = tree.task(tree.job("a", extra=TINY), **env)
-    assert done.returncode == status
-    assert "slurm/logs/a-0_0.ipynb" in done.stdout + done.stderr
+def test_a_notebook_that_failed_or_was_killed_fails_its_task(tree: Tree) -> None:
+    file = tree.job("a", extra=TINY)
+    for env, status in ({"PAPERMILL_STATUS": "138"}, 138), ({"LAST": "null"}, 2):
+        done = tree.task(file, **env)
+        assert done.returncode == status and "slurm/logs/a-0_0.ipynb" in done.stdout + done.stderr
 
 
 def test_a_task_needs_a_good_params_file_and_the_repository(tree: Tree, tmp_path: Path) -> None:
@@ -208,28 +199,20 @@ def test_a_task_needs_a_good_params_file_and_the_repository(tree: Tree, tmp_path
 # What Slurm reads --------------------------------------------------------------------------------
 
 
-def directives(path: Path) -> list[str]:
-    """The #SBATCH options that Slurm would read: those above the first command."""
-    top = path.read_text().partition("\nset ")[0].splitlines()
-    return [word for line in top if line.startswith("#SBATCH") for word in line.split()[1:]]
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in SCRIPTS if p.suffix == ".sbatch"], ids=lambda p: p.name
-)
-def test_a_requeued_job_appends_to_its_log_and_no_real_partition_is_committed(path: Path) -> None:
-    options = directives(path)
-    assert {"--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= {*options}
-    assert [o for o in options if o.startswith("--output=slurm/logs/%x-")]
-    forbidden = ("--partition", "--account", "--exclusive", "--mem=0")
-    assert not [o for o in options if o.startswith(forbidden)]
-
-
-def test_the_time_limit_is_well_above_the_jobs_own() -> None:
-    limit = next(o for o in directives(ROOT / "slurm/jobs.sbatch") if o.startswith("--time="))
-    hours, minutes, _ = map(int, limit.removeprefix("--time=").split(":"))
-    jobs = [load_job(file) for file in (ROOT / "params/baseline").glob("*.yaml")]
-    assert max(job.timeout_s for job in jobs) + 1800 <= hours * 3600 + minutes * 60
+def test_a_requeued_job_appends_to_its_log_and_has_time_for_its_longest_job() -> None:
+    """And no site's partition is committed."""
+    for path in (path for path in SCRIPTS if path.suffix == ".sbatch"):
+        top = path.read_text().partition("\nset ")[0].splitlines()  # above the first command
+        options = [word for line in top if line.startswith("#SBATCH") for word in line.split()[1:]]
+        assert {"--requeue", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= {*options}
+        assert [o for o in options if o.startswith("--output=slurm/logs/%x-")]
+        forbidden = ("--partition", "--account", "--exclusive", "--mem=0")
+        assert not [o for o in options if o.startswith(forbidden)]
+        if path.name == "jobs.sbatch":
+            (limit,) = (o for o in options if o.startswith("--time="))
+            hours, minutes, _ = map(int, limit.removeprefix("--time=").split(":"))
+            longest = max(load_job(file).timeout_s for file in BASELINE.glob("*.yaml"))
+            assert longest + 1800 <= hours * 3600 + minutes * 60
 
 
 def test_scripts_are_clean_stop_at_the_first_error_and_never_use_srun() -> None:
@@ -249,33 +232,31 @@ def test_scripts_are_clean_stop_at_the_first_error_and_never_use_srun() -> None:
 # Under a batch system ----------------------------------------------------------------------------
 
 
-def test_memory_is_the_least_of_all_cgroups_around(tmp_path: Path) -> None:
-    for proc, names, base in (
-        ("0::/job/step\n", ("memory.max", "memory.current"), tmp_path / "two"),
-        ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-         tmp_path / "one"),
-    ):  # fmt: skip
-        job = base / ("memory/job" if "5:" in proc else "job")
-        (job / "step").mkdir(parents=True)
-        (tmp_path / "proc").write_text(proc)
-        for folder, limit in ((job, "1000"), (job / "step", "max")):
-            (folder / names[0]).write_text(limit)
-            (folder / names[1]).write_text("400")
-        assert host_memory(tmp_path / "proc", base) == {"total": 1000, "available": 600}
+@pytest.mark.parametrize(
+    ("proc", "names", "job"),
+    [("0::/job/step\n", ("memory.max", "memory.current"), "job"),
+     ("5:memory:/job/step\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "memory/job")],
+)  # fmt: skip
+def test_memory_is_the_least_of_all_cgroups_around(
+    proc: str, names: tuple[str, str], job: str, tmp_path: Path
+) -> None:
+    (tmp_path / job / "step").mkdir(parents=True)
+    (tmp_path / "proc").write_text(proc)
+    for folder, limit in ((tmp_path / job, "1000"), (tmp_path / job / "step", "max")):
+        (folder / names[0]).write_text(limit)
+        (folder / names[1]).write_text("400")
+    assert host_memory(tmp_path / "proc", tmp_path) == {"total": 1000, "available": 600}
 
 
 def test_sigterm_leaves_a_record_and_never_replaces_a_result(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def terminated(*_: object) -> None:
-        raise SystemExit(143)
-
     job = resolve_job(load_job(tree.job("a", 1, TINY)), gpus=0)
-    monkeypatch.setattr(launch, "_measured", terminated)
+    monkeypatch.setattr(jobs, "_measured", Mock(side_effect=SystemExit(143)))
     for key, value in (("JOB_ID", "78"), ("ARRAY_JOB_ID", "77"), ("ARRAY_TASK_ID", "3")):
         monkeypatch.setenv(f"SLURM_{key}", value)
     with pytest.raises(SystemExit):
-        launch.run_job(job, tmp_path / "results")
+        jobs.run_job(job, tmp_path / "results")
     (path,) = (tmp_path / "results").glob("*/*.json")
     record = read_record(path)
     assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77_3")
@@ -284,5 +265,5 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(
     write_record(record | {"status": "ok"}, path)
     before = path.read_bytes()
     with pytest.raises(SystemExit):
-        launch.run_job(job, tmp_path / "results")
+        jobs.run_job(job, tmp_path / "results")
     assert path.read_bytes() == before

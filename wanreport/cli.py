@@ -1,7 +1,6 @@
 """The command line: `wanreport --help`.
 
-Only ranks need torch, and they are other processes. Only rendering and predicting need pandas, and
-import it when they run. So every command starts at once.
+Every command starts at once: only ranks import torch, only rendering and predicting pandas.
 """
 
 from __future__ import annotations
@@ -76,64 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wanreport", description=wanreport.__doc__)
     parser.add_argument("--version", action="version", version=f"wanreport {wanreport.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Any, says: str, *given: tuple[str, dict[str, Any]]) -> None:
+    for name, (run, says, options) in COMMANDS.items():
         command = commands.add_parser(name, help=says)
-        for option, how in given:
-            command.add_argument(option, **how)
+        for option, given in options.items():
+            command.add_argument(option, **given)
         command.set_defaults(command=run)
-
-    def switch(name: str, says: str) -> tuple[str, dict[str, Any]]:
-        return name, {"action": "store_true", "help": says}
-
-    params: Any = "params", {"type": Path, "nargs": "+", "help": "params files (YAML)"}
-    force = switch("--force", "render all pages, changed or not")
-    workers: Any = "--workers", {"type": int, "choices": range(1, 65), "default": 2,
-                                    "metavar": "N", "help": "pages made at a time"}  # fmt: skip
-    add("report", lambda given, root: _site().report(
-        root, measuring=not given.no_measure, force=given.force, workers=given.workers),
-        "measure what is missing, render what is stale: reports/index.html",
-        switch("--no-measure", "render from the records at hand only"), force, workers)  # fmt: skip
-    add("publish", lambda given, root: _site().publish(root, given.workers),
-        "render the committed records alone, to commit: reports/published", workers)  # fmt: skip
-    add("run", _run, "measure jobs if needed and render their pages", params, force)
-    add("measure", _measure, "measure jobs that have no record here; no pages", params,
-        ("--minutes", {"type": float, "default": math.inf, "help":
-         "begin no job whose timeout_s would not fit in; run it again to go on"}),
-        ("--results", {"type": Path, "help":
-         "where records go (default: results/local; results/ is for those to commit)"}),
-        switch("--nsys", "run ranks on GPUs under Nsight Systems; keep its export"),
-        switch("--again", "also what has a record; of the full model that is kept"))  # fmt: skip
-    add("check", _check, "say what params files resolve to; run nothing", params)
-    add("plan", _plan, "say how stream would move weights, or what to run; run no job",
-        ("params", {"type": Path, "nargs": "*", "help": "params files (YAML)"}),
-        ("--gpus", {"type": int, "metavar": "N", "help": "what to run on N GPUs, from records"}),
-        ("--vram-gb", {"type": float, "metavar": "G",
-                       "help": "of each (default: its model's)"}))  # fmt: skip
-    add("predict", _predict, "say what jobs will take on more GPUs, from records of fewer",
-        ("params", {"type": Path, "nargs": "*", "help": "default: params/campaign/"}),
-        ("--gpu", {"help": "GPU model (default: all that have records)"}),
-        ("--interconnect", {"choices": INTERCONNECTS, "help": "default: each"}),
-        switch("--write", "keep it in predictions/, where it is never changed"))  # fmt: skip
-    rate = {"type": float, "metavar": "GB/S"}
-    add("trace", _trace, "say what traces of torch.profiler or Nsight Systems hold of copies",
-        ("files", {"type": Path, "nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"}),
-        ("--json", {"type": Path, "help": "write the figures here too"}),
-        ("--peak", {**rate, "help": "of the link to the host (default: by the GPU's name)"}),
-        ("--link", {**rate, "help": "what a benchmark of that link measured"}))  # fmt: skip
-    file: dict[str, Any] = {"type": Path}
-    add("import", _import, "make a record of a run of SGLang from its log",
-        ("name", {"help": "of the run: the beginning of the record's name"}),
-        ("--log", {**file, "required": True, "help": "what SGLang printed"}),
-        ("--params", {**file, "required": True, "help": "the job that it ran"}),
-        ("--perf-dump", {**file, "help": "of SGLang's --perf-dump-path"}),
-        ("--trace", {**file, "nargs": "+", "default": [], "help": "of torch.profiler, by rank"}),
-        ("--nsys", {**file, "help": "an SQLite export of Nsight Systems"}),
-        ("--machine", {**file, "help": "YAML: gpu, count, interconnect, driver, node, sglang"}),
-        ("--out", {"type": Path, "help": "default: results/local"}))  # fmt: skip
-    add("baseline", _baseline, "print the verdicts; fail where they differ from the committed ones",
-        ("action", {"choices": ["check"]}),
-        switch("--accept", "write the verdicts as they are now"))  # fmt: skip
     return parser
 
 
@@ -165,33 +111,27 @@ def _measure(given: Namespace, root: Path) -> int:
     failed = measure(jobs, root, log, given.results, given.minutes, again=given.again)
     if failed:
         print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return int(bool(failed))
 
 
 def _check(given: Namespace, root: Path) -> int:
-    """Say what jobs resolve to; 1 if a model is missing or damaged here: then its job is not run.
-
-    That leaves a record of its own, so batch scripts go on at 1.
-    """
+    """Say what jobs resolve to; 1, at which batch scripts go on, if a model is not usable here."""
     gpus, status = this_machine().gpus, 0
     for file, job in load_jobs(given.params, root).items():
+        placed = located(job, root)
+        model, where = Path(placed.model_path), ""
         try:
-            print(f"{file}: {_resolved(job, gpus)}; {_model(located(job, root))}")
+            if model.is_absolute() and not model.is_dir():
+                raise ModelPathError(f"model_path: {model} is not there")
+            if placed.checkpoint:  # all whose files are looked at
+                audit(Path(placed.checkpoint))
+                where = f", checkpoint {placed.checkpoint}"
+            shift = model_settings(placed)["flow_shift"]
+            print(f"{file}: {_resolved(job, gpus)}; {model}{where}, flow_shift {shift:g}")
         except (CheckpointError, ModelPathError) as error:
             print(f"{file}: {error}", file=sys.stderr)
             status = 1
     return status
-
-
-def _model(job: Job) -> str:
-    """Where a located job's model is, all of whose files are looked at, and its flow shift."""
-    said = [job.model_path]
-    if Path(job.model_path).is_absolute() and not Path(job.model_path).is_dir():
-        raise ModelPathError(f"model_path: {job.model_path} is not there")
-    if job.checkpoint:
-        audit(Path(job.checkpoint))
-        said.append(f"checkpoint {job.checkpoint}")
-    return f"{', '.join(said)}, flow_shift {model_settings(job)['flow_shift']:g}"
 
 
 def _resolved(job: Job, gpus: int) -> str:
@@ -223,16 +163,9 @@ def _import(given: Namespace, root: Path) -> int:
 
 
 def _plan(given: Namespace, root: Path) -> int:
-    asked, problems = given.gpus is not None, []
-    if asked == bool(given.params):
-        problems.append("plan: give either params files, or --gpus N to ask what to run on N GPUs")
-    if asked and given.gpus < 1:
-        problems.append(f"--gpus: is {given.gpus}; give 1 or more")
-    if given.vram_gb is not None and not asked:
-        problems.append("--vram-gb: is for --gpus N; give that too, or set vram_budget_gb")
-    if problems:
-        raise JobError(problems)
-    if asked:
+    if bool(given.gpus) == bool(given.params) or (given.vram_gb and not given.gpus):
+        raise JobError(["plan: give params files, or --gpus N, with or without --vram-gb G"])
+    if given.gpus:
         from wanreport.analysis import recommend
 
         return recommend.run(root, given.gpus, given.vram_gb)
@@ -240,8 +173,8 @@ def _plan(given: Namespace, root: Path) -> int:
     if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
         raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())
     for file, job in jobs.items():
-        print(f"{file}: {_resolved(job, gpus)}")
         where, found, timed = _planned(job, root, gpus)
+        print(f"{file}: {_resolved(job, gpus)}")
         print(where, file=sys.stdout if found else sys.stderr)
         print("\n".join(plan.lines(found, timed=timed) if found else []))
         status |= not found
@@ -284,9 +217,8 @@ def _predict(given: Namespace, root: Path) -> int:
                 print(f"  written: {predictions.write(root, content).relative_to(root)}")
         except predictions.PredictionError as error:
             problems.append(str(error))
-    for problem in dict.fromkeys(problems):
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    print(*dict.fromkeys(problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return int(bool(problems))
 
 
 def _baseline(given: Namespace, _: Path) -> int:
@@ -309,3 +241,60 @@ def _baseline(given: Namespace, _: Path) -> int:
         print("", *found, f"{len(found)} differ; {accept}", sep="\n", file=sys.stderr)
         return 1
     return 0
+
+
+PARAMS = {"params": {"type": Path, "nargs": "+", "help": "params files (YAML)"}}
+FORCE = {"--force": {"action": "store_true", "help": "render all pages, changed or not"}}
+WORKERS = {"--workers": {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
+                         "help": "pages made at a time"}}  # fmt: skip
+RATE, FILE = {"type": float, "metavar": "GB/S"}, {"type": Path}
+COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "report": (
+        lambda given, root: _site().report(
+            root, measuring=not given.no_measure, force=given.force, workers=given.workers),
+        "measure what is missing, render what is stale: reports/index.html",
+        {"--no-measure": {"action": "store_true", "help": "render from the records at hand only"},
+         **FORCE, **WORKERS}),
+    "publish": (lambda given, root: _site().publish(root, given.workers),
+                "render the committed records alone, to commit: reports/published", WORKERS),
+    "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
+    "measure": (_measure, "measure jobs that have no record here; no pages", {
+        **PARAMS,
+        "--minutes": {"type": float, "default": math.inf, "help":
+                      "begin no job whose timeout_s would not fit in; run it again to go on"},
+        "--results": FILE | {"help": "where records go (default: results/local)"},
+        "--nsys": {"action": "store_true",
+                   "help": "run ranks on GPUs under Nsight Systems; keep its export"},
+        "--again": {"action": "store_true",
+                    "help": "also what has a record; of the full model that is kept"}}),
+    "check": (_check, "say what params files resolve to; run nothing", PARAMS),
+    "plan": (_plan, "say how stream would move weights, or what to run; run no job", {
+        "params": PARAMS["params"] | {"nargs": "*"},
+        "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
+                   "help": "what to run on N GPUs, from records"},
+        "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
+    "predict": (_predict, "say what jobs will take on more GPUs, from records of fewer", {
+        "params": PARAMS["params"] | {"nargs": "*", "help": "default: params/campaign/"},
+        "--gpu": {"help": "GPU model (default: all that have records)"},
+        "--interconnect": {"choices": INTERCONNECTS, "help": "default: each"},
+        "--write": {"action": "store_true",
+                    "help": "keep it in predictions/, where it is never changed"}}),
+    "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
+        "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},
+        "--json": FILE | {"help": "write the figures here too"},
+        "--peak": RATE | {"help": "of the link to the host (default: by the GPU's name)"},
+        "--link": RATE | {"help": "what a benchmark of that link measured"}}),
+    "import": (_import, "make a record of a run of SGLang from its log", {
+        "name": {"help": "of the run: the beginning of the record's name"},
+        "--log": FILE | {"required": True, "help": "what SGLang printed"},
+        "--params": FILE | {"required": True, "help": "the job that it ran"},
+        "--perf-dump": FILE | {"help": "of SGLang's --perf-dump-path"},
+        "--trace": FILE | {"nargs": "+", "default": [], "help": "of torch.profiler, by rank"},
+        "--nsys": FILE | {"help": "an SQLite export of Nsight Systems"},
+        "--machine": FILE | {"help": "YAML: gpu, count, interconnect, driver, node, sglang"},
+        "--out": FILE | {"help": "default: results/local"}}),
+    "baseline": (
+        _baseline, "print the verdicts; fail where they differ from the committed ones",
+        {"action": {"choices": ["check"]},
+         "--accept": {"action": "store_true", "help": "write the verdicts as they are now"}}),
+}  # fmt: skip

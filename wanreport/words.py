@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 EM_DASH = "\u2014"
 NBSP = "\u00a0"
@@ -12,10 +13,7 @@ UNITS = {1000: ("B", "kB", "MB", "GB"), 1024: ("B", "KiB", "MiB", "GiB")}
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """Round to `digits` significant digits, with zeros on the right.
-
-    Digits left of the decimal point are never dropped.
-    """
+    """Round to `digits` significant digits, or to a whole number where that has more."""
     if value is None or not math.isfinite(value):
         return EM_DASH
     if value == 0:
@@ -32,10 +30,9 @@ def signed(text: str) -> str:
 
 def seconds(value: float | None, digits: int = 4) -> str:
     """Write a duration given in seconds, with its unit: ms below a tenth of a second."""
-    if value and abs(value) < 0.1:
-        return f"{significant(value * 1e3, digits)}{NBSP}ms"
-    said = significant(value, digits)
-    return said if said == EM_DASH else f"{said}{NBSP}s"
+    short = bool(value) and abs(value or 0) < 0.1
+    said = significant(value * 1e3 if value and short else value, digits)
+    return said if said == EM_DASH else f"{said}{NBSP}{'ms' if short else 's'}"
 
 
 def gigabytes(count: float | None, digits: int = 4, base: int = 1000) -> str:
@@ -47,9 +44,8 @@ def gigabytes(count: float | None, digits: int = 4, base: int = 1000) -> str:
     return f"{number}{NBSP}{UNITS[base][power]}"
 
 
-def gibibytes(count: float | None, digits: int = 4) -> str:
-    """Write bytes in GiB, which is 2^30 bytes (MiB, KiB or B where it is small)."""
-    return gigabytes(count, digits, 1024)
+gibibytes = partial(gigabytes, base=1024)
+"""Write bytes in GiB, which is 2^30 bytes (MiB, KiB or B where it is small)."""
 
 
 def ratio(share: float | None) -> str:
@@ -57,8 +53,7 @@ def ratio(share: float | None) -> str:
     if share is None or not math.isfinite(share):
         return EM_DASH
     text = f"{share:+.1%}" if abs(share) < 0.0995 else f"{share:+.0%}"
-    text = text if float(text[:-1]) else "0%"
-    return signed(text).replace("%", f"{NBSP}%")
+    return signed(text if float(text[:-1]) else "0%").replace("%", f"{NBSP}%")
 
 
 def share(part: float | None) -> str:

@@ -23,7 +23,6 @@ from wanreport.jobs.job import (
 )
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
-BASELINE = PARAMS / "baseline"
 GOOD = {"name": "good", "engine": "layerwise", "num_gpus": 2}
 FILE = "name: job\nengine: layerwise\nnum_gpus: 2\n"
 
@@ -51,24 +50,20 @@ def problems_with(**changes):
     return problems("here", make, **changes)
 
 
-OF_THE_BASELINE = [
-    ("new-4gpu", "layerwise", 4, 1454665, 1), ("new-6gpu", "layerwise", 6, 1454668, 1),
-    ("old-4gpu-fsdp", "fsdp", 4, 1454666, 1), ("old-6gpu-fsdp", "fsdp", 6, 1454669, 1),
-    ("old-4gpu-swap", "swap", 4, 1454666, 1), ("old-6gpu-swap", "swap", 6, 1454669, 1),
-    ("pure-4gpu", "resident", 4, 1454667, 1), ("new-4gpu-prefetch3", "layerwise", 4, 1454670, 3),
-]  # fmt: skip
-
-
 def test_each_baseline_job_is_the_job_it_stands_for():
-    jobs = [load_job(path) for path in BASELINE.glob("*.yaml")]
-    assert {
-        (j.name, j.sglang().engine, j.num_gpus, j.baseline_job, j.prefetch(40)) for j in jobs
-    } == {*OF_THE_BASELINE}
+    jobs = [load_job(path) for path in (PARAMS / "baseline").glob("*.yaml")]
+    assert {(j.name, j.engine, j.num_gpus, j.baseline_job, j.prefetch(40)) for j in jobs} == {
+        ("new-4gpu", "layerwise", 4, 1454665, 1), ("new-6gpu", "layerwise", 6, 1454668, 1),
+        ("old-4gpu-fsdp", "fsdp", 4, 1454666, 1), ("old-6gpu-fsdp", "fsdp", 6, 1454669, 1),
+        ("old-4gpu-swap", "swap", 4, 1454666, 1), ("old-6gpu-swap", "swap", 6, 1454669, 1),
+        ("pure-4gpu", "resident", 4, 1454667, 1),
+        ("new-4gpu-prefetch3", "layerwise", 4, 1454670, 3),
+    }  # fmt: skip
     for job in jobs:
         assert job.engine == job.sglang().engine and job.purpose
         assert job.cfg and job.decode and job.profile
-        assert (job.height, job.width, job.num_frames, job.num_inference_steps) == (
-            720, 1280, 81, 27)  # fmt: skip
+        shape = job.height, job.width, job.num_frames, job.num_inference_steps
+        assert shape == (720, 1280, 81, 27)
         assert (job.warmup_iterations, job.clean_iterations) == (1, 1)
     every = [load_job(path) for path in PARAMS.rglob("*.yaml")]
     assert len({job.name for job in every}) == len({job.hashes() for job in every}) == len(every)
@@ -77,7 +72,7 @@ def test_each_baseline_job_is_the_job_it_stands_for():
 def test_papermill_reads_from_a_file_what_we_read(tmp_path):
     dated = tmp_path / "job.yaml"
     dated.write_text(FILE + "purpose: 2026-02-13\n")  # a date is text for papermill
-    for path in (dated, *BASELINE.glob("*.yaml")):
+    for path in (dated, *(PARAMS / "baseline").glob("*.yaml")):
         assert job_from_mapping(papermill.iorw.read_yaml_file(str(path))) == load_job(path)
 
 
@@ -99,33 +94,19 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "values", "fix"),
-    [
-        ("flow_shift", ["1e-3", '"0.001"', ".nan", "true", "[1]"], "number"),
-        ("flow_shift", ["0"], "0"),
-        ("boundary_ratio", ["1.5"], "1"),
-        ("seed", ["1e3", "1000.0", "'4.5'", "yes"], "integer"),
-        ("seed", [""], "seed:"),
-        ("seed", ["-1", str(2**64)], ""),
-        ("prompt", ["no", "12", "{a: 1}"], "string"),
-        ("checkpoint", ["''"], "1"),
-        ("decode", ["1", '"true"'], "boolean"),
-        ("dtype", ["bf16"], "bfloat16"),
-        ("scale", ["on", "large"], "'auto', 'a14b' or 'tiny'"),
-        ("'quantum'", ["1"], "name, engine, num_gpus"),
-        ("height", ["712", "8"], "16"),
-        ("num_frames", ["80", "78"], "77 or 81"),
-        ("sampled_steps", ["4"], "5"),
-        ("sampled_steps", ["28"], "27"),
-        ("vram_budget_gb", ["24.0"], "remove"),
-        ("cache_dit", ["true"], "False"),
-        ("negative_prompt", ["blurred\ncfg: false"], "cfg: true"),
-        ("'seed'", ["1\nseed: 2"], "one"),
-        ("'dit-layerwise-offload'", ["1"], "dit_layerwise_offload?"),
-        ("'class'", ["1"], ""),
-        ("'1'", ["1"], ""),
-        ("'<<'", ["{seed: 1}"], ""),
-    ],
-)
+    [("flow_shift", ["1e-3", '"0.001"', ".nan", "true", "[1]"], "number"),
+     ("flow_shift", ["0"], "0"), ("boundary_ratio", ["1.5"], "1"),
+     ("seed", ["1e3", "1000.0", "'4.5'", "yes"], "integer"), ("seed", [""], "seed:"),
+     ("seed", ["-1", str(2**64)], ""), ("prompt", ["no", "12", "{a: 1}"], "string"),
+     ("checkpoint", ["''"], "1"), ("decode", ["1", '"true"'], "boolean"),
+     ("dtype", ["bf16"], "bfloat16"), ("scale", ["on", "large"], "'auto', 'a14b' or 'tiny'"),
+     ("'quantum'", ["1"], "name, engine, num_gpus"), ("height", ["712", "8"], "16"),
+     ("num_frames", ["80", "78"], "77 or 81"), ("sampled_steps", ["4"], "5"),
+     ("sampled_steps", ["28"], "27"), ("vram_budget_gb", ["24.0"], "remove"),
+     ("cache_dit", ["true"], "False"), ("negative_prompt", ["blurred\ncfg: false"], "cfg: true"),
+     ("'seed'", ["1\nseed: 2"], "one"), ("'class'", ["1"], ""), ("'1'", ["1"], ""),
+     ("'dit-layerwise-offload'", ["1"], "dit_layerwise_offload?"), ("'<<'", ["{seed: 1}"], "")],
+)  # fmt: skip
 def test_each_mistake_is_told_with_its_key_and_fix(tmp_path, key, values, fix):
     for value in values:
         text = FILE + key.strip("'") + f": {value}\n"
@@ -133,16 +114,13 @@ def test_each_mistake_is_told_with_its_key_and_fix(tmp_path, key, values, fix):
         assert told == key and fix in problem, value
 
 
-@pytest.mark.parametrize("name", ["Job 1", "../etc", "-f", "other"])
-def test_the_name_is_lower_case_and_the_files(tmp_path, name):
-    assert problems_of(tmp_path / "job.yaml", FILE.replace("job", name)).keys() == {"name"}
-    assert name == "other" or problems_with(name=name).keys() == {"name"}
-
-
-@pytest.mark.parametrize("key", list(GOOD))
-def test_a_required_field_is_missing_whether_absent_or_empty(key):
-    for mapping in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
-        assert problems("here", job_from_mapping, mapping, "here").keys() == {key}
+def test_a_name_is_lower_case_and_the_files_and_what_is_required_is_there(tmp_path):
+    for name in ("Job 1", "../etc", "-f", "other"):
+        assert problems_of(tmp_path / "job.yaml", FILE.replace("job", name)).keys() == {"name"}
+        assert name == "other" or problems_with(name=name).keys() == {"name"}
+    for key in GOOD:
+        for mapping in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
+            assert problems("here", job_from_mapping, mapping, "here").keys() == {key}
 
 
 @pytest.mark.parametrize("text", [

@@ -1,38 +1,27 @@
-"""Whatever happens to a rank, a job ends in a record that says so."""
+"""What a job's record holds, and why a job that failed did. tests/faults has more of the latter."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
-import multiprocessing.util
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
-from tests.ranks import CONTEXT
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import fit, launch, ranks
+from wanreport.measure import fit, jobs, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import naming, read_record
+from wanreport.records.record import read_record
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
 
@@ -41,31 +30,30 @@ def _job(engine: str = "layerwise", **changes: Any) -> Job:
     return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **flags, **QUICK, **changes})
 
 
-def _ran(folder: Path, job: Job, **how: Any) -> dict[str, Any]:
-    """The record of a job that went well, with counters as they must be."""
-    record = read_record(launch.run_job(job, folder, **how))
+def _ran(folder: Path, job: Job, **how: Any) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """The record of a job that went well, with counters as they must be; and the steps that ran."""
+    record = read_record(jobs.run_job(job, folder, **how))
     assert record["status"] == "ok", record["reason"]
     for iteration in record["iterations"]:
         assert len(iteration["counters"]) == job.num_gpus
         assert iteration["counters"] == iteration["expected_counters"]
-    return record
+    ran = {each["kind"]: [step["index"] for step in each["steps"]] for each in record["iterations"]}
+    return record, ran
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
     engine: str, tmp_path: Path
 ) -> None:
-    record = _ran(tmp_path, _job(engine, decode=True))
-    assert record["job"]["scale"] == "tiny"
-    assert [i["kind"] for i in record["iterations"]] == ["warmup", "clean", "profiled"]
+    record, ran = _ran(tmp_path, _job(engine, decode=True))
     switch = record["schedule"]["switch_step"]
-    ran = [[step["index"] for step in iteration["steps"]] for iteration in record["iterations"]]
-    watched = [max(switch - 2, 0), switch - 1, switch]
-    assert ran == [[0, switch], [0, 1, 2, 3], sorted({*watched})]  # what a page can show
+    watched = {max(switch - 2, 0), switch - 1, switch}  # what a page can show
+    whole = {"warmup": [0, switch], "clean": [0, 1, 2, 3], "profiled": sorted(watched)}
+    assert ran == whole and list(ran) == list(whole) and record["job"]["scale"] == "tiny"
     for iteration in record["iterations"]:
         assert all(len(step["seconds"]) == 2 for step in iteration["steps"])
         assert iteration["memory"][0]["allocated_bytes"] is None  # a CPU has no device memory
-    assert all(iteration["video_sha256"] for iteration in record["iterations"])
+        assert iteration["video_sha256"]
     assert record["cold_start_s"] > 0
     assert record["iterations"][1]["steps"][-1]["expert"] == "low_noise"
     for trace in record["traces"]:
@@ -76,10 +64,9 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
         assert "/" not in kineto["traceName"]
     assert [trace["rank"] for trace in record["traces"]] == [0, 1]
     lanes = {event["lane"] for event in record["timeline"]}
-    assert {"compute", "collective"} <= lanes
+    wanted = {"compute", "collective", *["copy"] * (engine in ("layerwise", "swap", "stream"))}
+    assert wanted <= lanes
     assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
-    if engine in ("layerwise", "swap", "stream"):
-        assert "copy" in lanes
     assert ("plan" in record["engine"]) == (engine == "stream")
 
 
@@ -87,19 +74,15 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
     digests = set()
     for engine in ("resident", "layerwise", "stream"):
         job = _job(engine, num_gpus=1, num_inference_steps=16, sampled_steps=5)
-        record = _ran(tmp_path, job)
+        record, ran = _ran(tmp_path, job)
         switch, times = (record["schedule"][key] for key in ("switch_step", "timesteps"))
         assert switch > 3  # so that steps before it are left out
-        ran = {it["kind"]: [step["index"] for step in it["steps"]] for it in record["iterations"]}
-        assert ran["warmup"] == [0, switch]
-        assert ran["clean"] == [0, 1, switch - 1, switch, switch + 1]
-        assert ran["profiled"] == [1, switch - 1, switch]
+        sample = [0, 1, switch - 1, switch, switch + 1]
+        assert ran == {"warmup": [0, switch], "clean": sample, "profiled": sample[1:4]}
         assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
         for iteration in record["iterations"]:
-            counted = iteration["counters"]
-            assert counted == iteration["expected_counters"]
             moved = sum(step["h2d_bytes"][0] for step in iteration["steps"])
-            assert engine == "resident" or moved == counted[0]["h2d_bytes"]
+            assert engine == "resident" or moved == iteration["counters"][0]["h2d_bytes"]
             assert all(times[step["index"]] == step["timestep"] for step in iteration["steps"])
         digests.add(record["iterations"][1]["latents_sha256"])
     assert len(digests) == 1
@@ -108,21 +91,20 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
 def test_a_budget_makes_room_in_proportion(tmp_path: Path) -> None:
     for budget, blocks in ((None, 2), (31.0, 6), (60.0, 12)):
         assert fit.blocks_in_budget(_job("stream", vram_budget_gb=budget), []) == blocks
-    record = _ran(tmp_path, _job("stream", vram_budget_gb=31.0, num_gpus=1), plan_only=True)
-    assert record["iterations"] == []
-    plan = record["engine"]["plan"]
-    assert plan["room"] == 6 and plan["planning_s"] > 0
+    job = _job("stream", vram_budget_gb=31.0, num_gpus=1)
+    record, ran = _ran(tmp_path, job, plan_only=True)
+    plan, inputs = record["engine"]["plan"], record["engine"]["plan"]["inputs"]
+    assert ran == {} and plan["room"] == 6 and plan["planning_s"] > 0
     for candidate in plan["candidates"]:
         assert StreamSettings(**candidate["settings"]).buffers(6) <= 6
-    inputs = plan["inputs"]
     assert inputs["ranks"] == 1 and inputs["sharded"] is None and inputs["collectives_s"] == 0
     assert inputs["local"]["rate"] > 0 and min(inputs["windows_s"]) > 0
     assert inputs["block_bytes"] == record["model"]["block_bytes"]
 
 
 def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> None:
-    two = _ran(tmp_path, _job("stream", enable_cfg_parallel=True))
-    one = _ran(tmp_path, _job("resident", num_gpus=1))
+    two, _ = _ran(tmp_path, _job("stream", enable_cfg_parallel=True))
+    one, _ = _ran(tmp_path, _job("resident", num_gpus=1))
     for mine, other in zip(two["iterations"], one["iterations"], strict=True):
         assert mine["latents_sha256"] == other["latents_sha256"]
     inputs = two["engine"]["plan"]["inputs"]
@@ -139,7 +121,7 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> N
 def test_what_cannot_run_here_says_what_would(
     changes: dict[str, Any], reason: str, hint: str, tmp_path: Path
 ) -> None:
-    record = read_record(launch.run_job(_job(**changes), tmp_path))
+    record = read_record(jobs.run_job(_job(**changes), tmp_path))
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
 
@@ -148,23 +130,18 @@ def test_host_memory_is_asked_for_before_it_is_taken() -> None:
     experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
     layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
-    rank = fit.HOST_OVERHEAD
-    needs = {
-        "layerwise": store + 4 * rank,  # one copy for all ranks
-        "swap": 4 * (store + rank),  # one each
-        "fsdp": 87_598_661_888 + 4 * rank,  # shards, rounded up to powers of two
-    }
-    for name, needed in needs.items():
-        engine = ENGINES[name](prefetch=1)
-        fit.require_host_memory(engine, layouts, 4, needed)
-        with pytest.raises(launch.Unsupported, match=r"0\.1 GB") as refused:
-            fit.require_host_memory(engine, layouts, 4, needed - 100_000_000)
-        assert "--mem" in refused.value.hint and "4 GPUs" in str(refused.value)
-    rehearsed = 2 * store  # the copy that ranks share, and the device of one
-    fit.require_host_memory(ENGINES["layerwise"](prefetch=1), layouts, 1, rehearsed, rehearsal=True)
-    with pytest.raises(launch.Unsupported, match=r"114\.5 GB") as refused:
-        fit.require_host_memory(ENGINES["layerwise"](prefetch=1), layouts, 1, 0, rehearsal=True)
-    assert "`checkpoint`" in refused.value.hint and "--mem" not in refused.value.hint
+    four = 4 * fit.HOST_OVERHEAD
+    for name, ranks_, needed, rehearsal, hint in (
+        ("layerwise", 4, store + four, False, "--mem"),  # one copy for all ranks
+        ("swap", 4, 4 * store + four, False, "--mem"),  # one each
+        ("fsdp", 4, 87_598_661_888 + four, False, "--mem"),  # shards, rounded up to powers of two
+        ("layerwise", 1, 2 * store, True, "`checkpoint`"),  # the ranks' copy, and a rank's device
+    ):
+        asked = ENGINES[name](prefetch=1), layouts, ranks_
+        fit.require_host_memory(*asked, needed, rehearsal=rehearsal)
+        with pytest.raises(jobs.Unsupported, match=rf"{ranks_} .* 0\.1 GB") as refused:
+            fit.require_host_memory(*asked, needed - 100_000_000, rehearsal=rehearsal)
+        assert hint in refused.value.hint
 
 
 def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
@@ -177,60 +154,16 @@ def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
     assert ranks.transport(tmp_path / "nothing") == []
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for what jobs leave behind while they run."""
-    multiprocessing.util.get_temp_dir()  # of the fork server: it outlives the test, at a short path
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(launch.tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    return folder
-
-
-def _disturbed(
-    job: Job, scratch: Path, kind: signal.Signals, seen: list[int] | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """The record of a job whose rank 1 gets a signal as soon as it has begun its steps."""
-    seen = [] if seen is None else seen
-
-    def disturb() -> None:
-        deadline = time.monotonic() + 60
-        while not seen and time.monotonic() < deadline:
-            for progress in scratch.glob("wanreport-job-*/progress"):
-                if "warmup" in progress.read_text():
-                    seen.append(int((progress.parent / "rank1.pid").read_text()))
-                    os.kill(seen[0], kind)
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    path = launch.run_job(job, scratch.parent / "results")
-    thread.join()
-    assert seen
-    assert not list(scratch.glob("wanreport-job-*")), "no temporary folder stays"
-    return path, read_record(path)
-
-
-def test_a_killed_rank_is_a_failed_record_that_names_it(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    path, record = _disturbed(_job(num_inference_steps=60), scratch, signal.SIGKILL)
-    assert record["status"] == "failed"
-    assert "rank 1 was killed by SIGKILL" in record["reason"] and "step" in record["reason"]
-    assert "logs" in record["hint"]
-    assert list((path.parent / "logs" / path.stem).glob("rank*.log"))
-
-
 def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
     (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
     log = io.StringIO()
-    progress = launch.Progress("j", tmp_path / "progress", log)
+    progress = jobs.Progress("j", tmp_path / "progress", log)
     progress.update()
     assert {"j", "clean"} <= {*re.findall(r"\w+", str(progress.bar.desc))}
     assert progress.last.endswith("5 of 8") and len(log.getvalue().splitlines()) == 1
 
+
+# Why a job failed ---------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, time
@@ -244,46 +177,34 @@ def test_torchrun_says_which_rank_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
+    monkeypatch.setattr(ranks, "GRACE", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     begun = ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 2, "killed")
-    end = time.monotonic() + 100
-    results, codes = ranks.watch(begun, tmp_path, 2, end, lambda: None)
+    results, codes = ranks.watch(begun, tmp_path, 2, time.monotonic() + 100, lambda: None)
     found = ranks.failure(100, results, codes, "step 3")
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
-
-
-def test_a_rank_that_hangs_is_a_timeout(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 2.0)
-    seen: list[int] = []
-    # Time jumps as soon as the rank hangs: nobody waits for it.
-    clock = SimpleNamespace(sleep=time.sleep, monotonic=lambda: time.monotonic() + 60 * len(seen))
-    monkeypatch.setattr(ranks, "time", clock)
-    # A stopped rank is alive and silent, as one that hangs in a collective.
-    job = _job(num_inference_steps=200, timeout_s=60)
-    _, record = _disturbed(job, scratch, signal.SIGSTOP, seen)
-    assert record["status"] == "timeout" and record["hint"]
 
 
 def _told(status: str, reason: str, at: float) -> dict[str, Any]:
     return {"status": status, "reason": reason, "at": at}
 
 
-ECHO = "RuntimeError: Connection closed by peer"
+ECHO = _told("failed", "RuntimeError: Connection closed by peer", 2)
+WRONG = _told("failed", "ValueError: x", 1)
 
 
 @pytest.mark.parametrize(
     ("results", "codes", "status", "words"),
     [
         ([None, _told("oom", "CUDA out of memory", 1)], [None, 1], "oom", "rank 1: CUDA"),
-        ([_told("failed", ECHO, 2), None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
-        ([_told("failed", ECHO, 2), _told("failed", "CheckpointError: x", 1)], [1, 1], "failed",
-         "rank 1: CheckpointError"),
-        ([None, _told("failed", "ValueError: x", 1)], [0, 1], "failed", "rank 1: ValueError"),
-        ([None, _told("failed", "ValueError: x", 1)], [None, 1], "failed", "rank 1: ValueError"),
+        ([ECHO, None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
+        ([ECHO, WRONG], [1, 1], "failed", "rank 1: ValueError"),
+        ([None, WRONG], [0, 1], "failed", "rank 1: ValueError"),
+        ([None, WRONG], [None, 1], "failed", "rank 1: ValueError"),
+        ([None, WRONG], [-15, 1], "failed", "rank 1: ValueError"),
         ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
         ([None, None], [-15, -9], "failed", "rank 1 was killed by SIGKILL"),
         ([None, None], [-15, 1], "failed", "rank 1 exited with 1"),
-        ([None, _told("failed", "ValueError: x", 1)], [-15, 1], "failed", "rank 1: ValueError"),
         ([None, None], [-15, None], "failed", "rank 0 was killed by SIGTERM"),
         ([_told("timeout", "Timed out waiting", 2), None], [1, -9], "failed", "rank 1 was killed"),
         ([None, None], [None, None], "timeout", "timeout_s"),
@@ -295,110 +216,20 @@ def test_the_first_cause_is_named_and_not_its_echo(
 ) -> None:
     found = ranks.failure(60, results, codes, "step 3")
     assert found["status"] == status
-    assert words in found["reason"]
-    assert "step 3" in found["reason"]
+    assert words in found["reason"] and "step 3" in found["reason"]
 
 
-def test_traces_that_find_no_room_do_not_cost_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, *_: Any) -> None:
-        with naming(path):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(launch, "replace_file", full)
-    record = read_record(launch.run_job(_job(num_gpus=1), tmp_path))
-    assert record["status"] == "ok" and record["traces"] == []
-    assert "rank0.json.gz" in record["hint"]
-
-
-RUN = """
-import json, sys
-from pathlib import Path
-from wanreport.jobs.job import job_from_mapping
-from wanreport.measure.launch import run_job
-
-if __name__ == "__main__":
-    run_job(job_from_mapping(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
-"""
-
-
-def test_what_a_cluster_leaves_in_the_environment_does_no_harm(tmp_path: Path) -> None:
-    """A folder too long for a socket's name, and an interface that is not on this machine."""
-    long, file, program = tmp_path / ("x" * 90), tmp_path / "job.json", tmp_path / "run.py"
-    long.mkdir()
-    file.write_text(_job(profile=False).model_dump_json())
-    program.write_text(RUN)
-    left = {"TMPDIR": str(long), "GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C"}
-    subprocess.run(
-        [sys.executable, str(program), str(file), str(tmp_path / "r")], check=True, timeout=100,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **left},
-    )  # fmt: skip
-    (path,) = (tmp_path / "r").glob("*/j-*.json")
-    assert read_record(path)["status"] == "ok"
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there, and not as a zombie that nobody has reaped."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _pids(folder: Path) -> list[int]:
-    """The ranks of the job that runs there."""
-    return [int(pid.read_text() or 0) for pid in folder.glob("wanreport-job-*/rank*.pid")]
-
-
-def _are_gone(pids: list[int], root: Path) -> None:
-    deadline = time.monotonic() + 60
-    while any(map(_runs, pids)):
-        assert time.monotonic() < deadline, "a rank is still there"
-        time.sleep(0.05)
-    assert not list(root.glob("*/j-*.json")), "no record of half a job"
-
-
-LONG = {"num_inference_steps": 500, "profile": False}
-
-
-def test_an_interrupt_ends_all_ranks(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def update(_: object) -> None:
-        if len(pids := _pids(scratch)) == 2 and all(pids):
-            seen.extend(pids)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(launch.Progress, "update", update)
-    with pytest.raises(KeyboardInterrupt):
-        launch.run_job(_job(**LONG), tmp_path / "results")
-    _are_gone(seen, tmp_path / "results")
-
-
-SLEEPS = """
-import os, time
-def main(spec, out, rank, world_size):
-    open(f"{out}/rank{rank}.pid", "w").write(str(os.getpid()))
-    time.sleep(600)
-"""
-
-
-def _launch(folder: Path) -> None:
-    sys.path.insert(0, str(folder))
-    ranks.ForkedRanks(folder / "spec", folder / "wanreport-job-", 2, "sleeps")
-    time.sleep(600)
-
-
-def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sleeps.py").write_text(SLEEPS)
-    (tmp_path / "wanreport-job-").mkdir()
-    launcher = CONTEXT.Process(target=_launch, args=(tmp_path,))
-    launcher.start()
-    while len(pids := _pids(tmp_path)) < 2 or not all(pids):
-        assert launcher.is_alive()
-        time.sleep(0.05)
-    launcher.kill()
-    launcher.join(60)
-    _are_gone(pids, tmp_path / "results")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried"), "oom"), (MemoryError(), "oom"),
+     (RuntimeError("CUDA error: out of memory\nat x"), "oom"), (SystemExit(143), "failed"),
+     (RuntimeError("Watchdog caught collective operation timeout: x"), "timeout"),
+     (FloatingPointError("3 of 4"), "non-finite"), (ValueError("x"), "failed"),
+     (ranks.Unsupported("x", "y"), "unsupported")],
+    ids=repr,
+)  # fmt: skip
+def test_an_error_gives_a_job_its_status(error: BaseException, status: str) -> None:
+    found = ranks.outcome(error)
+    assert found["status"] == status and len(found["reason"].splitlines()) == 1
+    assert str(error).split("\n")[0] in found["reason"]
+    assert found.get("hint") == ("y" if status == "unsupported" else None)

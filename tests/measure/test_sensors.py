@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pynvml
 import pytest
@@ -33,9 +35,7 @@ SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Plays a GPU that goes through SCRIPT, and lists what was asked for."""
-    asked: list[str] = []
-    turn = iter(SCRIPT * 1000)
-    now: list[Any] = []
+    asked, turn, now = list[str](), itertools.cycle(SCRIPT), list[Any]()
 
     def busy(handle: str) -> Any:
         now[:] = next(turn)
@@ -70,13 +70,14 @@ def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
     watched = _watch(lambda watched: len(watched.readings) >= 4)
     watched.readings = watched.readings[:4]
     summary = watched.summary()
-    assert summary is not None
-    assert gpu == ["GPU-0123-4567"]
-    assert (summary["sm_mhz"], summary["power_w"], summary["celsius"]) == (1600, 698.0, 61)
-    assert summary["readings"] == 3
-    assert len(summary["board"]) == 8 and "0123" not in summary["board"]
+    assert summary and gpu == ["GPU-0123-4567"]
+    board = summary.pop("board")
+    assert summary == {"sm_mhz": 1600, "power_w": 698.0, "celsius": 61, "readings": 3}
+    assert len(board) == 8 and "0123" not in board
     watched.readings = watched.readings[:1]
     assert watched.summary() is None, "it was never busy"
+    on_cpu = _watch(lambda watched: True, "cpu")
+    assert on_cpu.summary() is None and on_cpu.board == ""
 
 
 @pytest.mark.parametrize("prefix", ["", "GPU-"])  # torch's own word, and NVML's
@@ -100,20 +101,9 @@ def test_a_board_has_the_hash_that_committed_records_have(
 def test_a_sensor_that_fails_once_is_read_again_and_one_that_is_not_there_is_not(
     call: str, error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed: list[int] = []
-    escaped: list[Any] = []
-
-    def fail(*_: Any) -> None:
-        failed.append(1)
-        raise pynvml.NVMLError(getattr(pynvml, error))
-
-    monkeypatch.setattr(pynvml, call, fail)
+    failed, escaped = Mock(side_effect=pynvml.NVMLError(getattr(pynvml, error))), list[Any]()
+    monkeypatch.setattr(pynvml, call, failed)
     monkeypatch.setattr(threading, "excepthook", escaped.append)
-    watched = _watch(lambda watched: len(failed) >= times)
-    assert len(failed) >= times and (times > 1 or len(failed) == 1) and not escaped
-    assert watched.summary() is None and bool(gpu) is (call != "nvmlInit")
-
-
-def test_a_cpu_has_no_sensors() -> None:
-    watched = _watch(lambda watched: True, "cpu")
-    assert watched.summary() is None and watched.board == ""
+    watched = _watch(lambda watched: failed.call_count >= times)
+    assert failed.call_count >= times and not escaped and watched.summary() is None
+    assert (times > 1 or failed.call_count == 1) and bool(gpu) is (call != "nvmlInit")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from wanreport import cli
 from wanreport.jobs.job import Job, load_job, located
-from wanreport.measure.launch import run_job
+from wanreport.measure.jobs import run_job
 from wanreport.model.checkpoint import CheckpointError, audit
 from wanreport.model.clock import sha256
 from wanreport.model.denoise import encode_prompts, make_vae

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.models import make_experts
 from wanreport.jobs.job import Job
-from wanreport.measure.launch import run_job
+from wanreport.measure.jobs import run_job
 from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.clock import sha256
 from wanreport.model.denoise import decode, latent_shape, make_scheduler

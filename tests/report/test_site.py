@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from bs4 import BeautifulSoup
 
@@ -211,24 +205,6 @@ def test_all_problems_of_all_files_come_before_anything_runs(
     assert not (project / "results").exists() and not (project / "reports").exists()
 
 
-def test_no_page_that_fails_ends_the_report(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A cell that raises, and a process that is killed."""
-    bad = {"odd": "as was asked", "killed": "SIGKILL"}
-    for name in bad:
-        add_job(project, name, purpose="fail" * (name == "odd"))
-    kill = "import os, signal\nif name == 'killed':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    (project / "notebooks/job.py").write_text(JOB.replace("# %%\nfrom", f"# %%\n{kill}from"))
-    assert site.report(project) == 1
-    found, said = pages(project), capsys.readouterr().err
-    for name, what in bad.items():
-        (line,) = [line for line in said.splitlines() if f"/{name}.html" in line]
-        assert what in line and what in words(found[f"jobs/{SLUG}/{name}.html"])
-    # The next run tries them again, and only them.
-    assert stale(project) == {f"jobs/{SLUG}/{name}.html" for name in bad}
-
-
 def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     project: Path, unmade: list[str]
 ) -> None:
@@ -258,63 +234,6 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
     (before,) = (path.read_bytes() for path, _ in all_records(project))
     assert measure(one, project, log, again=True) == ["one"]
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]
-
-
-def driven(project: Path) -> subprocess.Popen[str]:
-    """`wanreport report` in a process."""
-    driver = project / "driver.py"
-    driver.write_text(
-        "import signal, sys\nfrom tests import stand_in\nfrom wanreport import cli\n"
-        "from wanreport.measure import jobs\n"
-        "jobs.run_job, jobs.this_machine = stand_in.run_job, stand_in.this_machine\n"
-        # A shell's background job starts with Ctrl-C ignored, and so may these tests.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "if __name__ == '__main__':\n    sys.exit(cli.main(['report', '--workers', '1']))\n"
-    )
-    env = {**os.environ, "TMPDIR": str(project / "tmp"), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, str(driver)], cwd=project, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-
-
-def ended(process: subprocess.Popen[str], begun: Path, number: int) -> int:
-    """Send a signal once a file is there, which holds a pid; return that pid, which is gone."""
-    while not begun.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else 143)
-    assert "Traceback" not in err
-    pid, deadline = int(begun.read_text()), time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return pid
-
-
-def test_ctrl_c_keeps_what_is_measured_and_the_next_run_goes_on(project: Path) -> None:
-    add_job(project, "two", purpose="hangs")
-    results = project / "results/local"
-    assert ended(driven(project), results / "pid", signal.SIGINT)
-    (kept,) = (results / SLUG).glob("one-*.json")
-    before = kept.stat().st_mtime_ns
-    assert read_record(kept)["status"] == "ok"
-    (results / "go").touch()
-    process = driven(project)
-    assert process.communicate() and process.returncode == 0
-    assert kept.stat().st_mtime_ns == before
-    assert (project / f"reports/jobs/{SLUG}/two.html").is_file()
-
-
-def test_a_signal_ends_pages_that_are_being_made(project: Path) -> None:
-    (project / "notebooks/index.py").write_text(
-        "# %%\nimport os, subprocess, time\nfrom pathlib import Path\n"
-        "child = subprocess.Popen(['sleep', '600'])\nPath('part').write_text(str(child.pid))\n"
-        "os.rename('part', 'pid')\ntime.sleep(600)\n"
-    )
-    assert ended(driven(project), project / "pid", signal.SIGTERM)
-    assert not (project / "reports/index.html").exists()
-    assert list((project / "tmp").iterdir()) == []
 
 
 # Published ---------------------------------------------------------------------------------------

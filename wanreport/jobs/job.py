@@ -1,7 +1,6 @@
 """A job: what to run, checked before anything runs.
 
-A job is a flat YAML file, the format of papermill's ``-f``, and is read with the same rules
-(YAML 1.1), so that the notebook and the command line see the same values. All problems of a file
+A job is a flat YAML file, read with the rules of papermill's ``-f`` (YAML 1.1). All its problems
 are reported at once; each names the file and the key, what is wrong and what to write instead.
 """
 
@@ -24,18 +23,11 @@ from pydantic_core import ErrorDetails
 from wanreport.jobs import sglang
 from wanreport.jobs.schedule import MIN_SAMPLE
 
-BENCHMARK_VERSION = 1
-"""What is measured; part of a job's hash, so that a change of method asks for new records."""
-
-NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")
-"""Fields that say nothing about what is measured."""
-
+BENCHMARK_VERSION = 1  # part of a job's hash, so that a change of method asks for new records
+NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")  # no part of what is measured
+# Younger than the first records; by default they mean what a job without them meant.
 HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
-"""Fields younger than the first records, whose defaults mean what a job without them meant."""
-
-CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")
-"""Settings of the model that a job may choose itself."""
-
+CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")  # else the model's
 PREFETCH = "dit_offload_prefetch_size"
 FLAGS = (*sglang.SWITCHES, PREFETCH)  # in the order of `sglang.resolve`
 
@@ -116,15 +108,12 @@ def field_defaults() -> dict[str, Any]:
 
 def resolve_job(job: Job, *, gpus: int) -> Job:
     """`job` with its scale decided for a machine with so many GPUs; an explicit scale stays."""
-    scale = "a14b" if gpus >= job.num_gpus else "tiny"
-    return job.model_copy(update={"scale": scale}) if job.scale == "auto" else job
+    scale = ("a14b" if gpus >= job.num_gpus else "tiny") if job.scale == "auto" else job.scale
+    return job.model_copy(update={"scale": scale})
 
 
 def located(job: Job, root: Path) -> Job:
-    """`job` with `~`, `$VAR` and paths relative to the project's `root` resolved.
-
-    That is for running it: a record, and so the hash, keeps what the file says.
-    """
+    """`job` with `~`, `$VAR` and relative paths resolved, to run it; records keep the file's."""
     placed = {}
     for key in ("checkpoint", "model_path"):
         text = getattr(job, key) or ""
@@ -139,12 +128,10 @@ def model_settings(job: Job) -> dict[str, Any]:
 
     Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
     """
-    listing = Path(job.checkpoint or "") / "model_index.json"
-    there = bool(job.checkpoint) and listing.is_file()
-    index = json.loads(listing.read_text("utf-8")) if there else None
+    listing = Path(job.checkpoint or "nowhere", "model_index.json")
+    index = json.loads(listing.read_text("utf-8")) if listing.is_file() else None
     found = asdict(sglang.resolve_model(job.model_path, index=index))
-    given = {key: getattr(job, key) for key in CHOSEN}
-    found |= {key: value for key, value in given.items() if value is not None}
+    found |= {key: own for key in CHOSEN if (own := getattr(job, key)) is not None}
     return {key: found[key] for key in ("config", "how", *CHOSEN)}
 
 
@@ -153,14 +140,14 @@ def job_hash(job: Job) -> str:
     if job.scale == "auto":
         raise ValueError(f"{job.name}: no scale yet; resolve_job() first")
     unset = {key for key in HASHED_IF_GIVEN if getattr(job, key) == field_defaults()[key]}
-    content: dict[str, Any] = {"benchmark_version": BENCHMARK_VERSION}
-    content |= job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
+    content = job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
+    content["benchmark_version"] = BENCHMARK_VERSION
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_job(path: str | Path) -> Job:
-    """Read and check the job in the YAML file at `path`; raises JobError with all its problems."""
+    """Read and check the job in the YAML file at `path`; raises JobError with all problems."""
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
         root = loader.get_single_node() or yaml.MappingNode("", [])
@@ -183,10 +170,7 @@ def load_job(path: str | Path) -> Job:
 def job_from_mapping(
     mapping: Mapping[Any, Any], source: str = "injected parameters", known: Iterable[str] = ()
 ) -> Job:
-    """Check the job in `mapping`, such as a notebook's parameters; raises JobError as load_job.
-
-    All problems are told at once, after those that are `known`.
-    """
+    """Check the job in `mapping`; raises JobError with all problems, the `known` ones first."""
     values, errors = {str(key): value for key, value in mapping.items()}, list[ErrorDetails]()
     try:
         job = Job.model_validate(values)

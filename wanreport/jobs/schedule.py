@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_SAMPLE = 5
-"""The least sample of a schedule: the first two steps, the switch and its neighbours."""
-
 TRAIN_TIMESTEPS = 1000
+MIN_SAMPLE = 5  # steps: the first two, the switch and its neighbours
 
 
 class Schedule(NamedTuple):
@@ -41,11 +39,7 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
 def switch_step(
     timesteps: Sequence[float], boundary_ratio: float | None, train_timesteps: int = TRAIN_TIMESTEPS
 ) -> int | None:
-    """Index of the first step of the low-noise expert; None if every step is high-noise.
-
-    A step is low-noise if its timestep lies below ``boundary_ratio * train_timesteps``; without a
-    boundary ratio there is only one expert.
-    """
+    """Index of the low-noise expert's first step, below the boundary; None if there is none."""
     boundary = (boundary_ratio or 0) * train_timesteps
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
 

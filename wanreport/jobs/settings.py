@@ -3,74 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 SEGMENTS = ("pre", "attend", "post")
 SENT = {"bf16": 1.0, "packed": 0.75, "fp8": 0.5}
 """How blocks may cross the link, and about what share of their bytes does."""
 RING = 2
 """Staging buffers where that is not all: one is unpacked while the next copy is under way."""
+Count = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class StreamSettings:
-    """How the `stream` engine moves weights."""
+    """How the `stream` engine moves weights; raises ValueError for a setting that cannot be."""
 
-    slots: int = 2
-    """Device buffers that the streamed blocks take in turn; a block's buffer is always the same.
-    With a multiple of ``slots`` streamed blocks the last ones of a pass never wait for the first.
-    """
-    residents: int = 0
-    """Blocks of the active expert that have a device buffer of their own, …"""
-    spread: bool = True
-    """… evenly over the stack; False: they are its first blocks."""
-    both: bool = False
-    """Each expert has all its blocks on the device, in buffers of its own: nothing streams."""
-    shard: bool = False
-    """Each rank copies its part of a block from the host, and the ranks gather it."""
-    windows: tuple[int, int, int] | None = None
-    """Bytes that may be copied in each of a branch's windows, (pre, attend, post); what does not
-    fit goes when a block needs it. None: a copy starts as soon as its buffer is free."""
-    branches_per_visit: int = 2
-    """2: both branches of classifier-free guidance run while a block is there; 1: a pass each."""
-    copy_streams: int = 1
-    """Device streams that loads take in turn, …"""
-    priority: int = 0
-    """… and their priority; lower goes first."""
+    # Device buffers that the streamed blocks take in turn; a block's buffer is always the same. If
+    # a multiple of them streams, the last blocks of a pass never wait for the first.
+    slots: Count = 2
+    residents: Count = 0  # blocks of the active expert that have a device buffer of their own, ...
+    spread: bool = True  # ... evenly over the stack; False: they are its first blocks
+    both: bool = False  # each expert has all its blocks on the device: nothing streams
+    shard: bool = False  # each rank copies its part of a block, and the ranks gather it
+    # Bytes that may be copied in each of a branch's windows, (pre, attend, post); what does not fit
+    # goes when a block needs it. None: a copy starts as soon as its buffer is free.
+    windows: tuple[Count, Count, Count] | None = None
+    branches_per_visit: Literal[1, 2] = 2  # 2: both branches of guidance run while a block is there
+    copy_streams: Annotated[int, Field(ge=1)] = 1  # device streams that loads take in turn, ...
+    priority: int = 0  # ... and their priority; lower goes first
+    # As blocks are; or in fewer bytes, which are unpacked on the device from one of `RING` staging
+    # buffers. fp8 rounds to 8-bit floats, so that the latents are others.
     transfer: Literal["bf16", "packed", "fp8"] = "bf16"
-    """How blocks cross the link: as they are; in three quarters of their bytes, which arrive in one
-    of `RING` staging buffers and are unpacked on the device; or likewise in half of them, rounded
-    to 8-bit floats, so that the latents are others."""
-
-    def __post_init__(self) -> None:
-        windows = (0, 0, 0) if self.windows is None else self.windows
-        if (min(self.slots, self.residents, self.copy_streams - 1, *windows) < 0
-                or len(windows) != 3 or self.branches_per_visit not in (1, 2)
-                or self.transfer not in SENT):  # fmt: skip
-            raise ValueError(
-                "slots, residents and streams are not negative, branches_per_visit is 1 or 2,"
-                f" windows three sizes, transfer {', '.join(SENT)}: {self}"
-            )
 
     @property
     def packs(self) -> bool:
-        """Whether blocks cross the link otherwise than as they lie on the device."""
+        """Whether blocks cross the link in fewer bytes than they have."""
         return self.transfer != "bf16"
 
     def places(self, blocks: int) -> list[int]:
         """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed, slots = self._streamed(blocks)
-        places = []
-        for block in range(blocks):
-            before = (
-                block * streamed // blocks if self.spread else max(block - blocks + streamed, 0)
-            )
-            after = (
-                (block + 1) * streamed // blocks if self.spread else block - blocks + streamed + 1
-            )
-            places.append(before % slots if after > before else slots + block - before)
-        return places
+        # How many of the first blocks stream: of none, of one, and so on up to all.
+        first = [n * streamed // blocks if self.spread else max(n - blocks + streamed, 0)
+                 for n in range(blocks + 1)]  # fmt: skip
+        return [before % slots if after > before else slots + block - before
+                for block, (before, after) in enumerate(pairwise(first))]  # fmt: skip
 
     def _streamed(self, blocks: int) -> tuple[int, int]:
         """Blocks without a buffer of their own, and the slots they need; ValueError if none."""
@@ -119,10 +99,9 @@ def layerwise_left(blocks: int, prefetch: int) -> set[int]:
 def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
     """Most blocks, of both experts together, that `layerwise` has on the device at once.
 
-    Of the expert that runs they are a batch of p blocks that are about to run, the p that were
-    requested as the first of these ran, and block 0, unless they go round to it. The other expert
-    has its first p blocks from when the engine was attached, or where it ran before (with a
-    ``switch`` in the schedule) what :func:`layerwise_left` says.
+    Of the expert that runs they are the p blocks that are about to run, the p that were requested
+    as the first of these ran, and block 0, unless they go round to it; of the other its first p
+    or, where it ran before (with a ``switch``), what :func:`layerwise_left` says.
     """
     depth = min(max(1, prefetch), blocks)
     running = min(blocks, 2 * depth + (3 * depth <= blocks))

@@ -1,8 +1,7 @@
 """What SGLang 0.5.9 makes of a job's offload flags and of its model path.
 
-Line numbers cite its ``multimodal_gen``. A model's settings follow from the *text* of its path:
-what the folder holds plays no part. So a copy of Wan2.2-T2V-A14B in a folder with another name gets
-the settings of the first Wan model, 1.3B at 480p, with flow shift 3 and not 12.
+Line numbers cite its ``multimodal_gen``. A model's settings follow from the *text* of its path: in
+a folder with another name Wan2.2-T2V-A14B gets those of 1.3B, with flow shift 3 and not 12.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ARGS = "server_args.py"
+RATIO = "boundary_ratio"
 SWITCHES = ("dit_layerwise_offload", "dit_cpu_offload", "use_fsdp_inference")
-ENGINE_FLAGS: dict[str, dict[str, bool]] = {
-    engine: dict(zip(SWITCHES, values, strict=False))
-    for engine, values in {
-        "resident": [False, False], "swap": [False, True], "fsdp": [False, True, True],
-        "layerwise": [True],
-    }.items()
-}  # fmt: skip
+ENGINE_FLAGS = {engine: dict(zip(SWITCHES, values, strict=False)) for engine, values in {
+    "resident": [False, False], "swap": [False, True], "fsdp": [False, True, True],
+    "layerwise": [True],
+}.items()}  # fmt: skip
 """For each engine, job fields with which SGLang 0.5.9 arrives at that engine."""
 
 
@@ -47,25 +44,23 @@ def resolve(
     The order of its rules decides: defaults come first, and mutual exclusion comes last, when some
     of what it tests for can no longer happen.
     """
-    steps = []
-    if cpu_offload is None:
-        cpu_offload = True
-        steps.append(f"dit_cpu_offload was not given: true for video ({ARGS}:440)")
-    if layerwise is None:
-        layerwise = True
-        steps.append(f"dit_layerwise_offload was not given: true for Wan on CUDA ({ARGS}:555)")
-    if prefetch > 1 and prefetch != math.floor(prefetch):
-        given, prefetch = prefetch, math.floor(prefetch)
-        steps.append(f"dit_offload_prefetch_size {given:g} is cut to {prefetch} ({ARGS}:1078)")
-    if layerwise and fsdp:
-        fsdp = False
-        steps.append(f"layerwise offload turns use_fsdp_inference off ({ARGS}:1099)")
-    if layerwise and cpu_offload:
-        steps.append(f"dit_cpu_offload stays true, as line 440 decided before ({ARGS}:1101)")
-    engines = {"layerwise": layerwise, "fsdp": fsdp and cpu_offload, None: fsdp,
-               "swap": cpu_offload, "resident": True}  # fmt: skip
+    cut = math.floor(prefetch) if prefetch > 1 else prefetch
+    layered, offloaded = layerwise is not False, cpu_offload is not False
+    rules = {
+        f"dit_cpu_offload was not given: true for video ({ARGS}:440)": cpu_offload is None,
+        f"dit_layerwise_offload was not given: true for Wan on CUDA ({ARGS}:555)":
+            layerwise is None,
+        f"dit_offload_prefetch_size {prefetch:g} is cut to {cut} ({ARGS}:1078)": cut != prefetch,
+        f"layerwise offload turns use_fsdp_inference off ({ARGS}:1099)": layered and fsdp,
+        f"dit_cpu_offload stays true, as line 440 decided before ({ARGS}:1101)":
+            layered and offloaded,
+    }  # fmt: skip
+    fsdp = fsdp and not layered
+    engines = {"layerwise": layered, "fsdp": fsdp and offloaded, None: fsdp, "swap": offloaded,
+               "resident": True}  # fmt: skip
     engine = next(name for name, chosen in engines.items() if chosen)
-    return SglangResolution(layerwise, cpu_offload, fsdp, float(prefetch), engine, steps)
+    steps = [said for said, fired in rules.items() if fired]
+    return SglangResolution(layered, offloaded, fsdp, float(cut), engine, steps)
 
 
 def resolve_text(flags: str) -> SglangResolution:
@@ -85,9 +80,6 @@ def prefetch_layers(size: float, num_layers: int) -> int:
     """
     wanted = 1 + round(size * (num_layers - 1)) if size < 1 else int(size)
     return min(max(1, wanted), num_layers)
-
-
-# Models ------------------------------------------------------------------------------------------
 
 
 class ModelPathError(ValueError):
@@ -119,10 +111,9 @@ _MODELS = {f"Wan-AI/{name}-Diffusers": ModelSettings(*settings) for name, settin
     "Wan2.2-I2V-A14B": ("Wan2_2_I2V_A14B_Config", 5.0, 0.9, 3.5, 3.5),
 }.items()}  # fmt: skip
 
-# Looked for in this order in the path and in the checkpoint's class name; None: not a Wan model.
-_DETECTORS = {"ltx-2": None, "hunyuan": None,
-              "wanpipeline": _MODELS["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
-              "wanimagetovideo": _MODELS["Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]}  # fmt: skip
+# Looked for in this order in the path and in the checkpoint's class name; "": not a Wan model.
+_DETECTORS = {"ltx-2": "", "hunyuan": "", "wanpipeline": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+              "wanimagetovideo": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"}  # fmt: skip
 
 
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
@@ -134,36 +125,29 @@ def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) ->
     file = Path(model_path) / "model_index.json"
     try:
         read = json.loads(file.read_bytes()) if Path(model_path).exists() else index
-        ratio = None if read is None else read.get("boundary_ratio")
+        kind, ratio = (None, None) if read is None else map(read.get, ("_class_name", RATIO))
         if ratio is not None and not (type(ratio) in (int, float) and 0 <= ratio <= 1):
-            raise ValueError(f"boundary_ratio is {ratio!r}, and not a number from 0 to 1")
+            raise ValueError(f"{RATIO} is {ratio!r}, and not a number from 0 to 1")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelPathError(f"{file}: {error}; copy the checkpoint again") from error
-    found = _find(model_path, None if read is None else str(read.get("_class_name", "")))
+    path, texts = repr(model_path), [] if read is None else [model_path.lower(), str(kind).lower()]
+    word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
+    ends = {Path(name.lower()).name: name for name in _MODELS}
+    if model_path in _MODELS:
+        name, how, steps = model_path, "exact", [f"{path} is a registered name (registry.py:249)"]
+    elif name := ends.get(model_path.lower().rstrip("/").split("/")[-1], ""):
+        how, steps = "partial", [f"{path} ends like {name} (registry.py:260)"]
+    elif name := _DETECTORS.get(word, ""):
+        how = "detector"
+        steps = [f"{path} is not registered, nor is its end (registry.py:249, :260)",
+                 f"path or class name ({kind}) contain {word!r} (registry.py:277)"]  # fmt: skip
+    else:
+        raise ModelPathError(
+            f"model_path {path} ({kind or 'no folder'}) is not a Wan model; give a diffusers folder"
+            f" named as on the hub, or one of {', '.join(_MODELS)}; nothing is downloaded"
+        )
+    found = replace(_MODELS[name], how=how, steps=tuple(steps))
     if ratio is None:
         return found
-    step = f"boundary_ratio {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"
-    return replace(found, boundary_ratio=float(ratio), steps=(*found.steps, step))
-
-
-def _find(path: str, class_name: str | None) -> ModelSettings:
-    for name, settings in _MODELS.items():
-        if path == name:
-            step = f"{path!r} is a registered name (registry.py:249)"
-            return replace(settings, how="exact", steps=(step,))
-        if Path(name.lower()).name == path.lower().rstrip("/").split("/")[-1]:
-            step = f"{path!r} ends like {name} (registry.py:260)"
-            return replace(settings, how="partial", steps=(step,))
-    texts = [] if class_name is None else [path.lower(), class_name.lower()]
-    word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
-    if not (detected := _DETECTORS.get(word)):
-        raise ModelPathError(
-            f"model_path {path!r} ({class_name or 'no folder'}) is not a Wan model; give a"
-            f" diffusers folder named as on the hub, or one of {', '.join(_MODELS)};"
-            " nothing is downloaded"
-        )
-    steps = (
-        f"{path!r} is not registered, nor is its end (registry.py:249, :260)",
-        f"path or class name ({class_name}) contain {word!r} (registry.py:277)",
-    )
-    return replace(detected, how="detector", steps=steps)
+    step = f"{RATIO} {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"
+    return replace(found, boundary_ratio=float(ratio), steps=(*steps, step))

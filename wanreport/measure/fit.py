@@ -1,26 +1,34 @@
-"""What a rank finds out before it takes memory: the model's settings, its weights, what fits.
-
-Each function raises :class:`~wanreport.measure.ranks.Unsupported` where the job cannot run.
-"""
+"""What a rank finds out before it takes memory: the model, its weights, what fits, its link."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from wanreport.engines import Engine
 from wanreport.jobs.job import Job, model_settings
 from wanreport.jobs.settings import RING
 from wanreport.measure.ranks import Unsupported
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
-from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights, Source
+from wanreport.model.weights import (
+    CheckpointWeights,
+    HostStore,
+    Layout,
+    RandomWeights,
+    Source,
+    pinned,
+)
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
+NBYTES = 1 << 29  # most of a block of A14B
+COPIES = 5  # copies of so many bytes each
 
 
 def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]]]:
@@ -37,10 +45,7 @@ def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]
 
 
 def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
-    """How many blocks ``vram_budget_gb`` holds on the device.
-
-    ``layouts`` are the job's own. A rehearsal asks about the full model's, and takes its share.
-    """
+    """How many blocks ``vram_budget_gb`` holds on the device; in a rehearsal a share of those."""
     rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
         config, dtype = A14B | {"num_layers": 1}, getattr(torch, job.dtype)
@@ -51,35 +56,70 @@ def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
     if blocks < MIN_ROOM:
         least = (2 * outer + (MIN_ROOM + RING * (job.transfer == "packed")) * block) / 1e9
         raise Unsupported(
-            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks, and streaming needs"
-            f" {MIN_ROOM} beside what lies outside the blocks",
+            f"vram_budget_gb {job.vram_budget_gb} holds {blocks} blocks beside what lies outside of"
+            f" them; streaming needs {MIN_ROOM}",
             f"give at least {math.ceil(least * 10) / 10} GB, or leave the budget out",
         )
-    if rehearsal:
-        blocks = max(blocks * TINY["num_layers"] // A14B["num_layers"], MIN_ROOM)
-    return blocks
+    share = blocks * TINY["num_layers"] // A14B["num_layers"]
+    return max(share, MIN_ROOM) if rehearsal else blocks
 
 
 def require_host_memory(
-    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False
-) -> None:
+    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False,
+    nodes: int = 1,
+) -> None:  # fmt: skip
     """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
 
     ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal host memory stands in for each rank's device, too.
+    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too. Nodes
+    have equal shares.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
-    needed = engine.host_bytes(layouts, ranks) + ranks * each
+    whole = engine.host_bytes(layouts, ranks)
+    needed = (whole if engine.shares_store else whole // nodes) + ranks // nodes * each
     if needed > free:
-        on, why, fix = (
-            "GPUs", "", "run it with more memory (on SLURM: --mem), with fewer GPUs, or with an"
-            " engine whose host copy all ranks share (resident, layerwise)",
-        ) if not rehearsal else (
-            "ranks without a GPU", "; a rehearsal runs a checkpoint as it is",
-            "leave out `checkpoint` to rehearse with small random weights",
-        )  # fmt: skip
+        more = "give it more memory (SLURM: --mem), fewer GPUs, or an engine that shares its copy"
+        less = "leave out `checkpoint` to rehearse with small random weights"
         raise Unsupported(
-            f"{engine.name} on {ranks} {on} keeps {needed / 1e9:.1f} GB in host memory and"
-            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing{why}",
-            fix,
-        )
+            f"{engine.name} on {ranks} {'ranks' if rehearsal else 'GPUs'} keeps"
+            f" {needed / 1e9:.1f} GB in host memory, and {free / 1e9:.1f} GB are free:"
+            f" {(needed - free) / 1e9:.1f} GB are missing", less if rehearsal else more,
+        )  # fmt: skip
+
+
+def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[str, Any] | None:
+    """Copy a buffer to and fro, from pinned and from pageable memory, on all ranks of ``group``.
+
+    Returns the same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in
+    GB/s of rank 0 alone and of each rank together; and their medians, ``h2d_pinned_gb_s`` alone and
+    ``h2d_pinned_together_gb_s`` of the slowest rank.
+    """
+    if device.type != "cuda":
+        return None
+    there = torch.empty(NBYTES, dtype=torch.uint8, device=device)
+    here = torch.ones(NBYTES, dtype=torch.uint8)  # ones, not empty: its pages must be there
+    found: dict[str, Any] = {"nbytes": NBYTES, "samples": {}}
+    for key in ("h2d_pageable", "d2h_pageable", "h2d_pinned", "d2h_pinned"):
+        pair = (there, here) if key.startswith("h2d") else (here, there)
+        with pinned([here] if key.endswith("pinned") else []):
+            alone: list[Any] = [_copies(*pair) if dist.get_rank(group) == 0 else None]
+            dist.broadcast_object_list(alone, src=0, group=group)
+            dist.barrier(group)
+            together: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(together, _copies(*pair), group=group)
+        found["samples"][key] = {"alone": alone[0], "together": together}
+        found[f"{key}_gb_s"] = round(median(alone[0]), 3)
+        found[f"{key}_together_gb_s"] = round(min(map(median, together)), 3)
+    return found
+
+
+def _copies(target: torch.Tensor, source: torch.Tensor) -> list[float]:
+    """GB/s of each copy but the first, which warms up."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(COPIES + 2)]
+    for mark in marks:
+        mark.record()
+        if mark is not marks[-1]:
+            target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    times = [a.elapsed_time(b) for a, b in zip(marks[1:-1], marks[2:], strict=True)]
+    return [round(target.numel() / time / 1e6, 3) for time in times]

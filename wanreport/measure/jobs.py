@@ -1,23 +1,54 @@
-"""Which jobs there are, which record speaks for each, and measuring those without one here."""
+"""Which jobs there are, which record speaks for each, and measuring those without one here.
+
+A job ends in a record, whatever happens to its ranks. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from wanreport.jobs.job import Job, JobError, load_job, resolve_job
-from wanreport.measure import machine
-from wanreport.measure.launch import run_job
-from wanreport.records.project import all_records, local_results
-from wanreport.records.record import EARLIER, Found, best_record, naming, read_record, stands
+from tqdm import tqdm
+
+from wanreport.jobs.job import Job, JobError, load_job, located, resolve_job
+from wanreport.measure import machine, ranks
+from wanreport.measure.ranks import Unsupported
+from wanreport.records.project import all_records, local_results, project_root
+from wanreport.records.record import (
+    EARLIER,
+    Found,
+    best_record,
+    naming,
+    new_record,
+    read_record,
+    record_path,
+    replace_file,
+    stands,
+    write_record,
+)
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
+HINTS = {
+    "oom": "on the device: layerwise, more GPUs or fewer frames; on the host: fewer ranks",
+    "timeout": "raise timeout_s, or see in the logs which rank was not in the collective",
+    "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
+    "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
+}
 
 
 class Machine(NamedTuple):
@@ -34,22 +65,18 @@ def this_machine() -> Machine:
 
 
 def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> dict[Path, Job]:
-    """Load all params files, or raise JobError with the problems of all of them.
-
-    `lenient` leaves files with problems out.
-    """
-    jobs: dict[Path, Job] = {}
-    names: dict[str, Path] = {}
-    problems: list[str] = []
+    """Load all params files; raises JobError with all problems, or `lenient` leaves files out."""
+    jobs, names, problems = dict[Path, Job](), dict[str, Path](), list[str]()
     for file in files:
+        mine = within(file, root)
         try:
-            job = jobs[within(file, root)] = load_job(file)
+            job = jobs[mine] = load_job(file)
         except JobError as error:
             problems += error.problems
             continue
-        other, mine = names.setdefault(job.name, file), within(file, root)
+        other = names.setdefault(job.name, mine)
         # What slurm/submit.sh has copied may have any name.
-        if within(other, root) != mine and not mine.is_relative_to("params/submitted"):
+        if other != mine and not mine.is_relative_to("params/submitted"):
             problems.append(f"{file}: name: {other} has the same; rename one of them")
     if problems and not lenient:
         raise JobError(problem.replace(f"{root}/", "") for problem in problems)
@@ -72,8 +99,8 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
     mine = [item for item in found if item[0].parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    reused = [best_record(job, [item for item in mine if stands(job, item[1])]) for job in resolved]
-    return [job for job, record in zip(resolved, reused, strict=True) if record is None]
+    return [job for job in resolved
+            if not best_record(job, [one for one in mine if stands(job, one[1])])]  # fmt: skip
 
 
 def measure(
@@ -86,19 +113,17 @@ def measure(
     measured, whatever records there are; a run that fails leaves the record that stood there.
     """
     failed: list[str] = []
-    found = all_records(root)
 
     def tell(path: Path, record: dict[str, Any]) -> None:
         name, status = record["job"]["name"], record["status"]
         lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
-        lines += [f"{'':<24} {record['hint']}"] * (status != "ok" and bool(record["hint"]))
+        lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
+        lines += ["The record of an earlier run stays."] * (path.parent.name == EARLIER)
+        say("  " + f"\n{'':<27}".join(lines))
         if status in ("failed", "timeout", "non-finite"):
             failed.append(name)
-        if path.parent.name == EARLIER:
-            lines.append(f"{'':<24} The record of an earlier run stays.")
-        say("  " + "\n  ".join(lines))
 
-    left = missing(jobs, [] if again else found, this_machine())
+    left = missing(jobs, [] if again else all_records(root), this_machine())
     if left:
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
         done = measure_jobs(left, results or local_results(root), log, tell, minutes)
@@ -115,9 +140,8 @@ def measure_jobs(
 ) -> dict[str, Found]:  # fmt: skip
     """Measure resolved `jobs` one after another; return each one's record by its name.
 
-    With `plan_only` no more than the plan of each is measured. With `minutes`, a job whose
-    `timeout_s` would not fit in is not begun, and has no record. An interrupt ends the job with all
-    its ranks; records written so far stay. Raises RecordError if one could not be written.
+    With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
+    fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
     """
     done: dict[str, Found] = {}
     end = time.monotonic() + 60 * minutes
@@ -131,6 +155,139 @@ def measure_jobs(
             done[job.name] = path, read_record(path)
             on_record(*done[job.name])
     return done
+
+
+def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
+    """Run one resolved job and return its record's path; with ``plan_only`` no more than its plan.
+
+    ``log`` takes a line an iteration and tracebacks; by default stderr does. Raises RecordError if
+    the record could not be written.
+    """
+    started, begun = datetime.now(UTC), time.perf_counter()
+    here, stopped = machine.machine(), None
+    record = new_record(
+        job,
+        # One machine has one class, also for what it runs on its CPU for want of GPUs.
+        machine=here | {"device": here["device"] if job.scale == "a14b" else "cpu"},
+        software=machine.software(), sglang=asdict(job.sglang()), engine={"name": job.engine},
+        started_at=started.isoformat(timespec="seconds"),
+    )  # fmt: skip
+    path = record_path(root, here["slug"], job.name, record["job_hash"])
+    with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
+        out = Path(folder)
+        try:
+            with naming(out):
+                placed = located(job, project_root())
+                found = _measured(placed, here["gpu_count"], out, plan_only, log)
+        except (Exception, SystemExit) as error:
+            found, stopped = ranks.outcome(error), error
+            if found["status"] != "unsupported":
+                with suppress(OSError):  # the log's own disk may be the full one
+                    traceback.print_exc(file=log)
+        for part in ("machine", "software", "sglang", "engine"):
+            record[part] |= found.pop(part, {})
+        record |= found | {"wall_s": round(time.perf_counter() - begun, 3)}
+        try:
+            if record["status"] == "ok":
+                record["traces"] = _keep_traces(out, path)
+            elif record["status"] != "unsupported":
+                record["hint"] = f"{HINTS[record['status']]} ({_keep_logs(out, path)})"
+        except OSError as error:  # a full disk must not cost the result too
+            record["hint"] = f"traces and logs could not be kept: {error}"
+    path = write_record(record, path)
+    if isinstance(stopped, SystemExit):
+        raise stopped
+    return path
+
+
+def _measured(
+    job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
+) -> dict[str, Any]:
+    """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
+    if job.scale == "a14b" and gpus < job.num_gpus:
+        raise Unsupported(
+            f"full scale needs {job.num_gpus} GPUs and this machine has {gpus}",
+            "run it where there are enough, or set scale: tiny for a rehearsal",
+        )
+    nodes = machine.nodes()
+    if job.num_gpus % nodes:
+        raise Unsupported(
+            f"{job.num_gpus} ranks are not as many on each of {nodes} nodes",
+            f"ask for a number of nodes that divides {job.num_gpus}",
+        )
+    spec, progress = out / "spec.json", Progress(job.name, out / "progress", log)
+    given = {"job": job.model_dump(mode="json"), "plan_only": plan_only}
+    spec.write_text(json.dumps(given | {"host_free": machine.host_memory()["available"]}), "utf-8")
+    deadline = time.monotonic() + job.timeout_s
+    with progress.bar:
+        kind = "cpu" if job.scale == "tiny" and nodes == 1 else "cuda"
+        begun = ranks.KINDS[kind](spec, out, job.num_gpus)
+        results, codes = ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
+    whole = [result for result in results if result and result["status"] == "ok"]
+    if len(whole) < job.num_gpus:
+        return ranks.failure(job.timeout_s, results, codes, progress.last)
+
+    def merged(parts: Sequence[dict[str, Any]], *keys: str) -> dict[str, Any]:
+        return parts[0] | {key: [part[key] for part in parts] for key in keys}
+
+    iterations = []
+    for parts in zip(*(result["iterations"] for result in whole), strict=True):
+        rows = zip(*(part["steps"] for part in parts), strict=True)
+        steps = [merged(row, "seconds", "h2d_bytes") for row in rows]
+        each = merged(parts, "counters", "expected_counters", "memory", "gpu")
+        iterations.append(each | {"steps": steps})
+    found = whole[0] | {"iterations": iterations}
+    found["machine"]["transport"] = ranks.transport(out)
+    return found
+
+
+def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
+    """Keep traces beside the record; their paths are relative to the record's folder."""
+    kept = []
+    for source in (*out.glob("traces/rank*.json.gz"), *out.glob("nsys.sqlite")):
+        data, path = source.read_bytes(), f"traces/{record.stem}/{source.name}"
+        replace_file(record.parent / path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        rank = int(re.sub(r"\D", "", source.name) or 0)  # one export holds all ranks
+        kept.append({"rank": rank, "path": path, "bytes": len(data), "sha256": digest})
+    return sorted(kept, key=lambda trace: trace["rank"])
+
+
+def _keep_logs(out: Path, record: Path) -> str:
+    """Keep the ranks' logs of a failed job beside its record; says where."""
+    folder = record.parent / "logs" / record.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    for source in out.rglob("*.log"):
+        if data := source.read_bytes():
+            replace_file(folder / "-".join(source.relative_to(out).parts[-3:]), data)
+    return f"logs: {folder.relative_to(record.parent)}, beside this record"
+
+
+class Progress:
+    """Follows rank 0: a bar for a person at a terminal, one line an iteration for a log."""
+
+    def __init__(self, name: str, path: Path, log: TextIO | None) -> None:
+        self.name, self.path, self.log = name, path, log
+        self.bar = tqdm(disable=None, leave=False)  # None: shown at a terminal only
+        self.last, self._read, self._iteration = "not started", 0, ""
+
+    def update(self) -> None:
+        """Show what rank 0 has said since the last time."""
+        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        for line in lines[self._read :]:
+            self.last, *numbers = line.split()
+            if not numbers:
+                continue
+            iteration, step, steps = numbers
+            said, done = f"{self.name}: {self.last} iteration", int(step) + 1
+            self.last += f" iteration, step {done} of {steps}"
+            if iteration != self._iteration:
+                self._iteration = iteration
+                self.bar.set_description(said)
+                self.bar.reset(int(steps))
+                print(said, file=self.log or sys.stderr, flush=True)
+            self.bar.update(done - self.bar.n)
+        self._read = len(lines)
 
 
 def within(path: Path, root: Path) -> Path:

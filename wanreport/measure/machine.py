@@ -1,14 +1,11 @@
-"""This machine: its class, its GPUs as the driver lists them, its memory, its software.
-
-Nothing here imports torch: looking for a record must be cheap.
-"""
+"""This machine, without torch: its class, its GPUs by the driver, its memory, its software."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,18 @@ P2P = "NCCL_P2P_DISABLE"
 NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
 
+NODES = "WANREPORT_NODES"
+"""Set to the number of a Slurm job's nodes: its ranks are on all of them, as many on each."""
+
+
+def nodes() -> int:
+    return int(os.environ.get(NODES, "1"))
+
 
 def gpus() -> list[Any]:
     """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves; none without a driver.
 
-    As for CUDA, an entry is an index or the beginning of a UUID, and the first bad one ends the
-    list.
+    As for CUDA, an entry is an index or the beginning of a UUID; the first bad one ends the list.
     """
     try:
         pynvml.nvmlInit()
@@ -37,14 +40,16 @@ def gpus() -> list[Any]:
         names = [(str(i), pynvml.nvmlDeviceGetUUID(handle)) for i, handle in enumerate(there)]
     except pynvml.NVMLError:
         return []
-    allowed, visible = os.environ.get("CUDA_VISIBLE_DEVICES"), list[Any]()
-    for entry in map(str.strip, allowed.split(",") if allowed else ()):
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return there
+    visible: list[Any] = []
+    for entry in map(str.strip, allowed.split(",")):
         like = [handle for handle, (index, uuid) in zip(there, names, strict=True)
                 if entry and (entry == index or uuid.startswith(entry))]  # fmt: skip
         if len(like) != 1:
             break
         visible += like
-    return there if allowed is None else visible
+    return visible
 
 
 def class_of(
@@ -64,68 +69,57 @@ def machine(device: str = "") -> dict[str, Any]:
     """
     model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     found: dict[str, Any] = {
-        "class": f"CPU ({platform.machine()})",
-        "slug": f"cpu-{platform.machine()}",
-        "device": "cpu",
-        "gpu_name": None, "gpu_count": 0, "gpu_memory_bytes": None, "driver": None,
-        "interconnect": None, "pcie": None,
+        "class": f"CPU ({platform.machine()})", "slug": f"cpu-{platform.machine()}",
+        "device": "cpu", "gpu_name": None, "gpu_count": 0, "gpu_memory_bytes": None,
+        "driver": None, "interconnect": None, "pcie": None,
         "host_memory_bytes": host_memory()["total"],
         "cpu_model": model[1] if model else platform.processor() or None,
         "cpu_cores": len(os.sched_getaffinity(0)),
         "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
         "link": None, "transport": None,
     }  # fmt: skip
-    handles = [] if device == "cpu" else gpus()
-    if not handles:
+    if device == "cpu" or not (handles := gpus()):
         return found
-    first, count, wire = handles[0], len(handles), interconnect(handles)
+    first, count, wire = handles[0], len(handles) * nodes(), None  # what collectives run over
+    if nodes() > 1:
+        wire = f"network between {nodes()} nodes"
+    elif len(handles) > 1 and os.environ.get(P2P) == "1":
+        wire = f"host memory over PCIe ({P2P}=1)"
+    elif len(handles) > 1:
+        try:
+            nvlink = pynvml.nvmlDeviceGetP2PStatus(*handles[:2], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            wire = "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
+        except pynvml.NVMLError:
+            wire = "unknown interconnect"
     name = pynvml.nvmlDeviceGetName(first)
     label, slug = class_of(name, count, wire, found["nccl"])
     lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
              "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first))}  # fmt: skip
     return found | {
-        "class": label, "slug": slug, "device": "cuda", "gpu_name": name, "gpu_count": count,
-        "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
+        "class": label, "slug": slug, "device": "cuda", "gpu_name": name,
+        "gpu_count": count, "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
         "driver": pynvml.nvmlSystemGetDriverVersion(), "interconnect": wire, "pcie": lanes,
     }  # fmt: skip
-
-
-def interconnect(handles: list[Any]) -> str | None:
-    """What collectives of these GPUs run over; None for one."""
-    if len(handles) < 2:
-        return None
-    if os.environ.get(P2P) == "1":
-        return f"host memory over PCIe ({P2P}=1)"
-    try:
-        nvlink = pynvml.nvmlDeviceGetP2PStatus(*handles[:2], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
-        return "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
-    except pynvml.NVMLError:
-        return "unknown interconnect"
 
 
 def host_memory(
     proc: Path = Path("/proc/self/cgroup"), base: Path = Path("/sys/fs/cgroup")
 ) -> dict[str, int]:
-    """Total and available host memory in bytes, the least of the machine's and its cgroups'."""
+    """Total and available host memory in bytes, the least of the machine's and all its cgroups'."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
-    for folder in _cgroups(proc, base):
-        v1 = folder.is_relative_to(base / "memory")
-        names = ("limit_in_bytes", "usage_in_bytes") if v1 else ("max", "current")
-        limit, used = (_text(folder / f"memory.{name}").strip() for name in names)
-        if limit.isdigit() and used:  # there is such a hierarchy, and not "max"
-            total = min(total, int(limit))
-            available = min(available, max(int(limit) - int(used), 0))
-    return {"total": total, "available": available}
-
-
-def _cgroups(proc: Path, base: Path) -> Iterator[Path]:
-    """The memory cgroups of this process, its own and all around it, of version 1 or 2."""
     for _, kinds, path in (line.split(":", 2) for line in _text(proc).splitlines()):
-        if kinds == "" or "memory" in kinds.split(","):
-            root = base / "memory" if kinds else base
-            own = root / path.lstrip("/")
-            yield from (each for each in (own, *own.parents) if each.is_relative_to(root))
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        names = ("limit_in_bytes", "usage_in_bytes") if kinds else ("max", "current")
+        root = base / "memory" if kinds else base
+        own = root / path.lstrip("/")
+        for folder in (each for each in (own, *own.parents) if each.is_relative_to(root)):
+            limit, used = (_text(folder / f"memory.{name}").strip() for name in names)
+            if limit.isdigit() and used:  # there is such a hierarchy, and not "max"
+                total = min(total, int(limit))
+                available = min(available, max(int(limit) - int(used), 0))
+    return {"total": total, "available": available}
 
 
 def _text(path: Path) -> str:

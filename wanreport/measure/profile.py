@@ -22,8 +22,7 @@ class SwitchProfile:
     """Profiles two steps around the switch, after one that warms the profiler up.
 
     The gzipped trace goes to ``path``. ``steps`` are the indices of those that run, rising; if the
-    ``switch`` is not among them, the third step is taken for it. With ``timeline`` the engine's own
-    timeline is kept of these steps, too.
+    ``switch`` is not among them, it is the third. A ``timeline`` is kept by the engine, too.
     """
 
     def __init__(self, path: Path, steps: Sequence[int], switch: int | None, engine: Engine,

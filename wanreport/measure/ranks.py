@@ -1,8 +1,7 @@
 """The ranks of a job: how they are started, watched and ended. Nothing here imports torch.
 
-On GPUs torchrun starts them. On CPU they are forked from a small server, which imports torch once
-for all jobs of this process. A rank leaves ``rank<r>.json`` in the job's folder. Whatever is
-started ends with what started it, however that ends.
+On GPUs torchrun starts them; on CPU they are forked from a small server, which imports torch once.
+A rank leaves ``rank<r>.json`` in the job's folder, and ends with what started it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from wanreport.measure.machine import nodes
 
 WORKER = "wanreport.measure.worker"
 NSYS = "WANREPORT_NSYS"
@@ -39,6 +41,7 @@ GRACE = 15.0  # seconds that ranks get to end by themselves after one of them fa
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
+# What an error says of itself -> the status that it gives a job.
 
 
 class Unsupported(Exception):
@@ -47,6 +50,23 @@ class Unsupported(Exception):
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
         self.hint = hint
+
+
+MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
+         "Watchdog caught collective operation timeout": "timeout",
+         "FloatingPointError": "non-finite"}  # fmt: skip
+
+
+def outcome(error: BaseException) -> dict[str, Any]:
+    """The status, reason and hint that an error gives a job, in a rank or outside of them."""
+    if hint := getattr(error, "hint", ""):
+        return {"status": "unsupported", "reason": str(error), "hint": hint}
+    said = f"{type(error).__name__}: {str(error).strip()}"
+    if isinstance(error, SystemExit):  # of SIGTERM, as at a batch system's limit
+        said = f"ended from outside (exit {error.code})"
+    status = next((status for mark, status in MARKS.items() if mark in said), "failed")
+    first, cause = said.partition("\n")[0], said.partition("Last error:")[2]  # NCCL's
+    return {"status": status, "reason": " ".join([first, *cause.split()])}
 
 
 class ForkedRanks:
@@ -60,10 +80,9 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
-        self.processes = [
-            context.Process(target=_forked, args=(module, str(spec), str(out), rank, world_size))
-            for rank in range(world_size)
-        ]
+        given = module, str(spec), str(out)
+        self.processes = [context.Process(target=_forked, args=(*given, rank, world_size))
+                          for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 
@@ -94,14 +113,21 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
 
 
 class TorchrunRanks:
-    """Ranks on the GPUs of this host."""
+    """Ranks on the GPUs of this host, or of all nodes of this Slurm job, where srun starts them."""
 
     def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
         self.log, self.world_size = out / "torchrun.log", world_size
+        self.nodes, start, meet = nodes(), list[str](), ["--standalone"]
+        if self.nodes > 1:
+            with socket.create_server(("", 0)) as server:
+                at = f"{socket.gethostname()}:{server.getsockname()[1]}"
+            start = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--overlap",
+                     "--kill-on-bad-exit=1"]  # fmt: skip
+            meet = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={at}"]
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={out / 'logs'}",
-            "-m", module, str(spec), str(out),
+            *start, sys.executable, "-m", "torch.distributed.run", *meet,
+            f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
+            f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out),
         ]  # fmt: skip
         if nsys := os.environ.get(NSYS):
             command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
@@ -119,7 +145,7 @@ class TorchrunRanks:
     def exit_codes(self) -> list[int | None]:
         code = self.process.poll()
         codes: list[int | None] = [None if code is None else 0] * self.world_size
-        # It lists the ranks that failed by themselves, not those that it ended because of them.
+        # It lists the ranks that failed by themselves, not those that it ended.
         listed = r"rank\s*: (\d+) \(local_rank.*?exitcode\s*: (-?\d+)"
         log = "" if code is None else self.log.read_text("utf-8", "replace")
         for rank, its in re.findall(listed, log, re.DOTALL):
@@ -128,6 +154,9 @@ class TorchrunRanks:
 
     def kill(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and all ranks before it
+            if self.nodes > 1:  # what is on other nodes only srun can end
+                self.process.terminate()
+                psutil.wait_procs([self.process], GRACE)
             family = [self.process, *self.process.children(recursive=True)]
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -150,8 +179,7 @@ def watch(
 ) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns what each rank left in ``out``, and the exit codes from before any was ended by us:
-    those say nothing about the cause.
+    Returns what each rank left in ``out``, and the exit codes from before any was ended by us.
     """
 
     def results() -> list[dict[str, Any] | None]:
@@ -182,17 +210,12 @@ def failure(
     timeout_s: float, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None],
     last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Status and reason of ranks that did not end well: the first cause, not its echoes.
-
-    ``results`` are what each rank left, where failures say when (``at``), and ``codes`` the exit
-    codes from before the launcher ended the rest; ``last`` is the last progress there was.
-    """
+    """Status and reason of ranks, as :func:`watch` left them: the first cause, not its echoes."""
     told = sorted((r["status"] not in SURE, r["at"], rank, r)
                   for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])
     # By SIGTERM torchrun ends the ranks that outlive one: a cause only where nothing else is one.
     died = [each for each in died if each[0] != -signal.SIGTERM] or ([] if told else died)
-    status, reason = "failed", "the ranks ended without a result"
     if told and not (told[0][0] and died):
         _, _, rank, result = told[0]
         if result["status"] == "unsupported":
@@ -201,7 +224,9 @@ def failure(
     elif died:  # signals come first
         code, rank = died[0]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        reason = f"rank {rank} {how} without a result"
+        status, reason = "failed", f"rank {rank} {how} without a result"
     elif None in codes:
         status, reason = "timeout", f"not done within timeout_s = {timeout_s:g} s"
+    else:
+        status, reason = "failed", "the ranks ended without a result"
     return {"status": status, "reason": f"{reason} ({last})"}

@@ -1,8 +1,7 @@
 """What a GPU's own sensors say of it while it computes: clock, power and temperature.
 
-A GPU under load runs as fast as its power limit and its temperature allow, and two boards of one
-class differ in that by a per cent or two. So a difference between two runs counts only as far as
-the clocks of their GPUs are known.
+Under load it runs as fast as power limit and temperature allow, and two boards of one class differ
+in that by a per cent or two: between two runs a difference counts only if their clocks are known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One rank of one job: builds the model, runs the iterations, writes what it saw.
 
-Started by `launch` as its own process, by torchrun on GPUs (``python -m
-wanreport.measure.worker SPEC OUT``) or forked from a server that has imported torch already on CPU.
+On GPUs torchrun starts it (``python -m wanreport.measure.worker SPEC OUT``), on CPU a fork server.
 Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
 """
 
@@ -23,22 +22,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wanreport.engines import ENGINES, Counters, Shape, Stream
+from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.jobs.job import Job
 from wanreport.jobs.schedule import sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
-from wanreport.measure.fit import blocks_in_budget, model_of, require_host_memory
-from wanreport.measure.link import measure_link
+from wanreport.measure.fit import blocks_in_budget, measure_link, model_of, require_host_memory
+from wanreport.measure.machine import nodes
 from wanreport.measure.profile import SwitchProfile
-from wanreport.measure.ranks import Unsupported, die_with_parent
+from wanreport.measure.ranks import Unsupported, die_with_parent, outcome
 from wanreport.measure.sensors import Sensors
 from wanreport.model import denoise
-from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.clock import StepClock, peaks, reset_peaks, sha256
 from wanreport.model.denoise import Guidance
 from wanreport.model.expert import EXPERTS, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
-from wanreport.model.weights import HostStore
+from wanreport.model.weights import HostStore, Source
 from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
 from wanreport.records.record import naming, replace_file
@@ -59,7 +57,8 @@ class Rank:
         self.spec, self.job = spec, Job(**spec["job"])
         self.out, self.rank, self.world_size = out, rank, world_size
         self.tiny = self.job.scale == "tiny"
-        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank}")
+        self.beside = world_size // nodes()  # ranks of one host, which follow one another
+        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank % self.beside}")
         asked = {key: getattr(self.job, key) for key in TINY_VIDEO}
         self.video = TINY_VIDEO if self.tiny else asked
         self.checkpoint = Path(self.job.checkpoint) if self.job.checkpoint else None
@@ -67,9 +66,9 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job, cuda = self.job, not self.tiny
-        if cuda and torch.cuda.device_count() < self.world_size:
+        if cuda and torch.cuda.device_count() < self.beside:
             raise Unsupported(
-                f"torch sees {torch.cuda.device_count()} of {self.world_size} GPUs",
+                f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
                 "install a torch that fits the driver (nvidia-smi names its CUDA version)",
             )
         connect(self.device, self.out, self.rank, self.world_size, job.timeout_s)
@@ -77,6 +76,7 @@ class Rank:
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
         group, pair = cfg_groups() if job.enable_cfg_parallel else (dist.group.WORLD, None)
         parallel = SequenceParallel(group)
+        host = dist.group.WORLD if nodes() == 1 else dist.new_subgroups(self.beside)[0]
         segments = Segments.compiled() if job.compile else Segments()
 
         def make(name: str, **changes: Any) -> Expert:
@@ -85,17 +85,15 @@ class Rank:
             return expert
 
         self.experts = {name: make(name) for name in EXPERTS}
-        prefetch, packs = job.prefetch(config["num_layers"]), job.transfer == "packed"
+        prefetch = job.prefetch(config["num_layers"])
         # The plan chooses the other settings.
-        engine = Stream(transfer="packed") if packs else ENGINES[job.engine](prefetch=prefetch)
-        self.store = HostStore(
-            self.experts, source, pin=cuda and engine.pins_store,
-            group=dist.group.WORLD if engine.shares_store else None,
-            packing=self.device if packs else None,
-        )  # fmt: skip
+        packed = job.transfer == "packed"
+        engine = Stream(transfer="packed") if packed else ENGINES[job.engine](prefetch=prefetch)
+        self.store = store_for(engine, self.experts, source, self.device, host)
         layouts = list(self.store.layouts.values())
         free = self.spec["host_free"]
-        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny)
+        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny,
+                            nodes=nodes())  # fmt: skip
         room = blocks_in_budget(job, layouts) if job.engine == "stream" else 0
         self.say("link")
         link = measure_link(self.device, dist.group.WORLD)
@@ -107,15 +105,34 @@ class Rank:
         self.started = time.perf_counter()
         used: dict[str, Any] = {"prefetch": prefetch, "counters_derived": engine.counters_derived}
         if job.engine == "stream":
-            settings, used["plan"] = self._plan(make, link, room)
-            engine = Stream(settings)
+            self.store.buffer(EXPERTS[0], None)  # filled now: that is not planning
+            self.say("plan")
+            begun = time.perf_counter()
+            found = plan_for(  # the noise goes when this is over
+                lambda blocks: make(EXPERTS[0], num_layers=blocks), self.store,
+                (self._noise(), self.guidance), link, job.num_inference_steps, room,
+            )  # fmt: skip
+            torch.cuda.empty_cache()  # what the probe held is not the job's
+            used["plan"] = found[0] | {"planning_s": time.perf_counter() - begun}
+            engine = Stream(found[1])
         self.engine = engine
-        found: dict[str, Any] = {"link": link}
-        result: dict[str, Any] = {"model": self._model(config), "machine": found, "engine": used,
-                                  "software": software(), "iterations": []}  # fmt: skip
+        machine: dict[str, Any] = {"link": link}
         if cuda:  # what can be allocated; the driver counts its own share too
-            properties = torch.cuda.get_device_properties(self.device)
-            found["gpu_memory_bytes"] = properties.total_memory
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            machine["gpu_memory_bytes"] = memory
+        _, _, *size = denoise.latent_shape(**self.video)
+        weights = ("checkpoint", "encoded") if self.checkpoint else ("random", "random")
+        model = self.settings | self.video | {
+            "num_layers": config["num_layers"],
+            "num_heads": config["num_attention_heads"],
+            "head_dim": config["attention_head_dim"],
+            "tokens": math.prod(n // p for n, p in zip(size, config["patch_size"], strict=True)),
+            "weights": weights[0], "prompt_embeds": weights[1],
+            "block_bytes": self.store.layouts[EXPERTS[0], 0].nbytes,
+            "expert_bytes": self.store.nbytes(EXPERTS[0]),
+        }  # fmt: skip
+        result: dict[str, Any] = {"model": model, "machine": machine, "engine": used,
+                                  "software": software(), "iterations": []}  # fmt: skip
         if self.spec["plan_only"]:
             return result
         engine.attach(self.experts, self.store, self.device, dist.group.WORLD)
@@ -129,23 +146,6 @@ class Rank:
         engine.detach()
         self.store.close()
         return result
-
-    def _plan(
-        self, make: Callable[..., Expert], link: dict[str, Any] | None, room: int
-    ) -> tuple[StreamSettings, dict[str, Any]]:
-        """Choose how `stream` moves weights, with the reasons as a record keeps them."""
-        self.store.buffer(EXPERTS[0], None)  # filled now: that is not planning
-        self.say("plan")
-        begun = time.perf_counter()
-        probe = Probe(
-            lambda blocks: make(EXPERTS[0], num_layers=blocks),
-            self.store, dist.group.WORLD, self._noise(), self.guidance,
-        )  # fmt: skip
-        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-        inputs = probe.inputs(rate, self.job.num_inference_steps)
-        plan, settings = make_plan(inputs, room, probe.trial)
-        torch.cuda.empty_cache()  # what the probe held is not the job's
-        return settings, plan | {"planning_s": time.perf_counter() - begun}
 
     def _noise(self) -> torch.Tensor:
         """The latents that denoising starts from; a plan is made on them too."""
@@ -166,27 +166,14 @@ class Rank:
         uncond = texts[1] if job.cfg else None
         return Guidance(texts[0], uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
 
-    def _model(self, config: dict[str, Any]) -> dict[str, Any]:
-        _, _, *size = denoise.latent_shape(**self.video)
-        patches = [n // p for n, p in zip(size, config["patch_size"], strict=True)]
-        return self.settings | self.video | {
-            "num_layers": config["num_layers"],
-            "num_heads": config["num_attention_heads"],
-            "head_dim": config["attention_head_dim"],
-            "tokens": math.prod(patches),
-            "weights": "checkpoint" if self.checkpoint else "random",
-            "prompt_embeds": "encoded" if self.checkpoint else "random",
-            "block_bytes": self.store.layouts[EXPERTS[0], 0].nbytes,
-            "expert_bytes": self.store.nbytes(EXPERTS[0]),
-        }  # fmt: skip
-
     def _schedule(self) -> tuple[Any, list[float], float | None, int | None]:
         """A scheduler, all its timesteps, the one of the boundary, the index of the switch."""
         scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
         scheduler.set_timesteps(self.job.num_inference_steps)
         ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
-        times, boundary = scheduler.timesteps.tolist(), None if ratio is None else ratio * most
-        return scheduler, list(map(float, times)), boundary, switch_step(times, ratio, most)
+        times = [float(time) for time in scheduler.timesteps]
+        boundary = None if ratio is None else ratio * most
+        return scheduler, times, boundary, switch_step(times, ratio, most)
 
     def _iteration(self, number: int, kind: str) -> dict[str, Any]:
         job, engine, device, profile = self.job, self.engine, self.device, None
@@ -243,23 +230,9 @@ class Rank:
         dist.all_gather_object(digests, sha256(latents))
         if len(set(digests)) != 1:
             raise RuntimeError(f"ranks disagree about the latents: {digests}")
-        return {
-            "kind": kind,
-            "steps": steps,
-            "decode_s": decode_s,
-            "total_s": total_s,
-            "counters": asdict(engine.mover.counters - before),
-            "expected_counters": asdict(self._expected(number, [s["expert"] for s in steps])),
-            "memory": memory,
-            "gpu": sensors.summary(),
-            "latents_sha256": digests[0],
-            "video_sha256": None if frames is None else sha256(frames),
-        }
-
-    def _expected(self, number: int, ran: list[str]) -> Counters:
-        """What an iteration's counters must be, by closed formula."""
-        expert, visits = self.experts[EXPERTS[0]], self.guidance.visits(self.engine)
-        return self.engine.expected(Shape(
+        expert, visits = self.experts[EXPERTS[0]], self.guidance.visits(engine)
+        ran = [step["expert"] for step in steps]
+        expected = engine.expected(Shape(
             blocks=len(expert.blocks),
             block=self.store.layouts[expert.name, 0],
             outer=self.store.layouts[expert.name, None],
@@ -268,12 +241,41 @@ class Rank:
             world_size=self.world_size,
             branches=self.guidance.branches // visits,
         ), number)  # fmt: skip
+        return {
+            "kind": kind, "steps": steps, "decode_s": decode_s, "total_s": total_s,
+            "counters": asdict(engine.mover.counters - before),
+            "expected_counters": asdict(expected),  # by closed formula
+            "memory": memory, "gpu": sensors.summary(), "latents_sha256": digests[0],
+            "video_sha256": None if frames is None else sha256(frames),
+        }  # fmt: skip
 
     def say(self, what: str, *numbers: int) -> None:
         """One line of progress, for the launcher to read."""
         if self.rank == 0:
             with (self.out / "progress").open("a", encoding="utf-8") as file:
                 print(what, *numbers, file=file)
+
+
+def store_for(
+    engine: Engine, experts: dict[str, Expert], source: Source, device: torch.device,
+    host: dist.ProcessGroup | None = None,
+) -> HostStore:  # fmt: skip
+    """The host copy of weights that an engine reads; `host` are the ranks beside, else all."""
+    return HostStore(
+        experts, source, pin=device.type == "cuda" and engine.pins_store,
+        group=(host or dist.group.WORLD) if engine.shares_store else None,
+        packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
+    )  # fmt: skip
+
+
+def plan_for(
+    make: Callable[[int], Expert], store: HostStore, inputs: tuple[torch.Tensor, Guidance],
+    link: dict[str, Any] | None, steps: int, room: int,
+) -> tuple[dict[str, Any], StreamSettings]:  # fmt: skip
+    """The plan of `stream` on these ranks and inputs, as a record keeps it, and its choice."""
+    probe = Probe(make, store, dist.group.WORLD, *inputs)
+    rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
+    return make_plan(probe.inputs(rate, steps), room, probe.trial)
 
 
 def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout_s: float) -> None:
@@ -285,8 +287,10 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
         return
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
-    store = f"file://{out / 'rendezvous'}"
+    store = "env://"  # torchrun's
+    if nodes() == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a cluster's may not be here
+        store = f"file://{out / 'rendezvous'}"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout
     )
@@ -295,8 +299,8 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
 def software() -> dict[str, Any]:
     """What only torch can add to :func:`wanreport.measure.machine.software`."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-    version = ".".join(map(str, nccl)) or None
-    return {"torch": torch.__version__, "cuda": torch.version.cuda, "nccl": version}
+    return {"torch": torch.__version__, "cuda": torch.version.cuda,
+            "nccl": ".".join(map(str, nccl)) or None}  # fmt: skip
 
 
 def main(
@@ -313,17 +317,9 @@ def main(
             (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
             spec = json.loads(Path(spec_file).read_text("utf-8"))
             result = {"status": "ok"} | run(spec, folder, rank, world_size)
-    except (Unsupported, CheckpointError) as error:
-        result = {"status": "unsupported", "reason": str(error), "hint": error.hint}
     except BaseException as error:
         traceback.print_exc()
-        text = str(error).strip()
-        oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text
-        timeout = "Timed out" in text or "Watchdog caught collective operation timeout" in text
-        broken = "non-finite" if isinstance(error, FloatingPointError) else "failed"
-        status = "oom" if oom else "timeout" if timeout else broken
-        first = text.partition("\n")[0]
-        result = {"status": status, "reason": f"{type(error).__name__}: {first}"}
+        result = outcome(error)
     replace_file(folder / f"rank{rank}.json", json.dumps(result | {"at": time.time()}))
     sys.stdout.flush()
     # A rank whose peer died could hang in tearing the group down.

@@ -288,7 +288,7 @@ class HostStore:
             file = os.memfd_create("wanreport-weights")
             os.ftruncate(file, total)
             place[0] = f"/proc/{os.getpid()}/fd/{file}"
-        dist.broadcast_object_list(place, src=0, group=self.group)
+        dist.broadcast_object_list(place, group_src=0, group=self.group)
         assert place[0] is not None
         other = os.open(place[0], os.O_RDWR)
         whole = torch.frombuffer(mmap.mmap(other, total), dtype=torch.uint8)

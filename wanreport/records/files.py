@@ -1,7 +1,7 @@
 """What `results/` holds: records of jobs, and files of ``python -m benchmarks --json``.
 
-Both are pydantic models, validated whenever a file is read or written. What was added to a format
-later is optional, so that older files stay readable; keys that nobody reads are kept.
+Both are pydantic models, validated whenever a file is read or written. They name what is read, and
+what is older than a key lacks it; whatever else a file has is kept.
 """
 
 from __future__ import annotations
@@ -24,17 +24,12 @@ FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
 KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
-BENCH_SCHEMA = 2
 LEAST_SAMPLES = 5
 FIX = "restore it, or delete it and measure again"
 
 
 class FileError(Exception):
     """Files that cannot be used; the message names each, the key and the fix."""
-
-
-class _Part(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
-    pass
 
 
 def read_json(path: Path, fix: str = FIX) -> Any:
@@ -60,55 +55,12 @@ def _validate(model: type[BaseModel], path: Path, content: object) -> Any:
     raise FileError(f"{path}: is not usable; {FIX}\n  " + "\n  ".join(problems))
 
 
-def parse_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Split ``name:key=value,…`` into a name and settings; ValueError if it cannot be."""
-    name, _, rest = label.removesuffix(" again").partition(":")
-    if name not in KNOWN:
-        raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
-    # A comma within brackets is a list's.
-    pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
-    try:
-        return name, {key: yaml.safe_load(value) for key, value in pairs}
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{error}; write NAME:KEY=VALUE,…") from None
-
-
-def name_of(label: str) -> str:
-    """A label without settings; "planned" and "stream" are one engine in two ways."""
-    return parse_label(label)[0]
-
-
-def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A row's settings of `stream`, JSON-ready: its plan's choice, or what its label says."""
-    if ranks and (plan := ranks[0]["plan"]):
-        return dict(plan["candidates"][plan["chosen"]]["settings"])
-    name, given = parse_label(label)
-    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
-    return asdict(StreamSettings(**given)) if name == "stream" else None
-
-
-class Memory(_Part):
-    """Peaks of one rank, in bytes; None where there is no device."""
-
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    pinned_bytes: int | None = None
-    host_rss_bytes: int | None = None
-
-
-class Gpu(_Part):
-    """Medians of one rank's GPU while a kernel ran; `board` tells boards apart and names none."""
-
-    board: str
-    sm_mhz: float
-    power_w: float
-    celsius: float
+class _Part(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
+    pass
 
 
 class Machine(_Part):
-    """The machine's class, by hardware and interconnect."""
-
-    class_: str = Field("", alias="class")
+    class_: str = Field("", alias="class")  # by hardware and interconnect
     slug: str = ""
     device: str | None = None
     gpu_name: str | None = None
@@ -118,26 +70,34 @@ class Machine(_Part):
 
 
 class Software(_Part):
-    """What ran, and the commit of the project."""
-
     torch: str = ""
-    git_sha: str | None = None
+    git_sha: str | None = None  # the project's
     git_dirty: bool | None = None
 
 
-class Step(_Part):
-    """One step; each list has a value for each rank."""
+class Memory(_Part):  # peaks of one rank, in bytes; None where there is no device
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    pinned_bytes: int | None = None
+    host_rss_bytes: int | None = None
 
+
+class Gpu(_Part):  # medians while a kernel ran; `board` tells boards apart and names none
+    board: str
+    sm_mhz: float
+    power_w: float
+    celsius: float
+
+
+class Step(_Part):
     index: int
     expert: str
     timestep: float
-    seconds: list[float] = []
+    seconds: list[float] = []  # of each rank
     h2d_bytes: list[int] = []
 
 
-class Iteration(_Part):
-    """One pass over the schedule; lists have an entry for each rank."""
-
+class Iteration(_Part):  # one pass over the schedule; lists have an entry for each rank
     kind: Literal["warmup", "clean", "profiled"]
     steps: list[Step] = []
     decode_s: float | None = None
@@ -149,9 +109,7 @@ class Iteration(_Part):
     latents_sha256: str | None = None
 
 
-class Event(_Part):
-    """What rank 0's device did around the switch, in ms of the profiled iteration."""
-
+class Event(_Part):  # of rank 0's device around the switch, in ms of the profiled iteration
     lane: str
     what: str
     expert: str
@@ -219,8 +177,29 @@ class Record(_Part):
 
 def parse_record(path: Path, content: object) -> Record:
     """Validate a record; raises FileError that names its file and each key that is wrong."""
-    record: Record = _validate(Record, path, content)
-    return record
+    return _validate(Record, path, content)
+
+
+def parse_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Split ``name:key=value,…`` into a name and settings; ValueError if it cannot be."""
+    name, _, rest = label.removesuffix(" again").partition(":")
+    if name not in KNOWN:
+        raise ValueError(f"no engine {name!r}; there are {', '.join(KNOWN)}")
+    # A comma within brackets is a list's.
+    pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
+    try:
+        return name, {key: yaml.safe_load(value) for key, value in pairs}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{error}; write NAME:KEY=VALUE,…") from None
+
+
+def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A row's settings of `stream`, JSON-ready: its plan's choice, or what its label says."""
+    if ranks and (plan := ranks[0]["plan"]):
+        return dict(plan["candidates"][plan["chosen"]]["settings"])
+    name, given = parse_label(label)
+    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
+    return asdict(StreamSettings(**given)) if name == "stream" else None
 
 
 class BenchSettings(_Part):
@@ -254,14 +233,11 @@ class BenchRank(_Part):
     first_output_sha256: str
     counters: dict[str, int] | None
     link: _Link | None
-    note: str
     plan: _Plan | None
     latents_error: list[float] | None = None  # by step, over resident's; None where exact
 
 
-class BenchRow(_Part):
-    """One engine at one number of tokens."""
-
+class BenchRow(_Part):  # one engine at one number of tokens
     label: Annotated[str, AfterValidator(lambda label: parse_label(label) and label)]
     tokens: int
     status: Literal["ok", "failed", "oom", "timeout", "non-finite", "absent", "needs a GPU",
@@ -269,9 +245,7 @@ class BenchRow(_Part):
     reason: str
     ranks: list[BenchRank]
     settings: StreamSettings | None  # of stream only
-    turns: int = 0  # engines in one process, there and back in the order of rows; 0: one each
     git_sha: str | None
-    git_dirty: bool | None
     ended_at: str
 
 
@@ -298,11 +272,9 @@ class Bench(_Part):
         for i, row in enumerate(self.rows):
             ranks = self.settings.ranks if row.status == "ok" else 0
             samples = {len(rank.samples_ms) for rank in row.ranks}
-            if len(row.ranks) != ranks:
-                problems.append(f"rows[{i}].ranks are {len(row.ranks)}, not {ranks}")
-            elif len(samples) > 1 or min(samples, default=least) < least:
-                wanted = f"{least} or more alike"
-                problems.append(f"rows[{i}].ranks: samples_ms are {sorted(samples)}, not {wanted}")
+            if len(row.ranks) != ranks or len(samples) > 1 or min(samples, default=least) < least:
+                found = f"{len(row.ranks)} with {sorted(samples)} samples_ms"
+                problems.append(f"rows[{i}].ranks: {found}, not {ranks} with {least} or more alike")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,7 +1,6 @@
 """Records: what one job gave on one machine, as JSON, written whole or not at all.
 
-A record is a plain dictionary in the form of :class:`wanreport.records.files.Record`. Measuring
-makes it, rendering reads it. A failed job is a record too, with the same top-level keys.
+It is a dictionary in the form of :class:`wanreport.records.files.Record`, also of a failed job.
 """
 
 from __future__ import annotations
@@ -22,27 +21,18 @@ from wanreport.records.files import FileError, parse_record, read_json
 
 RESULTS = "WANREPORT_RESULTS"
 """Set to look for records elsewhere, or, for published pages, among the committed ones alone."""
-
 RESULTS_DIRS = [
     Path(folder) for folder in os.environ.get(RESULTS, "results:results/local").split(os.pathsep)
 ]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
-
 EARLIER = "earlier"  # the folder beside records for runs that do not speak for their job any more
-REUSABLE = {"ok": 2, "oom": 1}
-"""Statuses that are results, by how much they tell."""
-
+REUSABLE = {"ok": 2, "oom": 1}  # statuses that are results, by how much they tell
 RecordError = FileError
-"""A record that cannot be read or written; the message names the file and the fix."""
-
 Found = tuple[Path, dict[str, Any]]
 
 
 def new_record(job: Job, **known: Any) -> dict[str, Any]:
-    """A record of a resolved job with every top-level key; it failed unless `known` has a status.
-
-    The keys have the order of the file.
-    """
+    """A record of a resolved job with every key, in the order of the file; it failed by default."""
     return {
         "schema_version": 1, "benchmark_version": BENCHMARK_VERSION,
         "job": job.model_dump(mode="json"), "job_hash": job_hash(job),
@@ -56,10 +46,9 @@ def new_record(job: Job, **known: Any) -> dict[str, Any]:
 def project_root() -> Path:
     """The folder with notebooks/ and params/: the current one, a parent, or ours."""
     here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
-            return folder
-    return here
+    known = (here, *here.parents, Path(__file__).resolve().parents[2])
+    parts = ("notebooks", "params")
+    return next((each for each in known if all((each / part).is_dir() for part in parts)), here)
 
 
 def _files_of(job: Job) -> str | None:
@@ -94,24 +83,24 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     path = target = Path(path)
     parse_record(path, record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def earlier(started_at: str) -> Path:
+        when = re.sub(r"\W", "", started_at.partition("+")[0])
+        return path.parent / EARLIER / f"{path.stem}-{when}.json"
+
     try:
         with contextlib.suppress(RecordError):  # nothing there, or nothing usable
             old = parse_record(path, read_json(path))
             if REUSABLE.get(old.status, 0) > REUSABLE.get(record["status"], 0):
-                target = _kept(path, record["started_at"])
+                target = earlier(record["started_at"])
             elif (old.status == "ok" and not old.is_rehearsal
                   and old.started_at != record["started_at"]):  # fmt: skip
-                replace_file(_kept(path, old.started_at), path.read_bytes())
+                replace_file(earlier(old.started_at), path.read_bytes())
         replace_file(target, text)
     except OSError as error:
         why = f"{error.strerror or error}; an earlier record stays"
         raise RecordError(f"{path}: not written ({why})") from error
     return target
-
-
-def _kept(path: Path, started_at: str) -> Path:
-    when = re.sub(r"\W", "", started_at.partition("+")[0])
-    return path.parent / EARLIER / f"{path.stem}-{when}.json"
 
 
 def replace_file(path: Path, data: str | bytes) -> None:
@@ -133,16 +122,16 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error.filename = error.filename or str(path)
         raise
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read and check one record; raises RecordError for a file that is not one."""
-    record = read_json(Path(path))
+    record: dict[str, Any] = read_json(Path(path))
     parse_record(Path(path), record)
-    return dict(record)
+    return record
 
 
 def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: str) -> Path:
@@ -151,11 +140,7 @@ def record_path(root: str | Path, machine_slug: str, job_name: str, job_hash: st
 
 
 def find_records(root: str | Path) -> list[Found]:
-    """All records under ``root/<machine>/``, sorted by path; none if there is no such folder.
-
-    Raises RecordError with every file that cannot be used: a record left out in silence would be a
-    job missing from the report.
-    """
+    """All records under ``root/<machine>/``, sorted; RecordError names all that are unusable."""
     found, problems = [], []
     for path in sorted(Path(root).glob("*/[!.]*.json")):  # others are editors'
         try:
@@ -170,8 +155,7 @@ def find_records(root: str | Path) -> list[Found]:
 def best_record(job: Job, records: Iterable[Found]) -> Found | None:
     """The record of the job's hash, at a scale at which it may run, that speaks best for it.
 
-    The real scale goes before tiny; then what ran before what did not, and a result that stands
-    before one to be tried again; then the job's own name, and the latest.
+    The real scale goes before tiny; then what tells more; then the job's own name, and the latest.
     """
 
     def rank(item: Found) -> tuple[Any, ...]:

@@ -1,0 +1,134 @@
+"""What a batch system does to tasks, on a Slurm of two nodes, both on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.cluster import NODES, Cluster, running
+from tests.test_slurm_real import pytestmark as needs
+from tests.test_slurm_real import until
+
+pytestmark = [*needs, pytest.mark.faults, pytest.mark.timeout(600)]
+TINY = "scale: tiny\nclean_iterations: "
+LONG = f"{TINY}2000\n"
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with running() as made:
+        yield made
+
+
+def begun(slurm: Cluster, name: str) -> None:
+    """Wait until a job has begun its iterations."""
+    until(lambda: f"{name}: clean iteration" in slurm.log(), 240)
+
+
+def over(slurm: Cluster) -> None:
+    until(lambda: not slurm.queue(), 240)
+
+
+def test_the_time_limit(slurm: Cluster) -> None:
+    file = slurm.job("late", LONG)
+    slurm.task(file, "--time=1", "--signal=B:TERM@30", "--job-name=late")
+    over(slurm)
+    assert slurm.ended()["late"] in ("TIMEOUT", "FAILED"), slurm.log()
+    record = slurm.records()["late"]
+    assert record["status"] == "failed" and "143" in str(record["reason"])
+
+
+def test_requeue(slurm: Cluster) -> None:
+    """A task that is put back begins again and ends well; the next one measures nothing."""
+    file = slurm.job("again", f"{TINY}60\n")
+    task = slurm.task(file, "--job-name=again")
+    begun(slurm, "again")
+    assert slurm.run("scontrol", "requeue", task).returncode == 0
+    until(lambda: "try 2" in slurm.log("again"), 240)
+    over(slurm)
+    assert slurm.ended()["again"] == "COMPLETED", slurm.log("again")
+    (path,) = slurm.root.glob("results/local/*/again-*.json")
+    assert slurm.records()["again"]["status"] == "ok"
+    before = path.read_bytes()
+    slurm.task(file, "--job-name=thrice")
+    over(slurm)
+    assert slurm.ended()["thrice"] == "COMPLETED" and path.read_bytes() == before
+
+
+def test_a_dead_array_task(slurm: Cluster) -> None:
+    """The kernel of one task is killed: that task fails, and the other one ends well."""
+    files = [slurm.job("dead", LONG), slurm.job("alive", f"{TINY}3\n")]
+    slurm.task(files[0], files[1], "--array=0-1", "--job-name=array")
+    begun(slurm, "dead")
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words, here = process.info["cmdline"] or (), process.info["cwd"] == str(slurm.root)
+        if here and any("logs/dead-" in word for word in words):  # papermill
+            for kernel in process.children():
+                kernel.kill()
+    over(slurm)
+    states = slurm.ended()
+    assert (states["array_0"], states["array_1"]) == ("FAILED", "COMPLETED"), slurm.log()
+    assert "dead" not in slurm.records() and slurm.records()["alive"]["status"] == "ok"
+    assert slurm.submit("--status").returncode == 0
+
+
+def test_a_missing_checkpoint_has_a_page(slurm: Cluster) -> None:
+    file = slurm.job("absent", "scale: tiny\ncheckpoint: nowhere/weights\n")
+    assert slurm.submit(file).returncode == 0
+    over(slurm)
+    assert slurm.ended()["wanreport-0gpu_0"] == "FAILED"
+    assert slurm.ended()["wanreport-index"] == "COMPLETED"
+    (page,) = slurm.root.glob("reports/jobs/*/absent.html")
+    text = page.read_text("utf-8")
+    assert "nowhere/weights" in text and "unsupported" in text
+    index = (slurm.root / "reports/index.html").read_text("utf-8")
+    assert "absent.html" in index and "nowhere/weights" in index
+
+
+def test_ranks_on_two_nodes(slurm: Cluster) -> None:
+    """Four ranks, two on each node, share a host store a node and give the bits of one node."""
+    fields = {"engine: resident": "engine: layerwise", "num_gpus: 1": "num_gpus: 4",
+              "dit_layerwise_offload: false": "dit_layerwise_offload: true"}  # fmt: skip
+    for name in ("alone", "across"):
+        path = Path(slurm.root / slurm.job(name, f"{TINY}15\n"))
+        text = path.read_text()
+        for old, new in fields.items():
+            text = text.replace(old, new)
+        path.write_text(text + f"timeout_s: {500 if name == 'alone' else 501}\n")
+    slurm.task("params/baseline/alone.yaml", "--job-name=alone")
+    over(slurm)
+    (alone,) = slurm.root.glob("results/local/*/alone-*.json")
+    one = slurm.records()["alone"]
+    alone.rename(slurm.dir / "alone.json")  # else its record would be across's too
+    two = ["--nodes=2", "--ntasks=2", "--cpus-per-task=2", "--mem=4G"]
+    slurm.task("params/baseline/across.yaml", "--job-name=across", *two)
+    begun(slurm, "across")
+    stores: dict[str, set[str]] = {name: set() for name in NODES}
+    ranks = 0
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "wanreport.measure.worker" in words and "torch.distributed.run" not in words:
+            if process.environ().get("SLURM_CONF") != slurm.env["SLURM_CONF"]:
+                continue
+            maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            inodes = {line.split()[4] for line in maps if "wanreport-weights" in line}
+            stores[process.environ()["SLURMD_NODENAME"]] |= inodes
+            ranks += 1
+    over(slurm)
+    assert slurm.ended()["across"] == "COMPLETED", slurm.log("across")
+    assert ranks == 4 and [len(each) for each in stores.values()] == [1, 1]
+    assert stores["n1"] != stores["n2"]
+    found = slurm.records()["across"]
+    assert found["status"] == "ok"
+    bits = [[it["latents_sha256"] for it in each["iterations"]] for each in (one, found)]
+    assert bits[0] == bits[1]
+    assert not [*slurm.root.glob("slurm/logs/nodes-*")]
+
+
+def test_more_gpus_than_a_node_has(slurm: Cluster) -> None:
+    file = slurm.job("big", "scale: a14b\n")
+    done = slurm.submit(file)
+    assert done.returncode != 0 and "GPUS_PER_NODE" in done.stderr and not slurm.queue()

@@ -1,0 +1,49 @@
+"""Nothing grows, however often engines come and go."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.models import run_engine
+from tests.ranks import run_ranks
+from wanreport.engines import ENGINES, Stream
+from wanreport.jobs.settings import StreamSettings
+
+SMALL: dict[str, Any] = {"size": (16, 16, 1), "num_layers": 2, "steps": 2, "iterations": 1}
+
+
+def _held() -> dict[str, int]:
+    """What this rank holds."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+                for each in tensors if each.device.type == "cpu"}  # fmt: skip
+    own = psutil.Process()
+    maps = Path("/proc/self/maps").read_text("utf-8")
+    return {"bytes": sum(storages.values()), "mappings": maps.count("wanreport-weights"),
+            "descriptors": own.num_fds(), "threads": own.num_threads()}  # fmt: skip
+
+
+def _cycles() -> list[tuple[dict[str, int], dict[str, int]]]:
+    made = [*ENGINES.values(), lambda prefetch: Stream(StreamSettings(2, transfer="packed"))]
+    found = []
+    for make in made:
+        for cycle in range(20):
+            run_engine(make(prefetch=1), **SMALL)
+            if cycle == 1:
+                before = _held()
+        found.append((before, _held()))
+    return found
+
+
+@pytest.mark.faults
+def test_twenty_cycles_leave_nothing() -> None:
+    for ends in run_ranks(_cycles, 2):
+        for before, after in ends:
+            assert after == before

@@ -1,0 +1,164 @@
+"""Files that find no room, and files that are not what they should be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import synthetic
+from tests.faults.scene import MOUNTS, ROOT, Scene, full
+
+H200 = ["--gpu", "NVIDIA H200", "--write"]
+needs_mounts = pytest.mark.skipif(
+    not MOUNTS, reason="fills a file system of its own, and none may be mounted here"
+)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
+
+
+def refused(scene: Scene, folder: Path, file: str, *words: str | Path) -> None:
+    """A command finds ``folder`` full: one line names ``file`` in it, and all is as it was."""
+    before, left = {*contents(folder)}, scene.root / "left"
+    code, _, err = scene.run(*words, prefix=full(folder, left=left))
+    assert code != 0
+    (said,) = [line for line in err.splitlines() if "No space left on device" in line]
+    assert file in said
+    found = {os.path.relpath(line, folder) for line in left.read_text("utf-8").splitlines()}
+    assert found - {".fill"} == before, "no part of a file"
+
+
+@needs_mounts
+def test_no_room_for_a_page(scene: Scene) -> None:
+    (scene.root / "notebooks/index.py").write_text(INDEX)
+    (scene.root / "reports/mine.html").write_text("mine")
+    refused(scene, scene.root / "reports", "reports/index.html",
+            "wanreport", "report", "--no-measure")  # fmt: skip
+
+
+@needs_mounts
+def test_no_room_for_a_prediction(scene: Scene) -> None:
+    for name in ("predictions", "params/campaign"):
+        (scene.root / name).mkdir()
+    for file in (ROOT / "params/campaign").glob("480p-2gpu-stream.yaml"):
+        shutil.copy(file, scene.root / "params/campaign")
+    for file in (ROOT / "results").glob("1x-*h200*/480p-1gpu-*.json"):
+        (scene.root / "results" / file.parent.name).mkdir(exist_ok=True)
+        shutil.copy(file, scene.root / "results" / file.parent.name)
+    refused(scene, scene.root / "predictions", "predictions/nvidia-h200",
+            "wanreport", "predict", *H200)  # fmt: skip
+
+
+@needs_mounts
+def test_no_room_for_a_traces_figures(scene: Scene) -> None:
+    trace = next((ROOT / "results").glob("*/traces/*/rank0.json.gz"))
+    refused(scene, scene.root / "reports", "figures.json",
+            "wanreport", "trace", trace, "--json", scene.root / "reports/figures.json")  # fmt: skip
+
+
+@needs_mounts
+@pytest.mark.faults
+def test_no_room_for_a_record(scene: Scene) -> None:
+    local = scene.root / "results/local"
+    job = scene.job("job", "resident", num_gpus=1)
+    synthetic.write([synthetic.record("other", engine="resident", num_gpus=1)], local)
+    (local / "logs").mkdir()
+    (local / "logs/measure.log").write_text("")
+    refused(scene, local, "results/local/", "wanreport", "measure", job)
+
+
+@needs_mounts
+@pytest.mark.faults
+def test_no_room_for_benchmarks(scene: Scene) -> None:
+    words = ["--device", "cpu", "--tokens", "27", "--blocks", "2", "--engines", "swap"]
+    path = scene.root / "reports/bench.json"
+    refused(scene, path.parent, "bench.json", "benchmarks", *words, "--json", path)
+    assert scene.run("benchmarks", *words, "--json", path)[0] == 0 and path.is_file()
+
+
+@pytest.mark.faults
+def test_files_may_not_be_that_large(scene: Scene) -> None:
+    """As under ``ulimit -f``."""
+    job = scene.job("job", "resident", num_gpus=1)
+    prefix = ["sh", "-c", 'ulimit -f 2; exec "$@"', "sh"]
+    code, _, err = scene.run("wanreport", "measure", job, prefix=prefix)
+    assert code == 1 and "/job-" in err and "File too large" in err
+    assert scene.records() == {} and scene.left_over() == []
+
+
+def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output() -> None:
+    files = sorted(map(str, (ROOT / "params").rglob("*.yaml")))
+    command = [sys.executable, "-m", "wanreport", "check", *files]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    with Path("/dev/full").open("w") as sink:
+        done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("wanreport: standard output: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "other": lambda data: b"[1, 2]\n",
+    "typed": lambda data: data.replace(b'"status": "ok"', b'"status": 7'),
+}
+
+
+@pytest.mark.parametrize("words", [["measure"], ["report", "--no-measure"]])
+def test_damaged_records(scene: Scene, words: list[str]) -> None:
+    (scene.root / "notebooks/index.py").write_text(INDEX)
+    good = synthetic.record("good", engine="resident", num_gpus=1)
+    synthetic.write([good], scene.root / "results/local")
+    (path,) = (scene.root / "results/local").glob("*/good-*.json")
+    for name, damage in DAMAGE.items():
+        path.with_name(f"{name}.json").write_bytes(damage(path.read_bytes()))
+    before = contents(scene.root / "results")
+    params = [scene.job("job")] if words == ["measure"] else []
+    code, _, err = scene.run("wanreport", *words, *params)
+    assert code == 1 and all(f"/{name}.json" in err for name in DAMAGE) and "/good-" not in err
+    assert contents(scene.root / "results") == before
+
+
+INDEX = """
+# %%
+from wanreport.report import notebook
+notebook.md("# Summary\\n\\nHere.")
+"""
+
+
+@needs_mounts
+@pytest.mark.faults
+def test_a_user_without_a_name_in_a_checkout_that_is_read_only(scene: Scene) -> None:
+    job, own = scene.job("job", "resident", num_gpus=1), scene.root.parent / "own"
+    own.mkdir(exist_ok=True)
+    script = (
+        f'mount --bind "{scene.root}" "{scene.root}" && '
+        f'mount -o remount,bind,ro "{scene.root}" && cd "{scene.root}" && '
+        'exec unshare --user --map-user=54321 --map-group=54321 env -u HOME "$@"'
+    )
+    how: dict[str, Any] = {
+        "prefix": ["unshare", "-rm", "sh", "-c", script, "sh"], "TMPDIR": str(own)
+    }  # fmt: skip
+    code, _, err = scene.run("wanreport", "measure", job, **how)
+    assert code == 1 and "results/local" in err and len(err.splitlines()) == 1
+    how["WANREPORT_RESULTS"] = f"results:{own}"
+    code, _, err = scene.run("wanreport", "measure", job, **how)
+    assert code == 0 and len([*own.glob("*/job-*.json")]) == 1, err
