@@ -26,6 +26,7 @@ def _all(cfg_parallel: bool) -> list[dict[str, Any]]:
     return [run(ENGINES[name](**options)) for name, options in CASES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_latents_are_those_of_half_the_ranks_with_both_branches(ranks: int) -> None:
     reference = run_ranks(_all, ranks // 2, False)[0]

@@ -121,6 +121,7 @@ def _uneven_shards() -> None:
         watched.check(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "size"), [(_one_rank, 1), (_two_ranks, 2), (_uneven_shards, 3)])
 def test_any_settings_give_the_bits_and_the_counters(run: Callable[[], None], size: int) -> None:
     run_ranks(run, size)
