@@ -23,7 +23,11 @@ settings.load_profile("here")
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )
-TOGETHER = ("test_notebooks", "test_pictures", "test_render", "test_sglang_import")
+TOGETHER = {name: name for name in ("baseline", "test_notebooks", "test_pictures", "test_render",
+                                   "test_sglang_import")}  # fmt: skip
+# Their jobs are forked from one server, which takes seconds to start.
+TOGETHER |= dict.fromkeys(["test_launch", "test_checkpoint", "test_wan", "test_benchmarks"], "jobs")
+"""What shares a dear fixture and so runs on one worker, by folder or file."""
 REQUIRE_PAGES = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
 
 
@@ -52,9 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests that share a dear fixture run on one worker.
     """
     for item in items:
-        room = item.path.parent.name
-        if room == "baseline" or item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(room if room == "baseline" else item.path.stem))
+        for name in {item.path.parent.name, item.path.stem} & TOGETHER.keys():
+            item.add_marker(pytest.mark.xdist_group(TOGETHER[name]))
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
     for marker, missing in (("gpu", _without_gpu), ("browser", _without_browser)):
         marked = [item for item in items if item.get_closest_marker(marker)]

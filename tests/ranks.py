@@ -1,4 +1,4 @@
-"""Runs a function in several gloo ranks, forked from a server that has imported torch once."""
+"""Runs a function in several ranks, forked from this process, which has imported torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# A server for what must not be this process's own child, and for ranks where there are GPUs.
 CONTEXT = multiprocessing.get_context("forkserver")
-# All that a rank may import, so that the server alone pays for it.
-PRELOAD = "wanreport.measure.jobs benchmarks.rank diffusers tests.models pytest hypothesis"
-CONTEXT.set_forkserver_preload(PRELOAD.split())
+CONTEXT.set_forkserver_preload(["benchmarks.rank", "tests.models", "hypothesis"])
 
 
 def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, backend: str = "gloo"
 ) -> list[Any]:
     """``function(*args)`` in each rank of a new group; the results in rank order."""
-    # CUDA does not outlive a fork, and what the server imports may have begun to use it.
-    context = CONTEXT if backend == "gloo" else multiprocessing.get_context("spawn")
+    # CUDA does not outlive a fork, and what is imported here may have begun to use it.
+    how = "spawn" if backend != "gloo" else "forkserver" if torch.cuda.is_available() else "fork"
+    context = multiprocessing.get_context(how)
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
@@ -56,7 +56,7 @@ def _rank(
     function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any, backend: str
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    gc.freeze()  # what the server imported is not looked through for garbage, nor copied for that
+    gc.freeze()  # what was imported is not looked through for garbage, nor copied for that
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     device = torch.device("cuda", rank) if backend == "nccl" else None

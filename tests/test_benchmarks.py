@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from benchmarks import peers, rank
 from benchmarks.__main__ import ENGINES_AND_PEERS, main, parse
 from benchmarks.campaign import Campaign, grid, identical, step_ms
-from tests.ranks import run_ranks
+from tests.ranks import CONTEXT, run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks
 from wanreport.records import files
@@ -45,10 +47,28 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
     assert found["diffusers"]["same"]  # one rank, one branch
 
 
+class Programs(ranks.ForkedRanks):
+    """Ranks that begin as torchrun's do, as a program, but without its imports."""
+
+    def __init__(self, spec: Path, out: Path, world_size: int, module: str) -> None:
+        self.processes = [
+            CONTEXT.Process(target=_program, args=(str(spec), str(out), rank, world_size, module))
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+
+def _program(spec: str, out: str, rank: int, world_size: int, module: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    sys.argv = [module, spec, out]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.slow
 def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, capsys):
     """All engines and peers on two ranks give the bits of resident; what is not exact says so."""
-    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
+    monkeypatch.setitem(ranks.KINDS, "cpu", Programs)
     path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
     packed, planned, rounded = PACKED
     words = ["--ranks", "2", "--branches", "2", "--turns", "2", "--blocks", "6"]

@@ -47,6 +47,7 @@ def _all_engines(iterations: int) -> None:
         assert found["counters"] == found["expected"], (name, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "iterations"), [(1, 2), (2, 2), (6, 1)])
 def test_every_engine_gives_the_bits_of_resident(size: int, iterations: int) -> None:
     run_ranks(_all_engines, size, iterations)

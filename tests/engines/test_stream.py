@@ -17,7 +17,7 @@ from wanreport.engines.resident import Resident
 from wanreport.jobs.settings import StreamSettings
 from wanreport.model.weights import HostStore, RandomWeights
 
-SOME = (700, 90_000, 3000)  # window quotas: a chunk, most of a small block, a chunk
+SOME = (700, 45_000, 3000)  # window quotas: a chunk, most of a small block, a chunk
 SHARDED = StreamSettings(3, 1, shard=True)
 PACKED = StreamSettings(2, 1, transfer="packed")
 PARTS = StreamSettings(2, shard=True, windows=SOME, transfer="packed")
@@ -121,6 +121,7 @@ def _uneven_shards() -> None:
         watched.check(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "size"), [(_one_rank, 1), (_two_ranks, 2), (_uneven_shards, 3)])
 def test_any_settings_give_the_bits_and_the_counters(run: Callable[[], None], size: int) -> None:
     run_ranks(run, size)

@@ -116,10 +116,13 @@ class _Odd(RandomWeights):
             )
 
 
+WIDE = {"attention_head_dim": 12, "ffn_dim": 96}  # where packing saves what it may
+
+
 def _stores(shared: bool) -> None:
     import torch.distributed as dist
 
-    experts, group = make_experts(), dist.group.WORLD if shared else None
+    experts, group = make_experts(**WIDE), dist.group.WORLD if shared else None
     plain = HostStore(experts, _Odd(0), group=group)
     store = HostStore(experts, _Odd(0), group=group, packing=torch.device("cpu"))
     for key, layout in store.layouts.items():

@@ -19,46 +19,50 @@ SHOWN = 6  # problems of one kind listed a page
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 780}
 
-UNFOLD = "document.querySelectorAll('details').forEach(details => { details.open = true })"
-
-# What reaches past the window, unless a box around it scrolls, and boxes of tables that scroll.
-TOO_WIDE = """() => {
+# What each look at a page asks, by name; axe itself is there too.
+LOOKS = """
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+// What reaches past the window, unless a box around it scrolls.
+const wide = () => {
   const limit = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= limit) return [];
   const inside = e => { for (let up = e.parentElement; up && up !== document.body;
     up = up.parentElement) if (getComputedStyle(up).overflowX !== 'visible') return true; };
-  if (document.documentElement.scrollWidth <= limit) return [];
-  const wide = [...document.body.querySelectorAll('*')].filter(e =>
+  const found = all('*', document.body).filter(e =>
     e.getBoundingClientRect().right > limit + 0.5 && !inside(e));
-  return wide.length ? wide.map(e => e.outerHTML.slice(0, 120)) : ['some text'];
-}"""
-CLIPPED = """() => [...document.querySelectorAll('table')].filter(table => {
+  return found.length ? found.map(e => e.outerHTML.slice(0, 120)) : ['some text'];
+};
+// Boxes of tables that scroll.
+const clipped = () => all('table').filter(table => {
     const box = table.parentElement;
     return table.getBoundingClientRect().right > box.getBoundingClientRect().right + 1
       || box.scrollWidth > box.clientWidth + 1; })
-  .map(table => (table.caption?.innerText || table.innerText).slice(0, 80))"""
-CUT = """() => [...document.querySelectorAll('figure .plot')].slice(0, 1)
-  .filter(plot => plot.scrollWidth > plot.clientWidth).map(plot => plot.ariaLabel)"""
-PRINTED = """() => [...document.querySelectorAll('details')].filter(details =>
+  .map(table => (table.caption?.innerText || table.innerText).slice(0, 80));
+const cut = () => all('figure .plot').slice(0, 1)
+  .filter(plot => plot.scrollWidth > plot.clientWidth).map(plot => plot.ariaLabel);
+const printed = () => all('details').filter(details =>
     details.checkVisibility() && !details.lastElementChild.checkVisibility())
-  .map(details => details.innerText.slice(0, 60))"""
-OUTLINE = """() => {
-  const levels = [...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(h => Number(h.tagName[1]));
-  const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+  .map(details => details.innerText.slice(0, 60));
+const unfold = () => all('details').forEach(details => { details.open = true });
+const bright = () => [document.documentElement, document.body]
+  .map(e => getComputedStyle(e).backgroundColor).filter(color => /rgb\\(255/.test(color));
+const outline = () => {
+  const levels = all('h1,h2,h3,h4,h5,h6').map(h => Number(h.tagName[1]));
+  const ids = all('[id]').map(e => e.id), named = new Set();
   return {
     headings: levels[0] === 1 && levels.filter(level => level === 1).length === 1
       && levels.every((level, n) => n === 0 || level <= levels[n - 1] + 1),
-    twice: ids.filter((id, n) => ids.indexOf(id) !== n),
-    links: [...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')),
-    active: document.querySelectorAll('script, iframe, object, embed, form, base').length,
+    twice: ids.filter(id => named.size === named.add(id).size),
+    links: all('a[href]').map(a => a.getAttribute('href')),
+    active: all('script, iframe, object, embed, form, base').length,
   };
-}"""
+};
 
-
-# axe is slow in proportion to a page's elements. So of elements with the same colours and type, in
-# both themes, one is marked; the inside of pictures, code and rows of tables like others go unless
-# marked; and for the contrast, which is the slowest, all that is not marked goes.
-MARK = """() => {
-  const seen = new Set(), grounds = new Map([[null, '']]);
+// axe is slow in proportion to a page's elements. So of elements with the same colours and type,
+// on all pages, one is marked in each theme; the inside of pictures, code and rows of tables like
+// others go unless marked; and for the contrast, which is the slowest, all that is not marked goes.
+const mark = known => {
+  const seen = new Set(known), fresh = [], grounds = new Map([[null, '']]);
   const ground = e => {
     if (!grounds.has(e)) {
       const style = getComputedStyle(e);
@@ -66,43 +70,53 @@ MARK = """() => {
     }
     return grounds.get(e);
   };
-  for (const e of document.body.querySelectorAll('*')) {
+  for (const e of all('*', document.body)) {
     if (![...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())) continue;
     const own = getComputedStyle(e);
     const look = [own.color, own.fill, own.fontSize, own.fontWeight, ground(e)].join();
-    if (!seen.has(look) && e.checkVisibility()) { seen.add(look); e.dataset.look = ''; }
+    if (!seen.has(look) && e.checkVisibility()) {
+      seen.add(look); fresh.push(look); e.dataset.look = '';
+    }
   }
-}"""
-THIN = """() => {
+  return fresh;
+};
+const thin = () => {
   const kinds = new Set();
   const drop = e => e.matches('[data-look]') || e.querySelector('[data-look]') || e.remove();
-  document.querySelectorAll('svg *, .highlight span').forEach(drop);
-  document.querySelectorAll('tbody tr, li').forEach(e => {
+  all('svg *, .highlight span').forEach(drop);
+  all('tbody tr, li').forEach(e => {
     const kind = e.outerHTML.replace(/>[^<]+/g, '>x').replace(/="[^"]+"/g, '=x');
     if (kinds.has(kind)) drop(e); else kinds.add(kind);
   });
-}"""
-PRUNE = """() => {
+};
+const prune = () => {
   const kept = new Set();
-  for (let e of document.querySelectorAll('[data-look]'))
+  for (let e of all('[data-look]'))
     for (; e && !kept.has(e); e = e.parentElement) kept.add(e);
-  document.body.querySelectorAll('*').forEach(e => kept.has(e) || e.remove());
-}"""
-
-
-def axe(page: Any, **options: Any) -> list[str]:
-    """Serious and critical violations of accessibility rules."""
-    found = page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **options})
-    return [
-        f"{rule['id']}: {node['html'][:160]} {' '.join(node['failureSummary'].split())[:200]}"
-        for rule in found["violations"] if rule["impact"] in ("serious", "critical")
-        for node in rule["nodes"][:SHOWN]
-    ]  # fmt: skip
+  all('*', document.body).forEach(e => kept.has(e) || e.remove());
+};
+// Serious and critical violations of accessibility rules; rules of less are not asked.
+const grave = rule => ['serious', 'critical'].includes(rule.impact);
+const others = () => Object.fromEntries(axe._audit.rules
+  .filter(rule => rule.id === 'color-contrast' || !grave(rule))
+  .map(rule => [rule.id, { enabled: false }]));
+const judge = async how => {
+  const found = await axe.run({ resultTypes: ['violations'], ...how });
+  return found.violations.filter(grave).flatMap(rule => rule.nodes.slice(0, 6).map(node =>
+    `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary.slice(0, 200)}`));
+};
+const axed = () => judge({ rules: others() });
+const contrast = () => (prune(), judge({ runOnly: ['color-contrast'] }));
+Object.assign(globalThis, { wide, clipped, cut, printed, unfold, bright, outline, mark, thin, axed,
+  contrast });
+"""
+JUDGED: dict[str, set[str]] = {"dark": set(), "light": set()}
+"""What contrast is known to be good: colours and type of elements, on any page so far."""
 
 
 def structure(page: Any, path: Path) -> list[str]:
     """One outline of headings, ids of their own, links that lead somewhere, nothing that runs."""
-    found = page.evaluate(OUTLINE)
+    found = page.evaluate("outline()")
     problems = [] if found["headings"] else ["headings are no outline"]
     problems += [] if page.title().strip() else ["no title"]
     problems += [f"id twice: {name}" for name in found["twice"]]
@@ -121,12 +135,12 @@ def structure(page: Any, path: Path) -> list[str]:
 
 def problems_of(page: Any, path: Path) -> list[str]:
     """All that is wrong with a page, in one visit: printed, on a phone and a desk, by axe."""
-    from axe_playwright_python.base import AXE_SCRIPT
-
     problems: list[str] = []
 
-    def look(where: str, script: str) -> None:
-        problems.extend(f"{where}: {each}" for each in page.evaluate(script)[:SHOWN])
+    def look(**looks: str) -> None:
+        found = page.evaluate(f"Promise.all([{', '.join(looks.values())}])")
+        for where, each in zip(looks, found, strict=True):
+            problems.extend(f"{where}: {one}" for one in each[:SHOWN])
 
     listeners = {
         "console": lambda m: m.type == "error" and problems.append(f"console: {m.text}"),
@@ -136,35 +150,28 @@ def problems_of(page: Any, path: Path) -> list[str]:
     }  # fmt: skip
     for event, listener in listeners.items():
         page.on(event, listener)
+    fresh = {}
     page.emulate_media(media="print", color_scheme="dark")
     page.set_viewport_size(PHONE)
     page.goto(path.as_uri())
-    look("not printed", PRINTED)
+    look(unprinted="printed()")
     page.emulate_media(media="screen")
-    look("phone, folded", TOO_WIDE)
-    look("phone, first picture", CUT)
-    page.evaluate(UNFOLD)
-    look("phone, unfolded", TOO_WIDE)
-    look(
-        "phone, in the dark",
-        "getComputedStyle(document.documentElement).backgroundColor"
-        ".concat(getComputedStyle(document.body).backgroundColor).match(/rgb\\(255/g) || []",
-    )
-    page.evaluate(MARK)
+    look(folded="wide()", first_picture="cut()", unfolded="(unfold(), wide())", dark="bright()")
+    fresh["dark"] = page.evaluate("known => mark(known)", [*JUDGED["dark"]])
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(DESK)
-    look("clipped", CLIPPED)
-    look("too wide", TOO_WIDE)
+    look(clipped="clipped()", desk="wide()")
     problems += structure(page, path)
-    page.evaluate(MARK)
-    page.evaluate(THIN)
-    page.evaluate(AXE_SCRIPT)
+    fresh["light"] = page.evaluate("known => mark(known)", [*JUDGED["light"]])
+    page.evaluate("thin()")
     page.set_viewport_size(PHONE)
-    problems += axe(page, rules={"color-contrast": {"enabled": False}})
-    page.evaluate(PRUNE)
-    for theme in ("light", "dark"):
+    look(axe="axed()")
+    for theme in filter(fresh.get, fresh):
         page.emulate_media(color_scheme=theme)
-        problems += [f"{theme}: {each}" for each in axe(page, runOnly=["color-contrast"])]
+        before = len(problems)
+        look(**{theme: "contrast()"})
+        if len(problems) == before:
+            JUDGED[theme].update(fresh[theme])
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
     return problems
@@ -173,7 +180,11 @@ def problems_of(page: Any, path: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def tab(browser: Any) -> Any:
     """One tab for all pages."""
-    return browser.new_context().new_page()
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    context = browser.new_context()
+    context.add_init_script(script=AXE_SCRIPT + LOOKS)
+    return context.new_page()
 
 
 def test_there_are_pages() -> None:
@@ -223,9 +234,9 @@ FAULTS = [  # those of one page do not hide one another
         "<img alt='x' src='https://example.invalid/x.png'>": "asks for https",
         "<link rel='stylesheet' href='other.css'>": "other.css",
         "<script>console.error('ouch')</script>": "ouch",
-        "<div style='width: 500px'>wide</div>": "phone, folded: <div style",
+        "<div style='width: 500px'>wide</div>": "folded: <div style",
         f"<div class='wide' tabindex='0'><table><tr><td>{LONG}</td></tr></table></div>": "clipped",
-        "<details><summary>s</summary><p>words</p></details>": "not printed",
+        "<details><summary>s</summary><p>words</p></details>": "unprinted",
         f"<div class='wide'><pre>{LONG}</pre></div>": "scrollable-region-focusable",
         "<h1>Another</h1>": "no outline",
         "<p id='end'>x</p>": "id twice: end",
@@ -238,13 +249,13 @@ FAULTS = [  # those of one page do not hide one another
         "<p style='color: #333'>dim</p>": ">dim<",
     },
     {
-        f"<details><summary>s</summary><p>{LONG}</p></details>": "phone, unfolded",
+        f"<details><summary>s</summary><p>{LONG}</p></details>": "unfolded",
         "<h4>Deep</h4>": "no outline",
     },
     {
         "<style>body { background: white !important; color: black !important }</style>": "dark: rg",
         "<figure><div class='plot wide' tabindex='0' role='img' aria-label='p'><svg"
-        " style='min-width: 35rem'></svg></div></figure>": "first picture: p",
+        " style='min-width: 35rem'></svg></div></figure>": "first_picture: p",
     },
 ]
 
