@@ -50,9 +50,9 @@ if {"layerwise", "stream"} <= {*claims.index}:
                  "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
     elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
     md(f"""
-**{verdict}** On GPUs whose collectives share the PCIe link with the copies, `layerwise`, SGLang's way,
-costs {quoted(found, "PCIe path", "layerwise")} over keeping all weights on the GPU. `stream`, which waits
-for a free link, costs {quoted(found, "PCIe path", "stream")}. Elsewhere `layerwise` costs:
+**{verdict}** What a step costs over keeping all weights on the GPU, where collectives share the PCIe
+link with the copies: `layerwise`, SGLang's way, {quoted(found, "PCIe path", "layerwise")}; `stream`,
+which waits for a free link, {quoted(found, "PCIe path", "stream")}. Elsewhere `layerwise` costs:
 {elsewhere or "not measured"}.
 """, "answer")  # fmt: skip
 
@@ -60,15 +60,16 @@ for a free link, costs {quoted(found, "PCIe path", "stream")}. Elsewhere `layerw
 head = compare.headline(frames)
 if len(head):
     pair = head[head.engine.isin(["layerwise", "stream"])]
-    claims = claimed(found, "layerwise", 480)
     show(
         figures.overhead(pair),
-        f"A step of layerwise against resident's at 480p: {claims}.",
+        f"A step of layerwise against resident's: {claimed(found, 'layerwise')}. Bold: beyond noise;"
+        " whiskers: what both 95 % intervals allow; *: too few steps for an interval.",
     )
 
 # %%
 layouts = compare.layouts(frames)
 layouts = layouts[(layouts.engine == "resident") & (layouts.claim == "faster")]
+layouts = layouts.sort_values("difference")
 gains = [f"{ratio(row.difference)} on {row.machine}, {row.height}p" for row in layouts.itertuples()]
 if gains:
     md(f"""
@@ -88,7 +89,7 @@ gaps = ", and ".join(names[row.what].format(**row._asdict()) for row in left.ite
 if len(head):
     md(
         f"""
-**How far to trust it.** Each bar is one run of the full model with random weights, a median of
+**How far to trust it.** Each mark is one run of the full model with random weights, a median of
 {pair.step_n.min()} to {pair.step_n.max()} steps, and {int(pair.same_bits.sum())} of {len(pair)}
 have the bits of `resident`, which keeps all weights on the GPU. On the same boards `resident` ran once
 more for {int(pair.bracketed.sum())} of them. The same job on other boards of one kind differed by up to

@@ -88,9 +88,9 @@ if not (shared and windows):
 verdict = f"Beside collectives layerwise is {shared.claim}, stream {windows.claim}."
 if shared.claim == "slower" and windows.claim != "slower":
     verdict = "Weight copies that collide with collectives make it slower; copying between them avoids it."
-others = found[found.height != 480]
+others = found[(found.height != 480) | (found.gpus > 2)]
 beside = [quoted(others, "PCIe path", engine) for engine in ("layerwise", "stream")]
-elsewhere = {"on the same link": ", where `stream` costs ".join(filter(None, beside)),
+elsewhere = {"at other sizes and on more GPUs of this path": " (`stream`: ".join(filter(None, beside)) + ")" * all(beside),
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
@@ -111,10 +111,11 @@ ahead = told[(told.gpus == 2) & (told.height == 480) & (told.interconnect == "NV
 ahead = ahead.assign(machine="2× H100, NVLink", overhead=ahead.predicted_overhead)
 ahead = ahead[~ahead.engine.isin(head.engine[head.machine == "2× H100, NVLink"])]
 ahead = ahead.drop_duplicates("engine", keep="last")
-claims = claimed(found, "layerwise", 480)
+claims = claimed(found, "layerwise")
 show(figures.overhead(head, predicted=ahead),
-     caption=f"A step of layerwise against resident's at 480p: {claims}. Steady steps; whiskers: what "
-             "both 95 % intervals allow; hollow: predicted, not measured.")  # fmt: skip
+     caption=f"A step of layerwise against resident's: {claims}. Bold: beyond noise; whiskers: what both "
+             "95 % intervals allow; *: too few steps for an interval; hollow, in brackets: predicted, "
+             "not measured.")  # fmt: skip
 layouts = compare.layouts(f)
 best = layouts[(layouts.engine == "layerwise") & (layouts.gpus == 2)]
 for row in best[best.claim == "faster"].itertuples():
@@ -137,10 +138,10 @@ names = {
 }  # fmt: skip
 gaps = [names[what].format(**row) for what, row in left.iterrows()]
 md(f"""
-**How far to trust it.** The full model with random weights, one run a bar, a median of
+**How far to trust it.** The full model with random weights, one run a mark, a median of
 {head.step_n.min()} to {head.step_n.max()} steady steps; {int(held.same_bits.sum())} of {len(held)} runs of
 other engines have the bits of `resident`. On the same boards `resident` ran once more for
-{int(head.bracketed.sum())} of {len(head)} bars; how far the GPUs drifted beside the others is unknown. The
+{int(head.bracketed.sum())} of {len(head)} marks; how far the GPUs drifted beside the others is unknown. The
 same job on other boards of one kind moved by up to {share(spread)}. **Not run:**
 {"; ".join(gaps) or "nothing that was asked"}.
 """, look="trust")  # fmt: skip
@@ -567,7 +568,7 @@ both["predicted"] = both.predicted_share.map(ratio).where(
 )
 if len(both):
     wins = [
-        f"{engine} {' and '.join(map(ratio, here))}"
+        f"{engine} {' to '.join(dict.fromkeys(map(ratio, (here.min(), here.max()))))}"
         for engine, here in both.groupby("engine", sort=False).difference
     ]
     table(both.sort_values(["machine", "height", "ulysses_s"]),

@@ -26,6 +26,7 @@ from wanreport.analysis.stats import (
     median_interval,
 )
 from wanreport.baseline.facts import load_facts
+from wanreport.words import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = load_facts()
@@ -226,8 +227,9 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named() -> Non
             for engine, step in (("resident", 20.0), ("layerwise", 20.0 + gpus / 5))]  # fmt: skip
     found = answer(frames(*rows))
     assert found.gpus.tolist() == [2, 4] and set(found.place) == {"PCIe path"}
-    first, second = quoted(found, "PCIe path", "layerwise").split(" and ")
-    assert "4 GPUs" in second and "GPU" not in first
+    said = quoted(found, "PCIe path", "layerwise")
+    assert said.startswith(f"{ratio(0.02)} to {ratio(0.04)}") and "720p on 4 GPUs" in said
+    assert quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
     assert quoted(found, "NVLink", "layerwise") == ""
 
 

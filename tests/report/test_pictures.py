@@ -37,7 +37,8 @@ def costs(*rows: tuple[str, str, float], **columns: Any) -> pd.DataFrame:
     data = pd.DataFrame(rows, columns=["machine", "engine", "overhead"])
     return data.assign(
         **{"overhead_low": data.overhead - 0.01, "overhead_high": data.overhead + 0.01,
-           "claim": "slower", "height": 480, **columns}
+           "claim": "slower", "height": 480, "gpus": data.machine.str[0].astype(int),
+           "interconnect": data.machine.str.partition(", ")[2], **columns}
     )  # fmt: skip
 
 
@@ -59,30 +60,42 @@ def titles(figure: Figure) -> list[str]:
     return [axes.get_title(loc="left") for axes in figure.axes]
 
 
-def test_overhead_has_a_group_for_each_machine_and_a_bar_for_each_engine() -> None:
-    df = costs(("2× B", "layerwise", 0.065), ("2× B", "stream", 0.006), ("1× A", "fsdp", 0.137))
-    figure = figures.overhead(df)
-    assert titles(figure) == ["1× A", "2× B"]
-    assert bars(figure.axes[1]) == pytest.approx({"layerwise": 6.5, "stream": 0.6})
+def marks(axes: Axes) -> dict[str, float]:
+    """Where filled marks are, by the row that they are in."""
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    return {
+        names[round(float(line.get_ydata()[0]))]: float(line.get_xdata()[0])
+        for line in axes.lines
+        if line.get_transform() == axes.transData and line.get_markerfacecolor() != "none"
+    }  # fmt: skip
+
+
+def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
+    df = costs(("2× B, PCIe path", "layerwise", 0.065), ("1× A", "fsdp", 0.137))
+    (axes,) = (figure := figures.overhead(df)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "PCIe path", "2× B, 480p", "one GPU", "1× A, 480p",
+    ]  # fmt: skip
+    assert marks(axes) == pytest.approx({"2× B, 480p": 6.5, "1× A, 480p": 13.7})
     assert all(ratio(value) in texts(figure) for value in df.overhead)
-    for bar in [bar for axes in figure.axes for bar in axes.patches]:
-        assert any(same_color(bar.get_facecolor(), paint) for paint in ENGINES.values())
-    two = costs(("A", "stream", 0.006), ("A", "stream", 0.01), height=[480, 720])
-    assert titles(figures.overhead(two)) == ["A, 480p", "A, 720p"]
+    for line in axes.lines[:2]:
+        assert any(same_color(line.get_color(), paint) for paint in ENGINES.values())
+    two = costs(("1× A", "stream", 0.006), ("1× A", "stream", 0.01), height=[480, 720])
+    assert [*marks(figures.overhead(two).axes[0])] == ["1× A, 480p", "1× A, 720p"]
 
 
 def test_overhead_says_how_sure_it_is_and_what_is_predicted() -> None:
-    df = costs(("A", "stream", 0.006), ("A", "swap", -0.006), claim=["within noise", "no interval"])
+    df = costs(("1× A", "stream", 0.006), ("1× A", "swap", -0.006), ("1× A", "layerwise", 0.07),
+               claim=["within noise", "no interval", "slower"])  # fmt: skip
     df.loc[1, ["overhead_low", "overhead_high"]] = float("nan")
-    ahead = costs(("A", "fsdp", 0.08))[["machine", "engine", "overhead", "height"]]
-    figure = figures.overhead(df, predicted=ahead)
-    (axes,) = figure.axes
-    assert bars(axes) == pytest.approx({"stream": 0.6, "swap": -0.6})
-    hollow = [bar.get_width() for bar in axes.patches if not bar.get_facecolor()[3]]
-    assert hollow == pytest.approx([8])
-    for said in ("within noise", "no interval", "not measured"):
-        assert texts(figure).count(said) == 1
-    spans = [list(path.vertices[:, 0]) for path in axes.collections[0].get_paths()]
+    ahead = costs(("1× A", "fsdp", 0.08)).drop(columns=["claim", "overhead_low", "overhead_high"])
+    (axes,) = (figure := figures.overhead(df, predicted=ahead)).axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert [float(line.get_xdata()[0]) for line in hollow] == pytest.approx([8])
+    shown = {text.get_text(): text.get_weight() for text in axes.texts}
+    assert shown[ratio(0.07)] == "bold" and shown[ratio(0.006)] == "normal"
+    assert {f"({ratio(0.08)})", f"{ratio(-0.006)} *"} <= {*shown}
+    spans = [list(path.vertices[:, 0]) for lines in axes.collections for path in lines.get_paths()]
     assert pytest.approx([-0.4, 1.6]) in spans
 
 

@@ -31,22 +31,24 @@ def answer(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
-    """Write an engine's overhead at a place: "+6.5 % at 480p and 0 % at 720p (within noise)"."""
-    parts = []
-    for row in found[(found.place == where) & (found.engine == engine)].itertuples():
-        several = dict.fromkeys((ratio(row.least), ratio(row.most)))
-        doubt = {"within noise": " (within noise)", "no interval": f" ({row.step_n} steps only)"}
-        on = f" on {row.gpus} GPUs" if row.gpus > 2 else ""
-        parts.append(f"{' to '.join(several)} at {row.height}p{on}{doubt.get(row.claim, '')}")
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    """Write what an engine costs at a place: "0 % to +18 %, the most at 480p on 4 GPUs"."""
+    here = found[(found.place == where) & (found.engine == engine)].sort_values("most")
+    if here.empty:
+        return ""
+    top, sure = here.iloc[-1], (here.claim == "slower").any()
+    said = " to ".join(dict.fromkeys((ratio(here.least.min()), ratio(top.most))))
+    if len(here) == 1:
+        return said + ", within noise" * (not sure)
+    return said + (f", the most at {top.height}p on {top.gpus} GPUs" if sure else ", within noise")
 
 
-def claimed(found: pd.DataFrame, engine: str, height: int) -> str:
+def claimed(found: pd.DataFrame, engine: str) -> str:
     """Write where an engine was slower, and where within noise: "slower (PCIe path)"."""
-    here = found[(found.engine == engine) & (found.height == height)]
-    where = here.place + here.gpus.map(lambda gpus: f" on {gpus} GPUs" if gpus > 2 else "")
-    claims = where.groupby(here.claim, sort=False)
-    return "; ".join(f"{claim} ({', '.join(places)})" for claim, places in claims)
+    sure = (
+        found[found.engine == engine].groupby("place").claim.agg(lambda all_: "slower" in {*all_})
+    )
+    where = {"slower": sure.index[sure], "within noise": sure.index[~sure]}
+    return "; ".join(f"{said} ({', '.join(at)})" for said, at in where.items() if len(at))
 
 
 def not_measured(frames: Frames) -> pd.DataFrame:

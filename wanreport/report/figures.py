@@ -15,50 +15,73 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from wanreport.analysis.overlap import crossings
-from wanreport.report.style import ENGINES, INK, NARROW, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour, theme
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
 DASHES = (0, (4, 3))
+PATHS = ("PCIe path", "NVLink", "one GPU")  # of collectives
+COLUMN = 46  # points between the columns of numbers beside a picture
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "unpacking",
          "collective": "all-to-alls"}  # fmt: skip
 
 
 @theme("x")
 def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
-    """Draw overhead over resident by engine and machine, those with a shared link first.
+    """Draw overhead over resident: a row for each setup, a mark and a column for each engine.
 
-    Columns machine, height, engine, claim, overhead, overhead_low, overhead_high; a row for each
-    engine. Of `predicted`, what was not measured, only the first three and overhead count.
+    Columns machine, interconnect, gpus, height, engine, claim, overhead, overhead_low and
+    overhead_high. Whiskers are intervals; bold is slower or faster, the rest within noise; a star
+    says that there are too few steps for an interval. Of `predicted`, what was not measured, claim
+    and interval do not count: it is hollow and in brackets.
     """
-    every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="")])
-    if every.height.nunique() > 1:
-        every["machine"] += every.height.map(", {}p".format)
-    order = {engine: place for place, engine in enumerate(ENGINES)}
-    every = every.sort_values("engine", key=lambda names: names.map(order))
-    groups = sorted(every.groupby("machine"), key=lambda each: (
-        "PCIe path" not in each[0], "NVLink" not in each[0], each[0]))  # fmt: skip
-    ratios = [len(some) for _, some in groups]
-    figure, panels = _figure(0.5 + 0.24 * sum(ratios) + 0.27 * len(groups), len(groups),
-                             width=NARROW, height_ratios=ratios)  # fmt: skip
-    right = 5.0  # a fraction of a per cent must look small
-    for axes, (place, some) in zip(panels, groups, strict=True):
-        value, low, high = (100 * some[f"overhead{end}"] for end in ("", "_low", "_high"))
-        told, text = some.claim == "", some.overhead.map(ratio)
-        unsure = ", " + some.claim.mask(some.claim.isin(["slower", "faster"]))
-        text = (text + unsure.fillna("")).mask(told, "not measured, predicted " + text)
-        ends = np.fmax(np.fmax(value, high), 0)
-        bars(axes, some.assign(name=some.engine), value, text, ends, hollow=told)
-        axes.hlines(range(len(some)), low, high, color=INK, linewidth=1.8)
-        right = max([right, *(ends / (1 - text.str.len() / 40))])
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_title(place)
-        axes.tick_params(axis="x", length=0)
-        axes.spines["bottom"].set_visible(axes is panels[-1])
-    axes.set_xlim(min(axes.get_xlim()[0], -1), right)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="predicted")])
+    engines = [engine for engine in ENGINES if engine in {*every.engine}]
+    paths = every.interconnect.where(every.gpus > 1, "one GPU")
+    every["path"] = pd.Categorical(paths, [*PATHS, *sorted({*paths} - {*PATHS})])
+    every["setup"] = every.machine.str.partition(",")[0] + every.height.map(", {}p".format)
+    groups = every.groupby(["path", "setup"], observed=True)
+    tall = 0.75 + 0.24 * (groups.ngroups + every.path.nunique())
+    (axes,) = (figure := Figure(figsize=(NARROW, tall))).subplots(1, 1, squeeze=False).flat
+    text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
+    names: list[str] = []
+    for (path, setup), some in groups:
+        names += [path] * (path not in names) + [setup]
+        for row in some.itertuples():
+            column, low, high = engines.index(row.engine), row.overhead_low, row.overhead_high
+            y = len(names) - 1 + 0.36 * ((column + 0.5) / len(engines) - 0.5)
+            hollow, look = row.claim == "predicted", {"color": colour(row.engine), "linewidth": 1.8}
+            axes.hlines(y, 100 * low, 100 * high, **look)
+            axes.plot(
+                100 * row.overhead,
+                y,
+                MARKERS[row.engine],
+                markersize=5,
+                markerfacecolor="none" if hollow else None,
+                **look,
+            )
+            said = {"predicted": "({})", "no interval": "{} *"}.get(row.claim, "{}")
+            axes.annotate(
+                said.format(ratio(row.overhead)),
+                (1, len(names) - 1),
+                va="center",
+                xytext=(COLUMN * (column + 1), 0),
+                xycoords=("axes fraction", "data"),
+                weight="bold" if row.claim in ("slower", "faster") else "normal",
+                **text,
+            )
+    for column, engine in enumerate(engines, 1):
+        axes.annotate(engine, (1, 1), (COLUMN * column, 4), xycoords="axes fraction", **text)
+        place = offset_copy(axes.transAxes, figure, COLUMN * column - 6, 20, "points")
+        axes.plot(1, 1, MARKERS[engine], color=colour(engine), transform=place, clip_on=False)
+    rows(axes, names)
+    for label in axes.get_yticklabels():
+        label.set_weight("bold" if label.get_text() in {*every.path} else "normal")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
     return figure
 
@@ -124,15 +147,14 @@ def _figure(
 
 def bars(
     axes: Axes, df: pd.DataFrame, widths: pd.Series, texts: Iterable[str],
-    ends: pd.Series | None = None, hollow: pd.Series | None = None, **look: Any,
+    ends: pd.Series | None = None, **look: Any,
 ) -> None:  # fmt: skip
     """Draw a bar for each row of `df`, with its text where the bar, or what is around it, ends.
 
     Columns name, engine.
     """
     paint = df.engine.map(colour)
-    fill = paint if hollow is None else paint.mask(hollow, "none")
-    axes.barh(range(len(df)), widths, 0.6, color=fill, **{"edgecolor": paint, **look})
+    axes.barh(range(len(df)), widths, 0.6, color=paint, **{"edgecolor": paint, **look})
     for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
         beside(axes, np.nan_to_num(end), y, text.replace("nan", "?"))
     rows(axes, df.name)
