@@ -33,7 +33,7 @@ class Met(NamedTuple):
 def met(tmp_path_factory: pytest.TempPathFactory) -> Met:
     """One command that measures four jobs: the last three each meet a fault."""
     scene = Scene(tmp_path_factory.mktemp("killed"))
-    long = [scene.job("hung", timeout_s=15, **LONG), scene.job("cut", **LONG)]
+    long = [scene.job("hung", timeout_s=9, **LONG), scene.job("cut", **LONG)]
     short = [scene.job("fine"), scene.job("killed", num_inference_steps=10)]
     process = scene.start("wanreport", "measure", *short, *long)
     os.kill(scene.ranks("killed")[1], signal.SIGKILL)
@@ -55,7 +55,7 @@ def test_a_killed_rank(met: Met) -> None:
 
 def test_a_hung_collective(met: Met) -> None:
     record = met.records["hung"]
-    assert record["status"] == "timeout" and "timeout_s = 15" in record["reason"] and record["hint"]
+    assert record["status"] == "timeout" and "timeout_s = 9" in record["reason"] and record["hint"]
 
 
 def test_a_killed_launcher(met: Met) -> None:

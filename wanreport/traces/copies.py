@@ -33,7 +33,7 @@ WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
 CALL = "^(?:cuda|hip|cu)"
 SYNCS = CALL + r"(?:Stream|Event|Device|Ctx)(?:Synchronize|WaitEvent)"
 ALLOCATIONS = CALL + r"(?:Malloc|Free|Host(?:Alloc|Free|Register|Unregister)|Mem\w*(?:Alloc|Free))"
-TENSORS = json.loads(Path(__file__).with_name("tensors.json").read_text())
+TENSORS = json.loads(Path(__file__).with_name("tensors.json").read_text("utf-8"))
 """What an expert of Wan2.2-T2V-A14B can be copied by, in bytes: weights of 16 bits, but for those
 that stay in 32."""
 
