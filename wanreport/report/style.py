@@ -76,6 +76,9 @@ def inline(figure: Figure) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
     svg = re.sub("<style .*?</style>", "", svg, flags=re.DOTALL)  # it is for the whole page
+    svg = re.sub('<g id="[^"]*"', "<g", svg)  # nothing refers to them
+    # A hundredth of a point is enough.
+    svg = re.sub("<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"(font: [^;'\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     _SHOWN[svg] += 1
