@@ -41,9 +41,12 @@ Inputs = tuple[Tensor, Guidance]
 
 
 class Planned(Stream):
-    """`stream` with a plan of its own for each shape."""
+    """`stream` as planned for each shape, so that nothing but the transfer can be asked for."""
 
     name = "planned"
+
+    def __init__(self, *, transfer: str = "bf16") -> None:
+        super().__init__(transfer=transfer)
 
 
 KNOWN: dict[str, type[Engine]] = {**ENGINES, Planned.name: Planned, **PEERS}

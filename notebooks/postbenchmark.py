@@ -179,7 +179,7 @@ table(shares,
       caption="How fast loads and all-to-alls are, apart and together", kind="derived",
       note="Device events of rank 0 around the switch, profiled. Hidden: share of copy time in which a "
            "block computes and no all-to-all runs. A load beside all-to-alls: an estimate. The last column "
-           "holds all-to-alls beside a copy against lone ones of their size.")  # fmt: skip
+           "holds all-to-alls beside a copy against lone ones of their size; (copies): copies beside one.")  # fmt: skip
 
 # %%
 if {shared.run, windows.run} <= set(drawn):

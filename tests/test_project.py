@@ -53,7 +53,7 @@ ROOMS = ("words", "jobs", "model", "engines", "planner", "records", "measure", "
          "analysis", "baseline", "report", "cli", "__main__")  # fmt: skip
 """From the bottom up: what lies in one imports only from its own and from those before it."""
 RENDER = ("records", "traces", "analysis", "baseline", "report", "cli")  # these never import torch
-MOST_LINES = 11_740
+MOST_LINES = 11_750
 """Of Python in the package and the benchmarks together; raise it only for what it buys."""
 MOST_WORDS = 2_500
 """In string literals of both: messages, mostly."""

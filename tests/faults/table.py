@@ -149,9 +149,9 @@ FAULTS = {
 HEAD = """# Faults
 
 What may go wrong, what is then seen, and what is never lost. Each row is a test that brings the
-fault about from outside. `make test` runs those that take seconds, `make faults` the others too;
-a test that needs a GPU, Slurm or a file system of its own is skipped, with the reason, where there
-is none.
+fault about from outside. `make test` runs those that take seconds, `make faults` the others;
+a test that needs a GPU, Slurm or its own file system is skipped, with the reason, where there is
+none.
 """
 
 

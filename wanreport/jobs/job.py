@@ -128,8 +128,9 @@ def model_settings(job: Job) -> dict[str, Any]:
 
     Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
     """
-    listing = Path(job.checkpoint or "nowhere", "model_index.json")
-    index = json.loads(listing.read_text("utf-8")) if listing.is_file() else None
+    listing = Path(job.checkpoint or "", "model_index.json")
+    there = job.checkpoint and listing.is_file()
+    index = json.loads(listing.read_text("utf-8")) if there else None
     found = asdict(sglang.resolve_model(job.model_path, index=index))
     found |= {key: own for key in CHOSEN if (own := getattr(job, key)) is not None}
     return {key: found[key] for key in ("config", "how", *CHOSEN)}

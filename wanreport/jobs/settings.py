@@ -14,7 +14,7 @@ SENT = {"bf16": 1.0, "packed": 0.75, "fp8": 0.5}
 """How blocks may cross the link, and about what share of their bytes does."""
 RING = 2
 """Staging buffers where that is not all: one is unpacked while the next copy is under way."""
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -32,7 +32,9 @@ class StreamSettings:
     # goes when a block needs it. None: a copy starts as soon as its buffer is free.
     windows: tuple[Count, Count, Count] | None = None
     branches_per_visit: Literal[1, 2] = 2  # 2: both branches of guidance run while a block is there
-    copy_streams: Annotated[int, Field(ge=1)] = 1  # device streams that loads take in turn, ...
+    copy_streams: Annotated[int, Field(ge=1, strict=True)] = (
+        1  # device streams that loads take in turn, ...
+    )
     priority: int = 0  # ... and their priority; lower goes first
     # As blocks are; or in fewer bytes, which are unpacked on the device from one of `RING` staging
     # buffers. fp8 rounds to 8-bit floats, so that the latents are others.

@@ -78,11 +78,12 @@ def require_host_memory(
     whole = engine.host_bytes(layouts, ranks)
     needed = (whole if engine.shares_store else whole // nodes) + ranks // nodes * each
     if needed > free:
-        more = "give it more memory (SLURM: --mem), fewer GPUs, or an engine that shares its copy"
+        more = "give it more memory (SLURM: --mem), fewer GPUs, or resident or layerwise"
         less = "leave out `checkpoint` to rehearse with small random weights"
         raise Unsupported(
             f"{engine.name} on {ranks} {'ranks' if rehearsal else 'GPUs'} keeps"
-            f" {needed / 1e9:.1f} GB in host memory, and {free / 1e9:.1f} GB are free:"
+            f" {needed / 1e9:.1f} GB in host memory{' of each node' * (nodes > 1)}, and"
+            f" {free / 1e9:.1f} GB are free:"
             f" {(needed - free) / 1e9:.1f} GB are missing", less if rehearsal else more,
         )  # fmt: skip
 

@@ -181,7 +181,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
                 found = _measured(placed, here["gpu_count"], out, plan_only, log)
         except (Exception, SystemExit) as error:
             found, stopped = ranks.outcome(error), error
-            if found["status"] != "unsupported":
+            if isinstance(error, Exception) and found["status"] != "unsupported":
                 with suppress(OSError):  # the log's own disk may be the full one
                     traceback.print_exc(file=log)
         for part in ("machine", "software", "sglang", "engine"):
@@ -259,7 +259,7 @@ def _keep_logs(out: Path, record: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     for source in out.rglob("*.log"):
         if data := source.read_bytes():
-            replace_file(folder / "-".join(source.relative_to(out).parts[-3:]), data)
+            replace_file(folder / "-".join(source.relative_to(out).parts[-4:]), data)
     return f"logs: {folder.relative_to(record.parent)}, beside this record"
 
 

@@ -41,7 +41,6 @@ GRACE = 15.0  # seconds that ranks get to end by themselves after one of them fa
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
-# What an error says of itself -> the status that it gives a job.
 
 
 class Unsupported(Exception):
@@ -52,6 +51,7 @@ class Unsupported(Exception):
         self.hint = hint
 
 
+# What an error says of itself -> the status that it gives a job.
 MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
          "Watchdog caught collective operation timeout": "timeout",
          "FloatingPointError": "non-finite"}  # fmt: skip
@@ -65,7 +65,8 @@ def outcome(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SystemExit):  # of SIGTERM, as at a batch system's limit
         said = f"ended from outside (exit {error.code})"
     status = next((status for mark, status in MARKS.items() if mark in said), "failed")
-    first, cause = said.partition("\n")[0], said.partition("Last error:")[2]  # NCCL's
+    first, _, rest = said.partition("\n")
+    cause = rest.partition("Last error:")[2]  # NCCL's
     return {"status": status, "reason": " ".join([first, *cause.split()])}
 
 
@@ -122,7 +123,7 @@ class TorchrunRanks:
             with socket.create_server(("", 0)) as server:
                 at = f"{socket.gethostname()}:{server.getsockname()[1]}"
             start = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--overlap",
-                     "--kill-on-bad-exit=1"]  # fmt: skip
+                     "--cpu-bind=none", "--kill-on-bad-exit=1"]  # fmt: skip
             meet = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={at}"]
         command = [
             *start, sys.executable, "-m", "torch.distributed.run", *meet,
@@ -133,7 +134,7 @@ class TorchrunRanks:
             command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
         path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
         # NCCL says only in its log which transport it chose.
-        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%p.log"),
+        told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%h.%p.log"),
                 "PYTHONPATH": os.pathsep.join(path)}  # fmt: skip
         with self.log.open("wb") as log:
             self.process = psutil.Popen(

@@ -135,7 +135,7 @@ class Reader:
             wanted = BATCH if done else 2 * len(self.buffer)
             idle = 0 if self.count > before else idle + done
             if idle + len(self.buffer) > MOST_BETWEEN:
-                raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are no event")
+                raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are not events")
         inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
         while self.over and self._more():
             del self.buffer[2 * MOST_AROUND :]
@@ -228,7 +228,7 @@ class Reader:
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
         note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
              f" {self.size:,} bytes of JSON")  # fmt: skip
-        note("skipped", self.skipped, "what was no event is left out")
+        note("skipped", self.skipped, "what was not an event is left out")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
                 note("dropped", int(found[1][:18]) if found.groups() else 1, what, bad)

@@ -123,7 +123,7 @@ class Log:
                 try:
                     self.args = json.loads(said)
                 except (ValueError, RecursionError) as error:
-                    raise FileError(f"{self.path}: server_args is no JSON ({error})") from None
+                    raise FileError(f"{self.path}: server_args is not JSON ({error})") from None
             case "asked":
                 self.asked[said] = float(more[0])
             case "stage":

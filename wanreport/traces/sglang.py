@@ -141,7 +141,8 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
         or bool({"dit", "transformer", "all"} & {*(args.get(f"{way}_offload_components") or ())})
         for way in ("layerwise", "cpu")
     )
-    engine = resolve(layerwise, cpu, bool(args.get("use_fsdp_inference")), 0).engine
+    fsdp = bool(args.get("use_fsdp_inference"))
+    engine = resolve(layerwise, cpu, fsdp, 0).engine or "fsdp without CPU offload"
     pairs = {
         "flow_shift": (loaded, wanted), "num_gpus": (args.get("num_gpus"), job.num_gpus),
         "num_inference_steps": (steps, job.num_inference_steps),
@@ -169,7 +170,7 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
     try:
         dump = PerfDump.model_validate(read_json(path, "give what --perf-dump-path named"))
     except ValidationError as error:
-        raise FileError(f"{path}: is no perf dump of SGLang 0.5.9 to 0.5.23: {error}") from None
+        raise FileError(f"{path}: is not a perf dump of SGLang 0.5.9 to 0.5.23: {error}") from None
     seconds = [each.duration_ms / 1e3 for each in dump.denoise_steps_ms]
     ran = [it for it in said.iterations if not it.warmup] or [said.iteration()]
     best = min(ran, key=lambda it: abs(it.average_s / fmean(seconds) - 1) if it.average_s else 0.04)
