@@ -49,6 +49,7 @@ def _without_browser() -> str | None:
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip `gpu` and `browser` tests, with a reason, where what they need is not there.
 
