@@ -94,9 +94,10 @@ if len(slower):
     md(f"""
 {falls} Its ranking of the causes is one: it put sync stalls first, at {fact("s7.sync.low")} to
 {fact("s7.sync.high")} a step, and contention between copies and collectives fourth, at
-{fact("s7.contention.low")} to {fact("s7.contention.high")}. Our layerwise offload costs,
-on two GPUs that share the PCIe link, {cost("PCIe path", "layerwise")} ({gap} a step); when copies run
-between collectives, {cost("PCIe path", "stream")}; on one GPU, {cost("1 GPU", "layerwise")}. What survives: on a shared link the new offload is slower than the old one read as `swap`
+{fact("s7.contention.low")} to {fact("s7.contention.high")}. Our layerwise offload costs, on two GPUs that
+share the PCIe link, {cost("PCIe path", "layerwise")} ({gap} a step); when copies run between collectives,
+{cost("PCIe path", "stream")}; on one GPU, {cost("1 GPU", "layerwise")}. What survives: on a shared link the
+new offload is slower than the old one read as `swap`
 ({" and ".join(slower.measured.str.removeprefix("swap: "))} in our runs) and needs less GPU memory. {rest}
 """, "answer")  # fmt: skip
 else:

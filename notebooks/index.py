@@ -91,8 +91,8 @@ if len(head):
         f"""
 **How far to trust it.** Each mark is one run of the full model with random weights: {pair.steps_run.min()}
 to {pair.steps_run.max()} of {pair.steps_whole.max()} steps, and of {pair.step_n.min()} to {pair.step_n.max()}
-steady ones the median. {int(pair.same_bits.sum())} of {len(pair)} have the bits of `resident`, which keeps all weights on the GPU. On the same boards `resident` ran once
-more for {int(pair.bracketed.sum())} of them. The same job on other boards of one kind differed by up to
+steady ones the median. {int(pair.same_bits.sum())} of {len(pair)} have the bits of `resident`, which keeps
+all weights on the GPU. On the same boards `resident` ran once more for {int(pair.bracketed.sum())} of them. The same job on other boards of one kind differed by up to
 {share(spread)}. **Not measured:** {gaps or "nothing that was asked"}.
 """,
         "trust",

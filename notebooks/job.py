@@ -198,7 +198,11 @@ def draw_steps(steps, clean):
                   markerfacecolor=paint if kind == "clean" else "none", clip_on=False)  # fmt: skip
         for row in some[some.seconds > top].itertuples():
             beside(axes, row.step, top, f"{name} {row.seconds:#.3g} s ↑", 8)
-    places = {"first": ((-4, 7), "bottom"), "switch": ((-4, -18), "top"), "steady": ((8, 2), "bottom")}
+    places = {
+        "first": ((-4, 7), "bottom"),
+        "switch": ((-4, -18), "top"),
+        "steady": ((8, 2), "bottom"),
+    }
     for role, some in clean.groupby("role"):
         away, align = places[role]
         axes.annotate(f"{role} {some.seconds.median():#.3g} s", xytext=away, va=align,

@@ -90,7 +90,7 @@ if shared.claim == "slower" and windows.claim != "slower":
     verdict = "Weight copies that collide with collectives make it slower; copying between them avoids it."
 others = found[(found.height != 480) | (found.gpus > 2)]
 beside = [quoted(others, "PCIe path", engine) for engine in ("layerwise", "stream")]
-elsewhere = {"at other sizes and on more GPUs of this path": " (`stream`: ".join(filter(None, beside)) + ")" * all(beside),
+elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".join(filter(None, beside)),
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)

@@ -74,7 +74,7 @@ def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
     df = costs(("2× B, PCIe path", "layerwise", 0.065), ("1× A", "fsdp", 0.137))
     (axes,) = (figure := figures.overhead(df)).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "PCIe path", "2× B, 480p", "one GPU", "1× A, 480p",
+        "PCIe path", "2× B, 480p", "1 GPU", "1× A, 480p",
     ]  # fmt: skip
     assert marks(axes) == pytest.approx({"2× B, 480p": 6.5, "1× A, 480p": 13.7})
     assert all(ratio(value) in texts(figure) for value in df.overhead)

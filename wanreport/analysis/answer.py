@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from wanreport.analysis.compare import headline
+from wanreport.analysis.compare import headline, places
 from wanreport.analysis.frames import Frames
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
-from wanreport.words import ratio
+from wanreport.words import counted, ratio
 
 KEYS = ["place", "gpus", "height", "engine"]
 
@@ -16,13 +16,12 @@ KEYS = ["place", "gpus", "height", "engine"]
 def answer(frames: Frames) -> pd.DataFrame:
     """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
 
-    For each `place` ("1 GPU", else how GPUs exchange data), number of `gpus`, `height` and `engine`
+    For each `place` (:func:`places`), number of `gpus`, `height` and `engine`
     the row of the machine with the largest overhead; `least` and `most` of all `machines`; and
     `claim`, "slower" where it is so on any.
     """
     cost = headline(frames)
-    place = cost.interconnect.where(cost.gpus > 1, "1 GPU")
-    by = cost.assign(place=place, most=cost.overhead).sort_values("overhead").groupby(KEYS)
+    by = cost.assign(place=places(cost), most=cost.overhead).sort_values("overhead").groupby(KEYS)
     return by.tail(1).set_index(KEYS).sort_index().assign(
         least=by.overhead.min(),
         claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
@@ -31,23 +30,26 @@ def answer(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
-    """Write what an engine costs at a place: "0 % to +18 %, the most at 480p on 4 GPUs"."""
+    """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs"."""
     here = found[(found.place == where) & (found.engine == engine)].sort_values("most")
-    if here.empty:
-        return ""
-    top, sure = here.iloc[-1], (here.claim == "slower").any()
-    said = " to ".join(dict.fromkeys((ratio(here.least.min()), ratio(top.most))))
-    if len(here) == 1:
-        return said + ", within noise" * (not sure)
-    return said + (f", the most at {top.height}p on {top.gpus} GPUs" if sure else ", within noise")
+    size = here.height.map("{}p on ".format) + here.gpus.map(lambda gpus: counted(gpus, "GPU"))
+    few = here.claim == "no interval"
+    said, told = f"{', '.join(size[few])}: too few steps to tell", here[~few]
+    if told.empty:
+        return said if len(here) else ""
+    most = " to ".join(dict.fromkeys((ratio(told.least.min()), ratio(told.most.max()))))
+    if not (told.claim == "slower").any():
+        most += ", within noise"
+    elif len(told) > 1:
+        most += f", the most at {size[told.index[-1]]}"
+    return most + f" ({said})" * bool(few.any())
 
 
 def claimed(found: pd.DataFrame, engine: str) -> str:
     """Write where an engine was slower, and where within noise: "slower (PCIe path)"."""
-    sure = (
-        found[found.engine == engine].groupby("place").claim.agg(lambda all_: "slower" in {*all_})
-    )
-    where = {"slower": sure.index[sure], "within noise": sure.index[~sure]}
+    told = found[(found.engine == engine) & (found.claim != "no interval")]
+    slower = (told.claim == "slower").groupby(told.place).any()
+    where = {"slower": slower.index[slower], "within noise": slower.index[~slower]}
     return "; ".join(f"{said} ({', '.join(at)})" for said, at in where.items() if len(at))
 
 

@@ -15,11 +15,18 @@ Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the docu
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
+PLACES = ("PCIe path", "NVLink", "1 GPU")
+"""What collectives run over, those first that share the copies' link; one GPU has none."""
 
 
 def overhead(frames: Frames) -> pd.DataFrame:
     """Pick the runs with a steady step at full scale: the only ones that times are compared of."""
     return frames.full_scale().dropna(subset="step_s")
+
+
+def places(runs: pd.DataFrame) -> pd.Series:
+    """Say what each run's collectives go over: its interconnect, or that it has one GPU."""
+    return runs.interconnect.where(runs.gpus > 1, PLACES[-1])
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:

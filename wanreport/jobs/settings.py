@@ -32,10 +32,9 @@ class StreamSettings:
     # goes when a block needs it. None: a copy starts as soon as its buffer is free.
     windows: tuple[Count, Count, Count] | None = None
     branches_per_visit: Literal[1, 2] = 2  # 2: both branches of guidance run while a block is there
-    copy_streams: Annotated[int, Field(ge=1, strict=True)] = (
-        1  # device streams that loads take in turn, ...
-    )
-    priority: int = 0  # ... and their priority; lower goes first
+    # Device streams that loads take in turn, and their priority; lower goes first.
+    copy_streams: Annotated[int, Field(ge=1, strict=True)] = 1
+    priority: int = 0
     # As blocks are; or in fewer bytes, which are unpacked on the device from one of `RING` staging
     # buffers. fp8 rounds to 8-bit floats, so that the latents are others.
     transfer: Literal["bf16", "packed", "fp8"] = "bf16"

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
+from wanreport.analysis.compare import PLACES, places
 from wanreport.analysis.overlap import crossings
 from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour, theme
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
 DASHES = (0, (4, 3))
-PATHS = ("PCIe path", "NVLink", "one GPU")  # of collectives
 COLUMN = 46  # points between the columns of numbers beside a picture
 LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "unpacking",
          "collective": "all-to-alls"}  # fmt: skip
@@ -40,46 +40,36 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     """
     every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="predicted")])
     engines = [engine for engine in ENGINES if engine in {*every.engine}]
-    paths = every.interconnect.where(every.gpus > 1, "one GPU")
-    every["path"] = pd.Categorical(paths, [*PATHS, *sorted({*paths} - {*PATHS})])
+    where = places(every)
+    every["place"] = pd.Categorical(where, [*PLACES, *sorted({*where} - {*PLACES})])
     every["setup"] = every.machine.str.partition(",")[0] + every.height.map(", {}p".format)
-    groups = every.groupby(["path", "setup"], observed=True)
-    tall = 0.75 + 0.24 * (groups.ngroups + every.path.nunique())
-    (axes,) = (figure := Figure(figsize=(NARROW, tall))).subplots(1, 1, squeeze=False).flat
+    groups = every.groupby(["place", "setup"], observed=True)
+    tall = 0.75 + 0.24 * (groups.ngroups + every.place.nunique())
+    figure, (axes,) = _figure(tall, width=NARROW)
     text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
     names: list[str] = []
-    for (path, setup), some in groups:
-        names += [path] * (path not in names) + [setup]
+    for (place, setup), some in groups:
+        names += [place] * (place not in names) + [setup]
         for row in some.itertuples():
             column, low, high = engines.index(row.engine), row.overhead_low, row.overhead_high
             y = len(names) - 1 + 0.36 * ((column + 0.5) / len(engines) - 0.5)
-            hollow, look = row.claim == "predicted", {"color": colour(row.engine), "linewidth": 1.8}
+            look: dict[str, Any] = {"color": colour(row.engine), "linewidth": 1.8}
+            fill = "none" if row.claim == "predicted" else None
             axes.hlines(y, 100 * low, 100 * high, **look)
-            axes.plot(
-                100 * row.overhead,
-                y,
-                MARKERS[row.engine],
-                markersize=5,
-                markerfacecolor="none" if hollow else None,
-                **look,
-            )
+            axes.plot(100 * row.overhead, y, MARKERS[row.engine], markersize=5,
+                      markerfacecolor=fill, **look)  # fmt: skip
             said = {"predicted": "({})", "no interval": "{} *"}.get(row.claim, "{}")
-            axes.annotate(
-                said.format(ratio(row.overhead)),
-                (1, len(names) - 1),
-                va="center",
-                xytext=(COLUMN * (column + 1), 0),
-                xycoords=("axes fraction", "data"),
-                weight="bold" if row.claim in ("slower", "faster") else "normal",
-                **text,
-            )
+            axes.annotate(said.format(ratio(row.overhead)), (1, len(names) - 1), va="center",
+                          xytext=(COLUMN * (column + 1), 0), xycoords=("axes fraction", "data"),
+                          weight="bold" if row.claim in ("slower", "faster") else "normal",
+                          **text)  # fmt: skip
     for column, engine in enumerate(engines, 1):
         axes.annotate(engine, (1, 1), (COLUMN * column, 4), xycoords="axes fraction", **text)
-        place = offset_copy(axes.transAxes, figure, COLUMN * column - 6, 20, "points")
-        axes.plot(1, 1, MARKERS[engine], color=colour(engine), transform=place, clip_on=False)
+        beyond = offset_copy(axes.transAxes, figure, COLUMN * column - 6, 20, "points")
+        axes.plot(1, 1, MARKERS[engine], color=colour(engine), transform=beyond, clip_on=False)
     rows(axes, names)
     for label in axes.get_yticklabels():
-        label.set_weight("bold" if label.get_text() in {*every.path} else "normal")
+        label.set_fontweight("bold" if label.get_text() in {*where} else "normal")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
@@ -134,12 +124,9 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
     rows(axes, [LANES[lane] for lane in shown])
 
 
-def _figure(
-    height: float, down: int = 1, across: int = 1, *, width: float = WIDTH, **look: Any
-) -> tuple[Figure, list[Axes]]:
+def _figure(height: float, down: int = 1, *, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height))
-    look = {"sharex": "col", "squeeze": False, **look}
-    return figure, list(figure.subplots(down, across, **look).flat)
+    return figure, list(figure.subplots(down, 1, sharex="col", squeeze=False).flat)
 
 
 # For pictures in a notebook as well ---------------------------------------------------------------
