@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from wanreport.engines import ENGINES, Counters, Engine, Shape
-from wanreport.jobs.settings import SENT
 from wanreport.model.denoise import TINY_VAE, Guidance, denoise, latent_shape, make_scheduler
 from wanreport.model.expert import EXPERTS, TINY, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
@@ -118,18 +117,24 @@ class Runs:
     """Runs engines in a rank over all kinds of stores, each filled once."""
 
     def __init__(self, **how: Any) -> None:
-        self.how, group, cpu = how, dist.group.WORLD, torch.device("cpu")
-        experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
-        self.stores = {
-            (shares, transfer): HostStore(
-                experts, RandomWeights(0), group=group if shares else None,
-                packing=None if transfer == "bf16" else cpu, transfer=transfer)
-            for shares, transfer in ((False, "bf16"), *((True, each) for each in SENT))
-        }  # fmt: skip
+        self.how, self.cuda = how, how.get("device") == "cuda"
+        self.packing = torch.empty(0, device=how.get("device", "cpu")).device
+        self.experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
+        self.stores: dict[Any, HostStore] = {}
 
     def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
-        store = self.stores[engine.shares_store, engine.transfer]
-        return run_engine(engine, **({"store": store} | self.how | how))
+        pin = self.cuda and engine.pins_store
+        key = engine.shares_store, engine.transfer, pin
+        if key not in self.stores:
+            self.stores[key] = HostStore(
+                self.experts, RandomWeights(0), pin=pin, transfer=engine.transfer,
+                group=dist.group.WORLD if engine.shares_store else None,
+                packing=self.packing if packs(engine) else None)  # fmt: skip
+        return run_engine(engine, **({"store": self.stores[key]} | self.how | how))
+
+    def close(self) -> None:
+        for store in self.stores.values():
+            store.close()
 
 
 def interrupted(name: str, at: int, **options: Any) -> Engine:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.models import interrupted, make_experts, packs, run_engine
+from tests.models import Runs, interrupted, make_experts, packs, run_engine
 from tests.races import LateMover
 from tests.ranks import run_ranks
 from wanreport.engines import ENGINES, base
@@ -216,8 +216,8 @@ def test_steps_heat_a_gpu_for_two_seconds_and_nothing_else(group: None) -> None:
 
 def _several(late: bool) -> None:
     """All engines, and all ways to stream, over the ranks of one host, in each rank."""
-    how: dict[str, Any] = {"device": "cuda", "size": SHAPES["480p"], "steps": 3} | WIDE
-    reference = run_engine(ENGINES["resident"](), **how)
+    run = Runs(device="cuda", size=SHAPES["480p"], steps=3, **WIDE)
+    reference = run(ENGINES["resident"]())
     engines: list[tuple[str, dict[str, Any]]] = [
         ("stream", {"settings": replace(settings, shard=shard)})
         for shard in (False, True)
@@ -228,7 +228,8 @@ def _several(late: bool) -> None:
     else:
         base.Mover = lambda device: LateMover(device, dist.get_rank())  # type: ignore
     for name, options in engines:
-        _same(run_engine(ENGINES[name](**options), **how), reference)
+        _same(run(ENGINES[name](**options)), reference)
+    run.close()
 
 
 @pytest.mark.parametrize("late", [False, True])
