@@ -39,7 +39,7 @@ LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
 
 TIMES, LINK = ["start_ns", "end_ns"], ["process", "correlation"]
 NUMBERS = ["device", "stream", "process", "thread", *TIMES, "bytes", "correlation"]
-COLUMNS: dict[str, Any] = {"kind": KIND, "name": np.int32, **dict.fromkeys(NUMBERS, np.int64)}
+COLUMNS: dict[str, Any] = {"kind": np.int8, "name": np.int32, **dict.fromkeys(NUMBERS, np.int64)}
 
 
 class Trace(NamedTuple):
@@ -64,25 +64,27 @@ class Trace(NamedTuple):
 
 
 class Rows:
-    """Batches of events, the names that they refer to by number, and notes."""
+    """Batches of columns, the names that they refer to by number, and notes."""
 
     def __init__(self) -> None:
-        self.batches = [pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)]
+        self.columns = {name: bytearray() for name in COLUMNS}
         self.names: dict[str, int] = {}
         self.notes: list[tuple[str, int, bool, str]] = []
         self.size = self.odd = 0
 
     def add(self, name: Sequence[str], **columns: Any) -> None:
         """Take a batch, without what ends before it begins; too many names share one."""
-        codes, different = pd.factorize(np.array(name, object))
-        numbers, names = np.zeros(len(different), np.int32), self.names
-        for at, each in enumerate(different):
+        numbers, names = dict[str, int](), self.names
+        for each in {*name}:
             short = each[:LONGEST_NAME].encode("utf-8", "replace").decode()
             short = short if short in names or len(names) < MOST_NAMES else "(other)"
-            numbers[at] = names.setdefault(short, len(names))
-        batch = pd.DataFrame({"name": numbers[codes], **columns})
-        good = (batch.start_ns > MISSING) & (batch.end_ns >= batch.start_ns)
-        self.batches.append(batch[good].astype(COLUMNS))
+            numbers[each] = names.setdefault(short, len(names))
+        columns["name"] = np.array([numbers[each] for each in name])
+        start, end = columns["start_ns"], columns["end_ns"]
+        good = np.asarray((start > MISSING) & (end >= start))
+        for column, kind in COLUMNS.items():
+            values = np.broadcast_to(np.asarray(columns[column], kind), good.shape)
+            self.columns[column] += values[good].tobytes()
         self.size += int(good.sum())
         self.odd += int((~good).sum())
 
@@ -93,8 +95,10 @@ class Rows:
 
     def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
-        events, note = pd.concat(self.batches, ignore_index=True), self.note
-        self.batches.clear()
+        note, columns = self.note, {name: np.frombuffer(self.columns[name], kind)
+                                    for name, kind in COLUMNS.items()}  # fmt: skip
+        events = pd.DataFrame(columns, copy=False)
+        events["kind"] = pd.Categorical.from_codes(columns["kind"], dtype=KIND)
         events[TIMES] += shift
         events["ns"] = events.end_ns - events.start_ns
         events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace
+from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
 AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
@@ -82,7 +82,7 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
             batch = batch[["name", *NUMBERS]].rename(columns=NUMBERS)
             own = (batch.thread & PROCESS).where(batch.thread >= 0, -1)
             rows.add(**batch.assign(
-                kind=kind, process=batch.process.where(batch.process >= 0, own),
+                kind=KINDS.index(kind), process=batch.process.where(batch.process >= 0, own),
                 bytes=batch.bytes.where(batch.bytes >= 0, MISSING)))  # fmt: skip
     full = rows.size >= MOST_EVENTS
     rows.note("too many events", full, f"only the first {rows.size:,} were read")
