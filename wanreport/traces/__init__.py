@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
+
+import pandas as pd
 
 from wanreport.records.files import FileError
 from wanreport.traces import kineto, nsight
 from wanreport.traces.events import Trace
 
+FIX = ("give a JSON file of torch.profiler, gzipped or not, or what `nsys export --type sqlite`"
+       " makes of a report")  # fmt: skip
+
 
 def read(path: str | Path) -> Trace:
-    """Read a trace of torch.profiler (JSON, gzipped or not) or of Nsight Systems (SQLite).
-
-    Raises FileError, naming the file and what to do, where it holds no trace.
-    """
+    """Read a trace of torch.profiler or of Nsight Systems; FileError, naming it, if it is none."""
     path = Path(path)
     try:
         with path.open("rb") as file:
             exported = file.read(16) == b"SQLite format 3\0"
         return nsight.read(path) if exported else kineto.Reader(path).trace()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (FileError, OSError, sqlite3.Error, pd.errors.DatabaseError) as error:
+        raise FileError(f"{path}: {error}; {FIX}") from error

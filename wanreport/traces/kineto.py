@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ class Reader:
                 self.rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
             except (gzip.BadGzipFile, zlib.error) as error:
                 self.damaged = True
-                what = f"the gzip stream is damaged before byte {raw.tell():,} ({error});"
-                self.rows.note("corrupt", 1, f"{what} any number of it may be wrong")
+                self.rows.note("corrupt", 1, f"before byte {raw.tell():,} of gzip ({error}); any"
+                               " number of it may be wrong")  # fmt: skip
 
     def _more(self) -> bool:
         chunk = next(self.chunks, b"")
@@ -118,7 +119,9 @@ class Reader:
         """Read the file from its begin to its end."""
         while not (found := BEGIN.search(self.buffer, max(0, len(self.buffer) - 2 * BATCH))):
             if len(self.buffer) > MOST_BETWEEN or not self._more():
-                raise self._no_trace(f'no "traceEvents" in its first {self.size:,} bytes')
+                raise FileError(
+                    f'is not a trace: no "traceEvents" in its first {self.size:,} bytes'
+                )
         end = found.end()
         del found  # it holds the buffer
         around = self.buffer[: min(end, MOST_AROUND)]
@@ -130,15 +133,13 @@ class Reader:
             del self.buffer[:done]
             idle = 0 if self.count > before else idle + done
             if idle + len(self.buffer) > MOST_BETWEEN:
-                raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are not events")
-        inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
+                raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
         while self.over and self._more():
             del self.buffer[2 * MOST_AROUND :]
         around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
-        odd = self.count or self.skipped or (self.buffer and b"traceEvents" not in around)
-        if odd and not self.phases:
-            raise self._no_trace("its list holds no events")
-        return self._told(inside, around.decode("utf-8", "replace"))
+        if not self.phases and (self.count or self.skipped or b"traceEvents" not in around):
+            raise FileError("is not a trace: its list holds no events")
+        return self._told(around.decode("utf-8", "replace"))
 
     def _batch(self, last: bool) -> int:
         """Take the buffer's events up to the last complete one; returns its bytes done with."""
@@ -152,26 +153,22 @@ class Reader:
                     self._keep(decoder.decode(data))
                     self.decoder = decoder
                     return end
-        return self._one_by_one(last)
-
-    def _one_by_one(self, last: bool) -> int:
         text, at = self.buffer.decode("utf-8", "surrogateescape"), 0
         events: list[_Event] = []
         while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             if text[at] == "]":
                 self.over, at = True, at + 1
                 break
-            end = None
+            end = 0
             try:
                 value, end = ONE.raw_decode(text, at)
                 events.append(msgspec.convert(value, _Event))
             except WRONG:
-                if end is None:
-                    if not last and len(text) - at < LONGEST:
-                        break  # the rest of it may be on its way
-                    if (following := AGAIN.search(text, at + 1)) is None:
-                        break
-                    end = following.end()
+                if not end and not last and len(text) - at < LONGEST:
+                    break  # the rest of it may be on its way
+                if not end and not (again := AGAIN.search(text, at + 1)):
+                    break
+                end = end or again.end()
                 self.skipped += 1
             at = end
         self._keep(events)
@@ -179,53 +176,51 @@ class Reader:
 
     def _keep(self, events: list[_Event]) -> None:
         """Keep the events that are of use; ValueError where a float does not tell a time."""
-        kept = [
+        some = [
             each for each in events if (kind := _kind(each.cat)) is not None
             and (each.ph == "X" if kind < STEP else self._of_use(each, kind))
         ]  # fmt: skip
-        start, ns = _ns([each.ts for each in kept]), _ns([each.dur for each in kept])
+        names, pids, tids, starts, lengths = (
+            [*map(attrgetter(key), some)] for key in ("name", "pid", "tid", "ts", "dur")
+        )
+        start, ns, pid, tid = _ns(starts), _ns(lengths), integers(pids), integers(tids)
         self.count += len(events)
         self.phases |= bool(events and events[0].ph)
-        if not kept:
-            return
-        args = [each.args or NO_ARGS for each in kept]
-        kind = np.array([_kind(each.cat) for each in kept])
-        ns[kind == MEMORY] = 0
+        args = [each.args or NO_ARGS for each in some]
+        device, stream, correlation, nbytes, allocated, to, sent = (
+            integers([*map(attrgetter(key), args)]) for key in _Args.__struct_fields__[:-1]
+        )
+        kinds = np.array([_kind(each.cat) for each in some], np.int8)
+        ns[kinds == MEMORY] = 0
         fine = (start != MISSING) & (ns >= 0) & (ns <= DAY)
-        pid, tid = integers([each.pid for each in kept]), integers([each.tid for each in kept])
-        device, to = integers([each.device for each in args]), integers([each.to for each in args])
-        sent = integers([each.sent for each in args])
-        sent[(sent < 0) | (sent >= 1 << 56)] = 0
-        sent *= integers([WIDTHS.get(each.dtype, 0) for each in args])
-        nbytes = integers([each.bytes for each in args])
-        nbytes = np.where(nbytes >= 0, nbytes, integers([each.allocated for each in args]))
+        width = integers([WIDTHS.get(each.dtype, 0) for each in args])
+        sent = np.where((sent > 0) & (sent < 1 << 56), sent, 0) * width
         self.rows.add(
-            [each.name for each in kept], kind=kind, start_ns=start,
-            end_ns=np.where(fine, start + ns, MISSING),
-            device=np.where(device >= 0, device, np.where((to >= 0) | (kind >= CALL), to, pid)),
-            stream=np.maximum(integers([each.stream for each in args]), -1),
-            correlation=np.maximum(integers([each.correlation for each in args]), -1),
-            process=0, thread=(pid << 32) ^ tid, bytes=np.where(sent > 0, sent, nbytes),
+            names, kind=kinds, start_ns=start, end_ns=np.where(fine, start + ns, MISSING),
+            device=np.where(device >= 0, device, np.where((to >= 0) | (kinds >= CALL), to, pid)),
+            stream=np.maximum(stream, -1), correlation=np.maximum(correlation, -1), process=0,
+            thread=(pid << 32) ^ tid,
+            bytes=np.where(sent > 0, sent, np.where(nbytes >= 0, nbytes, allocated)),
         )  # fmt: skip
 
     def _of_use(self, event: _Event, kind: int) -> bool:
         if kind == END:
             self.finished |= event.name == "Record Window End"
             self.past_gpu |= self.finished or event.cat == "Trace"
-        return kind == MEMORY or kind == STEP and event.ph == "X" and bool(
-            STEPS.fullmatch(event.name))  # fmt: skip
+        span = event.ph == "X" and kind == STEP
+        return kind == MEMORY or span and STEPS.fullmatch(event.name) is not None
 
-    def _told(self, inside: str, around: str) -> Trace:
+    def _told(self, around: str) -> Trace:
         """Make the trace; what stands around the events tells more of it."""
         note, full = self.rows.note, self.rows.size >= MOST_EVENTS
         cut = not self.over and not full
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
-        note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
-             f" {self.size:,} bytes of JSON")  # fmt: skip
+        note("cut", cut, f"the file ends after {self.count:,} complete events, and {self.size:,}"
+             " bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was not an event is left out")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
-                note("dropped", int(found[1][:18]) if found.groups() else 1, what, bad)
+                note("dropped", int(found[1][:18]) if found.lastindex else 1, what, bad)
         base = re.search(r'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})', around)
         rank = re.search(r'"rank"\s*:\s*"?(\d{1,9})', around)
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
@@ -237,12 +232,6 @@ class Reader:
             rank=int(rank[1]) if rank else None,
             gpus={int(number): name for number, name in gpus},
         )  # fmt: skip
-
-    def _no_trace(self, why: str) -> FileError:
-        return FileError(
-            f"{self.path}: is not a trace ({why}); give a JSON file of torch.profiler,"
-            " gzipped or not, or an SQLite export of Nsight Systems"
-        )
 
 
 @lru_cache(1000)
@@ -262,7 +251,7 @@ def integers(values: Sequence[Any]) -> np.ndarray:
 
 
 def _ns(microseconds: Sequence[Any]) -> np.ndarray:
-    """Times in integer nanoseconds, MISSING for what is none; ValueError if a float is not exact."""
+    """Times in integer ns, MISSING for what is none; ValueError where a float is not exact."""
     kinds = {*map(type, microseconds)}
     if kinds <= {int}:
         times = integers(microseconds)

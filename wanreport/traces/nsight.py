@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,20 @@ CODES: dict[str, dict[int, str]] = {
 NUMBERS = {"start": "start_ns", "end": "end_ns", "bytes": "bytes", "deviceId": "device",
            "streamId": "stream", "globalPid": "process", "globalTid": "thread",
            "correlationId": "correlation"}  # fmt: skip
-FIX = "give what `nsys export --type sqlite` makes of a report"
 
 
 def read(path: Path) -> Trace:
     """Read an export."""
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            return _read(path, database)
-        except (sqlite3.Error, pd.errors.DatabaseError) as error:
-            raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
+        database.text_factory = lambda text: text.decode("utf-8", "replace")
+        return _read(path, database)
 
 
 def _read(path: Path, database: sqlite3.Connection) -> Trace:
-    database.text_factory = lambda text: text.decode("utf-8", "replace")
     there = {tuple(pair) for pair in database.execute(
         "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c")}  # fmt: skip
     if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table, _ in there):
-        raise FileError(f"{path}: holds no table of Nsight Systems; {FIX}")
+        raise FileError("holds no table of Nsight Systems")
 
     def select(table: str, *columns: str) -> Any:
         """Rows of a table, by batches; None where it lacks a column, -1 or none for numbers."""
@@ -105,7 +102,5 @@ def _names(kind: str, codes: pd.DataFrame, strings: dict[Any, str]) -> pd.Series
     if kind == "copy":
         way, source, target = (each.fillna("unknown") for each in said)
         return "Memcpy " + way + " (" + source + " -> " + target + ")"
-    name = pd.Series(None, codes.index, object)
-    for each in said:
-        name = name.fillna(each)
+    name = reduce(pd.Series.fillna, said, pd.Series(None, codes.index, object))
     return name.fillna(kind).astype(str).str.replace(r"_v\d+$", "", regex=True)
