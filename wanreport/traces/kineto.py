@@ -164,11 +164,11 @@ class Reader:
                 value, end = ONE.raw_decode(text, at)
                 events.append(msgspec.convert(value, _Event))
             except WRONG:
-                if not end and not last and len(text) - at < LONGEST:
-                    break  # the rest of it may be on its way
-                if not end and not (again := AGAIN.search(text, at + 1)):
-                    break
-                end = end or again.end()
+                if not end:
+                    again = AGAIN.search(text, at + 1)
+                    if not again or not last and len(text) - at < LONGEST:
+                        break  # the rest of it may be on its way
+                    end = again.end()
                 self.skipped += 1
             at = end
         self._keep(events)
