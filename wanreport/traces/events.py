@@ -95,10 +95,10 @@ class Rows:
 
     def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
-        note, columns = self.note, {name: np.frombuffer(self.columns[name], kind)
-                                    for name, kind in COLUMNS.items()}  # fmt: skip
-        events = pd.DataFrame(columns, copy=False)
-        events["kind"] = pd.Categorical.from_codes(columns["kind"], dtype=KIND)
+        note = self.note
+        events = pd.DataFrame({name: np.frombuffer(self.columns[name], kind)
+                               for name, kind in COLUMNS.items()}, copy=False)  # fmt: skip
+        events["kind"] = pd.Categorical.from_codes(events.kind, dtype=KIND)
         events[TIMES] += shift
         events["ns"] = events.end_ns - events.start_ns
         events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])
@@ -108,8 +108,8 @@ class Rows:
             events[column] = known.where(events.kind == "copy")
         nbytes = events.bytes.to_numpy()
         events["bytes"] = pd.arrays.IntegerArray(nbytes, nbytes == MISSING)
-        events["call"] = _calls(events)
-        steps, lost, launched = _steps(events, whole)
+        _link(events)
+        steps = _steps(events, whole)
         left = steps.step[~steps.complete]
         # Only the columns that are looked at: a copy of all would be the peak of memory.
         ran = events.loc[events.kind.isin(ON_GPU), ["call", "step"]]
@@ -117,7 +117,8 @@ class Rows:
         note("times", self.odd, "left out, as they have no times or wrong ones")
         note("no GPU events", ran.empty, "which is not to say that there were no copies")
         note("incomplete steps", len(left), f"{', '.join(map(str, left))} have no figures")
-        note("launches without GPU event", lost, f"of {launched:,} in steps", len(left))
+        note("launches without GPU event", steps.lost.sum(), f"of {steps.launched.sum():,} in steps",
+             len(left))  # fmt: skip
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
         note("copies without call", (copies.call < 0).sum(), "may block or not", False)
@@ -147,21 +148,21 @@ def _copied(names: pd.Series) -> pd.DataFrame:
     return pd.DataFrame({"direction": (source + "to" + target).fillna("unknown"), "memory": memory})
 
 
-def _calls(events: pd.DataFrame) -> np.ndarray:
-    """For each GPU event the row of the first call with its correlation; -1 for all others."""
+def _link(events: pd.DataFrame) -> None:
+    """Set for each GPU event the row of the first call with its correlation; -1 for all others."""
     linked, launching = events.correlation > 0, events.kind == "call"
     begun = events.start_ns[linked & launching].sort_values(kind="stable")
     calls = events.loc[begun.index, LINK].drop_duplicates().reset_index(names="call")
     ran = events.loc[linked & events.kind.isin(ON_GPU), LINK].reset_index(names="row")
     ran = ran.merge(calls, on=LINK)
-    found = np.full(len(events), -1, np.int32)
-    found[ran.row] = ran.call
-    return found
+    events["call"] = np.int32(-1)
+    events.loc[ran.row, "call"] = ran.call.to_numpy(np.int32)
 
 
-def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
-    """Set each event's step. Returns the steps, of which those are complete that have what they
-    launched; and how many launches have no event on a GPU, of how many.
+def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
+    """Set each event's step; returns the steps, complete if what they launched is there.
+
+    `launched` are their launches, of which `lost` have no event on a GPU.
     """
     steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
@@ -171,8 +172,7 @@ def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
         steps["step"] = steps.groupby("process").cumcount().astype("int32")
     found = np.full(len(events), -1, np.int32)
     for process, begun in events.groupby("process").start_ns if len(steps) else ():
-        own = steps[steps.process == process]
-        own = own if len(own) else steps
+        own = steps[(steps.process == process) | ~(steps.process == process).any()]
         last = np.searchsorted(own.start_ns, begun, "right") - 1
         inside = (last >= 0) & (begun < own.end_ns.to_numpy()[last])
         found[begun.index[inside]] = own.step.to_numpy()[last[inside]]
@@ -181,11 +181,10 @@ def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
     events["step"] = pd.arrays.IntegerArray(found, found < 0)
     launches = events[(events.kind == "call") & (events.correlation > 0) & like(events, LAUNCHES)]
     alone = launches[~launches.index.isin(events.call)]
-    launched, lost = (steps.step.map(each.step.value_counts()).fillna(0).astype(int)
-                      for each in (launches, alone))  # fmt: skip
+    for name, each in {"launched": launches, "lost": alone}.items():
+        steps[name] = steps.step.map(each.step.value_counts()).fillna(0).astype(int)
     ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])
-    steps["complete"] = whole & ran & (lost <= launched / 100)
-    return steps, int(lost.sum()), int(launched.sum())
+    return steps.assign(complete=whole & ran & (steps.lost <= steps.launched / 100))
 
 
 class Lanes:
@@ -216,7 +215,6 @@ class Lanes:
 
 def in_ms(table: pd.DataFrame) -> pd.DataFrame:
     """A table with all its ns in ms, to be read by people."""
-    names = {name: name[:-2] + "ms" for name in table if name.endswith("_ns")}
-    names |= {"ns": "time_ms"} if "ns" in table else {}
+    names = {name: f"{name[:-2] or 'time_'}ms" for name in table if name.endswith("ns")}
     times = {name: table[name].astype("Float64") / 1e6 for name in names}
     return table.assign(**times).rename(columns=names)
