@@ -24,18 +24,16 @@ LINKS = {  # GB/s of 16 lanes in one direction, by the GPU's name
     r"A100|A[1-4]0\b|A[2-6]000|L4|RTX [34]0|MI2\d\d": 16 * 16 * 128 / 130 / 8,
     r"V100|P100|T4|RTX 20|TITAN": 8 * 16 * 128 / 130 / 8,
 }
-BUCKETS = (0, 5, 20, math.inf)  # GB/s, each from its lower edge
-SHARDS = (1, 2, 4, 6, 8)
-TO_DEVICE, HOST = "HtoD", ("HtoD", "DtoH")
-ALL_TO_ALL, MOST_TIMES = "SendRecv|AllToAll", 1000
+SHARES = {"share_0_5": (0, 5), "share_5_20": (5, 20), "share_20_up": (20, math.inf)}  # by GB/s
+HOST = ("HtoD", "DtoH")
+MOST_TIMES = 1000
 HOW = ("blocking", "may_block", "async", "unknown")
 WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
 CALL = "^(?:cuda|hip|cu)"
 SYNCS = CALL + r"(?:Stream|Event|Device|Ctx)(?:Synchronize|WaitEvent)"
 ALLOCATIONS = CALL + r"(?:Malloc|Free|Host(?:Alloc|Free|Register|Unregister)|Mem\w*(?:Alloc|Free))"
+# What an expert of Wan2.2-T2V-A14B can be copied by, in bytes: 16 bits but where it says 32.
 TENSORS = json.loads(Path(__file__).with_name("tensors.json").read_text("utf-8"))
-"""What an expert of Wan2.2-T2V-A14B can be copied by, in bytes: weights of 16 bits, but for those
-that stay in 32."""
 
 
 def copies_of(trace: Trace) -> pd.DataFrame:
@@ -68,7 +66,7 @@ class Device(Lanes):
     def __init__(self, names: dict[str, Any], ran: pd.DataFrame, copies: pd.DataFrame) -> None:
         super().__init__(ran)
         self.names, self.ran, self.copies = names, ran, copies[copies.device == names["device"]]
-        self.down = self.copies[self.copies.direction == TO_DEVICE]
+        self.down = self.copies[self.copies.direction == "HtoD"]
         self.compute, self.met = (self.at(ran[ran.kind == k]) for k in ("kernel", "collective"))
 
 
@@ -81,18 +79,15 @@ def _devices(traces: Iterable[Trace]) -> Iterator[tuple[Trace, Device]]:
 def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
     """Count and time copies: of each trace as a whole, then of each step, by the call they are of.
 
-    `step` is missing for the whole; `size_bytes` is the file's. ``calls_over_10us`` and ``_100us``
-    count calls for copies; `copies` are ``blocking``, ``may_block``, ``async`` or ``unknown`` to
-    the host, and ``host_device`` are from or to it; `kernels` are of any kind. ``span_ns`` is from
-    the first to the last of what ran, ``kernels_ns`` the time in which any computes, ``both_ns`` in
-    which a collective runs, too.
-
-    The rest is of copies to the device: ``down_bytes``; ``copies_ns``, in which any runs, and of
-    this ``hidden_ns``, in which a kernel computes, ``exposed_ns``, in which none does (not to say
-    that anything waits), ``in_collectives_ns``, and the former two ``alone``, without the latter.
-    What runs beside them may be another step's. Copies that meet no collective are ``outside``,
-    others ``meeting``; ``inside_gb_s`` is an estimate of their rate while beside one, if they
-    elsewhere run at `link_gb_s`, the link's own rate.
+    `step` is missing for the whole. ``calls_over_10us`` and ``_100us`` count calls for copies;
+    `copies` are ``blocking``, ``may_block``, ``async`` or ``unknown`` to the host; `kernels` are of
+    any kind. ``span_ns`` is from the first to the last of what ran, ``kernels_ns`` the time in
+    which any computes, ``both_ns`` in which a collective runs, too. The rest is of copies to the
+    device: ``copies_ns``, in which any runs, and of this ``hidden_ns``, in which a kernel of any
+    step computes, ``exposed_ns``, in which none does (not to say that anything waits),
+    ``in_collectives_ns``, and the former two ``alone``, without the latter. Copies that meet no
+    collective are ``outside``, others ``meeting``; ``inside_gb_s`` estimates their rate while
+    beside one, if they elsewhere run at `link_gb_s`, the link's own rate.
     """
     rows = []
     for trace, device in _devices(traces):
@@ -148,12 +143,11 @@ def bandwidth(
 ) -> pd.DataFrame:
     """How fast copies are, by direction and memory, and what part of the link they use.
 
-    ``weighted_gb_s`` is ``bytes`` over ``ns``, all times added up; quantiles are by copy and
-    ``by_bytes``, shares of ns by rate. ``throughput_gb_s`` is over ``union_ns``, in which any copy
-    runs; ``of_peak`` while copying, ``of_peak_in_all`` over the trace's span, ``of_measured``
-    against what a benchmark of the link measured. These are missing between devices, where the peak
-    is not known, and where the rate is above it: then the copy does not use that link. Copies
-    without bytes are ``unsized`` and in no other column but ``copies``.
+    ``weighted_gb_s`` is over ``ns``, all times added up, ``throughput_gb_s`` over ``union_ns``, in
+    which any copy runs; quantiles are by copy and ``by_bytes``, shares of ns by rate. ``of_peak``
+    is while copying, ``of_peak_in_all`` over the trace's span; they are missing between devices,
+    where the peak is not known, and where the rate is above it: then the copy does not use that
+    link. Copies without bytes are ``unsized`` and in no other column but ``copies``.
     """
     rows: list[dict[str, Any]] = []
     for trace, device in _devices(traces):
@@ -166,7 +160,6 @@ def bandwidth(
                 union, nbytes, ns = device.ns(at), int(sized.bytes.sum()), int(sized.ns.sum())
                 timed = sized[sized.ns > 0].sort_values("gb_s")
                 moved = timed.bytes.astype(float).cumsum()
-                spent = timed.ns.groupby(pd.cut(timed.gb_s, BUCKETS, right=False), observed=False)
                 rate = _over(nbytes, union)
                 fits = rate if direction in HOST and rate <= peak else math.nan
                 row = {
@@ -177,8 +170,8 @@ def bandwidth(
                 for name, q in {"median": 0.5, "p10": 0.1, "p90": 0.9}.items():
                     row[f"{name}_gb_s"] = timed.gb_s.quantile(q)
                     row[f"{name}_by_bytes_gb_s"] = timed.gb_s[moved >= q * moved.max()].min()
-                shares = (_over(time, ns) for time in spent.sum())
-                row |= zip(("share_0_5", "share_5_20", "share_20_up"), shares, strict=True)
+                for name, (low, high) in SHARES.items():
+                    row[name] = _over(timed.ns[timed.gb_s.between(low, high, "left")].sum(), ns)
                 rows.append(row | {
                     "throughput_gb_s": rate, "union_ns": union,
                     "hidden_ns": device.ns(at & device.compute),
@@ -222,13 +215,12 @@ def budget(
 def contention(ran: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
     """How long all-to-alls take beside copies, and copies beside all-to-alls, over lone ones.
 
-    Of what a device ran, by ``all-to-alls`` and ``copies`` (from and to the host): the first 1,000
-    times of each that runs ``alone``, or ``beside`` the other, over the median of lone ones of its
-    name and bytes. An all-to-all must be beside copies for half of its time; a copy, which takes
-    longer, only meet one. What meets other collectives or has no bytes recorded is left out.
+    Of what a device ran: times of the first that run ``alone``, or ``beside`` the other, over the
+    median of lone ones of the same name and bytes. An all-to-all must be beside copies for half of
+    its time; a copy, which takes longer, only meet one. What meets other collectives is left out.
     """
     lanes, met = Lanes(ran), ran[ran.kind == "collective"]
-    exchange, found = like(met, ALL_TO_ALL), {}
+    exchange, found = like(met, "SendRecv|AllToAll"), {}
     others, both = lanes.at(met[~exchange]), (met[exchange], ran[ran.direction.isin(HOST)])
     for name, (some, other), least in (("all-to-alls", both, 0.5), ("copies", both[::-1], 0.0)):
         some = some[some.bytes.notna() & (some.ns > 0) & (lanes.within(some, others) == 0)]
@@ -243,9 +235,8 @@ def contention(ran: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
 def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
     """Calls by which the host waits, or has a stream wait (cudaStreamWaitEvent: only enqueued).
 
-    Or calls of :data:`ALLOCATIONS`; then also ``[memory]``, what PyTorch's allocator gave out and
-    took back, if the profile recorded it. Number, time and how much of that nothing ran on any
-    GPU, within the span of what did; how many a complete step; bytes. No row where none was seen.
+    Or of :data:`ALLOCATIONS`, with ``[memory]``, what PyTorch's allocator gave out and took back.
+    ``idle_ns`` is how much of their time nothing ran on any GPU, within the span of what did.
     """
     columns = ["file", "rank", "call", "calls", "ns", "over_100us", "idle_ns", "per_step", "bytes"]
     rows: list[list[Any]] = []
@@ -271,12 +262,11 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
 def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
     """Copies to the device by size, with each of :data:`TENSORS` that has this size, or a shard.
 
-    ``candidates`` are how many those are; ``tensor`` is missing where there is none. Equal sizes
-    are no proof.
+    Equal sizes are no proof, and there can be several ``candidates``, or none.
     """
-    named = pd.DataFrame([(size // n, tensor if n == 1 else f"{tensor}, 1 of {n} shards")
-                          for n in SHARDS for tensor, size in TENSORS.items() if size % n == 0],
-                         columns=["bytes", "tensor"])  # fmt: skip
+    parts = [(size // n, tensor + f", 1 of {n} shards" * (n > 1)) for n in (1, 2, 4, 6, 8)
+             for tensor, size in TENSORS.items() if size % n == 0]  # fmt: skip
+    named = pd.DataFrame(parts, columns=["bytes", "tensor"])
     named = named.groupby("bytes").tensor.agg(tensor=" / ".join, candidates="size")
     keys = ["file", "rank", "device", "bytes"]
     copied = [device.down.assign(**device.names)[keys] for _, device in _devices(traces)]

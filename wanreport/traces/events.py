@@ -4,8 +4,7 @@
                  host; sync: a wait, as the GPU saw it; step; memory: the allocator's
     start_ns, end_ns, ns    integers; an event ends before end_ns
     device, stream, process, thread    -1 where it has none
-    bytes        of a copy, a memset, what a collective sends or (signed) an allocation; missing
-                 where not recorded
+    bytes        of a copy, a memset, what a collective sends or (signed) an allocation
     direction, memory   of a copy: HtoD, DtoH, DtoD, PtoP, ...; the host's side of it: pinned,
                  pageable, managed or unknown, and "" between devices
     call         the row of the API call that launched a GPU event, -1 if it is not in the file
@@ -45,7 +44,8 @@ COLUMNS: dict[str, Any] = {"kind": np.int8, "name": np.int32, **dict.fromkeys(NU
 class Trace(NamedTuple):
     """One file.
 
-    `steps` are the host's: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``complete``.
+    `steps` are the host's: ``step``, ``name``, ``process``, times, how many GPU events they
+    ``launched``, of which so many are ``lost``, and if all but 1 % are there: ``complete``.
     `quality` is what to know first: ``check``, ``count``, ``what``; ``bad`` where figures lack
     something. `facts` are ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file),
     ``gpus`` (names by device), ``finished`` (whether its end is there; None if it does not say).
@@ -103,7 +103,13 @@ class Rows:
         events["ns"] = events.end_ns - events.start_ns
         events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])
         events.loc[(events.kind == "kernel") & like(events, "nccl|rccl"), "kind"] = "collective"
-        for column, told in _copied(pd.Series(events.name.cat.categories)).items():
+        parts = pd.Series(events.name.cat.categories, dtype="string").str.extract(COPIES)
+        source, target = (parts[end].str[0].str.upper() for end in (0, 1))
+        side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
+        side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
+        side = side.where((source == "H") | (target == "H") | source.isna(), "")
+        way = (source + "to" + target).fillna("unknown")
+        for column, told in {"direction": way, "memory": side}.items():
             known = told.astype("category").iloc[events.name.cat.codes].set_axis(events.index)
             events[column] = known.where(events.kind == "copy")
         nbytes = events.bytes.to_numpy()
@@ -117,8 +123,8 @@ class Rows:
         note("times", self.odd, "left out, as they have no times or wrong ones")
         note("no GPU events", ran.empty, "which is not to say that there were no copies")
         note("incomplete steps", len(left), f"{', '.join(map(str, left))} have no figures")
-        note("launches without GPU event", steps.lost.sum(), f"of {steps.launched.sum():,} in steps",
-             len(left))  # fmt: skip
+        launches = f"of {steps.launched.sum():,} in steps"
+        note("launches without GPU event", steps.lost.sum(), launches, len(left))
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
         note("copies without call", (copies.call < 0).sum(), "may block or not", False)
@@ -138,16 +144,6 @@ def like(events: pd.DataFrame, pattern: str) -> np.ndarray:
     return np.asarray(names.categories.str.contains(pattern, case=False)[names.codes])
 
 
-def _copied(names: pd.Series) -> pd.DataFrame:
-    """Where copies of these names go, and what memory the host's side is in."""
-    parts = names.astype("string").str.extract(COPIES)
-    source, target = (parts[end].str[0].str.upper() for end in (0, 1))
-    side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
-    side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
-    memory = side.where((source == "H") | (target == "H") | source.isna(), "")
-    return pd.DataFrame({"direction": (source + "to" + target).fillna("unknown"), "memory": memory})
-
-
 def _link(events: pd.DataFrame) -> None:
     """Set for each GPU event the row of the first call with its correlation; -1 for all others."""
     linked, launching = events.correlation > 0, events.kind == "call"
@@ -160,10 +156,7 @@ def _link(events: pd.DataFrame) -> None:
 
 
 def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
-    """Set each event's step; returns the steps, complete if what they launched is there.
-
-    `launched` are their launches, of which `lost` have no event on a GPU.
-    """
+    """Set each event's step; returns the steps."""
     steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)

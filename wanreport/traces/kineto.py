@@ -89,19 +89,22 @@ class Reader:
     """One file; what is lost of a damaged one is said in the trace's quality."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.chunks = path, Rows(), self._inflated()
+        self.path, self.rows, self.more = path, Rows(), self._filled()
         self.buffer, self.decoder = bytearray(), FLOATS
         self.count = self.skipped = self.size = 0  # events, what is none, bytes of JSON
         self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
-    def _inflated(self) -> Iterator[bytes]:
-        """The file's bytes, inflated where it is gzipped; never more than a batch at once."""
+    def _filled(self) -> Iterator[bool]:
+        """Fill the buffer by a batch of the file each time, inflated where it is gzipped."""
         with self.path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
-                yield from iter(partial(file.read1, BATCH), b"")
+                for chunk in iter(partial(file.read1, BATCH), b""):
+                    self.size += len(chunk)
+                    self.buffer += chunk
+                    yield True
             except EOFError:
                 self.rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
             except (gzip.BadGzipFile, zlib.error) as error:
@@ -109,16 +112,10 @@ class Reader:
                 self.rows.note("corrupt", 1, f"before byte {raw.tell():,} of gzip ({error}); any"
                                " number of it may be wrong")  # fmt: skip
 
-    def _more(self) -> bool:
-        chunk = next(self.chunks, b"")
-        self.size += len(chunk)
-        self.buffer += chunk
-        return bool(chunk)
-
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
         while not (found := BEGIN.search(self.buffer, max(0, len(self.buffer) - 2 * BATCH))):
-            if len(self.buffer) > MOST_BETWEEN or not self._more():
+            if len(self.buffer) > MOST_BETWEEN or not next(self.more, False):
                 raise FileError(
                     f'is not a trace: no "traceEvents" in its first {self.size:,} bytes'
                 )
@@ -128,13 +125,13 @@ class Reader:
         del self.buffer[:end]
         idle, last = 0, False
         while not (last or self.over or self.rows.size >= MOST_EVENTS):
-            last = not self._more()
+            last = not next(self.more, False)
             before, done = self.count, self._batch(last)
             del self.buffer[:done]
             idle = 0 if self.count > before else idle + done
             if idle + len(self.buffer) > MOST_BETWEEN:
                 raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
-        while self.over and self._more():
+        while self.over and next(self.more, False):
             del self.buffer[2 * MOST_AROUND :]
         around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
         if not self.phases and (self.count or self.skipped or b"traceEvents" not in around):
@@ -253,24 +250,21 @@ def integers(values: Sequence[Any]) -> np.ndarray:
 def _ns(microseconds: Sequence[Any]) -> np.ndarray:
     """Times in integer ns, MISSING for what is none; ValueError where a float is not exact."""
     kinds = {*map(type, microseconds)}
-    if kinds <= {int}:
-        times = integers(microseconds)
-        return np.where((times > -LATEST) & (times < LATEST), times * 1000, MISSING)
     if kinds <= {int, float}:
-        floats = np.fromiter(microseconds, np.float64, len(microseconds))
-        if not (np.abs(floats) < EXACT).all():
+        with suppress(OverflowError):
+            floats = np.fromiter(microseconds, np.float64, len(microseconds))
+            if (np.abs(floats) < EXACT).all():
+                whole = floats.astype(np.int64)
+                return whole * 1000 + np.rint((floats - whole) * 1000).astype(np.int64)
+        if float in kinds:
             raise ValueError
-        whole = floats.astype(np.int64)
-        return whole * 1000 + np.rint((floats - whole) * 1000).astype(np.int64)
     return np.array([_exact(str(each)) for each in microseconds])
 
 
 def _exact(digits: str) -> int:
     try:
-        if digits[-4:-3] == ".":  # as the profiler writes it
-            ns = int(digits[:-4] + digits[-3:])
-            return ns if abs(ns) < LATEST * 1000 else MISSING
-        number = Decimal(digits)
-        return int((number * 1000).to_integral_value()) if abs(number) < LATEST else MISSING
+        written = digits[-4:-3] == "."  # as the profiler writes it
+        number: Any = int(digits[:-4] + digits[-3:]) if written else Decimal(digits) * 1000
+        return round(number) if abs(number) < LATEST * 1000 else MISSING
     except (ValueError, DecimalException):
         return MISSING
