@@ -15,7 +15,7 @@ from wanreport.analysis.overlap import shares
 from wanreport.report import render
 from wanreport.traces import copies as c
 from wanreport.traces import read
-from wanreport.traces.events import Lanes, Trace
+from wanreport.traces.events import Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED, PAGEABLE = "Memcpy HtoD (Pinned -> Device)", "Memcpy HtoD (Pageable -> Device)"
@@ -144,16 +144,15 @@ def test_a_trace_agrees_with_the_runs_own_events(run: str) -> None:
     """
     own, trace = shares(RUNS).loc[run], read(TRACED[run] / "rank0.json.gz")
     assert c.summary([trace]).copies_ns[0] / 1e6 == pytest.approx(own.copies_ms, rel=1e-3)
-    _, ran = next(trace.devices())
-    kernels = ran[ran.kind.isin(["kernel", "collective"])]
+    _, lanes = next(c.devices(trace))
+    kernels = lanes.ran[lanes.ran.kind.isin(["kernel", "collective"])]
     kernels = kernels.sort_values("start_ns", ignore_index=True)
     at = np.flatnonzero((kernels.kind == "collective") & kernels.name.str.contains("SendRecv"))
     into = kernels.name.str.contains("sdpa").to_numpy()[at + 1]  # attention follows
     start, end = at - np.where(into, 4, 0), at + np.where(into, 0, 1)
     wide = pd.DataFrame({"start_ns": kernels.start_ns.to_numpy()[start],
                          "end_ns": kernels.end_ns.to_numpy()[end]})  # fmt: skip
-    lanes = Lanes(ran)
-    copying = lanes.at(ran[ran.direction == "HtoD"])
+    copying = lanes.at(lanes.down)
     apart = lanes.ns(copying & ~lanes.at(wide)) / lanes.ns(copying)
     assert apart == pytest.approx(own.hidden, abs=5e-3)
     assert (wide.end_ns - wide.start_ns).sum() / 2e9 == pytest.approx(own.collectives_s, rel=5e-3)

@@ -63,17 +63,21 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
 class Device(Lanes):
     """What a device ran, its copies, and when its kernels compute and its collectives run."""
 
-    def __init__(self, names: dict[str, Any], ran: pd.DataFrame, copies: pd.DataFrame) -> None:
+    def __init__(self, trace: Trace, number: int | None, ran: pd.DataFrame) -> None:
         super().__init__(ran)
-        self.names, self.ran, self.copies = names, ran, copies[copies.device == names["device"]]
+        copies = copies_of(trace)
+        self.ran, self.copies = ran, copies[copies.device == number]
+        self.names = {name: trace.facts[name] for name in ("file", "rank")} | {"device": number}
         self.down = self.copies[self.copies.direction == "HtoD"]
         self.compute, self.met = (self.at(ran[ran.kind == k]) for k in ("kernel", "collective"))
 
 
-def _devices(traces: Iterable[Trace]) -> Iterator[tuple[Trace, Device]]:
+def devices(*traces: Trace) -> Iterator[tuple[Trace, Device]]:
+    """Yield each trace's devices; one with the number None if nothing ran on any."""
     for trace in traces:
-        copies = copies_of(trace)
-        yield from ((trace, Device(names, ran, copies)) for names, ran in trace.devices())
+        ran = trace.events[trace.events.kind.isin(ON_GPU)]
+        for number, own in ran.groupby("device") if len(ran) else [(None, ran)]:
+            yield trace, Device(trace, number, own)
 
 
 def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
@@ -90,7 +94,7 @@ def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
     beside one, if they elsewhere run at `link_gb_s`, the link's own rate.
     """
     rows = []
-    for trace, device in _devices(traces):
+    for trace, device in devices(*traces):
         calls = memcpy_calls(trace)
         if len(device.ran) < trace.events.kind.isin(ON_GPU).sum():  # others are not its own
             calls = calls[calls.index.isin(device.ran.call)]
@@ -150,7 +154,7 @@ def bandwidth(
     link. Copies without bytes are ``unsized`` and in no other column but ``copies``.
     """
     rows: list[dict[str, Any]] = []
-    for trace, device in _devices(traces):
+    for trace, device in devices(*traces):
         peak = peak_gb_s or link(trace, device.names["device"])
         span = device.ran.end_ns.max() - device.ran.start_ns.min()
         for direction, these in device.copies.groupby("direction", observed=True):
@@ -196,7 +200,7 @@ def budget(
     Bytes to the device and time in which kernels compute are means over complete steps.
     """
     rows: list[dict[str, Any]] = []
-    for trace, device in _devices(traces):
+    for trace, device in devices(*traces):
         steps, own = trace.steps.step[trace.steps.complete], device.down.dropna(subset="bytes")
         kernels = device.ran[device.ran.kind == "kernel"]
         busy = [device.ns(device.at(kernels[kernels.step == step])) for step in steps]
@@ -212,14 +216,14 @@ def budget(
     return pd.DataFrame(rows)
 
 
-def contention(ran: pd.DataFrame) -> dict[str, dict[str, list[float]]]:
+def contention(lanes: Device) -> dict[str, dict[str, list[float]]]:
     """How long all-to-alls take beside copies, and copies beside all-to-alls, over lone ones.
 
     Of what a device ran: times of the first that run ``alone``, or ``beside`` the other, over the
     median of lone ones of the same name and bytes. An all-to-all must be beside copies for half of
     its time; a copy, which takes longer, only meet one. What meets other collectives is left out.
     """
-    lanes, met = Lanes(ran), ran[ran.kind == "collective"]
+    ran, met = lanes.ran, lanes.ran[lanes.ran.kind == "collective"]
     exchange, found = like(met, "SendRecv|AllToAll"), {}
     others, both = lanes.at(met[~exchange]), (met[exchange], ran[ran.direction.isin(HOST)])
     for name, (some, other), least in (("all-to-alls", both, 0.5), ("copies", both[::-1], 0.0)):
@@ -269,7 +273,7 @@ def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
     named = pd.DataFrame(parts, columns=["bytes", "tensor"])
     named = named.groupby("bytes").tensor.agg(tensor=" / ".join, candidates="size")
     keys = ["file", "rank", "device", "bytes"]
-    copied = [device.down.assign(**device.names)[keys] for _, device in _devices(traces)]
+    copied = [device.down.assign(**device.names)[keys] for _, device in devices(*traces)]
     found = pd.concat(copied).dropna(subset="bytes").groupby(keys, dropna=False).size()
     found = found.rename("copies").reset_index().join(named, on="bytes")
     found["total_bytes"] = found.bytes * found.copies

@@ -16,7 +16,7 @@ Missing is never 0: what a file lacks is said by its `quality`, and figures of i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +55,6 @@ class Trace(NamedTuple):
     steps: pd.DataFrame
     quality: pd.DataFrame
     facts: dict[str, Any]
-
-    def devices(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Yield what names each device in tables, and what it ran; device None if none ran."""
-        ran, names = self.events[self.events.kind.isin(ON_GPU)], ("file", "rank")
-        for device, own in ran.groupby("device") if len(ran) else [(None, ran)]:
-            yield {name: self.facts[name] for name in names} | {"device": device}, own
 
 
 class Rows:

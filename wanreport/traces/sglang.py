@@ -205,7 +205,7 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
             "steps": int(steps.complete.sum()),
-            "contention": copies.contention(next(trace.devices())[1]),
+            "contention": copies.contention(next(copies.devices(trace))[1]),
             **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
