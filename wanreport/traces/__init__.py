@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,10 @@ def read(path: str | Path) -> Trace:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            exported = file.read(16) == b"SQLite format 3\0"
-        return nsight.read(path) if exported else kineto.Reader(path).trace()
+            if file.read(16) != b"SQLite format 3\0":
+                return kineto.Reader(path).trace()
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            return nsight.read(path, database)
     except (FileError, OSError, sqlite3.Error, pd.errors.DatabaseError) as error:
         raise FileError(f"{path}: {error}; {FIX}") from error

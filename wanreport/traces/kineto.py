@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -123,14 +124,15 @@ class Reader:
         del found  # it holds the buffer
         around = self.buffer[: min(end, MOST_AROUND)]
         del self.buffer[:end]
-        idle, last = 0, False
-        while not (last or self.over or self.rows.size >= MOST_EVENTS):
-            last = not next(self.more, False)
-            before, done = self.count, self._batch(last)
+        idle = 0
+        for more in chain(self.more, [False]):
+            before, done = self.count, self._batch(last=not more)
             del self.buffer[:done]
             idle = 0 if self.count > before else idle + done
             if idle + len(self.buffer) > MOST_BETWEEN:
                 raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
+            if self.over or self.rows.size >= MOST_EVENTS:
+                break
         while self.over and next(self.more, False):
             del self.buffer[2 * MOST_AROUND :]
         around += self.buffer[: 2 * MOST_AROUND] if self.over else b""

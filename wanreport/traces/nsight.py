@@ -7,7 +7,6 @@ columns, which differ between versions. Times are in ns since the capture began.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,9 @@ NUMBERS = {"start": "start_ns", "end": "end_ns", "bytes": "bytes", "deviceId": "
            "correlationId": "correlation"}  # fmt: skip
 
 
-def read(path: Path) -> Trace:
-    """Read an export."""
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        database.text_factory = lambda text: text.decode("utf-8", "replace")
-        return _read(path, database)
-
-
-def _read(path: Path, database: sqlite3.Connection) -> Trace:
+def read(path: Path, database: sqlite3.Connection) -> Trace:
+    """Read an export, opened as a database."""
+    database.text_factory = lambda text: text.decode("utf-8", "replace")
     there = {tuple(pair) for pair in database.execute(
         "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c")}  # fmt: skip
     if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table, _ in there):

@@ -107,8 +107,8 @@ def import_run(
         **_filled(said, job, shift), **_outcome(said, job),
         machine={
             "class": board, "slug": slug, "device": "cuda", "gpu_name": place.gpu,
-            "gpu_count": place.count, "interconnect": place.interconnect,
-            "driver": place.driver, "node": place.node,
+            "gpu_count": place.count,
+            **place.model_dump(include={"interconnect", "driver", "node"}),
         },
         software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
