@@ -38,6 +38,7 @@ from wanreport.traces.copies import (
     ALLOCATIONS,
     bandwidth,
     budget,
+    devices,
     summary,
     tensors,
     waits,
@@ -93,7 +94,7 @@ LANES = {"kernel": "kernels", "collective": "collectives", "copy": "copies from 
 
 def excerpt(trace, device, most=300):
     """Cut out the time around the middle one of the device's long copies, a few copies each way."""
-    ran = next(ran for names, ran in trace.devices() if names["device"] == device)
+    ran = next(each.ran for _, each in devices(trace) if each.names["device"] == device)
     ran = ran[(ran.kind != "copy") | (ran.direction == "HtoD")].sort_values("start_ns")
     copies = ran[ran.kind == "copy"]
     long = copies[copies.ns >= copies.ns.quantile(0.75)]

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+
+import pandas as pd
 
 from wanreport.records.files import FileError
 from wanreport.traces import kineto, nsight
 from wanreport.traces.events import Trace
 
+FIX = ("give a JSON file of torch.profiler, gzipped or not, or what `nsys export --type sqlite`"
+       " makes of a report")  # fmt: skip
+
 
 def read(path: str | Path) -> Trace:
-    """Read a trace of torch.profiler (JSON, gzipped or not) or of Nsight Systems (SQLite).
-
-    Raises FileError, naming the file and what to do, where it holds no trace.
-    """
+    """Read a trace of torch.profiler or of Nsight Systems; FileError, naming it, if it is none."""
     path = Path(path)
     try:
         with path.open("rb") as file:
-            exported = file.read(16) == b"SQLite format 3\0"
-        return nsight.read(path) if exported else kineto.Reader(path).trace()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+            if file.read(16) != b"SQLite format 3\0":
+                return kineto.Reader(path).trace()
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            return nsight.read(path, database)
+    except (FileError, OSError, sqlite3.Error, pd.errors.DatabaseError) as error:
+        raise FileError(f"{path}: {error}; {FIX}") from error

@@ -60,12 +60,22 @@ def summarised(trace: Trace) -> dict[str, Any]:
     """
     events, gpus, steps = trace.events, trace.facts["gpus"], trace.steps
     own, rates, found = copies.copies_of(trace), copies.bandwidth([trace]), copies.summary([trace])
-    devices = {
-        str(row["device"]): _of_device(
-            row, *(some[some.device == row["device"]] for some in (own, rates))
-        )
-        for row in found[found.step.isna() & found.device.notna()].to_dict("records")
-    }
+    devices: dict[str, dict[str, Any]] = {}
+    for row in found[found.step.isna() & found.device.notna()].to_dict("records"):
+        here, met, both = row["device"], row["collectives_ns"], row["both_ns"]
+        mine, speeds = own[own.device == here], rates[rates.device == here].groupby("direction")
+        devices[str(here)] = {
+            "kernels": row["kernels"], "nccl_kernels": row["collectives"],
+            "compute_busy_ns": row["kernels_ns"], "nccl_busy_ns": met, "compute_and_nccl_ns": both,
+            "hta_style_comm_overlap_pct": round(100 * both / met, 2) if met else None,
+            "memcpy_by_name": {name: {"count": n} for name, n in _counts(mine.name)},
+        } | {str(rate["direction"]): {
+            "count": rate["copies"] - rate["unsized"],
+            **{key: None if pd.isna(rate[name]) else rate[name] for key, name in KEYS.items()},
+            "memory": dict(_counts(mine.memory[mine.direction == rate["direction"]])),
+            "sizes": [[int(size), n] for size, n in
+                      _counts(mine.bytes[mine.direction == rate["direction"]].dropna())[:20]],
+        } for rate in speeds.tail(1).to_dict("records")}  # fmt: skip
     memcpys, calls = copies.memcpy_calls(trace), events[events.kind == "call"]
     by_name = {"sync_calls": calls[like(calls, copies.SYNCS)],
                "sync_events": events[events.kind == "sync"],
@@ -85,25 +95,6 @@ def summarised(trace: Trace) -> dict[str, Any]:
         "memcpy_without_runtime_call":
             int((events.call[events.kind == "copy"] < 0).sum()) if devices else None,
     }  # fmt: skip
-
-
-def _of_device(row: dict[str, Any], own: pd.DataFrame, rates: pd.DataFrame) -> dict[str, Any]:
-    met, both = row["collectives_ns"], row["both_ns"]
-    found: dict[str, Any] = {
-        "kernels": row["kernels"], "nccl_kernels": row["collectives"],
-        "compute_busy_ns": row["kernels_ns"], "nccl_busy_ns": met, "compute_and_nccl_ns": both,
-        "hta_style_comm_overlap_pct": round(100 * both / met, 2) if met else None,
-        "memcpy_by_name": {name: {"count": n} for name, n in _counts(own.name)},
-    }  # fmt: skip
-    for rate in rates.groupby("direction").tail(1).to_dict("records"):
-        some = own[own.direction == rate["direction"]]
-        found[str(rate["direction"])] = {
-            "count": rate["copies"] - rate["unsized"],
-            **{key: None if pd.isna(rate[name]) else rate[name] for key, name in KEYS.items()},
-            "memory": dict(_counts(some.memory)),
-            "sizes": [[int(size), n] for size, n in _counts(some.bytes.dropna())[:20]],
-        }  # fmt: skip
-    return found
 
 
 def _counts(values: pd.Series) -> list[tuple[Any, int]]:

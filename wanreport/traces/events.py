@@ -4,8 +4,7 @@
                  host; sync: a wait, as the GPU saw it; step; memory: the allocator's
     start_ns, end_ns, ns    integers; an event ends before end_ns
     device, stream, process, thread    -1 where it has none
-    bytes        of a copy, a memset, what a collective sends or (signed) an allocation; missing
-                 where not recorded
+    bytes        of a copy, a memset, what a collective sends or (signed) an allocation
     direction, memory   of a copy: HtoD, DtoH, DtoD, PtoP, ...; the host's side of it: pinned,
                  pageable, managed or unknown, and "" between devices
     call         the row of the API call that launched a GPU event, -1 if it is not in the file
@@ -17,7 +16,7 @@ Missing is never 0: what a file lacks is said by its `quality`, and figures of i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +38,14 @@ LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
 
 TIMES, LINK = ["start_ns", "end_ns"], ["process", "correlation"]
 NUMBERS = ["device", "stream", "process", "thread", *TIMES, "bytes", "correlation"]
-COLUMNS: dict[str, Any] = {"kind": KIND, "name": np.int32, **dict.fromkeys(NUMBERS, np.int64)}
+COLUMNS: dict[str, Any] = {"kind": np.int8, "name": np.int32, **dict.fromkeys(NUMBERS, np.int64)}
 
 
 class Trace(NamedTuple):
     """One file.
 
-    `steps` are the host's: ``step``, ``name``, ``start_ns``, ``end_ns``, ``process``, ``complete``.
+    `steps` are the host's: ``step``, ``name``, ``process``, times, how many GPU events they
+    ``launched``, of which so many are ``lost``, and if all but 1 % are there: ``complete``.
     `quality` is what to know first: ``check``, ``count``, ``what``; ``bad`` where figures lack
     something. `facts` are ``file``, ``format``, ``size_bytes``, ``rank``, ``events`` (in the file),
     ``gpus`` (names by device), ``finished`` (whether its end is there; None if it does not say).
@@ -56,33 +56,29 @@ class Trace(NamedTuple):
     quality: pd.DataFrame
     facts: dict[str, Any]
 
-    def devices(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Yield what names each device in tables, and what it ran; device None if none ran."""
-        ran, names = self.events[self.events.kind.isin(ON_GPU)], ("file", "rank")
-        for device, own in ran.groupby("device") if len(ran) else [(None, ran)]:
-            yield {name: self.facts[name] for name in names} | {"device": device}, own
-
 
 class Rows:
-    """Batches of events, the names that they refer to by number, and notes."""
+    """Batches of columns, the names that they refer to by number, and notes."""
 
     def __init__(self) -> None:
-        self.batches = [pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)]
+        self.columns = {name: bytearray() for name in COLUMNS}
         self.names: dict[str, int] = {}
         self.notes: list[tuple[str, int, bool, str]] = []
         self.size = self.odd = 0
 
     def add(self, name: Sequence[str], **columns: Any) -> None:
         """Take a batch, without what ends before it begins; too many names share one."""
-        codes, different = pd.factorize(np.array(name, object))
-        numbers, names = np.zeros(len(different), np.int32), self.names
-        for at, each in enumerate(different):
+        numbers, names = dict[str, int](), self.names
+        for each in {*name}:
             short = each[:LONGEST_NAME].encode("utf-8", "replace").decode()
             short = short if short in names or len(names) < MOST_NAMES else "(other)"
-            numbers[at] = names.setdefault(short, len(names))
-        batch = pd.DataFrame({"name": numbers[codes], **columns})
-        good = (batch.start_ns > MISSING) & (batch.end_ns >= batch.start_ns)
-        self.batches.append(batch[good].astype(COLUMNS))
+            numbers[each] = names.setdefault(short, len(names))
+        columns["name"] = np.array([numbers[each] for each in name])
+        start, end = columns["start_ns"], columns["end_ns"]
+        good = np.asarray((start > MISSING) & (end >= start))
+        for column, kind in COLUMNS.items():
+            values = np.broadcast_to(np.asarray(columns[column], kind), good.shape)
+            self.columns[column] += values[good].tobytes()
         self.size += int(good.sum())
         self.odd += int((~good).sum())
 
@@ -93,19 +89,27 @@ class Rows:
 
     def trace(self, file: Path, whole: bool, shift: int = 0, **facts: Any) -> Trace:
         """Make the trace; `whole`: the file has all that ran on a GPU; `shift`: its time 0."""
-        events, note = pd.concat(self.batches, ignore_index=True), self.note
-        self.batches.clear()
+        note = self.note
+        events = pd.DataFrame({name: np.frombuffer(self.columns[name], kind)
+                               for name, kind in COLUMNS.items()}, copy=False)  # fmt: skip
+        events["kind"] = pd.Categorical.from_codes(events.kind, dtype=KIND)
         events[TIMES] += shift
         events["ns"] = events.end_ns - events.start_ns
         events["name"] = pd.Categorical.from_codes(events.name, [*self.names] or [""])
         events.loc[(events.kind == "kernel") & like(events, "nccl|rccl"), "kind"] = "collective"
-        for column, told in _copied(pd.Series(events.name.cat.categories)).items():
+        parts = pd.Series(events.name.cat.categories, dtype="string").str.extract(COPIES)
+        source, target = (parts[end].str[0].str.upper() for end in (0, 1))
+        side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
+        side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
+        side = side.where((source == "H") | (target == "H") | source.isna(), "")
+        way = (source + "to" + target).fillna("unknown")
+        for column, told in {"direction": way, "memory": side}.items():
             known = told.astype("category").iloc[events.name.cat.codes].set_axis(events.index)
             events[column] = known.where(events.kind == "copy")
         nbytes = events.bytes.to_numpy()
         events["bytes"] = pd.arrays.IntegerArray(nbytes, nbytes == MISSING)
-        events["call"] = _calls(events)
-        steps, lost, launched = _steps(events, whole)
+        _link(events)
+        steps = _steps(events, whole)
         left = steps.step[~steps.complete]
         # Only the columns that are looked at: a copy of all would be the peak of memory.
         ran = events.loc[events.kind.isin(ON_GPU), ["call", "step"]]
@@ -113,7 +117,8 @@ class Rows:
         note("times", self.odd, "left out, as they have no times or wrong ones")
         note("no GPU events", ran.empty, "which is not to say that there were no copies")
         note("incomplete steps", len(left), f"{', '.join(map(str, left))} have no figures")
-        note("launches without GPU event", lost, f"of {launched:,} in steps", len(left))
+        launches = f"of {steps.launched.sum():,} in steps"
+        note("launches without GPU event", steps.lost.sum(), launches, len(left))
         note("copies without bytes", copies.bytes.isna().sum(), "left out of bytes and rates")
         note("copies of no time", (copies.ns == 0).sum(), "left out of rates", bad=False)
         note("copies without call", (copies.call < 0).sum(), "may block or not", False)
@@ -133,32 +138,19 @@ def like(events: pd.DataFrame, pattern: str) -> np.ndarray:
     return np.asarray(names.categories.str.contains(pattern, case=False)[names.codes])
 
 
-def _copied(names: pd.Series) -> pd.DataFrame:
-    """Where copies of these names go, and what memory the host's side is in."""
-    parts = names.astype("string").str.extract(COPIES)
-    source, target = (parts[end].str[0].str.upper() for end in (0, 1))
-    side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
-    side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
-    memory = side.where((source == "H") | (target == "H") | source.isna(), "")
-    return pd.DataFrame({"direction": (source + "to" + target).fillna("unknown"), "memory": memory})
-
-
-def _calls(events: pd.DataFrame) -> np.ndarray:
-    """For each GPU event the row of the first call with its correlation; -1 for all others."""
+def _link(events: pd.DataFrame) -> None:
+    """Set for each GPU event the row of the first call with its correlation; -1 for all others."""
     linked, launching = events.correlation > 0, events.kind == "call"
     begun = events.start_ns[linked & launching].sort_values(kind="stable")
     calls = events.loc[begun.index, LINK].drop_duplicates().reset_index(names="call")
     ran = events.loc[linked & events.kind.isin(ON_GPU), LINK].reset_index(names="row")
     ran = ran.merge(calls, on=LINK)
-    found = np.full(len(events), -1, np.int32)
-    found[ran.row] = ran.call
-    return found
+    events["call"] = np.int32(-1)
+    events.loc[ran.row, "call"] = ran.call.to_numpy(np.int32)
 
 
-def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
-    """Set each event's step. Returns the steps, of which those are complete that have what they
-    launched; and how many launches have no event on a GPU, of how many.
-    """
+def _steps(events: pd.DataFrame, whole: bool) -> pd.DataFrame:
+    """Set each event's step; returns the steps."""
     steps = events.loc[events.kind == "step", ["name", "process", *TIMES]].astype({"name": str})
     profilers = steps.name.str.startswith("ProfilerStep")
     steps = steps[profilers | ~profilers.any()].sort_values("start_ns", ignore_index=True)
@@ -167,8 +159,7 @@ def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
         steps["step"] = steps.groupby("process").cumcount().astype("int32")
     found = np.full(len(events), -1, np.int32)
     for process, begun in events.groupby("process").start_ns if len(steps) else ():
-        own = steps[steps.process == process]
-        own = own if len(own) else steps
+        own = steps[(steps.process == process) | ~(steps.process == process).any()]
         last = np.searchsorted(own.start_ns, begun, "right") - 1
         inside = (last >= 0) & (begun < own.end_ns.to_numpy()[last])
         found[begun.index[inside]] = own.step.to_numpy()[last[inside]]
@@ -177,11 +168,10 @@ def _steps(events: pd.DataFrame, whole: bool) -> tuple[pd.DataFrame, int, int]:
     events["step"] = pd.arrays.IntegerArray(found, found < 0)
     launches = events[(events.kind == "call") & (events.correlation > 0) & like(events, LAUNCHES)]
     alone = launches[~launches.index.isin(events.call)]
-    launched, lost = (steps.step.map(each.step.value_counts()).fillna(0).astype(int)
-                      for each in (launches, alone))  # fmt: skip
+    for name, each in {"launched": launches, "lost": alone}.items():
+        steps[name] = steps.step.map(each.step.value_counts()).fillna(0).astype(int)
     ran = steps.step.isin(events.step[events.kind.isin(ON_GPU)])
-    steps["complete"] = whole & ran & (lost <= launched / 100)
-    return steps, int(lost.sum()), int(launched.sum())
+    return steps.assign(complete=whole & ran & (steps.lost <= steps.launched / 100))
 
 
 class Lanes:
@@ -212,7 +202,6 @@ class Lanes:
 
 def in_ms(table: pd.DataFrame) -> pd.DataFrame:
     """A table with all its ns in ms, to be read by people."""
-    names = {name: name[:-2] + "ms" for name in table if name.endswith("_ns")}
-    names |= {"ns": "time_ms"} if "ns" in table else {}
+    names = {name: f"{name[:-2] or 'time_'}ms" for name in table if name.endswith("ns")}
     times = {name: table[name].astype("Float64") / 1e6 for name in names}
     return table.assign(**times).rename(columns=names)

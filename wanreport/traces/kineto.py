@@ -15,18 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import KIND, MISSING, MOST_EVENTS, ON_GPU, STEPS, Rows, Trace
+from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
-CHUNK, BATCH = 1 << 20, 4 << 20
+BATCH = 1 << 18  # bytes at once: all that is made of them stays in the processor's cache
+LONGEST = 1 << 20  # bytes of one event
 MOST_BETWEEN = 16 << 20  # bytes that may pass without an event; real ones have a few thousand
 MOST_AROUND = 1 << 20  # bytes kept of what stands before and after the events
 LATEST = 4 * 10**15  # microseconds since 1970: beyond the year 2090 no time is one
@@ -34,16 +35,16 @@ EXACT = 2.0**43  # below, a float of microseconds with three decimals stands for
 DAY = 86_400 * 10**9  # no event of a profile is longer
 
 BEGIN = re.compile(rb'\A(?:\xef\xbb\xbf)?\s*\[|"traceEvents"\s*:\s*\[')
-BETWEEN = re.compile(rb'(?<=\})\s*,\s*(?=\{\s*")')
+LAST = re.compile(rb'.*\}\s*(,)\s*(?=\{\s*")', re.DOTALL)  # the last place between two events
 AGAIN = re.compile(
     r'\}\s*(?:,\s*(?=\{\s*"(?:ph|name|cat|pid|ts|args)"\s*:)|(?=\]\s*(?:,\s*"\w+"\s*:|\}?\s*\Z)))'
 )
 GAP = re.compile(r"[\s,\x00]*")
-CATEGORIES = {  # the profiler writes what it has of a GPU before the "end"
-    "kernel": "kernel", "memcpy": "copy", "memset": "memset", "runtime": "call",
-    "driver": "call", "cuda_sync": "sync", "cpu_instant_event": "memory",
-    "user_annotation": "step", "operator": "step", "trace": "end",
-    "": "end",
+CALL, STEP, MEMORY, END = *map(KINDS.index, ("call", "step", "memory")), len(KINDS)
+CATEGORIES = {  # the profiler writes what it has of a GPU before the end
+    "kernel": 0, "memcpy": KINDS.index("copy"), "memset": KINDS.index("memset"),
+    "runtime": CALL, "driver": CALL, "cuda_sync": KINDS.index("sync"), "cpu_instant_event": MEMORY,
+    "user_annotation": STEP, "operator": STEP, "trace": END, "": END,
 }  # fmt: skip
 LOST = (  # what the profiler says of events that it did not keep, and if steps may lack them
     (r"Exceeded max GPU buffer count", "the profiler's buffers were full; it stopped there", True),
@@ -80,158 +81,145 @@ class _Event(msgspec.Struct, gc=False):
 
 NO_ARGS = _Args()
 FLOATS = msgspec.json.Decoder(list[_Event])
-DECIMALS = msgspec.json.Decoder(list[_Event], float_hook=Decimal)
-ONE = json.JSONDecoder(parse_float=Decimal)
-WRONG = (msgspec.MsgspecError, ValueError, RecursionError, DecimalException)
+DIGITS = msgspec.json.Decoder(list[_Event], float_hook=str)  # slower
+ONE = json.JSONDecoder(parse_float=str, parse_constant=str)
+WRONG = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Reader:
     """One file; what is lost of a damaged one is said in the trace's quality."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.chunks = path, Rows(), self._inflated()
-        self.threads: dict[tuple[int | str, int | str], int] = {}
-        self.buffer = bytearray()
+        self.path, self.rows, self.more = path, Rows(), self._filled()
+        self.buffer, self.decoder = bytearray(), FLOATS
         self.count = self.skipped = self.size = 0  # events, what is none, bytes of JSON
         self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
-    def _inflated(self) -> Iterator[bytes]:
-        """The file's bytes, inflated where it is gzipped; never more than a chunk at once."""
+    def _filled(self) -> Iterator[bool]:
+        """Fill the buffer by a batch of the file each time, inflated where it is gzipped."""
         with self.path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
-                yield from iter(partial(file.read1, CHUNK), b"")
+                for chunk in iter(partial(file.read1, BATCH), b""):
+                    self.size += len(chunk)
+                    self.buffer += chunk
+                    yield True
             except EOFError:
                 self.rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
             except (gzip.BadGzipFile, zlib.error) as error:
                 self.damaged = True
-                what = f"the gzip stream is damaged before byte {raw.tell():,} ({error});"
-                self.rows.note("corrupt", 1, f"{what} any number of it may be wrong")
-
-    def _more(self) -> bool:
-        chunk = next(self.chunks, b"")
-        self.size += len(chunk)
-        self.buffer += chunk
-        return bool(chunk)
+                self.rows.note("corrupt", 1, f"before byte {raw.tell():,} of gzip ({error}); any"
+                               " number of it may be wrong")  # fmt: skip
 
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
-        while not (found := BEGIN.search(self.buffer)):
-            if len(self.buffer) > MOST_BETWEEN or not self._more():
-                raise self._no_trace(f'no "traceEvents" in its first {self.size:,} bytes')
+        while not (found := BEGIN.search(self.buffer, max(0, len(self.buffer) - 2 * BATCH))):
+            if len(self.buffer) > MOST_BETWEEN or not next(self.more, False):
+                raise FileError(
+                    f'is not a trace: no "traceEvents" in its first {self.size:,} bytes'
+                )
         end = found.end()
         del found  # it holds the buffer
         around = self.buffer[: min(end, MOST_AROUND)]
         del self.buffer[:end]
-        wanted, idle, last = BATCH, 0, False
-        while not (last or self.over or self.rows.size >= MOST_EVENTS):
-            last = not self._more()
-            if len(self.buffer) < wanted and not last:
-                continue
-            before, done = self.count, self._batch(last)
+        idle = 0
+        for more in chain(self.more, [False]):
+            before, done = self.count, self._batch(last=not more)
             del self.buffer[:done]
-            wanted = BATCH if done else 2 * len(self.buffer)
             idle = 0 if self.count > before else idle + done
             if idle + len(self.buffer) > MOST_BETWEEN:
-                raise self._no_trace(f"more than {MOST_BETWEEN:,} bytes of it are not events")
-        inside = "inside an event" if self.buffer.strip(b"\0 \t\r\n,") else "after an event"
-        while self.over and self._more():
+                raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
+            if self.over or self.rows.size >= MOST_EVENTS:
+                break
+        while self.over and next(self.more, False):
             del self.buffer[2 * MOST_AROUND :]
         around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
-        odd = self.count or self.skipped or (self.buffer and b"traceEvents" not in around)
-        if odd and not self.phases:
-            raise self._no_trace("its list holds no events")
-        return self._told(inside, around.decode("utf-8", "replace"))
+        if not self.phases and (self.count or self.skipped or b"traceEvents" not in around):
+            raise FileError("is not a trace: its list holds no events")
+        return self._told(around.decode("utf-8", "replace"))
 
     def _batch(self, last: bool) -> int:
         """Take the buffer's events up to the last complete one; returns its bytes done with."""
-        near = max(0, len(self.buffer) - (1 << 16))
-        if not last and (gaps := [gap.span() for gap in BETWEEN.finditer(self.buffer, near)]):
-            with suppress(*WRONG):
-                data = b"".join((b"[", memoryview(self.buffer)[: gaps[-1][0]], b"]"))
-                events = FLOATS.decode(data)
-                if any(type(event.ts) is float and event.ts >= EXACT for event in events):
-                    events = DECIMALS.decode(data)
-                self._keep(events)
-                return gaps[-1][1]
-        return self._one_by_one(last)
-
-    def _one_by_one(self, last: bool) -> int:
+        gap = None if last else LAST.match(self.buffer, max(0, len(self.buffer) - (1 << 16)))
+        if gap:
+            comma, end = gap.start(1), gap.end()
+            del gap  # it holds the buffer
+            data = b"".join((b"[", memoryview(self.buffer)[:comma], b"]"))
+            for decoder in (self.decoder, DIGITS):
+                with suppress(*WRONG):
+                    self._keep(decoder.decode(data))
+                    self.decoder = decoder
+                    return end
         text, at = self.buffer.decode("utf-8", "surrogateescape"), 0
         events: list[_Event] = []
         while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             if text[at] == "]":
                 self.over, at = True, at + 1
                 break
-            end = None
+            end = 0
             try:
                 value, end = ONE.raw_decode(text, at)
                 events.append(msgspec.convert(value, _Event))
             except WRONG:
-                if end is None:
-                    if not last and len(text) - at < CHUNK:
+                if not end:
+                    again = AGAIN.search(text, at + 1)
+                    if not again or not last and len(text) - at < LONGEST:
                         break  # the rest of it may be on its way
-                    if (following := AGAIN.search(text, at + 1)) is None:
-                        break
-                    end = following.end()
+                    end = again.end()
                 self.skipped += 1
             at = end
         self._keep(events)
         return len(text[:at].encode("utf-8", "surrogateescape"))
 
-    def _keep(self, all_events: list[_Event]) -> None:
-        """Keep the events that are of use."""
-        self.count += len(all_events)
-        self.phases |= bool(all_events and all_events[0].ph)
-        events, kinds = [], []
-        for event in all_events:
-            kind = _kind(event.cat)
-            if kind == "end":
-                self.finished |= event.name == "Record Window End"
-                self.past_gpu |= self.finished or event.cat == "Trace"
-            elif kind == "memory" or event.ph == "X" and kind and (
-                kind != "step" or STEPS.fullmatch(event.name)
-            ):  # fmt: skip
-                events.append(event)
-                kinds.append(kind)
-        if not events:
-            return
-        kind, threads = pd.Series(kinds, dtype=KIND), self.threads
-        args = [event.args or NO_ARGS for event in events]
+    def _keep(self, events: list[_Event]) -> None:
+        """Keep the events that are of use; ValueError where a float does not tell a time."""
+        some = [
+            each for each in events if (kind := _kind(each.cat)) is not None
+            and (each.ph == "X" if kind < STEP else self._of_use(each, kind))
+        ]  # fmt: skip
         names, pids, tids, starts, lengths = (
-            [*map(attrgetter(key), events)] for key in ("name", "pid", "tid", "ts", "dur")
+            [*map(attrgetter(key), some)] for key in ("name", "pid", "tid", "ts", "dur")
         )
+        start, ns, pid, tid = _ns(starts), _ns(lengths), integers(pids), integers(tids)
+        self.count += len(events)
+        self.phases |= bool(events and events[0].ph)
+        args = [each.args or NO_ARGS for each in some]
         device, stream, correlation, nbytes, allocated, to, sent = (
             integers([*map(attrgetter(key), args)]) for key in _Args.__struct_fields__[:-1]
         )
-        width = np.array([WIDTHS.get(each.dtype, 0) for each in args])
-        sends = (width > 0) & (sent > 0) & (sent < 1 << 56)
-        start, length = _ns(starts), np.where(kind == "memory", 0, _ns(lengths))
-        fine = (start != MISSING) & (length >= 0) & (length <= DAY)
+        kinds = np.array([_kind(each.cat) for each in some], np.int8)
+        ns[kinds == MEMORY] = 0
+        fine = (start != MISSING) & (ns >= 0) & (ns <= DAY)
+        width = integers([WIDTHS.get(each.dtype, 0) for each in args])
+        sent = np.where((sent > 0) & (sent < 1 << 56), sent, 0) * width
         self.rows.add(
-            names, kind=kind, start_ns=start, end_ns=np.where(fine, start + length, MISSING),
-            device=np.select([device >= 0, to >= 0, kind.isin(ON_GPU)],
-                             [device, to, integers(pids)], -1),
+            names, kind=kinds, start_ns=start, end_ns=np.where(fine, start + ns, MISSING),
+            device=np.where(device >= 0, device, np.where((to >= 0) | (kinds >= CALL), to, pid)),
             stream=np.maximum(stream, -1), correlation=np.maximum(correlation, -1), process=0,
-            thread=[threads.setdefault(each, len(threads))
-                    for each in zip(pids, tids, strict=True)],
-            bytes=np.select([sends, nbytes >= 0, kind == "memory"],
-                            [sent * width, nbytes, allocated], MISSING),
+            thread=(pid << 32) ^ tid,
+            bytes=np.where(sent > 0, sent, np.where(nbytes >= 0, nbytes, allocated)),
         )  # fmt: skip
 
-    def _told(self, inside: str, around: str) -> Trace:
+    def _of_use(self, event: _Event, kind: int) -> bool:
+        if kind == END:
+            self.finished |= event.name == "Record Window End"
+            self.past_gpu |= self.finished or event.cat == "Trace"
+        span = event.ph == "X" and kind == STEP
+        return kind == MEMORY or span and STEPS.fullmatch(event.name) is not None
+
+    def _told(self, around: str) -> Trace:
         """Make the trace; what stands around the events tells more of it."""
         note, full = self.rows.note, self.rows.size >= MOST_EVENTS
         cut = not self.over and not full
         note("too many events", full, f"only the first {self.rows.size:,} of use were read")
-        note("cut", cut, f"the file ends {inside}, after {self.count:,} complete events and"
-             f" {self.size:,} bytes of JSON")  # fmt: skip
+        note("cut", cut, f"the file ends after {self.count:,} complete events, and {self.size:,}"
+             " bytes of JSON")  # fmt: skip
         note("skipped", self.skipped, "what was not an event is left out")
         for pattern, what, bad in LOST:
             if found := re.search(pattern, around):
-                note("dropped", int(found[1][:18]) if found.groups() else 1, what, bad)
+                note("dropped", int(found[1][:18]) if found.lastindex else 1, what, bad)
         base = re.search(r'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})', around)
         rank = re.search(r'"rank"\s*:\s*"?(\d{1,9})', around)
         rank = rank or re.search(r"rank[-_]?(\d{1,9})", self.path.name)
@@ -244,40 +232,41 @@ class Reader:
             gpus={int(number): name for number, name in gpus},
         )  # fmt: skip
 
-    def _no_trace(self, why: str) -> FileError:
-        return FileError(
-            f"{self.path}: is not a trace ({why}); give a JSON file of torch.profiler,"
-            " gzipped or not, or an SQLite export of Nsight Systems"
-        )
-
 
 @lru_cache(1000)
-def _kind(category: str) -> str:
+def _kind(category: str) -> int | None:
     """The kind of events of a category: a new one or an old, of CUDA or of HIP."""
     name = category.lower()
-    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?", ""))
+    return CATEGORIES.get(name, CATEGORIES.get(name.rpartition("_")[2] or "?"))
 
 
 def integers(values: Sequence[Any]) -> np.ndarray:
     """An array of integers, with MISSING for what is none."""
     try:
-        return np.array(values, np.int64)
+        return np.fromiter(values, np.int64, len(values))
     except (TypeError, ValueError, OverflowError):
         good = (v if type(v) is int and abs(v) < 1 << 62 else MISSING for v in values)
-        return np.fromiter(good, np.int64)
+        return np.fromiter(good, np.int64, len(values))
 
 
 def _ns(microseconds: Sequence[Any]) -> np.ndarray:
-    """Times in integer nanoseconds, exactly; MISSING for what is none."""
-    with suppress(ValueError, OverflowError):
-        times = np.array(microseconds)
-        most = {"i": LATEST, "f": EXACT}.get(times.dtype.kind)
-        if times.ndim == 1 and most and (np.abs(times) < most).all():
-            whole = times.astype(np.int64)
-            return whole * 1000 + np.rint((times - whole) * 1000).astype(np.int64)
-    found = np.full(len(microseconds), MISSING)
-    for at, value in enumerate(microseconds):
-        with suppress(TypeError, ValueError, DecimalException):  # no number, or NaN
-            if abs(number := Decimal(value)) < LATEST:
-                found[at] = int((number * 1000).to_integral_value())
-    return found
+    """Times in integer ns, MISSING for what is none; ValueError where a float is not exact."""
+    kinds = {*map(type, microseconds)}
+    if kinds <= {int, float}:
+        with suppress(OverflowError):
+            floats = np.fromiter(microseconds, np.float64, len(microseconds))
+            if (np.abs(floats) < EXACT).all():
+                whole = floats.astype(np.int64)
+                return whole * 1000 + np.rint((floats - whole) * 1000).astype(np.int64)
+        if float in kinds:
+            raise ValueError
+    return np.array([_exact(str(each)) for each in microseconds])
+
+
+def _exact(digits: str) -> int:
+    try:
+        written = digits[-4:-3] == "."  # as the profiler writes it
+        number: Any = int(digits[:-4] + digits[-3:]) if written else Decimal(digits) * 1000
+        return round(number) if abs(number) < LATEST * 1000 else MISSING
+    except (ValueError, DecimalException):
+        return MISSING

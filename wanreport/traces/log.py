@@ -47,7 +47,7 @@ ENDED = {  # how a batch system or the kernel ended it: status, what the log say
 
 @dataclass
 class Iteration:
-    """One pass over the schedule, as a log has it; times in seconds, memory in bytes."""
+    """One pass over the schedule; times in seconds, memory in bytes."""
 
     warmup: bool = False
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -80,8 +80,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path, self.args, self.asked = path, dict[str, Any](), dict[str, float]()
-        self.iterations: list[Iteration] = []
-        self.errors: list[str] = []
+        self.iterations, self.errors = list[Iteration](), list[str]()
         self.status = self.version = self.began = self.warming = self.traceback = ""
         self.before: dict[str, float] = {}  # stages ahead of an iteration
         try:
@@ -89,24 +88,22 @@ class Log:
                 for name, pattern in SAYS.items():
                     if found := pattern.search(line):
                         self._take(name, *found.groups())
-                ended = [status for status, pattern in ENDED.items() if pattern.search(line)]
-                self.status = self.status or next(iter(ended), "")
+                ended = next((each for each in ENDED if ENDED[each].search(line)), "")
+                self.status = self.status or ended
                 if ended or self.traceback and RAISED.match(line):
                     self.traceback = ""
                     self.errors = [*self.errors[:9], line.strip()[:LONGEST_ERROR]]
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (OSError, ValueError, RecursionError) as error:  # server_args may be no JSON
+            raise FileError(f"{path}: cannot be read as a log of SGLang ({error})") from error
 
     def iteration(self, name: str = "", again: bool = False) -> Iteration:
         """The iteration that prints something of `ORDER` now; the last one for anything else."""
         place, last = ORDER.index(name) if name else 0, self.iterations[-1:]
         if not last or again or name and place < last[0].seen + (name == "average_s"):
-            if len(self.iterations) >= MOST_ITERATIONS:
-                what = f"has over {MOST_ITERATIONS} iterations; give one job's"
-                raise FileError(f"{self.path}: {what}")
             last = [Iteration(bool(self.warming), self.before)]
-            self.iterations += last
-            self.before = {}
+            self.iterations, self.before = self.iterations + last, {}
+            if len(self.iterations) > MOST_ITERATIONS:
+                raise ValueError(f"over {MOST_ITERATIONS} iterations; give one job's")
         last[0].seen = max(place, last[0].seen)
         return last[0]
 
@@ -120,10 +117,7 @@ class Log:
                 if rate != "?" and at <= total and float(rate) > 0:
                     last.rates.setdefault(at, float(rate) if unit == "s/it" else 1 / float(rate))
             case "args":
-                try:
-                    self.args = json.loads(said)
-                except (ValueError, RecursionError) as error:
-                    raise FileError(f"{self.path}: server_args is not JSON ({error})") from None
+                self.args = json.loads(said)
             case "asked":
                 self.asked[said] = float(more[0])
             case "stage":
@@ -133,7 +127,7 @@ class Log:
                 self.iteration(name).average_s = float(said)
             case "peaks" | "peak_mb":
                 size, last = 2**20 if name == "peak_mb" else 2**30, self.iteration()
-                found = [round(float(each) * size) for each in (said, *more)]
+                found = (round(float(each) * size) for each in (said, *more))
                 names = ("reserved_bytes", "allocated_bytes")
                 last.memory = last.memory or dict(zip(names, found, strict=False))
             case "total_s" | "warmed":

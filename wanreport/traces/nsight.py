@@ -7,14 +7,14 @@ columns, which differ between versions. Times are in ns since the capture began.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from wanreport.records.files import FileError
-from wanreport.traces.events import MISSING, MOST_EVENTS, STEPS, Rows, Trace
+from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
 AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
@@ -38,24 +38,15 @@ CODES: dict[str, dict[int, str]] = {
 NUMBERS = {"start": "start_ns", "end": "end_ns", "bytes": "bytes", "deviceId": "device",
            "streamId": "stream", "globalPid": "process", "globalTid": "thread",
            "correlationId": "correlation"}  # fmt: skip
-FIX = "give what `nsys export --type sqlite` makes of a report"
 
 
-def read(path: Path) -> Trace:
-    """Read an export."""
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            return _read(path, database)
-        except (sqlite3.Error, pd.errors.DatabaseError) as error:
-            raise FileError(f"{path}: cannot be read as SQLite ({error}); {FIX}") from error
-
-
-def _read(path: Path, database: sqlite3.Connection) -> Trace:
+def read(path: Path, database: sqlite3.Connection) -> Trace:
+    """Read an export, opened as a database."""
     database.text_factory = lambda text: text.decode("utf-8", "replace")
     there = {tuple(pair) for pair in database.execute(
         "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c")}  # fmt: skip
     if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table, _ in there):
-        raise FileError(f"{path}: holds no table of Nsight Systems; {FIX}")
+        raise FileError("holds no table of Nsight Systems")
 
     def select(table: str, *columns: str) -> Any:
         """Rows of a table, by batches; None where it lacks a column, -1 or none for numbers."""
@@ -82,7 +73,7 @@ def _read(path: Path, database: sqlite3.Connection) -> Trace:
             batch = batch[["name", *NUMBERS]].rename(columns=NUMBERS)
             own = (batch.thread & PROCESS).where(batch.thread >= 0, -1)
             rows.add(**batch.assign(
-                kind=kind, process=batch.process.where(batch.process >= 0, own),
+                kind=KINDS.index(kind), process=batch.process.where(batch.process >= 0, own),
                 bytes=batch.bytes.where(batch.bytes >= 0, MISSING)))  # fmt: skip
     full = rows.size >= MOST_EVENTS
     rows.note("too many events", full, f"only the first {rows.size:,} were read")
@@ -105,7 +96,5 @@ def _names(kind: str, codes: pd.DataFrame, strings: dict[Any, str]) -> pd.Series
     if kind == "copy":
         way, source, target = (each.fillna("unknown") for each in said)
         return "Memcpy " + way + " (" + source + " -> " + target + ")"
-    name = pd.Series(None, codes.index, object)
-    for each in said:
-        name = name.fillna(each)
+    name = reduce(pd.Series.fillna, said, pd.Series(None, codes.index, object))
     return name.fillna(kind).astype(str).str.replace(r"_v\d+$", "", regex=True)

@@ -79,17 +79,24 @@ def import_run(
     JobError, naming the file and what contradicts the params file; then nothing is written.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
-    job, place, said = job_from_mapping(given, "NAME"), _place(machine), Log(log)
-    if place.count and place.count < job.num_gpus:
-        raise FileError(f"{machine}: count is {place.count}, and {params} has {job.num_gpus} GPUs")
+    job, said = job_from_mapping(given, "NAME"), Log(log)
+    try:
+        content = yaml.safe_load(machine.read_bytes()) if machine else {}
+        place = Place(**{str(key).lower(): value for key, value in content.items()})
+        if 0 < place.count < job.num_gpus:
+            raise ValueError(f"count is {place.count}, and {params} has {job.num_gpus} GPUs")
+    except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
+        keys = ", ".join(Place.model_fields)
+        raise FileError(f"{machine}: is not usable ({error}); it takes {keys}") from None
     shift = _checked(said, job, f"{log}:", params)
-    if not dump or (began := _dumped(said, dump, job, params)) is None:
+    began = _dumped(said, dump, job, params) if dump else None
+    if began is None:
         began = datetime.fromtimestamp(log.stat().st_mtime, UTC)
         with suppress(ValueError):  # SGLang logs no year, and not every line has a time
             began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
     began = began.replace(tzinfo=began.tzinfo or UTC).astimezone(UTC)
-    files = [*traces, nsys] if nsys else traces
-    kept = {file: _traced(said, job, file, number) for number, file in enumerate(files)}
+    kept = {file: _traced(said, job, file, number)
+            for number, file in enumerate([*traces, nsys] if nsys else traces)}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
     board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
@@ -100,8 +107,8 @@ def import_run(
         **_filled(said, job, shift), **_outcome(said, job),
         machine={
             "class": board, "slug": slug, "device": "cuda", "gpu_name": place.gpu,
-            "gpu_count": place.count, "interconnect": place.interconnect,
-            "driver": place.driver, "node": place.node,
+            "gpu_count": place.count,
+            **place.model_dump(include={"interconnect", "driver", "node"}),
         },
         software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
@@ -117,15 +124,6 @@ def import_run(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     return write_record(record, path), record
-
-
-def _place(path: Path | None) -> Place:
-    try:
-        content = yaml.safe_load(path.read_bytes()) if path else {}
-        return Place(**{str(key).lower(): value for key, value in content.items()})
-    except (OSError, yaml.YAMLError, AttributeError, ValidationError) as error:
-        keys = ", ".join(Place.model_fields)
-        raise FileError(f"{path}: is not usable ({error}); it takes {keys}") from None
 
 
 def _checked(said: Log, job: Job, log: str, params: Path) -> float:
@@ -172,22 +170,21 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
     except ValidationError as error:
         raise FileError(f"{path}: is not a perf dump of SGLang 0.5.9 to 0.5.23: {error}") from None
     seconds = [each.duration_ms / 1e3 for each in dump.denoise_steps_ms]
-    ran = [it for it in said.iterations if not it.warmup] or [said.iteration()]
-    best = min(ran, key=lambda it: abs(it.average_s / fmean(seconds) - 1) if it.average_s else 0.04)
+    mean, ran = fmean(seconds), [it for it in said.iterations if not it.warmup]
+    best = min(ran or [said.iteration()],
+               key=lambda it: abs(it.average_s / mean - 1) if it.average_s else 0.04)  # fmt: skip
     for what, there, here in (("steps", len(seconds), job.num_inference_steps),
-                              ("seconds a step", fmean(seconds), best.average_s)):  # fmt: skip
+                              ("seconds a step", mean, best.average_s)):  # fmt: skip
         if here and abs(there / here - 1) > 0.05 * (what != "steps"):
             raise FileError(f"{path}: has {there:g} {what}, and {params} and the log {here:g}; give"
                             " the dump of this run")  # fmt: skip
     best.given, best.steps_from = [round(each, 6) for each in seconds], "perf dump"
     best.stages_s |= {stage.name: stage.duration_ms / 1e3 for stage in dump.steps}
-    if dump.total_duration_ms and best.total_s is None:
-        best.total_s = dump.total_duration_ms / 1e3
+    best.total_s = best.total_s or (dump.total_duration_ms or 0) / 1e3 or None
     if peaks := dump.memory_checkpoints.values():
-        best.memory = {
-            "reserved_bytes": round(2**20 * max(peak.peak_reserved_mb for peak in peaks)),
-            "allocated_bytes": round(2**20 * max(peak.peak_allocated_mb for peak in peaks)),
-        }
+        most = {kind: max(getattr(peak, f"peak_{kind}_mb") for peak in peaks)
+                for kind in ("reserved", "allocated")}  # fmt: skip
+        best.memory = {f"{kind}_bytes": round(2**20 * mb) for kind, mb in most.items()}
     return dump.timestamp
 
 
@@ -199,33 +196,30 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
     trace = read(file)
     facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]
     if last and not last[0].steps and len(steps) == job.num_inference_steps:
-        last[0].given = [*(steps.end_ns - steps.start_ns) / 1e9]
-        last[0].steps_from = "trace"
+        last[0].given, last[0].steps_from = [*(steps.end_ns - steps.start_ns) / 1e9], "trace"
     rank = number if facts["rank"] is None else facts["rank"]
     whole = copies.summary([trace]).drop(columns=["file", "rank", "step", "size_bytes"])
-    _, ran = next(trace.devices())
     with file.open("rb") as data:
         zipped = ".gz" * (data.peek(2)[:2] == b"\x1f\x8b")
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
     return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()), "contention": copies.contention(ran),
+            "steps": int(steps.complete.sum()),
+            "contention": copies.contention(next(copies.devices(trace))[1]),
             **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
 def _outcome(said: Log, job: Job) -> dict[str, str]:
     """Status and reason: why a run ended that did not reach its end."""
-    ran, errors = [it for it in said.iterations if not it.warmup], said.errors
-    # What fails after the last picture, as processes end, costs nothing.
-    last = ran[-1] if ran else Iteration()
+    last = next((it for it in reversed(said.iterations) if not it.warmup), Iteration())
     denoised = last.average_s or last.given or last.total and last.at == last.total
-    if denoised and (last.total_s or not errors):
+    if denoised and (last.total_s or not said.errors):  # what fails after that costs nothing
         return {"status": "ok"}
     at = f"at step {said.iterations[-1].at} of {job.num_inference_steps}" if said.iterations else \
         "before the first step"  # fmt: skip
-    memory = [line for line in errors if "OutOfMemory" in line or "out of memory" in line]
+    memory = [line for line in said.errors if "OutOfMemory" in line or "out of memory" in line]
     # The first one out of memory says how much was asked for, and the last line ended the run.
-    lines = dict.fromkeys([*memory[:1], *errors[-1:], f"the log ends {at}"])
+    lines = dict.fromkeys([*memory[:1], *said.errors[-1:], f"the log ends {at}"])
     return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines)}
 
 
@@ -247,9 +241,8 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
         seconds = it.steps if len(it.steps) == len(timesteps) else []
         switch = planned
         if job.engine == "swap" and kind != "warmup":  # the longest step but the first, if far off
-            switch = max(range(1, len(seconds)), key=seconds.__getitem__, default=None)
-            if switch and seconds[switch] <= SPIKE * median(seconds[1:]):
-                switch = None
+            late = {step: n for n, step in enumerate(seconds[1:], 1)}
+            switch = late[max(late)] if late and max(late) > SPIKE * median(seconds[1:]) else None
         iterations.append({
             "kind": kind,
             "steps": [{"index": n, "timestep": timesteps[n], "seconds": [each], "expert":
