@@ -48,10 +48,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
     given.blocks = blocks if given.blocks is None else given.blocks
-    for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
-        if getattr(given, key) < least:
-            parser.error(f"--{key} {getattr(given, key)}: give at least {least}")
     try:
+        for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
+            if getattr(given, key) < least:
+                raise ValueError(f"--{key} {getattr(given, key)}: give at least {least}")
+        if given.device == "cuda" and given.ranks > gpus:
+            raise ValueError(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
         given.tokens = sorted({int(n) for n in (given.tokens or tokens).split(",")})
         for n in given.tokens:
             if n < 1 or max(grid(n)) > 1024:  # what rotary embeddings reach
@@ -61,8 +63,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 raise ValueError(f"{label} is not exact; give --turns, to see by how much")
     except ValueError as error:
         parser.error(str(error))
-    if given.device == "cuda" and given.ranks > gpus:
-        parser.error(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
     return given
 
 

@@ -26,8 +26,9 @@ from .peers import PEERS
 from .rank import make_expert
 
 SETTINGS = ("device", "ranks", "blocks", "branches")
-ALIKE = {"settings": (*SETTINGS, "compile"), "machine": ("class", "driver", "nccl"),
-         "software": ("python", "torch", "diffusers", "cuda", "nccl")}  # fmt: skip
+ALIKE = [("settings", key) for key in (*SETTINGS, "compile")]
+ALIKE += [("machine", key) for key in ("class", "driver", "nccl")]
+ALIKE += [("software", key) for key in ("python", "torch", "diffusers", "cuda", "nccl")]
 """What rows must share to be compared."""
 TIMEOUT_S = 600.0  # for all shapes of a process, and for each turn as much again
 Row = dict[str, Any]
@@ -58,7 +59,7 @@ class Campaign:
                     self.code[name] = peer.find(given.sglang, given.device)
                 except LookupError as reason:
                     self.missing[label] = str(reason)
-        block = Layout.of(unit_parameters(make_expert(given.device, given.blocks), 0))
+        block = Layout.of(unit_parameters(make_expert(given.device, 1), 0))
         self.report: dict[str, Any] = {
             "schema_version": 2,
             "settings": {key: getattr(given, key) for key in SETTINGS} | {"compile": False},
@@ -77,7 +78,7 @@ class Campaign:
 
     def _resume(self, earlier: dict[str, Any]) -> None:
         """Take over an earlier call's rows; ValueError if they cannot be compared with ours."""
-        for part, key in ((part, key) for part, keys in ALIKE.items() for key in keys):
+        for part, key in ALIKE:
             was, now = earlier[part][key], self.report[part][key]
             if was != now:
                 fix = "give the same, or another --json"
@@ -94,21 +95,21 @@ class Campaign:
 
         Returns 1 if an engine failed, or on CPU gave other bits than resident; else 0.
         """
-        asked = [(label, n) for label in self.order for n in self._pending([label])]
-        for label, tokens in asked:
-            if label in self.missing:
-                self._end(label, tokens, "absent", self.missing[label])
-            elif (label, tokens) not in self.rows:
-                # Replaced by what comes of it; what the budget or a signal leaves stays.
-                self._end(label, tokens, "not run", "the call ended before")
+        for label in self.order:
+            for tokens in self._pending([label]):
+                if label in self.missing:
+                    self._end(label, tokens, "absent", self.missing[label])
+                elif (label, tokens) not in self.rows:
+                    # Replaced by what comes of it; what the budget or a signal leaves stays.
+                    self._end(label, tokens, "not run", "the call ended before")
         here = [label for label in self.order if label not in self.missing]
         for labels in [here] if self.given.turns else [[label] for label in here]:
             while (pending := self._pending(labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
-        rows, cpu = self.rows.values(), self.given.device == "cpu"
-        failed = any(row["status"] in ("failed", "oom", "timeout", "non-finite") for row in rows)
-        exact = [row for row in rows if not row["ranks"] or "latents_error" not in row["ranks"][0]]
-        return int(failed or cpu and False in map(self._same, exact))
+        bad = {"failed", "oom", "timeout", "non-finite"} & {r["status"] for r in self.rows.values()}
+        inexact = [row for row in self.rows.values() if self._same(row) is False
+                   and "latents_error" not in row["ranks"][0]]  # fmt: skip
+        return int(bool(bad or self.given.device == "cpu" and inexact))
 
     def _pending(self, labels: Sequence[str]) -> list[int]:
         """The shapes that one of these engines has not run."""
@@ -155,8 +156,7 @@ class Campaign:
             "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
             "reason": reason, "ranks": list(ranks),
             "log": "\n".join(file.read_text("utf-8", "replace") for file in logs)[-4000:],
-            "transport": processes.transport(out) if out else [],
-            "turns": self.given.turns,
+            "transport": processes.transport(out) if out else [], "turns": self.given.turns,
             "settings": stream_settings(label, ranks), **git_state(),
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
@@ -171,12 +171,13 @@ class Campaign:
 
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
-        median, low, high, n = step_ms(row)
-        of = median / step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
-        took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
+        took, (median, low, high, n) = row["status"], step_ms(row)
+        if n:
+            of = median / step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
+            took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
         bits = {True: "same bits", False: "OTHER BITS", None: ""}[self._same(row)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
-        said = [f"{row['tokens']:,} tokens", row["label"], took if n else row["status"], bits, note]
+        said = f"{row['tokens']:,} tokens", row["label"], took, bits, note
         return "; ".join(filter(None, said))
 
     def _same(self, row: Row) -> bool | None:
@@ -190,7 +191,7 @@ def step_ms(row: Row) -> Median:
 
 def identical(row: Row, reference: Row | None) -> bool | None:
     """Whether first and last outputs, on every rank, are resident's; None if unknown."""
-    if not row["ranks"] or reference is None or not reference["ranks"]:
+    if not (row["ranks"] and reference and reference["ranks"]):
         return None
     keys = ("first_output_sha256", "output_sha256")
     found = {rank[key] for rank in row["ranks"] for key in keys}
