@@ -219,8 +219,8 @@ class Expert(nn.Module):
         """Predict the flow of one or two branches: a tensor each, in the shape of ``latents``.
 
         These are ``[batch, channels, frames, height, width]`` in the expert's dtype, ``timestep``
-        is ``[batch]`` in units of the training schedule (0 to 1000), and ``texts`` has one embedding
-        a branch, ``[batch, text tokens, text_dim]``.
+        is ``[batch]`` in units of the training schedule (0 to 1000), and ``texts`` has one
+        embedding a branch, ``[batch, text tokens, text_dim]``.
         """
         batch, _, *size = latents.shape
         patch, parallel = self.config["patch_size"], self.parallel

@@ -96,6 +96,8 @@ class Probe:
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.ranks = dist.get_world_size(group)
         self.plainest = StreamSettings(transfer=store.transfer)  # type: ignore[arg-type]
+        # A rehearsal's times say nothing, so that one pass does.
+        self.passes = PASSES if self.device.type == "cuda" else 1
         self._hot = 0  # steps before a measurement, not known yet
 
     def _attached(self, engine: Stream, blocks: int) -> Expert:
@@ -138,7 +140,7 @@ class Probe:
         peak = gpu.max_memory_allocated() if gpu else 0
         local, nbytes, unpack_s = self._route(False, engine, expert, quiet)
         sharded = self._route(True, engine, expert, quiet)[0] if self.ranks > 1 else None
-        plain = self._turn(engine, expert, PASSES, warm=1)
+        plain = self._turn(engine, expert, self.passes, warm=1)
         alone = min(plain / quiet.step, 1.0)
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
@@ -159,12 +161,12 @@ class Probe:
         """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
-        run = self._begin(engine, expert, self._hot, PASSES)
+        run = self._begin(engine, expert, self._hot, self.passes)
         timeline.step = 0
         if feeder is not None:
             feeder.mover.timeline = timeline
             self._feed(feeder, loads)
-        for _ in range(PASSES):
+        for _ in range(self.passes):
             with timeline.during("pass", "pass", self.name, None):
                 run()
         timeline.step = None
@@ -174,7 +176,7 @@ class Probe:
         meeting = median(meets[::2]) + median(meets[1::2]) if expert.parallel.size > 1 else 0.0
         whole = _lengths(rows, "pass")
         outside = sum(whole) - sum(_lengths(rows, "compute"))  # a feeder's blocks are there too
-        outside /= self.guidance.visits(engine) * PASSES
+        outside /= self.guidance.visits(engine) * self.passes
         arrived: list[float] = []
         if feeder is not None:
             at = [min(row["start_ms"] for row in rows if row["lane"] == "copy"), *_arrivals(rows)]
@@ -202,7 +204,7 @@ class Probe:
         unpacking = median(_lengths(rows, "unpack") or [0.0])
         slowest, unpack_s = self._slowest([(at[-1] - at[0]) / 1e3 / (len(at) - 1), unpacking])
         # Enough of them to outlast the passes, even where these take half as long again.
-        loads = min(math.ceil(1.5 * PASSES * quiet.step / slowest) + FED, MOST_LOADS)
+        loads = min(math.ceil(1.5 * self.passes * quiet.step / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
         visits = engine.blocks * self.guidance.branches
