@@ -8,11 +8,11 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.models import NARROW, make_experts, run_engine
+from tests.models import NARROW, make_experts, make_store, run_engine
 from tests.ranks import run_ranks
 from wanreport.engines import Resident
 from wanreport.model.ulysses import SequenceParallel, split_sizes
-from wanreport.model.weights import HostStore, RandomWeights, checkpoint_name
+from wanreport.model.weights import checkpoint_name
 
 
 @given(st.integers(0, 10_000), st.integers(1, 64))
@@ -27,13 +27,11 @@ def _round_trip(batch: int, tokens: int, heads: int) -> None:
     parallel = SequenceParallel(dist.group.WORLD)
     whole = torch.arange(batch * tokens * heads * 4.0).view(batch, tokens, heads, 4)
     mine = parallel.shard(whole, 1)
-    q, k, v = parallel.to_heads(mine, mine + 0.25, mine + 0.5, tokens)
-    sizes = split_sizes(heads, parallel.size)
-    wanted = whole.split(sizes, 2)[parallel.rank]
-    assert torch.equal(q, wanted)
-    assert torch.equal(k, wanted + 0.25)
-    assert torch.equal(v, wanted + 0.5)
-    back = parallel.to_tokens(q, heads)
+    found = parallel.to_heads(mine, mine + 0.25, mine + 0.5, tokens)
+    wanted = whole.split(split_sizes(heads, parallel.size), 2)[parallel.rank]
+    for got, more in zip(found, (0.0, 0.25, 0.5), strict=True):
+        assert torch.equal(got, wanted + more)
+    back = parallel.to_tokens(found[0], heads)
     assert torch.equal(back, mine)
     assert torch.equal(parallel.gather(back, 1, tokens), whole)
 
@@ -41,7 +39,8 @@ def _round_trip(batch: int, tokens: int, heads: int) -> None:
 def _latents(whole: torch.Tensor | None) -> torch.Tensor:
     for shape in ((1, 63, 40), (2, 12, 6), (1, 7, 8)):
         _round_trip(*shape)
-    latents = run_engine(Resident(), iterations=1, dtype=torch.float32)["latents"][0]
+    found = run_engine(Resident(), iterations=1, steps=2, num_layers=2, dtype=torch.float32)
+    latents: torch.Tensor = found["latents"][0]
     assert whole is None or (latents - whole).norm() / whole.norm() <= 1e-5
     return latents
 
@@ -58,14 +57,12 @@ def _against_diffusers() -> None:
     from diffusers import ContextParallelConfig, WanTransformer3DModel
 
     config = NARROW | {"num_attention_heads": 8}  # diffusers' heads must divide
-    experts = make_experts(torch.float32, **config)
-    store, engine = HostStore(experts, RandomWeights(0)), Resident()
+    experts, engine = make_experts(torch.float32, **config), Resident()
     expert = experts["high_noise"]
     expert.parallel = SequenceParallel(dist.group.WORLD)
-    engine.attach(experts, store, torch.device("cpu"), dist.group.WORLD)
+    engine.attach(experts, make_store(experts=experts), torch.device("cpu"), dist.group.WORLD)
     model = WanTransformer3DModel(**config)
-    state = {checkpoint_name(n): p for n, p in expert.named_parameters()}
-    model.load_state_dict(state)
+    model.load_state_dict({checkpoint_name(n): p for n, p in expert.named_parameters()})
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(1, 16, 2, 8, 8, generator=generator)  # 32 tokens
     text = torch.randn(1, 16, config["text_dim"], generator=generator)
@@ -73,8 +70,7 @@ def _against_diffusers() -> None:
     ours = expert(latents, time, [text], engine)[0]
     # diffusers counts accelerators to place a rank; gloo ranks need none.
     torch.accelerator.device_count = lambda: 1
-    parallel = ContextParallelConfig(ulysses_degree=dist.get_world_size())
-    model.enable_parallelism(config=parallel)
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
     model.set_attention_backend("native")
     theirs = model(latents, time, text, return_dict=False)[0]
     assert (ours - theirs).norm() / theirs.norm() <= 1e-5

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from tests.models import make_experts
 from wanreport.jobs.job import Job
@@ -15,7 +14,7 @@ from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.clock import sha256
 from wanreport.model.denoise import decode, latent_shape, make_scheduler
 from wanreport.model.expert import A14B, Expert
-from wanreport.model.weights import CheckpointWeights, HostStore, Layout, RandomWeights
+from wanreport.model.weights import Layout
 
 
 def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,12 +49,8 @@ def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpo
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]
     assert record["schedule"]["switch_step"] == 6
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a rank
-    try:
-        latents, frames = _reference(checkpoint, 12.0)
-    finally:
-        torch.set_num_threads(threads)
+    latents, frames = _reference(checkpoint, 12.0)
     iteration = record["iterations"][0]
     assert iteration["latents_sha256"] == sha256(latents.float())
     assert iteration["video_sha256"] == sha256(frames)
@@ -67,42 +62,13 @@ def test_a14b_has_the_size_the_field_knows() -> None:
     expert = Expert("high_noise", A14B, torch.bfloat16)
     assert sum(p.numel() for p in expert.parameters()) == 14_288_491_584
     layout = Layout.of(dict(expert.blocks[0].named_parameters()))
-    exact = sum(p.numel() * p.element_size() for p in expert.blocks[0].parameters())
-    assert layout.nbytes == exact  # no padding at this size
+    assert layout.nbytes == sum(p.nbytes for p in expert.blocks[0].parameters())  # no padding
     assert round(layout.nbytes / 1e9, 2) == 0.70
 
 
 def test_dtypes_follow_diffusers() -> None:
-    expert = make_experts()["high_noise"]
-    wide = {n.split(".")[-1] for n, p in expert.named_parameters() if p.dtype == torch.float32}
-    names = {n for n, p in expert.named_parameters() if p.dtype == torch.float32}
-    assert "scale_shift_table" in wide
-    assert any("norm2" in name for name in names)
-    assert any("time_embedder" in name for name in names)
-    assert not any("norm_q" in name or "ffn" in name for name in names)
-
-
-def test_every_tensor_of_the_checkpoint_is_read(checkpoint: Path) -> None:
-    experts = make_experts()
-    store = HostStore(experts, CheckpointWeights(checkpoint))
-    for expert, folder in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        (file,) = (checkpoint / folder).glob("*.safetensors")
-        on_disk = load_file(file)
-        assert len(on_disk) == len(list(experts[expert].parameters()))
-        for unit in store.units(expert):
-            for piece in store.layouts[expert, unit].slices:
-                parts = piece.name.split(".")
-                name = ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else piece.name
-                value = piece.of(store.buffer(expert, unit))
-                assert torch.equal(value, on_disk[name].to(value.dtype)), name
-
-
-def test_random_weights_depend_on_the_name_and_the_seed_only() -> None:
-    def tensor(seed: int, expert: str, name: str) -> torch.Tensor:
-        out = torch.empty(8, 8)
-        RandomWeights(seed).fill(expert, name, out)
-        return out
-
-    assert torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "high_noise", "a.weight"))
-    assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(1, "high_noise", "a.weight"))
-    assert not torch.equal(tensor(0, "high_noise", "a.weight"), tensor(0, "low_noise", "a.weight"))
+    parameters = make_experts()["high_noise"].named_parameters()
+    wide = [name for name, each in parameters if each.dtype == torch.float32]
+    for part, kept in {"scale_shift_table": True, "norm2": True, "time_embedder": True,
+                       "norm_q": False, "ffn": False}.items():  # fmt: skip
+        assert any(part in name for name in wide) == kept, part
