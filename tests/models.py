@@ -68,7 +68,7 @@ def run_engine(
     noise = torch.randn(latent_shape(*size), generator=generator).to(device)
     guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES, pair)
     visits = guidance.visits(engine)
-    result: dict[str, Any] = {"latents": [], "counters": [], "expected": []}
+    result: dict[str, Any] = {"latents": [], "counters": [], "expected": [], "visits": visits}
     for iteration in range(iterations):
         names: list[str] = []
 
