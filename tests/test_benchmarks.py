@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from benchmarks import peers, rank
-from benchmarks.__main__ import ENGINES_AND_PEERS, main, parse
-from benchmarks.campaign import Campaign, grid, identical, step_ms
+from benchmarks.__main__ import ENGINES_AND_PEERS, Campaign, grid, identical, main, parse, step_ms
 from tests.ranks import CONTEXT, run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks

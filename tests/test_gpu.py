@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from wanreport.engines import ENGINES, Stream, base
 from wanreport.jobs.settings import StreamSettings
 from wanreport.model.clock import hot_steps
 from wanreport.model.denoise import Guidance, latent_shape
-from wanreport.model.expert import A14B, Expert, Segments, post
+from wanreport.model.expert import A14B, Expert, Segments
 from wanreport.model.weights import HostStore
 from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
@@ -137,36 +137,6 @@ def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
     engine, options, resident_compiled, stores
 ):
     _same(_run_compiled(ENGINES[engine](**options), stores=stores), resident_compiled)
-
-
-def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
-    """`post` in CUDA graphs, one for each place that weights lie in and each length."""
-
-    def replayed(block: Any, *given: torch.Tensor) -> torch.Tensor:
-        key = next(block.parameters()).data_ptr(), given[0].shape[1]
-        if key not in graphs:
-            inputs = [tensor.clone() for tensor in given]
-            post(block, *inputs)  # what a first call sets up cannot be captured
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = post(block, *inputs)
-            graphs[key] = graph, inputs, output
-        graph, inputs, output = graphs[key]
-        for mine, tensor in zip(inputs, given, strict=True):
-            mine.copy_(tensor)
-        graph.replay()
-        return output.clone()
-
-    return replayed
-
-
-@ONE_SHAPE
-@pytest.mark.parametrize("settings", STREAMS)
-def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(settings, resident, stores):
-    graphs: dict[tuple[int, int], Any] = {}
-    segments = replace(Segments(), post=_graphed(graphs))
-    _same(_run(Stream(settings), segments=segments, stores=stores), resident[1])
-    assert len(graphs) == settings.buffers(WIDE["num_layers"])
 
 
 def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -> None:
