@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or not what they seem: said before anything runs, by file."""
+"""Checkpoints: the bits of diffusers from a good one; what is wrong with others, said by file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.models import make_experts, make_store, save_checkpoint
 from wanreport import cli
 from wanreport.jobs.job import Job, load_job, located
 from wanreport.measure.jobs import run_job
+from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.clock import sha256
-from wanreport.model.denoise import encode_prompts, make_vae
+from wanreport.model.denoise import decode, encode_prompts, latent_shape, make_scheduler, make_vae
 from wanreport.model.expert import EXPERTS
 from wanreport.model.weights import CheckpointWeights
 from wanreport.records.record import read_record
@@ -29,17 +31,27 @@ CPU = torch.device("cpu")
 Damage = Callable[[Path], object]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny one, saved once."""
+    folder = tmp_path_factory.mktemp("hub") / "Wan-AI" / "Wan2.2-T2V-A14B-Diffusers"
+    save_checkpoint(folder)
+    return folder
+
+
 @pytest.fixture
 def broken(checkpoint: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     return Path(shutil.copytree(checkpoint, tmp_path / "Wan2.2-T2V-A14B-Diffusers"))
 
 
-def ran(folder: Path, results: Path) -> dict[str, Any]:
+def ran(folder: Path, results: Path, **changes: Any) -> dict[str, Any]:
     """The record of a small job with a checkpoint."""
-    job = Job(name="j", engine="resident", num_gpus=1, scale="tiny", checkpoint=str(folder),
-              model_path=str(folder), decode=False, profile=False, num_inference_steps=2,
-              dit_layerwise_offload=False, dit_cpu_offload=False)  # fmt: skip
+    job = Job(**{
+        "name": "j", "engine": "resident", "num_gpus": 1, "scale": "tiny", "decode": False,
+        "checkpoint": str(folder), "model_path": str(folder), "profile": False,
+        "num_inference_steps": 2, "dit_layerwise_offload": False, "dit_cpu_offload": False,
+    } | changes)  # fmt: skip
     return read_record(run_job(job, results))
 
 
@@ -173,3 +185,54 @@ def test_paths_in_params_are_expanded_and_must_be_there(project, checkpoint, mon
         assert check(**{key: "$HUB/nowhere"}) == 1
         err = capsys.readouterr().err
         assert "good.yaml" in err and str(hub.parent / "nowhere") in err
+
+
+def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(
+        checkpoint, dtype={"vae": torch.float32, "default": torch.bfloat16}
+    )
+    pipe.scheduler = make_scheduler(shift, checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(latent_shape(**TINY_VIDEO), generator=torch.Generator().manual_seed(0))
+    how = {
+        "prompt": "a red panda", "negative_prompt": "bicycle", "guidance_scale": 4.0,
+        "guidance_scale_2": 3.0, "latents": noise, **TINY_VIDEO,
+    }  # fmt: skip
+    # Our decoding is the pipeline's own, up to what its post-processing starts from.
+    frames = decode(pipe.vae, pipe(**how, num_inference_steps=1, output_type="latent").frames)
+    video = pipe(**how, num_inference_steps=1, output_type="pt").frames
+    assert torch.equal(pipe.video_processor.postprocess_video(frames, output_type="pt"), video)
+    latents = pipe(**how, num_inference_steps=9, output_type="latent").frames
+    return latents, decode(pipe.vae, latents)
+
+
+def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpoint, tmp_path):
+    record = ran(checkpoint, tmp_path, engine="layerwise", prompt="a red panda", decode=True,
+                 negative_prompt="bicycle", warmup_iterations=0, num_inference_steps=9,
+                 dit_layerwise_offload=None, dit_cpu_offload=None)  # fmt: skip
+    assert record["status"] == "ok", record["reason"]
+    said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
+    assert said == ["checkpoint", "encoded", "partial", 12.0]
+    assert record["schedule"]["switch_step"] == 6
+    torch.set_num_threads(1)  # as a rank
+    latents, frames = _reference(checkpoint, 12.0)
+    iteration = record["iterations"][0]
+    assert iteration["latents_sha256"] == sha256(latents.float())
+    assert iteration["video_sha256"] == sha256(frames)
+    assert frames.isfinite().all()
+
+
+def test_every_tensor_of_the_checkpoint_is_read(checkpoint: Path) -> None:
+    experts = make_experts()
+    store = make_store(source=CheckpointWeights(checkpoint), experts=experts)
+    for expert, folder in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+        (file,) = (checkpoint / folder).glob("*.safetensors")
+        on_disk = load_file(file)
+        assert len(on_disk) == len(list(experts[expert].parameters()))
+        for unit in store.units(expert):
+            for piece in store.layouts[expert, unit].slices:
+                value = piece.of(store.buffer(expert, unit))
+                name = piece.name.replace(".block.", ".", 1)
+                assert torch.equal(value, on_disk[name].to(value.dtype)), name

@@ -1,6 +1,6 @@
 """Sequence parallelism changes layouts and nothing else.
 
-One rank gives the bits of diffusers (test_wan.py); more ranks must agree with one.
+One rank gives the bits of diffusers (test_checkpoint.py); more ranks must agree with one.
 """
 
 from __future__ import annotations
