@@ -44,7 +44,7 @@ def make_store(transfer: str = "bf16", device: str = "cpu", source: Any = None, 
 
 def run_engine(
     engine: Engine, *, steps: int = 3, iterations: int = 2, dtype: torch.dtype = torch.bfloat16,
-    cfg: bool = True, cfg_parallel: bool = False, seed: int = 0, device: str = "cpu",
+    cfg: bool = True, cfg_parallel: bool = False, device: str = "cpu",
     size: tuple[int, int, int] = (48, 48, 9),  # 27 tokens, which few world sizes divide either
     segments: Segments | None = None, store: HostStore | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
@@ -61,7 +61,7 @@ def run_engine(
     if store is None:
         how = {"pin": device == "cuda" and engine.pins_store, "experts": experts}
         how["group"] = group if engine.shares_store else None
-        store = make_store(engine.transfer, device, RandomWeights(seed), **how)
+        store = make_store(engine.transfer, device, **how)
     engine.attach(experts, store, torch.device(device), group)
     generator, width = torch.Generator().manual_seed(1), first.config["text_dim"]
     texts = [torch.randn(1, 16, width, generator=generator).to(device, dtype) for _ in range(2)]

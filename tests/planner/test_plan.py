@@ -51,17 +51,15 @@ def test_the_best_way_is_the_obvious_one_where_all_is_clear() -> None:
     assert {c.kind for c in candidates(plan_inputs(**ALONE), 4)} == {(False, False)}
 
 
-def test_candidates_come_in_the_order_of_their_predictions() -> None:
-    """But for what is alike: there the plainer comes first, and then what moves less."""
+def test_candidates_come_in_order_and_keep_to_the_room() -> None:
+    """In that of their predictions, but for what is alike: there the plainer comes first."""
     totals = [c.predicted.total(27) for c in candidates(plan_inputs(), 15)]
     assert all(a <= b * 1.001 for a, b in pairwise(totals))
     assert len({round(total, 2) for total in totals}) > 2
-
-
-def test_candidates_keep_to_the_room_and_their_last_block_never_shares_with_the_first() -> None:
     for blocks in range(2, 90):
         for settings in (candidate.settings for candidate in candidates(plan_inputs(), blocks)):
             assert settings.buffers(40) <= blocks
+            # A pass's last block never shares its slot with the first of the next one.
             assert not settings.slots or (40 - settings.residents) % settings.slots == 0
 
 
@@ -121,27 +119,25 @@ def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None
         assert found == StreamSettings(slots, fewer, shard=True)
 
 
-def test_a_trial_of_the_two_best_ways_overrules_the_prediction() -> None:
+@pytest.mark.parametrize(
+    ("second", "wins"),
+    # Nor may the better median win where turns of one setting differ as much as the two do.
+    [([1.0, 1.8], True), ([1.9, 1.9], False), ([1.885, 1.885], True), ([1.0, 2.0], False)],
+)
+def test_a_trial_of_the_two_best_ways_overrules_the_prediction_with_a_clear_word(second, wins):
     asked: list[StreamSettings] = []
 
     def trial(settings: Sequence[StreamSettings]) -> list[list[float]]:
         asked.extend(settings)
-        return [[2.1, 1.9], [1.0, 1.8]]
+        return [[2.1, 1.9], second]
 
     plan, settings = make_plan(plan_inputs(), 4, trial)
     assert asked[0].windows and not asked[1].windows
-    assert settings == asked[1] and plan["by"] == "trial"
-    assert plan["candidates"][plan["chosen"]]["settings"]["windows"] is None
-    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, 1.4]
-    assert plan["trial"][1]["turns_s"] == [1.0, 1.8]
+    assert settings == asked[wins] and plan["by"] == ("trial" if wins else "prediction")
+    assert plan["candidates"][plan["chosen"]]["settings"] == asdict(settings)
+    assert [entry["step_s"] for entry in plan["trial"]] == [2.0, sum(second) / 2]
+    assert plan["trial"][1]["turns_s"] == second
     assert Inputs.of(json.loads(json.dumps(plan))["inputs"]) == plan_inputs()
-
-
-@pytest.mark.parametrize("second", [[1.0, 1.0], [1.2, 1.2], [0.995, 0.995], [0.8, 1.0]])
-def test_a_trial_without_a_clear_word_leaves_the_prediction(second: list[float]) -> None:
-    """Nor may the better median win where turns of one setting differ as much as the two do."""
-    plan, settings = make_plan(plan_inputs(), 4, lambda _: [[1.1, 1.0], second])
-    assert plan["by"] == "prediction" and plan["chosen"] == 0 and settings.windows
 
 
 @pytest.mark.parametrize(("given", "blocks"), [({}, 80), ({}, 40), (ALONE, 2)])
