@@ -44,16 +44,12 @@ from .rank import make_engine, make_expert
 DEFAULTS = {"cuda": ("3120,7800,14040,32760", 20), "cpu": ("27,40", 6)}  # tokens, blocks
 ENGINES_AND_PEERS = [
     "resident", "swap", "fsdp", "layerwise:prefetch=1", "layerwise:prefetch=3", "stream", "planned",
-    "diffusers", "sglang:prefetch=1", "sglang:prefetch=2",
+    "diffusers", "sglang:prefetch=1", "sglang:prefetch=2",  # 2: SGLang's own choice for A14B
 ]  # fmt: skip
-"""2 is SGLang's own choice for A14B."""
-
-
 SETTINGS = ("device", "ranks", "blocks", "branches")
-ALIKE = [("settings", key) for key in (*SETTINGS, "compile")]
-ALIKE += [("machine", key) for key in ("class", "driver", "nccl")]
-ALIKE += [("software", key) for key in ("python", "torch", "diffusers", "cuda", "nccl")]
-"""What rows must share to be compared."""
+# What rows must share to be compared.
+ALIKE = {"settings": (*SETTINGS, "compile"), "machine": ("class", "driver", "nccl"),
+         "software": ("python", "torch", "diffusers", "cuda", "nccl")}  # fmt: skip
 TIMEOUT_S = 600.0  # for all shapes of a process, and for each turn as much again
 Row = dict[str, Any]
 
@@ -102,7 +98,7 @@ class Campaign:
 
     def _resume(self, earlier: dict[str, Any]) -> None:
         """Take over an earlier call's rows; ValueError if they cannot be compared with ours."""
-        for part, key in ALIKE:
+        for part, key in ((part, key) for part, keys in ALIKE.items() for key in keys):
             was, now = earlier[part][key], self.report[part][key]
             if was != now:
                 fix = "give the same, or another --json"
