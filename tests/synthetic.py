@@ -57,18 +57,16 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def record(
-    name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
-    reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
-    sm_mhz: float | None = 1600.0, latents: str = "the same bits",
-    machine: dict[str, Any] | None = None, **changes: Any,
+    name: str = "new-4gpu", *, scale: str = "tiny", status: str = "ok", reason: str = "",
+    hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
+    sm_mhz: float | None = 1600.0, machine: dict[str, Any] | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
-    It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
-    other than "ok" it has no iterations. Records with the same text for `latents` have the same
-    bits. `changes` are further fields of the job.
+    It ran on a CPU at "tiny" and on GPUs at "a14b"; with a status other than "ok" it has no
+    iterations. Those of as many ranks have the same bits. `changes` are more fields of the job.
     """
-    device = device or ("cuda" if scale == "a14b" else "cpu")
+    device = "cuda" if scale == "a14b" else "cpu"
     engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
     job = resolve_job(job_from_mapping({
         "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
@@ -110,7 +108,7 @@ def record(
     gpu = [{**read, "board": f"{rank:08x}"} if sm_mhz and cuda else None
            for rank in range(job.num_gpus)]  # fmt: skip
     made["iterations"] = [
-        _iteration(made, number, kind, steady, spike, latents) | {"gpu": gpu}
+        _iteration(made, number, kind, steady, spike) | {"gpu": gpu}
         for number, kind in enumerate(kinds + ["profiled"] * job.profile)
     ]
     if job.engine == "stream":
@@ -162,7 +160,7 @@ def plan_inputs(**changes: Any) -> Inputs:
 
 
 def _iteration(
-    made: dict[str, Any], number: int, kind: str, steady: float, spike: float, latents: str
+    made: dict[str, Any], number: int, kind: str, steady: float, spike: float
 ) -> dict[str, Any]:
     job, times, at = made["job"], made["schedule"]["timesteps"], made["schedule"]["switch_step"]
     ranks = range(job["num_gpus"])
@@ -171,7 +169,7 @@ def _iteration(
         base = spike if step == at else steady * (1 + 0.002 * (step % 5))
         return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
 
-    ran = sampled_steps(len(times), at, job["sampled_steps"])
+    ran, latents = sampled_steps(len(times), at, job["sampled_steps"]), "the same bits"
     if kind == "warmup" and len(ran) < len(times):
         ran, latents = [index for index in ran if index in (0, at)], f"{latents}, warming up"
     counters = [_counters(made, number) for _ in ranks]
