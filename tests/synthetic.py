@@ -57,16 +57,17 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def record(
-    name: str = "new-4gpu", *, scale: str = "tiny", status: str = "ok", reason: str = "",
-    hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
+    name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
+    reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
     sm_mhz: float | None = 1600.0, machine: dict[str, Any] | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
-    It ran on a CPU at "tiny" and on GPUs at "a14b"; with a status other than "ok" it has no
-    iterations. Those of as many ranks have the same bits. `changes` are more fields of the job.
+    It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
+    other than "ok" it has no iterations. Those of as many ranks have the same bits. `changes` are
+    further fields of the job.
     """
-    device = "cuda" if scale == "a14b" else "cpu"
+    device = device or ("cuda" if scale == "a14b" else "cpu")
     engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
     job = resolve_job(job_from_mapping({
         "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
