@@ -134,7 +134,7 @@ class _Forgetful(Layerwise):
         super().before_block(expert, block)
         self.passes += block == 0
         if block == 2 and self.passes > 1:
-            mine, stale = (self.bound[expert][index].parameters for index in (2, 3))
+            mine, stale = (self.bound[expert][index] for index in (2, 3))
             for one, other in zip(mine, stale, strict=True):
                 one.data = other.data
 

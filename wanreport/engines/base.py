@@ -205,22 +205,15 @@ class Shape:
     branches: int = 1  # branch states that go through one pass
 
 
-class Bound:
+def bound(expert: Expert, layout: Layout, device: torch.device) -> list[nn.Parameter]:
     """A unit's parameters, put in place of those on the meta device, to be pointed into buffers."""
-
-    def __init__(self, expert: Expert, layout: Layout, device: torch.device) -> None:
-        self.layout = layout
-        self.parameters = []
-        for piece in layout.slices:
-            path, _, leaf = piece.name.rpartition(".")
-            empty = torch.empty(0, dtype=piece.dtype, device=device)
-            self.parameters.append(nn.Parameter(empty, requires_grad=False))
-            expert.get_submodule(path).register_parameter(leaf, self.parameters[-1])
-
-    def point_into(self, buffer: Tensor) -> None:
-        """Make every parameter a view of ``buffer``, uint8, ``layout.nbytes`` long."""
-        for piece, parameter in zip(self.layout.slices, self.parameters, strict=True):
-            parameter.data = piece.of(buffer)
+    parameters = []
+    for piece in layout.slices:
+        path, _, leaf = piece.name.rpartition(".")
+        empty = torch.empty(0, dtype=piece.dtype, device=device)
+        parameters.append(nn.Parameter(empty, requires_grad=False))
+        expert.get_submodule(path).register_parameter(leaf, parameters[-1])
+    return parameters
 
 
 class Engine(ABC):
@@ -257,7 +250,9 @@ class Engine(ABC):
     def _bind(self, expert: str, unit: int | None, buffer: Tensor) -> None:
         """Have a unit lie in ``buffer`` for good, on whatever device that is."""
         layout = self.store.layouts[expert, unit]
-        Bound(self.experts[expert], layout, buffer.device).point_into(buffer)
+        parameters = bound(self.experts[expert], layout, buffer.device)
+        for piece, parameter in zip(layout.slices, parameters, strict=True):
+            parameter.data = piece.of(buffer)
 
     def _hold(self, expert: str, unit: int | None) -> None:
         """Bring a unit to the device for good."""

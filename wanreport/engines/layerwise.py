@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape, bound
 from wanreport.jobs.settings import layerwise_left
 
 
@@ -32,14 +32,14 @@ class Layerwise(Engine):
 
     def _attach(self) -> None:
         self.copies = self.mover.stream()
-        self.bound: dict[str, list[Bound]] = {}
+        self.bound: dict[str, list[list[nn.Parameter]]] = {}  # each block's parameters
         self.loaded: dict[str, set[int]] = {name: set() for name in self.experts}  # on the device
         self.events: dict[tuple[str, int], Any] = {}  # of copies that no block has waited for
         for name, expert in self.experts.items():
             self._hold(name, None)
             device, layouts = self.mover.device, self.store.layouts
             blocks = range(len(expert.blocks))
-            self.bound[name] = [Bound(expert, layouts[name, i], device) for i in blocks]
+            self.bound[name] = [bound(expert, layouts[name, i], device) for i in blocks]
             for block in blocks:
                 self._stub(name, block)
             self._prepare(name)
@@ -55,22 +55,22 @@ class Layerwise(Engine):
     def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
         if index in self.loaded[expert]:
             return
-        mover, host, bound = self.mover, self.store.buffer(expert, index), self.bound[expert][index]
+        mover, host = self.mover, self.store.buffer(expert, index)
+        layout = self.store.layouts[expert, index]
         mover.wait_stream(self.copies, mover.compute)
         pieces: dict[torch.dtype, Tensor] = {}
-        segments = bound.layout.segments
         with mover.on(self.copies), mover.timeline.during("copy", "load", expert, index):
-            for dtype, (start, stop) in segments.items():
+            for dtype, (start, stop) in layout.segments.items():
                 pieces[dtype] = mover.allocate(stop - start)
                 mover.h2d(pieces[dtype], host[start:stop], blocking=blocking)
         self.events[expert, index] = mover.record(mover.event(), self.copies)
-        for piece, parameter in zip(bound.layout.slices, bound.parameters, strict=True):
-            parameter.data = piece.of(pieces[piece.dtype], segments[piece.dtype][0])
+        for piece, parameter in zip(layout.slices, self.bound[expert][index], strict=True):
+            parameter.data = piece.of(pieces[piece.dtype], layout.segments[piece.dtype][0])
         self.loaded[expert].add(index)
 
     def _stub(self, expert: str, block: int) -> None:
         """Have a block's parameters point at one element each."""
-        for parameter in self.bound[expert][block].parameters:
+        for parameter in self.bound[expert][block]:
             parameter.data = self.mover.allocate(1, parameter.dtype)
 
     def before_block(self, expert: str, block: int) -> None:
