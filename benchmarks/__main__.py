@@ -8,25 +8,214 @@ the machine drifted. With --turns all engines are in one process and take turns 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from wanreport.records.files import FileError
+from wanreport.analysis.stats import Median, median_interval
+from wanreport.measure import machine
+from wanreport.measure import ranks as processes
+from wanreport.measure.worker import software
+from wanreport.model.weights import Layout, unit_parameters
+from wanreport.records.files import (
+    FIRST,
+    LAST,
+    FileError,
+    parse_label,
+    read_bench,
+    stream_settings,
+)
+from wanreport.records.project import git_state
+from wanreport.records.record import replace_file
 
-from .campaign import Campaign, grid
-from .rank import make_engine
+from .peers import PEERS
+from .rank import make_engine, make_expert
 
 DEFAULTS = {"cuda": ("3120,7800,14040,32760", 20), "cpu": ("27,40", 6)}  # tokens, blocks
 ENGINES_AND_PEERS = [
     "resident", "swap", "fsdp", "layerwise:prefetch=1", "layerwise:prefetch=3", "stream", "planned",
-    "diffusers", "sglang:prefetch=1", "sglang:prefetch=2",
+    "diffusers", "sglang:prefetch=1", "sglang:prefetch=2",  # 2: SGLang's own choice for A14B
 ]  # fmt: skip
-"""2 is SGLang's own choice for A14B."""
+SETTINGS = ("device", "ranks", "blocks", "branches")
+# What rows must share to be compared.
+ALIKE = {"settings": (*SETTINGS, "compile"), "machine": ("class", "driver", "nccl"),
+         "software": ("python", "torch", "diffusers", "cuda", "nccl")}  # fmt: skip
+TIMEOUT_S = 600.0  # for all shapes of a process, and for each turn as much again
+Row = dict[str, Any]
+
+
+def grid(tokens: int) -> tuple[int, int, int]:
+    """A video's tokens as frames × height × width: Wan's own sizes where they fit."""
+    for height, width in ((30, 52), (45, 80)):  # 480p, 720p
+        if tokens % (height * width) == 0 and tokens // (height * width) <= 21:
+            return tokens // (height * width), height, width
+    height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    return 1, height, tokens // height
+
+
+class Campaign:
+    """What the command line asks for; ``report`` is what the JSON holds."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        if machine.nodes() > 1:
+            raise ValueError("benchmarks run on one node: unset WANREPORT_NODES")
+        self.given = given
+        self.order = list(dict.fromkeys([FIRST, *given.engines, LAST]))
+        self.code: dict[str, dict[str, str]] = {}
+        self.missing: dict[str, str] = {}  # label -> why its peer cannot run
+        for label in self.order:
+            if peer := PEERS.get(name := parse_label(label)[0]):
+                try:
+                    self.code[name] = peer.find(given.sglang, given.device)
+                except LookupError as reason:
+                    self.missing[label] = str(reason)
+        block = Layout.of(unit_parameters(make_expert(given.device, 1), 0))
+        self.report: dict[str, Any] = {
+            "schema_version": 2,
+            "settings": {key: getattr(given, key) for key in SETTINGS} | {"compile": False},
+            "bytes": block.nbytes * given.blocks,
+            "machine": machine.machine(given.device),
+            "software": machine.software() | software(),
+            # Where a peer's code lies is this machine's affair.
+            "peers": {name: {key: value for key, value in code.items() if key != "folder"}
+                      for name, code in self.code.items()},
+        }  # fmt: skip
+        self.rows: dict[tuple[str, int], Row] = {}
+        self.done: set[tuple[str, int]] = set()
+        self.until = time.monotonic() + 60 * given.budget_minutes
+        if given.json and given.json.exists():
+            self._resume(read_bench(given.json)[1])
+
+    def _resume(self, earlier: dict[str, Any]) -> None:
+        """Take over an earlier call's rows; ValueError if they cannot be compared with ours."""
+        for part, key in ((part, key) for part, keys in ALIKE.items() for key in keys):
+            was, now = earlier[part][key], self.report[part][key]
+            if was != now:
+                fix = "give the same, or another --json"
+                raise ValueError(f"{self.given.json}: {key} was {was!r}, is {now!r} now; {fix}")
+        self.rows = {(row["label"], row["tokens"]): row for row in earlier["rows"]}
+        self.report["peers"] = earlier["peers"] | self.report["peers"]
+        self.done = {key for key, row in self.rows.items() if row["status"] in ("ok", "oom")}
+        if not self.given.turns and self._pending(self.order):
+            # What closes a campaign comes after all that it measured.
+            self.done = {key for key in self.done if key[0] != LAST}
+
+    def run(self) -> int:
+        """Run what is pending, engine by engine or all in turn, until the time budget is used.
+
+        Returns 1 if an engine failed, or on CPU gave other bits than resident; else 0.
+        """
+        for label in self.order:
+            for tokens in self._pending([label]):
+                if label in self.missing:
+                    self._end(label, tokens, "absent", self.missing[label])
+                elif (label, tokens) not in self.rows:
+                    # Replaced by what comes of it; what the budget or a signal leaves stays.
+                    self._end(label, tokens, "not run", "the call ended before")
+        here = [label for label in self.order if label not in self.missing]
+        for labels in [here] if self.given.turns else [[label] for label in here]:
+            while (pending := self._pending(labels)) and time.monotonic() < self.until:
+                self._start(labels, pending)
+        bad = {"failed", "oom", "timeout", "non-finite"} & {r["status"] for r in self.rows.values()}
+        inexact = [row for row in self.rows.values() if self._same(row) is False
+                   and "latents_error" not in row["ranks"][0]]  # fmt: skip
+        return int(bool(bad or self.given.device == "cpu" and inexact))
+
+    def _pending(self, labels: Sequence[str]) -> list[int]:
+        """The shapes that one of these engines has not run."""
+        return [n for n in self.given.tokens if {(label, n) for label in labels} - self.done]
+
+    def _start(self, labels: Sequence[str], pending: Sequence[int]) -> None:
+        """Run the processes of some engines; afterwards at least one of ``pending`` has ended."""
+        count, turns = self.given.ranks, self.given.turns
+        timeout_s = TIMEOUT_S * (1 + turns)
+        spec = self.report["settings"] | {
+            "engines": labels, "code": self.code, "turns": turns or 1, "timeout_s": timeout_s,
+            "grids": [[n, grid(n)] for n in pending],
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
+            out, progress = Path(folder), Path(folder) / "progress"
+            (out / "spec.json").write_text(json.dumps(spec), "utf-8")
+
+            def collect() -> None:
+                for n in self._pending(labels):
+                    files = [out / f"rows-{n}-rank{rank}.json" for rank in range(count)]
+                    if all(file.is_file() for file in files):
+                        parts = [json.loads(file.read_text("utf-8")) for file in files]
+                        for label, *ranks in zip(labels, *parts, strict=True):
+                            self._end(label, n, "ok", ranks=ranks, out=out)
+
+            deadline = min(time.monotonic() + timeout_s, self.until)
+            start = processes.KINDS[self.given.device]
+            ranks = start(out / "spec.json", out, count, "benchmarks.rank")
+            results, codes = processes.watch(ranks, out, count, deadline, collect)
+            collect()
+            left = self._pending(labels)
+            if left and (any(results) or time.monotonic() < self.until):
+                at = progress.read_text("utf-8") if progress.is_file() else "attach"
+                found = processes.failure(timeout_s, results, codes, at)
+                # The other shapes get new processes; without attaching none of them would run.
+                for label, n in product(labels, left if at == "attach" else left[:1]):
+                    self._end(label, n, found["status"], found["reason"], out=out)
+
+    def _end(self, label: str, tokens: int, status: str, reason: str = "",
+             ranks: Sequence[Row] = (), out: Path | None = None) -> None:  # fmt: skip
+        """Enter a row and write the JSON."""
+        logs = sorted(out.rglob("*.log")) if out and not ranks else []
+        row = {
+            "label": label, "tokens": tokens, "grid": grid(tokens), "status": status,
+            "reason": reason, "ranks": list(ranks),
+            "log": "\n".join(file.read_text("utf-8", "replace") for file in logs)[-4000:],
+            "transport": processes.transport(out) if out else [], "turns": self.given.turns,
+            "settings": stream_settings(label, ranks), **git_state(),
+            "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        self.rows.pop((label, tokens), None)
+        self.rows[label, tokens] = row
+        if status != "not run":
+            self.done.add((label, tokens))
+            print(self.line(row), flush=True)
+        if self.given.json:
+            report = self.report | {"rows": [*self.rows.values()]}
+            replace_file(self.given.json, json.dumps(report, indent=1, allow_nan=False) + "\n")
+
+    def line(self, row: Row) -> str:
+        """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
+        took, (median, low, high, n) = row["status"], step_ms(row)
+        if n:
+            of = median / step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
+            took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
+        bits = {True: "same bits", False: "OTHER BITS", None: ""}[self._same(row)]
+        note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
+        said = f"{row['tokens']:,} tokens", row["label"], took, bits, note
+        return "; ".join(filter(None, said))
+
+    def _same(self, row: Row) -> bool | None:
+        return identical(row, self.rows.get((FIRST, row["tokens"])))
+
+
+def step_ms(row: Row) -> Median:
+    """Median, interval and n of a row's steps in ms, each with its slowest rank."""
+    return median_interval(map(max, zip(*(r["samples_ms"] for r in row["ranks"]), strict=True)))
+
+
+def identical(row: Row, reference: Row | None) -> bool | None:
+    """Whether first and last outputs, on every rank, are resident's; None if unknown."""
+    if not (row["ranks"] and reference and reference["ranks"]):
+        return None
+    keys = ("first_output_sha256", "output_sha256")
+    found = {rank[key] for rank in row["ranks"] for key in keys}
+    return found == {reference["ranks"][0]["output_sha256"]}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,10 +237,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
     given.blocks = blocks if given.blocks is None else given.blocks
-    for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
-        if getattr(given, key) < least:
-            parser.error(f"--{key} {getattr(given, key)}: give at least {least}")
     try:
+        for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
+            if getattr(given, key) < least:
+                raise ValueError(f"--{key} {getattr(given, key)}: give at least {least}")
+        if given.device == "cuda" and given.ranks > gpus:
+            raise ValueError(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
         given.tokens = sorted({int(n) for n in (given.tokens or tokens).split(",")})
         for n in given.tokens:
             if n < 1 or max(grid(n)) > 1024:  # what rotary embeddings reach
@@ -61,8 +252,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 raise ValueError(f"{label} is not exact; give --turns, to see by how much")
     except ValueError as error:
         parser.error(str(error))
-    if given.device == "cuda" and given.ranks > gpus:
-        parser.error(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
     return given
 
 

@@ -20,7 +20,6 @@ import torch
 from diffusers.hooks import apply_group_offloading
 
 from wanreport.engines import Counters, Engine, Shape
-from wanreport.engines.base import Bound
 
 
 class Peer(Engine):
@@ -40,12 +39,9 @@ class Peer(Engine):
     def offload(self, expert: Any) -> None: ...
 
     def _attach(self) -> None:
-        for name, expert in self.experts.items():
-            for unit in self.store.units(name):
-                bound = Bound(expert, self.store.layouts[name, unit], torch.device("cpu"))
-                bound.point_into(self.store.buffer(name, unit))
+        self._hold_on_host()
+        for expert in self.experts.values():
             self.offload(expert)
-        self.store.close()  # a peer makes copies of its own
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         raise NotImplementedError  # a peer's copies are not counted

@@ -77,10 +77,10 @@ class Lane:
                  device: torch.device) -> None:  # fmt: skip
         self.engine, self.blocks, self.device = engine, blocks, device
         self.make: Callable[[int], Expert] = partial(make_expert, device.type)
+        self.peer = engine if isinstance(engine, Peer) else None
         self.plan: dict[str, Any] | None = None
-        key: Any = engine.pins_store, engine.shares_store, engine.transfer
-        if isinstance(engine, Peer):
-            key = engine  # it closes its store
+        # A peer closes its store.
+        key = self.peer or (engine.pins_store, engine.shares_store, engine.transfer)
         if key not in stores:
             experts = {EXPERT: self.make(blocks)}
             stores[key] = worker.store_for(engine, experts, RandomWeights(), device)
@@ -148,18 +148,16 @@ class Lane:
 
     def row(self, alone: bool) -> dict[str, Any]:
         """What this rank measured; peaks of memory only where the process has no other engine."""
-        engine, pinned = self.engine, self.store.pinned_bytes
-        peer = engine if isinstance(engine, Peer) else None
+        peer, pinned = self.peer, self.store.pinned_bytes
         memory = peaks(self.device, peer.registered_bytes if peer else pinned)
         return {
             # On CPU no time is claimed, so none is kept.
             "samples_ms": [1e3 * s for s in self.samples] if self.device.type == "cuda" else [],
-            "memory": memory if alone else dict.fromkeys(memory),
-            "gpu": self.sensors.summary(),
-            "shared_pinned_bytes": pinned if engine.shares_store else 0,
+            "memory": memory if alone else dict.fromkeys(memory), "plan": self.plan,
+            "gpu": self.sensors.summary(), "note": peer.note if peer else "",
+            "shared_pinned_bytes": pinned if self.engine.shares_store else 0,
             "output_sha256": sha256(self.output), "first_output_sha256": self.first,
             "counters": None if peer else asdict(self.counters),
-            "note": peer.note if peer else "", "plan": self.plan,
         }  # fmt: skip
 
 
@@ -174,13 +172,14 @@ def measure(
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
     rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
-    inexact = [i for i, lane in enumerate(lanes) if lane.engine.transfer == "fp8"]
-    exact = lanes[0].denoised() if inexact else []  # resident's
-    for i in inexact:
-        pairs = zip(lanes[i].denoised(), exact, strict=True)
-        errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
-        said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
-        rows[i] |= {"latents_error": errors, "note": said}
+    exact: list[Tensor] = []  # resident's
+    for row, lane in zip(rows, lanes, strict=True):
+        if lane.engine.transfer == "fp8":
+            exact = exact or lanes[0].denoised()
+            pairs = zip(lane.denoised(), exact, strict=True)
+            errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
+            said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
+            row |= {"latents_error": errors, "note": said}
     return rows
 
 
@@ -200,17 +199,16 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     device = torch.device(f"cuda:{rank}" if spec["device"] == "cuda" else "cpu")
     worker.connect(device, out, rank, world_size, spec["timeout_s"])
     link = measure_link(device, dist.group.WORLD)
-    engines = [make_engine(label) for label in spec["engines"]]
     stores: dict[Any, HostStore] = {}
-    for engine in engines:
+    lanes = []
+    for engine in [make_engine(label) for label in spec["engines"]]:
         if isinstance(engine, Peer):
             engine.code = spec["code"][engine.name]
-    lanes = [Lane(engine, spec["blocks"], stores, device) for engine in engines]
+        lanes.append(Lane(engine, spec["blocks"], stores, device))
     for tokens, grid in spec["grids"]:
         if rank == 0:
             (out / "progress").write_text(f"{tokens:,} tokens", "utf-8")
-        inputs = make_inputs(grid, spec["branches"], device)
-        rows = measure(lanes, inputs, link, spec["turns"])
+        rows = measure(lanes, make_inputs(grid, spec["branches"], device), link, spec["turns"])
         replace_file(out / f"rows-{tokens}-rank{rank}.json", json.dumps(rows))
     for lane in lanes:
         lane.engine.detach()

@@ -16,7 +16,7 @@ from typing import Any
 from tests.synthetic import plan_inputs
 from wanreport.analysis.rows import MEMORY
 from wanreport.planner.plan import make_plan
-from wanreport.records.files import parse_label, stream_settings
+from wanreport.records.files import PEERS, parse_label, stream_settings
 
 BLOCK, BLOCKS = 702_986_240, 20
 PCIE = "2x NVIDIA H200, host memory over PCIe (NCCL_P2P_DISABLE=1)"
@@ -35,7 +35,7 @@ def campaign(
     """
     resident_ms = resident_ms or {7800: 194.1, 14040: 367.8, 32760: 1082.4}
     settings = {"device": device, "ranks": ranks, "blocks": BLOCKS, "branches": branches,
-                "compile": False, "warmup": 2}  # fmt: skip
+                "compile": False}  # fmt: skip
     cuda, slug = device == "cuda", re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     rows = []
     for label, factor in (factors or LABELS).items():
@@ -47,12 +47,11 @@ def campaign(
                 "settings": stream_settings(label, each), "git_sha": "c" * 40,
                 "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
             })  # fmt: skip
-    nccl = {"NCCL_P2P_DISABLE": "1"} if machine == PCIE else {}
     return {
         "schema_version": 2, "settings": settings, "bytes": BLOCK * BLOCKS, "rows": rows,
         "machine": {"class": machine, "slug": slug, "gpu_name": "NVIDIA H200" if cuda else None,
                     "gpu_count": ranks if cuda else 0, "driver": "580" if cuda else None,
-                    "nccl": nccl},
+                    "nccl": {"NCCL_P2P_DISABLE": "1"} if machine == PCIE else {}},
         "software": {"python": "3.12.3", "torch": "2.11.0", "diffusers": "0.42.1", "cuda": "13.0",
                      "nccl": "2.28.9", "wanreport": "0.1.0"},
         "peers": {"diffusers": {"version": "0.42.1"}, "sglang": {"version": "0.5.23"}},
@@ -61,29 +60,25 @@ def campaign(
 
 def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[str, Any]:
     cuda, blocks, ranks = settings["device"] == "cuda", settings["blocks"], settings["ranks"]
-    name, given = parse_label(label)
+    (name, given), branches, plan = parse_label(label), settings["branches"], None
     samples = [ms * (1 + 0.0005 * math.sin(7 * i + rank)) for i in range(7)] if cuda else []
     digest = hashlib.sha256(b"all alike").hexdigest()
     copied = {"resident": 0, "swap": 0, "fsdp": blocks / ranks, "layerwise": blocks - 1}
-    h2d = int(copied.get(name, blocks) * BLOCK * settings["branches"]) * len(samples)
-    plan = None
+    h2d = int(copied.get(name, blocks) * BLOCK * branches) * len(samples)
     if name == "planned":
-        inputs = plan_inputs(blocks=blocks, block_bytes=BLOCK, ranks=ranks,
-                             branches=settings["branches"])  # fmt: skip
+        inputs = plan_inputs(blocks=blocks, block_bytes=BLOCK, ranks=ranks, branches=branches)
         plan, _ = make_plan(inputs, given.get("room", 4), lambda rivals: [[1.0]] * len(rivals))
         plan["candidates"][plan["chosen"]]["predicted"]["step_s"] = ms / 1e3 * 1.02
         plan = json.loads(json.dumps(plan))
-    gigabytes = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
-    sizes = (gigabytes, gigabytes, BLOCK * blocks) if cuda else (None,) * 3
+    held = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
+    sizes = (held, held, BLOCK * blocks, 1) if cuda else (None, None, None, 1)
     read = {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
     link = {"h2d_pinned_gb_s": 55.4, "h2d_pinned_together_gb_s": 54.9}
     return {
-        "samples_ms": samples, "warmup_ms": samples[:2], "wall_ms_per_step": ms if cuda else None,
-        "memory": {**dict(zip(MEMORY, sizes, strict=False)), "host_rss_bytes": 1},
+        "samples_ms": samples, "memory": dict(zip(MEMORY, sizes, strict=True)), "note": "",
         "gpu": read if samples else None, "shared_pinned_bytes": BLOCK * blocks if cuda else 0,
-        "output_sha256": digest, "first_output_sha256": digest,
-        "counters": None if name in ("diffusers", "sglang") else {"h2d_bytes": h2d},
-        "attach_s": 1.0, "note": "", "plan": plan,
+        "output_sha256": digest, "first_output_sha256": digest, "plan": plan,
+        "counters": None if name in PEERS else {"h2d_bytes": h2d},
         "link": link if cuda and name in ("resident", "planned") else None,
     }  # fmt: skip
 

@@ -33,21 +33,21 @@ def make_experts(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> dict[st
     return copy
 
 
+def make_store(transfer: str = "bf16", device: str = "cpu", source: Any = None, *,
+               experts: dict[str, Expert] | None = None, **how: Any) -> HostStore:  # fmt: skip
+    """A filled host store of both experts, or of others."""
+    # By threads, which do not know this one's device.
+    packing = None if transfer == "bf16" else torch.empty(0, device=device).device
+    return HostStore(experts or make_experts(), source or RandomWeights(0), packing=packing,
+                     transfer=transfer, **how)  # fmt: skip
+
+
 def run_engine(
-    engine: Engine,
-    *,
-    steps: int = 3,
-    iterations: int = 2,
-    dtype: torch.dtype = torch.bfloat16,
-    cfg: bool = True,
-    cfg_parallel: bool = False,
-    seed: int = 0,
-    size: tuple[int, int, int] = (48, 48, 9),  # 27 tokens, which no world size divides either
-    device: str = "cpu",
-    segments: Segments | None = None,
-    store: HostStore | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
+    engine: Engine, *, steps: int = 3, iterations: int = 2, dtype: torch.dtype = torch.bfloat16,
+    cfg: bool = True, cfg_parallel: bool = False, device: str = "cpu",
+    size: tuple[int, int, int] = (48, 48, 9),  # 27 tokens, which few world sizes divide either
+    segments: Segments | None = None, store: HostStore | None = None, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Attach, run and detach on this rank; latents, counters and what they should be.
 
     A ``store`` is the caller's, for many runs; without one the run has its own.
@@ -57,22 +57,18 @@ def run_engine(
     row, pair = cfg_groups() if cfg_parallel else (group, None)
     for expert in experts.values():
         expert.parallel, expert.segments = SequenceParallel(row), segments or Segments()
-    shared = group if engine.shares_store else None
-    pin, own = device == "cuda" and engine.pins_store, store is None
-    packing = None
-    if packs(engine):  # by threads, which do not know this one's device
-        packing = torch.empty(0, device=device).device
-    source = RandomWeights(seed)
-    store = store or HostStore(experts, source, pin=pin, group=shared, packing=packing,
-                               transfer=engine.transfer)  # fmt: skip
-    first = experts[EXPERTS[0]]
+    own, first = store is None, experts[EXPERTS[0]]
+    if store is None:
+        how = {"pin": device == "cuda" and engine.pins_store, "experts": experts}
+        how["group"] = group if engine.shares_store else None
+        store = make_store(engine.transfer, device, **how)
     engine.attach(experts, store, torch.device(device), group)
-    generator = torch.Generator().manual_seed(1)
-    width = first.config["text_dim"]
+    generator, width = torch.Generator().manual_seed(1), first.config["text_dim"]
     texts = [torch.randn(1, 16, width, generator=generator).to(device, dtype) for _ in range(2)]
     noise = torch.randn(latent_shape(*size), generator=generator).to(device)
     guidance = Guidance(texts[0], texts[1] if cfg else None, SCALES, pair)
-    result: dict[str, Any] = {"latents": [], "counters": [], "expected": []}
+    visits = guidance.visits(engine)
+    result: dict[str, Any] = {"latents": [], "counters": [], "expected": [], "visits": visits}
     for iteration in range(iterations):
         names: list[str] = []
 
@@ -82,22 +78,18 @@ def run_engine(
 
         before = engine.mover.counters + Counters()
         try:
-            latents = denoise(
-                experts, engine, make_scheduler(12.0), noise, guidance,
-                steps=steps, boundary=875, on_step=on_step,
-            )  # fmt: skip
+            latents = denoise(experts, engine, make_scheduler(12.0), noise, guidance, steps=steps,
+                              boundary=950, on_step=on_step)  # fmt: skip
         except InterruptedError:  # planted by a test: the engine must be as good as before
             continue
-        visits = -(-guidance.branches // engine.branches_per_visit)
         shape = Shape(
-            blocks=len(first.blocks),
-            block=store.layouts[first.name, 0],
+            blocks=len(first.blocks), block=store.layouts[first.name, 0],
             outer=store.layouts[first.name, None],
             buffers=tuple(b.numel() * b.element_size() for b in first.buffers()),
             passes={name: names.count(name) * visits for name in EXPERTS},
             world_size=dist.get_world_size() if group else 1,
             branches=guidance.branches // visits,
-        )
+        )  # fmt: skip
         result["latents"].append(latents)
         result["counters"].append(engine.mover.counters - before)
         result["expected"].append(engine.expected(shape, iteration))
@@ -108,33 +100,36 @@ def run_engine(
     return result
 
 
-def packs(engine: Engine) -> bool:
-    """Whether an engine asks for packed weights."""
-    return engine.transfer != "bf16"
-
-
 class Runs:
     """Runs engines in a rank over all kinds of stores, each filled once."""
 
     def __init__(self, **how: Any) -> None:
-        self.how, self.cuda = how, how.get("device") == "cuda"
-        self.packing = torch.empty(0, device=how.get("device", "cpu")).device
-        self.experts = make_experts(**{k: v for k, v in how.items() if k in NARROW})
+        self.how, self.device = how, how.get("device", "cpu")
         self.stores: dict[Any, HostStore] = {}
 
     def __call__(self, engine: Engine, **how: Any) -> dict[str, Any]:
-        pin = self.cuda and engine.pins_store
+        pin = self.device != "cpu" and engine.pins_store
         key = engine.shares_store, engine.transfer, pin
-        if key not in self.stores:
-            self.stores[key] = HostStore(
-                self.experts, RandomWeights(0), pin=pin, transfer=engine.transfer,
-                group=dist.group.WORLD if engine.shares_store else None,
-                packing=self.packing if packs(engine) else None)  # fmt: skip
-        return run_engine(engine, **({"store": self.stores[key]} | self.how | how))
+        if key not in self.stores and "store" not in how:
+            experts = make_experts(**{k: v for k, v in self.how.items() if k in NARROW})
+            group = dist.group.WORLD if engine.shares_store else None
+            self.stores[key] = make_store(
+                engine.transfer, self.device, experts=experts, group=group, pin=pin)  # fmt: skip
+        return run_engine(engine, **({"store": self.stores.get(key)} | self.how | how))
 
     def close(self) -> None:
         for store in self.stores.values():
             store.close()
+
+
+def compiled() -> dict[str, int]:
+    """How many graphs torch.compile has made in this process, and how often it broke one.
+
+    A segment that compiles once is one graph; each further one is a break or a recompilation.
+    """
+    counters = torch._dynamo.utils.counters
+    return {"graphs": counters["stats"]["unique_graphs"],
+            "graph_breaks": sum(counters["graph_break"].values())}  # fmt: skip
 
 
 def interrupted(name: str, at: int, **options: Any) -> Engine:
@@ -162,18 +157,13 @@ def save_checkpoint(folder: Path) -> None:
     words = ["<pad>", "</s>", "<unk>", "a", "red", "panda", "rides", "bicycle"]
     tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(8), strict=True)), "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     encoder = UMT5Config(
         vocab_size=8, d_model=NARROW["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
-    pipe = WanPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ),
-        text_encoder=UMT5EncoderModel(encoder),
-        vae=AutoencoderKLWan(**TINY_VAE),
-        scheduler=make_scheduler(3.0),
-        transformer=WanTransformer3DModel(**NARROW),
-        transformer_2=WanTransformer3DModel(**NARROW),
-        boundary_ratio=0.875,
-    )
-    pipe.save_pretrained(folder)
+    WanPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),
+        text_encoder=UMT5EncoderModel(encoder), vae=AutoencoderKLWan(**TINY_VAE),
+        scheduler=make_scheduler(3.0), transformer=WanTransformer3DModel(**NARROW),
+        transformer_2=WanTransformer3DModel(**NARROW), boundary_ratio=0.875,
+    ).save_pretrained(folder)  # fmt: skip

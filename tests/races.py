@@ -8,9 +8,9 @@ of events orders are a race, even where this run happened to get away with it.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +36,6 @@ class Lane:
             self.begun += 1
             self.work[self.begun - 1]()
 
-    def merge(self, clock: dict[str, int]) -> None:
-        for name, time in clock.items():
-            self.clock[name] = max(time, self.clock.get(name, 0))
-
 
 @dataclass(eq=False)
 class Mark:
@@ -59,7 +55,7 @@ class LazyMover(Mover):
         super().__init__(device)
         self.races: list[str] = []
         self.lanes = [Lane("compute")]
-        self.current = self.lanes[0]
+        self.current = self.compute
         self._writes: dict[int, tuple[str, int]] = {}
         self._reads: dict[int, dict[str, int]] = {}
 
@@ -71,17 +67,11 @@ class LazyMover(Mover):
         self.lanes.append(Lane(f"stream {len(self.lanes)}"))
         return self.lanes[-1]
 
-    def on(self, stream: Lane) -> Any:
-        mover, before = self, self.current
-
-        class On:
-            def __enter__(self) -> None:
-                mover.current = stream
-
-            def __exit__(self, *_: object) -> None:
-                mover.current = before
-
-        return On()
+    @contextmanager
+    def on(self, stream: Lane) -> Iterator[None]:  # type: ignore[override]
+        before, self.current = self.current, stream
+        yield
+        self.current = before
 
     def event(self) -> Mark:
         return Mark()
@@ -93,16 +83,18 @@ class LazyMover(Mover):
     def wait(self, stream: Lane, event: Mark) -> None:
         self.counters.event_waits += 1
         if stream.name not in self.deaf and event.lane is not None:
-            self._follow(stream, event.lane, event.until, event.clock)
+            self._follow(stream, event)
 
     def wait_stream(self, stream: Lane, other: Lane) -> None:
         self.counters.stream_waits += 1
         if "streams" not in self.deaf:
-            self._follow(stream, other, len(other.work), other.clock)
+            self._follow(stream, self.record(Mark(), other))
 
-    def _follow(self, stream: Lane, other: Lane, until: int, clock: dict[str, int]) -> None:
-        stream.merge(clock)
-        self._do(stream, lambda: other.run(until))
+    def _follow(self, stream: Lane, mark: Mark) -> None:
+        for name, time in mark.clock.items():
+            stream.clock[name] = max(time, stream.clock.get(name, 0))
+        other, until = mark.lane, mark.until  # as they are now: an event may be set again
+        self._do(stream, lambda: other and other.run(until))
 
     def _do(self, stream: Lane, work: Callable[[], Any]) -> None:
         """Compute does it at once, any other stream when somebody waits for it."""
@@ -126,15 +118,13 @@ class LazyMover(Mover):
         else:
             self._reads.setdefault(key, {})[lane.name] = now
 
-    def h2d(
-        self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
-    ) -> None:
+    def h2d(self, device_buffer: Tensor, host_buffer: Tensor, **how: Any) -> None:
         self.touch(device_buffer, write=True)
-        if blocking or self.current is self.compute:
-            return super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
+        if how["blocking"] or self.current is self.compute:
+            return super().h2d(device_buffer, host_buffer, **how)
         device_buffer.fill_(0xFF)  # NaN as bfloat16 and as float32
         self.current.work.append(lambda: device_buffer.copy_(host_buffer))
-        self.counters.h2d_copies += not goes_on
+        self.counters.h2d_copies += not how["goes_on"]
         self.counters.h2d_bytes += device_buffer.numel()
         return None
 
@@ -144,7 +134,7 @@ class LazyMover(Mover):
         buffer.fill_(0xFF)
 
         def work() -> None:
-            with contextlib.suppress(IndexError):  # positions that are not there yet
+            with suppress(IndexError):  # positions that are not there yet
                 Mover.unpack(self, packed, packing, buffer)
 
         self.current.work.append(work)
@@ -182,13 +172,11 @@ class LateMover(Mover):
             super().wait(stream, event)
         self._sleep(stream)
 
-    def h2d(
-        self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
-    ) -> None:
+    def h2d(self, device_buffer: Tensor, host_buffer: Tensor, **how: Any) -> None:
         device_buffer.fill_(0xFF)
-        if not blocking:
+        if not how["blocking"]:
             torch.cuda._sleep(self.random.randrange(self.CYCLES))
-        super().h2d(device_buffer, host_buffer, blocking=blocking, goes_on=goes_on)
+        super().h2d(device_buffer, host_buffer, **how)
 
     def unpack(self, packed: Tensor, packing: Any, buffer: Tensor) -> None:
         buffer.fill_(0xFF)

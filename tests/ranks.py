@@ -26,19 +26,16 @@ def run_ranks(
     """``function(*args)`` in each rank of a new group; the results in rank order."""
     # CUDA does not outlive a fork, and what is imported here may have begun to use it.
     how = "spawn" if backend != "gloo" else "forkserver" if torch.cuda.is_available() else "fork"
-    context = multiprocessing.get_context(how)
+    context: Any = multiprocessing.get_context(how)
+    results, pipes, processes = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        pipes, processes = [], []
         for rank in range(world_size):
             mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_rank, args=(function, folder, rank, world_size, theirs, args, backend)
-            )
-            process.start()
+            given = function, folder, rank, world_size, theirs, args, backend
+            processes.append(context.Process(target=_rank, args=given))
+            processes[-1].start()
             theirs.close()
             pipes.append(mine)
-            processes.append(process)
-        results = []
         try:
             for rank, pipe in enumerate(pipes):
                 assert pipe.poll(120), f"rank {rank} gave no result in time"

@@ -18,7 +18,7 @@ from wanreport.analysis.rows import MEMORY
 from wanreport.jobs.job import job_from_mapping, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
 from wanreport.jobs.settings import layerwise_held
-from wanreport.jobs.sglang import ENGINE_FLAGS, ModelSettings, prefetch_layers, resolve_model
+from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
@@ -39,65 +39,88 @@ BASELINE = {
     "old-6gpu-swap": ("swap", 6, 1454669, {}),
     "new-4gpu-prefetch3": ("layerwise", 4, 1454670, {"dit_offload_prefetch_size": 3.0}),
 }
+RATES = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
+LINK = {f"{key}_gb_s": rate for key, rate in RATES.items()}
+LINK |= {f"{key}_together_gb_s": round(rate * 0.8, 3) for key, rate in RATES.items()}
+MACHINES: dict[str, dict[str, Any]] = {
+    "cuda": GPUS | {
+        "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
+        "driver": "550.54", "interconnect": "PCIe", "host_memory_bytes": 488_000_000_000,
+        "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"}, "transport": ["SHM/direct/direct"],
+    },
+    "cpu": CPU | {"gpu_name": None, "gpu_count": 0, "link": None, "nccl": {}},
+}  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {
+    "a14b": {"head_dim": 128, "tokens": 75_600},
+    "tiny": {"head_dim": 4, "tokens": 24, "height": 48, "width": 64, "num_frames": 5},
+}
 
 
 def record(
     name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
     reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
-    sm_mhz: float | None = 1600.0, latents: str = "the same bits",
-    machine: dict[str, Any] | None = None, **changes: Any,
+    sm_mhz: float | None = 1600.0, machine: dict[str, Any] | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
     It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
-    other than "ok" it has no iterations. Records with the same text for `latents` have the same
-    bits. `changes` are further fields of the job.
+    other than "ok" it has no iterations. Those of as many ranks have the same bits. `changes` are
+    further fields of the job.
     """
     device = device or ("cuda" if scale == "a14b" else "cpu")
-    job = _job(name, scale, changes)
+    engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
+    job = resolve_job(job_from_mapping({
+        "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
+        "purpose": "A made-up job.", "scale": scale,
+        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}), **flags, **changes,
+    }, source="synthetic"), gpus=64)  # fmt: skip
+    layers, block, cuda = LAYERS[scale], BLOCK[scale], device == "cuda"
     sglang = asdict(job.sglang())
-    sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], LAYERS[scale])
+    sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], layers)
     made = new_record(
         job, status=status, reason=reason or ("" if status == "ok" else f"made up: {status}"),
-        hint=hint, machine=_machine(device) | (machine or {}), software=_software(device),
-        started_at="2026-03-01T12:00:00Z", wall_s=100.0, sglang=sglang,
+        hint=hint, started_at="2026-03-01T12:00:00Z", wall_s=100.0, sglang=sglang,
+        machine={"device": device, "cpu_model": "made up"} | MACHINES[device] | (machine or {}),
+        software={
+            "python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1", "wanreport": "0.1.0",
+            "cuda": "13.0" if cuda else None, "nccl": "2.28" if cuda else None,
+            "git_sha": "0123456789abcdef", "git_dirty": False,
+        },
     )  # fmt: skip
     if status != "ok":
         return made
     settings = resolve_model(job.model_path)
-    schedule = flow_schedule(job.num_inference_steps, settings.flow_shift)
-    at = switch_step(schedule.timesteps, settings.boundary_ratio)
-    made["schedule"] = {
-        "timesteps": [float(t) for t in schedule.timesteps], "sigmas": schedule.sigmas,
-        "switch_step": at,
-        "experts": ["high_noise" if at is None or i < at else "low_noise"
-                    for i in range(len(schedule.timesteps))],
+    timesteps = flow_schedule(job.num_inference_steps, settings.flow_shift).timesteps
+    at = switch_step(timesteps, settings.boundary_ratio)
+    made["schedule"] = {"timesteps": [float(t) for t in timesteps], "switch_step": at}
+    known = {key: value for key, value in asdict(settings).items() if key != "steps"}
+    made["model"] = known | {
+        "num_layers": layers, "num_heads": 40, "weights": "random", "prompt_embeds": "random",
+        "block_bytes": block, "expert_bytes": OUTER[scale] + layers * block, "height": job.height,
+        "width": job.width, "num_frames": job.num_frames, **SIZES[scale],
     }  # fmt: skip
-    made["model"] = _model(job, settings)
-    made["engine"] = {
-        "name": job.engine, "prefetch": sglang["prefetch_layers"],
-        "branches_per_visit": 2 if job.engine == "stream" else 1,
-        "counters_derived": job.engine == "fsdp",
-    }  # fmt: skip
+    made["engine"] = {"name": job.engine, "prefetch": sglang["prefetch_layers"],
+                      "counters_derived": job.engine == "fsdp"}  # fmt: skip
     made["cold_start_s"] = 250.0
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
     spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
     kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
     read = {"readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0, "celsius": 62}
-    gpu = [read | {"board": f"{rank:08x}"} if sm_mhz and device == "cuda" else None
+    gpu = [{**read, "board": f"{rank:08x}"} if sm_mhz and cuda else None
            for rank in range(job.num_gpus)]  # fmt: skip
-    for number, kind in enumerate([*kinds, *(["profiled"] if job.profile else [])]):
-        iteration = _iteration(made, number, kind, steady, spike, at, latents, device)
-        made["iterations"].append(iteration | {"gpu": [each and {**each} for each in gpu]})
+    made["iterations"] = [
+        _iteration(made, number, kind, steady, spike) | {"gpu": gpu}
+        for number, kind in enumerate(kinds + ["profiled"] * job.profile)
+    ]
     if job.engine == "stream":
         inputs = plan_inputs(
-            blocks=LAYERS[scale], block_bytes=BLOCK[scale], outer_bytes=OUTER[scale],
-            windows_s=(0.05, 0.09, 0.075), collectives_s=0.028, ranks=job.num_gpus,
+            blocks=layers, block_bytes=block, outer_bytes=OUTER[scale], ranks=job.num_gpus,
+            windows_s=(0.05, 0.09, 0.075), collectives_s=0.028,
         )  # fmt: skip
         blocks = room(job.vram_budget_gb, BLOCK["a14b"], OUTER["a14b"])
         plan, _ = make_plan(inputs, blocks, lambda rivals: [[4.0 - s.shard] for s in rivals])
         made["engine"]["plan"] = plan
-    made["timeline"] = _timeline(job.engine, LAYERS[scale], at or 1, scale)
+    made["timeline"] = _timeline(job.engine, layers, at or 1, 250.0 if scale == "a14b" else 0.5)
     made["traces"] = [
         {"rank": rank, "path": f"traces/{name}-{made['job_hash']}/rank{rank}.json.gz",
          "bytes": 1_234_567, "sha256": hashlib.sha256(f"{name}{rank}".encode()).hexdigest()}
@@ -125,64 +148,6 @@ def load(records: list[dict[str, Any]], root: Path) -> Frames:
     return frames.load(["results"], root)
 
 
-def _job(name: str, scale: str, changes: dict[str, Any]) -> Any:
-    engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
-    mapping = {
-        "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
-        "purpose": "A made-up job.", "scale": scale,
-        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}), **flags, **changes,
-    }  # fmt: skip
-    return resolve_job(job_from_mapping(mapping, source="synthetic"), gpus=64)
-
-
-def _model(job: Any, settings: ModelSettings) -> dict[str, Any]:
-    real, layers, block = job.scale == "a14b", LAYERS[job.scale], BLOCK[job.scale]
-    said = asdict(settings)
-    del said["steps"]
-    size = {"height": job.height, "width": job.width, "num_frames": job.num_frames}
-    return said | {
-        "num_layers": layers, "num_heads": 40, "head_dim": 128 if real else 4,
-        "ffn_dim": 13824 if real else 64, "text_dim": 4096 if real else 32,
-        "latent_shape": [16, 21, 90, 160] if real else [16, 2, 6, 8],
-        "tokens": 75_600 if real else 24, "weights": "random", "prompt_embeds": "random",
-        "block_bytes": block, "outer_bytes": OUTER[job.scale],
-        "expert_bytes": OUTER[job.scale] + layers * block,
-        **(size if real else {"height": 48, "width": 64, "num_frames": 5}),
-    }  # fmt: skip
-
-
-def _machine(device: str) -> dict[str, Any]:
-    made = {"device": device, "cpu_model": "made up"}
-    if device == "cuda":
-        return GPUS | made | {
-            "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
-            "driver": "550.54", "interconnect": "PCIe", "pcie": {"generation": "5", "width": "16"},
-            "host_memory_bytes": 488_000_000_000, "cpu_cores": 96, "link": _link(),
-            "nccl": {"NCCL_P2P_DISABLE": "1"}, "transport": ["SHM/direct/direct"],
-        }  # fmt: skip
-    unknown = ("gpu_name", "gpu_memory_bytes", "driver", "interconnect", "pcie", "link",
-               "transport")  # fmt: skip
-    return CPU | made | dict.fromkeys(unknown) | {
-        "gpu_count": 0, "host_memory_bytes": 8_000_000_000, "cpu_cores": 2, "nccl": {},
-    }  # fmt: skip
-
-
-def _link() -> dict[str, float]:
-    rates = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
-    return {f"{key}_gb_s": rate for key, rate in rates.items()} | {
-        f"{key}_together_gb_s": round(rate * 0.8, 3) for key, rate in rates.items()
-    }
-
-
-def _software(device: str) -> dict[str, Any]:
-    cuda = device == "cuda"
-    return {
-        "python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1",
-        "cuda": "13.0" if cuda else None, "nccl": "2.28" if cuda else None, "wanreport": "0.1.0",
-        "git_sha": "0123456789abcdef", "git_dirty": False,
-    }  # fmt: skip
-
-
 def plan_inputs(**changes: Any) -> Inputs:
     """Two GPUs whose collectives share the link with copies, at 14,040 tokens."""
     shared = Route(54e9, 20e9, 1.0, 1.5)
@@ -196,24 +161,23 @@ def plan_inputs(**changes: Any) -> Inputs:
 
 
 def _iteration(
-    made: dict[str, Any], number: int, kind: str, steady: float, spike: float, at: int | None,
-    latents: str, device: str,
-) -> dict[str, Any]:  # fmt: skip
-    job, experts = made["job"], made["schedule"]["experts"]
+    made: dict[str, Any], number: int, kind: str, steady: float, spike: float
+) -> dict[str, Any]:
+    job, times, at = made["job"], made["schedule"]["timesteps"], made["schedule"]["switch_step"]
     ranks = range(job["num_gpus"])
 
     def time(step: int, rank: int) -> float:
         base = spike if step == at else steady * (1 + 0.002 * (step % 5))
         return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
 
-    ran = sampled_steps(len(experts), at, job["sampled_steps"])
-    if kind == "warmup" and len(ran) < len(experts):
+    ran, latents = sampled_steps(len(times), at, job["sampled_steps"]), "the same bits"
+    if kind == "warmup" and len(ran) < len(times):
         ran, latents = [index for index in ran if index in (0, at)], f"{latents}, warming up"
-    counters = _counters(made, number)
-    moved = counters["h2d_bytes"] // len(ran) if job["engine"] in ("layerwise", "fsdp") else 0
+    counters = [_counters(made, number) for _ in ranks]
+    moved = counters[0]["h2d_bytes"] // len(ran) if job["engine"] in ("layerwise", "fsdp") else 0
     steps = [
-        {"index": i, "expert": experts[i], "timestep": made["schedule"]["timesteps"][i],
-         "seconds": [round(time(i, rank), 6) for rank in ranks],
+        {"index": i, "expert": "high_noise" if at is None or i < at else "low_noise",
+         "timestep": times[i], "seconds": [round(time(i, rank), 6) for rank in ranks],
          "h2d_bytes": [moved] * len(ranks)}
         for i in sorted(ran)
     ]  # fmt: skip
@@ -221,73 +185,64 @@ def _iteration(
     peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
     layers, at_once = made["model"]["num_layers"], made["engine"]["prefetch"]
     more = layerwise_held(layers, at_once, switch=True) - layerwise_held(layers, 1, switch=True)
-    extra = more * BLOCK[job["scale"]]
-    sizes = (peak + extra, peak + extra + 2 * 10**9, 57 * 10**9, 60 * 10**9)
-    sizes = sizes if device == "cuda" else (None, None, None, 900_000_000)
+    peak += more * BLOCK[job["scale"]]
+    sizes: tuple[int | None, ...] = (peak, peak + 2 * 10**9, 57 * 10**9, 60 * 10**9)
+    if made["machine"]["device"] != "cuda":
+        sizes = (None, None, None, 900_000_000)
     digest = hashlib.sha256(f"{latents}, {len(ranks)} ranks".encode()).hexdigest()
     return {
         "kind": kind, "steps": steps, "decode_s": decode,
         "total_s": sum(max(step["seconds"]) for step in steps) + (decode or 0),
-        "counters": [dict(counters) for _ in ranks],
-        "expected_counters": [dict(counters) for _ in ranks],
+        "counters": counters, "expected_counters": [{**each} for each in counters],
         "memory": [dict(zip(MEMORY, sizes, strict=True)) for _ in ranks], "latents_sha256": digest,
-        "video_sha256": hashlib.sha256(digest.encode()).hexdigest() if decode else None,
     }  # fmt: skip
 
 
 def _counters(made: dict[str, Any], number: int) -> dict[str, int]:
     """One rank's counters in iteration `number`, after the engines' formulas, simplified."""
-    job, model = made["job"], made["model"]
-    n, block, outer = model["num_layers"], model["block_bytes"], model["outer_bytes"]
+    job, n, block = made["job"], made["model"]["num_layers"], made["model"]["block_bytes"]
+    engine, whole = job["engine"], made["model"]["expert_bytes"]
     passes = len(made["schedule"]["timesteps"]) * (2 if job["cfg"] else 1)
-    counters = dict.fromkeys(
-        ("h2d_copies", "h2d_bytes", "d2h_copies", "d2h_bytes", "allocations", "event_waits",
-         "stream_waits", "host_syncs", "unshards"), 0)  # fmt: skip
-    whole = n * block + outer
-    if job["engine"] == "layerwise":
-        loads = passes * (n - 1) + (2 if number == 0 else 0)
-        counters |= {"h2d_copies": loads, "h2d_bytes": loads * block, "allocations": loads,
-                     "event_waits": loads, "stream_waits": loads + passes}  # fmt: skip
-    elif job["engine"] == "swap":
-        back = 2 if number else 1
-        counters |= {"h2d_copies": 2 * (n + 1), "h2d_bytes": 2 * whole, "d2h_bytes": back * whole,
-                     "d2h_copies": back * (n + 1), "allocations": 2 * (n + 1),
-                     "host_syncs": (2 + back) * (n + 1)}  # fmt: skip
-    elif job["engine"] == "stream":
-        loads = passes // 2 * n
-        counters |= {"h2d_copies": loads, "h2d_bytes": loads * block, "event_waits": 2 * loads}
-    elif job["engine"] == "fsdp":
-        counters |= {"h2d_copies": passes * (n + 1), "unshards": passes * (n + 1),
-                     "h2d_bytes": passes * -(-whole // job["num_gpus"])}  # fmt: skip
-    return counters
+    loads = {
+        "resident": 0, "stream": passes // 2 * n, "swap": 2 * (n + 1), "fsdp": passes * (n + 1),
+        "layerwise": passes * (n - 1) + 2 * (number == 0),
+    }[engine]  # fmt: skip
+    parts = {"swap": 2 * whole, "fsdp": passes * -(-whole // job["num_gpus"])}
+    back = (1 + (number > 0)) * (engine == "swap")
+    return {
+        "h2d_copies": loads, "h2d_bytes": parts.get(engine, loads * block),
+        "d2h_copies": back * (n + 1), "d2h_bytes": back * whole, "allocations": loads,
+        "event_waits": loads, "stream_waits": 0, "host_syncs": 0,
+        "unshards": loads * (engine == "fsdp"),
+    }  # fmt: skip
 
 
-def _timeline(engine: str, layers: int, at: int, scale: str) -> list[dict[str, Any]]:
+def _timeline(engine: str, layers: int, at: int, visit: float) -> list[dict[str, Any]]:
     """Two steps around the switch with a visit, two all-to-alls and a load per block."""
-    visit = 250.0 if scale == "a14b" else 0.5
     events: list[dict[str, Any]] = []
-    where: dict[str, Any] = {}
-    now = 0.0
+    now = 0.0  # in visits
 
-    def add(lane: str, what: str, block: int | None, start: float, length: float) -> None:
-        times = {"start_ms": round(start, 4), "end_ms": round(start + length, 4)}
-        events.append({"lane": lane, "what": what, "block": block, **where, **times})
+    def add(step: int, lane: str, what: str, block: int | None, start: float, size: float) -> None:
+        begin = now + start
+        events.append({
+            "lane": lane, "what": what, "block": block, "step": step,
+            "expert": "high_noise" if step < at else "low_noise",
+            "start_ms": round(begin * visit, 4), "end_ms": round((begin + size) * visit, 4),
+        })  # fmt: skip
 
     for step in (at - 1, at):
-        where = {"expert": "high_noise" if step < at else "low_noise", "step": step}
         if engine == "swap" and step == at:
-            add("copy", "switch", None, now, visit * 4)
-            now += visit * 4
+            add(step, "copy", "switch", None, 0, 4)
+            now += 4
         for block in [*range(layers), *range(layers)]:
             if engine == "layerwise" and (block + 1) % layers:
-                add("copy", "load", block + 1, now, visit * 0.1)
-            if engine == "stream":  # in two windows
-                add("copy", "load", (block + 1) % layers, now + visit * 0.25, visit * 0.1)
-                add("copy", "load", (block + 1) % layers, now + visit * 0.65, visit * 0.1)
-            add("compute", "block", block, now, visit)
-            add("collective", "all_to_all", block, now + visit * 0.2, visit * 0.05)
-            add("collective", "all_to_all", block, now + visit * 0.6, visit * 0.05)
-            now += visit
+                add(step, "copy", "load", block + 1, 0, 0.1)
+            for start in (0.25, 0.65) if engine == "stream" else ():  # in two windows
+                add(step, "copy", "load", (block + 1) % layers, start, 0.1)
+            add(step, "compute", "block", block, 0, 1)
+            for start in (0.2, 0.6):
+                add(step, "collective", "all_to_all", block, start, 0.05)
+            now += 1
             if engine == "layerwise" and block:
-                add("copy", "release", block, now, 0.0)
+                add(step, "copy", "release", block, 0, 0)
     return events

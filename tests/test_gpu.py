@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.models import Runs, interrupted, make_experts, packs, run_engine
+from tests.models import Runs, compiled, interrupted, make_experts, make_store, run_engine
 from tests.races import LateMover
 from tests.ranks import run_ranks
-from wanreport.engines import ENGINES, base
+from wanreport.engines import ENGINES, Stream, base
 from wanreport.jobs.settings import StreamSettings
-from wanreport.model import weights
-from wanreport.model.clock import compiled, hot_steps
+from wanreport.model.clock import hot_steps
 from wanreport.model.denoise import Guidance, latent_shape
-from wanreport.model.expert import A14B, Expert, Segments, post
-from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.model.expert import A14B, Expert, Segments
+from wanreport.model.weights import HostStore
 from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
 
@@ -42,6 +41,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *(("stream", {"settings": settings}) for settings in STREAMS),
 ]
 ONE_SHAPE = pytest.mark.parametrize("resident", ["480p"], indirect=True)
+EACH = pytest.mark.parametrize(("engine", "options"), CASES)
 RACING = [case for case in CASES if case[0] in ("layerwise", "stream")]
 
 
@@ -56,23 +56,19 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stores(group: None) -> Iterator[dict[bool, HostStore]]:
-    """By whether blocks lie packed; filled and pinned once, for all runs of WIDE's blocks."""
-    stores = {
-        packed: HostStore(make_experts(**WIDE), RandomWeights(), pin=True,
-                          packing=torch.device("cuda:0") if packed else None)
-        for packed in (False, True)
-    }  # fmt: skip
+def stores(group: None) -> Iterator[dict[str, HostStore]]:
+    """By how blocks lie; filled and pinned once, for all runs of WIDE's blocks."""
+    stores = {transfer: make_store(transfer, "cuda:0", experts=make_experts(**WIDE), pin=True)
+              for transfer in ("bf16", "packed")}  # fmt: skip
     yield stores
     for store in stores.values():
         store.close()
 
 
-def _run(
-    engine: str, shape: str, *, options: Any = None, stores: Any = None, **how: Any
-) -> dict[str, Any]:
-    made = ENGINES[engine](**(options or {}))
-    how = {"store": stores and stores[packs(made)]} | how
+def _run(engine: Any, shape: str = "480p", *, stores: Any = None, **how: Any) -> dict[str, Any]:
+    """Run an engine, or one of its name."""
+    made = ENGINES[engine]() if isinstance(engine, str) else engine
+    how = {"store": stores and stores[made.transfer]} | how
     return run_engine(made, device="cuda", size=SHAPES[shape], **(WIDE | how))
 
 
@@ -88,54 +84,45 @@ def _same(run: dict[str, Any], reference: dict[str, Any]) -> None:
     assert run["counters"] == run["expected"]
 
 
-@pytest.mark.parametrize(("engine", "options"), CASES)
+@EACH
 def test_bits_and_counters_on_the_device(engine, options, resident, stores):
     shape, reference = resident
-    _same(_run(engine, shape, options=options, stores=stores), reference)
+    _same(_run(ENGINES[engine](**options), shape, stores=stores), reference)
 
 
 @ONE_SHAPE
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("engine", "options"), RACING)
 def test_bits_where_every_stream_is_late_at_random(
-    engine: str,
-    options: dict[str, Any],
-    seed: int,
-    resident: tuple[str, dict[str, Any]],
-    stores: dict[bool, HostStore],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shape, reference = resident
+    engine, options, seed, resident, stores, monkeypatch
+):
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, seed))
-    _same(_run(engine, shape, options=options, stores=stores), reference)
+    _same(_run(ENGINES[engine](**options), stores=stores), resident[1])
 
 
 @ONE_SHAPE
 @pytest.mark.parametrize("at", [5, 30])
-@pytest.mark.parametrize(("engine", "options"), CASES)
+@EACH
 def test_an_exception_inside_a_block_leaves_the_engine_usable(
     engine, options, at, resident, stores
 ):
-    shape, reference = resident
-    made = interrupted(engine, at, **options)
-    run = run_engine(made, device="cuda", size=SHAPES[shape], store=stores[packs(made)], **WIDE)
+    run = _run(interrupted(engine, at, **options), stores=stores)
     assert len(run["latents"]) == 1
-    assert torch.equal(run["latents"][0], reference["latents"][0])
+    assert torch.equal(run["latents"][0], resident[1]["latents"][0])
 
 
 @ONE_SHAPE
 @pytest.mark.parametrize("deaf", ["compute", "copies"])
 def test_a_forgotten_wait_shows_where_every_stream_is_late(deaf, resident, stores, monkeypatch):
-    shape, reference = resident
     monkeypatch.setattr(base, "Mover", lambda device: LateMover(device, 0, deaf))
-    run = _run("stream", shape, stores=stores)
-    assert not all(torch.equal(x, reference["latents"][0]) for x in run["latents"])
+    run = _run("stream", stores=stores)
+    assert not all(torch.equal(x, resident[1]["latents"][0]) for x in run["latents"])
 
 
-def _run_compiled(engine: str, **how: Any) -> dict[str, Any]:
+def _run_compiled(engine: Any, **how: Any) -> dict[str, Any]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    run = _run(engine, "480p", segments=Segments.compiled(), **how)
+    run = _run(engine, segments=Segments.compiled(), **how)
     assert compiled() == {"graphs": 3, "graph_breaks": 0}
     return run
 
@@ -145,46 +132,11 @@ def resident_compiled(group: None) -> dict[str, Any]:
     return _run_compiled("resident")
 
 
-@pytest.mark.parametrize(("engine", "options"), CASES)
+@EACH
 def test_compiled_segments_are_one_graph_each_and_give_the_bits_of_resident(
-    engine: str,
-    options: dict[str, Any],
-    resident_compiled: dict[str, Any],
-    stores: dict[bool, HostStore],
-) -> None:
-    _same(_run_compiled(engine, options=options, stores=stores), resident_compiled)
-
-
-def _graphed(graphs: dict[tuple[int, int], Any]) -> Callable[..., torch.Tensor]:
-    """`post` in CUDA graphs, one for each place that weights lie in and each length."""
-
-    def replayed(block: Any, *given: torch.Tensor) -> torch.Tensor:
-        key = next(block.parameters()).data_ptr(), given[0].shape[1]
-        if key not in graphs:
-            inputs = [tensor.clone() for tensor in given]
-            post(block, *inputs)  # what a first call sets up cannot be captured
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = post(block, *inputs)
-            graphs[key] = graph, inputs, output
-        graph, inputs, output = graphs[key]
-        for mine, tensor in zip(inputs, given, strict=True):
-            mine.copy_(tensor)
-        graph.replay()
-        return output.clone()
-
-    return replayed
-
-
-@ONE_SHAPE
-@pytest.mark.parametrize("settings", STREAMS)
-def test_a_segment_in_a_cuda_graph_serves_all_blocks_of_a_slot(settings, resident, stores):
-    shape, reference = resident
-    graphs: dict[tuple[int, int], Any] = {}
-    segments = replace(Segments(), post=_graphed(graphs))
-    run = _run("stream", shape, options={"settings": settings}, segments=segments, stores=stores)
-    _same(run, reference)
-    assert len(graphs) == settings.buffers(WIDE["num_layers"])
+    engine, options, resident_compiled, stores
+):
+    _same(_run_compiled(ENGINES[engine](**options), stores=stores), resident_compiled)
 
 
 def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -> None:
@@ -193,11 +145,10 @@ def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -
     def make(blocks: int) -> Expert:
         return Expert("high_noise", A14B | {"num_layers": blocks}, torch.bfloat16)
 
-    expert = make(6)
-    store = HostStore({expert.name: expert}, RandomWeights(), pin=True)
+    store = make_store(experts={"high_noise": make(6)}, pin=True)
     latents = torch.randn(latent_shape(*SHAPES["480p"]), device="cuda")
     texts = [torch.randn(1, 512, 4096, device="cuda").bfloat16() for _ in range(2)]
-    probe = Probe(make, store, dist.group.WORLD, latents, Guidance(*texts, {expert.name: 4.0}))
+    probe = Probe(make, store, dist.group.WORLD, latents, Guidance(*texts, {"high_noise": 4.0}))
     inputs = probe.inputs(None, 27)
     assert min(inputs.windows_s) > 0 and inputs.other_s >= 0
     assert 0 <= inputs.local.collective_rate <= inputs.local.rate
@@ -205,8 +156,7 @@ def test_a_plan_is_made_and_its_engine_gives_the_bits_of_resident(group: None) -
     plan, settings = make_plan(inputs, 3, probe.trial)
     assert len(plan["trial"]) in (0, 2)
     store.close()
-    reference = _run("resident", "480p", **wide)
-    _same(_run("stream", "480p", options={"settings": settings}, **wide), reference)
+    _same(_run(Stream(settings), **wide), _run("resident", **wide))
 
 
 def test_steps_heat_a_gpu_for_two_seconds_and_nothing_else(group: None) -> None:
@@ -254,7 +204,10 @@ def test_attach_run_detach_leaves_no_memory_behind(engine, group, monkeypatch):
             del registered[pointer]
             return runtime.cudaHostUnregister(pointer)
 
-    monkeypatch.setattr(weights, "_runtime", Counting)
+        def __getattr__(self, name: str) -> Any:  # what torch itself asks for
+            return getattr(runtime, name)
+
+    monkeypatch.setattr(torch.cuda, "cudart", Counting)
 
     def used() -> tuple[int, int]:
         gc.collect()
@@ -265,8 +218,8 @@ def test_attach_run_detach_leaves_no_memory_behind(engine, group, monkeypatch):
     # Narrow, so that twenty stores are soon filled; what may leak is the same.
     few: dict[str, Any] = {"num_attention_heads": 8, "ffn_dim": 4096, "num_layers": 2}
     few |= {"steps": 3, "iterations": 1}
-    _run(engine, "480p", **few)
+    _run(engine, **few)
     before = used()
     for _ in range(20):
-        _run(engine, "480p", **few)
+        _run(engine, **few)
     assert used() == before

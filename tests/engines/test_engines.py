@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tests.models import Runs, interrupted, make_experts, run_engine
+from tests.models import Runs, compiled, interrupted, make_experts, make_store, run_engine
 from tests.ranks import run_ranks
-from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
+from wanreport.engines import ENGINES, Fsdp, Layerwise
 from wanreport.jobs.settings import StreamSettings, layerwise_held, layerwise_left
-from wanreport.model.clock import compiled
 from wanreport.model.expert import Segments
-from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.model.ulysses import cfg_groups
 
+APART = {"settings": StreamSettings(residents=1, branches_per_visit=1)}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("resident", {}),
     ("swap", {}),
@@ -25,38 +25,58 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("layerwise", {"prefetch": 1}),
     ("layerwise", {"prefetch": 3}),
     ("stream", {}),
-    ("stream", {"settings": StreamSettings(residents=1, branches_per_visit=1)}),
+    ("stream", APART),
     ("stream", {"settings": StreamSettings(2, 1, windows=(9000, 20_000, 1000), shard=True)}),
     ("stream", {"settings": StreamSettings(2, 1, shard=True, transfer="packed")}),
 ]
+SMALL: dict[str, Any] = {"num_layers": 4, "steps": 2}  # one of each expert
+STEPS: dict[str, Any] = {"steps": 3}  # and a second one, which finds its expert there
 
 
-def test_every_engine_is_among_the_cases() -> None:
-    assert {name for name, _ in CASES} == set(ENGINES)
+def _resident() -> torch.Tensor:
+    return run_engine(ENGINES["resident"](), iterations=1, **SMALL | STEPS)["latents"][0]
 
 
-def _all_engines(iterations: int) -> None:
-    run = Runs(num_layers=4, iterations=iterations)
-    reference = run(ENGINES["resident"](), iterations=1)["latents"][0]
-    assert reference.isfinite().all()
+def _all_engines(iterations: int, reference: torch.Tensor, cfg_parallel: bool) -> None:
+    run = Runs(iterations=iterations, cfg_parallel=cfg_parallel, **SMALL | STEPS)
     for name, options in CASES:
         found = run(ENGINES[name](**options))
         assert set(found["experts"]) == {"high_noise", "low_noise"}, "must cross the switch"
         for latents in found["latents"]:
             assert torch.equal(latents, reference), (name, options)
         assert found["counters"] == found["expected"], (name, options)
+        apart = name != "stream" or options == APART
+        assert found["visits"] == (2 if apart and not cfg_parallel else 1), (name, options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "iterations"), [(1, 2), (2, 2), (6, 1)])
-def test_every_engine_gives_the_bits_of_resident(size: int, iterations: int) -> None:
-    run_ranks(_all_engines, size, iterations)
+@pytest.mark.parametrize(
+    ("size", "iterations", "cfg_parallel"),
+    [(1, 2, False), (2, 2, False), (6, 1, False), (2, 1, True), (4, 1, True)],
+)
+def test_every_engine_gives_the_bits_of_resident(size: int, iterations: int, cfg_parallel: bool):
+    """With CFG parallelism those of half of the ranks, with both branches on each."""
+    assert {name for name, _ in CASES} == set(ENGINES)
+    reference = run_ranks(_resident, size // 2 if cfg_parallel else size)[0]
+    assert reference.isfinite().all()
+    run_ranks(_all_engines, size, iterations, reference, cfg_parallel)
+
+
+def _groups() -> list[list[int]]:
+    return [dist.get_process_group_ranks(group) for group in cfg_groups()]
+
+
+def test_a_branch_has_half_of_the_ranks_and_each_has_its_like() -> None:
+    assert run_ranks(_groups, 4) == [[[0, 1], [0, 2]], [[0, 1], [1, 3]], [[2, 3], [0, 2]],
+                                     [[2, 3], [1, 3]]]  # fmt: skip
+    with pytest.raises(AssertionError, match="ValueError.* 3"):
+        run_ranks(_groups, 3)
 
 
 def _compiled() -> None:
     """Some engines change parameters with every load; a graph must not care, nor for whom it is."""
     segments = Segments.compiled(backend="eager")
-    run = Runs(size=(32, 32, 5), num_layers=4, iterations=1, segments=segments)
+    run = Runs(size=(32, 32, 5), iterations=1, segments=segments, **SMALL)
     for name, options in CASES:
         run(ENGINES[name](**options))
         assert compiled() == {"graphs": 3, "graph_breaks": 0}, (name, options)
@@ -73,11 +93,11 @@ class _Watched(Layerwise):
 
     def before_block(self, expert: str, block: int) -> None:
         super().before_block(expert, block)
-        self.most = max(self.most, sum(len(state.loaded) for state in self.blocks.values()))
+        self.most = max(self.most, sum(map(len, self.loaded.values())))
 
     def after_block(self, expert: str, block: int) -> None:
         super().after_block(expert, block)
-        self.left = self.blocks[expert].loaded.copy()  # the last one asked for ends a pass
+        self.left = self.loaded[expert].copy()  # the last one asked for ends a pass
 
 
 def _layerwise() -> None:
@@ -102,13 +122,12 @@ def test_layerwise_copies_and_holds_as_many_blocks_as_the_formulas_say_for_any_d
 
 def _cut_short() -> None:
     """In the first visit, in a stack's last block and beyond the switch; then it runs again."""
-    run = Runs(size=(32, 32, 5), num_layers=4)
+    run = Runs(size=(32, 32, 5), **SMALL)
     reference = run(ENGINES["resident"](), iterations=1)["latents"][0]
     for name, options in CASES:
-        settings = options.get("settings", StreamSettings())
-        apart = name != "stream" or settings.branches_per_visit == 1
-        segments = 3 * 4 * 3 * (2 if apart else 1)  # steps, blocks, a block's segments, branches
-        for at in (1, segments // 3 - 1, segments - 9):
+        apart = name != "stream" or options == APART
+        segments = 2 * 4 * 3 * (2 if apart else 1)  # steps, blocks, a block's segments, branches
+        for at in (1, segments // 2 - 1, segments - 9):
             found = run(interrupted(name, at, **options))
             assert len(found["latents"]) == 1, f"{name} {options} was not cut short at {at}"
             assert torch.equal(found["latents"][0], reference), (name, options, at)
@@ -118,50 +137,10 @@ def test_an_exception_inside_a_block_leaves_the_engine_usable() -> None:
     run_ranks(_cut_short, 1)
 
 
-class _Forgetful(Layerwise):
-    """Planted error: a block whose copy never happens changes the bits and the counters."""
-
-    def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
-        if index == 3 and 2 in self.blocks[expert].loaded:
-            stale = self.blocks[expert].bound[2].parameters
-            for mine, other in zip(self.blocks[expert].bound[3].parameters, stale, strict=True):
-                mine.data = other.data
-            return
-        super()._prefetch(expert, index, blocking=blocking)
-
-
-def _different() -> None:
-    good, other = (run_engine(Layerwise(), iterations=1, seed=seed) for seed in (0, 1))
-    assert not torch.equal(good["latents"][0], other["latents"][0])
-    bad = run_engine(_Forgetful(), iterations=1)
-    assert not torch.equal(good["latents"][0], bad["latents"][0])
-    assert bad["counters"] != bad["expected"]
-
-
-def test_the_comparison_of_bits_and_counters_can_fail() -> None:
-    """Other weights, or an engine that forgets a copy, are seen."""
-    run_ranks(_different, 1)
-
-
-def test_resident_bytes_arrive_once_at_attach() -> None:
-    experts = make_experts()
-    store = HostStore(experts, RandomWeights(0))
-    engine = ENGINES["resident"]()
-    engine.attach(experts, store, torch.device("cpu"))
-    total = sum(store.nbytes(name) for name in experts)
-    assert engine.mover.counters == Counters(
-        h2d_copies=2 * (6 + 1), h2d_bytes=total, allocations=2 * (6 + 1), host_syncs=2 * (6 + 1)
-    )
-
-
-# FSDP's own bookkeeping --------------------------------------------------------------------------
-
-
 def _fsdp() -> None:
     experts, engine, size = make_experts(), Fsdp(), dist.get_world_size()
-    store = HostStore(experts, RandomWeights(0))
-    expert = experts["high_noise"]
-    full = sum(p.numel() * p.element_size() for p in expert.parameters())
+    store, expert = make_store(experts=experts), experts["high_noise"]
+    full = sum(p.nbytes for p in expert.parameters())
     engine.attach(experts, store, torch.device("cpu"), dist.group.WORLD)
     assert not store._buffers  # no flat copy beside the shards
     shards = [p.to_local().untyped_storage() for e in experts.values() for p in e.parameters()]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
 import torch
 
-from tests.models import Runs, make_experts
+from tests.models import Runs, make_experts, make_store
 from tests.races import LazyMover, WatchedStream
 from tests.ranks import run_ranks
-from wanreport.engines import Stream
-from wanreport.engines.resident import Resident
+from wanreport.engines import Resident, Stream
 from wanreport.jobs.settings import StreamSettings
-from wanreport.model.weights import HostStore, RandomWeights
+from wanreport.model.weights import RandomWeights
 
 SOME = (700, 45_000, 3000)  # window quotas: a chunk, most of a small block, a chunk
 SHARDED = StreamSettings(3, 1, shard=True)
@@ -23,7 +22,6 @@ PACKED = StreamSettings(2, 1, transfer="packed")
 PARTS = StreamSettings(2, shard=True, windows=SOME, transfer="packed")
 ROUNDED = [StreamSettings(2, 1, transfer="fp8"),
            StreamSettings(2, shard=True, windows=SOME, transfer="fp8")]  # fmt: skip
-SMALL: dict[str, Any] = {"size": (16, 16, 1), "num_layers": 5}
 
 
 class Rounding(RandomWeights):
@@ -40,7 +38,7 @@ class Watched(Runs):
     """Runs `stream` with lazy streams beside `resident`, both of 5 small blocks."""
 
     def __init__(self) -> None:
-        super().__init__(**SMALL)
+        super().__init__(size=(16, 16, 1), num_layers=5)
         self.references: dict[str, torch.Tensor] = {}
 
     def reference(self, **how: Any) -> torch.Tensor:
@@ -56,15 +54,15 @@ class Watched(Runs):
         engine = WatchedStream(settings)
         engine.fail_at = fail_at
         run, reference = self(engine, **how), self.reference(**how)
-        assert isinstance(engine.mover, LazyMover)
         right = [torch.equal(latents, reference) for latents in run["latents"]]
-        return bool(right) and all(right), engine.mover.races, run
+        return bool(right) and all(right), engine.mover.races, run  # type: ignore[attr-defined]
 
-    def check(self, settings: StreamSettings, **how: Any) -> None:
-        right, races, run = self.stream(settings, **how)
-        assert not races, (settings, races[0])
-        assert run["counters"] == run["expected"], settings
-        assert right, settings
+    def check(self, *each: StreamSettings, **how: Any) -> None:
+        for settings in each:
+            right, races, run = self.stream(settings, **how)
+            assert not races, (settings, races[0])
+            assert run["counters"] == run["expected"], settings
+            assert right, settings
 
 
 SETTINGS = [
@@ -81,6 +79,10 @@ SETTINGS = [
     StreamSettings(3, branches_per_visit=1, windows=SOME, copy_streams=2, transfer="packed"),
     StreamSettings(both=True, transfer="packed"),
 ]
+# Slots and residents from few to more than there are blocks.
+SETTINGS += [StreamSettings(slots, residents, windows=windows) for slots, residents, windows in
+             zip((1, 2, 3, 2, 4, 2, 6, 3), (0, 0, 0, 1, 1, 3, 2, 4), [None, SOME] * 4, strict=True)
+             ]  # fmt: skip
 ON_SEVERAL = [
     StreamSettings(2, 1, windows=SOME),
     StreamSettings(2, shard=True),
@@ -96,29 +98,18 @@ ON_SEVERAL = [
 
 
 def _one_rank() -> None:
-    """Slots and residents from few to more than there are blocks; then all other settings."""
     watched = Watched()
-    for slots, residents, windows in zip((1, 2, 3, 2, 4, 2, 6, 3), (0, 0, 0, 1, 1, 3, 2, 4),
-                                         [None, SOME] * 4, strict=True):  # fmt: skip
-        watched.check(StreamSettings(slots, residents, windows=windows))
-    for settings in SETTINGS:
-        watched.check(settings)
-    for settings in SETTINGS[:3]:
-        watched.check(settings, steps=1)  # one expert only
-    for settings in SETTINGS[3:5]:
-        watched.check(settings, cfg=False)  # one branch only
+    watched.check(*SETTINGS)
+    watched.check(*SETTINGS[:3], steps=1)  # one expert only
+    watched.check(*SETTINGS[3:5], cfg=False)  # one branch only
 
 
 def _two_ranks() -> None:
-    watched = Watched()
-    for settings in ON_SEVERAL:
-        watched.check(settings)
+    Watched().check(*ON_SEVERAL)
 
 
 def _uneven_shards() -> None:
-    watched = Watched()
-    for settings in (SHARDED, ON_SEVERAL[4], PARTS):
-        watched.check(settings)
+    Watched().check(SHARDED, ON_SEVERAL[4], PARTS, iterations=1)
 
 
 @pytest.mark.slow
@@ -151,12 +142,15 @@ def _deaf() -> None:
         assert not right or lane == "stream 1", (settings, lane)
 
 
+def test_a_forgotten_wait_is_caught() -> None:
+    run_ranks(_deaf, 2)
+
+
 def _rounded() -> None:
     watched, bits = Watched(), Watched().reference()
-    store = HostStore(make_experts(num_layers=5), Rounding(0))
+    store = make_store(source=Rounding(0), experts=make_experts(num_layers=5))
     watched.references["[]"] = watched(Resident(), iterations=1, store=store)["latents"][0]
-    for settings in ROUNDED:
-        watched.check(settings)
+    watched.check(*ROUNDED)
     assert not torch.equal(watched.reference(), bits)
 
 
@@ -164,19 +158,10 @@ def test_fp8_gives_the_bits_of_rounded_weights_and_no_others() -> None:
     run_ranks(_rounded, 2)
 
 
-def test_a_forgotten_wait_is_caught() -> None:
-    run_ranks(_deaf, 2)
-
-
 def _cut_short() -> None:
-    watched = Watched()
-    for settings in (
-        StreamSettings(2, 1),
-        StreamSettings(3, windows=SOME, copy_streams=2),
-        StreamSettings(3, 1, shard=True, windows=SOME),
-        PACKED,
-        PARTS,
-    ):
+    watched, late = Watched(), StreamSettings(3, windows=SOME, copy_streams=2)
+    sharded = StreamSettings(3, 1, shard=True, windows=SOME)
+    for settings in (StreamSettings(2, 1), late, sharded, PACKED, PARTS):
         for visit in (0, 7, 19):
             right, races, run = watched.stream(settings, fail_at=visit)
             assert len(run["latents"]) == 1 and right and not races, (settings, visit)
@@ -189,68 +174,60 @@ def test_an_iteration_cut_short_leaves_the_engine_as_good_as_before() -> None:
     run_ranks(_cut_short, 2)
 
 
-# Settings and announcements ----------------------------------------------------------------------
-
-
 def test_buffers_of_neighbours_differ_and_residents_are_spread() -> None:
-    assert StreamSettings(2).places(4) == [0, 1, 0, 1]
     assert StreamSettings(2, 3).places(6) == [2, 0, 3, 1, 4, 0]
     assert StreamSettings(2, 3, spread=False).places(6) == [2, 3, 4, 0, 1, 0]
     assert StreamSettings(0, 9).places(3) == [0, 1, 2]
+    with pytest.raises(ValueError, match="3 of 6"):
+        StreamSettings(0, 3).places(6)
     for slots, residents in product((2, 3, 4), range(40)):
         settings = StreamSettings(slots, residents)
         places = settings.places(40)
         assert sorted(set(places)) == list(range(settings.buffers(40)))
         streamed = [place for place in places if place < min(slots, 40 - residents)]
         assert len(streamed) == 40 - residents
-        assert all(a != b for a, b in zip(streamed, streamed[1:], strict=False))
-        gaps = [i for i, place in enumerate(places) if place >= slots]
-        if len(gaps) > 1:
-            distances = {b - a for a, b in zip(gaps, gaps[1:], strict=False)}
-            assert max(distances) - min(distances) <= 1
+        assert all(a != b for a, b in pairwise(streamed))
+        distances = {b - a for a, b in pairwise(i for i, p in enumerate(places) if p >= slots)}
+        assert max(distances, default=0) - min(distances, default=0) <= 1
+
+
+def test_an_unannounced_pass_is_refused_and_nothing_but_copies_happens_in_the_loop() -> None:
+    experts, engine = make_experts(num_layers=3), Stream(StreamSettings(2, 1))
+    engine.attach(experts, make_store(experts=experts), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="pass 0"):
+        engine.use("high_noise")
+    engine.begin(["high_noise"])
+    with pytest.raises(RuntimeError, match="low_noise.*high_noise"):
+        engine.use("low_noise")
+    addresses = [p.data_ptr() for e in experts.values() for p in e.parameters()]
+    before = engine.mover.counters.allocations
+    passes = ["high_noise", "low_noise", "low_noise"]
+    engine.begin(passes)
+    for expert, block in product(range(3), range(3)):
+        if block == 0:
+            engine.use(passes[expert])
+        engine.before_block(passes[expert], block)
+        engine.after_block(passes[expert], block)
+    with pytest.raises(RuntimeError, match="pass 3"):
+        engine.use("low_noise")
+    assert addresses == [p.data_ptr() for e in experts.values() for p in e.parameters()]
+    assert engine.mover.counters.allocations == before
+    assert engine.mover.counters.host_syncs == 2  # what lies outside the blocks, at attach
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"slots": -1}, {"residents": -1}, {"copy_streams": 0}, {"branches_per_visit": 3},
-     {"windows": (-1, 0, 0)}],
+     {"windows": (-1, 0, 0)}, {"slots": 0, "residents": 3}],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        StreamSettings(**wrong)
-
-
-def test_blocks_without_any_buffer_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 of 6"):
-        StreamSettings(0, 3).places(6)
+        StreamSettings(**wrong).places(6)
 
 
 def test_a_pass_that_was_not_announced_is_refused() -> None:
-    experts = make_experts(num_layers=2)
-    engine = Stream()
-    engine.attach(experts, HostStore(experts, RandomWeights(0)), torch.device("cpu"))
-    with pytest.raises(RuntimeError, match="pass"):
-        engine.use("high_noise")
-    engine.begin(["high_noise"])
-    with pytest.raises(RuntimeError, match="low_noise.*high_noise"):
-        engine.use("low_noise")
+    experts, engine = make_experts(num_layers=2), Stream()
+    engine.attach(experts, make_store(experts=experts), torch.device("cpu"))
     engine.begin([])
-    with pytest.raises(RuntimeError, match="pass"):
+    with pytest.raises(RuntimeError, match="pass 0"):
         engine.use("high_noise")
-
-
-def test_addresses_never_change_and_the_loop_allocates_nothing() -> None:
-    experts = make_experts(num_layers=3)
-    engine = Stream(StreamSettings(2, 1))
-    engine.attach(experts, HostStore(experts, RandomWeights(0)), torch.device("cpu"))
-    addresses = [p.data_ptr() for e in experts.values() for p in e.parameters()]
-    before = engine.mover.counters.allocations
-    engine.begin(["high_noise", "low_noise", "low_noise"])
-    for expert in ("high_noise", "low_noise", "low_noise"):
-        engine.use(expert)
-        for block in range(3):
-            engine.before_block(expert, block)
-            engine.after_block(expert, block)
-    assert addresses == [p.data_ptr() for e in experts.values() for p in e.parameters()]
-    assert engine.mover.counters.allocations == before
-    assert engine.mover.counters.host_syncs == 2  # what lies outside the blocks, at attach

@@ -77,4 +77,4 @@ def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
     block = "block high_noise 7"
     steps = [[f"step {n}", block, f"end {block}", f"end step {n}"] for n in (2, 3)]
     assert said == ["on", *steps[0], *steps[1], "off"]
-    assert [event.step for event in timeline.events] == [2, 3]
+    assert [row["step"] for row in timeline.rows()] == [2, 3]

@@ -6,50 +6,50 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.models import make_experts
+from tests.models import make_experts, make_store
 from tests.ranks import run_ranks
 from wanreport.engines.base import Mover
 from wanreport.model import packed
 from wanreport.model.fp8 import Rounded
 from wanreport.model.packed import LANES, pack
-from wanreport.model.weights import HostStore, Layout, RandomWeights
+from wanreport.model.weights import Layout, RandomWeights
 
 BEFORE, VALUES, AFTER = 256, 128 * 9, 512
 STOP = BEFORE + 2 * VALUES
 
 
 def bits(
-    *, least: int = 108, exponents: int = 12, odd: Tensor | None = None, seed: int = 0
-) -> Tensor:
-    """A unit whose values have some exponents from ``least`` on; each 40th is one of ``odd``."""
+    *, least: int = 108, exponents: int = 12, odd: Tensor | None = None, every: int = 40,
+    seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """A unit whose values have some exponents from ``least`` on; some are those of ``odd``."""
     made = torch.Generator().manual_seed(seed)
     unit = torch.randint(0, 256, (STOP + AFTER,), generator=made, dtype=torch.uint8)
     words = unit[BEFORE:STOP].view(torch.int16)
     exponent = torch.randint(least, least + exponents, (VALUES,), generator=made)
-    words &= ~(255 << 7)
-    words |= (exponent << 7).to(torch.int16)
+    words.copy_(words & ~(255 << 7) | (exponent << 7))
     if odd is not None:
-        words[::40] = odd[torch.arange(len(words[::40])) % len(odd)]
+        words[::every] = odd[torch.arange(len(words[::every])) % len(odd)]
     return unit
 
 
-def special() -> Tensor:
-    """Zeros, denormals, the least and greatest normals, infinities and NaN, of both signs."""
-    some = torch.tensor([0, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF], dtype=torch.int16)
-    return torch.cat([some, some | -0x8000])
-
-
+# Zeros, denormals, the least and greatest normals, infinities and NaN, of both signs.
+SPECIAL = torch.tensor([0, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF], dtype=torch.int16)
+SPECIAL = torch.cat([SPECIAL, SPECIAL | -0x8000])
 UNITS = {
     "usual": bits(),
-    "special values": bits(odd=special()),
+    "special values": bits(odd=SPECIAL),
     "every exponent": bits(odd=(torch.arange(256) << 7).to(torch.int16)),
+    **{f"all {word}": bits(odd=SPECIAL[i : i + 1], every=1) for i, word in enumerate(SPECIAL)},
     **{f"15 exponents from {least}": bits(least=least, exponents=15) for least in (0, 1, 127, 241)},
 }
 
@@ -77,13 +77,6 @@ def test_every_bit_comes_back(unit: str) -> None:
     assert size is not None and size < 0.95
 
 
-@pytest.mark.parametrize("word", special().tolist())
-def test_values_that_are_all_alike_come_back(word: int) -> None:
-    unit = bits()
-    unit[BEFORE:STOP].view(torch.int16).fill_(word)
-    assert same(unit) is not None
-
-
 @given(st.integers(0, 200), st.integers(1, 56), st.integers(0, 9))
 def test_what_is_packed_is_smaller_and_what_would_not_shrink_stays(least, exponents, seed):
     assert (same(bits(least=least, exponents=exponents, seed=seed)) is None) == (exponents > 16)
@@ -100,7 +93,7 @@ def test_normal_weights_take_three_quarters() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 def test_the_kernels_give_the_bits_of_the_reference_when_interpreted() -> None:
-    this = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "every_bit or all_alike", __file__]
+    this = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "every_bit", __file__]
     found = subprocess.run(this, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True)
     assert found.returncode == 0, found.stdout.decode()
 
@@ -111,30 +104,25 @@ class _Odd(RandomWeights):
     def fill(self, expert: str, name: str, out: Tensor) -> None:
         super().fill(expert, name, out)
         if name.startswith("blocks.1.") and out.dtype == torch.bfloat16:
-            out.view(torch.int16).random_(
-                -(2**15), 2**15, generator=torch.Generator().manual_seed(1)
-            )
-
-
-WIDE = {"attention_head_dim": 12, "ffn_dim": 96}  # where packing saves what it may
+            made = torch.Generator().manual_seed(1)
+            out.view(torch.int16).random_(-(2**15), 2**15, generator=made)
 
 
 def _stores(shared: bool) -> None:
-    import torch.distributed as dist
-
-    experts, group = make_experts(**WIDE), dist.group.WORLD if shared else None
-    plain = HostStore(experts, _Odd(0), group=group)
-    store = HostStore(experts, _Odd(0), group=group, packing=torch.device("cpu"))
+    # Widths where packing saves what it may.
+    experts = make_experts(attention_head_dim=12, ffn_dim=96)
+    how: dict[str, Any] = {"source": _Odd(0), "experts": experts}
+    how["group"] = dist.group.WORLD if shared else None
+    plain, store = make_store(**how), make_store("packed", **how)
     for key, layout in store.layouts.items():
         small, packing = store.buffer(*key), store.packings.get(key)
         assert (packing is None) == (key[1] in (None, 1))
+        assert not packing or small.numel() < 0.85 * layout.nbytes
         out = torch.empty(layout.nbytes, dtype=torch.uint8)
         Mover(torch.device("cpu")).unpack(small, packing, out)
         for piece in layout.slices:
             mine, theirs = (piece.of(each).view(torch.uint8) for each in (out, plain.buffer(*key)))
             assert torch.equal(mine, theirs)
-        if packing:
-            assert small.numel() < 0.85 * layout.nbytes
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -163,8 +151,7 @@ def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(
     rounded.unpack(small.to(device), there)
     out.copy_(there)
     found = {piece.name: piece.of(out) for piece in layout.slices}
-    for name in ("bias", "table", "odd"):
-        assert torch.equal(found[name], tensors[name]), name
+    assert all(torch.equal(found[name], tensors[name]) for name in ("bias", "table", "odd"))
     wide, mine = tensors["wide"].float(), found["wide"].float()
     most = wide.abs().amax(1, keepdim=True)
     # Half of a step of three bits, of the number or of the least that is not denormal.

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from tests.models import make_experts
+from tests.models import make_experts, make_store
 from tests.ranks import run_ranks
-from wanreport.model.weights import ALIGN, HostStore, Layout, RandomWeights
+from wanreport.model.weights import ALIGN, Layout, RandomWeights
 
 
 def test_a_layout_keeps_dtypes_together_aligned_and_apart() -> None:
-    tensors = {
-        "a": torch.empty(3, dtype=torch.bfloat16),
-        "b": torch.empty(5, dtype=torch.float32),
-        "c": torch.empty(300, dtype=torch.bfloat16),
-    }
-    layout = Layout.of(tensors)
+    sizes = {"a": (3, torch.bfloat16), "b": (5, torch.float32), "c": (300, torch.bfloat16)}
+    layout = Layout.of({name: torch.empty(n, dtype=dtype) for name, (n, dtype) in sizes.items()})
     assert [piece.name for piece in layout.slices] == ["a", "c", "b"]
     assert all(piece.offset % ALIGN == 0 for piece in layout.slices)
     assert layout.segments == {torch.bfloat16: (0, 1024), torch.float32: (1024, 1280)}
@@ -25,46 +22,37 @@ def test_a_layout_keeps_dtypes_together_aligned_and_apart() -> None:
     for number, piece in enumerate(layout.slices, 1):
         piece.of(buffer).fill_(number)
     for number, piece in enumerate(layout.slices, 1):
-        assert (piece.of(buffer) == number).all()
         start, _ = layout.segments[piece.dtype]
-        segment = buffer[start:]
-        assert torch.equal(piece.of(segment, start), piece.of(buffer))
+        assert (piece.of(buffer[start:], start) == number).all()
 
 
-def _shared() -> tuple[list[int], bool]:
-    """What a write of rank 0 looks like to this rank; whether the store equals a private one."""
-    import torch.distributed as dist
-
+def _shared() -> tuple[list[int], int]:
+    """What a write of rank 0 looks like to this rank; descriptors of the store that are open."""
     experts = make_experts()
-    shared = HostStore(experts, RandomWeights(0), group=dist.group.WORLD)
-    private = HostStore(experts, RandomWeights(0))
+    shared, private = make_store(experts=experts, group=dist.group.WORLD), make_store()
     keys = list(shared.layouts)
-    same = all(
-        torch.equal(piece.of(shared.buffer(*key)), piece.of(private.buffer(*key)))
-        for key in keys
-        for piece in shared.layouts[key].slices
-    )
+    for key, layout in shared.layouts.items():
+        for piece in layout.slices:
+            assert torch.equal(piece.of(shared.buffer(*key)), piece.of(private.buffer(*key)))
     dist.barrier()
     if dist.get_rank() == 0:
         shared.buffer(*keys[3])[:4] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
     dist.barrier()
-    return shared.buffer(*keys[3])[:4].tolist(), same
-
-
-def test_ranks_share_one_copy_that_equals_a_private_one() -> None:
-    for seen, same in run_ranks(_shared, 3):
-        assert same
-        assert seen == [1, 2, 3, 4]
-
-
-def _leftovers() -> int:
-    import torch.distributed as dist
-
-    store = HostStore(make_experts(), RandomWeights(0), group=dist.group.WORLD)
-    store.buffer("high_noise", 0)
     links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return sum("wanreport-weights" in str(link) for link in links)
+    ours = sum("wanreport-weights" in str(link) for link in links)
+    return shared.buffer(*keys[3])[:4].tolist(), ours
 
 
-def test_no_descriptor_keeps_shared_memory_alive() -> None:
-    assert run_ranks(_leftovers, 2) == [1, 1]  # the mapping's own, and no other
+def test_ranks_share_one_copy_that_equals_a_private_one_and_no_descriptor_keeps_it_alive() -> None:
+    # The mapping's own descriptor, and no other.
+    assert run_ranks(_shared, 3) == [([1, 2, 3, 4], 1)] * 3
+
+
+def test_random_weights_depend_on_the_name_and_the_seed_only() -> None:
+    first, *others = (RandomWeights(seed) for seed in (0, 0, 1, 0))
+    names = [("high_noise", "a.weight")] * 2 + [("low_noise", "a.weight")]
+    out = [torch.empty(8, 8) for _ in range(4)]
+    first.fill("high_noise", "a.weight", out[0])
+    for source, name, each in zip(others, names, out[1:], strict=True):
+        source.fill(*name, each)
+    assert [torch.equal(out[0], each) for each in out[1:]] == [True, False, False]

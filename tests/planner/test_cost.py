@@ -16,7 +16,6 @@ from wanreport.jobs.settings import RING, StreamSettings
 from wanreport.planner.cost import Inputs, Route, predict
 
 seconds = st.floats(1e-4, 0.5)
-rates = st.floats(1e9, 1e11)
 factors = st.floats(1.0, 3.0)
 LINK: dict[str, Any] = {"windows_s": (1e-9,) * 3, "collectives_s": 0.0, "other_s": 0.0, "ranks": 1,
                         "local": Route(54e9, 54e9), "sharded": None}  # fmt: skip
@@ -25,7 +24,7 @@ SLACK = 1 + 1e-9
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Inputs, StreamSettings]:
-    ranks, link = draw(st.integers(1, 8)), draw(rates)
+    ranks, link = draw(st.integers(1, 8)), draw(st.floats(1e9, 1e11))
 
     def route(most: float) -> Route:
         rate = draw(st.floats(most / 10, most))
@@ -52,14 +51,12 @@ def test_no_step_is_below_its_limit_and_a_faster_route_or_windows_never_cost_tim
     found = predict(inputs, settings)
     assert found.limit_s <= found.step_s * SLACK
     assert found.step_s <= min(found.first_s, found.switch_s) * SLACK
-
-    def faster(route: Route) -> Route:
-        return replace(
-            route, rate=route.rate * times, collective_rate=route.collective_rate * times
-        )
-
-    local, sharded = faster(inputs.local), inputs.sharded and faster(inputs.sharded)
-    better = predict(replace(inputs, local=local, sharded=sharded), settings)
+    faster = {
+        key: route and replace(route, **{f"{name}rate": getattr(route, f"{name}rate") * times
+                                         for name in ("", "collective_")})
+        for key, route in (("local", inputs.local), ("sharded", inputs.sharded))
+    }  # fmt: skip
+    better = predict(replace(inputs, **faster), settings)
     assert better.step_s <= found.step_s * SLACK and better.first_s <= found.first_s * SLACK
     # Where windows are not slowed, keeping to them is free.
     inputs = replace(inputs, local=replace(inputs.local, window_factor=1.0))
@@ -85,22 +82,19 @@ def test_residents_never_cost_time_and_take_their_memory(case):
 def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSettings]) -> None:
     """Over all its regimes: hidden in windows, beside collectives, waited for."""
     inputs, settings = case
-    route = inputs.sharded if settings.shard and inputs.sharded else inputs.local
-    visits = inputs.blocks * min(settings.branches_per_visit, inputs.branches)
-    # More than is ever hidden: what a pass brings if everything takes its longest.
-    most = visits * 9 * (sum(inputs.windows_s) + inputs.collectives_s) * route.rate
-    step = most / 1000 / inputs.blocks
-    found = [
-        predict(replace(inputs, block_bytes=int(step * i)), settings).step_s for i in range(1, 1001)
-    ]
-    slowest = max(b - a for a, b in pairwise(found))
-    # A byte costs at most what one costs that is waited for, or that makes all others wait.
+    route, visits = inputs.route(settings), inputs.visits(settings)
     windows, collectives = visits * sum(inputs.windows_s), visits * inputs.collectives_s
+    # More than is ever hidden: what a pass brings if everything takes its longest.
+    step = 9 * (windows + collectives) * route.rate / 300 / inputs.blocks
+    sizes = (int(step * i) for i in range(1, 301))
+    found = [predict(replace(inputs, block_bytes=size), settings).step_s for size in sizes]
+    # A byte costs at most what one costs that is waited for, or that makes all others wait.
     disturbed = (route.window_factor - 1) * windows + (route.collective_factor - 1) * collectives
     slope = 1 / route.rate + disturbed / (windows * route.rate)
     passes = inputs.branches // min(settings.branches_per_visit, inputs.branches)
-    assert slowest <= passes * settings.moving(inputs.blocks) * (step + 1) * slope * (1 + 1e-6)
-    assert all(b >= a * (1 - 1e-9) for a, b in pairwise(found))
+    most = passes * settings.moving(inputs.blocks) * (step + 1) * slope * (1 + 1e-6)
+    for one, more in pairwise(found):
+        assert one * (1 - 1e-9) <= more <= one + most
 
 
 def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> None:
@@ -113,12 +107,13 @@ def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> 
     assert packed.weights_bytes - plain.weights_bytes == RING * small
 
 
-def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs() -> None:
+@pytest.mark.parametrize(
+    ("settings", "share"), [({}, 1), ({"branches_per_visit": 1}, 2), ({"residents": 20}, 0.5)]
+)
+def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs(settings, share):
     inputs = plan_inputs(**LINK)
-    together = 40 * inputs.block_bytes / 54e9
-    for settings, share in (({}, 1), ({"branches_per_visit": 1}, 2), ({"residents": 20}, 0.5)):
-        step_s = predict(inputs, StreamSettings(**settings)).step_s
-        assert step_s == pytest.approx(share * together, rel=1e-4), settings
+    step_s = predict(inputs, StreamSettings(**settings)).step_s
+    assert step_s == pytest.approx(share * 40 * inputs.block_bytes / 54e9, rel=1e-4)
 
 
 def test_collisions_with_collectives_cost_what_was_measured() -> None:
@@ -126,9 +121,9 @@ def test_collisions_with_collectives_cost_what_was_measured() -> None:
     windows, collectives = 80 * 14e-3, 80 * 4.4e-3
     inputs = plan_inputs(local=Route(50e9, 0.0, 1.0, 1.5), other_s=0.0,
                          block_bytes=int(50e9 * windows / 40))  # fmt: skip
-    assert predict(inputs, StreamSettings()).step_s == pytest.approx(windows + 1.5 * collectives)
-    timed = predict(inputs, StreamSettings(windows=(1, 1, 1)))
-    assert timed.step_s == pytest.approx(windows + collectives)
+    for quotas, factor in ((None, 1.5), ((1, 1, 1), 1.0)):
+        found = predict(inputs, StreamSettings(windows=quotas))
+        assert found.step_s == pytest.approx(windows + factor * collectives)
 
 
 def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_into_a_step():

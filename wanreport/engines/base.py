@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,12 +11,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from wanreport.model.clock import between, mark
 from wanreport.model.expert import Expert
 from wanreport.model.fp8 import Rounded
 from wanreport.model.packed import Packing
-from wanreport.model.weights import HostStore, Layout, set_parameter
+from wanreport.model.weights import HostStore, Layout
 
 
 @dataclass
@@ -51,45 +51,31 @@ class Counters:
 
 @dataclass
 class Event:
-    """Something on the timeline: lane, what, where, and when it began and ended."""
+    """Something on the timeline: lane, what, expert, block and step, and its two marks."""
 
-    lane: str
-    what: str
-    expert: str
-    block: int | None
-    step: int | None
+    row: dict[str, Any]
     start: Any
     end: Any = None
 
 
 class Timeline:
-    """Begin and end of what runs, from device events on CUDA and the host's clock elsewhere.
-
-    Nothing is recorded until `step` is set.
-    """
+    """Begin and end of what runs; nothing is recorded until `step` is set."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.step: int | None = None
         self.events: list[Event] = []
 
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
         if self.step is None:
             return None
-        event = Event(lane, what, expert, block, self.step, self._now())
-        self.events.append(event)
-        return event
+        row = {"lane": lane, "what": what, "expert": expert, "block": block, "step": self.step}
+        self.events.append(Event(row, mark(self.device)))
+        return self.events[-1]
 
     def end(self, event: Event | None) -> None:
         if event is not None:
-            event.end = self._now()
+            event.end = mark(self.device)
 
     @contextmanager
     def during(self, lane: str, what: str, expert: str, block: int | None) -> Iterator[None]:
@@ -104,21 +90,13 @@ class Timeline:
         done = [event for event in self.events if event.end is not None]
         if not done:
             return []
-        first = done[0].start
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-        def since(mark: Any) -> float:
-            return first.elapsed_time(mark) if self.device.type == "cuda" else (mark - first) * 1e3
-
-        marks = [(since(event.start), since(event.end)) for event in done]
+        first = done[0].start  # recorded first, though another may have begun before
+        marks = [[1e3 * between(first, at) for at in (each.start, each.end)] for each in done]
         origin = min(start for start, _ in marks)
         return [
-            {
-                **{key: getattr(event, key) for key in ("lane", "what", "expert", "block", "step")},
-                "start_ms": round(start - origin, 4),
-                "end_ms": round(end - origin, 4),
-            }
+            event.row | {"start_ms": round(start - origin, 4), "end_ms": round(end - origin, 4)}
             for event, (start, end) in zip(done, marks, strict=True)
         ]
 
@@ -126,9 +104,8 @@ class Timeline:
 class Mover:
     """Allocates and copies for an engine, and counts every call.
 
-    On CUDA copies run on streams of their own. Elsewhere a second host buffer stands in for
-    device memory and streams are one and the same, so that an engine makes the same calls and its
-    counters are as real as on a GPU.
+    Elsewhere than on CUDA a second host buffer stands in for device memory, and streams and events
+    are None: an engine makes the same calls, and its counters are as real as on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -136,8 +113,6 @@ class Mover:
         self.cuda = device.type == "cuda"
         self.counters = Counters()
         self.timeline = Timeline(device)
-
-    # Streams and events; None elsewhere than on CUDA.
 
     @property
     def compute(self) -> Any:
@@ -173,17 +148,10 @@ class Mover:
         if self.cuda:
             stream.wait_stream(other)
 
-    # Memory
-
-    def allocate(self, nbytes: int) -> Tensor:
-        """A uint8 buffer in device memory, on the current stream."""
+    def allocate(self, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Elements in device memory, on the current stream."""
         self.counters.allocations += 1
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-
-    def stub(self, dtype: torch.dtype) -> Tensor:
-        """A tensor of one element, what a released parameter points at."""
-        self.counters.allocations += 1
-        return torch.empty(1, dtype=dtype, device=self.device)
+        return torch.empty(size, dtype=dtype, device=self.device)
 
     def h2d(
         self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
@@ -194,7 +162,7 @@ class Mover:
         """
         device_buffer.copy_(host_buffer, non_blocking=not blocking)
         self.counters.h2d_copies += not goes_on
-        self.counters.h2d_bytes += device_buffer.numel() * device_buffer.element_size()
+        self.counters.h2d_bytes += device_buffer.nbytes
         self.counters.host_syncs += blocking
 
     def all_gather(self, buffer: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
@@ -213,18 +181,14 @@ class Mover:
         """``tensor.to(device)``, as a blocking move of a whole module does it."""
         # On one and the same device .to() copies nothing: a clone does the work.
         moved = tensor.to(self.device) if self.cuda else tensor.clone()
-        self.counters.allocations += 1
-        self.counters.h2d_copies += 1
-        self.counters.h2d_bytes += tensor.numel() * tensor.element_size()
-        self.counters.host_syncs += 1
+        self.counters += Counters(h2d_copies=1, h2d_bytes=tensor.nbytes, allocations=1,
+                                  host_syncs=1)  # fmt: skip
         return moved
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """``tensor.to("cpu")``, likewise."""
         moved = tensor.to("cpu") if self.cuda else tensor.clone()
-        self.counters.d2h_copies += 1
-        self.counters.d2h_bytes += tensor.numel() * tensor.element_size()
-        self.counters.host_syncs += 1
+        self.counters += Counters(d2h_copies=1, d2h_bytes=tensor.nbytes, host_syncs=1)
         return moved
 
 
@@ -241,20 +205,15 @@ class Shape:
     branches: int = 1  # branch states that go through one pass
 
 
-class Bound:
+def bound(expert: Expert, layout: Layout, device: torch.device) -> list[nn.Parameter]:
     """A unit's parameters, put in place of those on the meta device, to be pointed into buffers."""
-
-    def __init__(self, expert: Expert, layout: Layout, device: torch.device) -> None:
-        self.layout = layout
-        self.parameters = [
-            set_parameter(expert, piece.name, torch.empty(0, dtype=piece.dtype, device=device))
-            for piece in layout.slices
-        ]
-
-    def point_into(self, buffer: Tensor) -> None:
-        """Make every parameter a view of ``buffer``, uint8, ``layout.nbytes`` long."""
-        for piece, parameter in zip(self.layout.slices, self.parameters, strict=True):
-            parameter.data = piece.of(buffer)
+    parameters = []
+    for piece in layout.slices:
+        path, _, leaf = piece.name.rpartition(".")
+        empty = torch.empty(0, dtype=piece.dtype, device=device)
+        parameters.append(nn.Parameter(empty, requires_grad=False))
+        expert.get_submodule(path).register_parameter(leaf, parameters[-1])
+    return parameters
 
 
 class Engine(ABC):
@@ -272,20 +231,13 @@ class Engine(ABC):
     shares_store: ClassVar[bool] = True
     transfer: str = "bf16"  # how its blocks lie in the store
 
-    mover: Mover
-    experts: dict[str, Expert]
-    store: HostStore
-
     def __init__(self, *, prefetch: int = 1) -> None:
         self.prefetch = prefetch
 
     def attach(
-        self,
-        experts: dict[str, Expert],
-        store: HostStore,
-        device: torch.device,
+        self, experts: dict[str, Expert], store: HostStore, device: torch.device,
         group: dist.ProcessGroup | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take over the weights of ``experts``, which are on the meta device until now."""
         self.mover, self.experts, self.store, self.group = Mover(device), experts, store, group
         for expert in experts.values():
@@ -295,13 +247,26 @@ class Engine(ABC):
     @abstractmethod
     def _attach(self) -> None: ...
 
+    def _bind(self, expert: str, unit: int | None, buffer: Tensor) -> None:
+        """Have a unit lie in ``buffer`` for good, on whatever device that is."""
+        layout = self.store.layouts[expert, unit]
+        parameters = bound(self.experts[expert], layout, buffer.device)
+        for piece, parameter in zip(layout.slices, parameters, strict=True):
+            parameter.data = piece.of(buffer)
+
     def _hold(self, expert: str, unit: int | None) -> None:
         """Bring a unit to the device for good."""
         host = self.store.buffer(expert, unit)
         buffer = self.mover.allocate(host.numel())
         self.mover.h2d(buffer, host, blocking=True)
-        layout = self.store.layouts[expert, unit]
-        Bound(self.experts[expert], layout, self.mover.device).point_into(buffer)
+        self._bind(expert, unit, buffer)
+
+    def _hold_on_host(self) -> None:
+        """Have all parameters lie in the store's buffers, and keep no other hold of these."""
+        for expert in self.experts:
+            for unit in self.store.units(expert):
+                self._bind(expert, unit, self.store.buffer(expert, unit))
+        self.store.close()
 
     def begin(self, passes: Sequence[str]) -> None:  # noqa: B027
         """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""

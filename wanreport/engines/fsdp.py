@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -35,25 +35,18 @@ from wanreport.engines.base import Counters, Engine, Shape
 from wanreport.model.weights import Layout
 
 
-def _fill(shard: Tensor, full: Tensor, mesh: DeviceMesh) -> None:
-    """Give a shard this rank's rows of a tensor, cut as FSDP2 cuts (dimension 0, `torch.chunk`)."""
-    assert isinstance(shard, DTensor)
-    chunks, rank = torch.chunk(full, mesh.size(), dim=0), mesh.get_local_rank()
-    if rank < len(chunks):
-        shard.to_local().copy_(chunks[rank])
-
-
 class Fsdp(Engine):
     name = "fsdp"
     counters_derived = True
     pins_store = False
 
     def _attach(self) -> None:
-        cuda = self.mover.cuda
+        cuda, layouts = self.mover.cuda, self.store.layouts
         if self.group is None:
             raise ValueError("fsdp needs a process group, also for a single rank")
         mesh = DeviceMesh.from_group(self.group, self.mover.device.type)
         policy = CPUOffloadPolicy(pin_memory=cuda)
+        self._copied: dict[tuple[str, bool], Counters] = {}  # of an unshard; of a block, or not
         for name, expert in self.experts.items():
             for block in expert.blocks:
                 fully_shard(block, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
@@ -61,15 +54,15 @@ class Fsdp(Engine):
             rope = expert._modules.pop("rope")  # holds real values already
             expert.to_empty(device="cpu")
             expert.add_module("rope", rope)
-            shards = dict(expert.named_parameters())
+            shards: dict[str, Any] = dict(expert.named_parameters())
             for key, full in self.store.tensors(name):
-                _fill(shards[key], full, mesh)
-        self._visit: dict[str, Counters] = {}
-        self._outer: dict[str, Counters] = {}
-        for name in self.experts:
-            layouts = self.store.layouts
-            self._visit[name] = self._unshard(layouts[name, 0], mesh.size())
-            self._outer[name] = self._unshard(layouts[name, None], mesh.size())
+                # This rank's rows, cut as FSDP2 cuts.
+                chunks, rank = torch.chunk(full, mesh.size(), dim=0), mesh.get_local_rank()
+                if rank < len(chunks):
+                    shards[key].to_local().copy_(chunks[rank])
+            for unit in (0, None):
+                copied = self._unshard(layouts[name, unit], mesh.size())
+                self._copied[name, unit is not None] = copied
 
     def detach(self) -> None:
         self._reshard()
@@ -113,16 +106,19 @@ class Fsdp(Engine):
                 module.reshard()
 
     def use(self, expert: str) -> None:
-        self.mover.counters += self._outer[expert]
+        self.mover.counters += self._copied[expert, False]
+
+    def _whole(self, expert: str, block: int) -> bool:
+        return not isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor)
 
     def before_block(self, expert: str, block: int) -> None:
-        if not isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor):
+        if self._whole(expert, block):
             raise RuntimeError(f"block {block} of {expert} is whole before its visit")
-        self.mover.counters += self._visit[expert]
+        self.mover.counters += self._copied[expert, True]
         super().before_block(expert, block)
 
     def window(self, expert: str, block: int, segment: str) -> None:
-        if isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor):
+        if not self._whole(expert, block):
             raise RuntimeError(f"block {block} of {expert} is still sharded in its visit")
 
     def expected(self, shape: Shape, iteration: int) -> Counters:

@@ -18,38 +18,30 @@ with ``.to()`` at the switch, to the host and back, with what it holds of the bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape, bound
 from wanreport.jobs.settings import layerwise_left
-
-
-@dataclass
-class _Blocks:
-    """One expert's blocks: what is on the device, and the copies still to be waited for."""
-
-    bound: list[Bound]
-    loaded: set[int] = field(default_factory=set)
-    events: dict[int, Any] = field(default_factory=dict)
 
 
 class Layerwise(Engine):
     name = "layerwise"
 
     def _attach(self) -> None:
-        self.blocks: dict[str, _Blocks] = {}
         self.copies = self.mover.stream()
+        self.bound: dict[str, list[list[nn.Parameter]]] = {}  # each block's parameters
+        self.loaded: dict[str, set[int]] = {name: set() for name in self.experts}  # on the device
+        self.events: dict[tuple[str, int], Any] = {}  # of copies that no block has waited for
         for name, expert in self.experts.items():
             self._hold(name, None)
             device, layouts = self.mover.device, self.store.layouts
-            bound = [Bound(expert, layouts[name, i], device) for i in range(len(expert.blocks))]
-            for block in bound:
-                self._stub(block)
-            self.blocks[name] = _Blocks(bound)
+            blocks = range(len(expert.blocks))
+            self.bound[name] = [bound(expert, layouts[name, i], device) for i in blocks]
+            for block in blocks:
+                self._stub(name, block)
             self._prepare(name)
 
     def _prepare(self, expert: str) -> None:
@@ -58,55 +50,53 @@ class Layerwise(Engine):
         self.mover.wait_stream(self.mover.compute, self.copies)
 
     def _depth(self, expert: str) -> int:
-        return min(max(1, self.prefetch), len(self.blocks[expert].bound))
+        return min(max(1, self.prefetch), len(self.bound[expert]))
 
     def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
-        state = self.blocks[expert]
-        if index in state.loaded:
+        if index in self.loaded[expert]:
             return
         mover, host = self.mover, self.store.buffer(expert, index)
+        layout = self.store.layouts[expert, index]
         mover.wait_stream(self.copies, mover.compute)
         pieces: dict[torch.dtype, Tensor] = {}
-        layout = state.bound[index].layout
         with mover.on(self.copies), mover.timeline.during("copy", "load", expert, index):
             for dtype, (start, stop) in layout.segments.items():
                 pieces[dtype] = mover.allocate(stop - start)
                 mover.h2d(pieces[dtype], host[start:stop], blocking=blocking)
-        state.events[index] = mover.record(mover.event(), self.copies)
-        for piece, parameter in zip(layout.slices, state.bound[index].parameters, strict=True):
-            start, _ = layout.segments[piece.dtype]
-            parameter.data = piece.of(pieces[piece.dtype], start)
-        state.loaded.add(index)
+        self.events[expert, index] = mover.record(mover.event(), self.copies)
+        for piece, parameter in zip(layout.slices, self.bound[expert][index], strict=True):
+            parameter.data = piece.of(pieces[piece.dtype], layout.segments[piece.dtype][0])
+        self.loaded[expert].add(index)
 
-    def _stub(self, bound: Bound) -> None:
-        for parameter in bound.parameters:
-            parameter.data = self.mover.stub(parameter.dtype)
+    def _stub(self, expert: str, block: int) -> None:
+        """Have a block's parameters point at one element each."""
+        for parameter in self.bound[expert][block]:
+            parameter.data = self.mover.allocate(1, parameter.dtype)
 
     def before_block(self, expert: str, block: int) -> None:
-        state, depth = self.blocks[expert], self._depth(expert)
+        depth = self._depth(expert)
         if block == 0:
             self._prepare(expert)
-        if block in state.events:
-            self.mover.wait(self.mover.compute, state.events[block])
+        if (expert, block) in self.events:  # None where there are no streams
+            self.mover.wait(self.mover.compute, self.events[expert, block])
         if block % depth == 0:
             for index in range(block + depth, block + 2 * depth):
-                self._prefetch(expert, index % len(state.bound))
+                self._prefetch(expert, index % len(self.bound[expert]))
         super().before_block(expert, block)
 
     def after_block(self, expert: str, block: int) -> None:
         super().after_block(expert, block)
-        state = self.blocks[expert]
-        state.events.pop(block, None)
+        self.events.pop((expert, block), None)
         if block == 0:
             return
-        self._stub(state.bound[block])
-        state.loaded.discard(block)
+        self._stub(expert, block)
+        self.loaded[expert].discard(block)
         with self.mover.timeline.during("copy", "release", expert, block):
             pass  # a point in time: nothing is copied
 
     def detach(self) -> None:
         super().detach()
-        self.blocks = {}
+        self.bound, self.events = {}, {}
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """What one iteration adds to the totals that `_total` gives in closed form."""

@@ -45,7 +45,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape
 from wanreport.jobs.settings import RING, SEGMENTS, SENT, StreamSettings
 from wanreport.model.weights import ALIGN, PACKERS, Layout
 
@@ -98,17 +98,16 @@ class Stream(Engine):
             for _ in range(settings.buffers(self.blocks))
         ]
         self.staging = [mover.allocate(arriving) for _ in range(RING * self.packed)]
-        for name, expert in self.experts.items():
+        for name in self.experts:
             self._hold(name, None)
             for block in range(self.blocks):
-                bound = Bound(expert, store.layouts[name, block], mover.device)
-                bound.point_into(self.buffers[self._place(name, block)])
+                self._bind(name, block, self.buffers[self._place(name, block)])
         self.copies = [mover.stream(settings.priority) for _ in range(settings.copy_streams)]
         self.gathers = [mover.stream(settings.priority)] if self.gathering else []
         self.unpacks = [mover.stream(FIRST)] if self.packed else []
-        self.free: list[Any] = [mover.event() for _ in self.buffers]
-        self.ready: list[Any] = [mover.event() for _ in self.buffers]
-        self.drained: list[Any] = [mover.event() for _ in self.staging]
+        self.free, self.ready, self.drained = (
+            [mover.event() for _ in each] for each in (self.buffers, self.buffers, self.staging)
+        )
         self.opened, self.there = mover.event(), mover.event()
         self._held: list[tuple[str, int] | None] = [None] * len(self.buffers)
         self._arriving: set[int] = set()  # buffers whose load nothing has waited for yet
@@ -159,11 +158,9 @@ class Stream(Engine):
 
     def use(self, expert: str) -> None:
         self._pass += 1
-        announced = self._passes[self._pass] if self._pass < len(self._passes) else "no such pass"
-        if announced != expert:
-            raise RuntimeError(
-                f"pass {self._pass} uses {expert}; what was announced with begin() is {announced}"
-            )
+        announced = [*self._passes[self._pass : self._pass + 1]]
+        if announced != [expert]:
+            raise RuntimeError(f"pass {self._pass} uses {expert}; begin() announced {announced}")
         if self.settings.windows is None:
             self._send()
 
@@ -219,35 +216,28 @@ class Stream(Engine):
         # Padding is not copied.
         stop = max(start, min(start + size, self.sizes[load.expert, load.block]))
         self._sent += size
+        host = self.store.buffer(load.expert, load.block)[start:stop]
         with mover.on(stream), mover.timeline.during("copy", "load", load.expert, load.block):
-            mover.h2d(
-                target[start:stop],
-                self.store.buffer(load.expert, load.block)[start:stop],
-                blocking=False,
-                goes_on=not first,
-            )
+            mover.h2d(target[start:stop], host, blocking=False, goes_on=not first)
 
     def _arrive(self, load: Load, part: int) -> None:
         """All of the next load is on its way: have its use wait for it, and turn to the next."""
         mover, stream, buffer = self.mover, self.copies[self._turn], self.buffers[load.buffer]
         arriving = (self.staging[self._staged] if self.packed else buffer)[: self.ranks * part]
+        key = load.expert, load.block
         if self.gathering:
             stream = self._next(stream, self.gathers[0])
-            with (
-                mover.on(stream),
-                mover.timeline.during("gather", "all_gather", load.expert, load.block),
-            ):
+            with mover.on(stream), mover.timeline.during("gather", "all_gather", *key):
                 mover.all_gather(arriving, self._own(arriving), self.gathering)
         if self.packed:
             stream = self._next(stream, self.unpacks[0])
             mover.wait(stream, self.free[load.buffer])
-            key = load.expert, load.block
             with mover.on(stream), mover.timeline.during("unpack", "unpack", *key):
                 mover.unpack(arriving[: self.sizes[key]], self.store.packings.get(key), buffer)
             mover.record(self.drained[self._staged], stream)
             self._staged = (self._staged + 1) % RING
         mover.record(self.ready[load.buffer], stream)
-        self._held[load.buffer] = load.expert, load.block
+        self._held[load.buffer] = key
         self._arriving.add(load.buffer)
         self._loads.popleft()
         self._sent, self._turn = 0, (self._turn + 1) % len(self.copies)
@@ -293,10 +283,8 @@ class Stream(Engine):
         used = [name for name, passes in shape.passes.items() if passes]
         arrives = iteration == 0 or (len(used) > 1 and not self.settings.both)
         total = 0
-        for name, block in self.sizes:
-            size = self.sizes[name, block]
-            part = self._part(size)
-            shared = self.places.count(self.places[block]) > 1
+        for (name, block), size in self.sizes.items():
+            shared, part = self.places.count(self.places[block]) > 1, self._part(size)
             times = shape.passes[name] if shared else arrives * (name in used)
             total += times * min(part, max(size - self.rank * part, 0))
         return total

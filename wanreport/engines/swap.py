@@ -13,9 +13,7 @@ the expert that returns is allocated anew each time.
 
 from __future__ import annotations
 
-import torch
-
-from wanreport.engines.base import Bound, Counters, Engine, Shape
+from wanreport.engines.base import Counters, Engine, Shape
 
 
 class Swap(Engine):
@@ -24,13 +22,9 @@ class Swap(Engine):
 
     def _attach(self) -> None:
         self.active: str | None = None
-        for name, expert in self.experts.items():
-            for unit in self.store.units(name):
-                bound = Bound(expert, self.store.layouts[name, unit], torch.device("cpu"))
-                bound.point_into(self.store.buffer(name, unit))
+        for expert in self.experts.values():
             expert.rope.to("cpu")
-        # The parameters are the only host copy from here on, as after a plain load.
-        self.store.close()
+        self._hold_on_host()  # the only host copy from here on, as after a plain load
 
     def use(self, expert: str) -> None:
         if expert == self.active:
@@ -45,18 +39,12 @@ class Swap(Engine):
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """Each use of an expert brings it in, and all but the very first send one out."""
-        sizes = [
-            piece.shape.numel() * piece.dtype.itemsize
-            for layout in (shape.outer, *[shape.block] * shape.blocks)
-            for piece in layout.slices
-        ] + list(shape.buffers)
-        one = Counters(
-            h2d_copies=len(sizes),
-            h2d_bytes=sum(sizes),
-            allocations=len(sizes),
-            host_syncs=len(sizes),
-        )
-        other = Counters(d2h_copies=len(sizes), d2h_bytes=sum(sizes), host_syncs=len(sizes))
+        sizes = [piece.shape.numel() * piece.dtype.itemsize
+                 for layout in (shape.outer, *[shape.block] * shape.blocks)
+                 for piece in layout.slices] + list(shape.buffers)  # fmt: skip
+        n, nbytes = len(sizes), sum(sizes)
+        one = Counters(h2d_copies=n, h2d_bytes=nbytes, allocations=n, host_syncs=n)
+        other = Counters(d2h_copies=n, d2h_bytes=nbytes, host_syncs=n)
         used = [expert for expert, passes in shape.passes.items() if passes]
         # With one expert in use it stays between iterations; with two, each use is a swap.
         arrivals = len(used) if iteration == 0 or len(used) > 1 else 0

@@ -7,7 +7,6 @@ there is one, else the one file of the component's name, and no other file besid
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +57,8 @@ def audit(folder: Path) -> dict[str, dict[str, Stored]]:
             if kind and said not in (kind, [kind]):
                 raise CheckpointError(f"{folder / sub / listing}: is of {said}; only {kind} is run")
             if weights:
-                found[sub] = _tensors(folder / sub / weights, texts)
+                index = texts.get(f"{weights}.index.json", {})
+                found[sub] = _tensors(folder / sub / weights, dict(index.get("weight_map", {})))
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
@@ -68,61 +68,42 @@ def audit(folder: Path) -> dict[str, dict[str, Stored]]:
 
 def _json_files(folder: Path, listing: str) -> dict[str, dict[str, Any]]:
     """The contents of a component's JSON files, of which ``listing`` must be one."""
-    files = [file for file in sorted(folder.glob("*")) if file.is_file()]
-    if folder / listing not in files:
-        raise CheckpointError(f"{folder / listing}: is not there")
     texts = {}
-    for file in files:
+    for file in filter(Path.is_file, sorted(folder.glob("*"))):
         try:
             with file.open("rb") as opened:
                 if opened.read(len(LFS)) == LFS:
-                    raise CheckpointError(f"{file}: is a pointer of Git LFS; run `git lfs pull`")
+                    raise ValueError("is a pointer of Git LFS; run `git lfs pull`")
             if file.suffix == ".json":
                 texts[file.name] = dict(json.loads(file.read_text("utf-8")))
         except (OSError, TypeError, ValueError) as error:
-            named = isinstance(error, CheckpointError)
-            raise error if named else CheckpointError(f"{file}: {error}") from None
+            raise CheckpointError(f"{file}: {error}") from None
+    if listing not in texts:
+        raise CheckpointError(f"{folder / listing}: is not there")
     return texts
 
 
-def _tensors(file: Path, texts: dict[str, dict[str, Any]]) -> dict[str, Stored]:
-    """Names and places of the tensors in a component's weights: one file, or shards."""
-    index = file.with_name(f"{file.name}.index.json")
-    places = dict(texts.get(index.name, {}).get("weight_map", {}))
+def _tensors(file: Path, places: dict[str, str]) -> dict[str, Stored]:
+    """Names and places of the tensors in a component's weights: one file, or an index's shards."""
     found: dict[str, Stored] = {}
     for shard in sorted({*places.values()} or {file.name}):
-        found |= _header(file.with_name(shard))
+        path = file.with_name(shard)
+        try:
+            with safe_open(path, "np") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                dtypes = {name: part.get_dtype() for name, part in parts.items()}
+                found |= {n: Stored(path, tuple(part.get_shape())) for n, part in parts.items()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        if odd := [f"{name} of {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS]:
+            raise CheckpointError(f"{path}: holds {some(odd)}; quantised weights are not read")
     for name, shard in places.items():
         if name not in found or found[name].file.name != shard:
-            raise CheckpointError(f"{index}: {name} is not in {shard}")
+            raise CheckpointError(f"{file}.index.json: {name} is not in {shard}")
     return found
 
 
-def _header(file: Path) -> dict[str, Stored]:
-    try:
-        with safe_open(file, "np") as opened:
-            found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            dtypes = {name: tensor.get_dtype() for name, tensor in found.items()}
-            shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    if odd := [f"{name} of {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS]:
-        raise CheckpointError(f"{file}: holds {_some(odd)}; quantised weights are not read")
-    return {name: Stored(file, shape) for name, shape in shapes.items()}
-
-
-def match(
-    folder: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Refuse tensors, by name and shape, that are not just those that a model asks for."""
-    if lacks := sorted(wanted.keys() - found.keys()):
-        raise CheckpointError(f"{folder}: lacks {_some(lacks)}")
-    if others := sorted(name for name, shape in found.items() if wanted.get(name) != shape):
-        raise CheckpointError(
-            f"{folder}: has tensors that the model lacks, or of other shapes: {_some(others)}"
-        )
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first names of many."""
     rest = len(names) - 3
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

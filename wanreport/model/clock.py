@@ -1,4 +1,4 @@
-"""What is read around steps: seconds, peak memory, compiled graphs, hashes of results."""
+"""What is read around steps: seconds, peak memory, hashes of results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+HOT_S = 2.0
+
 
 def sha256(tensor: Tensor) -> str:
     """Of a tensor's bytes; FloatingPointError if not all are finite, for NaN equals any NaN."""
@@ -21,9 +23,6 @@ def sha256(tensor: Tensor) -> str:
         raise FloatingPointError(f"{odd} of {tensor.numel()} values are NaN or infinite")
     data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(data.tobytes()).hexdigest()
-
-
-HOT_S = 2.0
 
 
 def hot_steps(step_s: float, device: torch.device, group: dist.ProcessGroup | None) -> int:
@@ -39,31 +38,37 @@ def hot_steps(step_s: float, device: torch.device, group: dist.ProcessGroup | No
     return math.ceil(HOT_S / float(slowest))
 
 
+def mark(device: torch.device) -> Any:
+    """Now: an event on a GPU's current stream, the host's clock elsewhere."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Seconds from one mark to another; a GPU must have come to both."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
+
+
 class StepClock:
-    """Seconds of each step: between device events on CUDA, on the host's clock elsewhere."""
+    """Seconds of each step on a device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.device = device
         self._marks: list[tuple[Any, Any]] = []
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        start = self._now()
+        start = mark(self.device)
         yield
-        self._marks.append((start, self._now()))
+        self._marks.append((start, mark(self.device)))
 
     def seconds(self) -> list[float]:
-        if self.cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-            return [start.elapsed_time(end) / 1e3 for start, end in self._marks]
-        return [end - start for start, end in self._marks]
+        return [between(*marks) for marks in self._marks]
 
 
 def reset_peaks(device: torch.device) -> None:
@@ -88,16 +93,4 @@ def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None
         "reserved_bytes": torch.cuda.max_memory_reserved(device),
         "pinned_bytes": store_pinned_bytes + int(pool),
         "host_rss_bytes": rss,
-    }
-
-
-def compiled() -> dict[str, int]:
-    """How many graphs torch.compile has made in this process, and how often it broke one.
-
-    A segment that compiles once is one graph; each further one is a break or a recompilation.
-    """
-    counters = torch._dynamo.utils.counters
-    return {
-        "graphs": counters["stats"]["unique_graphs"],
-        "graph_breaks": sum(counters["graph_break"].values()),
     }

@@ -6,10 +6,10 @@ weights an engine moves. Every rank runs it on the whole latents; only the exper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch import Tensor
 from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.expert import Expert, Watcher
 
-# Channels of the latents and the VAE's compression, frames × height × width.
+# Channels of the latents, and the VAE's compression of frames and of height and width.
 VAE: dict[str, Any] = {"base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 TINY_VAE: dict[str, Any] = VAE | {"base_dim": 8, "num_res_blocks": 1}
 TEMPORAL, SPATIAL = 4, 8
@@ -34,25 +34,11 @@ def latent_shape(height: int, width: int, num_frames: int) -> tuple[int, int, in
 
 def make_scheduler(flow_shift: float, folder: Path | None = None) -> UniPCMultistepScheduler:
     """UniPC with flow sigmas; a checkpoint's own settings are kept but for the shift."""
-    flow = {
-        "use_flow_sigmas": True,
-        "prediction_type": "flow_prediction",
-        "flow_shift": flow_shift,
-        "num_train_timesteps": 1000,
-    }
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction",
+            "flow_shift": flow_shift, "num_train_timesteps": 1000}  # fmt: skip
     if folder is not None:
         return UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler", **flow)
     return UniPCMultistepScheduler(**flow)
-
-
-class Mover(Watcher, Protocol):
-    """What the loop needs of an engine."""
-
-    branches_per_visit: int
-
-    def begin(self, passes: Sequence[str]) -> None: ...
-
-    def use(self, expert: str) -> None: ...
 
 
 @dataclass
@@ -78,14 +64,14 @@ class Guidance:
         """How many branches this rank runs."""
         return len(self.texts())
 
-    def visits(self, engine: Mover) -> int:
+    def visits(self, engine: Watcher) -> int:
         """How often this rank visits each block in a step."""
         return -(-self.branches // engine.branches_per_visit)
 
 
 @torch.no_grad()
 def predict(
-    expert: Expert, engine: Mover, latents: Tensor, timestep: Tensor, guidance: Guidance
+    expert: Expert, engine: Watcher, latents: Tensor, timestep: Tensor, guidance: Guidance
 ) -> Tensor:
     """One step's noise prediction, ``latents``' shape, in the expert's dtype."""
     texts = guidance.texts()
@@ -106,53 +92,34 @@ def predict(
 
 @torch.no_grad()
 def denoise(
-    experts: dict[str, Expert],
-    engine: Mover,
-    scheduler: UniPCMultistepScheduler,
-    latents: Tensor,
-    guidance: Guidance,
-    *,
-    steps: int,
-    boundary: float | None,
-    on_step: Callable[[int, str, float], Any],
-    run: Container[int] | None = None,
-) -> Tensor:
-    """Denoise ``latents`` over the whole schedule.
+    experts: dict[str, Expert], engine: Watcher, scheduler: UniPCMultistepScheduler,
+    latents: Tensor, guidance: Guidance, *, steps: int, boundary: float | None,
+    on_step: Callable[[int, str, float], Any], run: Container[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Denoise ``latents`` over the whole schedule; return them, float32.
 
-    Parameters
-    ----------
-    latents
-        ``[1, channels, frames, height, width]``, float32 noise on the engine's device.
-    boundary
-        Timestep below which the low-noise expert runs; None for one expert only.
-    on_step
-        Called as a context manager factory with step index, expert and timestep.
-    run
-        Indices of the steps to run, all by default. In the others no expert runs and the
-        scheduler is given a flow of zero, so that the steps that run are the schedule's own.
-
-    Returns
-    -------
-    Denoised latents, float32.
+    They begin as ``[1, channels, frames, height, width]``, float32 noise on the engine's device.
+    Below the timestep ``boundary`` the low-noise expert runs; None: never. ``on_step``, given step
+    index, expert and timestep, makes the context of a step. Only steps with indices in ``run`` run,
+    all by default; in the others no expert does and the scheduler is given a flow of zero, so that
+    the steps that run are the schedule's own.
     """
     scheduler.set_timesteps(steps, device=latents.device)
     scheduler.set_begin_index(0)
     # Known on the host before the loop, so that no step waits for the device to tell it.
     times = scheduler.timesteps.tolist()
     names = ["high_noise" if boundary is None or t >= boundary else "low_noise" for t in times]
+    run = range(len(names)) if run is None else run
     visits = guidance.visits(engine)
-    ran = [name for index, name in enumerate(names) if run is None or index in run]
-    engine.begin([name for name in ran for _ in range(visits)])
-    for index, (timestep, time) in enumerate(zip(scheduler.timesteps, times, strict=True)):
-        if run is not None and index not in run:
+    engine.begin([name for i, name in enumerate(names) if i in run for _ in range(visits)])
+    for index, (name, timestep) in enumerate(zip(names, scheduler.timesteps, strict=True)):
+        if index not in run:
             still = torch.zeros_like(latents, dtype=experts["high_noise"].dtype)
             latents = scheduler.step(still, timestep, latents, return_dict=False)[0]
             continue
-        name = names[index]
-        with on_step(index, name, time):
-            noise = predict(
-                experts[name], engine, latents, timestep.expand(latents.shape[0]), guidance
-            )
+        with on_step(index, name, times[index]):
+            each = timestep.expand(latents.shape[0])
+            noise = predict(experts[name], engine, latents, each, guidance)
             latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
     return latents
 
@@ -184,8 +151,8 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     """Video of ``latents``, ``[1, 3, frames, height, width]`` in about -1…1."""
     latents = latents.to(vae.dtype)
     shape = (1, vae.config.z_dim, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, latents.dtype)
-    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(mean)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
+    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents)
     return vae.decode(latents / inverse + mean, return_dict=False)[0]
 
 
@@ -199,9 +166,5 @@ def encode_prompts(folder: Path, prompts: list[str], device: torch.device) -> li
     encoder = encoder.to(device)  # before the engine needs the room; freed on return
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     pipe = WanPipeline(tokenizer, encoder, None, None, None, None)
-    return [
-        pipe.encode_prompt(
-            p, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS, device=device
-        )[0]
-        for p in prompts
-    ]
+    how = {"do_classifier_free_guidance": False, "max_sequence_length": TEXT_TOKENS}
+    return [pipe.encode_prompt(prompt, device=device, **how)[0] for prompt in prompts]

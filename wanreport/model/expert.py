@@ -57,7 +57,13 @@ TINY: dict[str, Any] = A14B | {
 
 
 class Watcher(Protocol):
-    """What an expert announces while it runs; every engine is one."""
+    """What the loop and an expert announce while they run; every engine is one."""
+
+    branches_per_visit: int
+
+    def begin(self, passes: Sequence[str]) -> None: ...
+
+    def use(self, expert: str) -> None: ...
 
     def before_block(self, expert: str, block: int) -> None: ...
 
@@ -82,18 +88,9 @@ def pre(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, QKV and RoPE of a block's self-attention.
 
-    Parameters
-    ----------
-    hidden
-        ``[batch, tokens, dim]``.
-    modulation
-        ``[batch, 6, dim]``, the projected timestep embedding.
-    cos, sin
-        ``[1, tokens, 1, head_dim]``, rotary frequencies of the same tokens.
-
-    Returns
-    -------
-    q, k, v, each ``[batch, tokens, heads, head_dim]``.
+    ``hidden`` is ``[batch, tokens, dim]``, ``modulation`` ``[batch, 6, dim]``, the projected
+    timestep embedding; ``cos`` and ``sin`` are rotary frequencies, ``[1, tokens, 1, head_dim]``.
+    Returns q, k and v, each ``[batch, tokens, heads, head_dim]``.
     """
     shift, scale, *_ = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)
     normed = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
@@ -113,20 +110,8 @@ def post(
 ) -> Tensor:
     """Output projection, cross-attention and feed-forward of a block.
 
-    Parameters
-    ----------
-    hidden
-        ``[batch, tokens, dim]``, what `pre` got.
-    attended
-        ``[batch, tokens, heads, head_dim]``.
-    text
-        ``[batch, text tokens, dim]``.
-    modulation
-        ``[batch, 6, dim]``.
-
-    Returns
-    -------
-    ``[batch, tokens, dim]``.
+    ``hidden`` and ``modulation`` are what `pre` got, ``attended`` is ``[batch, tokens, heads,
+    head_dim]``, ``text`` ``[batch, text tokens, dim]``. Returns what ``hidden`` has become.
     """
     table = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)
     _, _, gate, shift_ff, scale_ff, gate_ff = table
@@ -163,15 +148,13 @@ class Segments:
 class Run:
     """What the visits of one forward share."""
 
-    expert: str
+    expert: Expert
+    watcher: Watcher
     modulations: Sequence[Tensor]
     texts: Sequence[Tensor]
     cos: Tensor
     sin: Tensor
     tokens: int
-    parallel: SequenceParallel
-    watcher: Watcher
-    segments: Segments
 
 
 class Visit(nn.Module):
@@ -179,42 +162,36 @@ class Visit(nn.Module):
 
     def __init__(self, block: WanTransformerBlock, index: int) -> None:
         super().__init__()
-        self.block = block
-        self.index = index
+        self.block, self.index = block, index
 
     def forward(self, hiddens: list[Tensor], run: Run) -> list[Tensor]:
-        out = []
+        out, watcher, expert = [], run.watcher, run.expert
+        segments, parallel, at = expert.segments, expert.parallel, (expert.name, self.index)
         for hidden, text, modulation in zip(hiddens, run.texts, run.modulations, strict=True):
-            run.watcher.window(run.expert, self.index, "pre")
-            q, k, v = run.segments.pre(self.block, hidden, modulation, run.cos, run.sin)
-            with run.watcher.collective(run.expert, self.index):
-                q, k, v = run.parallel.to_heads(q, k, v, run.tokens)
-            run.watcher.window(run.expert, self.index, "attend")
-            attended = run.segments.attend(q, k, v)
-            with run.watcher.collective(run.expert, self.index):
-                attended = run.parallel.to_tokens(attended, self.block.attn1.heads)
-            run.watcher.window(run.expert, self.index, "post")
-            out.append(run.segments.post(self.block, hidden, attended, text, modulation))
+            watcher.window(*at, "pre")
+            q, k, v = segments.pre(self.block, hidden, modulation, run.cos, run.sin)
+            with watcher.collective(*at):
+                q, k, v = parallel.to_heads(q, k, v, run.tokens)
+            watcher.window(*at, "attend")
+            attended = segments.attend(q, k, v)
+            with watcher.collective(*at):
+                attended = parallel.to_tokens(attended, self.block.attn1.heads)
+            watcher.window(*at, "post")
+            out.append(segments.post(self.block, hidden, attended, text, modulation))
         return out
 
 
 class Expert(nn.Module):
-    """One transformer of the pair.
+    """One transformer of the pair, ``"high_noise"`` or ``"low_noise"``.
 
-    Parameters
-    ----------
-    name
-        ``"high_noise"`` or ``"low_noise"``.
-    config
-        Keyword arguments of `diffusers.WanTransformer3DModel`. The module is built on the meta
-        device and in its final dtypes; weights come from an engine.
-    dtype
-        Of all weights but those that diffusers keeps in float32.
+    ``config`` are keyword arguments of `diffusers.WanTransformer3DModel`. The module is built on
+    the meta device and in its final dtypes, ``dtype`` but for what diffusers keeps in float32;
+    weights come from an engine.
     """
 
     def __init__(self, name: str, config: dict[str, Any], dtype: torch.dtype) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.dtype = name, dtype
         with torch.device("meta"), no_init_weights():
             model = WanTransformer3DModel(**config)
         self.config = model.config
@@ -233,62 +210,39 @@ class Expert(nn.Module):
             wide = kept.intersection(parameter_name.split("."))
             parameter.data = parameter.data.to(torch.float32 if wide else dtype)
             parameter.requires_grad_(False)
-        self.dtype = dtype
         self.segments = Segments()
         self.parallel = SequenceParallel()
 
     def forward(
         self, latents: Tensor, timestep: Tensor, texts: Sequence[Tensor], watcher: Watcher
     ) -> list[Tensor]:
-        """Predict the flow of one or two branches.
+        """Predict the flow of one or two branches: a tensor each, in the shape of ``latents``.
 
-        Parameters
-        ----------
-        latents
-            ``[batch, channels, frames, height, width]`` in the expert's dtype.
-        timestep
-            ``[batch]``, in units of the training schedule (0 to 1000).
-        texts
-            One text embedding a branch, ``[batch, text tokens, text_dim]``.
-        watcher
-            Told of each block and window as it runs.
-
-        Returns
-        -------
-        One tensor a branch, in the shape of ``latents``.
+        These are ``[batch, channels, frames, height, width]`` in the expert's dtype, ``timestep``
+        is ``[batch]`` in units of the training schedule (0 to 1000), and ``texts`` has one
+        embedding a branch, ``[batch, text tokens, text_dim]``.
         """
-        batch, _, frames, height, width = latents.shape
-        p_t, p_h, p_w = self.config["patch_size"]
-        grid = (frames // p_t, height // p_h, width // p_w)
-        parallel = self.parallel
+        batch, _, *size = latents.shape
+        patch, parallel = self.config["patch_size"], self.parallel
         cos, sin = (parallel.shard(f, 1) for f in self.rope(latents))
         hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         tokens = hidden.shape[1]
         hidden = parallel.shard(hidden, 1)
 
         conditions = [self.condition_embedder(timestep, text, None) for text in texts]
-        run = Run(
-            expert=self.name,
-            modulations=[c[1].unflatten(1, (6, -1)) for c in conditions],
-            texts=[c[2] for c in conditions],
-            cos=cos,
-            sin=sin,
-            tokens=tokens,
-            parallel=parallel,
-            watcher=watcher,
-            segments=self.segments,
-        )
+        modulations = [c[1].unflatten(1, (6, -1)) for c in conditions]
+        run = Run(self, watcher, modulations, [c[2] for c in conditions], cos, sin, tokens)
         hiddens = [hidden] * len(conditions)
         for index, visit in enumerate(self.blocks):
             watcher.before_block(self.name, index)
             hiddens = visit(hiddens, run)
             watcher.after_block(self.name, index)
 
-        outputs = []
+        grid, outputs = [n // p for n, p in zip(size, patch, strict=True)], []
         for hidden, (temb, *_) in zip(hiddens, conditions, strict=True):
             shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
             out = (self.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
             out = parallel.gather(self.proj_out(out), 1, tokens)
-            out = out.reshape(batch, *grid, p_t, p_h, p_w, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+            out = out.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
             outputs.append(out.flatten(6, 7).flatten(4, 5).flatten(2, 3))
         return outputs

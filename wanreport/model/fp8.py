@@ -8,48 +8,41 @@ so it would be as fast: fp8 stands for it. Only the errors would differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from wanreport.model.packed import edged
+
 if TYPE_CHECKING:
     from wanreport.model.weights import Slice
 
 E4M3 = torch.float8_e4m3fn
-EDGE = 16  # bytes; parts begin at its multiples
 
 
-@dataclass(frozen=True)
 class Rounded:
     """How one unit with these tensors travels: their values one after another, scales behind."""
 
-    slices: tuple[Slice, ...]
+    def __init__(self, slices: Sequence[Slice]) -> None:
+        # Each tensor with its bytes in the rounded unit, and those of its scales if it has any.
+        self.parts: list[tuple[Slice, slice, slice | None]] = []
+        self.nbytes = 0
 
-    def _parts(self) -> Iterator[tuple[Slice, slice, slice | None]]:
-        """Each tensor with its bytes in the rounded unit, and those of its scales if it has any."""
-        at = 0
-        for piece in self.slices:
+        def take(size: int) -> slice:
+            start, self.nbytes = self.nbytes, self.nbytes + edged(size)
+            return slice(start, start + size)
+
+        for piece in slices:
             matrix = piece.dtype == torch.bfloat16 and len(piece.shape) == 2
-            size = piece.shape.numel() * (1 if matrix else piece.dtype.itemsize)
-            values, at = slice(at, at + size), at + -(-size // EDGE) * EDGE
-            scales = slice(at, at + 4 * piece.shape[0]) if matrix else None
-            at += -(-4 * piece.shape[0] // EDGE) * EDGE if matrix else 0
-            yield piece, values, scales
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rounded unit."""
-        return max(
-            -(-part.stop // EDGE) * EDGE for _, *parts in self._parts() for part in parts if part
-        )
+            values = take(piece.shape.numel() * (1 if matrix else piece.dtype.itemsize))
+            self.parts.append((piece, values, take(4 * piece.shape[0]) if matrix else None))
 
     def pack(self, unit: Tensor) -> Tensor:
         """Round a unit, uint8, on its own device."""
         packed = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
-        for piece, values, scales in self._parts():
+        for piece, values, scales in self.parts:
             tensor = piece.of(unit)
             if scales:
                 tensor = tensor.float()
@@ -61,7 +54,7 @@ class Rounded:
 
     def unpack(self, packed: Tensor, out: Tensor) -> None:
         """Write the unit's tensors to ``out``, on the current stream, allocating nothing."""
-        for piece, values, scales in self._parts():
+        for piece, values, scales in self.parts:
             tensor = piece.of(out)
             if scales:
                 tensor.copy_(packed[values].view(E4M3).view(piece.shape))

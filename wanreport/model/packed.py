@@ -29,9 +29,13 @@ try:
 except ImportError:  # without Triton, as on machines without a GPU
     kernels = None  # type: ignore[assignment]
 
-EDGE = 16  # bytes; parts begin at its multiples, as a GPU's widest loads want it
 CODES = 15
 LANES = 0x00800080  # the lowest bit of both exponents of a word, or the sign of both bytes
+
+
+def edged(size: int) -> int:
+    """Bytes that a part takes: the next begins at a multiple of 16, as a GPU's widest loads do."""
+    return -(-size // 16) * 16
 
 
 class Parts(NamedTuple):
@@ -46,25 +50,13 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """How one unit is packed.
+    """How one unit is packed."""
 
-    Attributes
-    ----------
-    start, stop
-        Bytes of the unit that hold bfloat16, a multiple of 16 of them.
-    whole
-        Bytes of the unit as it is.
-    base
-        The exponent of code 0.
-    escapes
-        Values whose exponent has no code.
-    """
-
-    start: int
+    start: int  # of the bytes that hold bfloat16, a multiple of 16 of them
     stop: int
-    whole: int
-    base: int
-    escapes: int
+    whole: int  # bytes of the unit as it is
+    base: int  # the exponent of code 0
+    escapes: int  # values whose exponent has no code
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -74,14 +66,14 @@ class Packing:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed unit."""
-        return sum(-(-size // EDGE) * EDGE for size in self._sizes)
+        return sum(map(edged, self._sizes))
 
     def parts(self, packed: Tensor) -> Parts:
         """Views of a packed unit, which is uint8 and ``nbytes`` long or longer."""
         found, at = [], 0
         for size in self._sizes:
             found.append(packed[at : at + size])
-            at += -(-size // EDGE) * EDGE
+            at += edged(size)
         signs, codes, positions, values, rest = found
         return Parts(
             signs.view(torch.int32).view(2, -1), codes.view(torch.int32),
@@ -103,9 +95,7 @@ class Packing:
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
     """Pack a unit, uint8, whose bytes ``start`` to ``stop`` hold bfloat16, on its own device.
 
-    Returns
-    -------
-    How it is packed, and the packed unit; None if it would not shrink.
+    Returns how it is packed, and the packed unit; None if it would not shrink.
     """
     if start == stop:
         return None

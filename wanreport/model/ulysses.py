@@ -27,17 +27,10 @@ def split_sizes(total: int, parts: int) -> list[int]:
 
 
 def cfg_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """Split all ranks for CFG parallelism; every rank must call it.
+    """Split all ranks for CFG parallelism; every rank must call it, or gets ValueError if odd.
 
-    Returns
-    -------
-    The group that shares this rank's branch, and the pair of this rank and its like of the other
-    branch, cond's first.
-
-    Raises
-    ------
-    ValueError
-        If the number of ranks is odd.
+    Returns the group that shares this rank's branch, and the pair of this rank and its like of the
+    other branch, cond's first.
     """
     size, rank = dist.get_world_size(), dist.get_rank()
     half, odd = divmod(size, 2)
@@ -49,13 +42,7 @@ def cfg_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
 
 
 class SequenceParallel:
-    """The layout changes of one group of ranks; with one rank every method is the identity.
-
-    Parameters
-    ----------
-    group
-        A process group whose ranks share a sequence, or None for a single rank.
-    """
+    """The layout changes of a group of ranks that share a sequence; the identity for one rank."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
@@ -69,52 +56,36 @@ class SequenceParallel:
         sizes = split_sizes(x.shape[dim], self.size)
         return x.narrow(dim, sum(sizes[: self.rank]), sizes[self.rank]).contiguous()
 
+    def _exchange(self, send: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """An all-to-all of flat messages, so many elements to and from each rank."""
+        recv = send.new_empty(sum(received))
+        dist.all_to_all_single(recv, send, received, sent, group=self.group)
+        return recv
+
     def to_heads(self, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> tuple[Tensor, ...]:
-        """From all heads of this rank's tokens to this rank's heads of all tokens.
+        """From all heads of this rank's tokens to this rank's heads of all ``tokens``.
 
-        Parameters
-        ----------
-        q, k, v
-            ``[batch, tokens of this rank, heads, head_dim]``.
-        tokens
-            Length of the whole sequence.
-
-        Returns
-        -------
-        q, k, v as ``[batch, tokens, heads of this rank, head_dim]``.
+        q, k and v are ``[batch, tokens of this rank, heads, head_dim]``, and come back as
+        ``[batch, tokens, heads of this rank, head_dim]``.
         """
         if self.size == 1:
             return q, k, v
         batch, local, heads, dim = q.shape
         head_sizes, token_sizes = split_sizes(heads, self.size), split_sizes(tokens, self.size)
-        mine = head_sizes[self.rank]
+        mine, row = head_sizes[self.rank], batch * 3 * dim
         # Tokens lead in each message, so what arrives is in sequence order without a copy.
         packed = torch.stack((q, k, v), dim=2).transpose(0, 1)  # [local, batch, 3, heads, dim]
         send = torch.cat([part.reshape(-1) for part in packed.split(head_sizes, dim=3)])
-        row = batch * 3 * dim
-        recv = send.new_empty(tokens * mine * row)
-        dist.all_to_all_single(
-            recv,
-            send,
-            output_split_sizes=[n * mine * row for n in token_sizes],
-            input_split_sizes=[local * n * row for n in head_sizes],
-            group=self.group,
+        recv = self._exchange(
+            send, [local * n * row for n in head_sizes], [n * mine * row for n in token_sizes]
         )
         return recv.view(tokens, batch, 3, mine, dim).transpose(0, 1).unbind(2)
 
     def to_tokens(self, out: Tensor, heads: int) -> Tensor:
-        """From this rank's heads of all tokens back to all heads of this rank's tokens.
+        """From this rank's heads of all tokens back to all ``heads`` of this rank's tokens.
 
-        Parameters
-        ----------
-        out
-            ``[batch, tokens, heads of this rank, head_dim]``.
-        heads
-            Number of heads over all ranks.
-
-        Returns
-        -------
-        ``[batch, tokens of this rank, heads, head_dim]``.
+        ``[batch, tokens, heads of this rank, head_dim]`` becomes ``[batch, tokens of this rank,
+        heads, head_dim]``.
         """
         if self.size == 1:
             return out
@@ -122,19 +93,10 @@ class SequenceParallel:
         head_sizes, token_sizes = split_sizes(heads, self.size), split_sizes(tokens, self.size)
         local, row = token_sizes[self.rank], batch * dim
         send = out.transpose(0, 1).reshape(-1)  # sequence order is message order
-        recv = send.new_empty(local * heads * row)
         sizes = [local * n * row for n in head_sizes]
-        dist.all_to_all_single(
-            recv,
-            send,
-            output_split_sizes=sizes,
-            input_split_sizes=[n * mine * row for n in token_sizes],
-            group=self.group,
-        )
-        parts = [
-            part.view(local, batch, n, dim)
-            for part, n in zip(recv.split(sizes), head_sizes, strict=True)
-        ]
+        recv = self._exchange(send, [n * mine * row for n in token_sizes], sizes)
+        rows = zip(recv.split(sizes), head_sizes, strict=True)
+        parts = [part.view(local, batch, n, dim) for part, n in rows]
         return torch.cat(parts, dim=2).transpose(0, 1)
 
     def gather(self, x: Tensor, dim: int, total: int) -> Tensor:

@@ -17,59 +17,51 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, match
+from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, some
 from wanreport.model.expert import Expert
 from wanreport.model.fp8 import Rounded
 from wanreport.model.packed import Packing, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
+PERIOD = 1_000_003  # a prime
 
 
-class Source(Protocol):
-    """Gives an expert's tensors one at a time."""
-
-    def fill(self, expert: str, name: str, out: Tensor) -> None: ...
-
-
-@dataclass(frozen=True)
 class RandomWeights:
     """Random weights of the right scale; a tensor's values depend on its name and the seed only.
 
-    Values repeat after `PERIOD`, a prime, so that 57 GB are written at the speed of memory and no
-    two rows of a matrix are alike.
+    Values repeat after `PERIOD`, so that 57 GB are written at the speed of memory and no two rows
+    of a matrix are alike.
     """
 
-    seed: int = 0
-    PERIOD: ClassVar[int] = 1_000_003
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
-        generator = torch.Generator().manual_seed(
-            zlib.crc32(f"{self.seed}/{expert}/{name}".encode())
-        )
-        leaf = name.rsplit(".", 1)[-1]
+        key, leaf = f"{self.seed}/{expert}/{name}", name.rpartition(".")[2]
         if leaf == "bias":
             out.zero_()
         elif out.dim() == 1:  # the gain of a norm
             out.fill_(1.0)
         else:
+            generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
             fan_in = out.shape[-1] if leaf == "scale_shift_table" else out[0].numel()
-            some = torch.randn(min(out.numel(), self.PERIOD), generator=generator)
-            some = (some * fan_in**-0.5).to(out.dtype)
-            for piece in out.view(-1).split(self.PERIOD):
-                piece.copy_(some[: piece.numel()])
+            values = torch.randn(min(out.numel(), PERIOD), generator=generator)
+            values = (values * fan_in**-0.5).to(out.dtype)
+            for piece in out.view(-1).split(PERIOD):
+                piece.copy_(values[: piece.numel()])
 
 
 class CheckpointWeights:
@@ -92,8 +84,14 @@ class CheckpointWeights:
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{file}: {error!r}") from error
         wanted = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
-        stored = self._stored[FOLDERS[expert]]
-        match(file.parent, {name: each.shape for name, each in stored.items()}, wanted)
+        stored = {name: each.shape for name, each in self._stored[FOLDERS[expert]].items()}
+        for wrong, names in (
+            ("lacks", wanted.keys() - stored.keys()),
+            ("has what the model lacks", stored.keys() - wanted.keys()),
+            ("has in other shapes", {n for n, _ in wanted.items() ^ stored.items()}),
+        ):
+            if names:
+                raise CheckpointError(f"{file.parent}: {wrong}: {some(sorted(names))}")
         return config
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
@@ -101,14 +99,16 @@ class CheckpointWeights:
             out.copy_(opened.get_tensor(name))
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Where one tensor lies in a unit's buffer; ``offset`` in bytes."""
+Source = RandomWeights | CheckpointWeights
+
+
+class Slice(NamedTuple):
+    """Where one tensor lies in a unit's buffer."""
 
     name: str
     dtype: torch.dtype
     shape: torch.Size
-    offset: int
+    offset: int  # in bytes
 
     def of(self, buffer: Tensor, origin: int = 0) -> Tensor:
         """The tensor's view of a buffer whose first byte is byte ``origin`` of the unit."""
@@ -119,33 +119,21 @@ class Slice:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a unit's tensors lie in its buffer.
+    """How a unit's tensors lie in its buffer."""
 
-    Attributes
-    ----------
-    slices
-        One for each parameter, in the module's own order within a dtype.
-    segments
-        The byte range of each dtype, ``{dtype: (start, stop)}``.
-    nbytes
-        Of the whole buffer, alignment included.
-    """
-
-    slices: tuple[Slice, ...]
-    segments: dict[torch.dtype, tuple[int, int]]
-    nbytes: int
+    slices: tuple[Slice, ...]  # of each parameter, in the module's own order within a dtype
+    segments: dict[torch.dtype, tuple[int, int]]  # the byte range of each dtype
+    nbytes: int  # of the whole buffer, alignment included
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
         slices, segments, offset = [], {}, 0
-        dtypes = dict.fromkeys(t.dtype for t in tensors.values())
-        for dtype in dtypes:
+        for dtype in dict.fromkeys(t.dtype for t in tensors.values()):
             start = offset
             for name, tensor in tensors.items():
                 if tensor.dtype == dtype:
                     slices.append(Slice(name, dtype, tensor.shape, offset))
-                    nbytes = tensor.numel() * dtype.itemsize
-                    offset += -(-nbytes // ALIGN) * ALIGN
+                    offset += -(-tensor.nbytes // ALIGN) * ALIGN
             segments[dtype] = (start, offset)
         return cls(tuple(slices), segments, offset)
 
@@ -154,8 +142,7 @@ def unit_parameters(expert: Expert, unit: int | None) -> dict[str, nn.Parameter]
     """The parameters of a unit, by their name within the expert."""
     if unit is None:
         return {n: p for n, p in expert.named_parameters() if not n.startswith("blocks.")}
-    prefix = f"blocks.{unit}."
-    return {prefix + n: p for n, p in expert.blocks[unit].named_parameters()}
+    return {f"blocks.{unit}.{n}": p for n, p in expert.blocks[unit].named_parameters()}
 
 
 def checkpoint_name(name: str) -> str:
@@ -164,59 +151,37 @@ def checkpoint_name(name: str) -> str:
     return ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else name
 
 
-def set_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-    """Put ``value`` in the place of a parameter, whatever device the old one was on."""
-    path, _, leaf = name.rpartition(".")
-    parameter = nn.Parameter(value, requires_grad=False)
-    module.get_submodule(path).register_parameter(leaf, parameter)
-    return parameter
+Key = tuple[str, int | None]
+"""An expert and a unit of it."""
 
 
 class HostStore:
-    """The host copy of both experts.
+    """The host copy of both experts, filled from ``source``.
 
-    Parameters
-    ----------
-    experts
-        By name, as built on the meta device.
-    source
-        What fills the buffers.
-    pin
-        Whether buffers are page-locked, at their exact size, for asynchronous copies to a GPU.
-    group
-        Ranks of one host that share one copy, each filling its part of it; None for a copy of
-        one's own. The memory has no name in any file system: it is gone with the last process
-        that maps it, however that ends.
-    packing
-        The device that packs the blocks, once, as they are filled; None: they lie as they are.
-    transfer
-        How it packs them: "packed", or "fp8" for rounded ones.
+    With ``pin`` buffers are page-locked, at their exact size, for asynchronous copies to a GPU.
+    Ranks of a ``group``, on one host, share one copy, each filling its part of it. That memory has
+    no name in any file system: it is gone with the last process that maps it, however that ends.
+    The device ``packing`` packs the blocks, once, as they are filled; None: they lie as they are.
+    ``transfer`` is how: "packed", or "fp8" for rounded ones.
     """
 
     def __init__(
-        self,
-        experts: dict[str, Expert],
-        source: Source,
-        *,
-        pin: bool = False,
-        group: dist.ProcessGroup | None = None,
-        packing: torch.device | None = None,
+        self, experts: dict[str, Expert], source: Source, *, pin: bool = False,
+        group: dist.ProcessGroup | None = None, packing: torch.device | None = None,
         transfer: str = "packed",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.source, self.pin, self.group, self.packing = source, pin, group, packing
         self.transfer = "bf16" if packing is None else transfer
-        # Of the units that lie packed.
-        self.packings: dict[tuple[str, int | None], Packing | Rounded] = {}
-        self._tensors = {
-            (name, unit): dict(unit_parameters(expert, unit))
+        self.packings: dict[Key, Packing | Rounded] = {}  # of the units that lie packed
+        self.layouts: dict[Key, Layout] = {
+            (name, unit): Layout.of(unit_parameters(expert, unit))
             for name, expert in experts.items()
             for unit in (None, *range(len(expert.blocks)))
         }
-        self.layouts = {key: Layout.of(tensors) for key, tensors in self._tensors.items()}
-        self._buffers: dict[tuple[str, int | None], Tensor] = {}
+        self._buffers: dict[Key, Tensor] = {}
 
     def units(self, expert: str) -> list[int | None]:
-        return [unit for name, unit in self._tensors if name == expert]
+        return [unit for name, unit in self.layouts if name == expert]
 
     def nbytes(self, expert: str) -> int:
         """Bytes of one expert's buffers."""
@@ -229,40 +194,18 @@ class HostStore:
         return self._buffers[expert, unit]
 
     def _fill(self) -> None:
-        keys = list(self.layouts)
         size = dist.get_world_size(self.group) if self.group is not None else 1
         rank = dist.get_rank(self.group) if size > 1 else 0
         if size > 1:
             buffers = self._map_shared(rank)
         else:
-            buffers = {
-                key: torch.empty(layout.nbytes, dtype=torch.uint8)
-                for key, layout in self.layouts.items()
-            }
-
-        def fill(key: tuple[str, int | None]) -> None:
-            layout = self.layouts[key]
-            packs = self.packing is not None and key[1] is not None
-            unit = torch.zeros(layout.nbytes, dtype=torch.uint8) if packs else buffers[key]
-            for piece in layout.slices:
-                self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
-            if packs:
-                span = layout.segments.get(torch.bfloat16, (0, 0))
-                found: tuple[Packing | Rounded, Tensor] | None
-                if self.transfer == "fp8":
-                    rounded = Rounded(layout.slices)
-                    found = rounded, rounded.pack(unit.to(self.packing))
-                else:
-                    found = pack(unit.to(self.packing), *span)
-                packing, packed = found or (None, unit)
-                buffers[key][: packed.numel()].copy_(packed)
-                if packing:
-                    self.packings[key] = packing
-
+            buffers = {key: torch.empty(layout.nbytes, dtype=torch.uint8)
+                       for key, layout in self.layouts.items()}  # fmt: skip
         ranks = dist.get_world_size() if dist.is_initialized() else 1  # all of them fill at once
         threads = max(1, len(os.sched_getaffinity(0)) // ranks)
         with ThreadPoolExecutor(min(threads, PACKERS) if self.packing else threads) as pool:
-            list(pool.map(fill, keys[rank::size]))
+            mine = [*self.layouts][rank::size]
+            list(pool.map(lambda key: self._fill_unit(key, buffers[key]), mine))
         if size > 1:
             found: list[Any] = [None] * size
             dist.all_gather_object(found, self.packings, group=self.group)
@@ -273,41 +216,53 @@ class HostStore:
         if self.packing is not None and self.packing.type == "cuda":
             torch.cuda.empty_cache()
         if self.pin:
-            for buffer in buffers.values():
-                _pin(buffer)
+            _pin(buffers.values())
         self._buffers = buffers
 
-    def _map_shared(self, rank: int) -> dict[tuple[str, int | None], Tensor]:
+    def _fill_unit(self, key: Key, buffer: Tensor) -> None:
+        layout, packs = self.layouts[key], self.packing is not None and key[1] is not None
+        unit = torch.zeros(layout.nbytes, dtype=torch.uint8) if packs else buffer
+        for piece in layout.slices:
+            self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
+        if not packs:
+            return
+        found: tuple[Packing | Rounded, Tensor] | None
+        if self.transfer == "fp8":
+            rounded = Rounded(layout.slices)
+            found = rounded, rounded.pack(unit.to(self.packing))
+        else:
+            span = layout.segments.get(torch.bfloat16, (0, 0))
+            found = pack(unit.to(self.packing), *span)
+        if found:
+            self.packings[key], unit = found
+        buffer[: unit.numel()].copy_(unit)
+
+    def _map_shared(self, rank: int) -> dict[Key, Tensor]:
         """Map one nameless file into every rank's memory."""
-        offsets, total = {}, 0
-        for key, layout in self.layouts.items():
-            offsets[key] = total
-            total += -(-layout.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        place: list[str | None] = [None]
+        sizes = [-(-layout.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+                 for layout in self.layouts.values()]  # fmt: skip
+        place: list[Any] = [None]
         if rank == 0:
             file = os.memfd_create("wanreport-weights")
-            os.ftruncate(file, total)
+            os.ftruncate(file, sum(sizes))
             place[0] = f"/proc/{os.getpid()}/fd/{file}"
         dist.broadcast_object_list(place, group_src=0, group=self.group)
-        assert place[0] is not None
         other = os.open(place[0], os.O_RDWR)
-        whole = torch.frombuffer(mmap.mmap(other, total), dtype=torch.uint8)
+        whole = torch.frombuffer(mmap.mmap(other, sum(sizes)), dtype=torch.uint8)
         os.close(other)
         dist.barrier(self.group)
         if rank == 0:
             os.close(file)
-        return {
-            key: whole[offset : offset + self.layouts[key].nbytes]
-            for key, offset in offsets.items()
-        }
+        parts = zip(self.layouts.items(), whole.split(sizes), strict=True)
+        return {key: part[: layout.nbytes] for (key, layout), part in parts}
 
     def tensors(self, expert: str) -> Iterator[tuple[str, Tensor]]:
         """An expert's tensors one by one, each made when it is asked for and then forgotten."""
         for unit in self.units(expert):
-            for name, like in self._tensors[expert, unit].items():
-                value = torch.empty(like.shape, dtype=like.dtype)
-                self.source.fill(expert, checkpoint_name(name), value)
-                yield name, value
+            for piece in self.layouts[expert, unit].slices:
+                value = torch.empty(piece.shape, dtype=piece.dtype)
+                self.source.fill(expert, checkpoint_name(piece.name), value)
+                yield piece.name, value
 
     @property
     def pinned_bytes(self) -> int:
@@ -317,35 +272,25 @@ class HostStore:
     def close(self) -> None:
         """Let go of all buffers; memory goes when the last view of it does."""
         if self.pin:
-            for buffer in self._buffers.values():
-                _unpin(buffer)
+            _pin(self._buffers.values(), False)
         self._buffers = {}
 
 
 @contextmanager
 def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
     """Page-lock host buffers, at their exact size, for as long as the block runs."""
-    for buffer in buffers:
-        _pin(buffer)
+    _pin(buffers)
     try:
         yield
     finally:
-        for buffer in buffers:
-            _unpin(buffer)
+        _pin(buffers, False)
 
 
-def _pin(buffer: Tensor) -> None:
-    _check(_runtime().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
-
-
-def _unpin(buffer: Tensor) -> None:
-    _check(_runtime().cudaHostUnregister(buffer.data_ptr()))
-
-
-def _runtime() -> Any:
+def _pin(buffers: Iterable[Tensor], pin: bool = True) -> None:
+    """Page-lock buffers or, without ``pin``, undo it."""
     # torch's own pinned pool would round every buffer up to a power of two.
-    return torch.cuda.cudart()
-
-
-def _check(code: Any) -> None:
-    torch.cuda.check_error(int(code))
+    for buffer in buffers:
+        runtime, at = torch.cuda.cudart(), buffer.data_ptr()
+        code: Any = (runtime.cudaHostRegister(at, buffer.numel(), 0) if pin
+                     else runtime.cudaHostUnregister(at))  # fmt: skip
+        torch.cuda.check_error(int(code))

@@ -36,17 +36,12 @@ from wanreport.jobs.settings import RING, StreamSettings
 
 @dataclass(frozen=True)
 class Route:
-    """A way for blocks to reach the device, as measured with all ranks loading at once.
+    """A way for blocks to reach the device, as measured with all ranks loading at once."""
 
-    Rates are bytes of a block that arrive in a second, with nothing else running and while a
-    collective is in flight. Factors, 1 or more, say how much longer a window and a collective take
-    while a load is in flight.
-    """
-
-    rate: float
-    collective_rate: float
-    window_factor: float = 1.0
-    collective_factor: float = 1.0
+    rate: float  # bytes of a block that arrive in a second, with nothing else running, ...
+    collective_rate: float  # ... and while a collective is in flight
+    window_factor: float = 1.0  # how many times as long a window takes beside a load, ...
+    collective_factor: float = 1.0  # ... and a collective
 
     @property
     def spills(self) -> bool:
@@ -135,9 +130,8 @@ def predict(inputs: Inputs, settings: StreamSettings) -> Prediction:
         first_s=pass_seconds(inputs, settings, expert) + first + rest,
         switch_s=pass_seconds(inputs, settings, expert if moving else max(expert - most, 0)) + rest,
         limit_s=passes * max(compute, moving / share / inputs.link),
-        weights_bytes=weights,
-        device_bytes=weights + inputs.activation_bytes,
-    )
+        weights_bytes=weights, device_bytes=weights + inputs.activation_bytes,
+    )  # fmt: skip
 
 
 def _capacity(inputs: Inputs, settings: StreamSettings) -> tuple[float, float, float, float]:

@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from wanreport.jobs.job import Job, field_defaults
+from wanreport.jobs.job import Job
 from wanreport.jobs.settings import RING, StreamSettings
 from wanreport.planner.cost import Inputs, Prediction, predict
 from wanreport.words import counted, gigabytes, seconds
@@ -22,9 +23,9 @@ ALIKE = 0.001  # relative difference below which two predictions are one
 CLOSE = 0.1  # … below which they are tried
 GAIN = 0.005  # … and by which a trial must be better to overrule them
 Trial = Callable[[Sequence[StreamSettings]], list[list[float]]]
-SHAPE = ("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile",
-         "enable_cfg_parallel", "transfer")  # fmt: skip
-"""Fields that a job shares with another whose measured inputs hold for it too."""
+SHAPE = attrgetter("num_gpus", "height", "width", "num_frames", "cfg", "dtype", "compile",
+                   "enable_cfg_parallel", "transfer")  # fmt: skip
+"""What a job shares with another whose measured inputs hold for it too."""
 
 
 def room(
@@ -52,11 +53,11 @@ class Candidate:
 
 
 def candidates(inputs: Inputs, room: int) -> list[Candidate]:
-    """Return the settings worth a thought with room for so many blocks, the best predicted first.
+    """The settings worth a thought with room for so many blocks, the best predicted first.
 
-    The best is what takes least time over all steps. Of two that are predicted alike the plainer
-    comes first, and then the one that moves fewer blocks, which is safer. What the device cannot
-    hold is left out, unless nothing else is left. All are packed where packing was measured.
+    The best takes least time over all steps. Of two that are predicted alike the plainer comes
+    first, and then the one that moves fewer blocks, which is safer. What the device cannot hold is
+    left out, unless nothing else is left. All are packed where packing was measured.
     """
     found = [Candidate(s, predict(inputs, s)) for s in _settings(inputs, room)]
     if (most := inputs.device_bytes) is not None:
@@ -74,10 +75,8 @@ def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
         return [replace(plainest, slots=0, residents=blocks, both=True)]
 
     def layouts(*slots: int) -> list[StreamSettings]:
-        """With each number of slots as many residents as fit, if a multiple of the slots streams.
-
-        Then a pass's last block and the first of the next one never wait for each other's slot.
-        """
+        # With each number of slots as many residents as fit, if a multiple of the slots streams:
+        # a pass's last block and the first of the next one never wait for each other's slot.
         residents = [(k, room - k - (room - k - blocks) % k) for k in slots]
         return [replace(plainest, slots=k, residents=r) for k, r in residents if r >= 0]
 
@@ -162,16 +161,12 @@ def from_records(
 
     `found` are records of real runs; of several that fit the latest counts. There is no trial.
     """
-    fields, wanted = field_defaults(), [getattr(job, key) for key in SHAPE]
-    fit = [
-        (str(record["started_at"]), str(path), path, record["engine"]["plan"]["inputs"])
-        for path, record in found
-        if (record["engine"].get("plan") or {}).get("inputs")
-        and [record["job"].get(key, fields[key]) for key in SHAPE] == wanted
-    ]
+    fit = [(record["started_at"], path, plan["inputs"]) for path, record in found
+           if (plan := record["engine"].get("plan")) and plan.get("inputs")
+           and SHAPE(Job.model_construct(**record["job"])) == SHAPE(job)]  # fmt: skip
     if not fit:
         return None
-    *_, path, stored = max(fit, key=lambda entry: entry[:2])
+    _, path, stored = max(fit, key=lambda entry: entry[:2])
     inputs = Inputs.of({**stored, "steps": job.num_inference_steps})
     blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes, job.transfer)
     return path, make_plan(inputs, blocks)[0]
@@ -182,11 +177,9 @@ def lines(plan: Mapping[str, Any], *, timed: bool) -> list[str]:
     names = ("step", "first", "switch") if timed else ()
     rows = [(" ", *names, "weights", "settings")]
     for index, candidate in enumerate(plan["candidates"]):
-        predicted = candidate["predicted"]
-        rows.append((
-            ">" if index == plan["chosen"] else " ",
-            *(seconds(predicted[f"{name}_s"]) for name in names),
-            gigabytes(predicted["weights_bytes"]), describe(candidate["settings"]),
-        ))  # fmt: skip
+        mark, predicted = ">" if index == plan["chosen"] else " ", candidate["predicted"]
+        times = (seconds(predicted[f"{name}_s"]) for name in names)
+        weights = gigabytes(predicted["weights_bytes"])
+        rows.append((mark, *times, weights, describe(candidate["settings"])))
     table = [f"{row[0]} {''.join(f'{word:<11}' for word in row[1:-1])}{row[-1]}" for row in rows]
     return [f"room for {counted(plan['room'], 'block')}", *table, f"chosen by {plan['by']}"]

@@ -43,16 +43,13 @@ TURN_S = 1.0  # a trial's turn takes about as long, or one step
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of a step.
-
-    ``arrived`` are the bytes that a feeder brought during each step.
-    """
+    """Seconds of one branch's windows and collectives in a block, of a pass's rest, of a step."""
 
     windows: tuple[float, float, float]
     collectives: float
     other: float
     step: float
-    arrived: tuple[float, ...] = ()
+    arrived: tuple[float, ...] = ()  # bytes that a feeder brought during each step
 
 
 class _Timed(Stream):
@@ -60,21 +57,21 @@ class _Timed(Stream):
 
     _window: Any = None
 
-    def _close(self) -> None:
+    def _turn_to(self, window: Any) -> None:
         self.mover.timeline.end(self._window)
-        self._window = None
+        self._window = window
 
     def window(self, expert: str, block: int, segment: str) -> None:
-        self._close()
+        self._turn_to(None)
         super().window(expert, block, segment)
-        self._window = self.mover.timeline.begin("window", segment, expert, block)
+        self._turn_to(self.mover.timeline.begin("window", segment, expert, block))
 
     def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
-        self._close()
+        self._turn_to(None)
         return super().collective(expert, block)
 
     def after_block(self, expert: str, block: int) -> None:
-        self._close()
+        self._turn_to(None)
         super().after_block(expert, block)
 
 
@@ -99,6 +96,8 @@ class Probe:
         self.timestep = torch.full((latents.shape[0],), 999.0, device=self.device)
         self.ranks = dist.get_world_size(group)
         self.plainest = StreamSettings(transfer=store.transfer)  # type: ignore[arg-type]
+        # A rehearsal's times say nothing, so that one pass does.
+        self.passes = PASSES if self.device.type == "cuda" else 1
         self._hot = 0  # steps before a measurement, not known yet
 
     def _attached(self, engine: Stream, blocks: int) -> Expert:
@@ -124,8 +123,8 @@ class Probe:
     def inputs(self, link: float | None, steps: int) -> Inputs:
         """Measure what predictions need.
 
-        ``link`` are bytes a second of one device that copies alone; None: take what arrives in
-        blocks. ``steps`` are the schedule's.
+        ``link`` are bytes a second of one device that copies alone, by default those of blocks;
+        ``steps`` are the schedule's.
         """
         layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
         # Bytes that this process can still take.
@@ -141,21 +140,19 @@ class Probe:
         peak = gpu.max_memory_allocated() if gpu else 0
         local, nbytes, unpack_s = self._route(False, engine, expert, quiet)
         sharded = self._route(True, engine, expert, quiet)[0] if self.ranks > 1 else None
-        plain = self._turn(engine, expert, PASSES, warm=1)
+        plain = self._turn(engine, expert, self.passes, warm=1)
         alone = min(plain / quiet.step, 1.0)
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
         pre, attend, post = (alone * seconds for seconds in quiet.windows)
         return Inputs(
             blocks=self.blocks, block_bytes=layouts[self.name, 0].nbytes,
-            outer_bytes=layouts[self.name, None].nbytes,
-            ranks=self.ranks, branches=self.guidance.branches, steps=steps,
-            windows_s=(pre, attend, post), collectives_s=alone * quiet.collectives,
-            other_s=quiet.other, link=link or local.rate, local=local, sharded=sharded,
-            activation_bytes=int(activations),
-            device_bytes=int(-device_bytes) if gpu else None,
-            transfer=self.store.transfer, packed_bytes=nbytes if self.store.packing else None,
-            unpack_s=unpack_s,
+            outer_bytes=layouts[self.name, None].nbytes, ranks=self.ranks, steps=steps,
+            branches=self.guidance.branches, windows_s=(pre, attend, post), other_s=quiet.other,
+            collectives_s=alone * quiet.collectives, link=link or local.rate, local=local,
+            sharded=sharded, activation_bytes=int(activations), unpack_s=unpack_s,
+            device_bytes=int(-device_bytes) if gpu else None, transfer=self.store.transfer,
+            packed_bytes=nbytes if self.store.packing else None,
         )  # fmt: skip
 
     def _passes(
@@ -164,12 +161,12 @@ class Probe:
         """Run some passes on a hot device, beside so many loads of a feeder."""
         timeline = engine.mover.timeline
         timeline.events.clear()
-        run = self._begin(engine, expert, self._hot, PASSES)
+        run = self._begin(engine, expert, self._hot, self.passes)
         timeline.step = 0
         if feeder is not None:
             feeder.mover.timeline = timeline
             self._feed(feeder, loads)
-        for _ in range(PASSES):
+        for _ in range(self.passes):
             with timeline.during("pass", "pass", self.name, None):
                 run()
         timeline.step = None
@@ -179,13 +176,11 @@ class Probe:
         meeting = median(meets[::2]) + median(meets[1::2]) if expert.parallel.size > 1 else 0.0
         whole = _lengths(rows, "pass")
         outside = sum(whole) - sum(_lengths(rows, "compute"))  # a feeder's blocks are there too
-        outside /= self.guidance.visits(engine) * PASSES
+        outside /= self.guidance.visits(engine) * self.passes
         arrived: list[float] = []
         if feeder is not None:
-            begun = min(row["start_ms"] for row in rows if row["lane"] == "copy") / 1e3
-            at = [begun, *_arrivals(rows)]
-            spans = [(row["start_ms"] / 1e3, row["end_ms"] / 1e3)
-                     for row in rows if row["lane"] == "pass"]  # fmt: skip
+            at = [min(row["start_ms"] for row in rows if row["lane"] == "copy"), *_arrivals(rows)]
+            spans = [(row["start_ms"], row["end_ms"]) for row in rows if row["lane"] == "pass"]
             loads_at = np.interp(spans, at, np.arange(len(at)))
             arrived = [float(each) * feeder.nbytes for each in np.diff(loads_at)[:, 0]]
         pre, attend, post, collectives, other, step, *less = self._slowest(
@@ -207,9 +202,9 @@ class Probe:
         rows = timeline.rows()
         at = _arrivals(rows)
         unpacking = median(_lengths(rows, "unpack") or [0.0])
-        slowest, unpack_s = self._slowest([(at[-1] - at[0]) / (len(at) - 1), unpacking])
+        slowest, unpack_s = self._slowest([(at[-1] - at[0]) / 1e3 / (len(at) - 1), unpacking])
         # Enough of them to outlast the passes, even where these take half as long again.
-        loads = min(math.ceil(1.5 * PASSES * quiet.step / slowest) + FED, MOST_LOADS)
+        loads = min(math.ceil(1.5 * self.passes * quiet.step / slowest) + FED, MOST_LOADS)
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
         visits = engine.blocks * self.guidance.branches
@@ -229,27 +224,25 @@ class Probe:
                     feeder.after_block(self.name, block)
 
     def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
-        """Let two settings take turns in the order A B B A, on an expert of a few blocks.
+        """Let two settings take turns, A B B A, on an expert of a few blocks: seconds of a step.
 
-        Return, for each, seconds of a step in each of its turns. A turn is a step or, where steps
-        are short on a GPU, as many as take about a second. The share of residents is kept.
+        A turn is a step or, where steps are short on a GPU, as many as take about a second. The
+        share of residents is kept.
         """
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
         experts = [self._attached(engine, small) for engine in engines]
-        turns: list[list[float]] = [[] for _ in engines]
-        steps = 1
-        warm = 1 + math.ceil(self._hot * BLOCKS / small)
-        for i in (0, 1):  # connects, and tells how many steps a turn takes
-            seconds = self._turn(engines[i], experts[i], steps, warm)
-            if self.device.type == "cuda":  # a rehearsal's times say nothing
-                steps = max(steps, math.ceil(TURN_S / seconds))
-            warm = 1
-        for i in (0, 1, 1, 0):
+        turns: list[list[float]] = [[], []]
+        steps, warm = 1, 1 + math.ceil(self._hot * BLOCKS / small)
+        for i in (0, 1, 0, 1, 1, 0):
             turns[i].append(self._turn(engines[i], experts[i], steps, warm))
+            # The first turns connect, and tell how many steps one takes; a rehearsal's say nothing.
+            if len(turns[i]) == 1 and self.device.type == "cuda":
+                steps = max(steps, math.ceil(TURN_S / turns[i][0]))
+            warm = 1
         for engine in engines:
             engine.detach()
-        return turns
+        return [each[1:] for each in turns]
 
     def _turn(self, engine: Stream, expert: Expert, steps: int, warm: int) -> float:
         """Seconds of a step, the median of some, after others that bring what they start from."""
@@ -270,28 +263,22 @@ def route(rate: float, quiet: Phases, busy: Phases, visits: int) -> Route:
     bytes beside its windows: a small difference, of which the median step counts.
     """
     windows, collectives = visits * sum(busy.windows), visits * busy.collectives
-    beside = rate
+    beside, slowed = rate, 1.0
     if collectives:
         beside = (median(busy.arrived) - rate * windows) / collectives
-    return Route(
-        rate=rate,
-        collective_rate=min(max(beside, 0.0), rate),
-        window_factor=max(sum(busy.windows) / sum(quiet.windows), 1.0),
-        collective_factor=max(busy.collectives / quiet.collectives, 1.0) if collectives else 1.0,
-    )
+        slowed = max(busy.collectives / quiet.collectives, 1.0)
+    kept = max(sum(busy.windows) / sum(quiet.windows), 1.0)
+    return Route(rate, min(max(beside, 0.0), rate), kept, slowed)
 
 
 def _lengths(rows: Sequence[dict[str, Any]], lane: str, what: str | None = None) -> list[float]:
     """Seconds of each event of a lane, or of one kind of them."""
-    return [
-        (row["end_ms"] - row["start_ms"]) / 1e3
-        for row in rows
-        if row["lane"] == lane and what in (None, row["what"])
-    ]
+    return [(row["end_ms"] - row["start_ms"]) / 1e3 for row in rows
+            if row["lane"] == lane and what in (None, row["what"])]  # fmt: skip
 
 
 def _arrivals(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """When each load was there, in seconds: the end of the last thing that happens to it."""
+    """When each load was there, in ms: the end of the last thing that happens to it."""
     lanes = {row["lane"] for row in rows}
     last = next(lane for lane in ("unpack", "gather", "copy") if lane in lanes)
-    return sorted(row["end_ms"] / 1e3 for row in rows if row["lane"] == last)
+    return sorted(row["end_ms"] for row in rows if row["lane"] == last)
