@@ -35,7 +35,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from wanreport.analysis import stats
-from wanreport.analysis.answer import answer, quoted
+from wanreport.analysis.compare import answer, quoted
 from wanreport.baseline import load_facts, page
 from wanreport.baseline.ledger import load_ledger
 from wanreport.jobs.schedule import flow_schedule

@@ -67,6 +67,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.frames import of_record
+from wanreport.analysis.overlap import timeline
 from wanreport.jobs.job import resolve_job
 from wanreport.measure.jobs import NO_MEASURING
 from wanreport.planner.plan import describe
@@ -474,14 +475,13 @@ if len(moved):
 # What the first rank did in the last blocks before the switch and the first ones after it.
 
 # %%
-events = frames.events[frames.events.run == run]
-visits = events[events.lane == "compute"].sort_values("start_ms")
+events = timeline(frames, me)
+visits = events[events.lane == "compute"]
 if len(visits):
     before = int((visits.step < me.switch_step).sum())
     near = visits.iloc[max(0, before - 3) : before + 3]
     start, end = near.start_ms.min(), near.end_ms.max()
-    there = (events.end_ms > start) & (events.start_ms < end) & (events.what != "release")
-    cut = events[there & ((events.lane != "collective") | (me.gpus > 1))]
+    cut = events[(events.end_ms > start) & (events.start_ms < end)]
     times = cut[["start_ms", "end_ms"]].clip(start, end) - start
     cut = cut.assign(**times, ms=times.end_ms - times.start_ms, block=cut.block.astype("Int64"),
                      **me[["engine", "name"]], branches=1)  # fmt: skip

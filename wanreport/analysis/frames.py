@@ -55,8 +55,6 @@ COLUMNS = {
     "counters": (*KEY, "rank", "counter", "measured", "formula"),
     "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
 }  # fmt: skip
-STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
-OVERHEAD = {f"difference{end}": f"overhead{end}" for end in ("", "_low", "_high")}
 
 
 class Frames(NamedTuple):
@@ -102,8 +100,7 @@ cached = lru_cache(maxsize=2)(load)  # once for the same folders, as a tuple, in
 
 def of_record(record: files.Record) -> Frames:
     """Make frames of one record that is in no file, as of a job that was not measured."""
-    rows: Rows = {name: [] for name in Frames._fields}
-    add_record(rows, "", record)
+    add_record(rows := {name: [] for name in Frames._fields}, "", record)
     return _frames(rows)
 
 
@@ -135,7 +132,8 @@ def _summed_up(
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])
-    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index, STEP)
+    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index)
+    medians.columns = pd.Index(["step_s", "step_low_s", "step_high_s", "step_n"])
     each = iterations.set_index(["run", "iteration"])
     quiet, job = each[each.kind == "clean"], runs.source == "job"
     moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
@@ -195,7 +193,8 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = found[reference.notna()]
     theirs = runs.loc[found.reference].set_axis(found.index)
     gaps = pd.DataFrame(difference(found, theirs, found.drift), found.index)
-    found = found.join(gaps[[*OVERHEAD, "allowance", "claim"]].rename(columns=OVERHEAD))
+    gaps.columns = gaps.columns.str.replace(r"^difference", "overhead", regex=True)
+    found = found.join(gaps[["overhead", "overhead_low", "overhead_high", "allowance", "claim"]])
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
     found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
