@@ -22,7 +22,7 @@ facts_path = None  # another folder of facts, to see what a change would do
 results_dirs = ["results", "results/local"]  # runs that may test its predictions
 
 # %%
-from wanreport.report.notebook import frames_of, md, parameters, seconds, show, table
+from wanreport.report.notebook import frames_of, md, parameters, show, table
 from wanreport.report.notebook import page as page_of
 
 parameters(globals(), "facts_path", "results_dirs")
@@ -40,6 +40,7 @@ from wanreport.baseline import load_facts, page
 from wanreport.baseline.ledger import load_ledger
 from wanreport.jobs.schedule import flow_schedule
 from wanreport.report import style
+from wanreport.words import seconds
 
 # %%
 frames = frames_of(results_dirs)

@@ -31,8 +31,8 @@ parameters(globals(), "results_dirs")
 from wanreport.analysis import compare
 from wanreport.analysis.compare import answer, claimed, quoted, without_record
 from wanreport.report import figures
-from wanreport.report.notebook import frames_of, md, page, plain, share, show, table
-from wanreport.words import counted, ratio
+from wanreport.report.notebook import frames_of, md, page, show, table
+from wanreport.words import counted, plain, ratio, share
 
 frames = frames_of(results_dirs)
 found = answer(frames)

@@ -40,7 +40,9 @@ from wanreport.report import figures
 from wanreport.words import MINUS, counted, gibibytes, gigabytes, ratio, seconds, share, significant
 
 f, facts = frames_of(results_dirs), load_facts()
-TOLERANCE = 0.1  # a prediction holds within this share of the measured step: the rule since the first
+TOLERANCE = (
+    0.1  # a prediction holds within this share of the measured step: the rule since the first
+)
 THEIRS = f"{facts.number('s2.height'):.0f}p on {facts.number('s9.1.new4.gpus'):.0f} GPUs"
 
 
@@ -114,7 +116,9 @@ for file in predictions.load(project_root()):
     last = last.drop_duplicates("job_hash", keep="last").set_index("job_hash").run
     told += [{"cfg_parallel": False, **job, **{key: file[key] for key in predictions.MACHINE},
               "job": name, "run": last.get(job["job_hash"])} for name, job in file["jobs"].items()]  # fmt: skip
-told = pd.DataFrame(told).rename(columns={"step_s": "predicted_s", "overhead": "predicted_overhead"})
+told = pd.DataFrame(told).rename(
+    columns={"step_s": "predicted_s", "overhead": "predicted_overhead"}
+)
 told["interconnect"] = told.interconnect.map(predictions.INTERCONNECTS).map(path_of)
 seen = ran.reindex(told.run)[["step_s", "overhead"]].set_axis(told.index)
 told["measured_s"], told["overhead"] = seen.step_s, seen.overhead
@@ -174,6 +178,7 @@ same job on other boards of one kind moved by up to {share(spread)}. **Not run:*
 # NVLink, these cross the PCIe link that the weights use too. Below is the same amount of work under
 # both engines, on one time axis. `layerwise` starts the next layer's copy at once, so it runs into
 # all-to-alls. `stream` holds its copies back until an all-to-all has ended.
+
 
 # %%
 def excerpt(run, blocks=4):

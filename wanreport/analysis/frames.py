@@ -100,7 +100,8 @@ cached = lru_cache(maxsize=2)(load)  # once for the same folders, as a tuple, in
 
 def of_record(record: files.Record) -> Frames:
     """Make frames of one record that is in no file, as of a job that was not measured."""
-    add_record(rows := {name: [] for name in Frames._fields}, "", record)
+    rows: Rows = {name: [] for name in Frames._fields}
+    add_record(rows, "", record)
     return _frames(rows)
 
 

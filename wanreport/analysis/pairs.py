@@ -82,7 +82,7 @@ def pairs(frames: Frames) -> pd.DataFrame:
     found = pd.DataFrame(rows, columns=FOUND)
     a, b = _aligned(runs, found.run_a, found.run_b)
     own, gap = found.changed.isin(OWN_RESIDENT), pd.DataFrame(told(a, b))
-    over = [(each[own], runs.loc[each.reference[own]].set_axis(found.index[own])) for each in (a, b)]
+    over = [(each, runs.loc[each.reference].set_axis(each.index)) for each in (a[own], b[own])]
     wide = pd.DataFrame(gap_difference(*over)).drop(columns=["gap", "gap_before"])
     gap.loc[own, [*wide]] = wide
     step = a.resident_s.where(own, b.step_s)

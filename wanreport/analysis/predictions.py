@@ -184,7 +184,8 @@ def load(root: Path) -> list[dict[str, Any]]:
 def lines(content: Mapping[str, Any]) -> list[str]:
     """Write a prediction as lines of text: seconds, bytes, and what it rests on."""
     jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")[TOLD]
-    return [", ".join(str(content[key]) for key in MACHINE), jobs.to_string(float_format="{:.4g}".format),
+    return [", ".join(str(content[key]) for key in MACHINE),
+            jobs.to_string(float_format="{:.4g}".format),
             "from " + ", ".join(dict.fromkeys(row["path"] for row in content["measured"])),
             *content["assumed"]]  # fmt: skip
 
@@ -287,12 +288,12 @@ def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inp
         # On one link a part's copy and the gather of another take turns; on two they overlap.
         rate = 1 / (part + gathered if interconnect == "host-memory" else max(part, gathered))
         sharded = replace(local, rate=rate, collective_rate=rate * left)
+    pre, attend, post = (waiting ** (number > 1) * each for each in windows(tokens, number))
     return Inputs(
         blocks=known.model["num_layers"], block_bytes=known.model["block_bytes"], ranks=gpus,
         branches=branches, outer_bytes=plan.outer_bytes, steps=job.num_inference_steps,
         link=plan.link, collectives_s=collectives, other_s=branches * rest(tokens) * tokens,
-        windows_s=tuple(waiting ** (number > 1) * each for each in windows(tokens, number)),
-        local=local, sharded=sharded,
+        windows_s=(pre, attend, post), local=local, sharded=sharded,
     ), exchanged  # fmt: skip
 
 

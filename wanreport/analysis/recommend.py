@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -89,10 +89,10 @@ def _ways(
 
     `stream` has next to no memory, or all that is free.
     """
-    size = {"height": height, "width": SIZES[height]}
-    jobs = [Job(name=engine, engine=engine, num_gpus=gpus, enable_cfg_parallel=cfg, **size)
-            for engine in get_args(Job.model_fields["engine"].annotation)]  # fmt: skip
-    told = {job.engine: predicted.predict_job(known, job, wire) for job in jobs}
+    asked = {"num_gpus": gpus, "height": height, "width": SIZES[height], "enable_cfg_parallel": cfg}
+    jobs = [Job.model_validate({"name": engine, "engine": engine, **asked})
+            for engine in ("stream", "resident", "layerwise", "swap", "fsdp")]  # fmt: skip
+    told = {job.name: predicted.predict_job(known, job, wire) for job in jobs}
     inputs = Inputs.of(told["stream"]["inputs"])
     block, outer = inputs.block_bytes, inputs.outer_bytes
     each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens

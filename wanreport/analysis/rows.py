@@ -32,7 +32,9 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
     split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
-    setting = _joined(prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split)
+    setting = _joined(
+        prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split
+    )
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
     alike = [r.software.torch, *map(job.get, WORKLOAD), *(getattr(model, key) for key in MODEL)]
     workload = json.dumps(alike + [split] * bool(split), default=str)
