@@ -33,7 +33,7 @@ from wanreport.analysis.compare import answer, claimed, quoted, without_record
 from wanreport.analysis.rows import path_of
 from wanreport.baseline import load_facts
 from wanreport.baseline.facts import load_checks
-from wanreport.baseline.measured import questions
+from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
 from wanreport.report import figures

@@ -24,8 +24,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from wanreport.baseline.facts import Fact, Facts, load_facts
-from wanreport.baseline.formulas import DERIVED, FactError
+from wanreport.baseline.facts import DERIVED, Fact, FactError, Facts, load_facts
 from wanreport.records.record import replace_file
 
 ENTRIES = Path(__file__).with_name("citations.yaml")

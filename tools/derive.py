@@ -21,7 +21,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tools.identify import identified
-from wanreport.baseline.formulas import DERIVED
+from wanreport.baseline.facts import DERIVED
 from wanreport.engines import ENGINES, Counters, Shape
 from wanreport.model.denoise import VAE, latent_shape
 from wanreport.model.expert import A14B, EXPERTS, Expert

@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -24,7 +25,7 @@ from typing import Any
 
 import wanreport
 from wanreport.baseline import FactError
-from wanreport.baseline.formulas import DERIVED
+from wanreport.baseline.facts import DERIVED
 from wanreport.jobs.job import Job, JobError, located, model_settings, resolve_job
 from wanreport.jobs.sglang import ModelPathError
 from wanreport.measure import jobs as ours
@@ -223,15 +224,16 @@ def _predict(given: Namespace, root: Path) -> int:
 
 def _baseline(given: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
-    from wanreport.baseline import page
-    from wanreport.baseline.ledger import load_ledger
+    from wanreport.baseline.ledger import SIGNS, load_ledger
 
     # Committed records alone: what is committed must not depend on who looks.
     judged = load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
-    rows = page.rows(judged)
-    for row in rows.itertuples():
-        print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
-    print(", ".join(f"{count} {outcome}" for outcome, count in rows.outcome.value_counts().items()))
+    counts: Counter[str] = Counter()
+    for name in judged.facts:
+        outcome, instead = judged.became(name)
+        printed, counts[outcome] = shorten(judged.facts.text(name), 24), counts[outcome] + 1
+        print(f"{SIGNS[outcome] or ' '} {name:<44} {printed:<24} {instead[:60]}")
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     if given.accept:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"

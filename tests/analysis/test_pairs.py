@@ -11,7 +11,7 @@ from madeup import NAN, frames, on, run
 
 from wanreport.analysis.frames import EMPTY, load
 from wanreport.analysis.pairs import differences, pairs
-from wanreport.baseline.measured import questions
+from wanreport.baseline.ledger import questions
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanreport.baseline import FactError, Facts, load_facts
-from wanreport.baseline.formulas import Outcome, Quantity, compare, condition, evaluate, quantity
+from wanreport.baseline.facts import Outcome, Quantity, compare, condition, evaluate, quantity
 
 SEED = next(Path(__file__).resolve().parents[3].glob("shared/seed/*.txt"), None)
 TEXT = SEED.read_text(encoding="utf-8") if SEED else ""

@@ -14,7 +14,7 @@ from wanreport import cli
 from wanreport.analysis.frames import Frames
 from wanreport.baseline import FactError, Facts
 from wanreport.baseline.facts import CHECKS, KINDS, load_checks
-from wanreport.baseline.formulas import Outcome, compare
+from wanreport.baseline.facts import Outcome, compare
 from wanreport.baseline.ledger import Ledger, Verdict, load_ledger
 
 HOLDS, ROUNDING, FALSE = Outcome.HOLDS, Outcome.ROUNDING, Outcome.FALSE

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tools.identify import matches
-from wanreport.baseline.formulas import DERIVED, quantity
+from wanreport.baseline.facts import DERIVED, quantity
 
 SIZES: dict[str, Any] = {
     "wan.blocks": 40, "wan.branches": 2, "wan.block.params": 351394304,
