@@ -50,34 +50,6 @@ def derive(folder: Path, *claims: tuple[Fact, Entry]) -> dict[str, Any]:
     return citations.derive_source(folder, facts, [entry for _, entry in claims])
 
 
-@pytest.mark.parametrize(
-    ("pieces", "places"),
-    [
-        (["x = 1"], [(2, 2), (5, 5)]),
-        (["x = 1", "return x"], [(2, 3), (5, 6)]),
-        (["return x", "x = 1"], [(3, 5)]),
-        (["x = 1", "y"], []),
-        # context makes a place unique but is not part of it
-        (["… def b(", "x = 1"], [(5, 5)]),
-        (["x = 1", "… def b("], [(2, 2)]),
-    ],
-)
-def test_evidence_is_found_line_by_line_and_in_order(
-    pieces: list[str], places: list[citations.Span]
-) -> None:
-    lines = ["def a():", "    x = 1", "    return x", "def b():", "    x = 1", "    return x"]
-    assert citations.find(lines, pieces) == places
-
-
-def test_the_lines_are_read_from_the_citation() -> None:
-    for cite, spans in {
-        "a.py:7": [(7, 7)], "a.py:7-9, 12": [(7, 9), (12, 12)], "a.py (no import)": [],
-        "a.py:80,157,200": [(80, 80), (157, 157), (200, 200)],
-        "a.py:202-205 (docstring)": [(202, 205)],
-    }.items():  # fmt: skip
-        assert citations.cited_lines(claim(cite)[0]) == ("a.py", spans)
-
-
 X, Y, Z = "x = 1", "y = 2", "z = 3"
 UNDONE = {"note": "Undone ({undo}).", "outcome": "contradicts"}
 BOTH = {"a": {10: X, 12: Y}}
@@ -132,17 +104,6 @@ def test_what_becomes_of_a_citation(tmp_path: Path, case: str) -> None:
     assert "overruled" not in case or found[0]["working"].endswith("Undone (b.py:7 in 1.0).")
 
 
-def test_a_citation_says_where_its_code_is(tmp_path: Path) -> None:
-    pack(tmp_path, "0.5.9", a={10: "    x = 1"})
-    pack(tmp_path, "0.5.10", a={12: "    x = 1", 40: "something else"})
-    (here,) = derive(tmp_path, claim("a.py:10", X))["citations"]
-    assert here["fits"] == ["0.5.9"]
-    assert here["moved"] == [{"version": "0.5.10", "lines": "12"}]
-    assert here["quotes"] == [{"version": "0.5.9", "lines": "10", "text": "    x = 1"}]
-    (wrong,) = derive(tmp_path, claim("a.py:40", X))["citations"]
-    assert {"version": "0.5.10", "lines": "40", "text": "something else"} in wrong["quotes"]
-
-
 def test_a_fact_that_cites_nothing_holds_by_code_of_our_choice(tmp_path: Path) -> None:
     pack(tmp_path, "1.0", a={10: X}, b={7: Y})
     fact, entry = claim("b.py:1", name="s5.b", outcome="holds", note="{y}")
@@ -179,15 +140,10 @@ def test_wheels_that_cannot_be_used_are_named(tmp_path: Path, name: str) -> None
         derive(path.parent, claim("a.py:1", X))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"file": "run/b.py"}, "s5.a cites a.py, not run/b.py"),
-        ({"says": []}, "cites 1 places"),
-        ({"lacks": ["dist"]}, "`lacks` is for a file cited without lines"),
-        ({"fact": "s5.b"}, "s5.b: "),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ({"file": "run/b.py"}, "s5.a cites a.py, not run/b.py"), ({"says": []}, "cites 1 places"),
+    ({"lacks": ["dist"]}, "`lacks` is for a file cited without lines"), ({"fact": "s5.b"}, "s5.b:"),
+])  # fmt: skip
 def test_an_entry_that_does_not_fit_its_fact_is_named(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
@@ -195,9 +151,6 @@ def test_an_entry_that_does_not_fit_its_fact_is_named(
     fact, entry = claim("a.py:1", X)
     with pytest.raises(ValueError, match=re.escape(words)):
         derive(tmp_path, (fact, entry.model_copy(update=change)))
-
-
-# The committed result -----------------------------------------------------------------------------
 
 
 def test_every_citation_of_the_document_has_a_verdict() -> None:

@@ -140,8 +140,8 @@ def _pure(data: _Data) -> Answers:
 
 
 def _overlap(data: _Data) -> Answers:
-    lanes = data.lanes[data.lanes.engine.isin((NEW, *OLD)) & data.lanes.hidden.notna()]
-    for _, here in lanes.groupby(["machine", "gpus"]):
+    for _, here in data.lanes.groupby(["machine", "gpus"]):
+        here = here[here.engine.isin((NEW, *OLD)) & here.hidden.notna()]
         new = here.engine == NEW
         agree = (here.hidden >= PARTLY).where(new, here.hidden <= HARDLY).all()
         # The baseline expects something of both, so that one alone can only contradict it.
@@ -153,16 +153,17 @@ def _overlap(data: _Data) -> Answers:
 
 
 def _contention(data: _Data) -> Answers:
-    lanes = data.lanes[(data.lanes.interconnect == SHARED)
-                       & (data.lanes.beside_low + data.lanes.alone_low).notna()]  # fmt: skip
-    for _, here in lanes.sort_values("beside").groupby(["machine", "gpus"]):
+    lanes = data.lanes[data.lanes.interconnect == SHARED]
+    for _, here in lanes.groupby(["machine", "gpus"]):
+        here = here[(here.beside_low + here.alone_low).notna()].sort_values("beside")
         alone = Median(1, here.alone_low, here.alone_high, 1)
         beside = Median(here.beside, here.beside_low, here.beside_high, 1)
         order = {*apart(beside, alone)} - {0}
         shown = [f"{significant(row.beside, 3)}× in {row.engine}"
                  + " (copies)" * (row.slowed == "copies") for row in here.itertuples()]  # fmt: skip
         status = "within noise" if len(order) != 1 else order == {1}
-        yield data.answer(status, here.run, ", ".join(shown))
+        if len(here):
+            yield data.answer(status, here.run, ", ".join(shown))
 
 
 CHECKS: dict[str, tuple[str, Callable[[_Data], Answers]]] = {
