@@ -8,8 +8,6 @@ read; or, with no such shift, where the code stands above the cited lines in one
 releases around that state and below them in the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ with the versions of the libraries that gave it. Everything is built on the meta
 weight.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

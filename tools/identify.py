@@ -5,8 +5,6 @@ every dtype that weights come in, whole or as one of N shards. Each is held agai
 twice, since a document's MB may be 10**6 or 2**20 bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple

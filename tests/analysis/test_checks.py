@@ -1,7 +1,5 @@
 """Checks: each status of each check, and that a rehearsal never answers a question of time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How runs are told apart, what each is held against, and which are paired."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What timelines tell, against timelines whose answers are worked out by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

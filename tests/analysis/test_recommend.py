@@ -1,7 +1,5 @@
 """What to run, from the committed records: measured where it was, else predicted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import pytest
 
 from wanreport import cli
 from wanreport.analysis import frames
-from wanreport.analysis.predictions import PredictionError
 from wanreport.analysis.recommend import ALIKE, USABLE, recommend
 from wanreport.analysis.recommend import run as recommend_command
 
@@ -55,12 +52,9 @@ def test_what_was_not_measured_is_predicted_and_says_from_what(
     assert found.rests_on.str.contains("data sheet").all() == (gpus == 4)
 
 
-def test_an_odd_number_of_gpus_cannot_split_branches() -> None:
+def test_an_odd_number_of_gpus_cannot_split_branches_and_resident_is_the_floor() -> None:
     odd = ways(H100, 3)
     assert set(odd.layout) == {"Ulysses"} and odd.groupby("height").size().tolist() == [2, 2]
-
-
-def test_what_is_predicted_is_never_faster_than_resident_was_measured() -> None:
     found = ways(H100, 4).query("height == 720")  # predicted 7.18 s a step, measured 7.56 s
     assert set(found.layout) == {"CFG parallel and Ulysses"}
     assert (found.step_s >= 7.56).all() and found.engine.iloc[0] == "stream"
@@ -90,22 +84,11 @@ def test_packed_blocks_are_for_where_the_link_is_the_limit() -> None:
     assert best.total_s < second.total_s
 
 
-def test_an_unknown_model_is_refused_with_what_to_measure() -> None:
-    with pytest.raises(PredictionError, match="480p-1gpu-stream"):
-        ways("NVIDIA B200", 2)
-
-
-def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
+def test_the_command_says_it_for_every_model_and_interconnect(capsys, monkeypatch) -> None:
     assert cli.main(["plan", "--gpus", "2", "--vram-gb", "24"]) == 0
     said = capsys.readouterr().out
     assert [said.count(f"2× {gpu}, ") for gpu in (H100, H200)] == [2, 2]
     assert said.count(" 480 ") == said.count(" 720 ") == 8
-
-
-def test_what_fits_nowhere_is_said_and_fails(capsys) -> None:
-    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "0"]) == 1
-    out, err = capsys.readouterr()
-    assert not out and [err.count(word) for word in (H100, H200, "480p", "720p")] == [2] * 4
     assert cli.main(["plan", "--gpus", "1", "--vram-gb", "12"]) == 1
     out, err = capsys.readouterr()
     assert " 480 " in out and err.count("720p") == 2 and "480p" not in err

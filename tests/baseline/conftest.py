@@ -1,7 +1,5 @@
 """The baseline's facts and their ledger, without any record and with the committed ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

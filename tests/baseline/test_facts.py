@@ -1,7 +1,5 @@
 """The baseline's facts as data, the words they are taken from, and their arithmetic."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from decimal import ROUND_HALF_EVEN, Decimal

@@ -1,7 +1,5 @@
 """The ledger: each kind of check with an error planted, what follows from it, and what runs say."""
 
-from __future__ import annotations
-
 import json
 import re
 from decimal import Decimal

@@ -1,7 +1,5 @@
 """What notebooks call: parameters, records, frames, and what they show."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

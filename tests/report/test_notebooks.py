@@ -1,7 +1,5 @@
 """The notebooks, run whole and rendered: over the committed records, and over made-up ones."""
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rendered pages in a real browser: what is looked for, and a planted fault of each kind."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Pictures: what is on them, that they hold for few and odd rows, and that they are repeatable."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

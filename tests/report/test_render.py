@@ -1,7 +1,5 @@
 """Notebooks to pages: what a page must hold, and what a failure must look like."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """`make report` and `make publish` in a small project, with a stand-in for what measures."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 from collections.abc import Iterator

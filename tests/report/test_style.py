@@ -1,7 +1,5 @@
 """Colours that everyone can tell apart, on both grounds, and one look for all figures."""
 
-from __future__ import annotations
-
 import re
 from itertools import combinations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DataFrames as HTML tables: units, kinds, missing values, links, and text that stays text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from nbconvert.filters import markdown2html
 
 from wanreport.report import style
 from wanreport.report.tables import table
-from wanreport.words import plain
+from wanreport.words import interval, plain, share
 
 HOSTILE = '<script>alert("1")</script> & "quotes" \'single\' <img src=x onerror=alert(1)>'
 MINUS, NBSP = "\u2212", "\u00a0"
@@ -152,6 +150,13 @@ def test_everything_is_escaped(rows: int) -> None:
     )  # fmt: skip
     assert not shown.find_all(["script", "img"])
     assert not [name for tag in shown.find_all(True) for name in tag.attrs if name[:2] == "on"]
+
+
+def test_words_for_prose() -> None:
+    assert share(0.507) == f"50.7{NBSP}%" and share(1.0) == f"100{NBSP}%" and share(None) == "—"
+    said = interval(4.5071, 4.492, 4.5214, 24)
+    assert said == f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
+    assert interval(4.5071, float("nan"), float("nan")) == f"4.507{NBSP}s"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The baseline's source citations: what the check finds in wheels, and what it found."""
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

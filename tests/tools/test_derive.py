@@ -1,7 +1,5 @@
 """The derived files of the baseline are what the libraries give today."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -34,7 +32,8 @@ def test_the_committed_files_are_derived_again(tmp_path: Path) -> None:
 def test_a_transfer_is_found_whatever_it_is() -> None:
     for size, unit, what, read in (
         ("167.8", "MB", "wi_0 of the text encoder in fp32", "MB"),
-        ("702.8", "MB", "block in bf16 or fp16", "MB"), ("670", "MB", "block in bf16 or fp16", "MiB"),
+        ("702.8", "MB", "block in bf16 or fp16", "MB"),
+        ("670", "MB", "block in bf16 or fp16", "MiB"),
         ("28.58", "GB", "expert in bf16 or fp16", "GB"),
         ("175.7", "MB", "block in bf16 or fp16, 1 of 4 shards", "MB"),
     ):  # fmt: skip

@@ -5,8 +5,6 @@ difference of times is claimed by :mod:`wanreport.analysis.stats` or not at all.
 the setup that the baseline asks for, the nearest ones answer, and `setting` says what differs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Which runs are compared: those that count, pairs of them, how their setup differs, the answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -26,8 +26,6 @@ say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the 
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path

@@ -12,8 +12,6 @@ visit to a block has two all-to-alls of different sizes, in turn, so each is hel
 of those of its own size that run alone. What one GPU notes as collectives is left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from math import nan
 from typing import Any

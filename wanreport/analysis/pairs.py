@@ -4,8 +4,6 @@ Two runs tell what a setting costs where they differ in nothing else. Hardly any
 pairs the one with the fewest other settings is taken, and these are listed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from operator import gt, lt
 from typing import Any

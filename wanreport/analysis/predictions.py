@@ -18,8 +18,6 @@ computed from, and when. They are made before a run and never changed; what is p
 other jobs on such a machine goes beside it, with a number at the end of its name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -7,8 +7,6 @@ measured. Whatever is within :data:`ALIKE` of the fastest is as fast. Of that go
 measured, and then the way that needs the least memory.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import replace

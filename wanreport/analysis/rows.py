@@ -4,8 +4,6 @@ Rows hold what a file says. What follows from several of them, such as the media
 from the frames (:mod:`wanreport.analysis.frames`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -8,8 +8,6 @@ A formula is a Python expression in which ids stand for numbers and texts, such 
 every combination of the smallest and largest that would have been printed so.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -58,7 +56,7 @@ class Outcome(StrEnum):
     HOLDS = "holds"
 
     @classmethod
-    def worst(cls, outcomes: Iterable[Outcome]) -> Outcome:
+    def worst(cls, outcomes: "Iterable[Outcome]") -> "Outcome":
         """The worst of some; unknown where there is none."""
         return min(outcomes, key=list(cls).index, default=cls.UNKNOWN)
 

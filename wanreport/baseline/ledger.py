@@ -6,8 +6,6 @@ is computed again with the right one; what would then have been printed differen
 it. A number contradicts another only where rounding or cutting off cannot explain it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial

@@ -5,8 +5,6 @@ measured is solid, what was predicted is hollow. Values stand beside their marks
 notebook's. A picture of one notebook is drawn there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

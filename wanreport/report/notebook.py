@@ -6,8 +6,6 @@ on records alone: measuring writes to a log and prints nothing, and every run of
 the same bytes.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re

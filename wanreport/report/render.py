@@ -8,8 +8,6 @@ records give the same bytes.
 ``python -m wanreport.report.render NOTEBOOK OUT [-p NAME VALUE]...`` makes one page by hand.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import io

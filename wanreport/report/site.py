@@ -5,8 +5,6 @@ page was made from is hashed into the page; it is rendered again only when that 
 site shows the committed records alone, and nothing in it may tell of this machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -5,8 +5,6 @@ readers, but they are never the only cue: a label or a marker says the same. Tex
 more contrast than a colour can have on both grounds, so it is always drawn in :data:`INK`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -4,8 +4,6 @@ A column's unit is the end of its name, as in all frames: ``step_s`` is in secon
 in bytes and shown in GB. All text is escaped.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
