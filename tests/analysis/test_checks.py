@@ -69,9 +69,6 @@ def test_full_scale_runs_answer_almost_all(recorded: Any) -> None:
     assert set(found.setting[found.status.isin(["pass", "fail"])]) == {""}
 
 
-# Times -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("check", "new", "other", "status"), [
     ("slower-fsdp", on(4, "layerwise", 20.1), on(4, "fsdp"), "within noise"),
     ("slower-fsdp", on(4, "layerwise", 18.0), on(4, "fsdp"), "fail"),
@@ -167,9 +164,6 @@ def test_out_of_memory_is_a_result_and_unsupported_is_none(
 ) -> None:
     found = judge(on(4, "resident", status=status, reason=reason, height=height)).loc["pure"]
     assert (found.status, found.setting) == expected
-
-
-# Schedule, bits, counters ------------------------------------------------------------------------
 
 
 def experts(record: dict[str, Any], steps: slice, expert: str) -> None:

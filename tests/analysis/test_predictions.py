@@ -53,8 +53,6 @@ def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
     assert predictions.load(tmp_path) == [other, FILES[0]]
 
 
-# The formulas, over made-up records --------------------------------------------------------------
-
 GPU, LINK, ROW = "NVIDIA H200", 50e9, 128 * 2  # bytes of a token's head
 T480, T720 = 32_760, 75_600
 WINDOWS, LONG, OTHER = (0.016, 0.032, 0.024), (0.04, 0.2, 0.06), 0.01

@@ -102,9 +102,6 @@ def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
     assert style.colour("another") == style.FALLBACK
 
 
-# Figures on a page -------------------------------------------------------------------------------
-
-
 def svg(colour: str = style.INK) -> str:
     with style.theme():
         made = Figure(figsize=(4, 2))

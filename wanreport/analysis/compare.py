@@ -53,9 +53,6 @@ def headline(frames: Frames) -> pd.DataFrame:
     return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
-# Pairs of runs -----------------------------------------------------------------------------------
-
-
 def told(one: Runs, two: Runs) -> dict[str, Any]:
     """Compare two runs' steps (:func:`difference`), with the larger drift known of both."""
     return {
@@ -116,9 +113,6 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
     said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
-
-
-# The answer, and what it leaves out --------------------------------------------------------------
 
 
 def answer(frames: Frames) -> pd.DataFrame:

@@ -121,9 +121,6 @@ def _frames(rows: Rows) -> Frames:
     return Frames(against_resident(runs), *made[1:])
 
 
-# What follows from several rows ------------------------------------------------------------------
-
-
 def _summed_up(
     runs: pd.DataFrame, steps: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
 ) -> pd.DataFrame:

@@ -86,9 +86,6 @@ class Known(NamedTuple):
         return max(self.of("windows"), key=lambda row: (row.ranks, row.at))
 
 
-# Files -------------------------------------------------------------------------------------------
-
-
 def predict(
     root: Path, frames: Frames, jobs: Sequence[Job], gpu: str, interconnect: str
 ) -> dict[str, Any]:
@@ -186,9 +183,6 @@ def lines(content: Mapping[str, Any]) -> list[str]:
             jobs.to_string(float_format="{:.4g}".format),
             "from " + ", ".join(dict.fromkeys(row["path"] for row in content["measured"])),
             *content["assumed"]]  # fmt: skip
-
-
-# One job -----------------------------------------------------------------------------------------
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:

@@ -61,9 +61,6 @@ class Outcome(StrEnum):
         return min(outcomes, key=list(cls).index, default=cls.UNKNOWN)
 
 
-# Numbers and formulas ----------------------------------------------------------------------------
-
-
 class Quantity(NamedTuple):
     """A number and the interval that its rounding leaves open; ``low <= value <= high``."""
 
@@ -189,9 +186,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "switch_step": lambda steps, shift, ratio: switch_step(
         flow_schedule(int(steps), shift).timesteps, ratio),
 }  # fmt: skip
-
-
-# Facts -------------------------------------------------------------------------------------------
 
 
 class Fact(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -41,9 +41,6 @@ class Stop(Exception):
         return str(self).splitlines()
 
 
-# Parameters --------------------------------------------------------------------------------------
-
-
 def setup(namespace: dict[str, Any]) -> Job:
     """Return the job that a notebook's parameters make; `namespace` is its ``globals()``.
 
@@ -95,9 +92,6 @@ def _ready(namespace: dict[str, Any]) -> None:
         display({"text/html": f"<style>\n{lab}{cells}</style>", "text/plain": ""}, raw=True)
 
 
-# Records -----------------------------------------------------------------------------------------
-
-
 def measure(job: Job, machine: str | None = None) -> str | None:
     """Return the run that `job`'s page is about, an index of ``frames.runs``; None without one.
 
@@ -147,9 +141,6 @@ def page(run: Any) -> str | None:
     folder = path.parent.parent if path.parent.name == EARLIER else path.parent
     job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
     return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{folder.name}/{job}.html")
-
-
-# Showing -----------------------------------------------------------------------------------------
 
 
 def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:

@@ -100,9 +100,6 @@ def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> di
     return column
 
 
-# Values as text ----------------------------------------------------------------------------------
-
-
 def _parts(name: str) -> tuple[str, str]:
     """What a column is called, and the end of its name that tells the unit."""
     end = next((end for end in UNITS if name.endswith(end)), "")
