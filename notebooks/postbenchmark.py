@@ -116,9 +116,9 @@ for file in predictions.load(project_root()):
     last = last.drop_duplicates("job_hash", keep="last").set_index("job_hash").run
     told += [{"cfg_parallel": False, **job, **{key: file[key] for key in predictions.MACHINE},
               "job": name, "run": last.get(job["job_hash"])} for name, job in file["jobs"].items()]  # fmt: skip
-told = pd.DataFrame(told).rename(
-    columns={"step_s": "predicted_s", "overhead": "predicted_overhead"}
-)
+told = pd.DataFrame(told, columns=[
+    *predictions.MACHINE, *predictions.TOLD, "job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens",
+]).rename(columns={"step_s": "predicted_s", "overhead": "predicted_overhead"})  # fmt: skip
 told["interconnect"] = told.interconnect.map(predictions.INTERCONNECTS).map(path_of)
 seen = ran.reindex(told.run)[["step_s", "overhead"]].set_axis(told.index)
 told["measured_s"], told["overhead"] = seen.step_s, seen.overhead
