@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import itertools
 import json
 import math
 import os
@@ -37,7 +36,6 @@ from wanreport.records import project
 from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 
-INTERCONNECTS = ("nvlink", "host-memory")
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
 
 
@@ -199,29 +197,6 @@ def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | Non
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
-def _predict(given: Namespace, root: Path) -> int:
-    from wanreport.analysis import frames, predictions
-
-    files = given.params or sorted((root / "params/campaign").glob("*.yaml"))
-    jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
-    found = frames.load(RESULTS_DIRS, root)
-    gpus = {given.gpu} if given.gpu else {*found.full_scale().get("gpu_model", ())}
-    wires = [given.interconnect] if given.interconnect else INTERCONNECTS
-    asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
-    problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]
-    for model, size, wire in asked:
-        try:
-            these = [job for job in jobs if job.num_gpus == size]
-            content = predictions.predict(root, found, these, model, wire)
-            print("\n".join(predictions.lines(content)))
-            if given.write:
-                print(f"  written: {predictions.write(root, content).relative_to(root)}")
-        except predictions.PredictionError as error:
-            problems.append(str(error))
-    print(*dict.fromkeys(problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
-    return int(bool(problems))
-
-
 def _baseline(given: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
     from wanreport.baseline.ledger import SIGNS, load_ledger
@@ -275,12 +250,6 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
                    "help": "what to run on N GPUs, from records"},
         "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
-    "predict": (_predict, "say what jobs will take on more GPUs, from records of fewer", {
-        "params": PARAMS["params"] | {"nargs": "*", "help": "default: params/campaign/"},
-        "--gpu": {"help": "GPU model (default: all that have records)"},
-        "--interconnect": {"choices": INTERCONNECTS, "help": "default: each"},
-        "--write": {"action": "store_true",
-                    "help": "keep it in predictions/, where it is never changed"}}),
     "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
         "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},
         "--json": FILE | {"help": "write the figures here too"},

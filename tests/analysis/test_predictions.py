@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wanreport import cli
+from tools import predict
 from wanreport.analysis import predictions
 from wanreport.analysis.frames import load
 from wanreport.jobs.job import Job, load_job, resolve_job
@@ -43,13 +43,13 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
 
 
 def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
-    path = predictions.write(tmp_path, FILES[0])
+    path = predict.write(tmp_path, FILES[0])
     before = path.read_bytes()
     with pytest.raises(predictions.PredictionError, match=path.name):
-        predictions.write(tmp_path, FILES[0])
+        predict.write(tmp_path, FILES[0])
     assert path.read_bytes() == before
     other = {**FILES[0], "jobs": {"other": {"job_hash": "another job's"}}}
-    assert predictions.write(tmp_path, other).stem == f"{path.stem}-2"
+    assert predict.write(tmp_path, other).stem == f"{path.stem}-2"
     assert predictions.load(tmp_path) == [other, FILES[0]]
 
 
@@ -268,21 +268,21 @@ def test_the_command_writes_once_and_leaves_out_what_was_measured(
         path = f"params/campaign/{name}.yaml"
         (tmp_path / path).write_text((ROOT / path).read_text())
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["predict"]) == 1  # nothing is measured
+    assert predict.main([]) == 1  # nothing is measured
     synthetic.write([streamed()], tmp_path / "results")
-    assert cli.main(["predict"]) == 0 and not predictions.load(tmp_path)
+    assert predict.main([]) == 0 and not predictions.load(tmp_path)
     assert "720p-4gpu-layerwise" in capsys.readouterr().out
-    write_it = ["predict", "--write", "--interconnect", "nvlink"]
-    assert cli.main(write_it) == 0
+    write_it = ["--write", "--interconnect", "nvlink"]
+    assert predict.main(write_it) == 0
     (content,) = predictions.load(tmp_path)
     assert list(content["jobs"]) == ["720p-4gpu-layerwise", "720p-4gpu-resident"]
     assert content["measured"][-1]["path"].startswith("results/1x-nvidia-h200/480p-1gpu-stream-")
-    assert cli.main(write_it) == 1
+    assert predict.main(write_it) == 1
     # What was measured since, here and not committed, is not predicted again.
     job, late = asked("720p-4gpu-layerwise"), measured("layerwise", T720, 4)
     late |= {"job": job.model_dump(mode="json"), "job_hash": job.hashes()[0]}
     synthetic.write([late], tmp_path / "results/local")
     (path,) = tmp_path.glob("predictions/*")
     path.unlink()
-    assert cli.main(write_it) == 1
+    assert predict.main(write_it) == 1
     assert "720p-4gpu-layerwise" in capsys.readouterr().err and not predictions.load(tmp_path)

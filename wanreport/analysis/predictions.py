@@ -14,16 +14,13 @@ fast as on the same interconnect with fewer GPUs, or as assumed. The engines' lo
 :mod:`wanreport.planner.cost`'s formulas.
 
 ``predictions/<GPU model>-<n>gpu-<interconnect>.json`` holds such predictions, all that they were
-computed from, and when. They are made before a run and never changed; what is predicted later for
-other jobs on such a machine goes beside it, with a number at the end of its name.
+computed from, and when: ``python -m tools.predict`` makes them before a run, and none is changed.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,14 +28,13 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.jobs.job import Job, resolve_job
+from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.planner import cost
 from wanreport.planner.cost import Inputs, pass_seconds
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.records.files import FileError, read_json
-from wanreport.records.project import git_state
-from wanreport.records.record import EARLIER, RESULTS_DIRS, replace_file
+from wanreport.records.record import EARLIER, RESULTS_DIRS
 
 FOLDER, STREAM_JOB = "predictions", "params/campaign/480p-1gpu-stream.yaml"
 # Of a record's machine (`measure.machine`), by the name that a prediction has for it.
@@ -86,30 +82,6 @@ class Known(NamedTuple):
         return max(self.of("windows"), key=lambda row: (row.ranks, row.at))
 
 
-def predict(
-    root: Path, frames: Frames, jobs: Sequence[Job], gpu: str, interconnect: str
-) -> dict[str, Any]:
-    """Predict jobs on one number of GPUs; return the file's content.
-
-    Raises PredictionError if a job was measured on such a machine, or if measurements are missing.
-    """
-    full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
-    (number,) = {job.num_gpus for job in full}
-    past = runs_on(frames.full_scale(), gpu, interconnect).set_index("job_hash").file
-    for job in full:
-        if job.hashes()[0] in past:
-            raise PredictionError(f"{job.name}: was measured already; leave it out")
-    known = gather(root, frames, gpu, number, interconnect)
-    assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
-    return {
-        "schema": 1, "gpu": gpu, "gpus": number, "interconnect": interconnect,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
-        "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
-        "assumed": [ASSUMED[each] for each in assumed],
-        "measured": known.measured.to_dict("records"),
-    }  # fmt: skip
-
-
 def runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
     """Pick our runs on a GPU model, on one GPU or over just this interconnect."""
     wired = runs.machine_class.str.contains(INTERCONNECTS[interconnect], regex=False)
@@ -150,23 +122,6 @@ def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) 
     return known
 
 
-def write(root: Path, content: Mapping[str, Any]) -> Path:
-    """Write a prediction's file, beside those of other jobs on such a machine.
-
-    Raises PredictionError if one of its jobs was predicted for this machine: that is never changed.
-    """
-    same = [each for each in load(root) if all(each[key] == content[key] for key in MACHINE[:3])]
-    new = {job["job_hash"] for job in content["jobs"].values()}
-    model = re.sub(r"[^a-z0-9]+", "-", content["gpu"].lower()).strip("-")
-    slug = f"{model}-{content['gpus']}gpu-{content['interconnect']}"
-    for name, job in (item for each in same for item in each["jobs"].items()):
-        if job["job_hash"] in new:
-            raise PredictionError(f"{slug}.json: {name} was predicted already; leave it out")
-    path = root / FOLDER / f"{slug}{f'-{len(same) + 1}' if same else ''}.json"
-    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path
-
-
 def load(root: Path) -> list[dict[str, Any]]:
     """Read all predictions; raises FileError naming a file that is none."""
     found = {path: read_json(path) for path in sorted((root / FOLDER).glob("*.json"))}
@@ -174,15 +129,6 @@ def load(root: Path) -> list[dict[str, Any]]:
         if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
             raise FileError(f"{path}: is not a prediction; restore it from git")
     return [*found.values()]
-
-
-def lines(content: Mapping[str, Any]) -> list[str]:
-    """Write a prediction as lines of text: seconds, bytes, and what it rests on."""
-    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")[TOLD]
-    return [", ".join(str(content[key]) for key in MACHINE),
-            jobs.to_string(float_format="{:.4g}".format),
-            "from " + ", ".join(dict.fromkeys(row["path"] for row in content["measured"])),
-            *content["assumed"]]  # fmt: skip
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
