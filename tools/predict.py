@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems.append(str(error))
         except OSError as error:
             problems.append(f"{error.filename}: {error.strerror}")
+            break
     print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return int(bool(problems))
 
