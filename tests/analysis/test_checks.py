@@ -10,7 +10,7 @@ import synthetic
 from madeup import frames, on, run
 
 from wanreport.analysis.checks import checks
-from wanreport.analysis.frames import EMPTY, Frames, load, of_record
+from wanreport.analysis.frames import EMPTY, Frames, cached, of_record
 from wanreport.baseline.facts import load_facts
 from wanreport.records.files import parse_record
 from wanreport.words import ratio
@@ -217,7 +217,7 @@ def test_other_jobs_and_failures_settle_nothing(recorded: Any) -> None:
 
 
 def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say() -> None:
-    jobs = load(["results"], ROOT).runs.query("source == 'job'")
+    jobs = cached(("results",), ROOT).runs.query("source == 'job'")
     # For the buffers that fsdp gathers into, a GPU may choose other kernels.
     bits = jobs[jobs.engine != "fsdp"].groupby("group").latents.nunique()
     assert bits.max() == 1 and jobs.repeats.dropna().all() and jobs.formula_ok.dropna().all()

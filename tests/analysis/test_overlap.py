@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import EMPTY, Frames, load
+from wanreport.analysis.frames import EMPTY, Frames, cached
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = 702_870_528
@@ -123,7 +123,7 @@ def test_what_two_lanes_share_is_counted_as_on_a_grid(ones: Any, others: Any) ->
 
 
 def test_committed_records_tell_what_they_told_before() -> None:
-    shares, compared = overlap.shares(load(["results"], ROOT)), 0
+    shares, compared = overlap.shares(cached(("results",), ROOT)), 0
     for line in json.loads((ROOT / "tests/golden/values.json").read_text()):
         for key, value in line["values"].items():
             column = GOLDEN.get(key.removeprefix("lanes."))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis.frames import EMPTY, load
+from wanreport.analysis.frames import EMPTY, cached
 from wanreport.analysis.pairs import differences, pairs
 from wanreport.baseline.ledger import questions
 
@@ -141,7 +141,7 @@ def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
 
 def test_the_committed_runs() -> None:
     """What they say; runs that come later may find closer pairs."""
-    found = pairs(load(["results"], ROOT))
+    found = pairs(cached(("results",), ROOT))
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35

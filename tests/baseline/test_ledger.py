@@ -66,27 +66,6 @@ def test_a_changed_fact_changes_the_verdict(
     assert verdict(planted, judged, check).outcome == after
 
 
-@pytest.mark.parametrize(
-    ("found", "outcome"),
-    [("holds", HOLDS), ("contradicts", FALSE), ("unknown", Outcome.UNKNOWN),
-     ("misplaced", HOLDS)],  # the claim is right, its line is not
-)  # fmt: skip
-def test_source_verdicts_are_taken_over(ledger: Ledger, found: str, outcome: str) -> None:
-    quote = {"version": "0.5.9", "lines": "212", "text": "  if x <= 0:\n    return"}
-
-    def with_source(name: str) -> Ledger:
-        citation = {"fact": name, "cite": "layerwise_offload.py:212", "outcome": found,
-                    "working": "", "quotes": [quote]}  # fmt: skip
-        evidence = ledger.evidence | {"source": {"citations": [citation]}}
-        return Ledger(ledger.facts, evidence, ledger.answers)
-
-    entry = with_source("s5.1.layer0")["s5.1.layer0"]
-    assert entry.outcome == outcome
-    assert "0.5.9, 212: if x <= 0: return" in entry.verdicts[0].working
-    with pytest.raises(FactError, match=r"s5\.1\.nothing"):
-        with_source("s5.1.nothing")
-
-
 def test_what_is_not_measured_is_computed_from_the_runs(ledger: Ledger, measured: Ledger) -> None:
     """Compilation, both prefetch sizes and stream have records, of another setup than asked for."""
     assert {name for name in measured if measured[name].outcome == Outcome.OPEN} == {

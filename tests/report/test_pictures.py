@@ -10,7 +10,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import Frames, load
+from wanreport.analysis.frames import Frames, cached
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
 from wanreport.words import ratio
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def frames() -> Frames:
-    return load(["results"], ROOT)
+    return cached(("results",), ROOT)
 
 
 @pytest.fixture(scope="module")
