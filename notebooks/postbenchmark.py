@@ -653,7 +653,7 @@ real = f.full_scale().query("source == 'job' and program == ''")
 for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuples():
     wire = "nvlink" if row.interconnect == "NVLink" else "host-memory"
     try:
-        ways = recommend.recommend(project_root(), f, row.gpu_model, int(row.gpus), wire)
+        ways = recommend.recommend(f, row.gpu_model, int(row.gpus), wire)
     except predictions.PredictionError:  # no `stream` on one of these GPUs yet
         continue
     ways["what"] = ways.engine + ways.transfer.map({"bf16": "", "packed": ", packed"})

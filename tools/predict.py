@@ -5,6 +5,7 @@ for other jobs on such a machine goes beside it, with a number at the end of its
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import re
@@ -49,14 +50,15 @@ def predict(
     for job in full:
         if job.hashes()[0] in past:
             raise PredictionError(f"{job.name}: was measured already; leave it out")
-    known = gather(root, found, gpu, number, interconnect)
+    known = gather(found, gpu, number, interconnect)
     assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
     return {
         "schema": 1, "gpu": gpu, "gpus": number, "interconnect": interconnect,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
         "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
         "assumed": [ASSUMED[each] for each in assumed],
-        "measured": known.measured.to_dict("records"),
+        "measured": [row | {"sha256": hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()}
+                     for row in known.measured.to_dict("records")],
     }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def after(tmp_path: Path) -> Callable[..., Any]:
 
         def predicted(name: str, wire: str = "nvlink", gpu: str = GPU, **changes: Any) -> Any:
             job = asked(name, **changes)
-            known = predictions.gather(tmp_path, found, gpu, max(job.num_gpus, 2), wire)
+            known = predictions.gather(found, gpu, max(job.num_gpus, 2), wire)
             return predictions.predict_job(known, job, wire)
 
         return predicted

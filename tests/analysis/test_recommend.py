@@ -16,7 +16,7 @@ H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
 def ways(gpu: str, gpus: int, wire: str = "host-memory", **given: Any) -> pd.DataFrame:
-    return recommend(ROOT, frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
+    return recommend(frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
 
 
 def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory() -> None:
@@ -45,7 +45,7 @@ def test_what_was_not_measured_is_predicted_and_says_from_what(
     """The numbers follow from records of November 2026: later ones may change them."""
     then = frames.cached(("results",), ROOT)
     then = then._replace(runs=then.runs[then.runs.started < "2026-11-27"])
-    found = recommend(ROOT, then, gpu, gpus, wire)
+    found = recommend(then, gpu, gpus, wire)
     assert found.total_s.tolist() == pytest.approx(seconds, abs=1e-4)
     assert set(found.kind) == {"predicted"} and set(found.layout) == {"CFG parallel and Ulysses"}
     assert found.rests_on.str.startswith("results/").all()
@@ -78,7 +78,7 @@ def test_packed_blocks_are_for_where_the_link_is_the_limit() -> None:
         return inputs and inputs | {"local": local}
 
     runs = slow.runs.assign(plan_inputs=slow.runs.plan_inputs.map(slowed, na_action="ignore"))
-    best, second = (row for row in recommend(ROOT, slow._replace(runs=runs), H100, 1, "nvlink", 24)
+    best, second = (row for row in recommend(slow._replace(runs=runs), H100, 1, "nvlink", 24)
                     .query("height == 720").itertuples())  # fmt: skip
     assert (best.engine, best.transfer, second.transfer) == ("stream", "packed", "bf16")
     assert best.total_s < second.total_s

@@ -38,7 +38,6 @@ USUAL = {"slots": None, "residents": 0, "shard": False, "copy streams": 1, "prio
          "transfer": "bf16"}  # fmt: skip
 """Columns and settings of `stream` in which two runs may differ."""
 WAITS = ["event_waits", "stream_waits", "host_syncs"]
-FOUND = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
 
 
 def pairs(frames: Frames) -> pd.DataFrame:
@@ -77,7 +76,8 @@ def pairs(frames: Frames) -> pd.DataFrame:
             )
             change = change.removeprefix(changed).strip()
             rows.append((cause, changed, a.run[at], b.run[at], change, together))
-    found = pd.DataFrame(rows, columns=FOUND)
+    columns = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
+    found = pd.DataFrame(rows, columns=columns)
     a, b = _aligned(runs, found.run_a, found.run_b)
     own, gap = found.changed.isin(OWN_RESIDENT), pd.DataFrame(told(a, b))
     over = [(each, runs.loc[each.reference].set_axis(each.index)) for each in (a[own], b[own])]

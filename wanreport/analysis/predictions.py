@@ -17,8 +17,6 @@ fast as on the same interconnect with fewer GPUs, or as assumed. The engines' lo
 computed from, and when: ``python -m tools.predict`` makes them before a run, and none is changed.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,7 +49,7 @@ Through host memory the ways out and in take turns, and copies beside them halve
 MACHINE = ["gpu", "gpus", "interconnect", "made_at"]
 TOLD = ["step_s", "overhead", "low_s", "high_s", "first_s", "switch_s", "total_s", "h2d_bytes",
         "all_to_all_bytes"]  # fmt: skip
-MEASURED = ["kind", "value", "tokens", "ranks", "at", "path", "sha256"]
+MEASURED = ["kind", "value", "tokens", "ranks", "at", "path"]
 
 
 class PredictionError(FileError):
@@ -88,32 +86,25 @@ def runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
     return runs[(runs.gpu_model == gpu) & (runs.program == "") & ((runs.gpus == 1) | wired)]
 
 
-def gather(root: Path, frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
+def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
     Raises PredictionError if no windows are known.
     """
-    here, rows, model = runs_on(frames.full_scale(), gpu, interconnect), [], {}
+    here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
-    here = here[~here.file.str.contains(others)]
+    here, model = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])], None
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
-        data, job = (root / row.file).read_bytes(), row.source == "job"
-        if job:
-            record = json.loads(data)
-            if record["job"]["dtype"] != DTYPE:
-                continue
-            model = record["model"]
-        step, values = row.step_s, {"windows": row.plan_inputs}
+        step, values, model = row.step_s, {"windows": row.plan_inputs}, row.model or model
         if row.pageable_rates:
             values["pageable"] = [rate * 1e9 for rate in row.pageable_rates]
         if row.engine == "resident" and not row.again and step > 0:
             values["resident"] = [step, int(row.blocks), int(row.branches)]
-        if row.engine == "swap" and job and row.switch_s > 0:
+        if row.engine == "swap" and row.switch_s > 0:
             values["swap"] = [max(spike - step, 0.0) for spike in (row.first_s, row.switch_s)]
-        sha256 = hashlib.sha256(data).hexdigest()
-        rows += [[kind, value, row.tokens, row.gpus, row.started, row.file, sha256]
+        rows += [[kind, value, row.tokens, row.gpus, row.started, row.file]
                  for kind, value in values.items() if value]  # fmt: skip
     known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
     if not model or not known.of("windows", several=False):

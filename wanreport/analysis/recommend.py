@@ -37,7 +37,7 @@ VALUES = ["needs_bytes", "total_s", "step_s", "kind", "rests_on"]
 
 
 def recommend(
-    root: Path, frames: Frames, gpu: str, gpus: int, wire: str, vram_gb: float | None = None
+    frames: Frames, gpu: str, gpus: int, wire: str, vram_gb: float | None = None
 ) -> pd.DataFrame:
     """Choose for a number of GPUs of a model; each has ``vram_gb``, by default the model's memory.
 
@@ -45,7 +45,7 @@ def recommend(
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
     Raises PredictionError where measurements are missing.
     """
-    known = predicted.gather(root, frames, gpu, gpus + 1, wire)
+    known = predicted.gather(frames, gpu, gpus + 1, wire)
     memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()
     free = USABLE * (memory if vram_gb is None else vram_gb * 1e9)
     assumed = f"; {predicted.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
@@ -121,7 +121,7 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
     models = sorted({*found.full_scale().gpu_model})
     for gpu, wire in product(models, [*predicted.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
-            ways = recommend(root, found, gpu, gpus, wire, vram_gb)
+            ways = recommend(found, gpu, gpus, wire, vram_gb)
         except predicted.PredictionError as error:
             problems.append(str(error))
             continue

@@ -51,7 +51,8 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "group": f"{r.machine.slug} {gpus} {workload}",
         **_of(r, "job_hash", "status", "reason", "hint", "wall_s", "cold_start_s", "made_from"),
         **_of(model, "tokens", "flow_shift", "boundary_ratio", "block_bytes", "expert_bytes"),
-        **{key: job.get(key) for key in ("baseline_job", "scale", "vram_budget_gb")},
+        **{key: job.get(key) for key in ("baseline_job", "scale", "vram_budget_gb", "dtype")},
+        "model": model.model_dump(),
         # A job that ran out of memory may have no model yet: then what it asked for counts.
         "height": model.height or job.get("height"), "width": model.width or job.get("width"),
         "frames": model.num_frames or job.get("num_frames"), "blocks": model.num_layers,
@@ -167,10 +168,10 @@ def _add(
         "planned_step_s": chosen and chosen["predicted"]["step_s"],
         "plan_inputs": plan and plan.get("inputs"),
         # What only one kind has.
-        **dict.fromkeys(("campaign", "label", "job", "hint"), ""), "traces": 0,
+        **dict.fromkeys(("campaign", "label", "job", "hint", "dtype"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),
         **dict.fromkeys(("latents", "repeats", "latents_off_share", "traced")),
-        **dict.fromkeys(("pageable_rates", "steps_whole")), **columns,
+        **dict.fromkeys(("pageable_rates", "steps_whole", "model")), **columns,
     })  # fmt: skip
     most = max((len(it.steps) for it in iterations), default=0)
     roles = {columns["switch_step"]: "switch", 0: "first"} if "job" in columns else {}

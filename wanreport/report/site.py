@@ -127,11 +127,9 @@ def report(
     """Bring reports/ up to date and return the exit status.
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
-    `measuring`, jobs without a record stay so. With `force`, pages that are up to date are made
-    again.
-
-    Raises JobError before anything runs, with the problems of all params files, and RecordError if
-    a record cannot be read or written.
+    `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
+    JobError before anything runs, with the problems of all params files, and RecordError if a
+    record cannot be read or written.
     """
     asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
