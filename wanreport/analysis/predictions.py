@@ -93,9 +93,10 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
+    model = dict[str, Any]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
-    here, model = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])], None
+    here = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
         step, values, model = row.step_s, {"windows": row.plan_inputs}, row.model or model
         if row.pageable_rates:
