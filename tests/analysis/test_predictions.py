@@ -55,7 +55,7 @@ def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
 
 GPU, LINK, ROW = "NVIDIA H200", 50e9, 128 * 2  # bytes of a token's head
 T480, T720 = 32_760, 75_600
-WINDOWS, LONG, OTHER = (0.016, 0.032, 0.024), (0.04, 0.2, 0.06), 0.01
+WINDOWS, OTHER = (0.016, 0.032, 0.024), 0.01
 ONE = {"gpu_name": GPU, "gpu_count": 1, "interconnect": None, "class": "1x NVIDIA H200",
        "slug": "1x-nvidia-h200"}  # fmt: skip
 NVLINK = {"gpu_name": GPU, "gpu_count": 8, "interconnect": "NVLink",
