@@ -22,7 +22,7 @@ facts_path = None  # another folder of facts, to see what a change would do
 results_dirs = ["results", "results/local"]  # runs that may test its predictions
 
 # %%
-from wanreport.report.notebook import frames_of, md, parameters, seconds, show, table
+from wanreport.report.notebook import frames_of, md, parameters, show, table
 from wanreport.report.notebook import page as page_of
 
 parameters(globals(), "facts_path", "results_dirs")
@@ -35,16 +35,33 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from wanreport.analysis import stats
-from wanreport.analysis.answer import answer, quoted
-from wanreport.baseline import load_facts, page
-from wanreport.baseline.ledger import load_ledger
+from wanreport.analysis.compare import answer, quoted
+from wanreport.baseline import load_facts
+from wanreport.baseline.facts import Outcome
+from wanreport.baseline.ledger import SIGNS, load_ledger
 from wanreport.jobs.schedule import flow_schedule
 from wanreport.report import style
+from wanreport.words import seconds
 
 # %%
 frames = frames_of(results_dirs)
 ledger = load_ledger(load_facts(facts_path), frames)
-facts, rows = ledger.facts, page.rows(ledger)
+facts, rows = ledger.facts, []
+for name, of in facts.items():  # a row for each fact: what it says, what became of it, how we know
+    entry, printed, (outcome, instead) = ledger[name], facts.text(name), ledger.became(name)
+    because = f" ({', '.join(entry.rests_on)})" if entry.rests_on else ""
+    rows.append({
+        "fact": name, "section": int(of.part.split(".")[0]), "printed": printed,
+        "quote": re.sub(r"\*\*|`", "", of.quote), "href": f"#{name}",
+        "claim": f"{facts.fill(of.statement)}{': ' * bool(printed)}{printed}",
+        "outcome": outcome, "sign": SIGNS[outcome], "instead": instead,
+        "judged": f"{SIGNS[outcome]} {outcome}{because}{'. Right: ' * bool(instead)}{instead}",
+        "checks": ", ".join(dict.fromkeys(v.check for v in entry.verdicts if v.check)),
+        "working": "\n".join(f"{v.check} ({v.outcome}): " * (v.check not in ("", "measured")) + v.working
+                             for v in entry.verdicts),
+        "run": next((run for verdict in entry.verdicts for run in verdict.runs), None),
+    })  # fmt: skip
+rows = pd.DataFrame(rows).set_index("fact", drop=False)
 ours = answer(frames)
 clear = ours[(ours.claim != "no interval") & (ours.gpus <= 2)]
 
@@ -53,7 +70,7 @@ GROUPS = FALLEN, MEASURED, PAPER = "contradicted", "re-measured", "consistent on
 conclusions = []
 for one in ledger.evidence["conclusions"]:
     seen = ledger.seen(one.get("by", []))
-    falls = [name for name in one["needs"] if rows.outcome[name] in (page.FALSE, page.FALLS)]
+    falls = [name for name in one["needs"] if rows.outcome[name] in (Outcome.FALSE, Outcome.FALLS)]
     told = [f"{measured} ({', '.join(sorted(set(some.machine)))})"
             for measured, some in seen.groupby("measured", sort=False)]  # fmt: skip
     conclusions.append({
@@ -109,12 +126,12 @@ SECTIONS = ["The document", "Hardware", "Model", "Benchmark data", "PCIe bandwid
             "File index"]  # fmt: skip
 RED, BLUE, GREY = "#b5403a", "#4f7596", style.INK
 LOOKS = {
-    page.FALSE: {"facecolor": RED, "edgecolor": RED},
-    page.FALLS: {"facecolor": (RED, 0.25), "edgecolor": RED, "hatch": "//"},
-    page.OPEN: {"facecolor": "none", "edgecolor": GREY, "linestyle": ":"},
-    page.ELSEWHERE: {"facecolor": (BLUE, 0.25), "edgecolor": BLUE, "hatch": ".."},
-    page.HOLDS: {"facecolor": BLUE, "edgecolor": BLUE},
-    page.UNKNOWN: {"facecolor": "none", "edgecolor": GREY},
+    Outcome.FALSE: {"facecolor": RED, "edgecolor": RED},
+    Outcome.FALLS: {"facecolor": (RED, 0.25), "edgecolor": RED, "hatch": "//"},
+    Outcome.OPEN: {"facecolor": "none", "edgecolor": GREY, "linestyle": ":"},
+    Outcome.ELSEWHERE: {"facecolor": (BLUE, 0.25), "edgecolor": BLUE, "hatch": ".."},
+    Outcome.HOLDS: {"facecolor": BLUE, "edgecolor": BLUE},
+    Outcome.UNKNOWN: {"facecolor": "none", "edgecolor": GREY},
 }
 LOOKS = {name: look for name, look in LOOKS.items() if name in set(rows.outcome)}
 stated = rows.assign(where=[f"§{n} {SECTIONS[n]}" for n in rows.section])
@@ -241,7 +258,7 @@ shown = rows.assign(**breaks, page=rows.run.map(page_of, na_action="ignore"))
 def section(number):
     """Show a section of the document: a row for each fact, which others link to."""
     here = shown[shown.section == number]
-    counts = here.outcome.value_counts().reindex(page.OUTCOMES, fill_value=0)
+    counts = here.outcome.value_counts().reindex(list(SIGNS), fill_value=0)
     tally = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
     table(here, {"fact": "Id", "quote": "In its own words", "claim": "What it says",
                  "judged": "Verdict", "working": "How we know"}, kind=None, anchor="fact",
@@ -437,10 +454,10 @@ section(11)
 
 # %%
 kinds = rows.assign(check=rows.checks.replace("", "none").str.split(", ")).explode("check")
-tallies = pd.crosstab(kinds.check, kinds.outcome).reindex(columns=list(page.OUTCOMES)).reset_index()
+tallies = pd.crosstab(kinds.check, kinds.outcome).reindex(columns=list(SIGNS)).reset_index()
 versions = ", ".join(
     f"{name} {v}" for name, v in sorted(ledger.evidence["architecture"]["versions"].items())
 )
-table(tallies, {"check": "Held against", **{name: name for name in page.OUTCOMES}}, kind=None,
+table(tallies, {"check": "Held against", **{name: name for name in SIGNS}}, kind=None,
       caption="Facts by the kind of check that they went through; a fact may have several",
       note=f"Sizes and schedule are derived with {versions}.")  # fmt: skip

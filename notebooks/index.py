@@ -29,13 +29,13 @@ parameters(globals(), "results_dirs")
 
 # %%
 from wanreport.analysis import compare
-from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
+from wanreport.analysis.compare import answer, claimed, quoted, without_record
 from wanreport.report import figures
-from wanreport.report.notebook import frames_of, md, page, plain, share, show, table
-from wanreport.words import counted, ratio
+from wanreport.report.notebook import frames_of, md, page, show, table
+from wanreport.words import counted, plain, ratio, share
 
 frames = frames_of(results_dirs)
-found, left = answer(frames), not_measured(frames)
+found = answer(frames)
 
 # %%
 two = found[(found.gpus == 2) & (found.height == 480) & (found.place == "PCIe path")]
@@ -80,12 +80,16 @@ which leaves fewer collectives. It makes a step of `resident` shorter: {"; ".joi
 # %%
 again = compare.overhead(frames).query("source == 'job'").groupby(["group", "job"]).step_s
 spread = (again.max() / again.min() - 1).max()
-names = {
-    "baseline": "the {jobs} jobs that the baseline asks for, 720p on {gpus} GPUs",
-    "NVLink": "the full model on GPUs that talk over NVLink",
-    "720p": "any job at 720p",
+ended = frames.runs[~frames.runs.rehearsal & frames.runs.status.isin(["ok", "oom"])]
+left = without_record(ended).dropna(subset="baseline_job").drop_duplicates("baseline_job")
+left = left[~left.baseline_job.isin(ended.baseline_job)]
+gpus = " and ".join(map(str, sorted(set(left.gpus))))
+gaps = {
+    f"the {len(left)} jobs that the baseline asks for, 720p on {gpus} GPUs": len(left),
+    "the full model on GPUs that talk over NVLink": not (found.place == "NVLink").any(),
+    "any job at 720p": not (found.height == 720).any(),
 }
-gaps = ", and ".join(names[row.what].format(**row._asdict()) for row in left.itertuples())
+gaps = ", and ".join(what for what, missing in gaps.items() if missing)
 if len(head):
     md(
         f"""
@@ -182,7 +186,8 @@ if len(failed):
     )
 
 # %%
-missing = without_record(frames)
+missing = without_record(frames.runs)
+missing["asked"] = missing.baseline_job.notna()
 if "results/local" in results_dirs:  # only there do jobs without a record have a page
     missing["page"] = ("jobs/none/" + missing.job + ".html").where(missing.asked)
 else:

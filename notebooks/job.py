@@ -67,30 +67,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from wanreport.analysis.frames import of_record
+from wanreport.analysis.overlap import timeline
 from wanreport.jobs.job import resolve_job
 from wanreport.measure.jobs import NO_MEASURING
 from wanreport.planner.plan import describe
 from wanreport.records.files import parse_record, read_json
 from wanreport.records.project import project_root
 from wanreport.records.record import new_record
-from wanreport.report.figures import DASHES, bars, beside, rows, timelines
-from wanreport.report.notebook import (
-    Stop,
-    frames_of,
-    gb,
-    interval,
-    md,
-    measure,
-    page,
-    plain,
-    ratio,
-    seconds,
-    share,
-    show,
-    table,
-)  # fmt: skip
+from wanreport.report.figures import DASHES, beside, rows, timelines
+from wanreport.report.notebook import Stop, frames_of, md, measure, page, show, table
 from wanreport.report.style import FALLBACK, INK, MARKERS, NARROW, WIDTH, colour, theme
-from wanreport.words import counted, gibibytes, significant
+from wanreport.words import counted, gibibytes, interval, plain, ratio, seconds, share, significant
+from wanreport.words import gigabytes as gb
 
 run = measure(job, machine=machine)  # measures only where there is no record yet
 committed = run is not None and not run.startswith("results/local/")
@@ -393,7 +381,17 @@ if timed:
 # take, *reserved* what the allocator holds; SGLang reports the latter. Weights are pinned on the
 # host, so that copies can run beside everything else.
 
+
 # %%
+def bars(axes, every, widths, texts, ends=None, **look):
+    """Draw a bar for each run, with its text where the bar, or what is around it, ends."""
+    paint = every.engine.map(colour)
+    axes.barh(range(len(every)), widths, 0.6, color=paint, **{"edgecolor": paint, **look})
+    for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
+        beside(axes, 0 if pd.isna(end) else end, y, text.replace("nan", "?"))
+    rows(axes, every.name)
+
+
 if timed:
     every = alike.sort_values("allocated_bytes")
     peaks = every[["allocated_bytes", "reserved_bytes", "pinned_bytes"]].astype(float) / 1e9
@@ -474,18 +472,17 @@ if len(moved):
 # What the first rank did in the last blocks before the switch and the first ones after it.
 
 # %%
-events = frames.events[frames.events.run == run]
-visits = events[events.lane == "compute"].sort_values("start_ms")
-if len(visits):
+events = timeline(frames, me)
+visits = events[events.lane == "compute"]
+if len(visits) and not me.rehearsal:
     before = int((visits.step < me.switch_step).sum())
     near = visits.iloc[max(0, before - 3) : before + 3]
     start, end = near.start_ms.min(), near.end_ms.max()
-    there = (events.end_ms > start) & (events.start_ms < end) & (events.what != "release")
-    cut = events[there & ((events.lane != "collective") | (me.gpus > 1))]
+    cut = events[(events.end_ms > start) & (events.start_ms < end)]
     times = cut[["start_ms", "end_ms"]].clip(start, end) - start
     cut = cut.assign(**times, ms=times.end_ms - times.start_ms, block=cut.block.astype("Int64"),
                      **me[["engine", "name"]], branches=1)  # fmt: skip
-    show(timelines(cut, timed=not me.rehearsal),
+    show(timelines(cut),
          f"Blocks, copies and collectives of {me['name']} around the switch.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]

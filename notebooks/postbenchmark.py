@@ -29,16 +29,20 @@ parameters(globals(), "results_dirs")
 import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
-from wanreport.analysis.answer import answer, claimed, not_measured, quoted, without_record
+from wanreport.analysis.compare import answer, claimed, quoted, without_record
+from wanreport.analysis.rows import path_of
 from wanreport.baseline import load_facts
 from wanreport.baseline.facts import load_checks
-from wanreport.baseline.measured import questions
+from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
 from wanreport.report import figures
 from wanreport.words import MINUS, counted, gibibytes, gigabytes, ratio, seconds, share, significant
 
 f, facts = frames_of(results_dirs), load_facts()
+TOLERANCE = (
+    0.1  # a prediction holds within this share of the measured step: the rule since the first
+)
 THEIRS = f"{facts.number('s2.height'):.0f}p on {facts.number('s9.1.new4.gpus'):.0f} GPUs"
 
 
@@ -103,8 +107,26 @@ Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 """, look="answer")  # fmt: skip
 
 # %%
+# Every prediction, beside the latest run that was made after it on such a machine.
+ran, told = compare.overhead(f), []
+ran["at"] = pd.to_datetime(ran.started, utc=True, format="ISO8601")
+for file in predictions.load(project_root()):
+    here = predictions.runs_on(ran, file["gpu"], file["interconnect"])
+    last = here[here["at"] > pd.Timestamp(file["made_at"])].sort_values("at")
+    last = last.drop_duplicates("job_hash", keep="last").set_index("job_hash").run
+    told += [{"cfg_parallel": False, **job, **{key: file[key] for key in predictions.MACHINE},
+              "job": name, "run": last.get(job["job_hash"])} for name, job in file["jobs"].items()]  # fmt: skip
+told = pd.DataFrame(told, columns=[
+    *predictions.MACHINE, *predictions.TOLD, "job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens",
+]).rename(columns={"step_s": "predicted_s", "overhead": "predicted_overhead"})  # fmt: skip
+told["interconnect"] = told.interconnect.map(predictions.INTERCONNECTS).map(path_of)
+seen = ran.reindex(told.run)[["step_s", "overhead"]].set_axis(told.index)
+told["measured_s"], told["overhead"] = seen.step_s, seen.overhead
+told["error"] = told.predicted_s / told.measured_s - 1
+told["held"] = (1 / (1 + told.error) - 1).abs() <= TOLERANCE
+
+# %%
 head = compare.headline(f)
-told = predictions.judged(f, predictions.load(project_root()))
 ahead = told[(told.gpus == 2) & (told.height == 480) & (told.interconnect == "NVLink")
              & told.gpu.str.contains("H100") & (told.prefetch.fillna(1) == 1)
              & (told.engine != "resident")]  # fmt: skip
@@ -128,15 +150,18 @@ Fewer collectives help more than better timing: with one branch of guidance on e
 # %%
 cost = compare.overhead(f)
 jobs = cost[(cost.source == "job") & cost.latest]
-left = not_measured(f).set_index("what")
 held = jobs[jobs.reference.notna() & (jobs.reference != jobs.run)]
 again = cost[cost.source == "job"].groupby(["group", "job"]).step_s
 spread = (again.max() / again.min() - 1).max()
-names = {
-    "baseline": "the baseline's own {jobs} jobs, which need {gpus} GPUs",
-    "NVLink": "the full model over NVLink", "720p": "anything at 720p",
+ended = f.runs[~f.runs.rehearsal & f.runs.status.isin(["ok", "oom"])]
+left = without_record(ended).dropna(subset="baseline_job").drop_duplicates("baseline_job")
+left = left[~left.baseline_job.isin(ended.baseline_job)]
+gaps = {
+    f"the baseline's own {len(left)} jobs, which need {' and '.join(map(str, sorted(set(left.gpus))))} GPUs": len(left),
+    "the full model over NVLink": not (found.place == "NVLink").any(),
+    "anything at 720p": not (found.height == 720).any(),
 }  # fmt: skip
-gaps = [names[what].format(**row) for what, row in left.iterrows()]
+gaps = [what for what, missing in gaps.items() if missing]
 md(f"""
 **How far to trust it.** The full model with random weights, one run a mark, a median of
 {head.step_n.min()} to {head.step_n.max()} steady steps; {int(held.same_bits.sum())} of {len(held)} runs of
@@ -154,14 +179,37 @@ same job on other boards of one kind moved by up to {share(spread)}. **Not run:*
 # both engines, on one time axis. `layerwise` starts the next layer's copy at once, so it runs into
 # all-to-alls. `stream` holds its copies back until an all-to-all has ended.
 
+
+# %%
+def excerpt(run, blocks=4):
+    """Cut consecutive blocks out of the first step: of all such, those of median length.
+
+    `blocks` are of one branch, so that excerpts of several engines hold equal work. A pass's first
+    block, at which ranks wait, is left out. Times are in milliseconds from the cut.
+    """
+    row = f.runs.loc[run]
+    events, times = overlap.timeline(f, row), ["start_ms", "end_ms"]
+    visits = events[(events.lane == "compute") & (events.step == events.step.min())]
+    passes = max(1, round(len(visits) / row.blocks))
+    number = max(1, round(blocks * passes / row.branches))
+    last = visits.shift(1 - number)
+    whole = (visits.block > 0) & (last.block - visits.block == number - 1)
+    spans = visits.assign(end_ms=last.end_ms)[whole]
+    lengths = (spans.end_ms - spans.start_ms).sort_values(kind="stable")
+    start, end = spans.loc[lengths.index[(len(spans) - 1) // 2], times]
+    cut = events[(events.end_ms > start) & (events.start_ms < end)].copy()
+    cut[times] = cut[times].clip(start, end) - start
+    return cut.assign(ms=cut.end_ms - cut.start_ms, branches=max(1, row.branches // passes),
+                      engine=row.engine, name=f"{row.engine}, {row.machine}")  # fmt: skip
+
+
 # %%
 shares = overlap.shares(f)
 shares = shares[shares.latest].sort_values(["gpus", "machine", "engine"])
 beside = at.get(("NVLink", 480, "layerwise"))
 drawn = [row.run for row in (shared, windows, beside) if row and row.run in shares.index]
-cuts = [overlap.excerpt(f, run) for run in drawn]
 hides = [f"{row.engine} {share(row.hidden)} ({row.machine})" for row in shares.loc[drawn].itertuples()]  # fmt: skip
-show(figures.timelines(*(cut.assign(name=f"{cut.engine[0]}, {cut.machine[0]}") for cut in cuts)),
+show(figures.timelines(*map(excerpt, drawn)),
      caption=f"Copies cross all-to-alls, or fit between them. Hidden behind blocks alone: {spelled(hides)}. "
              "Rank 0, a few blocks of a profiled step at 480p.")  # fmt: skip
 
@@ -497,7 +545,7 @@ met["machine"] = f.runs.machine[list(met.run)].to_numpy()
 table(met,
       {"job": "job", "machine": "machine", "predicted_s": "predicted step", "range": "range, s",
        "measured_s": "measured step", "error": "error",
-       "held": f"within {share(predictions.TOLERANCE)}", "predicted_overhead": "predicted overhead",
+       "held": f"within {share(TOLERANCE)}", "predicted_overhead": "predicted overhead",
        "overhead": "measured"}, links={"job": "page"},
       kinds=dict.fromkeys(["predicted_s", "range", "predicted_overhead"], "predicted"),
       caption=f"{int(met.held.sum())} of {len(met)} predictions that were tested hold",
@@ -605,7 +653,7 @@ real = f.full_scale().query("source == 'job' and program == ''")
 for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuples():
     wire = "nvlink" if row.interconnect == "NVLink" else "host-memory"
     try:
-        ways = recommend.recommend(project_root(), f, row.gpu_model, int(row.gpus), wire)
+        ways = recommend.recommend(f, row.gpu_model, int(row.gpus), wire)
     except predictions.PredictionError:  # no `stream` on one of these GPUs yet
         continue
     ways["what"] = ways.engine + ways.transfer.map({"bf16": "", "packed": ", packed"})
@@ -1092,8 +1140,7 @@ for part, (title, why) in PARTS.items():
 # more files than jobs, because "old" can mean two engines.
 
 # %%
-planned = without_record(f)
-table(planned[planned.asked],
+table(without_record(f.runs).dropna(subset="baseline_job"),
       {"job": "job", "gpus": "GPUs", "purpose": "purpose", "command": "command"}, kind=None,
       caption="The baseline's job matrix (§9.1): what has no record yet",
       empty="All of the baseline's jobs have a record.")  # fmt: skip

@@ -24,7 +24,7 @@ peak_gb_s = None  # of the link between host and GPU; by the GPU's name where no
 link_gb_s = None  # what a benchmark of that link measured, if there is one
 
 # %%
-from wanreport.report.notebook import Stop, md, parameters, seconds, share, show, table
+from wanreport.report.notebook import Stop, md, parameters, show, table
 
 parameters(globals(), "files", "peak_gb_s", "link_gb_s")
 
@@ -44,7 +44,7 @@ from wanreport.traces.copies import (
     waits,
 )
 from wanreport.traces.events import in_ms
-from wanreport.words import counted
+from wanreport.words import counted, seconds, share
 
 try:
     traces = [read(file) for file in ([files] if isinstance(files, str) else files)]

@@ -8,8 +8,6 @@ read; or, with no such shift, where the code stands above the cited lines in one
 releases around that state and below them in the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -24,8 +22,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from wanreport.baseline.facts import Fact, Facts, load_facts
-from wanreport.baseline.formulas import DERIVED, FactError
+from wanreport.baseline.facts import DERIVED, Fact, FactError, Facts, load_facts
 from wanreport.records.record import replace_file
 
 ENTRIES = Path(__file__).with_name("citations.yaml")

@@ -5,8 +5,6 @@ with the versions of the libraries that gave it. Everything is built on the meta
 weight.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -21,7 +19,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tools.identify import identified
-from wanreport.baseline.formulas import DERIVED
+from wanreport.baseline.facts import DERIVED
 from wanreport.engines import ENGINES, Counters, Shape
 from wanreport.model.denoise import VAE, latent_shape
 from wanreport.model.expert import A14B, EXPERTS, Expert

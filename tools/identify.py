@@ -5,13 +5,11 @@ every dtype that weights come in, whole or as one of N shards. Each is held agai
 twice, since a document's MB may be 10**6 or 2**20 bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from wanreport.baseline.formulas import Quantity, quantity
+from wanreport.baseline.facts import Quantity, quantity
 
 SIZES = (("167.8", "MB"), ("670", "MB"), ("17.6", "GB"))
 """The sizes of which the document says what they are: its s4.1.typical, s5.1.layer_vram, s6.1."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import itertools
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import signal
 import sys
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -24,7 +24,7 @@ from typing import Any
 
 import wanreport
 from wanreport.baseline import FactError
-from wanreport.baseline.formulas import DERIVED
+from wanreport.baseline.facts import DERIVED
 from wanreport.jobs.job import Job, JobError, located, model_settings, resolve_job
 from wanreport.jobs.sglang import ModelPathError
 from wanreport.measure import jobs as ours
@@ -36,7 +36,6 @@ from wanreport.records import project
 from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 
-INTERCONNECTS = ("nvlink", "host-memory")
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
 
 
@@ -198,40 +197,18 @@ def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | Non
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
-def _predict(given: Namespace, root: Path) -> int:
-    from wanreport.analysis import frames, predictions
-
-    files = given.params or sorted((root / "params/campaign").glob("*.yaml"))
-    jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
-    found = frames.load(RESULTS_DIRS, root)
-    gpus = {given.gpu} if given.gpu else {*found.full_scale().get("gpu_model", ())}
-    wires = [given.interconnect] if given.interconnect else INTERCONNECTS
-    asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
-    problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]
-    for model, size, wire in asked:
-        try:
-            these = [job for job in jobs if job.num_gpus == size]
-            content = predictions.predict(root, found, these, model, wire)
-            print("\n".join(predictions.lines(content)))
-            if given.write:
-                print(f"  written: {predictions.write(root, content).relative_to(root)}")
-        except predictions.PredictionError as error:
-            problems.append(str(error))
-    print(*dict.fromkeys(problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
-    return int(bool(problems))
-
-
 def _baseline(given: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
-    from wanreport.baseline import page
-    from wanreport.baseline.ledger import load_ledger
+    from wanreport.baseline.ledger import SIGNS, load_ledger
 
     # Committed records alone: what is committed must not depend on who looks.
     judged = load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
-    rows = page.rows(judged)
-    for row in rows.itertuples():
-        print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
-    print(", ".join(f"{count} {outcome}" for outcome, count in rows.outcome.value_counts().items()))
+    counts: Counter[str] = Counter()
+    for name in judged.facts:
+        outcome, instead = judged.became(name)
+        printed, counts[outcome] = shorten(judged.facts.text(name), 24), counts[outcome] + 1
+        print(f"{SIGNS[outcome] or ' '} {name:<44} {printed:<24} {instead[:60]}")
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     if given.accept:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -273,12 +250,6 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
                    "help": "what to run on N GPUs, from records"},
         "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
-    "predict": (_predict, "say what jobs will take on more GPUs, from records of fewer", {
-        "params": PARAMS["params"] | {"nargs": "*", "help": "default: params/campaign/"},
-        "--gpu": {"help": "GPU model (default: all that have records)"},
-        "--interconnect": {"choices": INTERCONNECTS, "help": "default: each"},
-        "--write": {"action": "store_true",
-                    "help": "keep it in predictions/, where it is never changed"}}),
     "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
         "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},
         "--json": FILE | {"help": "write the figures here too"},

@@ -1,7 +1,5 @@
 """Made-up rows of the frames, for tests of what is computed from them."""
 
-from __future__ import annotations
-
 from itertools import count
 from typing import Any
 

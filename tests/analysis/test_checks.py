@@ -1,7 +1,5 @@
 """Checks: each status of each check, and that a rehearsal never answers a question of time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,16 @@ import synthetic
 from madeup import frames, on, run
 
 from wanreport.analysis.checks import checks
-from wanreport.analysis.frames import EMPTY, Frames, load, of_record
+from wanreport.analysis.frames import EMPTY, Frames, cached, of_record
 from wanreport.baseline.facts import load_facts
 from wanreport.records.files import parse_record
 from wanreport.words import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = load_facts()
+ANY_SCALE = {"shift", "switch"}
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp", "scaling-swap",
          "scaling-resident", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
-ANY_SCALE = {"shift", "switch"}
-STATUSES = {"pass", "fail", "within noise", "not measured"}
-OTHER = {"machine": "other", "group": "o"}
 
 
 def judge(*rows: Any) -> pd.DataFrame:
@@ -42,22 +38,20 @@ def recorded(read: Callable[..., Frames]) -> Callable[..., pd.DataFrame]:
     return lambda *records: checks(read(*records), FACTS).set_index("check")
 
 
-def test_without_runs_nothing_is_measured_and_each_check_says_what_to_do() -> None:
+def test_without_runs_nothing_is_measured() -> None:
     found = checks(EMPTY, FACTS)
     assert set(found.check) == TIMED | ANY_SCALE and set(found.status) == {"not measured"}
-    assert set(found.runs.map(len)) == {0}
-    assert set(found.expected) <= set(FACTS)
+    assert set(found.runs.map(len)) == {0} and set(found.expected) <= set(FACTS)
 
 
 @pytest.mark.parametrize("options", [
     {"scale": "tiny"}, {"scale": "tiny", "device": "cuda"}, {"scale": "a14b", "device": "cpu"},
-], ids=str)  # fmt: skip
-def test_rehearsals_answer_for_the_schedule_only(recorded: Any, options: dict[str, str]) -> None:
+])  # fmt: skip
+def test_rehearsals_answer_for_the_schedule_only(recorded: Any, options: Any) -> None:
     """The very times that decide at full scale are ignored anywhere else."""
-    steady = {name: 30.0 if name == "new-4gpu" else 10.0 for name in synthetic.BASELINE}
-    records = [synthetic.record(n, steady_s=s, switch_s=99.0, **options)  # type: ignore[arg-type]
-               for n, s in steady.items()]  # fmt: skip
-    records.append(synthetic.record("pure-4gpu", seed=1, status="oom", **options))  # type: ignore[arg-type]
+    records = [synthetic.record(n, steady_s=30.0 if n == "new-4gpu" else 10.0, switch_s=99.0,
+                                **options) for n in synthetic.BASELINE]  # fmt: skip
+    records.append(synthetic.record("pure-4gpu", seed=1, status="oom", **options))
     status = recorded(*records).status
     assert set(status[sorted(TIMED)]) == {"not measured"}
     assert set(status[sorted(ANY_SCALE)]) == {"pass"}
@@ -65,38 +59,32 @@ def test_rehearsals_answer_for_the_schedule_only(recorded: Any, options: dict[st
 
 def test_full_scale_runs_answer_almost_all(recorded: Any) -> None:
     found = recorded(*synthetic.all_jobs("a14b"))
-    by = {status: set(found.index[found.status == status]) for status in STATUSES}
+    by = {status: set(here.index) for status, here in found.groupby("status")}
     assert by == {
         "pass": {"slower-fsdp", "slower-swap", "spike-swap", "overlap", *ANY_SCALE},
         "fail": {"spike-fsdp", "pure"},  # this fsdp has no spike, and resident ran
         "within noise": {"prefetch", "scaling-fsdp", "scaling-swap"},
         "not measured": {"contention", "scaling-resident"},
     }
-    settled = found[found.status.isin(["pass", "fail"])]
-    assert set(settled.setting) == {""}
+    assert set(found.setting[found.status.isin(["pass", "fail"])]) == {""}
 
 
-# Times -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("new", "more", "status"), [
-    (20.1, {}, "within noise"), (18.0, {}, "fail"), (20.5, {}, "pass"),
-    (20.5, {"sm_mhz": 1560}, "within noise"), (20.5, {"n": 5}, "not measured"),
+@pytest.mark.parametrize(("check", "new", "other", "status"), [
+    ("slower-fsdp", on(4, "layerwise", 20.1), on(4, "fsdp"), "within noise"),
+    ("slower-fsdp", on(4, "layerwise", 18.0), on(4, "fsdp"), "fail"),
+    ("slower-fsdp", on(4, "layerwise", 20.5), on(4, "fsdp"), "pass"),
+    ("slower-fsdp", on(4, "layerwise", 20.5, sm_mhz=1560), on(4, "fsdp"), "within noise"),
+    ("slower-fsdp", on(4, "layerwise", 20.5, n=5), on(4, "fsdp"), "not measured"),
+    ("prefetch", on(4, "layerwise", 19.0, prefetch=3), on(4, "layerwise"), "pass"),
+    ("prefetch", on(4, "layerwise", 20.0, prefetch=3), on(4, "layerwise"), "within noise"),
+    ("prefetch", on(4, "layerwise", 21.0, prefetch=3), on(4, "layerwise"), "fail"),
 ])  # fmt: skip
-def test_a_slower_engine_is_claimed_only_beyond_noise(
-    new: float, more: dict[str, Any], status: str
+def test_a_difference_is_claimed_only_beyond_noise(
+    check: str, new: Any, other: Any, status: str
 ) -> None:
-    found = judge(on(4, "layerwise", new, **more), on(4, "fsdp")).loc["slower-fsdp"]
+    found = judge(new, other).loc[check]
     assert found.status == status and len(found.runs) == 2 and found.setting == ""
-    assert found.measured.startswith(ratio(new / 20 - 1))
-
-
-@pytest.mark.parametrize(("deep", "status"), [
-    (19.0, "pass"), (20.0, "within noise"), (21.0, "fail"),
-])  # fmt: skip
-def test_the_deeper_prefetch_must_make_steps_shorter(deep: float, status: str) -> None:
-    found = judge(on(4, "layerwise", deep, prefetch=3), on(4, "layerwise"))
-    assert found.status["prefetch"] == status
+    assert found.measured.startswith(ratio(new["step_s"] / 20 - 1))
 
 
 @pytest.mark.parametrize(("on_six", "mhz", "status"), [
@@ -139,7 +127,7 @@ def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() ->
     {"compile": True}, {"height": 480, "width": 832}, {"num_gpus": 6},
     {"machine": {"slug": "other"}}, {"software": {"torch": "2.12.0"}},
     {"enable_cfg_parallel": True},
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_engines_are_compared_only_at_the_same_work_and_machine(changes: dict[str, Any]) -> None:
     software = changes.pop("software", {})
     made = synthetic.record(scale="a14b"), synthetic.record(scale="a14b", **changes)
@@ -150,14 +138,12 @@ def test_engines_are_compared_only_at_the_same_work_and_machine(changes: dict[st
     assert judge(*rows).status["slower-swap"] == "not measured"
 
 
-def test_each_machine_has_its_own_answer() -> None:
-    rows = [on(4, "layerwise", 22.0), on(4, "swap"), on(4, "layerwise", 5.0, **OTHER),
-            on(4, "swap", 6.0, **OTHER)]  # fmt: skip
+def test_each_machine_has_its_own_answer_by_runs_on_the_same_boards() -> None:
+    other = {"machine": "other", "group": "o"}
+    rows = [on(4, "layerwise", 22.0), on(4, "swap"), on(4, "layerwise", 5.0, **other),
+            on(4, "swap", 6.0, **other)]  # fmt: skip
     found = judge(*rows).loc["slower-swap"]
     assert sorted(found.status) == ["fail", "pass"] and found.machine.nunique() == 2
-
-
-def test_runs_on_the_same_boards_count_even_if_a_later_one_ran() -> None:
     older = {"latest": False, "started": "2025"}
     rows = [on(4, "swap"), on(4, "layerwise", **older), on(4, "layerwise", 30.0, boards=("b",))]
     assert judge(*rows).status["slower-swap"] == "pass", "of the new offload the latest counts"
@@ -180,15 +166,12 @@ def test_out_of_memory_is_a_result_and_unsupported_is_none(
     assert (found.status, found.setting) == expected
 
 
-# Schedule, bits, counters ------------------------------------------------------------------------
-
-
 def experts(record: dict[str, Any], steps: slice, expert: str) -> None:
     for step in record["iterations"][1]["steps"][steps]:
         step["expert"] = expert
 
 
-def wrong_count(record: dict[str, Any], counter: str) -> None:
+def miscount(record: dict[str, Any], counter: str) -> None:
     for counters in record["iterations"][-1]["counters"]:
         counters[counter] += 1
 
@@ -199,8 +182,8 @@ def wrong_count(record: dict[str, Any], counter: str) -> None:
     (lambda r: experts(r, slice(17, 18), "low_noise"), "switch"),  # too early
     (lambda r: experts(r, slice(None), "high_noise"), "switch"),  # never
     (lambda r: r["iterations"][2].update(latents_sha256="0" * 64), "repeats"),
-    (lambda r: wrong_count(r, "event_waits"), "formula_ok"),
-    (lambda r: wrong_count(r, "d2h_copies"), "formula_ok"),
+    (lambda r: miscount(r, "event_waits"), "formula_ok"),
+    (lambda r: miscount(r, "d2h_copies"), "formula_ok"),
 ])  # fmt: skip
 def test_one_wrong_value_in_a_record_is_found(read: Any, edit: Any, failed: str) -> None:
     record = synthetic.record()
@@ -212,44 +195,29 @@ def test_one_wrong_value_in_a_record_is_found(read: Any, edit: Any, failed: str)
     assert {*wrong.index, *own} == {failed} and set(wrong.runs.map(len)) <= {1}
 
 
-def test_a_rehearsal_of_another_job_stands_for_no_job_of_the_baseline(recorded: Any) -> None:
-    job = synthetic.record("x", engine="layerwise", num_gpus=2)
-    assert recorded(job).status[["shift", "switch"]].tolist() == ["not measured"] * 2
-
-
-def test_derived_counters_are_not_called_equal(read: Any) -> None:
-    assert read(synthetic.record("old-4gpu-fsdp")).runs.formula_ok.tolist() == [None]
-
-
-def test_failed_runs_never_break_a_check(recorded: Any) -> None:
-    bad = ("failed", "oom", "timeout", "unsupported") * 4
-    made = [(name, scale) for scale in ("tiny", "a14b") for name in synthetic.BASELINE]
-    records = [synthetic.record(name, scale=scale, status=status)
-               for (name, scale), status in zip(made, bad, strict=True)]  # fmt: skip
-    records[0]["machine"] = {"slug": "unknown"}
-    assert set(recorded(*records).status) <= STATUSES
-
-
 def test_what_an_old_offload_hides_must_be_known_to_pass(recorded: Any) -> None:
     """The baseline expects something of both offloads: the new one alone can only fail."""
     alone = recorded(synthetic.record(scale="a14b")).loc["overlap"]
     assert alone.status == "not measured" and alone.setting
 
 
-def test_the_committed_runs() -> None:
-    """What they say of the checks; runs that come later may only add rows."""
-    committed = load(["results"], ROOT)
-    found = checks(committed, FACTS).set_index(["check", "machine"])
-    told = {
-        ("slower-swap", "2× H100, PCIe path"): "pass", ("slower-fsdp", "1× H100"): "fail",
-        ("spike-swap", "2× H100, PCIe path"): "pass", ("spike-fsdp", "1× H200"): "fail",
-        ("scaling-resident", "2× H100, PCIe path"): "pass",
-        ("overlap", "2× H100, PCIe path"): "not measured",
-        ("contention", "2× H100, PCIe path"): "pass",
-        ("pure", "1× H100"): "fail", ("prefetch", "1× H100"): "within noise",
-    }  # fmt: skip
-    assert {key: set(found.loc[[key]].status) for key in told} == {k: {v} for k, v in told.items()}
-    jobs = committed.runs[committed.runs.source == "job"]
+def test_derived_counters_are_not_called_equal(read: Any) -> None:
+    assert read(synthetic.record("old-4gpu-fsdp")).runs.formula_ok.tolist() == [None]
+
+
+def test_other_jobs_and_failures_settle_nothing(recorded: Any) -> None:
+    job = synthetic.record("x", engine="layerwise", num_gpus=2)
+    assert recorded(job).status[["shift", "switch"]].tolist() == ["not measured"] * 2
+    bad = ("failed", "oom", "timeout", "unsupported") * 4
+    made = [(name, scale) for scale in ("tiny", "a14b") for name in synthetic.BASELINE]
+    records = [synthetic.record(name, scale=scale, status=status)
+               for (name, scale), status in zip(made, bad, strict=True)]  # fmt: skip
+    records[0]["machine"] = {"slug": "unknown"}
+    assert "fail" not in set(recorded(*records).status)
+
+
+def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say() -> None:
+    jobs = cached(("results",), ROOT).runs.query("source == 'job'")
     # For the buffers that fsdp gathers into, a GPU may choose other kernels.
     bits = jobs[jobs.engine != "fsdp"].groupby("group").latents.nunique()
     assert bits.max() == 1 and jobs.repeats.dropna().all() and jobs.formula_ok.dropna().all()

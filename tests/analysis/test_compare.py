@@ -1,7 +1,5 @@
 """How runs are told apart, what each is held against, and which are paired."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
 from wanreport.analysis import compare
-from wanreport.analysis.answer import answer, quoted
+from wanreport.analysis.compare import answer, quoted
 from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.stats import (
     SAME_CLOCKS,
     UNKNOWN_CLOCKS,
     Median,
     allowance,
-    apart,
     difference,
     gap_difference,
     median_interval,
@@ -41,22 +38,12 @@ def claim(one: Any, two: Any, drift: float = 0.0) -> str:
     return str(difference(one, two, drift)["claim"])
 
 
-# Medians, and telling two runs apart --------------------------------------------------------------
-
-
 def test_the_interval_of_a_median_is_a_pair_of_its_samples() -> None:
     assert median_interval([3, 1, 2, 6, 5, 4]) == Median(3.5, 1, 6, 6)
     assert median_interval(range(1, 26)) == Median(13, 8, 18, 25)
     five = median_interval([1, 2, 3, 4, NAN, 5])
     assert (five.median, five.n) == (3, 5) and math.isnan(five.low) and math.isnan(five.high)
     assert median_interval([]).n == 0 and math.isnan(median_interval([]).median)
-
-
-def test_medians_are_apart_where_their_intervals_are() -> None:
-    low, high = Median(1, 0.9, 1.1, 6), Median(1.3, 1.2, 1.4, 6)
-    assert (apart(high, low), apart(low, high), apart(low, low)) == (1, -1, 0)
-    assert apart(high, low, 0.05) == 1 and apart(high, low, 0.1) == apart(low, high, 0.1) == 0
-    assert apart(high, Median(1, NAN, NAN, 3)) == 0
 
 
 @pytest.mark.parametrize(("step", "clocks", "told"), [
@@ -79,16 +66,14 @@ def test_a_difference_is_claimed_beyond_what_clocks_explain(
     assert claim(one, two) == told and claim(two, one) == other.get(told, told)
 
 
-def test_clocks_explain_in_one_direction_only_but_where_gaps_are_compared() -> None:
+def test_clocks_explain_in_one_direction_only_but_for_gaps_and_drift_in_both() -> None:
     slow, fast = of(21.0, 1700.0), of(20.0, 1600.0)
     assert allowance(slow, fast) == allowance(fast, slow) == pytest.approx(SAME_CLOCKS)
     assert allowance(slow, fast, either_way=True) == pytest.approx(SAME_CLOCKS + 0.0625)
     assert allowance(of(21.0), of(20.0, 1700.0)) == pytest.approx(SAME_CLOCKS + 0.0625)
     assert allowance(of(21, NAN), fast) == allowance(fast, of(21, NAN)) == UNKNOWN_CLOCKS
     assert allowance(of(21, NAN), fast, either_way=True) == UNKNOWN_CLOCKS
-
-
-def test_measured_drift_takes_the_place_of_the_usual_one_where_it_is_more() -> None:
+    # Measured drift takes the place of the usual one where it is more.
     one, two = of(20.5), of(20.0)
     assert allowance(one, two, drift=0.03) == allowance(one, two, drift=-0.03) == 0.03
     assert allowance(one, two, drift=0.002) == allowance(one, two, drift=NAN) == SAME_CLOCKS
@@ -105,14 +90,6 @@ def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pai
     pd.testing.assert_frame_equal(table, pd.DataFrame(rows), check_dtype=False)
 
 
-def test_a_difference_has_seconds_and_shares() -> None:
-    found = difference(run("layerwise", 21.0), run("swap", 20.0))
-    assert found["difference"] == pytest.approx(0.05) and found["claim"] == "slower"
-    assert found["step_difference_s"] == pytest.approx(1.0)
-    assert found["low_s"] < 1.0 < found["high_s"]
-    assert claim(run("swap"), run("swap", n=3)) == "no interval"
-
-
 def test_two_gaps_are_compared_with_clocks_either_way() -> None:
     few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
     found = gap_difference(wide, few)
@@ -124,9 +101,6 @@ def test_two_gaps_are_compared_with_clocks_either_way() -> None:
     assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
 
-# Overhead -----------------------------------------------------------------------------------------
-
-
 def told(*rows: Any) -> Any:
     """What runs have over resident, in the order given."""
     return compare.overhead(frames(*rows)).reindex([row["run"] for row in rows])
@@ -136,6 +110,8 @@ def test_overhead_is_over_resident_with_what_both_intervals_leave_open() -> None
     rows = [run("resident"), run("layerwise", 21.0), run("fsdp", 21.0, n=3)]
     _, row, few = told(*rows).itertuples()
     assert (row.reference, row.resident_s) == (rows[0]["run"], 20.0)
+    gap = difference(rows[1], rows[0])
+    assert gap["step_difference_s"] == pytest.approx(1.0) and gap["low_s"] < 1.0 < gap["high_s"]
     assert row.overhead == pytest.approx(0.05) and row.claim == "slower"
     assert row.overhead_low == pytest.approx(21 * 0.999 / (20 * 1.001) - 1)
     assert row.same_boards and not row.bracketed and few.claim == "no interval"
@@ -172,22 +148,18 @@ def test_resident_again_at_the_end_gives_a_campaigns_drift() -> None:
 
 
 def test_residents_on_the_same_boards_give_a_jobs_drift() -> None:
-    again = [run("resident", step, latest=latest) for step, latest in ((20.0, False), (20.6, True))]
-    *_, here, there = told(
-        *again, run("layerwise", 21.0), run("layerwise", 21.0, boards=("b",))
-    ).iloc
+    rows = [run("resident", 20.0, latest=False), run("resident", 20.6),
+            run("layerwise", 21.0), run("layerwise", 21.0, boards=("b",))]  # fmt: skip
+    here, there = told(*rows).iloc[2], told(*rows).iloc[3]
     assert here.drift == pytest.approx(0.03) and math.isnan(there.drift)
     assert compare.told(there, here)["allowance"] > 0.02
 
 
-def test_the_limit_is_compute_or_the_link_whichever_takes_longer() -> None:
+def test_the_limit_is_compute_or_the_link_and_bits_are_residents() -> None:
     moved = [{"h2d_step_bytes": 5e9}, {"h2d_step_bytes": 1000e9}, {"link_gb_s": NAN}]
     found = told(run("resident", 10.0), *(run("layerwise", 21.0, **how) for how in moved))
     assert found.limit_s.tolist()[1:3] == [10.0, 20.0] and math.isnan(found.limit_s.iloc[3])
     assert found.over_limit.iloc[2] == pytest.approx(1.05)
-
-
-def test_bits_are_residents_unless_one_differs_or_does_not_repeat() -> None:
     rows = [run("resident"), run("layerwise"), run("swap", latents="x"),
             run("stream", repeats=False), run("fsdp", latents=None)]  # fmt: skip
     assert told(*rows).same_bits.tolist()[1:] == [True, False, False, None]
@@ -200,9 +172,6 @@ def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it() -
             run("layerwise", cfg_parallel=True)]  # fmt: skip
     assert compare.headline(frames(*rows)).run.tolist() == [rows[1]["run"]]
     assert compare.headline(EMPTY).empty and answer(EMPTY).empty
-
-
-# Pairs --------------------------------------------------------------------------------------------
 
 
 def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_resident() -> None:

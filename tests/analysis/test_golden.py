@@ -1,7 +1,5 @@
 """The frames give the values that tables gave before they were built on frames."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

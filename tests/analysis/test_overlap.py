@@ -1,7 +1,5 @@
 """What timelines tell, against timelines whose answers are worked out by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import Frames, load
+from wanreport.analysis.frames import EMPTY, Frames, cached
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = 702_870_528
@@ -30,20 +28,17 @@ WHAT = {"compute": "block", "collective": "all_to_all", "copy": "load", "gather"
 Event = tuple[str, int, float, float]  # lane, block, start and end in ms
 
 
-def frames(*events: Event, run: dict[str, Any] | None = None, what: str = "") -> Frames:
-    row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "blocks": 40, "branches": 1,
-           "block_bytes": BYTES, "settings": {}, "link_gb_s": 50.0, "slug": "m", "machine": "4×",
-           "engine": "layerwise", "name": "layerwise, prefetch 1", "traced": None,
-           } | (run or {})  # fmt: skip
+def frames(*events: Event, **run: Any) -> Frames:
+    row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "block_bytes": BYTES,
+           "settings": {}, "link_gb_s": 50.0, "slug": "m", "traced": None} | run  # fmt: skip
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])
-    table = table.assign(run="r", what=what or table.lane.map(WHAT), expert="high_noise", step=0,
+    table = table.assign(run="r", what=table.lane.map(WHAT), expert="high_noise", step=0,
                          ms=table.end_ms - table.start_ms)  # fmt: skip
-    empty = pd.DataFrame({"run": []})
-    return Frames(pd.DataFrame([row]).set_index("run", drop=False), empty, empty, empty, table)
+    return EMPTY._replace(runs=pd.DataFrame([row]).set_index("run", drop=False), events=table)
 
 
-def told(*events: Event, **changes: Any) -> Any:
-    return overlap.shares(frames(*events, run=changes)).loc["r"]
+def told(*events: Event, **run: Any) -> Any:
+    return overlap.shares(frames(*events, **run)).loc["r"]
 
 
 def visits(late: float = 0.0) -> list[Event]:
@@ -101,21 +96,14 @@ def test_parts_of_a_load_are_one_load_and_cut_ones_do_not_count() -> None:
     assert told(*rows, settings={"copy_streams": 2}).rate_n == 0, "loads share the link"
 
 
-def test_one_gpu_has_no_collectives() -> None:
+def test_one_gpu_has_no_collectives_and_rehearsals_and_runs_without_blocks_no_row() -> None:
     found = told(*visits(), gpus=1)
     assert found.hidden_ms == found.copies_ms == 200
     assert found.beside_n == found.alone_n == found.inside_n == 0
     assert math.isnan(found.collectives_s) and math.isnan(found.collectives_share)
-    cut = overlap.excerpt(frames(*visits(), run={"gpus": 1}), "r")
-    assert "collective" not in set(cut.lane)
-
-
-def test_rehearsals_and_runs_without_blocks_have_no_row() -> None:
-    assert overlap.shares(frames()).empty
-    assert overlap.shares(frames(*visits(), run={"rehearsal": True})).empty
-    assert overlap.shares(frames(("copy", 0, 0, 1))).empty
-    assert overlap.excerpt(frames(("copy", 0, 0, 1)), "r").empty
     assert math.isnan(told(("compute", 0, 0, 1)).hidden)
+    for none in (frames(), frames(*visits(), rehearsal=True), frames(("copy", 0, 0, 1))):
+        assert overlap.shares(none).empty
 
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda s: (s[0], sum(s))))
@@ -134,25 +122,8 @@ def test_what_two_lanes_share_is_counted_as_on_a_grid(ones: Any, others: Any) ->
     assert (np.diff(spans.ravel()) > 0).all()
 
 
-@pytest.mark.parametrize(("branches", "passes", "expected"), [(2, 2, 4), (2, 1, 2), (1, 1, 4)])
-def test_an_excerpt_holds_equal_work(branches: int, passes: int, expected: int) -> None:
-    rows = [("compute", at % 20, 100.0 * at, 100.0 * (at + 1)) for at in range(20 * passes)]
-    found = overlap.excerpt(frames(*rows, run={"blocks": 20, "branches": branches}), "r")
-    assert len(found[found.lane == "compute"]) == expected
-    assert (found.start_ms.min(), found.end_ms.max()) == (0, 100 * expected)
-    assert 0 not in set(found.block) and (found.name == "layerwise, prefetch 1").all()
-
-
-def test_an_excerpt_cuts_what_crosses_its_ends() -> None:
-    rows = [("compute", i, 100.0 * i, 100.0 * (i + 1)) for i in range(3)]
-    rows += [("copy", 2, 50, 120), ("copy", 3, 190, 230)]
-    found = overlap.excerpt(frames(*rows, run={"blocks": 3}), "r", blocks=1)
-    assert found[["start_ms", "end_ms"]].to_numpy().tolist() == [[0, 20], [0, 100], [90, 100]]
-    assert overlap.excerpt(frames(*visits(), what="release"), "r").empty
-
-
 def test_committed_records_tell_what_they_told_before() -> None:
-    shares, compared = overlap.shares(load(["results"], ROOT)), 0
+    shares, compared = overlap.shares(cached(("results",), ROOT)), 0
     for line in json.loads((ROOT / "tests/golden/values.json").read_text()):
         for key, value in line["values"].items():
             column = GOLDEN.get(key.removeprefix("lanes."))

@@ -1,7 +1,5 @@
 """What to run, from the committed records: measured where it was, else predicted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import pytest
 
 from wanreport import cli
 from wanreport.analysis import frames
-from wanreport.analysis.predictions import PredictionError
 from wanreport.analysis.recommend import ALIKE, USABLE, recommend
 from wanreport.analysis.recommend import run as recommend_command
 
@@ -19,7 +16,7 @@ H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
 def ways(gpu: str, gpus: int, wire: str = "host-memory", **given: Any) -> pd.DataFrame:
-    return recommend(ROOT, frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
+    return recommend(frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
 
 
 def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory() -> None:
@@ -48,19 +45,16 @@ def test_what_was_not_measured_is_predicted_and_says_from_what(
     """The numbers follow from records of November 2026: later ones may change them."""
     then = frames.cached(("results",), ROOT)
     then = then._replace(runs=then.runs[then.runs.started < "2026-11-27"])
-    found = recommend(ROOT, then, gpu, gpus, wire)
+    found = recommend(then, gpu, gpus, wire)
     assert found.total_s.tolist() == pytest.approx(seconds, abs=1e-4)
     assert set(found.kind) == {"predicted"} and set(found.layout) == {"CFG parallel and Ulysses"}
     assert found.rests_on.str.startswith("results/").all()
     assert found.rests_on.str.contains("data sheet").all() == (gpus == 4)
 
 
-def test_an_odd_number_of_gpus_cannot_split_branches() -> None:
+def test_an_odd_number_of_gpus_cannot_split_branches_and_resident_is_the_floor() -> None:
     odd = ways(H100, 3)
     assert set(odd.layout) == {"Ulysses"} and odd.groupby("height").size().tolist() == [2, 2]
-
-
-def test_what_is_predicted_is_never_faster_than_resident_was_measured() -> None:
     found = ways(H100, 4).query("height == 720")  # predicted 7.18 s a step, measured 7.56 s
     assert set(found.layout) == {"CFG parallel and Ulysses"}
     assert (found.step_s >= 7.56).all() and found.engine.iloc[0] == "stream"
@@ -84,28 +78,17 @@ def test_packed_blocks_are_for_where_the_link_is_the_limit() -> None:
         return inputs and inputs | {"local": local}
 
     runs = slow.runs.assign(plan_inputs=slow.runs.plan_inputs.map(slowed, na_action="ignore"))
-    best, second = (row for row in recommend(ROOT, slow._replace(runs=runs), H100, 1, "nvlink", 24)
+    best, second = (row for row in recommend(slow._replace(runs=runs), H100, 1, "nvlink", 24)
                     .query("height == 720").itertuples())  # fmt: skip
     assert (best.engine, best.transfer, second.transfer) == ("stream", "packed", "bf16")
     assert best.total_s < second.total_s
 
 
-def test_an_unknown_model_is_refused_with_what_to_measure() -> None:
-    with pytest.raises(PredictionError, match="480p-1gpu-stream"):
-        ways("NVIDIA B200", 2)
-
-
-def test_the_command_says_it_for_every_model_and_interconnect(capsys) -> None:
+def test_the_command_says_it_for_every_model_and_interconnect(capsys, monkeypatch) -> None:
     assert cli.main(["plan", "--gpus", "2", "--vram-gb", "24"]) == 0
     said = capsys.readouterr().out
     assert [said.count(f"2× {gpu}, ") for gpu in (H100, H200)] == [2, 2]
     assert said.count(" 480 ") == said.count(" 720 ") == 8
-
-
-def test_what_fits_nowhere_is_said_and_fails(capsys) -> None:
-    assert cli.main(["plan", "--gpus", "1", "--vram-gb", "0"]) == 1
-    out, err = capsys.readouterr()
-    assert not out and [err.count(word) for word in (H100, H200, "480p", "720p")] == [2] * 4
     assert cli.main(["plan", "--gpus", "1", "--vram-gb", "12"]) == 1
     out, err = capsys.readouterr()
     assert " 480 " in out and err.count("720p") == 2 and "480p" not in err

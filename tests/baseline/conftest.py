@@ -1,12 +1,10 @@
 """The baseline's facts and their ledger, without any record and with the committed ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from wanreport.analysis.frames import Frames, load
+from wanreport.analysis.frames import Frames, cached
 from wanreport.baseline import Facts, load_facts
 from wanreport.baseline.ledger import Ledger, load_ledger
 
@@ -25,7 +23,7 @@ def ledger(facts: Facts) -> Ledger:
 
 @pytest.fixture(scope="session")
 def committed_runs() -> Frames:
-    return load(["results"], ROOT)
+    return cached(("results",), ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The ledger: each kind of check with an error planted, what follows from it, and what runs say."""
 
-from __future__ import annotations
-
 import json
 import re
 from decimal import Decimal
@@ -13,8 +11,7 @@ import synthetic
 from wanreport import cli
 from wanreport.analysis.frames import Frames
 from wanreport.baseline import FactError, Facts
-from wanreport.baseline.facts import CHECKS, KINDS, load_checks
-from wanreport.baseline.formulas import Outcome, compare
+from wanreport.baseline.facts import CHECKS, KINDS, Outcome, compare, load_checks
 from wanreport.baseline.ledger import Ledger, Verdict, load_ledger
 
 HOLDS, ROUNDING, FALSE = Outcome.HOLDS, Outcome.ROUNDING, Outcome.FALSE
@@ -33,67 +30,40 @@ def changed_ledger(ledger: Ledger, name: str, value: str) -> Ledger:
     return Ledger(facts, ledger.evidence, ledger.answers)
 
 
-@pytest.mark.parametrize(
-    ("changed", "value", "judged", "check", "before", "after"),
-    [
-        # a difference, a percentage, an average, the same quantity in two places
-        ("s3.2.denoise.new", "800.0", "s3.2.denoise.delta", "arithmetic", HOLDS, FALSE),
-        ("s3.2.step.old", "26.42", "s3.2.step.old", "arithmetic", ROUNDING, FALSE),
-        ("s3.4.async.new", "2000", "s4.2.async", "arithmetic", HOLDS, FALSE),
-        ("s3.2.jobs", "1417509 / 1417599", "s3.2.jobs", "arithmetic", HOLDS, FALSE),
-        ("s0.date", "2026-02-16", "s0.date", "arithmetic", FALSE, HOLDS),
-        # what follows from the model
-        ("s2.params", "15", "s2.params", "architecture", HOLDS, FALSE),
-        ("s6.1.new_each.g4", "54.8", "s6.1.new_each.g4", "architecture", FALSE, HOLDS),
-        ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", HOLDS, FALSE),
-        ("s9.3.b.vram", "5.6", "s9.3.b.vram", "architecture", FALSE, HOLDS),
-        ("s4.1.large", "1276", "s5.2.swap", "architecture", HOLDS, FALSE),
-        ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", HOLDS, FALSE),
-        # a datasheet, the scheduler
-        ("s1.memory_type", "HBM2e", "s1.memory_type", "datasheet", FALSE, HOLDS),
-        ("s2.flow_shift.old", "5.0", "s2.switch.old", "schedule", HOLDS, FALSE),
-        ("s5.5.formula", "flow_shift * sigma", "s5.5.formula", "schedule", HOLDS, FALSE),
-        ("s3.3.switch.step", "11", "s3.3.switch.step", "schedule", HOLDS, FALSE),
-        # SGLang's registry and flags, the pull request
-        ("s2.config.old", "WanT2V720PConfig", "s2.config.old", "source", HOLDS, FALSE),
-        ("s2.flow_shift.new", "8.0", "s2.flow_shift.new", "source", HOLDS, FALSE),
-        ("s9.1.new4.flags", "--dit-layerwise-offload false", "s9.1.new4.config", "source",
-         HOLDS, FALSE),
-        ("s9.1.pure4.flags", "--dit-layerwise-offload false --dit-cpu-offload false",
-         "s9.1.pure4.config", "source", FALSE, HOLDS),
-        ("s8.first.new", "9.0", "s8.first.speedup", "published", HOLDS, FALSE),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changed", "value", "judged", "check", "before", "after"), [
+    # a difference, a percentage, an average, the same quantity in two places
+    ("s3.2.denoise.new", "800.0", "s3.2.denoise.delta", "arithmetic", HOLDS, FALSE),
+    ("s3.2.step.old", "26.42", "s3.2.step.old", "arithmetic", ROUNDING, FALSE),
+    ("s3.4.async.new", "2000", "s4.2.async", "arithmetic", HOLDS, FALSE),
+    ("s3.2.jobs", "1417509 / 1417599", "s3.2.jobs", "arithmetic", HOLDS, FALSE),
+    ("s0.date", "2026-02-16", "s0.date", "arithmetic", FALSE, HOLDS),
+    # what follows from the model
+    ("s2.params", "15", "s2.params", "architecture", HOLDS, FALSE),
+    ("s6.1.new_each.g4", "54.8", "s6.1.new_each.g4", "architecture", FALSE, HOLDS),
+    ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", HOLDS, FALSE),
+    ("s9.3.b.vram", "5.6", "s9.3.b.vram", "architecture", FALSE, HOLDS),
+    ("s4.1.large", "1276", "s5.2.swap", "architecture", HOLDS, FALSE),
+    ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", HOLDS, FALSE),
+    # a datasheet, the scheduler
+    ("s1.memory_type", "HBM2e", "s1.memory_type", "datasheet", FALSE, HOLDS),
+    ("s2.flow_shift.old", "5.0", "s2.switch.old", "schedule", HOLDS, FALSE),
+    ("s5.5.formula", "flow_shift * sigma", "s5.5.formula", "schedule", HOLDS, FALSE),
+    ("s3.3.switch.step", "11", "s3.3.switch.step", "schedule", HOLDS, FALSE),
+    # SGLang's registry and flags, the pull request
+    ("s2.config.old", "WanT2V720PConfig", "s2.config.old", "source", HOLDS, FALSE),
+    ("s2.flow_shift.new", "8.0", "s2.flow_shift.new", "source", HOLDS, FALSE),
+    ("s9.1.new4.flags", "--dit-layerwise-offload false", "s9.1.new4.config", "source",
+     HOLDS, FALSE),
+    ("s9.1.pure4.flags", "--dit-layerwise-offload false --dit-cpu-offload false",
+     "s9.1.pure4.config", "source", FALSE, HOLDS),
+    ("s8.first.new", "9.0", "s8.first.speedup", "published", HOLDS, FALSE),
+])  # fmt: skip
 def test_a_changed_fact_changes_the_verdict(
     ledger: Ledger, changed: str, value: str, judged: str, check: str, before: str, after: str
 ) -> None:
     assert verdict(ledger, judged, check).outcome == before
     planted = changed_ledger(ledger, changed, value)
     assert verdict(planted, judged, check).outcome == after
-
-
-@pytest.mark.parametrize(
-    ("found", "outcome"),
-    [("holds", HOLDS), ("contradicts", FALSE), ("unknown", Outcome.UNKNOWN),
-     ("misplaced", HOLDS)],  # the claim is right, its line is not
-)  # fmt: skip
-def test_source_verdicts_are_taken_over(ledger: Ledger, found: str, outcome: str) -> None:
-    quote = {"version": "0.5.9", "lines": "212", "text": "  if x <= 0:\n    return"}
-
-    def with_source(name: str) -> Ledger:
-        citation = {"fact": name, "cite": "layerwise_offload.py:212", "outcome": found,
-                    "working": "", "quotes": [quote]}  # fmt: skip
-        evidence = ledger.evidence | {"source": {"citations": [citation]}}
-        return Ledger(ledger.facts, evidence, ledger.answers)
-
-    entry = with_source("s5.1.layer0")["s5.1.layer0"]
-    assert entry.outcome == outcome
-    assert "0.5.9, 212: if x <= 0: return" in entry.verdicts[0].working
-    with pytest.raises(FactError, match=r"s5\.1\.nothing"):
-        with_source("s5.1.nothing")
-
-
-# What runs say ------------------------------------------------------------------------------------
 
 
 def test_what_is_not_measured_is_computed_from_the_runs(ledger: Ledger, measured: Ledger) -> None:
@@ -156,9 +126,6 @@ def test_runs_in_the_setup_asked_for_decide_alone(measured: Ledger) -> None:
     assert measured["s10.two_gpus"].outcome == Outcome.ELSEWHERE
 
 
-# What follows from a contradicted number ----------------------------------------------------------
-
-
 def test_what_follows_is_computed_again(ledger: Ledger) -> None:
     entry, each = ledger["s6.1.new_all.g4"], ledger["s6.1.new_each.g4"].other
     assert (entry.outcome, entry.rests_on) == (Outcome.FALLS, ["s6.1.new_each.g4"])
@@ -168,10 +135,6 @@ def test_what_follows_is_computed_again(ledger: Ledger) -> None:
     for name in ("s4.1.data", "s4.1.mean"):
         assert ledger[name].other and not ledger[name].decided
     assert ledger["s4.1.mean"].rests_on == ["s4.1.data"]
-
-
-def test_claims_rest_on_what_they_need(ledger: Ledger) -> None:
-    assert "s4.3.peak.bytes" in ledger["s4.3.conclusion"].rests_on  # from the data file
     assert ledger["s7.alloc.mechanism"].rests_on == ["s7.calls.prefetch", "s7.calls.release"]
     assert "s4.1.slow_share" in ledger["s4.1.diagnosis"].rests_on
     fixed = changed_ledger(ledger, "s4.1.slow_share", "69")
@@ -188,9 +151,6 @@ def test_the_traces_add_up_at_four_bytes_a_parameter(ledger: Ledger) -> None:
         at_four_bytes = ledger.compute(f"4 * ({large}) / 1000000000")
         assert compare(ledger.facts[name].number, at_four_bytes) == HOLDS
         assert ledger[name].outcome == FALSE and not ledger[name].decided
-
-
-# The data that facts are held against -------------------------------------------------------------
 
 
 def test_the_committed_verdicts_are_those_computed(measured: Ledger) -> None:
@@ -210,21 +170,18 @@ def test_every_fact_is_judged_or_has_the_reason_why_nothing_can(ledger: Ledger) 
     assert {f"question-{number}" for number in range(1, 7)} <= set(commands)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{fact: s9.9.nothing, check: arithmetic, how: s2.steps}", "s9.9.nothing"),
-        ("{fact: s2.steps, check: guess, how: s2.steps}", "check"),
-        ("{fact: s2.steps, check: arithmetic}", "s2.steps"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.steps, holds: 1 < 2}", "s2.steps"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.stepz}", "s2.stepz"),
-        ("{fact: s2.steps, check: arithmetic, how: wan.weight}", "wan.weight"),
-        ("{fact: s2.steps, check: arithmetic, repeats: s2.x}", "s2.x"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.steps, why: '{s2.x}'}", "s2.x"),
-        ("{fact: s2.steps, check: arithmetic, holds: 1 < 2, instead: '{s2.x}'}", "s2.x"),
-        ("{fact: s2.steps, check: arithmetic, how: s2.steps, because: x}", "because"),
-    ],
-)
+@pytest.mark.parametrize(("line", "message"), [
+    ("{fact: s9.9.nothing, check: arithmetic, how: s2.steps}", "s9.9.nothing"),
+    ("{fact: s2.steps, check: guess, how: s2.steps}", "check"),
+    ("{fact: s2.steps, check: arithmetic}", "s2.steps"),
+    ("{fact: s2.steps, check: arithmetic, how: s2.steps, holds: 1 < 2}", "s2.steps"),
+    ("{fact: s2.steps, check: arithmetic, how: s2.stepz}", "s2.stepz"),
+    ("{fact: s2.steps, check: arithmetic, how: wan.weight}", "wan.weight"),
+    ("{fact: s2.steps, check: arithmetic, repeats: s2.x}", "s2.x"),
+    ("{fact: s2.steps, check: arithmetic, how: s2.steps, why: '{s2.x}'}", "s2.x"),
+    ("{fact: s2.steps, check: arithmetic, holds: 1 < 2, instead: '{s2.x}'}", "s2.x"),
+    ("{fact: s2.steps, check: arithmetic, how: s2.steps, because: x}", "because"),
+])  # fmt: skip
 def test_a_bad_check_is_named(tmp_path: Path, ledger: Ledger, line: str, message: str) -> None:
     path = tmp_path / "checks.yaml"
     text = CHECKS.read_text(encoding="utf-8")

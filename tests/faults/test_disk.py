@@ -60,7 +60,7 @@ def test_no_room_for_a_prediction(scene: Scene) -> None:
         (scene.root / "results" / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, scene.root / "results" / file.parent.name)
     refused(scene, scene.root / "predictions", "predictions/nvidia-h200",
-            "wanreport", "predict", *H200)  # fmt: skip
+            "tools.predict", *H200)  # fmt: skip
 
 
 @needs_mounts

@@ -1,7 +1,5 @@
 """What notebooks call: parameters, records, frames, and what they show."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -40,9 +38,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     outputs: list[dict[str, str]] = []
     monkeypatch.setattr(notebook, "display", lambda data, raw: outputs.append(data))
     return outputs
-
-
-# Parameters --------------------------------------------------------------------------------------
 
 
 def test_the_parameters_make_a_job_also_when_cells_run_again(shown: list[Any]) -> None:
@@ -98,9 +93,6 @@ def test_plain_papermill_fails_with_our_message(tmp_path: Path) -> None:
     assert error["ename"] == "Stop" and len(error["traceback"]) < 5
 
 
-# Records -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(jobs.NO_MEASURING, raising=False)
@@ -108,7 +100,7 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def test_a_record_at_hand_is_not_measured_again(
+def test_a_record_at_hand_is_not_measured_again_nor_is_anything_in_rendering(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     record = synthetic.record("new-4gpu")
@@ -120,6 +112,8 @@ def test_a_record_at_hand_is_not_measured_again(
     assert run is not None and run.startswith("results/local/")
     assert notebook.frames_of(RESULTS_DIRS).runs.loc[run].job == "new-4gpu"
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv(jobs.NO_MEASURING, "1")
+    assert notebook.measure(job_from_mapping(ASKED | {"seed": 9})) is None
 
 
 def test_what_a_measurement_leaves_is_in_the_frames(
@@ -134,25 +128,14 @@ def test_what_a_measurement_leaves_is_in_the_frames(
     assert capfd.readouterr() == ("", "")
 
 
-def test_rendering_never_measures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(jobs.NO_MEASURING, "1")
-    monkeypatch.setattr(jobs, "run_job", None)
-    assert notebook.measure(job_from_mapping(ASKED)) is None
-    assert not (project / "results").exists()
-
-
-def test_a_machine_has_its_own_record_or_none(project: Path) -> None:
+def test_a_machine_has_its_own_record_or_none_and_a_broken_one_stops(project: Path) -> None:
     record = synthetic.record("new-4gpu")
     synthetic.write([record], project / "results")
-    job = job_from_mapping({**record["job"], "scale": "auto"})
-    slug = record["machine"]["slug"]
+    job, slug = job_from_mapping({**record["job"], "scale": "auto"}), record["machine"]["slug"]
     run = notebook.measure(job, machine=slug)
     assert run is not None and Path(run).parts[:2] == ("results", slug)
     with pytest.raises(notebook.Stop, match=f"nowhere(.|\n)*{slug}"):
         notebook.measure(job, machine="nowhere")
-
-
-def test_a_broken_record_stops_the_notebook_with_its_name(project: Path) -> None:
     path = project / "results/some-machine/x.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
@@ -162,25 +145,17 @@ def test_a_broken_record_stops_the_notebook_with_its_name(project: Path) -> None
         notebook.measure(job_from_mapping(ASKED))
 
 
-@pytest.mark.parametrize(
-    ("run", "href"),
-    [
-        ("results/1x-h100/480p-1gpu-swap-605b621cbafb.json", "jobs/1x-h100/480p-1gpu-swap.html"),
-        ("results/local/cpu-2/a-b-605b621cbafb.json", "jobs/cpu-2/a-b.html"),
-        ("results/m/earlier/a-605b621cbafb-2026-11-25T01-02.json", "jobs/m/a.html"),
-        ("results/m/benchmarks/two.json#7800/planned", None),
-    ],
-)
-def test_a_run_has_its_jobs_page(
-    run: str, href: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("run", "href"), [
+    ("results/1x-h100/480p-1gpu-swap-605b621cbafb.json", "jobs/1x-h100/480p-1gpu-swap.html"),
+    ("results/local/cpu-2/a-b-605b621cbafb.json", "jobs/cpu-2/a-b.html"),
+    ("results/m/earlier/a-605b621cbafb-2026-11-25T01-02.json", "jobs/m/a.html"),
+    ("results/m/benchmarks/two.json#7800/planned", None),
+])  # fmt: skip
+def test_a_run_has_its_jobs_page(run: str, href: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PAGE, raising=False)
     assert notebook.page(run) == notebook.page({"run": run}) == href
     monkeypatch.setenv(PAGE, "jobs/m/other.html")
     assert notebook.page(run) == (href and f"../../{href}")
-
-
-# Showing -----------------------------------------------------------------------------------------
 
 
 def test_prose_tables_and_pictures_are_shown(shown: list[dict[str, str]]) -> None:

@@ -1,7 +1,5 @@
 """The notebooks, run whole and rendered: over the committed records, and over made-up ones."""
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path
@@ -13,12 +11,11 @@ from bs4 import BeautifulSoup
 
 from tests import synthetic
 from wanreport.analysis import frames
-from wanreport.analysis.answer import answer, not_measured, quoted
+from wanreport.analysis.compare import answer, quoted, without_record
 from wanreport.jobs.job import field_defaults
 from wanreport.report import render
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 EVIL = "<script>alert(1)</script> **bold** [x](javascript:1)"
 
 
@@ -55,9 +52,6 @@ def first_screen(soup: BeautifulSoup) -> str:
 MEASURED = {"time", "memory", "what-moved", "bits", "what-ran"}
 
 
-# The scripts -------------------------------------------------------------------------------------
-
-
 def test_the_parameters_of_a_jobs_page_are_the_fields_of_a_job_and_whose_record() -> None:
     cells = jupytext.read(ROOT / "notebooks/job.py").cells
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
@@ -68,15 +62,6 @@ def test_the_parameters_of_a_jobs_page_are_the_fields_of_a_job_and_whose_record(
     assert [type(v) for v in found.values()] == [type(v) for v in field_defaults().values()]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_names_its_kernel_and_no_versions_of_tools(script: Path) -> None:
-    header = script.read_text("utf-8").split("# ---")[1]
-    assert "name: python3" in header and "  jupytext_version" not in header
-
-
-# The committed records ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def runs() -> Any:
     """The committed runs of jobs that count."""
@@ -84,13 +69,13 @@ def runs() -> Any:
     return found[(found.source == "job") & found.latest]
 
 
-@pytest.fixture(scope="module")
-def index() -> BeautifulSoup:
-    return page(ROOT, "index", results_dirs=["results"])
-
-
 def test_the_report_runs_whole_on_the_committed_records() -> None:
-    assert len(page(ROOT, "postbenchmark", results_dirs=["results"]).find_all("h1")) == 1
+    soup = page(ROOT, "postbenchmark", results_dirs=["results"])
+    assert len(soup.find_all("h1")) == 1
+    # Predictions are held against later runs of the same job, each of which has its page.
+    (caption,) = [each for each in soup.select("caption") if "predictions" in each.text]
+    links = [str(link["href"]) for link in caption.find_parent("table").select("tbody th a")]
+    assert len(links) >= 14 and all("2gpu" in link or "4gpu" in link for link in links)
 
 
 def test_the_report_needs_no_more_than_the_runs_that_it_compares(tmp_path: Path, runs: Any) -> None:
@@ -106,9 +91,8 @@ def test_the_report_needs_no_more_than_the_runs_that_it_compares(tmp_path: Path,
         page(project(tmp_path / "none", []), "postbenchmark", results_dirs=["results"])
 
 
-def test_the_index_opens_with_answer_picture_and_what_was_not_measured(
-    index: BeautifulSoup,
-) -> None:
+def test_the_index_opens_with_the_answer_and_has_a_row_for_each_committed_job(runs: Any) -> None:
+    index = page(ROOT, "index", results_dirs=["results"])
     names = [child["class"][-1] for child in index.select(".answer, figure.figure, .trust")]
     assert names[:3] == ["answer", "figure", "trust"]
     committed = frames.cached(("results",), ROOT)
@@ -116,12 +100,8 @@ def test_the_index_opens_with_answer_picture_and_what_was_not_measured(
     told = first_screen(index)
     for place in found.place.unique():
         assert quoted(found, place, "layerwise") in told
-    assert not_measured(committed).gpus.iloc[0] in told
-
-
-def test_the_index_has_a_row_for_each_committed_job_and_leads_to_its_page(
-    index: BeautifulSoup, runs: Any
-) -> None:
+    left = without_record(committed.runs).dropna(subset="baseline_job").gpus
+    assert f"{' and '.join(map(str, sorted(set(left))))} GPUs" in told, "what was not measured"
     links = {str(link["href"]) for link in index.select("td a, th a")}
     assert {f"jobs/{row.slug}/{row.job}.html" for row in runs.itertuples()} <= links
 
@@ -153,9 +133,6 @@ def test_a_committed_jobs_page_answers_first(kind: str, runs: Any) -> None:
     if row.engine == "layerwise":
         moved = soup.select(".plot")[4].get_text("|").split("|")
         assert f"{row.h2d_schedule_bytes / row.steps_whole / 1e9:.3g}" in moved
-
-
-# Made-up records ---------------------------------------------------------------------------------
 
 
 def test_a_rehearsal_says_so_first_and_shows_no_times(tmp_path: Path) -> None:

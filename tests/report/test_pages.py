@@ -1,7 +1,5 @@
 """The rendered pages in a real browser: what is looked for, and a planted fault of each kind."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -19,97 +17,7 @@ SHOWN = 6  # problems of one kind listed a page
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 780}
 
-# What each look at a page asks, by name; axe itself is there too.
-LOOKS = """
-const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-// What reaches past the window, unless a box around it scrolls.
-const wide = () => {
-  const limit = document.documentElement.clientWidth;
-  if (document.documentElement.scrollWidth <= limit) return [];
-  const inside = e => { for (let up = e.parentElement; up && up !== document.body;
-    up = up.parentElement) if (getComputedStyle(up).overflowX !== 'visible') return true; };
-  const found = all('*', document.body).filter(e =>
-    e.getBoundingClientRect().right > limit + 0.5 && !inside(e));
-  return found.length ? found.map(e => e.outerHTML.slice(0, 120)) : ['some text'];
-};
-// Boxes of tables that scroll.
-const clipped = () => all('table').filter(table => {
-    const box = table.parentElement;
-    return table.getBoundingClientRect().right > box.getBoundingClientRect().right + 1
-      || box.scrollWidth > box.clientWidth + 1; })
-  .map(table => (table.caption?.innerText || table.innerText).slice(0, 80));
-const cut = () => all('figure .plot').slice(0, 1)
-  .filter(plot => plot.scrollWidth > plot.clientWidth).map(plot => plot.ariaLabel);
-const printed = () => all('details').filter(details =>
-    details.checkVisibility() && !details.lastElementChild.checkVisibility())
-  .map(details => details.innerText.slice(0, 60));
-const unfold = () => all('details').forEach(details => { details.open = true });
-const bright = () => [document.documentElement, document.body]
-  .map(e => getComputedStyle(e).backgroundColor).filter(color => /rgb\\(255/.test(color));
-const outline = () => {
-  const levels = all('h1,h2,h3,h4,h5,h6').map(h => Number(h.tagName[1]));
-  const ids = all('[id]').map(e => e.id), named = new Set();
-  return {
-    headings: levels[0] === 1 && levels.filter(level => level === 1).length === 1
-      && levels.every((level, n) => n === 0 || level <= levels[n - 1] + 1),
-    twice: ids.filter(id => named.size === named.add(id).size),
-    links: all('a[href]').map(a => a.getAttribute('href')),
-    active: all('script, iframe, object, embed, form, base').length,
-  };
-};
-
-// axe is slow in proportion to a page's elements. So of elements with the same colours and type,
-// on all pages, one is marked in each theme; the inside of pictures, code and rows of tables like
-// others go unless marked; and for the contrast, which is the slowest, all that is not marked goes.
-const mark = known => {
-  const seen = new Set(known), fresh = [], grounds = new Map([[null, '']]);
-  const ground = e => {
-    if (!grounds.has(e)) {
-      const style = getComputedStyle(e);
-      grounds.set(e, ground(e.parentElement) + style.backgroundColor + style.opacity);
-    }
-    return grounds.get(e);
-  };
-  for (const e of all('*', document.body)) {
-    if (![...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())) continue;
-    const own = getComputedStyle(e);
-    const look = [own.color, own.fill, own.fontSize, own.fontWeight, ground(e)].join();
-    if (!seen.has(look) && e.checkVisibility()) {
-      seen.add(look); fresh.push(look); e.dataset.look = '';
-    }
-  }
-  return fresh;
-};
-const thin = () => {
-  const kinds = new Set();
-  const drop = e => e.matches('[data-look]') || e.querySelector('[data-look]') || e.remove();
-  all('svg *, .highlight span').forEach(drop);
-  all('tbody tr, li').forEach(e => {
-    const kind = e.outerHTML.replace(/>[^<]+/g, '>x').replace(/="[^"]+"/g, '=x');
-    if (kinds.has(kind)) drop(e); else kinds.add(kind);
-  });
-};
-const prune = () => {
-  const kept = new Set();
-  for (let e of all('[data-look]'))
-    for (; e && !kept.has(e); e = e.parentElement) kept.add(e);
-  all('*', document.body).forEach(e => kept.has(e) || e.remove());
-};
-// Serious and critical violations of accessibility rules; rules of less are not asked.
-const grave = rule => ['serious', 'critical'].includes(rule.impact);
-const others = () => Object.fromEntries(axe._audit.rules
-  .filter(rule => rule.id === 'color-contrast' || !grave(rule))
-  .map(rule => [rule.id, { enabled: false }]));
-const judge = async how => {
-  const found = await axe.run({ resultTypes: ['violations'], ...how });
-  return found.violations.filter(grave).flatMap(rule => rule.nodes.slice(0, 6).map(node =>
-    `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary.slice(0, 200)}`));
-};
-const axed = () => judge({ rules: others() });
-const contrast = () => (prune(), judge({ runOnly: ['color-contrast'] }));
-Object.assign(globalThis, { wide, clipped, cut, printed, unfold, bright, outline, mark, thin, axed,
-  contrast });
-"""
+LOOKS = Path(__file__).with_name("looks.js").read_text("utf-8")
 JUDGED: dict[str, set[str]] = {"dark": set(), "light": set()}
 """What contrast is known to be good: colours and type of elements, on any page so far."""
 
@@ -209,25 +117,7 @@ def test_no_two_pages_have_one_title() -> None:
 
 
 # A page without a fault, and faults that must be found.
-GOOD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Good</title>
-<meta name="viewport" content="width=device-width">
-<style>
-  :root {{ color-scheme: light dark; }}
-  @media (prefers-color-scheme: dark) {{
-    body {{ background: #111; color: #eee; }} a {{ color: #9cf; }}
-  }}
-  .wide {{ overflow-x: auto; }}
-</style></head>
-<body><main><h1>A page</h1><p>Some words, and a <a href="#end">link</a>.</p>
-<div class="wide" tabindex="0"><pre>{long}</pre></div>
-<h2 id="end">The end</h2>
-<img alt="a dot"
-  src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7">
-<!-- fault -->
-</main></body></html>
-""".format(long="x" * 300)
-
+GOOD = Path(__file__).with_name("good.html").read_text("utf-8").replace("LONG", "x" * 300)
 LONG = "y" * 300
 FAULTS = [  # those of one page do not hide one another
     {

@@ -1,7 +1,5 @@
 """Pictures: what is on them, that they hold for few and odd rows, and that they are repeatable."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import Frames, load
+from wanreport.analysis.frames import Frames, cached
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
 from wanreport.words import ratio
@@ -22,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def frames() -> Frames:
-    return load(["results"], ROOT)
+    return cached(("results",), ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +43,6 @@ def costs(*rows: tuple[str, str, float], **columns: Any) -> pd.DataFrame:
 def texts(figure: Figure) -> str:
     found = figure.findobj(match=lambda each: hasattr(each, "get_text"))
     return "|".join(text.get_text() for text in found)
-
-
-def bars(axes: Axes) -> dict[str, float]:
-    """Widths of filled bars by the row that they are on."""
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    return {
-        names[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width()
-        for bar in axes.patches if bar.get_facecolor()[3]
-    }  # fmt: skip
-
-
-def titles(figure: Figure) -> list[str]:
-    return [axes.get_title(loc="left") for axes in figure.axes]
 
 
 def marks(axes: Axes) -> dict[str, float]:
@@ -99,19 +84,22 @@ def test_overhead_says_how_sure_it_is_and_what_is_predicted() -> None:
     assert pytest.approx([-0.4, 1.6]) in spans
 
 
-def test_a_bar_without_a_number_says_so() -> None:
-    (axes,) = (figure := Figure()).subplots(1, 1, squeeze=False).flat
-    df = pd.DataFrame({"name": ["a", "b"], "engine": "stream", "size": [None, 2.0]}, dtype=object)
-    figures.bars(axes, df, df["size"].astype(float), ["nan", "2.0"])
-    assert texts(figure).count("?") == 1 and bars(axes)["b"] == 2
-
-
 def lanes(axes: Axes) -> list[str]:
     return [label.get_text() for label in axes.get_yticklabels()]
 
 
+def cut(frames: Frames, run: str) -> pd.DataFrame:
+    """A few blocks of a run's timeline."""
+    row, times = frames.runs.loc[run], ["start_ms", "end_ms"]
+    events = overlap.timeline(frames, row)
+    start = events.start_ms[(events.lane == "compute") & (events.block == 35)].iloc[0]
+    events = events[(events.start_ms >= start) & (events.end_ms < start + 250)].copy()
+    events[times] -= start
+    return events.assign(engine=row.engine, name=row["name"], branches=1)
+
+
 def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus: Any) -> None:
-    cuts = [overlap.excerpt(frames, two_gpus.run[name]) for name in ("layerwise", "stream")]
+    cuts = [cut(frames, two_gpus.run[name]) for name in ("layerwise", "stream")]
     figure = figures.timelines(*cuts)
     shaded = [sum(same_color(patch.get_facecolor()[:3], figures.CLASH) for patch in axes.patches)
               for axes in figure.axes]  # fmt: skip
@@ -119,25 +107,15 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
     assert {axes.get_xlim() for axes in figure.axes} == {(0, max(c.end_ms.max() for c in cuts))}
     shown = [figures.LANES[lane] for lane in ("compute", "copy", "collective")]
     assert [lanes(axes) for axes in figure.axes] == [shown, shown]
-
-
-def test_timelines_of_one_gpu_of_unpacking_and_of_a_rehearsal(
-    frames: Frames, two_gpus: Any
-) -> None:
+    unpacked = cuts[1][cuts[1].lane == "copy"].assign(lane="unpack")
+    axes = figures.timelines(pd.concat([cuts[1], unpacked])).axes[0]
+    assert lanes(axes) == [*shown[:2], figures.LANES["unpack"], shown[2]]
     shares = overlap.shares(frames)
-    alone = overlap.excerpt(frames, shares.index[shares.gpus == 1][0])
-    assert len(lanes(figures.timelines(alone).axes[0])) == 2, "no lane of collectives"
-    events = overlap.excerpt(frames, two_gpus.run["stream"])
-    axes = figures.timelines(events, timed=False).axes[0]
-    assert axes.get_xlim()[1] == pytest.approx(len(events), abs=2), "in order, not in time"
-    unpacked = events[events.lane == "copy"].assign(lane="unpack")
-    axes = figures.timelines(pd.concat([events, unpacked])).axes[0]
-    assert lanes(axes) == [
-        figures.LANES[each] for each in ("compute", "copy", "unpack", "collective")
-    ]
+    alone = cut(frames, shares.index[shares.gpus == 1][0])
+    assert lanes(figures.timelines(alone).axes[0]) == shown[:2], "no lane of collectives"
 
 
 def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:
-    cut = overlap.excerpt(frames, two_gpus.run["layerwise"])
-    first, second = (inline(figures.timelines(cut)) for _ in range(2))
+    events = cut(frames, two_gpus.run["layerwise"])
+    first, second = (inline(figures.timelines(events)) for _ in range(2))
     assert first == second.replace("n2-", "")  # dashes and clip paths have ids

@@ -1,7 +1,5 @@
 """Colours that everyone can tell apart, on both grounds, and one look for all figures."""
 
-from __future__ import annotations
-
 import re
 from itertools import combinations
 from pathlib import Path
@@ -102,9 +100,6 @@ def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
     assert list(style.MARKERS) == list(style.ENGINES)
     assert len(set(style.MARKERS.values())) == len(style.ENGINES)
     assert style.colour("another") == style.FALLBACK
-
-
-# Figures on a page -------------------------------------------------------------------------------
 
 
 def svg(colour: str = style.INK) -> str:

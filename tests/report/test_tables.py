@@ -1,8 +1,5 @@
 """DataFrames as HTML tables: units, kinds, missing values, links, and text that stays text."""
 
-from __future__ import annotations
-
-import math
 from typing import Any
 
 import numpy as np
@@ -56,31 +53,18 @@ def test_columns_pick_order_and_title() -> None:
         table(df, ["b"], caption="c", links={"b": "d"})
 
 
-@pytest.mark.parametrize(
-    ("name", "unit", "value", "text"),
-    [
-        ("step_s", "s", 4.5071, "4.507"),
-        ("step_ms", "ms", 1226.2, "1,226"),
-        ("peak_bytes", "GB", 60_840_000_000, "60.84"),
-        ("peak_gib", "GiB", 1.344, "1.344"),
-        ("link_gb_s", "GB/s", 54.85, "54.85"),
-        ("sm_mhz", "MHz", 1905.0, "1,905"),
-        ("power_w", "W", 686.29, "686.3"),
-        ("hidden_pct", "%", 50.71, "50.71"),
-        ("celsius", "°C", 63.0, "63"),
-        ("difference_s", "s", 0.2714, "+0.2714"),
-        ("difference_bytes", "GB", -2e9, f"{MINUS}2"),
-        ("overhead", "", 0.0652, f"+6.5{NBSP}%"),
-        ("drift_run", "", -0.0061, f"{MINUS}0.6{NBSP}%"),
-        ("error", "", 0.47, f"+47{NBSP}%"),
-        ("spread", "", 0.038, f"3.8{NBSP}%"),
-        ("hidden_share", "", 0.507, f"50.7{NBSP}%"),
-        ("beside_x", "×", 1.297, "1.297"),
-        ("allowance", "", 0.029, f"±2.9{NBSP}%"),
-        ("tokens", "", 32760, "32,760"),
-        ("step_s", "s", 0.0, "0"),
-    ],
-)
+@pytest.mark.parametrize(("name", "unit", "value", "text"), [
+    ("step_s", "s", 4.5071, "4.507"), ("step_ms", "ms", 1226.2, "1,226"),
+    ("peak_bytes", "GB", 60_840_000_000, "60.84"), ("peak_gib", "GiB", 1.344, "1.344"),
+    ("link_gb_s", "GB/s", 54.85, "54.85"), ("sm_mhz", "MHz", 1905.0, "1,905"),
+    ("power_w", "W", 686.29, "686.3"), ("hidden_pct", "%", 50.71, "50.71"),
+    ("celsius", "°C", 63.0, "63"), ("difference_s", "s", 0.2714, "+0.2714"),
+    ("difference_bytes", "GB", -2e9, f"{MINUS}2"), ("overhead", "", 0.0652, f"+6.5{NBSP}%"),
+    ("drift_run", "", -0.0061, f"{MINUS}0.6{NBSP}%"), ("error", "", 0.47, f"+47{NBSP}%"),
+    ("spread", "", 0.038, f"3.8{NBSP}%"), ("hidden_share", "", 0.507, f"50.7{NBSP}%"),
+    ("beside_x", "×", 1.297, "1.297"), ("allowance", "", 0.029, f"±2.9{NBSP}%"),
+    ("tokens", "", 32760, "32,760"), ("step_s", "s", 0.0, "0"),
+])  # fmt: skip
 def test_the_name_of_a_column_tells_its_unit(name: str, unit: str, value: float, text: str) -> None:
     shown = soup(pd.DataFrame({"first": ["x"], name: [value]}))
     assert one(shown.td).get_text() == text
@@ -172,7 +156,7 @@ def test_words_for_prose() -> None:
     assert share(0.507) == f"50.7{NBSP}%" and share(1.0) == f"100{NBSP}%" and share(None) == "—"
     said = interval(4.5071, 4.492, 4.5214, 24)
     assert said == f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
-    assert interval(4.5071, math.nan, math.nan) == f"4.507{NBSP}s"
+    assert interval(4.5071, float("nan"), float("nan")) == f"4.507{NBSP}s"
 
 
 @pytest.mark.parametrize(

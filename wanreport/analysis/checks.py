@@ -5,8 +5,6 @@ difference of times is claimed by :mod:`wanreport.analysis.stats` or not at all.
 the setup that the baseline asks for, the nearest ones answer, and `setting` says what differs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from wanreport.analysis import compare
-from wanreport.analysis.compare import NEW, OLD, Facts
+from wanreport.analysis.compare import NEW, OLD, WHERE, Facts
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.overlap import shares
 from wanreport.analysis.stats import SAME_CLOCKS, Median, apart, gap_difference
@@ -24,6 +22,9 @@ from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, s
 FOUR, SHARED = "s9.1.new4.gpus", "PCIe path"
 PARTLY, HARDLY = 0.05, 0.01  # hidden of copies' time by an engine that overlaps, and by another
 NOTHING = {"status": "not measured", "runs": [], "machine": "", "setting": "", "measured": ""}
+SAID = {True: "pass", False: "fail", "slower": "pass", "faster": "fail",
+        "no interval": "not measured"}  # fmt: skip
+"""A check's status by whether it passes, or by a claim where "slower" is right."""
 Answers = Iterator[dict[str, Any]]
 
 
@@ -32,6 +33,23 @@ class _Data(NamedTuple):
     facts: Facts
     timed: pd.DataFrame  # jobs
     lanes: pd.DataFrame  # timelines
+
+    def answer(self, status: Any, names: Sequence[str], measured: str, also: str = "",
+               asked: str = FOUR) -> dict[str, Any]:  # fmt: skip
+        """An answer for the last run's machine; `asked` is the fact with the number of GPUs."""
+        runs = self.frames.runs.loc[[*names]]
+        last = runs.iloc[-1]
+        linked = len(runs) > 1 and last.interconnect == "NVLink"  # of one run it does not count
+        path = f"NVLink instead of the {SHARED}" if linked else ""
+        setting = ", ".join(filter(None, [also, compare.differs(self.facts, runs, asked), path]))
+        return {"status": SAID.get(status, status), "machine": last.machine, "measured": measured,
+                "runs": [*names], "setting": setting}  # fmt: skip
+
+    def pairs(self, other: str, ahead: int = 1) -> list[pd.DataFrame]:
+        """Of each machine the new offload's run, and the nearest of another engine or prefetch."""
+        runs = self.timed
+        new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
+        return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -50,28 +68,6 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
         row = {"check": check, "expected": expected, **NOTHING}
         rows += [row | each for each in answers or [{}]]
     return pd.DataFrame(rows)
-
-
-def _answer(data: _Data, status: Any, names: Sequence[str], measured: str, also: str = "",
-            asked: str = FOUR) -> dict[str, Any]:  # fmt: skip
-    """An answer for the last run's machine; `asked` is the fact with the number of GPUs.
-
-    `status` may be a claim, where "slower" is right, or whether it passes.
-    """
-    said = {True: "pass", False: "fail", "slower": "pass", "faster": "fail",
-            "no interval": "not measured"}  # fmt: skip
-    runs = data.frames.runs.loc[[*names]]
-    last = runs.iloc[-1]
-    linked = len(runs) > 1 and last.interconnect == "NVLink"  # of one run it does not count
-    path = f"NVLink instead of the {SHARED}" if linked else ""
-    setting = ", ".join(filter(None, [also, compare.differs(data.facts, runs, asked), path]))
-    return {"status": said.get(status, status), "machine": last.machine, "measured": measured,
-            "runs": [*names], "setting": setting}  # fmt: skip
-
-
-def _last(runs: pd.DataFrame, *first: str) -> Iterator[Any]:
-    """Pick of each machine, number of GPUs and height the last run, in the order of `first`."""
-    yield from runs.sort_values([*first, "started"]).groupby(compare.WHERE).tail(1).itertuples()
 
 
 def _schedule(fact: str, data: _Data) -> Answers:
@@ -93,27 +89,20 @@ def _schedule(fact: str, data: _Data) -> Answers:
     if len(right):
         shown, names = f"{seen} in {counted(len(right), 'run')}", right.index[right == right.all()]
         differs = "" if len(own) else compare.differs(data.facts, chosen, FOUR)
-        yield _answer(data, bool(right.all()), names, shown) | {"machine": "", "setting": differs}
-
-
-def _pairs(data: _Data, other: str, ahead: int = 1) -> list[pd.DataFrame]:
-    """Of each machine the new offload's run, and the nearest one of another engine or prefetch."""
-    runs = data.timed
-    new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
-    return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
+        yield data.answer(bool(right.all()), names, shown) | {"machine": "", "setting": differs}
 
 
 def _compared(other: str, data: _Data) -> Answers:
     deep = int(data.facts.number("s6.2.three.size")) if other == NEW else 1
-    for gap in pd.DataFrame(compare.told(*_pairs(data, other, deep))).itertuples():
+    for gap in pd.DataFrame(compare.told(*data.pairs(other, deep))).itertuples():
         shown = f"{ratio(gap.difference)}, {signed(f'{gap.step_difference_s:+.2f}')} s a step"
         shorter = {"faster": True, "slower": False} if other == NEW else {}
-        yield _answer(data, shorter.get(gap.claim, gap.claim), [gap.run_one, gap.run_two], shown)
+        yield data.answer(shorter.get(gap.claim, gap.claim), [gap.run_one, gap.run_two], shown)
 
 
 def _scaling(old: str, data: _Data) -> Answers:
     wanted = [int(data.facts.number(f"s9.1.new{n}.gpus")) for n in (4, 6)]
-    news, olds = _pairs(data, old)
+    news, olds = data.pairs(old)
     for at, new in news.iterrows():
         alike = (news.workload == new.workload) & (news.gpu_model == new.gpu_model)
         alike &= (news.gpus < new.gpus) & news.interconnect.isin(["", new.interconnect])
@@ -123,29 +112,29 @@ def _scaling(old: str, data: _Data) -> Answers:
             shown = f"{ratio(gap['gap_before'])} on {gpus[0]}, {ratio(gap['gap'])} on {gpus[1]}"
             also = f"{gpus[0]} and {gpus[1]} GPUs instead of {wanted[0]} and {wanted[1]}"
             also += f", which adds collectives ({new.interconnect})" if gpus[0] == 1 else ""
-            yield _answer(data, gap["claim"], [run.run for pair in pairs for run in pair], shown,
-                          also * (gpus != wanted), asked="")  # fmt: skip
+            names = [run.run for pair in pairs for run in pair]
+            yield data.answer(gap["claim"], names, shown, also * (gpus != wanted), asked="")
 
 
 def _spike(old: str, data: _Data) -> Answers:
     steps, runs = data.frames.steps, data.timed[data.timed.latest & data.timed.switch_s.notna()]
     steady = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
     runs = runs[runs.engine == old].assign(low=steady.min(), high=steady.max())
-    for row in _last(runs, "steps_run"):
+    for row in runs.sort_values(["steps_run", "started"]).groupby(WHERE).tail(1).itertuples():
         there = row.switch_step == data.facts.number("s2.switch.new")
         shown = f"{seconds(row.switch_s)}, other steps {seconds(row.low)} to {seconds(row.high)}"
-        spike = there and bool(row.switch_s > row.high * (1 + SAME_CLOCKS))
-        yield _answer(data, spike, [row.run], shown)
+        yield data.answer(there and bool(row.switch_s > row.high * (1 + SAME_CLOCKS)), [row.run],
+                          shown)  # fmt: skip
 
 
 def _pure(data: _Data) -> Answers:
-    runs = compare.plain_jobs(data.frames.runs)
+    runs = compare.plain_jobs(data.frames.runs).query("engine == 'resident' and not rehearsal")
     # The GPU's memory counts, and not the host's.
     oom = (runs.status == "oom") & runs.reason.str.contains("CUDA|OutOfMemoryError")
-    runs = runs.assign(oom=oom)[~runs.rehearsal & (oom | (runs.status == "ok"))]
-    for row in _last(runs[runs.engine == "resident"]):
+    runs = runs.assign(oom=oom)[oom | (runs.status == "ok")]
+    for row in runs.sort_values("started").groupby(WHERE).tail(1).itertuples():
         shown = "out of memory" if row.oom else f"{gibibytes(row.reserved_bytes)} reserved"
-        yield _answer(data, bool(row.oom), [row.run], shown)
+        yield data.answer(bool(row.oom), [row.run], shown)
 
 
 def _overlap(data: _Data) -> Answers:
@@ -156,9 +145,9 @@ def _overlap(data: _Data) -> Answers:
         # The baseline expects something of both, so that one alone can only contradict it.
         status = False if not agree else "not measured" if new.all() else True
         shown = ", ".join(f"{share(row.hidden)} in {row.engine}" for row in here.itertuples())
-        also = "no copies of an old offload noted" * bool(new.all())
         if new.any():
-            yield _answer(data, status, here.run, shown, also)
+            also = "no copies of an old offload noted" * bool(new.all())
+            yield data.answer(status, here.run, shown, also)
 
 
 def _contention(data: _Data) -> Answers:
@@ -168,14 +157,11 @@ def _contention(data: _Data) -> Answers:
         alone = Median(1, here.alone_low, here.alone_high, 1)
         beside = Median(here.beside, here.beside_low, here.beside_high, 1)
         order = {*apart(beside, alone)} - {0}
+        shown = [f"{significant(row.beside, 3)}× in {row.engine}"
+                 + " (copies)" * (row.slowed == "copies") for row in here.itertuples()]  # fmt: skip
         status = "within noise" if len(order) != 1 else order == {1}
-        shown = ", ".join(
-            f"{significant(row.beside, 3)}× in {row.engine}"
-            + " (copies)" * (row.slowed == "copies")
-            for row in here.itertuples()
-        )
         if len(here):
-            yield _answer(data, status, here.run, shown)
+            yield data.answer(status, here.run, ", ".join(shown))
 
 
 CHECKS: dict[str, tuple[str, Callable[[_Data], Answers]]] = {

@@ -1,6 +1,4 @@
-"""Which runs are compared: those that count, pairs of them, and how their setup differs."""
-
-from __future__ import annotations
+"""Which runs are compared: those that count, pairs of them, how their setup differs, the answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +7,10 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import Runs, difference, gap_difference
+from wanreport.analysis.stats import Runs, difference
+from wanreport.jobs.job import load_job
+from wanreport.records.project import project_root
+from wanreport.words import counted, ratio
 
 Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the document says, by name
 NEW, OLD = "layerwise", ("fsdp", "swap")
@@ -52,9 +53,6 @@ def headline(frames: Frames) -> pd.DataFrame:
     return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
-# Pairs of runs -----------------------------------------------------------------------------------
-
-
 def told(one: Runs, two: Runs) -> dict[str, Any]:
     """Compare two runs' steps (:func:`difference`), with the larger drift known of both."""
     return {
@@ -63,21 +61,6 @@ def told(one: Runs, two: Runs) -> dict[str, Any]:
         **{key: one[key] for key in (*WHERE, "work")},
         "run_one": one["run"], "run_two": two["run"],
     }  # fmt: skip
-
-
-def gaps(runs: pd.DataFrame, ones: pd.Series, others: pd.Series, own: pd.Series) -> pd.DataFrame:
-    """Tabulate what is :func:`told` of pairs; where `own`, of overheads over their residents."""
-    pair = aligned(runs, ones, others)
-    table = pd.DataFrame(told(*pair)).reindex(columns=[*told(*pair), "gap", "gap_before"])
-    over = [(each[own], *aligned(runs, each.reference[own])) for each in pair]
-    wide = gap_difference(*((one, two.set_axis(one.index)) for one, two in over))
-    table.loc[own, [*wide]] = pd.DataFrame(wide)
-    return table
-
-
-def aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
-    """Pick runs by name, in tables with one index."""
-    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def nearest(
@@ -95,7 +78,8 @@ def nearest(
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
-    return aligned(ones, picked.run) + aligned(others, picked.run_two)
+    pairs = ((ones, picked.run), (others, picked.run_two))
+    return [runs.loc[names].reset_index(drop=True) for runs, names in pairs]
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
@@ -105,14 +89,11 @@ def layouts(frames: Frames) -> pd.DataFrame:
     """
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
-    halves, split = [*WHERE, "engine", "frames"], plain.cfg_parallel
-    cfg, ulysses = nearest(plain[split], plain[~split], halves)
+    split = plain.cfg_parallel
+    cfg, ulysses = nearest(plain[split], plain[~split], [*WHERE, "engine", "frames"])
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
              for name in ("step_s", "overhead")}  # fmt: skip
     return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})
-
-
-# The setup that was asked for --------------------------------------------------------------------
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
@@ -132,3 +113,57 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
     said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
+
+
+def answer(frames: Frames) -> pd.DataFrame:
+    """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
+
+    For each `place` (:func:`places`), number of `gpus`, `height` and `engine`
+    the row of the machine with the largest overhead; `least` and `most` of all `machines`; and
+    `claim`, "slower" where it is so on any.
+    """
+    cost, keys = headline(frames), ["place", "gpus", "height", "engine"]
+    by = cost.assign(place=places(cost), most=cost.overhead).sort_values("overhead").groupby(keys)
+    return by.tail(1).set_index(keys).sort_index().assign(
+        least=by.overhead.min(),
+        claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
+        machines=by.machine.agg(lambda names: " and ".join(sorted(set(names)))),
+    ).reset_index()  # fmt: skip
+
+
+def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
+    """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs"."""
+    here = found[(found.place == where) & (found.engine == engine)].sort_values("most")
+    size = here.height.map("{}p on ".format) + here.gpus.map(lambda gpus: counted(gpus, "GPU"))
+    few = here.claim == "no interval"
+    said, sure = f"{', '.join(size[few])}: too few steps to tell", here[~few]
+    if sure.empty:
+        return said if len(here) else ""
+    most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.most.max()))))
+    if not (sure.claim == "slower").any():
+        most += ", within noise"
+    elif len(sure) > 1:
+        most += f", the most at {size[sure.index[-1]]}"
+    return most + f" ({said})" * bool(few.any())
+
+
+def claimed(found: pd.DataFrame, engine: str) -> str:
+    """Write where an engine was slower, and where within noise: "slower (PCIe path)"."""
+    sure = found[(found.engine == engine) & (found.claim != "no interval")]
+    slower = (sure.claim == "slower").groupby(sure.place).any()
+    where = {"slower": slower.index[slower], "within noise": slower.index[~slower]}
+    return "; ".join(f"{said} ({', '.join(at)})" for said, at in where.items() if len(at))
+
+
+def without_record(runs: pd.DataFrame) -> pd.DataFrame:
+    """List the params files whose job none of our runs answers.
+
+    `job`, `gpus`, `purpose`, `command`; `baseline_job`, where the baseline asks for it.
+    """
+    root, known = project_root(), set(runs.job_hash[runs.program == ""].dropna())
+    files = sorted((root / "params").glob("*/*.yaml"))
+    rows = [(job.name, job.num_gpus, job.purpose, f"wanreport run {file.relative_to(root)}",
+             job.baseline_job if file.parent.name == "baseline" else None)
+            for file, job in zip(files, map(load_job, files), strict=True)
+            if not known & set(job.hashes())]  # fmt: skip
+    return pd.DataFrame(rows, columns=["job", "gpus", "purpose", "command", "baseline_job"])

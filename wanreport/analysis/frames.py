@@ -26,8 +26,6 @@ say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the 
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -55,8 +53,6 @@ COLUMNS = {
     "counters": (*KEY, "rank", "counter", "measured", "formula"),
     "events": ("run", "lane", "what", "expert", "block", "step", "start_ms", "end_ms", "ms"),
 }  # fmt: skip
-STEP = ["step_s", "step_low_s", "step_high_s", "step_n"]
-OVERHEAD = {f"difference{end}": f"overhead{end}" for end in ("", "_low", "_high")}
 
 
 class Frames(NamedTuple):
@@ -125,9 +121,6 @@ def _frames(rows: Rows) -> Frames:
     return Frames(against_resident(runs), *made[1:])
 
 
-# What follows from several rows ------------------------------------------------------------------
-
-
 def _summed_up(
     runs: pd.DataFrame, steps: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
 ) -> pd.DataFrame:
@@ -135,7 +128,8 @@ def _summed_up(
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])
-    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index, STEP)
+    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index)
+    medians.columns = pd.Index(["step_s", "step_low_s", "step_high_s", "step_n"])
     each = iterations.set_index(["run", "iteration"])
     quiet, job = each[each.kind == "clean"], runs.source == "job"
     moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
@@ -195,7 +189,8 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = found[reference.notna()]
     theirs = runs.loc[found.reference].set_axis(found.index)
     gaps = pd.DataFrame(difference(found, theirs, found.drift), found.index)
-    found = found.join(gaps[[*OVERHEAD, "allowance", "claim"]].rename(columns=OVERHEAD))
+    gaps.columns = gaps.columns.str.replace(r"^difference", "overhead", regex=True)
+    found = found.join(gaps[["overhead", "overhead_low", "overhead_high", "allowance", "claim"]])
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
     found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())

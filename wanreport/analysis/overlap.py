@@ -12,9 +12,8 @@ visit to a block has two all-to-alls of different sizes, in turn, so each is hel
 of those of its own size that run alone. What one GPU notes as collectives is left out.
 """
 
-from __future__ import annotations
-
-import math
+from collections.abc import Iterable
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ import pandas as pd
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import median_interval
 from wanreport.traces.events import Lanes
-
-TIMES = ["start_ms", "end_ms"]
 
 
 def shares(frames: Frames) -> pd.DataFrame:
@@ -41,36 +38,17 @@ def shares(frames: Frames) -> pd.DataFrame:
     runs, rows = frames.full_scale(), dict[str, dict[str, Any]]()
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
     for run, row in runs[runs.run.isin(frames.events.run)].iterrows():
-        events = _timeline(frames, row)
+        events = timeline(frames, row)
         if (events.lane == "compute").any():
             rows[run] = _measure(row, _in_ns(events), links[row.slug])
     rows |= {run: _of_trace(found) for run, found in runs.traced.dropna().items()}
     return runs.loc[list(rows)].join(pd.DataFrame.from_dict(rows, orient="index"))
 
 
-def excerpt(frames: Frames, run: str, blocks: int = 4) -> pd.DataFrame:
-    """Cut consecutive blocks out of the first step's timeline: of all such, those of median length.
-
-    `blocks` are of one branch, so that excerpts of several engines hold equal work. A pass's first
-    block, at which ranks wait, is left out. Times are in milliseconds from the cut.
-    """
-    row = frames.runs.loc[run]
-    events = _timeline(frames, row)
-    visits = events[events.lane == "compute"].sort_values("start_ms")
-    visits = visits[visits.step == visits.step.min()]
-    if visits.empty:
-        return visits
-    passes = max(1, round(len(visits) / row.blocks))
-    number = min(max(1, round(blocks * passes / row.branches)), len(visits))
-    last = visits.shift(1 - number)
-    whole = (visits.block > 0) & (last.block - visits.block == number - 1)
-    spans = visits.assign(end_ms=last.end_ms)[whole if whole.any() else last.end_ms.notna()]
-    lengths = (spans.end_ms - spans.start_ms).sort_values(kind="stable")
-    start, end = spans.loc[lengths.index[(len(spans) - 1) // 2], TIMES]
-    cut = events[(events.end_ms > start) & (events.start_ms < end)].sort_values("start_ms").copy()
-    cut[TIMES] = cut[TIMES].clip(start, end) - start
-    cut = cut.assign(ms=cut.end_ms - cut.start_ms, branches=max(1, row.branches // passes))
-    return cut.assign(**row[["engine", "name", "machine"]]).reset_index(drop=True)
+def timeline(frames: Frames, run: Any) -> pd.DataFrame:
+    """A run's events without releases, which are points in time, and a lone GPU's collectives."""
+    events = frames.events[(frames.events.run == run["run"]) & (frames.events.what != "release")]
+    return events[(events.lane != "collective") | (run["gpus"] > 1)].sort_values("start_ms")
 
 
 def crossings(events: pd.DataFrame) -> np.ndarray:
@@ -81,15 +59,9 @@ def crossings(events: pd.DataFrame) -> np.ndarray:
     return np.asarray(edges.reshape(-1, 2))
 
 
-def _timeline(frames: Frames, row: Any) -> pd.DataFrame:
-    """A run's events without releases, which are points in time, and a lone GPU's collectives."""
-    events = frames.events[(frames.events.run == row.run) & (frames.events.what != "release")]
-    return events[(events.lane != "collective") | (row.gpus > 1)].sort_values("start_ms")
-
-
 def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
     """With times also in whole ns, so that equal ones are equal."""
-    ns = (events[TIMES] * 1e6).round().astype("int64")
+    ns = (events[["start_ms", "end_ms"]] * 1e6).round().astype("int64")
     return events.assign(start_ns=ns.start_ms, end_ns=ns.end_ms)
 
 
@@ -127,39 +99,42 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
     alone = (copied == 0) & (gathered == 0)
     near = (copied > 0) & (copied >= found.ms / 2) & (gathered == 0)
     times = found.ms / size.map(found.ms[alone].groupby(size[alone]).median())
-    beside, lone, several = *map(median_interval, (times[near], times[alone])), row.gpus > 1
-    return {
-        "steps": len(blocks), "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
-        "hidden": hidden / copies if copies else math.nan,
-        "rate_gb_s": loads.gb_s.median(), "rate_n": len(loads),
-        "rate_outside_gb_s": outside.gb_s.median(), "rate_inside_gb_s": left.median(),
-        "inside_n": len(inside),
-        "collectives_s": collectives / 1e3 / len(blocks) if several else math.nan,
-        "collectives_share": collectives / whole if several else math.nan,
-        "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
-        "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
-        "slowed": "all-to-alls",
-    }  # fmt: skip
+    return _row(
+        len(blocks), whole, copies, hidden, collectives if row.gpus > 1 else nan,
+        times[near], times[alone], slowed="all-to-alls", rate_n=len(loads), inside_n=len(inside),
+        rate_gb_s=loads.gb_s.median(), rate_outside_gb_s=outside.gb_s.median(),
+        rate_inside_gb_s=left.median(),
+    )  # fmt: skip
 
 
 def _of_trace(found: dict[str, Any]) -> dict[str, Any]:
     """What a trace tells of the same: of all its copies, as it does not name blocks."""
-    copies, met = found["copies_ns"], found["collectives_ns"]
     # Copies tell of contention where the file does not have the collectives' sizes.
     told = {key: each for key, each in found.get("contention", {}).items() if all(each.values())}
     slowed, times = next(iter(told.items()), ("", {"beside": [], "alone": []}))
-    beside, lone = (median_interval(times[key]) for key in ("beside", "alone"))
+    names = ("span_ns", "copies_ns", "hidden_alone_ns", "collectives_ns")
+    whole, copies, hidden, met = (found[name] / 1e6 for name in names)
+    return _row(
+        found["steps"], whole, copies, hidden, met or nan, times["beside"], times["alone"],
+        slowed=slowed, rate_n=found["copies"], inside_n=found["meeting_n"],
+        rate_gb_s=found["down_bytes"] / found["copies_ns"],
+        rate_outside_gb_s=found["outside_gb_s"], rate_inside_gb_s=found["inside_gb_s"],
+    )  # fmt: skip
+
+
+def _row(
+    steps: int, whole: float, copies: float, hidden: float, collectives: float,
+    beside: Iterable[float], alone: Iterable[float], **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Columns of :func:`shares`, from times in ms and ratios of times."""
+    near, lone = median_interval(beside), median_interval(alone)
     return {
-        "steps": found["steps"], "whole_ms": found["span_ns"] / 1e6, "copies_ms": copies / 1e6,
-        "hidden_ms": found["hidden_alone_ns"] / 1e6, "hidden": found["hidden_alone_ns"] / copies,
-        "rate_gb_s": found["down_bytes"] / copies, "rate_n": found["copies"],
-        "rate_outside_gb_s": found["outside_gb_s"], "rate_inside_gb_s": found["inside_gb_s"],
-        "inside_n": found["meeting_n"],
-        "collectives_s": met / 1e9 / found["steps"] if met and found["steps"] else math.nan,
-        "collectives_share": met / found["span_ns"] if met else math.nan,
-        "beside": beside.median, "beside_low": beside.low, "beside_high": beside.high,
-        "beside_n": beside.n, "alone_low": lone.low, "alone_high": lone.high, "alone_n": lone.n,
-        "slowed": slowed,
+        "steps": steps, "whole_ms": whole, "copies_ms": copies, "hidden_ms": hidden,
+        "hidden": hidden / copies if copies else nan,
+        "collectives_s": collectives / 1e3 / (steps or nan),
+        "collectives_share": collectives / whole, "beside": near.median, "beside_low": near.low,
+        "beside_high": near.high, "beside_n": near.n, "alone_low": lone.low,
+        "alone_high": lone.high, "alone_n": lone.n, **more,
     }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ Two runs tell what a setting costs where they differ in nothing else. Hardly any
 pairs the one with the fewest other settings is taken, and these are listed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from operator import gt, lt
 from typing import Any
@@ -13,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wanreport.analysis.compare import NEW, OLD, aligned, gaps, overhead
+from wanreport.analysis.compare import NEW, OLD, overhead, told
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.stats import SAME_CLOCKS
+from wanreport.analysis.stats import SAME_CLOCKS, gap_difference
 from wanreport.words import NBSP, gigabytes
 
 ASKED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
@@ -40,20 +38,19 @@ USUAL = {"slots": None, "residents": 0, "shard": False, "copy streams": 1, "prio
          "transfer": "bf16"}  # fmt: skip
 """Columns and settings of `stream` in which two runs may differ."""
 WAITS = ["event_waits", "stream_waits", "host_syncs"]
-FOUND = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
 
 
 def pairs(frames: Frames) -> pd.DataFrame:
     """Find for each setting asked about, machine and work the pair that comes closest to telling.
 
     `run_a` has more of what is `changed`, and so the `cause`; `change` are both its values,
-    `together_with` all else that differs; then what :func:`gaps` has of both, of their overheads
-    for :data:`OWN_RESIDENT`. ``effect_s`` is for a step of the full model, `scale` of these steps.
+    `together_with` all else that differs; then what is :func:`told` of both, of their overheads for
+    :data:`OWN_RESIDENT`. ``effect_s`` is for a step of the full model, `scale` of these steps.
     """
     runs = overhead(frames)
     known = _known(frames, runs)
     names = known.index.repeat(len(known)), np.tile(known.index, len(known))
-    (a, b), (mine, theirs) = aligned(runs, *names), aligned(known, *names)
+    (a, b), (mine, theirs) = _aligned(runs, *names), _aligned(known, *names)
     differ, stream, rows = differences(mine, theirs), a.engine == "stream", []
     plain = (a.prefetch.isna() | (a.prefetch == 1)) & ~a.engine.isin(OLD)
     here, both = plain & (a.group == b.group), stream & (b.engine == "stream")
@@ -62,38 +59,44 @@ def pairs(frames: Frames) -> pd.DataFrame:
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
-        told = {"windows": here, "engine": here & ~stream & (a.gpus == 2)}.get(
+        which = {"windows": here, "engine": here & ~stream & (a.gpus == 2)}.get(
             changed, here & ~differ.windows & (~stream if cause else both))  # fmt: skip
-        told = (elsewhere if changed in OWN_RESIDENT else told) & differ[changed]
-        told &= b.engine.isin(OLD) == (changed == "engine")
+        which = (elsewhere if changed in OWN_RESIDENT else which) & differ[changed]
+        which &= b.engine.isin(OLD) == (changed == "engine")
         # Where copies have the link to themselves, no contention goes away.
-        told &= (a.interconnect == "PCIe path") | (changed != "gpus")
-        told &= more(mine[changed], theirs[changed])
+        which &= (a.interconnect == "PCIe path") | (changed != "gpus")
+        which &= more(mine[changed], theirs[changed])
         own = [changed, "interconnect"] if changed == "gpus" else [changed]
-        others = differ[told].drop(columns=own)
-        work = [a.loc[told, key] for key in ("machine", "cfg_parallel", "tokens", "blocks")]
-        for at in others.sum(axis=1).groupby([*work, theirs[told].engine]).idxmin():
+        others = differ[which].drop(columns=own)
+        work = [a.loc[which, key] for key in ("machine", "cfg_parallel", "tokens", "blocks")]
+        for at in others.sum(axis=1).groupby([*work, theirs[which].engine]).idxmin():
             change, *together = (
                 f"{key} {' → '.join(_word(key, each.at[at, key]) for each in (mine, theirs))}"
                 for key in [changed, *others.columns[others.loc[at]]]
             )
             change = change.removeprefix(changed).strip()
             rows.append((cause, changed, a.run[at], b.run[at], change, together))
-    found = pd.DataFrame(rows, columns=FOUND)
-    a, b = aligned(runs, found.run_a, found.run_b)
-    own = found.changed.isin(OWN_RESIDENT)
-    gap, step = gaps(runs, found.run_a, found.run_b, own), a.resident_s.where(own, b.step_s)
+    columns = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
+    found = pd.DataFrame(rows, columns=columns)
+    a, b = _aligned(runs, found.run_a, found.run_b)
+    own, gap = found.changed.isin(OWN_RESIDENT), pd.DataFrame(told(a, b))
+    over = [(each, runs.loc[each.reference].set_axis(each.index)) for each in (a[own], b[own])]
+    wide = pd.DataFrame(gap_difference(*over)).drop(columns=["gap", "gap_before"])
+    gap.loc[own, [*wide]] = wide
+    step = a.resident_s.where(own, b.step_s)
     scale = BLOCKS * BRANCHES / (a.blocks * a.branches).astype(float)
     effects = {f"effect{end}_s": scale * step * gap[f"difference{end}"]
                for end in ("", "_low", "_high")}  # fmt: skip
     found = found.assign(name_a=a["name"], name_b=b["name"], machine_b=b.machine, scale=scale,
                          tokens=a.tokens, source=a.source, **effects).join(gap)  # fmt: skip
-    order = [*ASKED].index
-    return found.sort_values(
-        ["changed", "machine", "work"],
-        ignore_index=True,
-        key=lambda each: each.map(order) if each.name == "changed" else each,
-    )
+    found = found.assign(order=found.changed.map([*ASKED].index))
+    found = found.sort_values(["order", "machine", "work"], ignore_index=True)
+    return found.drop(columns="order")
+
+
+def _aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
+    """Runs by name, in tables with one index."""
+    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def differences(ones: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

@@ -2,26 +2,24 @@
 
 Every way to make a video of 81 frames that fits on the GPUs counts with the seconds of its whole
 schedule, without decoding: as measured on such a machine where it was, else as predicted by
-:mod:`wanreport.analysis.scaling` and the planner, relative to `resident` where that was measured.
-Whatever is within :data:`ALIKE` of the fastest is as fast. Of that goes first what was measured,
-and then the way that needs the least memory.
+:mod:`wanreport.analysis.predictions` and the planner, relative to `resident` where that was
+measured. Whatever is within :data:`ALIKE` of the fastest is as fast. Of that goes first what was
+measured, and then the way that needs the least memory.
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis import scaling
+from wanreport.analysis import predictions as predicted
 from wanreport.analysis.compare import overhead, plain_jobs
 from wanreport.analysis.frames import Frames, load
-from wanreport.analysis.predictions import STREAM_JOB, gather
 from wanreport.analysis.rows import path_of
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import SENT, layerwise_held
@@ -39,7 +37,7 @@ VALUES = ["needs_bytes", "total_s", "step_s", "kind", "rests_on"]
 
 
 def recommend(
-    root: Path, frames: Frames, gpu: str, gpus: int, wire: str, vram_gb: float | None = None
+    frames: Frames, gpu: str, gpus: int, wire: str, vram_gb: float | None = None
 ) -> pd.DataFrame:
     """Choose for a number of GPUs of a model; each has ``vram_gb``, by default the model's memory.
 
@@ -47,15 +45,15 @@ def recommend(
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
     Raises PredictionError where measurements are missing.
     """
-    known, path = gather(root, frames, gpu, gpus + 1, wire), path_of(scaling.INTERCONNECTS[wire])
-    here = frames.runs[frames.runs.gpu_model == gpu]
-    free = USABLE * (here.gpu_memory_bytes.max() if vram_gb is None else vram_gb * 1e9)
-    assumed = f"; {scaling.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
+    known = predicted.gather(frames, gpu, gpus + 1, wire)
+    memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()
+    free = USABLE * (memory if vram_gb is None else vram_gb * 1e9)
+    assumed = f"; {predicted.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
     ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
     table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
-    ran = plain_jobs(overhead(frames), layouts=True)
+    ran, path = plain_jobs(overhead(frames), layouts=True), path_of(predicted.INTERCONNECTS[wire])
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
     ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
     seen = ran.assign(
@@ -72,9 +70,9 @@ def recommend(
     table.loc[seen.index] = seen
     table = table[table.needs_bytes <= free].reset_index()
     as_fast = table.groupby("height").total_s.transform("min") * (1 + ALIKE)
-    table["rank"] = table.total_s.clip(lower=as_fast)
-    table = table.sort_values(["height", "rank", "kind", "needs_bytes"], kind="stable")
-    table = table.drop_duplicates(["height", "cfg", "engine", "transfer"])
+    table = table.assign(rank=table.total_s.clip(lower=as_fast)).sort_values(
+        ["height", "rank", "kind", "needs_bytes"], kind="stable"
+    ).drop_duplicates(["height", "cfg", "engine", "transfer"])  # fmt: skip
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
                True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
@@ -83,30 +81,24 @@ def recommend(
 
 
 def _ways(
-    known: scaling.Known, gpus: int, height: int, cfg: bool, wire: str, free: float
+    known: predicted.Known, gpus: int, height: int, cfg: bool, wire: str, free: float
 ) -> Iterator[tuple[Any, ...]]:
     """Engine, transfer, room in blocks, bytes on the device, seconds of a video and of a step.
 
     `stream` has next to no memory, or all that is free.
     """
     asked = {"num_gpus": gpus, "height": height, "width": SIZES[height], "enable_cfg_parallel": cfg}
-    told = {
-        engine: scaling.predict_job(known, Job(name=engine, engine=engine, **asked), wire)  # type: ignore[arg-type]
-        for engine in ("stream", "resident", "layerwise", "swap", "fsdp")
-    }
+    jobs = [Job.model_validate({"name": engine, "engine": engine, **asked})
+            for engine in ("stream", "resident", "layerwise", "swap", "fsdp")]  # fmt: skip
+    told = {job.name: predicted.predict_job(known, job, wire) for job in jobs}
     inputs = Inputs.of(told["stream"]["inputs"])
-    block, outer, expert = (
-        inputs.block_bytes,
-        inputs.outer_bytes,
-        inputs.blocks * inputs.block_bytes,
-    )
+    block, outer = inputs.block_bytes, inputs.outer_bytes
     each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
             for row in known.of("windows")]  # fmt: skip
     working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)
-    for everything in (False, True):
-        least = float("inf")
+    for budget in (None, (free - working) / 1e9):
+        least = inf
         for transfer in ("bf16", "packed"):
-            budget = (free - working) / 1e9 if everything else None
             blocks = room(budget, block, outer, transfer)
             sent = int(SENT[transfer] * block) if transfer == "packed" else None
             best = candidates(replace(inputs, transfer=transfer, packed_bytes=sent), blocks)[0]
@@ -115,6 +107,7 @@ def _ways(
                 needs = best.predicted.weights_bytes + working
                 yield "stream", transfer, blocks, needs, total, best.predicted.step_s
             least = total * (1 - GAIN)
+    expert = inputs.blocks * block
     held = {"resident": 2 * expert, "swap": expert, "fsdp": 2 * expert / gpus + 2 * block,
             "layerwise": layerwise_held(inputs.blocks, 1, switch=True) * block}  # fmt: skip
     for engine, nbytes in held.items():
@@ -125,24 +118,22 @@ def _ways(
 def run(root: Path, gpus: int, vram_gb: float | None) -> int:
     """Print what to run on each GPU model and interconnect; 1 where any is missing."""
     found, problems = load(RESULTS_DIRS, root), []
-    models = sorted({*found.full_scale().get("gpu_model", ())})
-    if not models:
-        needs = f"on a machine with a GPU run: wanreport measure {STREAM_JOB}"
-        problems.append(f"no record of a job at full scale; {needs}")
-    for gpu, wire in product(models, [*scaling.INTERCONNECTS][: 1 + (gpus > 1)]):
+    models = sorted({*found.full_scale().gpu_model})
+    for gpu, wire in product(models, [*predicted.INTERCONNECTS][: 1 + (gpus > 1)]):
         try:
-            ways = recommend(root, found, gpu, gpus, wire, vram_gb)
-        except scaling.PredictionError as error:
+            ways = recommend(found, gpu, gpus, wire, vram_gb)
+        except predicted.PredictionError as error:
             problems.append(str(error))
             continue
         where = f"{gpus}× {gpu}, {wire}" if gpus > 1 else gpu
         problems += [f"{where}: {height}p: nothing fits; give more GPUs, or more memory of each"
                      for height in SIZES if height not in set(ways.height)]  # fmt: skip
-        if ways.empty:
-            continue
-        shown = ["height", "place", "layout", "engine", "transfer", *VALUES]
-        written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
-        text = ways.to_string(index=False, columns=shown, formatters=written)
-        print(where, text, sep="\n")
+        if len(ways):
+            columns = ["height", "place", "layout", "engine", "transfer", *VALUES]
+            written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
+            print(where, ways[columns].to_string(index=False, formatters=written), sep="\n")
+    if not models:
+        needs = f"on a machine with a GPU run: wanreport measure {predicted.STREAM_JOB}"
+        problems.append(f"no record of a job at full scale; {needs}")
     print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return int(bool(problems))

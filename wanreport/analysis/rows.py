@@ -4,8 +4,6 @@ Rows hold what a file says. What follows from several of them, such as the media
 from the frames (:mod:`wanreport.analysis.frames`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,8 +30,9 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
     split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
-    limit = budget and f"{budget:g} GB budget"
-    setting = _joined(prefetch and f"prefetch {prefetch}", limit, split)
+    setting = _joined(
+        prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split
+    )
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
     alike = [r.software.torch, *map(job.get, WORKLOAD), *(getattr(model, key) for key in MODEL)]
     workload = json.dumps(alike + [split] * bool(split), default=str)
@@ -52,7 +51,8 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "group": f"{r.machine.slug} {gpus} {workload}",
         **_of(r, "job_hash", "status", "reason", "hint", "wall_s", "cold_start_s", "made_from"),
         **_of(model, "tokens", "flow_shift", "boundary_ratio", "block_bytes", "expert_bytes"),
-        **{key: job.get(key) for key in ("baseline_job", "scale", "vram_budget_gb")},
+        **{key: job.get(key) for key in ("baseline_job", "scale", "vram_budget_gb", "dtype")},
+        "model": model.model_dump(),
         # A job that ran out of memory may have no model yet: then what it asked for counts.
         "height": model.height or job.get("height"), "width": model.width or job.get("width"),
         "frames": model.num_frames or job.get("num_frames"), "blocks": model.num_layers,
@@ -66,8 +66,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         # What an imported run's first trace says of its copies.
         "traced": next((trace for trace in r.traces if trace.get("copies_ns")), None),
     }  # fmt: skip
-    roles = {r.schedule.switch_step: "switch", 0: "first"}
-    _add(rows, run, r.machine, r.software, plan, r.iterations, roles, columns)
+    _add(rows, run, r, plan, r.iterations, columns)
     rows["events"] += [{"run": run, **event.model_dump(), "ms": event.end_ms - event.start_ms}
                        for event in r.timeline if event.end_ms is not None]  # fmt: skip
 
@@ -83,10 +82,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             f"{path}: machine.slug is {slug}, and the folder is {folder}'s; move the file to"
             f" {slug}/benchmarks/"
         )
-    links: dict[int, float] = {}  # the slowest rank's, by tokens
-    for row in bench.rows:
-        rates = [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
-        links |= {row.tokens: min(rates)} if rates and row.label == files.FIRST else {}
+    rates = {row.tokens: [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
+             for row in bench.rows if row.label == files.FIRST}  # fmt: skip
     for row in bench.rows:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         engine, again = "stream" if name == "planned" else name, row.label == files.LAST
@@ -97,7 +94,6 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         if name in files.PEERS:
             setting = bench.peers[name].version if name in bench.peers else ""
             shown = f"{'SGLang' if name == 'sglang' else name} {setting}".strip()
-        plan = ranks[0].plan.model_dump() if ranks and ranks[0].plan else None
         digests = {d for rank in ranks for d in (rank.first_output_sha256, rank.output_sha256)}
         step = "a CFG step" if said.branches == 2 else "one branch"
         columns = {
@@ -107,7 +103,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             **_of(said, "blocks", "branches"), "gpus": said.ranks, "compiled": said.compile,
             "work": f"{row.tokens:,} tokens, {said.blocks} blocks, {step}",
             "group": f"{file}#{row.tokens}", **_of(row, "label", "status", "reason", "tokens"),
-            "commit": row.git_sha, "started": row.ended_at, "link_gb_s": links.get(row.tokens),
+            "commit": row.git_sha, "started": row.ended_at,
+            "link_gb_s": min(rates.get(row.tokens, ()), default=None),  # the slowest rank's
             "block_bytes": bench.bytes // said.blocks,
             "settings": vars(row.settings) if row.settings else {},
             "latents": next(iter(digests)) if len(digests) == 1 else None,
@@ -120,16 +117,16 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             h2d_bytes=[] if moved is None else [moved] * len(ranks),
         ) for number, each in enumerate(samples)]  # fmt: skip
         memory = [rank.memory for rank in ranks]
-        pinned = [each.pinned_bytes for each in memory if each.pinned_bytes]
-        if pinned:  # what ranks share of the host's counts once
+        if pinned := [each.pinned_bytes for each in memory if each.pinned_bytes]:
+            # What ranks share of the host's counts once.
             nbytes = sum(pinned) - ranks[0].shared_pinned_bytes * (len(pinned) - 1)
             memory = [each.model_copy(update={"pinned_bytes": nbytes}) for each in memory]
         whole = files.Iteration.model_construct(
             kind="clean", steps=steps, memory=memory, gpu=[rank.gpu for rank in ranks],
             counters=[rank.counters or {} for rank in ranks],
         )  # fmt: skip
-        run = f"{file}#{row.tokens}/{row.label}"
-        _add(rows, run, bench.machine, bench.software, plan, [whole], {}, columns)
+        plan = ranks[0].plan.model_dump() if ranks and ranks[0].plan else None
+        _add(rows, f"{file}#{row.tokens}/{row.label}", bench, plan, [whole], columns)
 
 
 def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
@@ -150,15 +147,16 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
 
 
 def _add(
-    rows: Rows, run: str, machine: files.Machine, software: files.Software, plan: Any,
-    iterations: list[files.Iteration], roles: dict[int | None, str], columns: dict[str, Any],
+    rows: Rows, run: str, file: files.Record | files.Bench, plan: Any,
+    iterations: list[files.Iteration], columns: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Add a run and its iterations; `roles` are those of steps that are not steady ones.
+    """Add a run and its iterations.
 
     A machine's short name is like "2× H100, PCIe path". H100 alone is the SXM board; other boards
     keep the rest of their name. Runs of another program are compared among themselves, as on
     another machine. Of the GPUs counts what the one with the slowest clock read.
     """
+    machine, chosen = file.machine, plan and plan["candidates"][plan["chosen"]]
     path = path_of(machine.interconnect or "") if machine.gpu_count > 1 else ""
     board = (machine.gpu_name or "").removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")
     short = _joined(f"{machine.gpu_count}× {board}", path) if board else machine.class_
@@ -166,25 +164,25 @@ def _add(
         "run": run, "file": run.partition("#")[0], "machine_class": machine.class_,
         "machine": _joined(short or "unknown machine", columns["program"]),
         "slug": machine.slug, "interconnect": path, "gpu_model": machine.gpu_name,
-        "torch": software.torch, "commit": software.git_sha,
-        "planned_step_s": plan and plan["candidates"][plan["chosen"]]["predicted"]["step_s"],
+        "torch": file.software.torch, "commit": file.software.git_sha,
+        "planned_step_s": chosen and chosen["predicted"]["step_s"],
         "plan_inputs": plan and plan.get("inputs"),
         # What only one kind has.
-        **dict.fromkeys(("campaign", "label", "job", "hint"), ""), "traces": 0,
+        **dict.fromkeys(("campaign", "label", "job", "hint", "dtype"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),
         **dict.fromkeys(("latents", "repeats", "latents_off_share", "traced")),
-        **dict.fromkeys(("pageable_rates", "steps_whole")), **columns,
+        **dict.fromkeys(("pageable_rates", "steps_whole", "model")), **columns,
     })  # fmt: skip
     most = max((len(it.steps) for it in iterations), default=0)
+    roles = {columns["switch_step"]: "switch", 0: "first"} if "job" in columns else {}
     for number, it in enumerate(iterations):
-        key = {"run": run, "iteration": number, "kind": it.kind}
-        read: dict[str, Any] = {"boards": ()}
-        gpus = [rank for rank in it.gpu or [None] if rank]
-        if len(gpus) == len(it.gpu or [None]):
-            slowest = min(gpus, key=lambda rank: [getattr(rank, name) for name in GPU])
-            read = {**_of(slowest, *GPU), "boards": tuple(sorted(rank.board for rank in gpus))}
+        key, gpus = {"run": run, "iteration": number, "kind": it.kind}, it.gpu or [None]
+        slowest = min((gpu for gpu in gpus if gpu), key=lambda gpu: [*_of(gpu, *GPU).values()],
+                      default=None) if None not in gpus else None  # fmt: skip
         rows["iterations"].append({
-            **key, **read, **_of(it, "decode_s", "total_s"), "latents": it.latents_sha256,
+            **key, **(_of(slowest, *GPU) if slowest else {}),
+            "boards": tuple(sorted(gpu.board for gpu in gpus if gpu and slowest)),
+            **_of(it, "decode_s", "total_s"), "latents": it.latents_sha256,
             "complete": len(it.steps) == most > 0,
             **{name: _most(getattr(rank, name) for rank in it.memory or [] if rank)
                for name in MEMORY},

@@ -1,7 +1,5 @@
 """Medians with intervals, and the rule for when two runs differ. Needs no pandas."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from statistics import median

@@ -6,8 +6,6 @@ is computed again with the right one; what would then have been printed differen
 it. A number contradicts another only where rounding or cutting off cannot explain it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -16,17 +14,24 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from wanreport.analysis import compare, overlap
+from wanreport.analysis.checks import checks
 from wanreport.analysis.frames import EMPTY, Frames
-from wanreport.baseline import formulas
-from wanreport.baseline.facts import KINDS, SLOT, Check, Fact, Facts, load_checks, load_facts
-from wanreport.baseline.formulas import DERIVED, ID, FactError, Outcome, Quantity, derived
-from wanreport.baseline.measured import answers
+from wanreport.analysis.pairs import pairs
+from wanreport.baseline import facts as data
+from wanreport.baseline.facts import ID, SLOT, Check, Fact, FactError, Facts, Outcome, Quantity
+from wanreport.words import gibibytes, gigabytes, ratio, seconds, share
 
-FOUND = {
-    "holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
-    "contradicts": Outcome.FALSE, "pass": Outcome.HOLDS, "fail": Outcome.FALSE,
-}  # fmt: skip
+SIGNS = {Outcome.HOLDS: "✓", Outcome.FALSE: "✗", Outcome.FALLS: "†", Outcome.ELSEWHERE: "◦",
+         Outcome.OPEN: "…", Outcome.UNKNOWN: ""}  # fmt: skip
+"""The mark behind a fact, by what became of it: exactly one of these, so that counts add up."""
+FOUND = {"holds": Outcome.HOLDS, "misplaced": Outcome.HOLDS, "unknown": Outcome.UNKNOWN,
+         "contradicts": Outcome.FALSE, "pass": Outcome.HOLDS, "fail": Outcome.FALSE}  # fmt: skip
 """By what ``source.json`` or an answer of runs says. A claim may be right in other lines."""
+COLUMNS = ["by", "measured", "machine", "setting", "status", "runs"]
+QUESTIONS = {"engine": 1, "interconnect": 2, "shard": 3, "transfer": 4, "priority": 5,
+             "copy streams": 6, "windows": 7}  # fmt: skip
+"""The open questions (section 10) by the setting in which their pairs of runs differ."""
 
 
 class Verdict(NamedTuple):
@@ -59,15 +64,13 @@ class Ledger(dict[str, Entry]):
 
     def __init__(self, facts: Facts, evidence: dict[str, Any], told: pd.DataFrame) -> None:
         self.facts, self.evidence, self.answers = facts, evidence, told
-        self.compute = partial(formulas.evaluate, lookup=self.lookup)
+        self.compute = partial(data.evaluate, lookup=self.lookup)
         self.text = partial(facts.fill, compute=self.compute)
         self._rests_on = {name: needs for start, needs in evidence["rests_on"].items()
                           for name in facts.below([start])}  # fmt: skip
         self._verdicts: dict[str, list[Verdict]] = {name: [] for name in facts}
-        for fact in facts.values():
-            if fact.how:
-                own = Check(check=fact.check, how=fact.how)
-                self._verdicts[fact.id] += self._judged(fact, own)
+        self._judge(Check(fact=[fact.id], check=fact.check, how=fact.how)
+                    for fact in facts.values() if fact.how)  # fmt: skip
         for cited in evidence["source"]["citations"]:
             quotes = [f"{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
                       for quote in cited["quotes"]]  # fmt: skip
@@ -75,11 +78,14 @@ class Ledger(dict[str, Entry]):
             verdict = Verdict("source", FOUND[cited["outcome"]], working)
             self._verdicts[facts[cited["fact"]].id].append(verdict)
         # What others repeat comes before them; what runs say does not count there.
-        for check in sorted(evidence["checks"], key=lambda c: (c.by is not None, bool(c.repeats))):
-            for name in facts.below(check.fact):
-                self._verdicts[name] += self._judged(facts[name], check)
+        self._judge(sorted(evidence["checks"], key=lambda c: (c.by is not None, bool(c.repeats))))
         for name in facts:
             self[name]
+
+    def _judge(self, checks: Iterable[Check]) -> None:
+        for check in checks:
+            for name in self.facts.below(check.fact):
+                self._verdicts[name] += self._judged(self.facts[name], check)
 
     def __missing__(self, name: str) -> Entry:
         """Say what follows for a fact from the verdicts on it and on what it rests on."""
@@ -89,12 +95,12 @@ class Ledger(dict[str, Entry]):
                    if entry.outcome == Outcome.FALSE or entry.other}  # fmt: skip
         wrong = [verdict for verdict in verdicts if verdict.outcome == Outcome.FALSE]
         right = min((verdict for verdict in wrong if verdict.value), default=None,
-                    key=lambda verdict: KINDS.index(verdict.check))  # fmt: skip
+                    key=lambda verdict: data.KINDS.index(verdict.check))  # fmt: skip
         other = right.value if right else None
         if follows and not right:
             right_ones = {used: entry.other for used, entry in uses.items()}
-            again = formulas.evaluate(fact.how, lambda id: right_ones.get(id) or self.lookup(id))
-            contradicts = formulas.compare(fact.number, again, fact.bound) == Outcome.FALSE
+            again = data.evaluate(fact.how, lambda id: right_ones.get(id) or self.lookup(id))
+            contradicts = data.compare(fact.number, again, fact.bound) == Outcome.FALSE
             other = again if contradicts else None
         rests_on: list[str] = []
         if not wrong:
@@ -144,10 +150,10 @@ class Ledger(dict[str, Entry]):
             words = f"{why} {steps}{fact.worded(computed.value)}. Formula: {check.how}."
             # No formula says what a measurement should have been.
             other = fact.kind == "measured" or kind in ("arithmetic", "published")
-            outcome = formulas.compare(fact.number, computed, fact.bound)
+            outcome = data.compare(fact.number, computed, fact.bound)
             yield Verdict(kind, outcome, words.strip(), computed, other and check.how != fact.how)
         else:
-            held = [formulas.condition(text, self.compute) for text in check.holds]
+            held = [data.condition(text, self.compute) for text in check.holds]
             if check.repeats:
                 name = self.facts[check.repeats].id
                 held = [(each.outcome, f"See {name}") for each in self._verdicts[name]]
@@ -165,13 +171,22 @@ class Ledger(dict[str, Entry]):
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
-            yield Verdict(
-                "measured", Outcome.OPEN, "No run." + f" To measure: {todo}." * bool(todo)
-            )
+            words = "No run." + f" To measure: {todo}." * bool(todo)
+            yield Verdict("measured", Outcome.OPEN, words)
 
-    def differences(self, folder: Path = DERIVED) -> list[str]:
+    def became(self, name: str) -> tuple[Outcome, str]:
+        """What became of a fact, where rounding does no harm, and what is right instead."""
+        entry = self[name]
+        instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
+        if entry.other:
+            number = self.facts[name].worded(entry.other.value)
+            instead = number if entry.decided else f"or {number}"
+        rounded = entry.outcome == Outcome.ROUNDING
+        return Outcome.HOLDS if rounded else entry.outcome, instead
+
+    def differences(self, folder: Path = data.DERIVED) -> list[str]:
         """How the verdicts differ from the committed ones: one line a fact, none if they agree."""
-        old, new = derived("verdicts", folder)["verdicts"], self.summaries()
+        old, new = data.derived("verdicts", folder)["verdicts"], self.summaries()
         return [f"{name}: committed {old.get(name)!r}, computed {new.get(name)!r}"
                 for name in old | new if old.get(name) != new.get(name)]  # fmt: skip
 
@@ -186,6 +201,86 @@ def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
 
     Raises FactError for data that is damaged, missing or does not fit together.
     """
-    facts = facts or load_facts()
-    evidence = load_checks() | {name: derived(name) for name in ("architecture", "source")}
-    return Ledger(facts, evidence, answers(frames, facts))
+    facts = facts or data.load_facts()
+    files = {name: data.derived(name) for name in ("architecture", "source")}
+    return Ledger(facts, data.load_checks() | files, answers(frames, facts))
+
+
+# What runs say. Rehearsals of our own port tell nothing of SGLang's time, memory or overlap.
+
+
+def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
+    """Collect all that runs say: a row for each question and machine.
+
+    `by` is the name of the question; `measured` the answer in words; `setting` how the runs differ
+    from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
+    is all that was asked for.
+    """
+    real = frames.runs.run[~frames.runs.rehearsal]
+    frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
+    rows = checks(frames, facts).rename(columns={"check": "by"}).to_dict("records")
+    for row in rows:
+        engine = row["by"].partition("-")[2]
+        row["measured"] = f"{engine}: " * bool(engine) + row["measured"]
+    for by, words, *names in _told(frames):
+        runs = frames.runs.loc[names]
+        part = "part of the model" if (runs.source == "bench").any() else ""
+        differs = compare.differs(facts, runs, "" if by[0] == "q" else "s9.1.new4.gpus")
+        setting = ", ".join(filter(None, [part, differs]))
+        rows.append({"by": by, "measured": words, "machine": runs.machine.iloc[0], "runs": names,
+                     "setting": setting, "status": "told"})  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def questions(found: pd.DataFrame) -> pd.DataFrame:
+    """Pick of :func:`pairs` those that answer an open question, with its `number`.
+
+    A length is near what was asked for from 7,800 to 14,040 tokens; windows follow the parts of a
+    block, not the schedule, but between two runs of `stream` they are near it.
+    """
+    found = found.assign(number=found.changed.map(QUESTIONS)).dropna(subset="number")
+    near = found.tokens.between(7_800, 14_040).where(found.number == 2, True)
+    near &= (found.number != 7) | (found.name_a.str[:6] == found.name_b.str[:6])
+    return found[near].astype({"number": int}).sort_values("number", kind="stable")
+
+
+def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
+    """The name of each question that runs answer, the answer in words, and the runs."""
+    found = pairs(frames)
+    for row in found[found.cause != ""].itertuples():
+        beside = f", together with {', '.join(row.together_with)}" if row.together_with else ""
+        words = f"{row.changed} {row.change}: {seconds(row.effect_s, 3)} a step, {row.claim}"
+        yield f"cause-{row.cause}", f"{words} ({row.work}{beside})", row.run_a, row.run_b
+    # What an engine costs a step over resident weights: with NVLink by jobs, if there are any.
+    cost, every = compare.overhead(frames), frames.full_scale()
+    best, job = cost[cost.index.isin(compare.headline(frames).index)], cost.source == "job"
+    linked = cost[(cost.interconnect == "NVLink") & cost.engine.isin(("sglang", "layerwise"))
+                  & cost.overhead.notna()]  # fmt: skip
+    linked = linked[job[linked.index] | ~job[linked.index].any()].assign(by="nvlink")
+    for row in pd.concat([best.assign(by="cost-" + best.engine), linked]).itertuples():
+        where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
+        words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
+        yield row.by, words, row.run, row.reference
+    for row in questions(found).itertuples():
+        words = f"{row.name_a} over {row.name_b}, {row.work}: {ratio(row.difference)}, {row.claim}"
+        yield f"question-{row.number}", words, row.run_a, row.run_b
+    for row in found.query("changed == 'prefetch' and source == 'job'").itertuples():
+        base, deep = every.allocated_bytes[[row.run_a, row.run_b]]
+        yield "prefetch-memory", f"{gigabytes(deep - base, 3)} more allocated", row.run_b, row.run_a
+    # What single jobs say: memory, bytes and times of their copies, the first step.
+    runs = compare.plain_jobs(every)
+    for row in runs[runs.prefetch.fillna(1) == 1].itertuples():
+        words = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
+        yield f"memory-{row.engine}", words, row.run
+        if row.engine == "layerwise":
+            yield "bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row.run
+    for row in overlap.shares(frames).query("engine == 'layerwise'").itertuples():
+        yield "rate", f"{row.rate_gb_s:.1f} GB/s", row.run
+        if row.collectives_share > 0:
+            words = f"all-to-all takes {share(row.collectives_share)} of a step"
+            yield "collectives", words, row.run
+    # Where a process compiles, its first step takes long; later ones are in the runs.
+    first = frames.steps[frames.steps.kind == "warmup"].groupby("run").seconds.first()
+    for row in every[every.compiled & every.run.isin(first.index)].itertuples():
+        times = f"first step {seconds(first[row.run], 3)}, later {seconds(row.step_s, 3)}"
+        yield "first-step", f"{row.name}: {times}", row.run

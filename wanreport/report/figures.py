@@ -2,12 +2,10 @@
 
 An engine has its colour and marker in all of them (:mod:`wanreport.report.style`). What was
 measured is solid, what was predicted is hollow. Values stand beside their marks; captions are the
-notebook's. A picture of one notebook is drawn there, with the helpers at the end.
+notebook's. A picture of one notebook is drawn there.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +43,7 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     every["setup"] = every.machine.str.partition(",")[0] + every.height.map(", {}p".format)
     groups = every.groupby(["place", "setup"], observed=True)
     tall = 0.75 + 0.24 * (groups.ngroups + every.place.nunique())
-    figure, (axes,) = _figure(tall, width=NARROW)
+    axes = (figure := Figure(figsize=(NARROW, tall))).subplots()
     text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
     names: list[str] = []
     for (place, setup), some in groups:
@@ -77,21 +75,19 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
 
 
 @theme("x")
-def timelines(*events: pd.DataFrame, timed: bool = True) -> Figure:
+def timelines(*events: pd.DataFrame) -> Figure:
     """Draw what blocks, copies and all-to-alls did, one excerpt above another on one time axis.
 
-    Columns as of :func:`wanreport.analysis.overlap.excerpt`. Where a copy and an all-to-all run at
-    once, both are shaded. Events of a rehearsal are not `timed`: they are drawn as they began.
+    Columns as of :func:`wanreport.analysis.overlap.timeline`, with times from 0, engine, name and
+    the `branches` of a visit. Where a copy and an all-to-all run at once, both are shaded.
     """
-    if not timed:
-        events = tuple(some.sort_values("start_ms", ignore_index=True) for some in events)
-        events = tuple(e.assign(start_ms=e.index, end_ms=e.index + 0.85) for e in events)
     height = sum(0.3 + 0.45 * some.lane.nunique() for some in events)
-    figure, panels = _figure(0.5 + height, len(events))
+    figure = Figure(figsize=(WIDTH, 0.5 + height))
+    panels = figure.subplots(len(events), 1, sharex="col", squeeze=False).flat
     for axes, some in zip(panels, events, strict=True):
         _lanes(axes, some)
         axes.set_title(some.name.iloc[0])
-        if timed and {"collective", "copy"} <= set(some.lane):
+        if {"collective", "copy"} <= set(some.lane):
             spans, copied = crossings(some), some.ms[some.lane == "copy"].sum()
             for start, end in spans:
                 axes.axvspan(start, end, 0.02, 0.64, facecolor=CLASH, alpha=0.4, linewidth=0)
@@ -102,7 +98,7 @@ def timelines(*events: pd.DataFrame, timed: bool = True) -> Figure:
             axes.axvline(begins["low_noise"], color=INK, linestyle=DASHES)
             axes.annotate("switch", (begins["low_noise"], 1), ha="center", va="bottom",
                           xycoords=("data", "axes fraction"))  # fmt: skip
-    axes.set_xlabel("milliseconds" if timed else "order of events, which is not time")
+    axes.set_xlabel("milliseconds")
     axes.set_xlim(0, max(some.end_ms.max() for some in events))
     return figure
 
@@ -122,29 +118,6 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
             text += ", both branches" if room > 0.3 and row.branches == 2 else ""
             axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
     rows(axes, [LANES[lane] for lane in shown])
-
-
-def _figure(height: float, down: int = 1, *, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height))
-    return figure, list(figure.subplots(down, 1, sharex="col", squeeze=False).flat)
-
-
-# For pictures in a notebook as well ---------------------------------------------------------------
-
-
-def bars(
-    axes: Axes, df: pd.DataFrame, widths: pd.Series, texts: Iterable[str],
-    ends: pd.Series | None = None, **look: Any,
-) -> None:  # fmt: skip
-    """Draw a bar for each row of `df`, with its text where the bar, or what is around it, ends.
-
-    Columns name, engine.
-    """
-    paint = df.engine.map(colour)
-    axes.barh(range(len(df)), widths, 0.6, color=paint, **{"edgecolor": paint, **look})
-    for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
-        beside(axes, np.nan_to_num(end), y, text.replace("nan", "?"))
-    rows(axes, df.name)
 
 
 def rows(axes: Axes, names: Sequence[str]) -> None:

@@ -6,8 +6,6 @@ on records alone: measuring writes to a log and prints nothing, and every run of
 the same bytes.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -29,17 +27,9 @@ from wanreport.records import project
 from wanreport.records.files import FileError
 from wanreport.records.record import EARLIER, RESULTS_DIRS, best_record, read_record
 from wanreport.report import style, tables
-from wanreport.words import gigabytes as gb
-from wanreport.words import interval, plain, ratio, seconds, share
-
-__all__ = [
-    "Stop", "frames_of", "gb", "interval", "md", "measure", "page", "parameters", "plain",
-    "ratio", "seconds", "setup", "share", "show", "table",
-]  # fmt: skip
 
 PAGE = "WANREPORT_PAGE"
 """Set for a notebook that becomes a page: the page's path in its site, for links from it."""
-
 CELLS = "/* What cells show. */"  # from here on a page's style sheet is JupyterLab's too
 READY = "_wanreport_ready"  # set in a notebook whose parameters have been checked
 
@@ -49,9 +39,6 @@ class Stop(Exception):
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()
-
-
-# Parameters --------------------------------------------------------------------------------------
 
 
 def setup(namespace: dict[str, Any]) -> Job:
@@ -105,9 +92,6 @@ def _ready(namespace: dict[str, Any]) -> None:
         display({"text/html": f"<style>\n{lab}{cells}</style>", "text/plain": ""}, raw=True)
 
 
-# Records -----------------------------------------------------------------------------------------
-
-
 def measure(job: Job, machine: str | None = None) -> str | None:
     """Return the run that `job`'s page is about, an index of ``frames.runs``; None without one.
 
@@ -119,10 +103,9 @@ def measure(job: Job, machine: str | None = None) -> str | None:
     root = project.project_root()
     try:
         if machine is not None:
-            every = [file for folder in RESULTS_DIRS for file in (root / folder).glob("*/*.json")]
-            mine = [file for file in every if file.parent.name == machine and file.name[0] != "."]
-            shown = best_record(job, [(file, read_record(file)) for file in mine])
-            if shown is None:
+            every = [file for here in RESULTS_DIRS for file in (root / here).glob("*/[!.]*.json")]
+            mine = [(file, read_record(file)) for file in every if file.parent.name == machine]
+            if (shown := best_record(job, mine)) is None:
                 known = ", ".join(sorted({file.parent.name for file in every})) or "none"
                 raise Stop(f"machine: {machine!r} has no record of {job.name}; these have: {known}")
         else:
@@ -160,13 +143,10 @@ def page(run: Any) -> str | None:
     return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{folder.name}/{job}.html")
 
 
-# Showing -----------------------------------------------------------------------------------------
-
-
 def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:
     """Show Markdown: prose, a page's answer, or how far to trust it.
 
-    What comes from records passes through :func:`plain` first.
+    What comes from records passes through :func:`wanreport.words.plain` first.
     """
     html = f'<div class="{look}">\n\n{text}\n\n</div>' if look else text
     display({"text/markdown": html, "text/plain": text}, raw=True)
@@ -174,8 +154,8 @@ def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:
 
 def table(*args: Any, **options: Any) -> None:
     """Show a DataFrame; the parameters are those of :func:`wanreport.report.tables.table`."""
-    made = tables.table(*args, **options)
-    display({"text/html": made, "text/plain": f"(table: {options['caption']})"}, raw=True)
+    html, text = tables.table(*args, **options), f"(table: {options['caption']})"
+    display({"text/html": html, "text/plain": text}, raw=True)
 
 
 def show(figure: Figure, caption: str) -> None:

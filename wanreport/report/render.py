@@ -8,8 +8,6 @@ records give the same bytes.
 ``python -m wanreport.report.render NOTEBOOK OUT [-p NAME VALUE]...`` makes one page by hand.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import io
@@ -26,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -52,6 +50,7 @@ BOX = r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<
 CELL_TIMEOUT_S = 900.0
 
 _FORK = multiprocessing.get_context("fork")
+_parsed = cache(partial(jupytext.reads, fmt="py:percent"))  # one script makes many pages
 
 
 @dataclass(frozen=True)
@@ -62,27 +61,12 @@ class Page:
     out: Path  # the file to write
     href: str = "index.html"  # its path within the site, for links
     parameters: Mapping[str, Any] = field(default_factory=dict)  # injected into the notebook
-    results: tuple[str, ...] = tuple(map(str, RESULTS_DIRS))  # folders whose records it may show
-    links: tuple[tuple[str, str], ...] = ()  # text and path, for the bar at the top
-    facts: tuple[tuple[str, str], ...] = ()  # names and values, for the footer
-    files: tuple[str, ...] = ()  # what the page was made from, and
+    results: Sequence[str] = tuple(map(str, RESULTS_DIRS))  # folders whose records it may show
+    links: Sequence[tuple[str, str]] = ()  # text and path, for the bar at the top
+    facts: Mapping[str, str] = field(default_factory=dict)  # for the footer
+    files: Sequence[str] = ()  # what the page was made from, and
     inputs: str = ""  # a hash over it all; pages of failed notebooks show none
     repair: str = "wanreport report"  # the command that makes this page again
-
-
-def make_pages(
-    pages: Sequence[Page], cwd: Path, workers: int = 1, timeout_s: float = CELL_TIMEOUT_S
-) -> Iterator[tuple[Page, str, float]]:
-    """Make pages, some at a time; yield each with its problem ("" for none) and its seconds."""
-    matplotlib.use("agg")
-    matplotlib.rcdefaults()  # nobody's own settings count
-    Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
-    with suppress(Stop):  # which is for the notebook to show
-        for count in (1, len(RESULTS_DIRS)):  # the committed records, and all
-            frames_of(RESULTS_DIRS[:count])
-    for page, cells, failure, seconds in execute(pages, cwd, workers, timeout_s):
-        replace_file(page.out, to_html(page, cells, failure))
-        yield page, failure, seconds
 
 
 def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
@@ -91,15 +75,20 @@ def make(page: Page, cwd: Path, timeout_s: float = CELL_TIMEOUT_S) -> str:
     return problem
 
 
-def execute(
+def make_pages(
     pages: Sequence[Page], cwd: Path, workers: int = 1, timeout_s: float = CELL_TIMEOUT_S
-) -> Iterator[tuple[Page, list[Any], str, float]]:
-    """Run the notebooks of pages; yield each with its cells, what failed ("" if nothing), seconds.
+) -> Iterator[tuple[Page, str, float]]:
+    """Make pages, some at a time; yield each with its problem ("" for none) and its seconds.
 
-    A cell may take `timeout_s`; its outputs are texts by MIME type. The last cell of a notebook
-    that failed is the one that did; a file that is not a notebook has none. Notebooks run so read
-    records and measure nothing. If the caller stops before the end, nothing goes on running.
+    A cell may take `timeout_s`. Notebooks run so read records and measure nothing. If the caller
+    stops before the end, nothing goes on running.
     """
+    matplotlib.use("agg")
+    matplotlib.rcdefaults()  # nobody's own settings count
+    Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
+    with suppress(Stop):  # which is for the notebook to show
+        for count in (1, len(RESULTS_DIRS)):  # the committed records, and all
+            frames_of(RESULTS_DIRS[:count])
     todo, busy = list(reversed(pages)), dict[Any, Any]()
     with tempfile.TemporaryDirectory(prefix="wanreport-", ignore_cleanup_errors=True) as folder:
         try:
@@ -109,7 +98,9 @@ def execute(
                     try:
                         cells, shown = _cells(page), Path(folder, str(len(todo)))
                     except Exception as error:  # it is not text, say
-                        yield page, [], f"{page.script.name}: not a script, fix it: {error}", 0.0
+                        problem = f"{page.script.name}: not a script, fix it: {error}"
+                        replace_file(page.out, to_html(page, [], problem))
+                        yield page, problem, 0.0
                         continue
                     sources = [cell.source for cell in _code(cells)]
                     given = (page, sources, cwd, shown, timeout_s)
@@ -119,21 +110,17 @@ def execute(
                 for ended in wait(busy):
                     process, page, cells, shown, begun = busy.pop(ended)
                     _kill(process)
-                    failure = _outcome(cells, shown, process.exitcode, timeout_s)
-                    yield page, cells, failure, time.monotonic() - begun
+                    problem = _outcome(cells, shown, process.exitcode, timeout_s)
+                    replace_file(page.out, to_html(page, cells, problem))
+                    yield page, problem, time.monotonic() - begun
         finally:
             for process, *_ in busy.values():
                 _kill(process)
 
 
-@cache
-def _parsed(script: str) -> list[Any]:
-    return list(jupytext.reads(script, "py:percent").cells)
-
-
 def _cells(page: Page) -> list[Any]:
     """The cells of a script; a page's parameters come after its own, as papermill has it."""
-    cells = deepcopy(_parsed(page.script.read_text("utf-8")))
+    cells = deepcopy(_parsed(page.script.read_text("utf-8")).cells)
     given = "\n".join(f"{name} = {value!r}" for name, value in page.parameters.items())
     code = [cell for cell in cells if cell.cell_type == "code"]
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
@@ -141,7 +128,7 @@ def _cells(page: Page) -> list[Any]:
         tagged[0].source += f"\n\n# Parameters\n{given}"
     elif given and code:
         code[0].source = f"{given}\n{code[0].source}"
-    return cells
+    return list(cells)
 
 
 def _code(cells: Sequence[Any]) -> list[Any]:
@@ -157,7 +144,7 @@ def _kill(process: Any) -> None:
 
 
 def _outcome(cells: list[Any], shown: Path, status: int, timeout_s: float) -> str:
-    """Give cells what they have shown, cut off those that did not run, and say why."""
+    """Give cells what they have shown, as texts by MIME type; cut off the rest, and say why."""
     todo, failure = _code(cells), ""
     with suppress(OSError, EOFError, pickle.UnpicklingError), shown.open("rb") as file:
         while todo and not failure:
@@ -172,13 +159,10 @@ def _outcome(cells: list[Any], shown: Path, status: int, timeout_s: float) -> st
     return f"cell {len(cells)}: {failure or f'Its process ended with {how}.'}"
 
 
-# In the fork -------------------------------------------------------------------------------------
-
-
 def _run_cells(
     page: Page, sources: Sequence[str], cwd: Path, shown: Path, timeout_s: float
 ) -> None:
-    """Run cells until one fails; write the outputs of each, and what failed."""
+    """In the fork: run cells until one fails; write the outputs of each, and what failed."""
     die_with_parent()
     os.setsid()  # Ctrl-C is for the parent, and a kill reaches whatever a cell has started
     tempfile.tempdir = str(shown.parent)  # the parent removes it, even if this process is killed
@@ -207,9 +191,6 @@ def _run_cells(
     os._exit(0)  # whatever a cell has left running
 
 
-# To HTML ------------------------------------------------------------------------------------------
-
-
 def to_html(page: Page, cells: Sequence[Any], failure: str = "") -> str:
     """Write the cells of a notebook that ran as a page."""
     body = rendered("cells.html.j2", cells=_shown(cells), markdown=_markdown, code=_highlighted)
@@ -226,28 +207,24 @@ def to_html(page: Page, cells: Sequence[Any], failure: str = "") -> str:
     )  # fmt: skip
 
 
-def _shown(cells: Sequence[Any]) -> list[tuple[int, Any, list[str]]]:
+def _shown(cells: Sequence[Any]) -> Iterator[tuple[int, Any, list[str]]]:
     """Number the cells to show, each with the code to unfold below it.
 
     The code below a piece of prose unfolds after its last output; where it shows nothing, it joins
     the code of the next that does. Prose tagged "with-output" is left out where its code shows
     nothing.
     """
-    parts: list[list[tuple[int, Any]]] = [[]]
-    for each in enumerate(cells):
-        if each[1].cell_type == "markdown":
-            parts.append([])
-        parts[-1].append(each)
-    found, waiting = [], list[str]()
-    for part in filter(None, parts):
-        shows = any(cell.get("outputs") for _, cell in part)
-        waiting += [cell.source for _, cell in part if cell.cell_type == "code" and cell.source]
-        if shows or "with-output" not in part[0][1].metadata.get("tags", []):
-            found += [(number, cell, list[str]()) for number, cell in part]
-        if shows:
-            found[-1][2].extend(waiting)
-            waiting = []
-    return [*found, (len(cells), {"cell_type": "code"}, waiting)]
+    starts = [at for at, cell in enumerate(cells) if cell.cell_type == "markdown" or at == 0]
+    waiting: list[str] = []
+    for start, end in itertools.pairwise([*starts, len(cells)]):
+        part = cells[start:end]
+        waiting += [cell.source for cell in _code(part)]
+        shows = any(cell.get("outputs") for cell in part)
+        if shows or "with-output" not in part[0].metadata.get("tags", []):
+            for number, cell in enumerate(part, start):
+                yield number, cell, waiting if shows and number == end - 1 else []
+        waiting = [] if shows else waiting
+    yield len(cells), {"cell_type": "code"}, waiting
 
 
 @cache
@@ -272,7 +249,7 @@ def _numbered(body: str) -> tuple[str, list[tuple[int, str, str]]]:
         level, inner = match.groups()
         text = html.unescape(re.sub(r"<[^>]+>", "", inner)).strip()
         stem = re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "section"
-        names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
+        names = (f"{stem}-{count}" if count > 1 else stem for count in itertools.count(1))
         name = next(name for name in names if name not in taken)
         taken.add(name)
         headings.append((int(level), name, text))

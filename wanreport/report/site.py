@@ -5,8 +5,6 @@ page was made from is hashed into the page; it is rendered again only when that 
 site shows the committed records alone, and nothing in it may tell of this machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -26,10 +24,6 @@ from wanreport.report.render import Page, make_pages
 
 REPORTED = Path("params/baseline")  # what a report measures; other jobs have a page once measured
 NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Baseline"}
-LIBRARIES = ("wanreport", "nbconvert", "pandas", "seaborn", "matplotlib")
-
-
-# Which pages there are ---------------------------------------------------------------------------
 
 
 def plan(
@@ -46,8 +40,6 @@ def plan(
     frames.cached.cache_clear()  # what was measured since counts too
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
-    software = {} if published else {"Rendered with": versions}
     scripts = {path.stem: path for path in (root / "notebooks").glob("*.py") if path.is_file()}
     scripts.pop("trace", None)  # a page of anybody's own files, made by hand
     script = scripts.pop("job", None)
@@ -58,11 +50,10 @@ def plan(
         href: str, script: Path, given: Mapping[str, Any], facts: Mapping[str, str],
         files: Sequence[str], repair: str = f"wanreport {make}",
     ) -> Page:  # fmt: skip
-        shown = tuple(dict(facts, **software).items())
-        known = [href, _sha(script), given, data, links, shown, repair, code]
+        known = [href, _sha(script), given, data, links, facts, repair, code]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        return Page(script, root / site / href, href, given, folders, links, shown, tuple(files),
-                    digest, repair)  # fmt: skip
+        return Page(script, root / site / href, href, given, folders, links, facts, files, digest,
+                    repair)  # fmt: skip
 
     commits = ", ".join(sorted({commit[:12] for commit in runs.commit.dropna()}))
     pages = [page(f"{stem}.html", scripts[stem], {"results_dirs": list(folders)},
@@ -79,9 +70,8 @@ def plan(
         facts = {"Record": row.run, "Measured": f"{row.started} on {row.machine_class}"}
         if isinstance(row.commit, str):
             facts["Measured with"] = f"commit {row.commit[:12]}, torch {row.torch}"
-        repair = again.get(row.job, f"wanreport {make}")
-        if row.program:
-            repair = f"wanreport import {row.job} --log FILE --params FILE"
+        imported = f"wanreport import {row.job} --log FILE --params FILE"
+        repair = imported if row.program else again.get(row.job, f"wanreport {make}")
         files = [line for line in data if line.startswith(f"{row.run} ")]
         href = f"jobs/{row.slug}/{row.job}.html"
         pages.append(page(href, script, given | {"machine": row.slug}, facts, files, repair))
@@ -130,9 +120,6 @@ def _head(path: Path) -> str:
     return ""
 
 
-# The whole ---------------------------------------------------------------------------------------
-
-
 def report(
     root: Path, *, only: Sequence[Path] = (), measuring: bool = True, force: bool = False,
     workers: int = 2,
@@ -140,28 +127,27 @@ def report(
     """Bring reports/ up to date and return the exit status.
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
-    `measuring`, jobs without a record stay so. With `force`, pages that are up to date are made
-    again.
-
-    Raises JobError before anything runs, with the problems of all params files, and RecordError if
-    a record cannot be read or written.
+    `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
+    JobError before anything runs, with the problems of all params files, and RecordError if a
+    record cannot be read or written.
     """
-    asked = load_jobs(only, root)
+    asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
     files = sorted((root / "params").rglob("*.yaml"))
     jobs = {**load_jobs(files, root, lenient=bool(only) or not measuring), **asked}
-    failed: list[str] = []
     if measuring:
         wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
         name = only[0].stem if len(only) == 1 else "report"
         log = project.local_results(root) / "logs" / f"{name}.log"
         failed = measure(list(wanted.values()), root, log)
     names = [job.name for job in asked.values()]
-    planned = plan(root, jobs, names)
+    pages = plan(root, jobs, names)
     if not asked:
-        _remove_others(root / "reports", planned)
-    mine = [page for page in planned if not asked or page.parameters.get("name") in names]
-    return _render(root, mine, workers, [page for page in mine if force or is_stale(page)], failed)
+        _remove_others(root / "reports", pages)
+    pages = [page for page in pages if not asked or page.parameters.get("name") in names]
+    return _render(
+        root, pages, workers, [page for page in pages if force or is_stale(page)], failed
+    )
 
 
 def publish(root: Path, workers: int = 2) -> int:
@@ -184,15 +170,13 @@ def _render(
     root: Path, pages: Sequence[Page], workers: int, due: Sequence[Page], failed: Sequence[str] = ()
 ) -> int:
     begun, bad = time.monotonic(), 0
-    if due:
-        say(f"Rendering {len(due)} of {len(pages)} pages")
     for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         what = " ".join(problem.split())[:300] or f"rendered, {seconds:.1f} s"
         say(f"  {within(page.out, root)}: {what}", error=bool(problem))
     said = [f"{len(due)} of {len(pages)} pages rendered" if due else "nothing has changed"]
-    said += [f"{bad} incomplete"] if bad else []
-    said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] if failed else []
+    said += [f"{bad} incomplete"] * bool(bad)
+    said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] * bool(failed)
     first = within(pages[0].out, root) if pages else "no page"
     say(f"{first}: {'; '.join(said)} ({time.monotonic() - begun:.1f} s)")
-    return 1 if bad or failed else 0
+    return int(bool(bad or failed))

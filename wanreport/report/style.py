@@ -5,8 +5,6 @@ readers, but they are never the only cue: a label or a marker says the same. Tex
 more contrast than a colour can have on both grounds, so it is always drawn in :data:`INK`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -19,15 +17,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "template"
-
 LOOK = mpl.rc_params_from_file(TEMPLATE / "figures.mplstyle", use_default_template=False)
-
 INK: str = LOOK["text.color"]
 """The colour of text and axes; on a page it becomes the text colour around the figure."""
-
-FALLBACK = "#77706b"
-"""The colour of an engine that is not listed."""
-
+FALLBACK = "#77706b"  # the colour of an engine that is not listed
 ENGINES = {
     "resident": "#8d929c",  # the reference, so no hue
     "swap": "#7a620b",
@@ -37,14 +30,10 @@ ENGINES = {
     "sglang": "#8739db",  # from here on peers
     "diffusers": "#b23179",
 }
-
 MARKERS = dict(zip(ENGINES, "sD^ovXP", strict=True))
-
-WIDTH = 7.6
-"""Width of a figure in inches: on a page its text then has the size it was given here."""
-
-NARROW = 4.9
-"""Width of a page's first figure, which a phone shows whole with text that can be read."""
+WIDTH = 7.6  # of a figure in inches: on a page its text then has the size it was given here
+NARROW = 4.9  # of a page's first figure, which a phone shows whole with text that can be read
+_SHOWN: Counter[str] = Counter()  # two equal figures of one page need different ids
 
 
 def colour(engine: str) -> str:
@@ -58,9 +47,6 @@ def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
     Decorates a function that draws, or follows ``with``.
     """
     return cast(ContextDecorator, mpl.rc_context({**LOOK, "axes.grid.axis": values}))
-
-
-_SHOWN: Counter[str] = Counter()  # two equal figures of one page need different ids
 
 
 def inline(figure: Figure) -> str:

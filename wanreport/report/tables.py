@@ -4,11 +4,8 @@ A column's unit is the end of its name, as in all frames: ``step_s`` is in secon
 in bytes and shown in GB. All text is escaped.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from numbers import Real
 from statistics import median
 from typing import Any, Literal
@@ -28,6 +25,8 @@ KINDS: dict[str, str] = {
     "predicted": "expected by a model, not observed",
     "quoted": "stated by the source document",
 }
+TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True,
+                        lstrip_blocks=True)  # fmt: skip
 LONG = 48  # characters; a table with longer text is read as cards on a phone
 
 UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
@@ -70,15 +69,9 @@ def table(
     )  # fmt: skip
 
 
-@cache
-def _environment() -> Environment:
-    loader = FileSystemLoader(TEMPLATE)
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-
-
 def rendered(template: str, **values: Any) -> str:
     """Fill one of this room's templates; whatever is not marked as safe there is escaped."""
-    return _environment().get_template(template).render(**values)
+    return TEMPLATES.get_template(template).render(**values)
 
 
 def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> dict[str, Any]:
@@ -105,9 +98,6 @@ def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> di
             for low, high, n in zip(*ends, said, strict=True)
         ]
     return column
-
-
-# Values as text ----------------------------------------------------------------------------------
 
 
 def _parts(name: str) -> tuple[str, str]:

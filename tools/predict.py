@@ -1,0 +1,128 @@
+"""Predicts what jobs take on more GPUs: ``python -m tools.predict [--write] [PARAMS ...]``.
+
+What it writes to ``predictions/`` is made before a run and never changed; what is predicted later
+for other jobs on such a machine goes beside it, with a number at the end of its name.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wanreport.analysis import frames
+from wanreport.analysis.predictions import (
+    ASSUMED,
+    FOLDER,
+    INTERCONNECTS,
+    MACHINE,
+    TOLD,
+    PredictionError,
+    gather,
+    load,
+    predict_job,
+    runs_on,
+)  # fmt: skip
+from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.measure.jobs import load_jobs
+from wanreport.records.files import FileError
+from wanreport.records.project import git_state, project_root
+from wanreport.records.record import RESULTS_DIRS, replace_file
+
+
+def predict(
+    root: Path, found: frames.Frames, jobs: Sequence[Job], gpu: str, interconnect: str
+) -> dict[str, Any]:
+    """Predict jobs on one number of GPUs; return the file's content.
+
+    Raises PredictionError if a job was measured on such a machine, or if measurements are missing.
+    """
+    full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
+    (number,) = {job.num_gpus for job in full}
+    past = runs_on(found.full_scale(), gpu, interconnect).set_index("job_hash").file
+    for job in full:
+        if job.hashes()[0] in past:
+            raise PredictionError(f"{job.name}: was measured already; leave it out")
+    known = gather(found, gpu, number, interconnect)
+    assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
+    return {
+        "schema": 1, "gpu": gpu, "gpus": number, "interconnect": interconnect,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
+        "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
+        "assumed": [ASSUMED[each] for each in assumed],
+        "measured": [row | {"sha256": hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()}
+                     for row in known.measured.to_dict("records")],
+    }  # fmt: skip
+
+
+def write(root: Path, content: Mapping[str, Any]) -> Path:
+    """Write a prediction's file, beside those of other jobs on such a machine.
+
+    Raises PredictionError if one of its jobs was predicted for this machine: that is never changed.
+    """
+    same = [each for each in load(root) if all(each[key] == content[key] for key in MACHINE[:3])]
+    new = {job["job_hash"] for job in content["jobs"].values()}
+    model = re.sub(r"[^a-z0-9]+", "-", content["gpu"].lower()).strip("-")
+    slug = f"{model}-{content['gpus']}gpu-{content['interconnect']}"
+    for name, job in (item for each in same for item in each["jobs"].items()):
+        if job["job_hash"] in new:
+            raise PredictionError(f"{slug}.json: {name} was predicted already; leave it out")
+    path = root / FOLDER / f"{slug}{f'-{len(same) + 1}' if same else ''}.json"
+    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def lines(content: Mapping[str, Any]) -> list[str]:
+    """Write a prediction as lines of text: seconds, bytes, and what it rests on."""
+    jobs = pd.DataFrame.from_dict(content["jobs"], orient="index")[TOLD]
+    return [", ".join(str(content[key]) for key in MACHINE),
+            jobs.to_string(float_format="{:.4g}".format),
+            "from " + ", ".join(dict.fromkeys(row["path"] for row in content["measured"])),
+            *content["assumed"]]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict for each GPU model and interconnect; returns 1 where any failed, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
+    parser.add_argument("params", type=Path, nargs="*", help="default: params/campaign/")
+    parser.add_argument("--gpu", help="GPU model (default: all that have records)")
+    parser.add_argument("--interconnect", choices=[*INTERCONNECTS], help="default: each")
+    parser.add_argument("--write", action="store_true", help="keep it, for good")
+    given, root = parser.parse_args(argv), project_root()
+    files = given.params or sorted((root / "params/campaign").glob("*.yaml"))
+    problems = []
+    try:
+        jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
+        found = frames.load(RESULTS_DIRS, root)
+    except (JobError, FileError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    gpus = {given.gpu} if given.gpu else {*found.full_scale().gpu_model}
+    wires = [given.interconnect] if given.interconnect else [*INTERCONNECTS]
+    asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
+    problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]
+    for model, size, wire in asked:
+        try:
+            these = [job for job in jobs if job.num_gpus == size]
+            content = predict(root, found, these, model, wire)
+            print("\n".join(lines(content)))
+            if given.write:
+                print(f"  written: {write(root, content).relative_to(root)}")
+        except PredictionError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{error.filename}: {error.strerror}")
+            break
+    print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
