@@ -45,8 +45,8 @@ def switch_step(
 def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int]:
     """Indices of the `count` steps (None: all) that a job runs of a schedule, rising.
 
-    The first two, the switch and its neighbours, then in turn the next ones after the switch and
-    after the first, so that steady steps of both experts follow one another as in a whole run.
+    The first two, the switch and its neighbours, then in turn those after the switch and after the
+    first, so that steady steps of both experts follow one another as in a whole run.
     """
     near = [switch, switch - 1, switch + 1] if switch else []
     late = range(switch + 2 if switch else 1, steps)

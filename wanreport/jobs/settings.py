@@ -69,8 +69,8 @@ class StreamSettings:
     def loads(self, blocks: int, passes: Mapping[str, int], iteration: int) -> int:
         """Blocks loaded in one iteration, with so many passes over each expert.
 
-        Those that share a slot are loaded in every pass, all others in an expert's first one,
-        unless they are still there: each expert has its own buffers, or only one ever runs.
+        All but the :meth:`moving` ones come once, unless they are still there: each expert has its
+        own buffers, or only one ever runs.
         """
         runs = [number for number in passes.values() if number]
         arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0
@@ -95,9 +95,9 @@ def layerwise_left(blocks: int, prefetch: int) -> set[int]:
 def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
     """Most blocks, of both experts together, that `layerwise` has on the device at once.
 
-    Of the expert that runs they are the p blocks that are about to run, the p that were requested
-    as the first of these ran, and block 0, unless they go round to it; of the other its first p
-    or, where it ran before (with a ``switch``), what :func:`layerwise_left` says.
+    Of the expert that runs: the p about to run, the p requested as the first of these ran, and
+    block 0, unless they go round to it. Of the other: its first p or, after a ``switch``, what
+    :func:`layerwise_left` says.
     """
     depth = min(max(1, prefetch), blocks)
     running = min(blocks, 2 * depth + (3 * depth <= blocks))

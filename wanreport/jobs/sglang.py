@@ -37,10 +37,7 @@ class SglangResolution:
 def resolve(
     layerwise: bool | None, cpu_offload: bool | None, fsdp: bool, prefetch: float
 ) -> SglangResolution:
-    """Resolve the flags as SGLang does for a Wan video model on an NVIDIA GPU.
-
-    Defaults come first and mutual exclusion last, when some of what it tests for cannot be.
-    """
+    """Resolve the flags as SGLang does for a Wan model on an NVIDIA GPU: exclusions come last."""
     cut = math.floor(prefetch) if prefetch > 1 else prefetch
     layered, offloaded = layerwise is not False, cpu_offload is not False
     rules = {
@@ -113,8 +110,8 @@ _DETECTORS = {"ltx-2": "", "hunyuan": "", "wanpipeline": "Wan-AI/Wan2.1-T2V-1.3B
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
     """The settings that SGLang would take for a name on the hub, or for a checkpoint's folder.
 
-    `index` is what ``model_index.json`` would hold where there is no such folder. Raises
-    ModelPathError if nothing matches, or a folder's index is missing or unusable.
+    Without the folder `index` stands for its ``model_index.json``. Raises ModelPathError if nothing
+    matches, or the index is missing or unusable.
     """
     file = Path(model_path) / "model_index.json"
     try:

@@ -60,11 +60,9 @@ def require_host_memory(
     engine: Engine, layouts: Sequence[weights.Layout], ranks: int, free: int, *,
     rehearsal: bool = False, nodes: int = 1,
 ) -> None:  # fmt: skip
-    """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
+    """Refuse a job whose weights do not fit into the ``free`` bytes that a host had before.
 
-    ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too. Nodes
-    have equal shares.
+    In a rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
     whole = engine.host_bytes(layouts, ranks)
@@ -81,11 +79,10 @@ def require_host_memory(
 
 
 def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[str, Any] | None:
-    """Copy a buffer to and fro, from pinned and from pageable memory, on all ranks of ``group``.
+    """Copy a buffer to and fro, from pinned and from pageable memory; None without a GPU.
 
-    Returns the same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in
-    GB/s of rank 0 alone and of each rank together; and their medians, ``h2d_pinned_gb_s`` alone and
-    ``h2d_pinned_together_gb_s`` of the slowest rank.
+    Every rank returns ``nbytes`` of one copy; ``samples`` in GB/s of rank 0 alone and of each rank
+    together; and their medians: ``*_gb_s`` alone, ``*_together_gb_s`` of the slowest rank.
     """
     if device.type != "cuda":
         return None

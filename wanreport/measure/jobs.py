@@ -25,19 +25,9 @@ from tqdm import tqdm
 from wanreport.jobs.job import Job, JobError, load_job, located, resolve_job
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
+from wanreport.records import record as kept
 from wanreport.records.project import all_records, local_results, project_root
-from wanreport.records.record import (
-    EARLIER,
-    Found,
-    best_record,
-    naming,
-    new_record,
-    read_record,
-    record_path,
-    replace_file,
-    stands,
-    write_record,
-)
+from wanreport.records.record import Found, best_record, naming, replace_file
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -83,8 +73,7 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     """The record that `job`'s page shows: the best at real scale anywhere, else this machine's.
 
-    Another machine's rehearsal stands in only where this machine has no record at all, so that it
-    never hides a failure here.
+    Another machine's rehearsal stands in only where it hides no failure here.
     """
     found = [item for item in found if not item[1].get("source")]  # of other programs
     mine = [(path, record) for path, record in found
@@ -95,8 +84,9 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
 def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
     mine = [item for item in found if item[0].parent.name == here.slug]
-    return [job for job in (resolve_job(job, gpus=here.gpus) for job in jobs)
-            if not best_record(job, [item for item in mine if stands(job, item[1])])]  # fmt: skip
+    resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
+    return [job for job in resolved
+            if not best_record(job, [each for each in mine if kept.stands(job, each[1])])]  # fmt: skip
 
 
 def measure(
@@ -105,8 +95,7 @@ def measure(
 ) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
-    Records go to `results`, by default the folder of runs on this machine. With `again` all are
-    measured, whatever records there are; a run that fails leaves the record that stood there.
+    Records go to `results`, by default those of this machine. With `again` all are measured.
     """
     if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
         return []
@@ -133,30 +122,30 @@ def measure_jobs(
                 tell(f"  {job.name:<24} no time left for it in this run")
                 continue
             path = run_job(job, results, plan_only=plan_only, log=file)
-            done[job.name] = path, (record := read_record(path))
+            done[job.name] = path, (record := kept.read_record(path))
             status, took = record["status"], f"{record['wall_s']:6.1f} s"
             lines = [f"{job.name:<24} {status:<12} {took}  {record['reason']}".rstrip()]
             lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
-            lines += ["The record of an earlier run stays."] * (path.parent.name == EARLIER)
+            lines += ["The record of an earlier run stays."] * (path.parent.name == kept.EARLIER)
             tell("  " + f"\n{'':<27}".join(lines))
     return done
 
 
 def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
-    """Run one resolved job and return its record's path; with ``plan_only`` no more than its plan.
+    """Run one resolved job, or only plan it; returns its record's path.
 
-    ``log`` takes a line an iteration and tracebacks; by default stderr does. Raises RecordError if
-    the record could not be written.
+    ``log``, by default stderr, takes a line an iteration and tracebacks. Raises RecordError if the
+    record could not be written.
     """
     begun, here, stopped = time.perf_counter(), machine.machine(), None
-    record = new_record(
+    record = kept.new_record(
         job,
         # One machine has one class, also for what it runs on its CPU for want of GPUs.
         machine=here | {"device": here["device"] if job.scale == "a14b" else "cpu"},
         software=machine.software(), sglang=asdict(job.sglang()), engine={"name": job.engine},
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    path = record_path(root, here["slug"], job.name, record["job_hash"])
+    path = kept.record_path(root, here["slug"], job.name, record["job_hash"])
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
         try:
@@ -178,7 +167,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
                 record["hint"] = f"{HINTS[record['status']]} ({_keep_logs(out, path)})"
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
-    path = write_record(record, path)
+    path = kept.write_record(record, path)
     if isinstance(stopped, SystemExit):
         raise stopped
     return path
@@ -238,24 +227,25 @@ def _measured(
 
 def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
     """Keep traces beside the record; their paths are relative to the record's folder."""
-    kept = []
-    for source in sorted([*out.glob("traces/rank*.json.gz"), *out.glob("nsys.sqlite")]):
+    found: list[dict[str, Any]] = []
+    for source in (*out.glob("traces/rank*.json.gz"), *out.glob("nsys.sqlite")):
         data, path = source.read_bytes(), f"traces/{record.stem}/{source.name}"
         replace_file(record.parent / path, data)
-        digest = hashlib.sha256(data).hexdigest()
         rank = int(re.sub(r"\D", "", source.name) or 0)  # one export holds all ranks
-        kept.append({"rank": rank, "path": path, "bytes": len(data), "sha256": digest})
-    return sorted(kept, key=lambda trace: trace["rank"])
+        found.append({"rank": rank, "path": path, "bytes": len(data),
+                     "sha256": hashlib.sha256(data).hexdigest()})  # fmt: skip
+    return sorted(found, key=lambda trace: trace["rank"])
 
 
 def _keep_logs(out: Path, record: Path) -> str:
     """Keep the ranks' logs of a failed job beside its record; says where."""
-    folder = record.parent / "logs" / record.stem
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = f"logs/{record.stem}"
+    shutil.rmtree(record.parent / folder, ignore_errors=True)
     for source in out.rglob("*.log"):
         if data := source.read_bytes():
-            replace_file(folder / "-".join(source.relative_to(out).parts[-4:]), data)
-    return f"logs: {folder.relative_to(record.parent)}, beside this record"
+            name = "-".join(source.relative_to(out).parts[-4:])
+            replace_file(record.parent / folder / name, data)
+    return f"logs: {folder}, beside this record"
 
 
 def within(path: Path, root: Path) -> Path:

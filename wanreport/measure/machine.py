@@ -62,8 +62,7 @@ def class_of(
 def machine(device: str = "") -> dict[str, Any]:
     """Describe the machine by hardware and interconnect, never by a host name.
 
-    Its class is the same whatever a job runs on, and how many cores a job got is not part of it.
-    With the `device` ``"cpu"`` no GPU is looked at.
+    Its class has no part in how many cores a job got. With `device` "cpu" no GPU is looked at.
     """
     model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     nccl = {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ}
