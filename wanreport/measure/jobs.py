@@ -83,10 +83,11 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
 
 def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
-    mine = [item for item in found if item[0].parent.name == here.slug]
+    mine = [record for path, record in found if path.parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    return [job for job in resolved
-            if not best_record(job, [each for each in mine if kept.stands(job, each[1])])]  # fmt: skip
+    return [job for job in resolved if not any(
+        record["job_hash"] in job.hashes() and kept.stands(job, record) for record in mine
+    )]  # fmt: skip
 
 
 def measure(

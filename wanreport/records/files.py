@@ -6,6 +6,7 @@ what is older than a key lacks it; whatever else a file has is kept.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -258,6 +259,9 @@ class Bench(_Part):
 
     @model_validator(mode="after")
     def _rows_are_whole(self) -> Self:
+        times = Counter((row.label, row.tokens) for row in self.rows)
+        if twice := [key for key, count in times.items() if count > 1]:
+            raise ValueError(f"rows: {twice} stand there twice")
         for i, row in enumerate(self.rows):
             found, ranks = [len(rank.samples_ms) for rank in row.ranks], self.settings.ranks
             if len({*found}) > 1 or len(found) != ranks * (row.status == "ok"):
