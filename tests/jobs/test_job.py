@@ -76,11 +76,8 @@ def test_papermill_reads_from_a_file_what_we_read(tmp_path):
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path):
-    text = (
-        "name: job\nengine: Swap\nnum_gpus: 4.0\n"
-        '"x\\nimport os": 1\nflow_shift: 1e-3\nheigth: 720\nwidth: 700\nnum_frames: 80\n'
-        "cfg: false\nguidance_scale: 3.0\nname: other\n"
-    )
+    text = 'name: job\nengine: Swap\nnum_gpus: 4.0\n"x\\nimport os": 1\nflow_shift: 1e-3\n'
+    text += "heigth: 720\nwidth: 700\nnum_frames: 80\ncfg: false\nguidance_scale: 3.0\nname: o\n"
     found = problems_of(tmp_path / "job.yaml", text)
     fixes = {
         "engine": "swap", "num_gpus": "integer", r"'x\nimport os'": "", "flow_shift": "number",
@@ -157,11 +154,13 @@ def test_the_fix_for_an_engine_that_sglang_would_not_choose_works(engine, fsdp_a
 
 def test_a_setting_of_another_engine_is_refused():
     assert make(engine="stream", vram_budget_gb=24).sglang().engine == "layerwise"
-    found = problems_with(engine="stream", dit_layerwise_offload=True, use_fsdp_inference=True)
-    assert found.keys() == {"dit_layerwise_offload", "use_fsdp_inference"}
     swap = {"engine": "swap", "dit_layerwise_offload": False}
-    for other in ({"cache_dit": True}, {"dit_offload_prefetch_size": 3}, {"vram_budget_gb": 24}):
-        assert problems_with(**swap, **other).keys() == other.keys()
+    for engine, other in (
+        (swap, {"cache_dit": True}), (swap, {"dit_offload_prefetch_size": 3}),
+        (swap, {"vram_budget_gb": 24}), (swap, {"transfer": "packed"}),
+        ({"engine": "stream"}, {"dit_layerwise_offload": True, "use_fsdp_inference": True}),
+    ):  # fmt: skip
+        assert problems_with(**engine, **other).keys() == other.keys()
 
 
 def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():

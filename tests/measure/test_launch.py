@@ -48,13 +48,12 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(en
         assert iteration["video_sha256"]
     assert record["cold_start_s"] > 0
     assert record["iterations"][1]["steps"][-1]["expert"] == "low_noise"
+    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
     for trace in record["traces"]:
         (file,) = tmp_path.glob(f"*/{trace['path']}")
-        assert file.stat().st_size == trace["bytes"]
         kineto = json.loads(gzip.decompress(file.read_bytes()))
         assert any("ProfilerStep" in event.get("name", "") for event in kineto["traceEvents"])
-        assert "/" not in kineto["traceName"]
-    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
+        assert file.stat().st_size == trace["bytes"] and "/" not in kineto["traceName"]
     wanted = {"compute", "collective", *["copy"] * (engine in ("layerwise", "swap", "stream"))}
     assert wanted <= {event["lane"] for event in record["timeline"]}
     assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
@@ -134,11 +133,11 @@ def test_host_memory_is_asked_for_before_it_is_taken():
 
 
 def test_the_transport_is_read_from_nccls_own_words(tmp_path):
-    (tmp_path / "nccl.17.log").write_text(
-        "host:17:42 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct\n"
-        "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
-        "host:17:42 [0] NCCL INFO Connected all rings\n"
-    )
+    said = [
+        f"host:17:42 [0] NCCL INFO Channel 0{n}/0 : 0[0] -> 1[1] via {way}\n"
+        for n, way in enumerate(("SHM/direct/direct", "P2P/CUMEM", "SHM/direct/direct"))
+    ]
+    (tmp_path / "nccl.17.log").write_text("".join([*said, "host:17:42 [0] NCCL INFO Connected\n"]))
     assert ranks.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
     assert ranks.transport(tmp_path / "nothing") == []
 

@@ -5,6 +5,8 @@ The formula is that of diffusers' ``UniPCMultistepScheduler`` with ``use_flow_si
 ``shift * s / (1 + (shift - 1) * s)``, so that a larger shift spends more steps at high noise.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple
@@ -45,8 +47,8 @@ def switch_step(
 def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int]:
     """Indices of the `count` steps (None: all) that a job runs of a schedule, rising.
 
-    The first two, the switch and its neighbours, then in turn those after the switch and after the
-    first, so that steady steps of both experts follow one another as in a whole run.
+    The first two, the switch and its neighbours, then in turn the next ones after the switch and
+    after the first, so that steady steps of both experts follow one another as in a whole run.
     """
     near = [switch, switch - 1, switch + 1] if switch else []
     late = range(switch + 2 if switch else 1, steps)
