@@ -246,7 +246,7 @@ def _baseline(given: Namespace, _: Path) -> int:
 PARAMS = {"params": {"type": Path, "nargs": "+", "help": "params files (YAML)"}}
 FORCE = {"--force": {"action": "store_true", "help": "render all pages, changed or not"}}
 WORKERS = {"--workers": {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-                         "help": "pages made at a time"}}  # fmt: skip
+                         "help": "pages made, and rehearsals run, at a time"}}  # fmt: skip
 RATE, FILE = {"type": float, "metavar": "GB/S"}, {"type": Path}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (

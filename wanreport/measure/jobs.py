@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -49,6 +49,9 @@ HINTS = {
     "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
     "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
+
+
+Running = Generator[None, None, Path]
 
 
 class Machine(NamedTuple):
@@ -105,12 +108,13 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[
 
 def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
-    minutes: float = math.inf, *, again: bool = False,
+    minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
     Records go to `results`, by default the folder of runs on this machine. With `again` all are
     measured, whatever records there are; a run that fails leaves the record that stood there.
+    Rehearsals, whose times say nothing, may run `at_once`.
     """
     failed: list[str] = []
 
@@ -126,7 +130,12 @@ def measure(
     left = missing(jobs, [] if again else all_records(root), this_machine())
     if left:
         say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
-        done = measure_jobs(left, results or local_results(root), log, tell, minutes)
+        if any(job.scale == "a14b" or job.checkpoint for job in left):
+            at_once = 1
+        if at_once > 1:  # so that none is left alone at the end
+            left.sort(key=lambda job: -job.num_gpus)
+        folder = results or local_results(root)
+        done = measure_jobs(left, folder, log, tell, minutes, at_once=at_once)
         if late := [job.name for job in left if job.name not in done]:
             rest = "name these alone the next time" if again else "run it again"
             say(f"No time left for {', '.join(late)}: {rest}")
@@ -136,9 +145,9 @@ def measure(
 def measure_jobs(
     jobs: Sequence[Job], results: Path, log: Path,
     on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
-    minutes: float = math.inf, *, plan_only: bool = False,
+    minutes: float = math.inf, *, plan_only: bool = False, at_once: int = 1,
 ) -> dict[str, Found]:  # fmt: skip
-    """Measure resolved `jobs` one after another; return each one's record by its name.
+    """Measure resolved `jobs`, `at_once` of them; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
     fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
@@ -147,21 +156,31 @@ def measure_jobs(
     end = time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(log), log.open("w", encoding="utf-8") as file:
-        for job in jobs:
-            if time.monotonic() + job.timeout_s > end:
-                print(f"{job.name}: no time left for it in this run", file=file, flush=True)
-                continue
-            path = run_job(job, results, plan_only=plan_only, log=file)
-            done[job.name] = path, read_record(path)
-            on_record(*done[job.name])
+
+        def begun() -> Iterator[Running]:
+            for job in jobs:
+                if time.monotonic() + job.timeout_s > end:
+                    print(f"{job.name}: no time left for it in this run", file=file, flush=True)
+                    continue
+                yield running(job, results, plan_only=plan_only, log=file)
+
+        for path in ranks.together(begun(), at_once):
+            record = read_record(path)
+            done[record["job"]["name"]] = path, record
+            on_record(path, record)
     return done
 
 
-def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
-    """Run one resolved job and return its record's path; with ``plan_only`` no more than its plan.
+def run_job(job: Job, root: Path, **how: Any) -> Path:
+    """Run one resolved job and return its record's path; `how` are options of :func:`running`."""
+    return next(ranks.together([running(job, root, **how)]))
 
-    ``log`` takes a line an iteration and tracebacks; by default stderr does. Raises RecordError if
-    the record could not be written.
+
+def running(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Running:
+    """Run one resolved job, with ``plan_only`` no more than its plan; returns its record's path.
+
+    Yields while the ranks work. ``log`` takes a line an iteration and tracebacks; by default stderr
+    does. Raises RecordError if the record could not be written.
     """
     started, begun = datetime.now(UTC), time.perf_counter()
     here, stopped = machine.machine(), None
@@ -178,7 +197,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         try:
             with naming(out):
                 placed = located(job, project_root())
-                found = _measured(placed, here["gpu_count"], out, plan_only, log)
+                found = yield from _measured(placed, here["gpu_count"], out, plan_only, log)
         except (Exception, SystemExit) as error:
             found, stopped = ranks.outcome(error), error
             if isinstance(error, Exception) and found["status"] != "unsupported":
@@ -202,7 +221,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 
 def _measured(
     job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
-) -> dict[str, Any]:
+) -> Generator[None, None, dict[str, Any]]:
     """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
     if job.scale == "a14b" and gpus < job.num_gpus:
         raise Unsupported(
@@ -222,7 +241,7 @@ def _measured(
     with progress.bar:
         kind = "cpu" if job.scale == "tiny" and nodes == 1 else "cuda"
         begun = ranks.KINDS[kind](spec, out, job.num_gpus)
-        results, codes = ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
+        results, codes = yield from ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < job.num_gpus:
         return ranks.failure(job.timeout_s, results, codes, progress.last)
