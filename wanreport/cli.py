@@ -47,8 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
     signal.signal(signal.SIGTERM, ours.terminate)
+    root, code = project.project_root(), Path(wanreport.__file__).parent
     try:
-        status = int(given.command(given, project.project_root()))
+        if (own := root / code.name).is_dir() and not own.samefile(code):
+            raise JobError(
+                [f"{root}: this runs the code of {code.parent}; `make report` repairs that"]
+            )
+        status = int(given.command(given, root))
         sys.stdout.flush()  # it would fail after the end, where nobody sees to it
         return status
     except JobError as error:
