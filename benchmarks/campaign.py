@@ -137,7 +137,8 @@ class Campaign:
             deadline = min(time.monotonic() + timeout_s, self.until)
             start = processes.KINDS[self.given.device]
             ranks = start(out / "spec.json", out, count, "benchmarks.rank")
-            results, codes = processes.watch(ranks, out, count, deadline, collect)
+            watching = processes.watch(ranks, out, count, deadline, collect)
+            results, codes = next(processes.together([watching]))
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):

@@ -66,7 +66,7 @@ def test_a_plan_of_nothing_or_of_two_things_says_what_to_give(words, project, ca
 def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
     purpose, project, capsys, monkeypatch
 ):
-    for name in ("run_job", "this_machine"):
+    for name in ("running", "this_machine"):
         monkeypatch.setattr(jobs, name, getattr(stand_in, name))
     monkeypatch.setattr(cli, "this_machine", stand_in.this_machine)
     (project / "params/good.yaml").write_text(f"{GOOD}purpose: {purpose!r}\n")

@@ -53,8 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
     signal.signal(signal.SIGTERM, ours.terminate)
+    root, code = project.project_root(), Path(wanreport.__file__).parent
     try:
-        status = int(given.command(given, project.project_root()))
+        if (own := root / code.name).is_dir() and not own.samefile(code):
+            raise JobError(
+                [f"{root}: this runs the code of {code.parent}; `make report` repairs that"]
+            )
+        status = int(given.command(given, root))
         sys.stdout.flush()  # it would fail after the end, where nobody sees to it
         return status
     except JobError as error:
@@ -241,7 +246,7 @@ PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
 SOME = {"params": FILE | {"nargs": "*", "help": "params files (YAML)"}}
 FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
 WORKERS = {"--workers": {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-                         "help": "pages made at a time"}}  # fmt: skip
+                         "help": "pages made, and rehearsals run, at a time"}}  # fmt: skip
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -37,6 +37,9 @@ HINTS = {
     "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
     "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
+
+
+Running = Generator[None, None, Path]
 
 
 class Machine(NamedTuple):
@@ -92,25 +95,31 @@ def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[
 
 def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
-    minutes: float = math.inf, *, again: bool = False,
+    minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
     Records go to `results`, by default those of this machine. With `again` all are measured.
+    Rehearsals, whose times say nothing, may run `at_once`.
     """
     if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
         return []
     say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
-    done = measure_jobs(left, results or local_results(root), log, minutes, tell=say)
+    if any(job.scale == "a14b" or job.checkpoint for job in left):
+        at_once = 1
+    if at_once > 1:  # so that none is left alone at the end
+        left.sort(key=lambda job: -job.num_gpus)
+    folder = results or local_results(root)
+    done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
     bad = ("failed", "timeout", "non-finite")
     return [name for name, (_, record) in done.items() if record["status"] in bad]
 
 
 def measure_jobs(
     jobs: Sequence[Job], results: Path, log: Path, minutes: float = math.inf, *,
-    tell: Callable[[str], None] = lambda line: None, plan_only: bool = False,
+    tell: Callable[[str], None] = lambda line: None, plan_only: bool = False, at_once: int = 1,
 ) -> dict[str, Found]:  # fmt: skip
-    """Measure resolved `jobs` one after another; return each one's record by its name.
+    """Measure resolved `jobs`, `at_once` of them; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
     fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
@@ -118,25 +127,36 @@ def measure_jobs(
     done, end = dict[str, Found](), time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(log), log.open("w", encoding="utf-8") as file:
-        for job in jobs:
-            if time.monotonic() + job.timeout_s > end:
-                tell(f"  {job.name:<24} no time left for it in this run")
-                continue
-            path = run_job(job, results, plan_only=plan_only, log=file)
-            done[job.name] = path, (record := kept.read_record(path))
-            status, took = record["status"], f"{record['wall_s']:6.1f} s"
-            lines = [f"{job.name:<24} {status:<12} {took}  {record['reason']}".rstrip()]
+
+        def begun() -> Iterator[Running]:
+            for job in jobs:
+                if time.monotonic() + job.timeout_s > end:
+                    tell(f"  {job.name:<24} no time left for it in this run")
+                    continue
+                yield running(job, results, plan_only=plan_only, log=file)
+
+        for path in ranks.together(begun(), at_once):
+            record = kept.read_record(path)
+            name, status = record["job"]["name"], record["status"]
+            done[name] = path, record
+            took = f"{record['wall_s']:6.1f} s"
+            lines = [f"{name:<24} {status:<12} {took}  {record['reason']}".rstrip()]
             lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
             lines += ["The record of an earlier run stays."] * (path.parent.name == kept.EARLIER)
             tell("  " + f"\n{'':<27}".join(lines))
     return done
 
 
-def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
+def run_job(job: Job, root: Path, **how: Any) -> Path:
+    """Run one resolved job and return its record's path; `how` are options of :func:`running`."""
+    return next(ranks.together([running(job, root, **how)]))
+
+
+def running(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Running:
     """Run one resolved job, or only plan it; returns its record's path.
 
-    ``log``, by default stderr, takes a line an iteration and tracebacks. Raises RecordError if the
-    record could not be written.
+    Yields while the ranks work. ``log``, by default stderr, takes a line an iteration and
+    tracebacks. Raises RecordError if the record could not be written.
     """
     begun, here, stopped = time.perf_counter(), machine.machine(), None
     record = kept.new_record(
@@ -152,7 +172,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
         try:
             with naming(out):
                 placed = located(job, project_root())
-                found = _measured(placed, here["gpu_count"], out, plan_only, log)
+                found = yield from _measured(placed, here["gpu_count"], out, plan_only, log)
         except (Exception, SystemExit) as error:
             found, stopped = ranks.outcome(error), error
             if isinstance(error, Exception) and found["status"] != "unsupported":
@@ -176,7 +196,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 
 def _measured(
     job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
-) -> dict[str, Any]:
+) -> Generator[None, None, dict[str, Any]]:
     """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
     nodes, count, tiny = machine.nodes(), job.num_gpus, job.scale == "tiny"
     if not tiny and gpus < count:
@@ -208,7 +228,7 @@ def _measured(
     # None: shown at a terminal only.
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as bar:
         begun = ranks.KINDS["cpu" if tiny and nodes == 1 else "cuda"](spec, out, count)
-        results, codes = ranks.watch(begun, out, count, deadline, follow)
+        results, codes = yield from ranks.watch(begun, out, count, deadline, follow)
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < count:
         return ranks.failure(job.timeout_s, results, codes, said[-1])

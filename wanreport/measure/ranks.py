@@ -20,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -35,6 +36,8 @@ in place of torch's profiler, as both cannot."""
 UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
+T = TypeVar("T")
+POLL = 0.05  # seconds between two looks at ranks
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -168,10 +171,11 @@ def die_with_parent() -> None:
 def watch(
     ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
-) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
+) -> Generator[None, None, tuple[list[dict[str, Any] | None], list[int | None]]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns what each rank left in ``out``, and the exit codes from before any was ended by us.
+    Yields after each look at them. Returns what each rank left in ``out``, and the exit codes from
+    before any was ended by us.
     """
 
     def results() -> list[dict[str, Any] | None]:
@@ -186,10 +190,31 @@ def watch(
                 break
             if any(codes) or any(found and found["status"] != "ok" for found in results()):
                 deadline = min(deadline, time.monotonic() + GRACE)
-            time.sleep(0.05)
+            yield
     finally:
         ranks.kill()
     return results(), codes
+
+
+def together(begun: Iterable[Generator[None, None, T]], at_once: int = 1) -> Iterator[T]:
+    """What each of these returns, as they end, while `at_once` run. A signal ends all of them."""
+    waiting, active = iter(begun), list[Generator[None, None, T]]()
+    try:
+        while active := [*active, *islice(waiting, at_once - len(active))]:
+            for each in list(active):
+                try:
+                    next(each)
+                except StopIteration as ended:
+                    active.remove(each)
+                    yield ended.value
+            time.sleep(POLL)
+    except BaseException as error:
+        for each in active:  # of which one may have ended by it
+            with contextlib.suppress(SystemExit):
+                if isinstance(error, SystemExit):
+                    each.throw(SystemExit(error.code))
+            each.close()
+        raise
 
 
 def transport(out: Path) -> list[str]:
