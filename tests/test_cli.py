@@ -85,7 +85,16 @@ def test_run_makes_record_and_page_and_fails_unless_the_job_is_ok(
 
 
 def test_commands_start_without_what_they_may_not_need():
-    heavy = {"torch", "nbconvert", "papermill", "matplotlib", "IPython", "jupytext", "pandas"}
+    heavy = {
+        "torch",
+        "nbconvert",
+        "papermill",
+        "matplotlib",
+        "IPython",
+        "jupytext",
+        "pandas",
+        "numpy",
+    }
     code = "import sys\nimport wanreport.cli\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not heavy & set(done.stdout.split())
