@@ -241,7 +241,8 @@ def _measured(
     with progress.bar:
         kind = "cpu" if job.scale == "tiny" and nodes == 1 else "cuda"
         begun = ranks.KINDS[kind](spec, out, job.num_gpus)
-        results, codes = yield from ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
+        watching = ranks.watching(begun, out, job.num_gpus, deadline, progress.update)
+        results, codes = yield from watching
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < job.num_gpus:
         return ranks.failure(job.timeout_s, results, codes, progress.last)
