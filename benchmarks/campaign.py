@@ -137,8 +137,7 @@ class Campaign:
             deadline = min(time.monotonic() + timeout_s, self.until)
             start = processes.KINDS[self.given.device]
             ranks = start(out / "spec.json", out, count, "benchmarks.rank")
-            watching = processes.watch(ranks, out, count, deadline, collect)
-            results, codes = next(processes.together([watching]))
+            results, codes = processes.watch(ranks, out, count, deadline, collect)
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):

@@ -121,7 +121,7 @@ PAGES = {"nbconvert", "papermill", "IPython", "jupytext"}
     ("modules", "heavy"),
     [(["records", "traces", "analysis", "baseline", "report", "cli"], MODEL),
      (["measure", "cli", "../benchmarks"], TABLES | {"papermill"}),
-     (["cli"], MODEL | TABLES | PAGES)],
+     (["cli"], MODEL | TABLES | PAGES | {"numpy"})],
     ids=["rendering needs no torch", "measuring needs no pandas", "a command starts at once"],
 )  # fmt: skip
 def test_nothing_is_imported_that_may_not_be_needed(modules, heavy):

@@ -126,6 +126,16 @@ def test_files_of_one_name_from_elsewhere_are_two_jobs(tree, tmp_path):
     assert len(jobs.load_jobs(copied, tree.root)) == 2, "nor does either keep a report from it"
 
 
+def test_a_job_is_put_on_the_fewest_nodes_that_divide_it(tree):
+    nodes = {2: 1, 4: 1, 6: 2, 7: 7, 8: 2, 9: 3, 10: 5}
+    for gpus in nodes:
+        tree.job(f"j{gpus}", gpus)
+    commands = tree.submit("--dry-run", GPUS_PER_NODE="4").stdout.splitlines()[:-1]
+    for (gpus, count), words in zip(nodes.items(), map(shlex.split, commands), strict=True):
+        assert f"--gres=gpu:{gpus // count}" in words and gpus // count <= 4
+        assert ({f"--nodes={count}", f"--ntasks={count}"} <= {*words}) == (count > 1)
+
+
 def test_what_is_queued_is_left_out_and_what_is_refused_queues_nothing(tree):
     files = [tree.job("a", 4), tree.job("tiny", 2, TINY)]
     assert tree.submit(REFUSED="1").returncode != 0 and tree.calls == []

@@ -21,8 +21,6 @@ from textwrap import shorten
 from typing import Any
 
 import wanreport
-from wanreport.baseline import FactError
-from wanreport.baseline.formulas import DERIVED
 from wanreport.jobs.job import Job, JobError, located, model_settings, resolve_job
 from wanreport.jobs.sglang import ModelPathError
 from wanreport.measure import jobs as ours
@@ -65,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         print(*error.problems, "Nothing was run.", sep="\n", file=sys.stderr)
         return 2
-    except (RecordError, FactError) as error:
+    except RecordError as error:
         print(error, file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -221,11 +219,16 @@ def _predict(given: Namespace, root: Path) -> int:
 
 def _baseline(given: Namespace, _: Path) -> int:
     from wanreport.analysis import frames
-    from wanreport.baseline import page
+    from wanreport.baseline import FactError, page
+    from wanreport.baseline.formulas import DERIVED
     from wanreport.baseline.ledger import load_ledger
 
     # Committed records alone: what is committed must not depend on who looks.
-    judged = load_ledger(frames=frames.load(RESULTS_DIRS[:1]))
+    found = frames.load(RESULTS_DIRS[:1])
+    try:
+        judged = load_ledger(frames=found)
+    except FactError as error:
+        raise RecordError(str(error)) from error
     rows = page.rows(judged)
     for row in rows.itertuples():
         print(f"{row.sign or ' '} {row.fact:<44} {shorten(row.printed, 24):<24} {row.instead[:60]}")
@@ -234,9 +237,9 @@ def _baseline(given: Namespace, _: Path) -> int:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         replace_file(DERIVED / "verdicts.json", text)
-    elif found := judged.differences(DERIVED):
+    elif differ := judged.differences(DERIVED):
         accept = "if they are right, run `wanreport baseline check --accept` and commit it"
-        print("", *found, f"{len(found)} differ; {accept}", sep="\n", file=sys.stderr)
+        print("", *differ, f"{len(differ)} differ; {accept}", sep="\n", file=sys.stderr)
         return 1
     return 0
 

@@ -12,7 +12,7 @@ import synthetic
 
 from wanreport import cli
 from wanreport.analysis.frames import Frames
-from wanreport.baseline import FactError, Facts
+from wanreport.baseline import FactError, Facts, formulas
 from wanreport.baseline.facts import CHECKS, KINDS, load_checks
 from wanreport.baseline.formulas import Outcome, compare
 from wanreport.baseline.ledger import Ledger, Verdict, load_ledger
@@ -236,7 +236,7 @@ def test_a_bad_check_is_named(tmp_path: Path, ledger: Ledger, line: str, message
 def test_check_prints_the_ledger_and_what_differs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "DERIVED", project)
+    monkeypatch.setattr(formulas, "DERIVED", project)
     committed = project / "verdicts.json"
     assert cli.main(["baseline", "check", "--accept"]) == 0  # without any record
     capsys.readouterr()

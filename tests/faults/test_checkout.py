@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.scene import ROOT
+from wanreport import __version__
 
 JOB = "params/baseline/new-4gpu.yaml"
 FILES = ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes", ".ci/run", JOB,
@@ -55,7 +56,7 @@ def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made: Path, tmp_p
     assert done.returncode == 2 and f"{made};" in done.stderr and not done.stdout
     run(first, "make", "report", "ARGS=--help")
     first.rename(moved)
-    for root, version in ((copied, "copied"), (moved, "0.1.0")):
+    for root, version in ((copied, "copied"), (moved, __version__)):
         assert run(root, "make", "report", "ARGS=--help").returncode == 0
         done = run(root, ".venv/bin/wanreport", "check", JOB)
         assert done.returncode == 0 and JOB in done.stdout, done.stderr

@@ -157,8 +157,7 @@ def test_torchrun_says_which_rank_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "GRACE", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     begun = ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 2, "killed")
-    watching = ranks.watch(begun, tmp_path, 2, time.monotonic() + 100, lambda: None)
-    results, codes = next(ranks.together([watching]))
+    results, codes = ranks.watch(begun, tmp_path, 2, time.monotonic() + 100, lambda: None)
     found = ranks.failure(100, results, codes, "step 3")
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
 

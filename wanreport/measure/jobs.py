@@ -228,7 +228,7 @@ def _measured(
     # None: shown at a terminal only.
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as bar:
         begun = ranks.KINDS["cpu" if tiny and nodes == 1 else "cuda"](spec, out, count)
-        results, codes = yield from ranks.watch(begun, out, count, deadline, follow)
+        results, codes = yield from ranks.watching(begun, out, count, deadline, follow)
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < count:
         return ranks.failure(job.timeout_s, results, codes, said[-1])

@@ -168,7 +168,12 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def watch(
+def watch(*given: Any) -> Any:
+    """What :func:`watching` returns, once it has."""
+    return next(together([watching(*given)]))
+
+
+def watching(
     ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
 ) -> Generator[None, None, tuple[list[dict[str, Any] | None], list[int | None]]]:  # fmt: skip
