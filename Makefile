@@ -36,8 +36,7 @@ publish: $(READY) ## render the committed records alone, to commit: reports/publ
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-faults: $(READY) ## run what tests a fault and takes longer, and write docs/faults.md
-	@$(BIN)/python -m tests.faults.table
+faults: $(READY) ## run the tests of docs/faults.md that take longer
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 lint: $(READY) ## check style, types and shell scripts
@@ -97,7 +96,18 @@ $(READY): pyproject.toml constraints.txt
 	if [ -n "$$torch" ]; then echo "  1/2 $$torch"; $$pip -c $$pins "$$torch"; fi; \
 	echo "  2/2 wanreport and what it needs"; \
 	$$pip -c $$pins -e '.[dev]'; \
-	touch $@
+	echo '$(CURDIR)' > $@
+
+# Its scripts name its place. Those of a checkout that was moved or copied are told the new one.
+MADE := $(shell cat $(READY) 2>/dev/null)
+ifneq ($(MADE),)
+ifneq ($(MADE),$(CURDIR))
+$(info $(VENV) was made in $(MADE): its scripts now name this folder.)
+$(shell grep -lIF -- '$(MADE)/' $(BIN)/* $(VENV)/pyvenv.cfg | xargs sed -i 's|$(MADE)/|$(CURDIR)/|g'; \
+    sed -i 's|^$(MADE)$$|$(CURDIR)|' $(VENV)/lib/python*/site-packages/*.pth; \
+    echo '$(CURDIR)' > $(READY))
+endif
+endif
 
 # JupyterLab is a third of the download, so only those who open it pay for it. The setting makes a
 # click on a .py file open it as the notebook that it is.

@@ -26,7 +26,8 @@ CHROMIUM = next(
 TOGETHER = {name: name for name in ("baseline", "test_notebooks", "test_pictures", "test_render",
                                    "test_sglang_import")}  # fmt: skip
 # Their jobs are forked from one server, which takes seconds to start.
-TOGETHER |= dict.fromkeys(["test_launch", "test_checkpoint", "test_benchmarks"], "jobs")
+TOGETHER |= dict.fromkeys(["test_jobs", "test_launch", "test_checkpoint", "test_benchmarks"],
+                          "jobs")  # fmt: skip
 """What shares a dear fixture and so runs on one worker, by folder or file."""
 REQUIRE_PAGES = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests import synthetic
 from wanreport.jobs.job import Job, job_hash
-from wanreport.measure.jobs import Machine
+from wanreport.measure.jobs import Machine, Running
 from wanreport.records.record import record_path, write_record
 
 SLUG = synthetic.CPU["slug"]
@@ -22,7 +22,8 @@ def this_machine() -> Machine:
     return Machine(SLUG, 0)
 
 
-def run_job(job: Job, root: Path, **_: Any) -> Path:
+def running(job: Job, root: Path, **_: Any) -> Running:
+    yield
     record = synthetic.record(job.name, engine=job.engine, num_gpus=job.num_gpus)
     record |= {"job": job.model_dump(mode="json"), "job_hash": job_hash(job)}
     path = record_path(root, SLUG, job.name, record["job_hash"])

@@ -1,15 +1,13 @@
 """The batch scripts on a real Slurm of one node, which lives as long as these tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,13 +67,12 @@ dit_cpu_offload: false
 """
 
 
-def port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
 
 
-def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+def until(true, seconds=60.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"
@@ -85,47 +82,44 @@ def until(true: Callable[[], object], seconds: float = 60.0) -> None:
 class Slurm:
     """The daemons in a folder, and a checkout to submit from."""
 
-    def __init__(self, folder: Path) -> None:
-        self.dir, self.root = folder, folder / "checkout"
-        (folder / "state").mkdir()
-        (folder / "spool").mkdir()
-        host = socket.gethostname().split(".")[0]
+    def __init__(self, folder):
+        self.dir, self.root, self.daemons = folder, folder / "checkout", []
+        self.host = socket.gethostname().split(".")[0]
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
         for number in range(8):
             (folder / f"gpu{number}").touch()
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")
-        values = {"host": host, "dir": folder, "ctld": port(), "slurmd": port(),
-                  "cpus": os.cpu_count()}  # fmt: skip
-        (folder / "slurm.conf").write_text(CONF.format(**values))
-        self.host = host
+        values = {"host": self.host, "dir": folder, "ctld": port(), "slurmd": port()}
+        (folder / "slurm.conf").write_text(CONF.format(**values, cpus=os.cpu_count()))
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path,
                     "PYTHONPATH": str(self.root)}  # fmt: skip
-        self.daemons: list[subprocess.Popen[bytes]] = []
         for name in ("slurm", "notebooks", "wanreport", "params/campaign"):
             others = ("logs", "site.sh", "postbenchmark.py", "baseline.py", "__pycache__")
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns(*others))
 
-    def start(self) -> None:
+    def start(self):
         key = self.dir / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         self.dir.chmod(0o755)
-        munge = ["--socket", "munge.socket", "--key-file", "munge.key", "--pid-file", "munge.pid",
-                 "--log-file", "munge.log", "--seed-file", "munge.seed"]  # fmt: skip
-        paths = [word if word.startswith("--") else str(self.dir / word) for word in munge]
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log",
+                 "seed-file": "seed"}  # fmt: skip
+        paths = [f"--{option}={self.dir}/munge.{end}" for option, end in files.items()]
         self._daemon("munged", "--foreground", "--force", *paths)
         until((self.dir / "munge.socket").exists, 10)
         self._daemon("slurmctld", "-D", "-i")
         self._daemon("slurmd", "-D", "-N", self.host)
         until(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout)
 
-    def _daemon(self, *words: str) -> None:
+    def _daemon(self, *words):
         with (self.dir / f"{words[0]}.out").open("w") as log:
             self.daemons.append(
                 subprocess.Popen(words, env=self.env, stdout=log, stderr=log, cwd=self.dir)
             )
 
-    def stop(self) -> None:
+    def stop(self):
         self.run("scancel", "--user=root")
         until(lambda: not self.queue(), 45)
         for daemon in reversed(self.daemons):
@@ -135,46 +129,43 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words):
         return subprocess.run(
-            words, env=self.env, cwd=self.root, capture_output=True, text=True, check=False,
-            timeout=120,
-        )  # fmt: skip
+            words, env=self.env, cwd=self.root, capture_output=True, text=True, timeout=120
+        )
 
-    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *words):
         return self.run("slurm/submit.sh", *words)
 
-    def queue(self) -> str:
+    def queue(self):
         return self.run("squeue", "--noheader").stdout
 
-    def job(self, name: str, extra: str, folder: str = "params/baseline") -> str:
+    def job(self, name, extra, folder="params/baseline"):
         path = self.root / folder / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(JOB.format(name=name) + extra)
         return str(path)
 
-    def ended(self) -> dict[str, str]:
+    def ended(self):
         """The last state of each job and array task, as Slurm kept it."""
-        path = self.dir / "jobcomp"
-        found: dict[str, str] = {}
+        path, found = self.dir / "jobcomp", {}
         for line in path.read_text().splitlines() if path.exists() else []:
             pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
             name = "_".join(filter(None, [pairs["Name"], pairs.get("ArrayTaskId")]))
             found[name] = pairs["JobState"]
         return found
 
-    def records(self) -> dict[str, dict[str, object]]:
+    def records(self):
         paths = (self.root / "results" / "local").glob("*/*.json")
-        found = [json.loads(path.read_text()) for path in paths]
-        return {record["job"]["name"]: record for record in found}
+        return {made["job"]["name"]: made for made in (json.loads(p.read_text()) for p in paths)}
 
-    def log(self) -> str:
+    def log(self):
         return "\n".join(path.read_text() for path in self.root.glob("slurm/logs/*.log"))
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
-    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/wr-XXXXXX"], text=True).strip())
+def slurm():
+    folder = Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp"))  # a socket's path must be short
     made = Slurm(folder)
     try:
         made.start()
@@ -184,7 +175,7 @@ def slurm() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_states_records_and_the_queue(slurm: Slurm) -> None:
+def test_states_records_and_the_queue(slurm):
     """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
     good = slurm.job("good", "scale: tiny\n", "elsewhere")
     bad = slurm.job("bad", "scale: tiny\nseed: 1\ntimeout_s: 1\n")

@@ -3,8 +3,6 @@
 Every command starts at once: only ranks import torch, only rendering and predicting pandas.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import io
@@ -41,13 +39,26 @@ OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
-    given = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="wanreport", description=wanreport.__doc__)
+    parser.add_argument("--version", action="version", version=f"wanreport {wanreport.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, says, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=says)
+        for option, how in options.items():
+            command.add_argument(option, **how)
+        command.set_defaults(command=run)
+    given = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
         sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
     signal.signal(signal.SIGTERM, ours.terminate)
+    root, code = project.project_root(), Path(wanreport.__file__).parent
     try:
-        status = int(given.command(given, project.project_root()))
+        if (own := root / code.name).is_dir() and not own.samefile(code):
+            raise JobError(
+                [f"{root}: this runs the code of {code.parent}; `make report` repairs that"]
+            )
+        status = int(given.command(given, root))
         sys.stdout.flush()  # it would fail after the end, where nobody sees to it
         return status
     except JobError as error:
@@ -68,18 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nwanreport: interrupted; {kept}", file=sys.stderr)
         return 130
     return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="wanreport", description=wanreport.__doc__)
-    parser.add_argument("--version", action="version", version=f"wanreport {wanreport.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (run, says, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=says)
-        for option, given in options.items():
-            command.add_argument(option, **given)
-        command.set_defaults(command=run)
-    return parser
 
 
 def _site() -> Any:
@@ -107,33 +106,31 @@ def _measure(given: Namespace, root: Path) -> int:
         if not (nsys := shutil.which("nsys")):
             raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
         os.environ[ranks.NSYS] = nsys
-    failed = measure(jobs, root, log, given.results, given.minutes, again=given.again)
-    if failed:
-        print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return int(bool(measure(jobs, root, log, given.results, given.minutes, again=given.again)))
 
 
 def _check(given: Namespace, root: Path) -> int:
     """Say what jobs resolve to; 1, at which batch scripts go on, if a model is not usable here."""
-    gpus, status = this_machine().gpus, 0
+    status = 0
     for file, job in load_jobs(given.params, root).items():
         placed = located(job, root)
-        model, where = Path(placed.model_path), ""
+        model = placed.model_path
         try:
-            if model.is_absolute() and not model.is_dir():
+            if Path(model).is_absolute() and not Path(model).is_dir():
                 raise ModelPathError(f"model_path: {model} is not there")
             if placed.checkpoint:  # all whose files are looked at
                 audit(Path(placed.checkpoint))
-                where = f", checkpoint {placed.checkpoint}"
+                model += f", checkpoint {placed.checkpoint}"
             shift = model_settings(placed)["flow_shift"]
-            print(f"{file}: {_resolved(job, gpus)}; {model}{where}, flow_shift {shift:g}")
+            print(f"{file}: {_resolved(job)}; {model}, flow_shift {shift:g}")
         except (CheckpointError, ModelPathError) as error:
             print(f"{file}: {error}", file=sys.stderr)
             status = 1
     return status
 
 
-def _resolved(job: Job, gpus: int) -> str:
+def _resolved(job: Job) -> str:
+    gpus = this_machine().gpus
     here = resolve_job(job, gpus=gpus)
     return (
         f"{job.engine} on {job.num_gpus} GPUs, {job.width}x{job.height}, {job.num_frames} frames,"
@@ -168,23 +165,24 @@ def _plan(given: Namespace, root: Path) -> int:
         from wanreport.analysis import recommend
 
         return recommend.run(root, given.gpus, given.vram_gb)
-    jobs, gpus, status = load_jobs(given.params, root), this_machine().gpus, 0
+    jobs, status = load_jobs(given.params, root), 0
     if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
         raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())
     for file, job in jobs.items():
-        where, found, timed = _planned(job, root, gpus)
-        print(f"{file}: {_resolved(job, gpus)}")
+        where, found, timed = _planned(job, root)
+        print(f"{file}: {_resolved(job)}")
         print(where, file=sys.stdout if found else sys.stderr)
         print("\n".join(plan.lines(found, timed=timed) if found else []))
         status |= not found
     return status
 
 
-def _planned(job: Job, root: Path, gpus: int) -> tuple[str, dict[str, Any] | None, bool]:
+def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
     """Where a plan comes from or why there is none, the plan, and whether its times count."""
+    gpus = this_machine().gpus
     if job.scale == "tiny" or gpus >= job.num_gpus:
-        log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         here = resolve_job(job, gpus=gpus)
+        log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
             path, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
         made, timed = record["engine"].get("plan"), not parse_record(path, record).is_rehearsal
@@ -213,25 +211,27 @@ def _baseline(given: Namespace, _: Path) -> int:
         content = {"schema": 1, "verdicts": judged.summaries()}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         replace_file(DERIVED / "verdicts.json", text)
-    elif found := judged.differences(DERIVED):
+    elif differ := judged.differences(DERIVED):
         accept = "if they are right, run `wanreport baseline check --accept` and commit it"
-        print("", *found, f"{len(found)} differ; {accept}", sep="\n", file=sys.stderr)
+        print("", *differ, f"{len(differ)} differ; {accept}", sep="\n", file=sys.stderr)
         return 1
     return 0
 
 
-PARAMS = {"params": {"type": Path, "nargs": "+", "help": "params files (YAML)"}}
-FORCE = {"--force": {"action": "store_true", "help": "render all pages, changed or not"}}
+FILE, YES = {"type": Path}, {"action": "store_true"}
+PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
+SOME = {"params": FILE | {"nargs": "*", "help": "params files (YAML)"}}
+FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
 WORKERS = {"--workers": {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-                         "help": "pages made at a time"}}  # fmt: skip
-RATE, FILE = {"type": float, "metavar": "GB/S"}, {"type": Path}
+                         "help": "pages made, and rehearsals run, at a time"}}  # fmt: skip
+RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (
         lambda given, root: _site().report(
             root, measuring=not given.no_measure, force=given.force, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
-        {"--no-measure": {"action": "store_true", "help": "render from the records at hand only"},
-         **FORCE, **WORKERS}),
+        {"--no-measure": YES | {"help": "render from the records at hand only"}, **FORCE,
+         **WORKERS}),
     "publish": (lambda given, root: _site().publish(root, given.workers),
                 "render the committed records alone, to commit: reports/published", WORKERS),
     "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
@@ -240,15 +240,12 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "--minutes": {"type": float, "default": math.inf, "help":
                       "begin no job whose timeout_s would not fit in; run it again to go on"},
         "--results": FILE | {"help": "where records go (default: results/local)"},
-        "--nsys": {"action": "store_true",
-                   "help": "run ranks on GPUs under Nsight Systems; keep its export"},
-        "--again": {"action": "store_true",
-                    "help": "also what has a record; of the full model that is kept"}}),
+        "--nsys": YES | {"help": "run ranks on GPUs under Nsight Systems; keep its export"},
+        "--again": YES | {"help": "also what has a record; of the full model that is kept"}}),
     "check": (_check, "say what params files resolve to; run nothing", PARAMS),
     "plan": (_plan, "say how stream would move weights, or what to run; run no job", {
-        "params": PARAMS["params"] | {"nargs": "*"},
-        "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
-                   "help": "what to run on N GPUs, from records"},
+        **SOME, "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
+                           "help": "what to run on N GPUs, from records"},
         "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
     "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
         "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},
@@ -267,5 +264,5 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "baseline": (
         _baseline, "print the verdicts; fail where they differ from the committed ones",
         {"action": {"choices": ["check"]},
-         "--accept": {"action": "store_true", "help": "write the verdicts as they are now"}}),
+         "--accept": YES | {"help": "write the verdicts as they are now"}}),
 }  # fmt: skip

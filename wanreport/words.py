@@ -1,7 +1,5 @@
 """Puts numbers into words, and text into Markdown; an em dash stands for None and NaN."""
 
-from __future__ import annotations
-
 import math
 import re
 from functools import partial

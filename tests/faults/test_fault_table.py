@@ -1,31 +1,34 @@
-"""The table of faults is whole, and the page in docs/ is what it gives."""
+"""docs/faults.md is whole: the faults, what is promised, and which test sees to it."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
-from tests.faults.table import FAULTS, PAGE, TESTS, page
-
+TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
+ROW = re.compile(r"\| `make (test|faults)`(, on a GPU)?: \[(.+)\]\(\.\./tests/(.+)\) \|$", re.M)
 
 
-def test_the_page_is_what_the_table_gives() -> None:
-    assert PAGE.read_text("utf-8") == page(), "python -m tests.faults.table writes it"
-
-
-def test_every_test_has_a_row_and_every_row_a_test() -> None:
-    rows = [fault.test for faults in FAULTS.values() for fault in faults]
-    here = {
-        f"{file.name}::{node.name}"
-        for file in Path(__file__).parent.glob("test_*.py")
-        for node in ast.parse(file.read_text("utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
-    ours = {f"{Path(__file__).name}::{name}" for name in globals() if name.startswith("test_")}
-    named = {row for row in rows if "::" in row}
-    assert named <= here and here - ours <= named
-    assert all((TESTS / row).is_file() for row in rows if "::" not in row)
+def test_every_row_names_a_test_and_how_to_run_it_and_every_test_has_a_row() -> None:
+    page = (ROOT / "docs/faults.md").read_text("utf-8")
+    rows = ROW.findall(page)
+    assert len(rows) == sum(line[:2] == "| " for line in page.splitlines()) - page.count("## ")
+    here, ours = dict[str, tuple[str, str, str]](), Path(__file__).name
+    for file in Path(__file__).parent.glob("test_*.py"):
+        tree = ast.parse(file.read_text("utf-8")).body
+        whole = [ast.unparse(node) for node in tree if isinstance(node, ast.Assign)]
+        for node in tree:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = " ".join([*map(ast.unparse, node.decorator_list), *whole])
+                when = "faults" if "mark.faults" in marks else "test"
+                gpu = ", on a GPU" if "mark.gpu" in marks else ""
+                here[node.name] = when, gpu, f"faults/{file.name}"
+    named = {name: (*when, file) for *when, name, file in rows if name != file}
+    assert {name: here.get(name) for name in named} == named
+    assert {name for name, (*_, file) in here.items() if ours not in file} <= {*named}
+    assert all((TESTS / file).is_file() for *_, name, file in rows if name == file)
 
 
 def test_every_read_and_write_names_its_encoding() -> None:

@@ -21,89 +21,92 @@ HOSTILE = {"GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C", "PYTHONUTF8": "0"}
 
 
 class Met(NamedTuple):
-    """What the first command met, and what came of it."""
+    """A command that was ended, and what it left."""
 
-    scene: Scene
-    family: list[int]  # of processes, when the command itself was killed
+    status: int
+    err: str
+    family: list[int]  # its processes
     records: dict[str, dict[str, Any]]
-    files: list[str]  # that were half written then
+    files: list[str]  # that are half written
+
+
+def ended(scene: Scene, process: subprocess.Popen[str], how: int) -> Met:
+    """End a command by a signal while it runs the job `last`."""
+    scene.ranks("last")
+    everyone = family(process)
+    os.killpg(process.pid, how)
+    _, err = process.communicate(timeout=60)
+    return Met(process.returncode, err, everyone, scene.records(), scene.left_over())
 
 
 @pytest.fixture(scope="module")
-def met(tmp_path_factory: pytest.TempPathFactory) -> Met:
-    """One command that measures four jobs: the last three each meet a fault."""
-    scene = Scene(tmp_path_factory.mktemp("killed"))
-    long = [scene.job("hung", timeout_s=9, **LONG), scene.job("cut", **LONG)]
-    short = [scene.job("fine"), scene.job("killed", num_inference_steps=10)]
-    process = scene.start("wanreport", "measure", *short, *long)
-    os.kill(scene.ranks("killed")[1], signal.SIGKILL)
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return Scene(tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def first(scene: Scene) -> Met:
+    """A report that measures four jobs, two at a time: all but one meet a fault."""
+    for name, given in {"fine": {}, "hung": {"timeout_s": 9, **LONG}, "last": LONG,
+                        "killed": {"num_inference_steps": 10}}.items():  # fmt: skip
+        scene.job(name, folder="params/baseline", **given)
+    process = scene.start("wanreport", "report")
     # A stopped rank is alive and silent, as one that hangs in a collective.
     os.kill(scene.ranks("hung")[1], signal.SIGSTOP)
-    scene.ranks("cut")
-    everyone = family(process)
-    process.kill()
-    process.communicate()
-    return Met(scene, everyone, scene.records(), scene.left_over())
+    os.kill(scene.ranks("killed")[1], signal.SIGKILL)
+    until(lambda: "hung" in scene.records())
+    return ended(scene, process, signal.SIGINT)
 
 
-def test_a_killed_rank(met: Met) -> None:
-    record = met.records["killed"]
-    assert record["status"] == "failed" and "rank 1 was killed by SIGKILL" in record["reason"]
-    assert "step" in record["reason"] and "logs" in record["hint"]
-    assert list((met.scene.root / "results/local").glob("*/logs/killed-*/rank*.log"))
-
-
-def test_a_hung_collective(met: Met) -> None:
-    record = met.records["hung"]
-    assert record["status"] == "timeout" and "timeout_s = 9" in record["reason"] and record["hint"]
-
-
-def test_a_killed_launcher(met: Met) -> None:
-    assert len(met.family) >= 4 and gone(met.family)
-    assert met.records["fine"]["status"] == "ok" and "cut" not in met.records
-    (kept,) = met.files  # the folder of the job that was running
-    assert "wanreport-job-" in kept
-
-
-def test_ctrl_c_and_resume_in_hostile_surroundings(met: Met) -> None:
-    """Ctrl-C in the second command; the third goes on, with all that a cluster may leave around.
+@pytest.fixture(scope="module")
+def second(scene: Scene, first: Met) -> Met:
+    """The next command goes on, with all that a cluster may leave around, until it is killed.
 
     That is: a TMPDIR too long for a socket's name, an interface that is not here, a locale that
     knows no letters, and, where it may be mounted, a full /dev/shm and no room for traces.
     """
-    scene, folder = met.scene, met.scene.root / "results/local/cpu-x86_64"
-    (fine,) = folder.parent.glob("*/fine-*.json")
-    folder, before = fine.parent, fine.stat().st_mtime_ns
-    for left in scene.tmp.glob("wanreport-job-*"):
-        left.rename(left.with_name(f"old-{left.name}"))
-    names = [scene.job(name) for name in ("fine", "second")]
-    names += [scene.job("killed", num_inference_steps=10)]
-    process = scene.start("wanreport", "measure", *names)
-    scene.ranks("killed")
-    everyone = family(process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert gone(everyone) and scene.left_over() == []
-    records = scene.records()
-    assert records["second"]["status"] == "ok" and records["killed"]["status"] == "failed"
+    (fine,) = scene.root.glob("results/local/*/fine-*.json")
+    (fine.parent / "traces").mkdir()
+    scene.tmp = scene.root / ("x" * 90)
+    scene.tmp.mkdir()
+    scene.job("closely", folder="params/baseline", num_gpus=1, profile=True)
+    files = [scene.root / f"params/baseline/{name}.yaml"
+             for name in ("fine", "killed", "closely", "last")]  # fmt: skip
+    prefix = full("/dev/shm", fine.parent / "traces") if MOUNTS else []
+    return ended(scene, scene.start("wanreport", "measure", *files, prefix=prefix, **HOSTILE),
+                 signal.SIGKILL)  # fmt: skip
 
-    names += [scene.job("traced", num_gpus=1, profile=True)]
-    (folder / "traces").mkdir(exist_ok=True)
-    long = scene.root / ("x" * 90)
-    long.mkdir()
-    prefix = full("/dev/shm", folder / "traces") if MOUNTS else []
-    code, _, err = scene.run(
-        "wanreport", "measure", *names, prefix=prefix, **HOSTILE, TMPDIR=str(long)
-    )
-    assert code == 0, err
-    records = scene.records()
-    assert {records[name]["status"] for name in ("fine", "second", "killed", "traced")} == {"ok"}
-    assert fine.stat().st_mtime_ns == before, "it is not measured again"
-    if MOUNTS:
-        assert records["traced"]["traces"] == [] and "rank0.json.gz" in records["traced"]["hint"]
-    else:
-        assert len(records["traced"]["traces"]) == 1
+
+def test_a_killed_rank(scene: Scene, first: Met, second: Met) -> None:
+    record = first.records["killed"]
+    assert record["status"] == "failed" and "rank 1 was killed by SIGKILL" in record["reason"]
+    assert "step" in record["reason"] and "logs" in record["hint"]
+    assert list((scene.root / "results/local").glob("*/logs/killed-*/rank*.log"))
+    assert second.records["killed"]["status"] == "ok"
+
+
+def test_a_hung_collective(first: Met) -> None:
+    record = first.records["hung"]
+    assert record["status"] == "timeout" and "timeout_s = 9" in record["reason"] and record["hint"]
+
+
+def test_ctrl_c(first: Met) -> None:
+    assert first.status == 130 and len(first.err.splitlines()) == 2  # the terminal's ^C is one
+    assert len(first.family) >= 4 and gone(first.family) and first.files == []
+    assert first.records["fine"]["status"] == "ok" and "last" not in first.records
+
+
+def test_a_killed_launcher(second: Met) -> None:
+    assert len(second.family) >= 4 and gone(second.family) and "last" not in second.records
+    (kept,) = second.files  # the folder of the job that was running
+    assert "wanreport-job-" in kept
+
+
+def test_resume_in_hostile_surroundings(first: Met, second: Met) -> None:
+    assert second.records["fine"] == first.records["fine"], "it is not measured again"
+    record = second.records["closely"]
+    assert record["status"] == "ok", second.err
+    assert (record["traces"] == []) == MOUNTS == ("rank0.json.gz" in record["hint"])
 
 
 @contextmanager
@@ -123,6 +126,7 @@ def papermill(scene: Scene, name: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.faults
 def test_a_killed_kernel(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     with papermill(scene, "job") as process:

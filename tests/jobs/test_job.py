@@ -31,10 +31,10 @@ def make(**changes):
     return job_from_mapping({**GOOD, **changes}, "here")
 
 
-def problems(source, call, *args, **changes):
-    """The key of each problem with its text; each line is ``FILE: KEY: problem; fix``."""
+def problems(given, source="here"):
+    """The key of each problem of a mapping or a file; each line is ``FILE: KEY: problem; fix``."""
     with pytest.raises(JobError) as caught:
-        call(*args, **changes)
+        load_job(given) if source == given else job_from_mapping(given, source)
     found = [line.removeprefix(f"{source}: ").split(": ", 1) for line in caught.value.problems]
     assert all(line.startswith(f"{source}: ") for line in caught.value.problems)
     assert len(dict(found)) == len(found)
@@ -43,11 +43,11 @@ def problems(source, call, *args, **changes):
 
 def problems_of(path, text):
     path.write_text(text)
-    return problems(path, load_job, path)
+    return problems(path, path)
 
 
 def problems_with(**changes):
-    return problems("here", make, **changes)
+    return problems({**GOOD, **changes})
 
 
 def test_each_baseline_job_is_the_job_it_stands_for():
@@ -63,8 +63,7 @@ def test_each_baseline_job_is_the_job_it_stands_for():
         assert job.engine == job.sglang().engine and job.purpose
         assert job.cfg and job.decode and job.profile
         shape = job.height, job.width, job.num_frames, job.num_inference_steps
-        assert shape == (720, 1280, 81, 27)
-        assert (job.warmup_iterations, job.clean_iterations) == (1, 1)
+        assert (*shape, job.warmup_iterations, job.clean_iterations) == (720, 1280, 81, 27, 1, 1)
     every = [load_job(path) for path in PARAMS.rglob("*.yaml")]
     assert len({job.name for job in every}) == len({job.hashes() for job in every}) == len(every)
 
@@ -77,11 +76,8 @@ def test_papermill_reads_from_a_file_what_we_read(tmp_path):
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path):
-    text = (
-        "name: job\nengine: Swap\nnum_gpus: 4.0\n"
-        '"x\\nimport os": 1\nflow_shift: 1e-3\nheigth: 720\nwidth: 700\nnum_frames: 80\n'
-        "cfg: false\nguidance_scale: 3.0\nname: other\n"
-    )
+    text = 'name: job\nengine: Swap\nnum_gpus: 4.0\n"x\\nimport os": 1\nflow_shift: 1e-3\n'
+    text += "heigth: 720\nwidth: 700\nnum_frames: 80\ncfg: false\nguidance_scale: 3.0\nname: o\n"
     found = problems_of(tmp_path / "job.yaml", text)
     fixes = {
         "engine": "swap", "num_gpus": "integer", r"'x\nimport os'": "", "flow_shift": "number",
@@ -120,7 +116,7 @@ def test_a_name_is_lower_case_and_the_files_and_what_is_required_is_there(tmp_pa
         assert name == "other" or problems_with(name=name).keys() == {"name"}
     for key in GOOD:
         for mapping in ({k: v for k, v in GOOD.items() if k != key}, {**GOOD, key: None}):
-            assert problems("here", job_from_mapping, mapping, "here").keys() == {key}
+            assert problems(mapping).keys() == {key}
 
 
 @pytest.mark.parametrize("text", [
@@ -146,25 +142,25 @@ def test_any_mapping_gives_a_job_or_problems_of_one_line_each(mapping):
         assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
 
-FSDP_ALONE = {"dit_layerwise_offload": False, "use_fsdp_inference": True, "dit_cpu_offload": False}
-
-
-@pytest.mark.parametrize("given", [{}, FSDP_ALONE])
+@pytest.mark.parametrize("fsdp_alone", [False, True])
 @pytest.mark.parametrize("engine", ["resident", "swap", "fsdp"])
-def test_the_fix_for_an_engine_that_sglang_would_not_choose_works(engine, given):
-    fixes = problems_with(engine=engine, **given)
+def test_the_fix_for_an_engine_that_sglang_would_not_choose_works(engine, fsdp_alone):
+    given = {"dit_layerwise_offload": False, "use_fsdp_inference": True, "dit_cpu_offload": False}
+    given = {"engine": engine, **(given if fsdp_alone else {})}
+    fixes = problems_with(**given)
     lines = "\n".join(re.findall("`(.*?)`", fixes.pop("engine")))
-    assert not fixes
-    assert make(engine=engine, **{**given, **yaml.safe_load(lines)}).sglang().engine == engine
+    assert not fixes and make(**(given | yaml.safe_load(lines))).sglang().engine == engine
 
 
 def test_a_setting_of_another_engine_is_refused():
     assert make(engine="stream", vram_budget_gb=24).sglang().engine == "layerwise"
-    found = problems_with(engine="stream", dit_layerwise_offload=True, use_fsdp_inference=True)
-    assert found.keys() == {"dit_layerwise_offload", "use_fsdp_inference"}
     swap = {"engine": "swap", "dit_layerwise_offload": False}
-    for other in ({"cache_dit": True}, {"dit_offload_prefetch_size": 3}, {"vram_budget_gb": 24}):
-        assert problems_with(**swap, **other).keys() == other.keys()
+    for engine, other in (
+        (swap, {"cache_dit": True}), (swap, {"dit_offload_prefetch_size": 3}),
+        (swap, {"vram_budget_gb": 24}), (swap, {"transfer": "packed"}),
+        ({"engine": "stream"}, {"dit_layerwise_offload": True, "use_fsdp_inference": True}),
+    ):  # fmt: skip
+        assert problems_with(**engine, **other).keys() == other.keys()
 
 
 def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
@@ -178,8 +174,8 @@ def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
 
 def test_scale_is_decided_by_the_gpus_unless_given():
     assert [resolve_job(make(), gpus=gpus).scale for gpus in (1, 2)] == ["tiny", "a14b"]
-    assert resolve_job(make(scale="tiny"), gpus=8).scale == "tiny"
-    assert resolve_job(make(scale="a14b"), gpus=0).scale == "a14b"
+    for scale in ("tiny", "a14b"):
+        assert {resolve_job(make(scale=scale), gpus=gpus).scale for gpus in (0, 8)} == {scale}
     with pytest.raises(ValueError, match="resolve_job"):
         job_hash(make())
 

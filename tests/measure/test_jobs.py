@@ -1,30 +1,29 @@
 """Which record speaks for a job here, which jobs are still to be measured, which code ran."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import synthetic
 from wanreport.jobs.job import JobError, job_from_mapping
 from wanreport.measure import jobs, machine, ranks
-from wanreport.records import project
+from wanreport.records import project as ours
+
+QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
 
 
-def test_a_commit_is_what_the_environment_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_git = project.git_state.__wrapped__()
+def test_a_commit_is_what_the_environment_states(monkeypatch):
+    by_git = ours.git_state.__wrapped__()
     monkeypatch.setenv("WANREPORT_GIT_DIRTY", "1")
-    assert project.git_state.__wrapped__() == by_git, "without its commit it says nothing"
+    assert ours.git_state.__wrapped__() == by_git, "without its commit it says nothing"
     monkeypatch.setenv("WANREPORT_GIT_SHA", "abc")
     for dirty, expected in {"0": False, "1": True, "": None, "perhaps": None}.items():
         monkeypatch.setenv("WANREPORT_GIT_DIRTY", dirty)
-        assert project.git_state.__wrapped__() == {"git_sha": "abc", "git_dirty": expected}
+        assert ours.git_state.__wrapped__() == {"git_sha": "abc", "git_dirty": expected}
 
 
-def test_no_rehearsal_of_another_machine_hides_this_ones_failure() -> None:
-    here, other = synthetic.record("new-4gpu", status="failed", reason="x"), None
+def test_no_rehearsal_of_another_machine_hides_this_ones_failure():
+    here = synthetic.record("new-4gpu", status="failed", reason="x")
     other = synthetic.record("new-4gpu", machine={**here["machine"], "slug": "elsewhere"})
     real = synthetic.record("new-4gpu", scale="a14b")
     found = [(Path(r["machine"]["slug"]) / "r.json", r) for r in (here, other)]
@@ -37,7 +36,7 @@ def test_no_rehearsal_of_another_machine_hides_this_ones_failure() -> None:
     assert jobs.spoken_for(job, found, mine) == found[2]
 
 
-def test_two_files_of_one_name_are_named(tmp_path: Path) -> None:
+def test_two_files_of_one_name_are_named(tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.yaml").write_text("name: x\nengine: stream\nnum_gpus: 1\n")
@@ -48,34 +47,29 @@ def test_two_files_of_one_name_are_named(tmp_path: Path) -> None:
         jobs.load_jobs(files, tmp_path)
 
 
-QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
-
-
-def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path: Path) -> None:
+def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path):
     log, told = tmp_path / "log", []
     long, short = ({"name": name, "engine": "stream", "num_gpus": 1, "timeout_s": s, **QUICK}
                    for name, s in (("long", 3600), ("short", 240)))  # fmt: skip
     both = [job_from_mapping(long), job_from_mapping(short)]
-    done = jobs.measure_jobs(
-        both, tmp_path, log, lambda path, record: told.append(record["job"]["name"]), minutes=5
-    )
-    assert list(done) == told == ["short"]
-    assert "long" in log.read_text() and "short: warmup iteration" in log.read_text()
+    done = jobs.measure_jobs(both, tmp_path, log, minutes=5, tell=told.append)
+    assert [line.split()[:2] for line in told] == [["long", "no"], ["short", "ok"]]
+    said = log.read_text().splitlines()
+    assert list(done) == ["short"] and len([x for x in said if "short: warmup iteration" in x]) == 1
     assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == {}
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
 
 
 def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    project, monkeypatch, capsys
+):
     """With an old driver NVML lists GPUs and torch has none: that is no rehearsal."""
     here = machine.machine() | {"gpu_count": 1, "device": "cuda", "slug": "1x-old"}
     monkeypatch.setattr(machine, "machine", lambda: here)
     monkeypatch.setitem(ranks.KINDS, "cuda", ranks.ForkedRanks)
     monkeypatch.setattr(jobs, "HINTS", {})  # of a failure, which this is not
     job = job_from_mapping({"name": "j", "engine": "stream", "num_gpus": 1})
-    asked: dict[str, Any] = {"jobs": [job], "root": project, "log": project / "log"}
     for _ in range(2):
-        assert jobs.measure(**asked) == []
+        assert jobs.measure([job], project, project / "log") == []
         line = next(x for x in capsys.readouterr().out.splitlines() if " j " in x)
         assert "unsupported" in line and "torch sees 0 of 1 GPUs" in line

@@ -1,14 +1,8 @@
 """What a job's record holds, and why a job that failed did. tests/faults has more of the latter."""
 
-from __future__ import annotations
-
 import gzip
-import io
 import json
-import re
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,12 +19,12 @@ from wanreport.records.record import read_record
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
 
-def _job(engine: str = "layerwise", **changes: Any) -> Job:
+def _job(engine="layerwise", **changes):
     flags = ENGINE_FLAGS.get(engine, {})
     return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **flags, **QUICK, **changes})
 
 
-def _ran(folder: Path, job: Job, **how: Any) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def _ran(folder, job, **how):
     """The record of a job that went well, with counters as they must be; and the steps that ran."""
     record = read_record(jobs.run_job(job, folder, **how))
     assert record["status"] == "ok", record["reason"]
@@ -42,9 +36,7 @@ def _ran(folder: Path, job: Job, **how: Any) -> tuple[dict[str, Any], dict[str, 
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
-    engine: str, tmp_path: Path
-) -> None:
+def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(engine, tmp_path):
     record, ran = _ran(tmp_path, _job(engine, decode=True))
     switch = record["schedule"]["switch_step"]
     watched = {max(switch - 2, 0), switch - 1, switch}  # what a page can show
@@ -56,21 +48,19 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(
         assert iteration["video_sha256"]
     assert record["cold_start_s"] > 0
     assert record["iterations"][1]["steps"][-1]["expert"] == "low_noise"
+    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
     for trace in record["traces"]:
         (file,) = tmp_path.glob(f"*/{trace['path']}")
-        assert file.stat().st_size == trace["bytes"]
         kineto = json.loads(gzip.decompress(file.read_bytes()))
         assert any("ProfilerStep" in event.get("name", "") for event in kineto["traceEvents"])
-        assert "/" not in kineto["traceName"]
-    assert [trace["rank"] for trace in record["traces"]] == [0, 1]
-    lanes = {event["lane"] for event in record["timeline"]}
+        assert file.stat().st_size == trace["bytes"] and "/" not in kineto["traceName"]
     wanted = {"compute", "collective", *["copy"] * (engine in ("layerwise", "swap", "stream"))}
-    assert wanted <= lanes
+    assert wanted <= {event["lane"] for event in record["timeline"]}
     assert {event["step"] for event in record["timeline"]} == {switch - 1, switch}
     assert ("plan" in record["engine"]) == (engine == "stream")
 
 
-def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path: Path) -> None:
+def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path):
     digests = set()
     for engine in ("resident", "layerwise", "stream"):
         job = _job(engine, num_gpus=1, num_inference_steps=16, sampled_steps=5)
@@ -88,7 +78,7 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path:
     assert len(digests) == 1
 
 
-def test_a_budget_makes_room_in_proportion(tmp_path: Path) -> None:
+def test_a_budget_makes_room_in_proportion(tmp_path):
     for budget, blocks in ((None, 2), (31.0, 6), (60.0, 12)):
         assert fit.blocks_in_budget(_job("stream", vram_budget_gb=budget), []) == blocks
     job = _job("stream", vram_budget_gb=31.0, num_gpus=1)
@@ -102,11 +92,11 @@ def test_a_budget_makes_room_in_proportion(tmp_path: Path) -> None:
     assert inputs["block_bytes"] == record["model"]["block_bytes"]
 
 
-def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> None:
+def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path):
     two, _ = _ran(tmp_path, _job("stream", enable_cfg_parallel=True))
     one, _ = _ran(tmp_path, _job("resident", num_gpus=1))
-    for mine, other in zip(two["iterations"], one["iterations"], strict=True):
-        assert mine["latents_sha256"] == other["latents_sha256"]
+    bits = [[each["latents_sha256"] for each in record["iterations"]] for record in (one, two)]
+    assert bits[0] == bits[1]
     inputs = two["engine"]["plan"]["inputs"]
     assert inputs["branches"] == 1 and inputs["ranks"] == 2 and inputs["collectives_s"] == 0
 
@@ -115,18 +105,16 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path: Path) -> N
     ("changes", "reason", "hint"),
     [({"engine": "stream", "vram_budget_gb": 2.0}, "2.0 holds 1 blocks", "at least 2.5 GB"),
      ({"scale": "a14b", "num_gpus": 64}, "64 GPUs", "scale: tiny"),
-     ({"model_path": "x/y"}, "x/y", "checkpoint"),
-     ({"checkpoint": "nowhere/w", "scale": "tiny"}, "nowhere/w", "checkpoint")],
+     ({"model_path": "x/y"}, "x/y", "`model_path`"),
+     ({"checkpoint": "nowhere/w"}, "nowhere/w", "`checkpoint`")],
 )  # fmt: skip
-def test_what_cannot_run_here_says_what_would(
-    changes: dict[str, Any], reason: str, hint: str, tmp_path: Path
-) -> None:
+def test_what_cannot_run_here_says_what_would(changes, reason, hint, tmp_path):
     record = read_record(jobs.run_job(_job(**changes), tmp_path))
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
 
 
-def test_host_memory_is_asked_for_before_it_is_taken() -> None:
+def test_host_memory_is_asked_for_before_it_is_taken():
     experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
     layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
@@ -139,28 +127,19 @@ def test_host_memory_is_asked_for_before_it_is_taken() -> None:
     ):
         asked = ENGINES[name](prefetch=1), layouts, ranks_
         fit.require_host_memory(*asked, needed, rehearsal=rehearsal)
-        with pytest.raises(jobs.Unsupported, match=rf"{ranks_} .* 0\.1 GB") as refused:
+        with pytest.raises(ranks.Unsupported) as refused:
             fit.require_host_memory(*asked, needed - 100_000_000, rehearsal=rehearsal)
-        assert hint in refused.value.hint
+        assert "0.1 GB" in refused.value.args[0] and hint in refused.value.args[1]
 
 
-def test_the_transport_is_read_from_nccls_own_words(tmp_path: Path) -> None:
-    (tmp_path / "nccl.17.log").write_text(
-        "host:17:42 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via SHM/direct/direct\n"
-        "host:17:42 [0] NCCL INFO Channel 01/0 : 1[1] -> 0[0] via P2P/CUMEM\n"
-        "host:17:42 [0] NCCL INFO Connected all rings\n"
-    )
+def test_the_transport_is_read_from_nccls_own_words(tmp_path):
+    said = [
+        f"host:17:42 [0] NCCL INFO Channel 0{n}/0 : 0[0] -> 1[1] via {way}\n"
+        for n, way in enumerate(("SHM/direct/direct", "P2P/CUMEM", "SHM/direct/direct"))
+    ]
+    (tmp_path / "nccl.17.log").write_text("".join([*said, "host:17:42 [0] NCCL INFO Connected\n"]))
     assert ranks.transport(tmp_path) == ["P2P/CUMEM", "SHM/direct/direct"]
     assert ranks.transport(tmp_path / "nothing") == []
-
-
-def test_a_bar_names_the_job_and_its_iteration(tmp_path: Path) -> None:
-    (tmp_path / "progress").write_text("loading\nclean 1 4 8\n")
-    log = io.StringIO()
-    progress = jobs.Progress("j", tmp_path / "progress", log)
-    progress.update()
-    assert {"j", "clean"} <= {*re.findall(r"\w+", str(progress.bar.desc))}
-    assert progress.last.endswith("5 of 8") and len(log.getvalue().splitlines()) == 1
 
 
 # Why a job failed ---------------------------------------------------------------------------------
@@ -173,9 +152,7 @@ time.sleep(600)
 """
 
 
-def test_torchrun_says_which_rank_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchrun_says_which_rank_was_killed(tmp_path, monkeypatch):
     (tmp_path / "killed.py").write_text(KILLED)
     monkeypatch.setattr(ranks, "GRACE", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -185,35 +162,29 @@ def test_torchrun_says_which_rank_was_killed(
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
 
 
-def _told(status: str, reason: str, at: float) -> dict[str, Any]:
-    return {"status": status, "reason": reason, "at": at}
-
-
-ECHO = _told("failed", "RuntimeError: Connection closed by peer", 2)
-WRONG = _told("failed", "ValueError: x", 1)
+OOM = {"status": "oom", "reason": "CUDA out of memory", "at": 1}
+ECHO = {"status": "failed", "reason": "RuntimeError: Connection closed by peer", "at": 2}
+WRONG = {"status": "failed", "reason": "ValueError: x", "at": 1}
+LATE = {"status": "timeout", "reason": "Timed out waiting", "at": 2}
 
 
 @pytest.mark.parametrize(
     ("results", "codes", "status", "words"),
-    [
-        ([None, _told("oom", "CUDA out of memory", 1)], [None, 1], "oom", "rank 1: CUDA"),
-        ([ECHO, None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
-        ([ECHO, WRONG], [1, 1], "failed", "rank 1: ValueError"),
-        ([None, WRONG], [0, 1], "failed", "rank 1: ValueError"),
-        ([None, WRONG], [None, 1], "failed", "rank 1: ValueError"),
-        ([None, WRONG], [-15, 1], "failed", "rank 1: ValueError"),
-        ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
-        ([None, None], [-15, -9], "failed", "rank 1 was killed by SIGKILL"),
-        ([None, None], [-15, 1], "failed", "rank 1 exited with 1"),
-        ([None, None], [-15, None], "failed", "rank 0 was killed by SIGTERM"),
-        ([_told("timeout", "Timed out waiting", 2), None], [1, -9], "failed", "rank 1 was killed"),
-        ([None, None], [None, None], "timeout", "timeout_s"),
-        ([None, None], [0, 0], "failed", "without a result"),
-    ],
+    [([None, OOM], [None, 1], "oom", "rank 1: CUDA"),
+     ([ECHO, None], [1, -11], "failed", "rank 1 was killed by SIGSEGV"),
+     ([ECHO, WRONG], [1, 1], "failed", "rank 1: ValueError"),
+     ([None, WRONG], [0, 1], "failed", "rank 1: ValueError"),
+     ([None, WRONG], [None, 1], "failed", "rank 1: ValueError"),
+     ([None, WRONG], [-15, 1], "failed", "rank 1: ValueError"),
+     ([None, None], [None, -9], "failed", "rank 1 was killed by SIGKILL"),
+     ([None, None], [-15, -9], "failed", "rank 1 was killed by SIGKILL"),
+     ([None, None], [-15, 1], "failed", "rank 1 exited with 1"),
+     ([None, None], [-15, None], "failed", "rank 0 was killed by SIGTERM"),
+     ([LATE, None], [1, -9], "failed", "rank 1 was killed"),
+     ([None, None], [None, None], "timeout", "timeout_s"),
+     ([None, None], [0, 0], "failed", "without a result")],
 )  # fmt: skip
-def test_the_first_cause_is_named_and_not_its_echo(
-    results: list[Any], codes: list[int | None], status: str, words: str
-) -> None:
+def test_the_first_cause_is_named_and_not_its_echo(results, codes, status, words):
     found = ranks.failure(60, results, codes, "step 3")
     assert found["status"] == status
     assert words in found["reason"] and "step 3" in found["reason"]
@@ -228,8 +199,8 @@ def test_the_first_cause_is_named_and_not_its_echo(
      (ranks.Unsupported("x", "y"), "unsupported")],
     ids=repr,
 )  # fmt: skip
-def test_an_error_gives_a_job_its_status(error: BaseException, status: str) -> None:
+def test_an_error_gives_a_job_its_status(error, status):
     found = ranks.outcome(error)
     assert found["status"] == status and len(found["reason"].splitlines()) == 1
-    assert str(error).split("\n")[0] in found["reason"]
+    assert not error.args or str(error.args[0]).split("\n")[0] in found["reason"]
     assert found.get("hint") == ("y" if status == "unsupported" else None)

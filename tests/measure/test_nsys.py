@@ -1,13 +1,9 @@
 """Ranks under Nsight Systems, with a stand-in for `nsys`; and what it is told to record."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import pytest
 import torch
 
 from wanreport.cli import main
@@ -29,8 +25,8 @@ exit $code
 
 
 def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and_an_export(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     nsys, told = tmp_path / "nsys", tmp_path / "told"
     nsys.write_text(STAND_IN % told)
     nsys.chmod(0o755)
@@ -49,19 +45,15 @@ def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and
     assert {"--capture-range=cudaProfilerApi", "--export=sqlite"} <= {*told.read_text().split()}
 
 
-def test_without_nsys_nothing_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_nsys_nothing_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     params = str(Path(__file__).resolve().parents[2] / "params/baseline/new-4gpu.yaml")
     assert main(["measure", "--nsys", params]) == 1
     assert "nsys" in capsys.readouterr().err
 
 
-def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[Any] = []
+def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(tmp_path, monkeypatch):
+    said = []
     nvtx = SimpleNamespace(range_start=lambda name: said.append(name) or name,
                            range_end=lambda name: said.append(f"end {name}"))  # fmt: skip
     profiler = SimpleNamespace(start=lambda: said.append("on"), stop=lambda: said.append("off"))
@@ -69,7 +61,7 @@ def test_only_profiled_steps_are_captured_with_ranges_for_steps_and_blocks(
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setenv(ranks.NSYS, "nsys")
     timeline = Timeline(torch.device("cpu"))
-    engine: Any = SimpleNamespace(mover=SimpleNamespace(timeline=timeline, cuda=True))
+    engine = SimpleNamespace(mover=SimpleNamespace(timeline=timeline, cuda=True))
     profile = SwitchProfile(tmp_path / "t", range(6), 3, engine, timeline=False)
     for index in range(6):
         with profile.step(index), timeline.during("compute", "block", "high_noise", 7):

@@ -1,15 +1,11 @@
 """What a GPU's sensors say, read by a NVML that a test plays."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pynvml
@@ -26,18 +22,17 @@ BOARDS = [
     "GPU-2e6520ac-618f-393e-2e7c-cb6cd90692de", "GPU-f54605ba-cfb1-0388-4779-a853db3604a0",
 ]  # fmt: skip
 RECORD = "4x-nvidia-h100-80gb-hbm3-host-memory*/720p-4gpu-resident-8steps-*.json"
-
 # Idle at a high clock, then under load; (per cent busy, MHz, mW, °C).
 SCRIPT = [(0, 1980, 120_000, 40), (100, 1600, 700_000, 60), (97, 1590, 690_000, 61),
           (100, 1610, 698_000, 62)]  # fmt: skip
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def gpu(monkeypatch):
     """Plays a GPU that goes through SCRIPT, and lists what was asked for."""
-    asked, turn, now = list[str](), itertools.cycle(SCRIPT), list[Any]()
+    asked, turn, now = [], itertools.cycle(SCRIPT), []
 
-    def busy(handle: str) -> Any:
+    def busy(handle):
         now[:] = next(turn)
         return SimpleNamespace(gpu=now[0])
 
@@ -57,7 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def _watch(enough: Callable[[Sensors], bool], device: str = "cuda") -> Sensors:
+def _watch(enough, device="cuda"):
     with Sensors(torch.device(device)) as watched:
         until = time.monotonic() + 30
         while not enough(watched) and time.monotonic() < until:
@@ -66,14 +61,13 @@ def _watch(enough: Callable[[Sensors], bool], device: str = "cuda") -> Sensors:
     return watched
 
 
-def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
+def test_medians_are_those_of_a_busy_gpu(gpu):
     watched = _watch(lambda watched: len(watched.readings) >= 4)
     watched.readings = watched.readings[:4]
     summary = watched.summary()
-    assert summary and gpu == ["GPU-0123-4567"]
     board = summary.pop("board")
     assert summary == {"sm_mhz": 1600, "power_w": 698.0, "celsius": 61, "readings": 3}
-    assert len(board) == 8 and "0123" not in board
+    assert gpu == ["GPU-0123-4567"] and len(board) == 8 and "0123" not in board
     watched.readings = watched.readings[:1]
     assert watched.summary() is None, "it was never busy"
     on_cpu = _watch(lambda watched: True, "cpu")
@@ -81,9 +75,7 @@ def test_medians_are_those_of_a_busy_gpu(gpu: list[str]) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "GPU-"])  # torch's own word, and NVML's
-def test_a_board_has_the_hash_that_committed_records_have(
-    prefix: str, gpu: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_board_has_the_hash_that_committed_records_have(prefix, gpu, monkeypatch):
     (file,) = (ROOT / "results").glob(RECORD)
     recorded = json.loads(file.read_text("utf-8"))["iterations"][0]["gpu"]
     named = iter(SimpleNamespace(uuid=prefix + board.removeprefix("GPU-")) for board in BOARDS)
@@ -99,9 +91,9 @@ def test_a_board_has_the_hash_that_committed_records_have(
      ("nvmlDeviceGetPowerUsage", "NVML_ERROR_TIMEOUT", 5)],
 )  # fmt: skip
 def test_a_sensor_that_fails_once_is_read_again_and_one_that_is_not_there_is_not(
-    call: str, error: str, times: int, gpu: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed, escaped = Mock(side_effect=pynvml.NVMLError(getattr(pynvml, error))), list[Any]()
+    call, error, times, gpu, monkeypatch
+):
+    failed, escaped = Mock(side_effect=pynvml.NVMLError(getattr(pynvml, error))), []
     monkeypatch.setattr(pynvml, call, failed)
     monkeypatch.setattr(threading, "excepthook", escaped.append)
     watched = _watch(lambda watched: failed.call_count >= times)

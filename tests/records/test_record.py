@@ -1,12 +1,9 @@
 """A record is written whole or not at all, read only if it is one, and outlives no reason."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -28,9 +25,7 @@ from wanreport.records.record import (
 JOB = Job(name="a-job", engine="layerwise", num_gpus=2)
 
 
-def record(
-    scale: str = "tiny", status: str = "ok", day: int = 1, name: str = "a-job", **known: Any
-) -> dict[str, Any]:
+def record(scale="tiny", status="ok", day=1, name="a-job", **known):
     changed = {key: known.pop(key) for key in ("seed", "checkpoint") if key in known}
     job = JOB.model_copy(update={"scale": scale, "name": name, **changed})
     machine = {"slug": "m", "device": "cuda" if scale == "a14b" else "cpu"}
@@ -38,14 +33,12 @@ def record(
     return new_record(job, status=status, **{"machine": machine, "started_at": began, **known})
 
 
-def put(root: Path, made: dict[str, Any]) -> Path:
+def put(root, made):
     write([made], root)
     return record_path(root, made["machine"]["slug"], made["job"]["name"], made["job_hash"])
 
 
-def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_know(
-    tmp_path: Path,
-) -> None:
+def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_know(tmp_path):
     made = record(wall_s=1.5, iterations=[{"kind": "clean", "total_s": 0.1 + 0.2, "later": [1]}])
     made["machine"]["later"] = {"key": None}
     path = put(tmp_path, made)
@@ -56,7 +49,7 @@ def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_kno
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
-def test_a_new_record_stands_for_a_resolved_job_that_failed(tmp_path: Path) -> None:
+def test_a_new_record_stands_for_a_resolved_job_that_failed(tmp_path):
     resolved = resolve_job(JOB, gpus=2)
     made, path = new_record(resolved, reason="not yet"), tmp_path / "x.json"
     assert (made["job"]["scale"], made["status"]) == ("a14b", "failed")
@@ -71,9 +64,7 @@ def test_a_new_record_stands_for_a_resolved_job_that_failed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
-def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(tmp_path, monkeypatch, error):
     made = record()
     path = put(tmp_path, made)
     monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
@@ -90,17 +81,13 @@ def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(
      ({"schema_version": 2}, "schema_version: "), ({"iterations": None}, "iterations: "),
      ({"iterations": [{"kind": "hot"}]}, r"iterations\[0\]\.kind: "), ({"wall_s": True}, "wall_s")],
 )  # fmt: skip
-def test_what_is_not_a_record_is_not_written(
-    tmp_path: Path, change: dict[str, Any], key: str
-) -> None:
+def test_what_is_not_a_record_is_not_written(tmp_path, change, key):
     with pytest.raises(RecordError, match=key):
         write_record({**record(), **change}, tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_named(
-    tmp_path: Path,
-) -> None:
+def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_named(tmp_path):
     assert find_records(tmp_path / "none") == []
     b, a = (put(tmp_path, record(machine={"slug": slug})) for slug in "ba")
     put(tmp_path / "local", record())
@@ -119,16 +106,15 @@ def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_
 # What takes whose place ---------------------------------------------------------------------------
 
 
-def stand(root: Path) -> tuple[list[str], list[str]]:
+def stand(root):
     """Status and day of the records that count, and of those beside them."""
-    first, second = (
+    return tuple(
         [f"{made['status']} {made['started_at'][9]}" for made in map(read_record, sorted(found))]
         for found in (root.glob("m/*.json"), root.glob("m/earlier/*.json"))
     )
-    return first, second
 
 
-def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_path: Path) -> None:
+def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_path):
     path = put(tmp_path, record("a14b", day=1))
     put(tmp_path, record("a14b", day=3))
     kept = path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
@@ -142,9 +128,7 @@ def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_p
 
 @pytest.mark.parametrize("scale", ["tiny", "a14b"])
 @pytest.mark.parametrize("worse", ["oom", "failed", "timeout", "unsupported"])
-def test_a_worse_record_never_takes_the_place_of_a_better_one(
-    tmp_path: Path, scale: str, worse: str
-) -> None:
+def test_a_worse_record_never_takes_the_place_of_a_better_one(tmp_path, scale, worse):
     put(tmp_path, record(scale, "failed", day=1))
     path = put(tmp_path, record(scale, "oom", day=2))
     assert stand(tmp_path) == (["oom 2"], [])
@@ -164,14 +148,14 @@ LARGE, TINY = record("a14b"), record("tiny")
      ([record("a14b", "failed", day=2), record("a14b", "oom")], 1),
      ([record(name="z", day=4), TINY], 1), ([record(name="z")], 0)],
 )  # fmt: skip
-def test_the_best_record_of_a_job(records: list[dict[str, Any]], best: int | None) -> None:
+def test_the_best_record_of_a_job(records, best):
     found = best_record(JOB, [(Path(f"{i}.json"), made) for i, made in enumerate(records)])
     assert found == (None if best is None else (Path(f"{best}.json"), records[best]))
     tiny = JOB.model_copy(update={"scale": "tiny"})
     assert best_record(tiny, [(Path("0.json"), LARGE)]) is None
 
 
-def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal() -> None:
+def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal():
     for scale, device in [("a14b", "cuda"), ("a14b", "cpu"), ("tiny", "cuda"), ("tiny", "cpu")]:
         found = parse_record(Path("x"), record(scale, machine={"device": device}))
         assert found.is_rehearsal is ((scale, device) != ("a14b", "cuda"))
@@ -180,7 +164,7 @@ def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal() -> None:
 # What outlives its reason -------------------------------------------------------------------------
 
 
-def is_missing(made: dict[str, Any]) -> bool:
+def is_missing(made):
     """Whether a job with this one record would be measured again on the record's machine."""
     return bool(missing([Job(**made["job"])], [(Path("m/x.json"), made)], Machine("m", 0)))
 
@@ -192,16 +176,12 @@ def is_missing(made: dict[str, Any]) -> bool:
      ("oom", "rank 0: MemoryError: ", True),  # the host's
      ("unsupported", "weights: no folder 'transformer'", True)],
 )  # fmt: skip
-def test_what_the_job_itself_did_not_cause_is_tried_again(
-    status: str, reason: str, again: bool
-) -> None:
+def test_what_the_job_itself_did_not_cause_is_tried_again(status, reason, again):
     assert is_missing(record(status=status, reason=reason)) is again
 
 
 @pytest.mark.parametrize("checkpoint", ["weights", "~/weights", "$HOME/weights"])
-def test_other_weights_in_the_same_place_are_measured_again(
-    checkpoint: str, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_weights_in_the_same_place_are_measured_again(checkpoint, project, monkeypatch):
     monkeypatch.setenv("HOME", str(project))
     file = project / "weights/transformer/model.safetensors"
     file.parent.mkdir(parents=True)

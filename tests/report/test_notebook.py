@@ -107,7 +107,7 @@ def test_a_record_at_hand_is_not_measured_again_nor_is_anything_in_rendering(
     synthetic.write([record], project / "results/local")
     here = jobs.Machine(record["machine"]["slug"], 0)
     monkeypatch.setattr(jobs, "this_machine", lambda: here)
-    monkeypatch.setattr(jobs, "run_job", None)
+    monkeypatch.setattr(jobs, "running", None)
     run = notebook.measure(job_from_mapping({**record["job"], "scale": "auto"}))
     assert run is not None and run.startswith("results/local/")
     assert notebook.frames_of(RESULTS_DIRS).runs.loc[run].job == "new-4gpu"
@@ -126,6 +126,13 @@ def test_what_a_measurement_leaves_is_in_the_frames(
     assert row.status == "unsupported" and "64" in row.reason
     assert (project / "results/local/logs/mine.log").exists()
     assert capfd.readouterr() == ("", "")
+
+
+def test_rendering_never_measures(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(jobs.NO_MEASURING, "1")
+    monkeypatch.setattr(jobs, "running", None)
+    assert notebook.measure(job_from_mapping(ASKED)) is None
+    assert not (project / "results").exists()
 
 
 def test_a_machine_has_its_own_record_or_none_and_a_broken_one_stops(project: Path) -> None:

@@ -69,7 +69,7 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "notebooks/index.py").write_text(INDEX)
     (project / "tmp").mkdir()
     add_job(project, "one")
-    for name in ("run_job", "this_machine"):
+    for name in ("running", "this_machine"):
         monkeypatch.setattr(jobs, name, getattr(stand_in, name))
     return project
 
@@ -120,7 +120,7 @@ def test_the_whole_way_and_a_second_time(
             assert (project / "reports" / name).parent.joinpath(target).exists(), (name, link)
 
     # Nothing has changed: nothing is measured, executed or written.
-    monkeypatch.setattr(jobs, "run_job", None)
+    monkeypatch.setattr(jobs, "running", None)
     before = {name: (project / "reports" / name).stat().st_mtime_ns for name in first}
     assert site.report(project) == 0
     assert "rendered" not in capsys.readouterr().out.splitlines()[-1]
@@ -187,7 +187,7 @@ def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) ->
 def test_all_problems_of_all_files_come_before_anything_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "run_job", None)
+    monkeypatch.setattr(jobs, "running", None)
     add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
     add_job(project, "worse").write_text("name: worse\n")
     with pytest.raises(JobError) as caught:
@@ -220,8 +220,8 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
     log = project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
     (before,) = (path.read_bytes() for path, _ in all_records(project))
-    dies = lambda job, root, **_: stand_in.run_job(job.model_copy(update={"purpose": "dies"}), root)  # noqa: E731
-    monkeypatch.setattr(jobs, "run_job", dies)
+    dies = lambda job, root, **_: stand_in.running(job.model_copy(update={"purpose": "dies"}), root)  # noqa: E731
+    monkeypatch.setattr(jobs, "running", dies)
     assert measure(one, project, log) == [], "as there was nothing to measure"
     assert measure(one, project, log, again=True) == ["one"]
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]

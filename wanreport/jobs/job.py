@@ -4,8 +4,6 @@ A job is a flat YAML file, read with the rules of papermill's ``-f`` (YAML 1.1).
 are reported at once; each names the file and the key, what is wrong and what to write instead.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -24,7 +22,7 @@ from wanreport.jobs import sglang
 from wanreport.jobs.schedule import MIN_SAMPLE
 
 BENCHMARK_VERSION = 1  # part of a job's hash, so that a change of method asks for new records
-NOT_HASHED = ("name", "purpose", "baseline_job", "timeout_s")  # no part of what is measured
+NOT_HASHED = {"name", "purpose", "baseline_job", "timeout_s"}  # no part of what is measured
 # Younger than the first records; by default they mean what a job without them meant.
 HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")  # else the model's
@@ -102,8 +100,8 @@ class Job(BaseModel, strict=True, frozen=True, extra="forbid", allow_inf_nan=Fal
 
 def field_defaults() -> dict[str, Any]:
     """The fields of a job in order, each with its default; None where one must be given."""
-    fields = Job.model_fields.items()
-    return {name: None if field.is_required() else field.default for name, field in fields}
+    return {name: None if field.is_required() else field.default
+            for name, field in Job.model_fields.items()}  # fmt: skip
 
 
 def resolve_job(job: Job, *, gpus: int) -> Job:
@@ -128,9 +126,8 @@ def model_settings(job: Job) -> dict[str, Any]:
 
     Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
     """
-    listing = Path(job.checkpoint or "", "model_index.json")
-    there = job.checkpoint and listing.is_file()
-    index = json.loads(listing.read_text("utf-8")) if there else None
+    file = Path(job.checkpoint or "", "model_index.json")
+    index = json.loads(file.read_text("utf-8")) if job.checkpoint and file.is_file() else None
     found = asdict(sglang.resolve_model(job.model_path, index=index))
     found |= {key: own for key in CHOSEN if (own := getattr(job, key)) is not None}
     return {key: found[key] for key in ("config", "how", *CHOSEN)}
@@ -141,7 +138,7 @@ def job_hash(job: Job) -> str:
     if job.scale == "auto":
         raise ValueError(f"{job.name}: no scale yet; resolve_job() first")
     unset = {key for key in HASHED_IF_GIVEN if getattr(job, key) == field_defaults()[key]}
-    content = job.model_dump(mode="json", exclude={*NOT_HASHED, *unset})
+    content = job.model_dump(mode="json", exclude=NOT_HASHED | unset)
     content["benchmark_version"] = BENCHMARK_VERSION
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -151,7 +148,7 @@ def load_job(path: str | Path) -> Job:
     """Read and check the job in the YAML file at `path`; raises JobError with all problems."""
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
-        root = loader.get_single_node() or yaml.MappingNode("", [])
+        root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise yaml.YAMLError("no `key: value` lines (a space follows each colon)")
         entries = [(str(key.value), loader.construct_document(each)) for key, each in root.value]
@@ -161,37 +158,36 @@ def load_job(path: str | Path) -> Job:
         what, fix = " ".join(str(error).split()), "write `key: value` lines in UTF-8"
         raise JobError([f"{path}: cannot be read: {what}; {fix}"]) from None
     times, values, stem = Counter(key for key, _ in entries), dict(entries), Path(path).stem
-    problems = [f"{key!r:.80}: is there twice; keep one" for key in times if times[key] > 1]
+    problems = {f"{key!r:.80}": "is there twice; keep one" for key in times if times[key] > 1}
     if not problems and values.get("name", stem) != stem:
-        problems = [f"name: is not the file's name; write `name: {stem}` or rename the file"]
-        values["name"] = "told-already"
-    return job_from_mapping(values, str(path), problems)
+        fix = f"write `name: {stem}` or rename the file"
+        problems["name"] = f"is not the file's name; {fix}"
+    return job_from_mapping(values, str(path), **problems)
 
 
 def job_from_mapping(
-    mapping: Mapping[Any, Any], source: str = "injected parameters", known: Iterable[str] = ()
+    mapping: Mapping[Any, Any], source: str = "injected parameters", **known: str
 ) -> Job:
-    """Check the job in `mapping`; raises JobError with all problems, the `known` ones first."""
+    """Check the job in `mapping`; raises JobError with all problems, also those `known` by key."""
     values, errors = {str(key): value for key, value in mapping.items()}, list[ErrorDetails]()
     try:
         job = Job.model_validate(values)
     except ValidationError as failed:
         errors = failed.errors()
     wrong = {error["loc"][0] for error in errors}
-    right = {k: v for k, v in {**field_defaults(), **values}.items() if k not in wrong}
-    problems = [*known, *map(_problem, errors), *map(": ".join, _contradictions(right))]
+    right = {k: v for k, v in (field_defaults() | values).items() if k not in wrong}
+    problems = dict(map(_problem, errors)) | dict(_contradictions(right)) | known
     if problems:
-        raise JobError(f"{source}: {problem}" for problem in problems)
+        raise JobError(f"{source}: {key}: {problem}" for key, problem in problems.items())
     return job
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without dates, as papermill reads parameters."""
+    """PyYAML's safe loader; a date is text, as where papermill reads parameters."""
 
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+_Loader.add_constructor(  # type: ignore[type-var]
+    "tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)  # fmt: skip
 
 
 def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -208,36 +204,32 @@ def _contradictions(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if given.get("cfg") and given.get("enable_cfg_parallel") and gpus and gpus % 2:
         fix = f"remove it, or write `num_gpus: {gpus + 1}`"
         yield "enable_cfg_parallel", f"cannot halve {gpus} GPUs; {fix}"
-    engine = given.get("engine")
-    if engine is None:
+    if (engine := given.get("engine")) is None:
         return
     # What is set for another engine, and an engine that SGLang would not choose.
-    takers = {PREFETCH: ["layerwise"], "vram_budget_gb": ["stream"], "transfer": ["stream"]}
-    takers |= dict.fromkeys(sglang.SWITCHES, list(sglang.ENGINE_FLAGS))
+    takers = dict.fromkeys(sglang.SWITCHES, list(sglang.ENGINE_FLAGS))
+    takers |= {PREFETCH: ["layerwise"], "vram_budget_gb": ["stream"], "transfer": ["stream"]}
     for key, engines in takers.items():
         if engine not in engines and given.get(key) not in (None, Job.model_fields[key].default):
             yield key, f"is for {', '.join(engines)}, not {engine}; remove it"
     if engine in sglang.ENGINE_FLAGS and given.keys() >= {*FLAGS}:
-        found = sglang.resolve(*(given[key] for key in FLAGS))
+        found = sglang.resolve(*(given[key] for key in FLAGS)).engine
         wanted = {sglang.SWITCHES[2]: False, **sglang.ENGINE_FLAGS[engine]}
         lines = [f"`{k}: {json.dumps(v)}`" for k, v in wanted.items() if given[k] is not v]
-        if found.engine != engine:
-            what = f"is {engine}, but SGLang 0.5.9 would run {found.engine}"
-            yield "engine", f"{what}; write {', '.join(lines)}"
+        if found != engine:
+            yield "engine", f"is {engine}, but SGLang 0.5.9 runs {found}; write {', '.join(lines)}"
 
 
-def _problem(error: ErrorDetails) -> str:
-    """The line for one of pydantic's errors, which says what a field should be, and a fix."""
+def _problem(error: ErrorDetails) -> tuple[str, str]:
+    """The key of one of pydantic's errors, what is wrong and what to do."""
     key, kind, value = str(error["loc"][0]), error["type"], error["input"]
     if kind == "missing" or (key in Job.model_fields and value is None):
-        return f"{key}: is missing; write `{key}: ...`"
+        return key, f"is missing; write `{key}: ...`"
     if kind == "extra_forbidden":
-        word = key.strip("-").replace("-", "_").lower()
-        meant = difflib.get_close_matches(word, Job.model_fields, n=1)
+        meant = difflib.get_close_matches(key.replace("-", "_").lower(), Job.model_fields, n=1)
         fix = f"did you mean {meant[0]}?" if meant else f"use {', '.join(Job.model_fields)}"
-        return f"{key!r:.80}: is not a field; {fix}"
+        return f"{key!r:.80}", f"is not a field; {fix}"
     should = error["msg"].removeprefix("Input ").removeprefix("String ")
     # YAML 1.1 surprises.
-    hint = "1e-3 and quotes are text; yes, no, on, off are true or false"
-    hint = f" ({hint})" if kind.endswith("_type") else ""
-    return f"{key}: is {value!r:.80}; it {should}{hint}"
+    hint = " (1e-3 and quotes are text; yes, no, on, off are true or false)"
+    return key, f"is {value!r:.80}; it {should}{hint * kind.endswith('_type')}"

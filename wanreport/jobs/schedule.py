@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
-import numpy as np
-
 TRAIN_TIMESTEPS = 1000
 MIN_SAMPLE = 5  # steps: the first two, the switch and its neighbours
 
@@ -26,6 +24,8 @@ class Schedule(NamedTuple):
 
 def flow_schedule(steps: int, shift: float) -> Schedule:
     """The schedule of `steps` denoising steps at flow shift `shift`."""
+    import numpy as np  # only here: what needs no schedule starts sooner
+
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     # The solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the

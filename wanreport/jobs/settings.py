@@ -1,7 +1,6 @@
 """Where blocks lie and when they move: `stream`'s settings, and what `layerwise` holds."""
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -45,36 +44,33 @@ class StreamSettings:
         return self.transfer != "bf16"
 
     def places(self, blocks: int) -> list[int]:
-        """The device buffer of each block of an expert: slots come first, then residents' own."""
-        streamed, slots = self._streamed(blocks)
+        """The device buffer of each block of an expert: slots come first, then residents' own.
+
+        Raises ValueError if blocks stream, and there are no slots.
+        """
+        streamed = 0 if self.both else max(blocks - self.residents, 0)
+        slots = min(self.slots, streamed)
+        if streamed and not slots:
+            raise ValueError(f"{streamed} of {blocks} blocks need slots")
         # How many of the first blocks stream: of none, of one, and so on up to all.
         first = [n * streamed // blocks if self.spread else max(n - blocks + streamed, 0)
                  for n in range(blocks + 1)]  # fmt: skip
         return [before % slots if after > before else slots + block - before
                 for block, (before, after) in enumerate(pairwise(first))]  # fmt: skip
 
-    def _streamed(self, blocks: int) -> tuple[int, int]:
-        """Blocks without a buffer of their own, and the slots they need; ValueError if none."""
-        streamed = 0 if self.both else max(blocks - self.residents, 0)
-        if streamed and not self.slots:
-            raise ValueError(f"{streamed} of {blocks} blocks need slots")
-        return streamed, min(self.slots, streamed)
-
     def buffers(self, blocks: int) -> int:
         """Number of device buffers, each for one block."""
-        streamed, slots = self._streamed(blocks)
-        return (2 if self.both else 1) * (blocks - streamed + slots)
+        return (1 + self.both) * len({*self.places(blocks)})
 
     def moving(self, blocks: int) -> int:
         """Blocks that are loaded in every pass: those that share their slot with another one."""
-        streamed, slots = self._streamed(blocks)
-        return min(streamed, 2 * (streamed - slots))
+        return sum(users for users in Counter(self.places(blocks)).values() if users > 1)
 
     def loads(self, blocks: int, passes: Mapping[str, int], iteration: int) -> int:
         """Blocks loaded in one iteration, with so many passes over each expert.
 
-        Those that share a slot are loaded in every pass, all others in an expert's first one,
-        unless they are still there: each expert has its own buffers, or only one ever runs.
+        All but the :meth:`moving` ones come once, unless they are still there: each expert has its
+        own buffers, or only one ever runs.
         """
         runs = [number for number in passes.values() if number]
         arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0
@@ -83,10 +79,9 @@ class StreamSettings:
 
 
 def layerwise_left(blocks: int, prefetch: int) -> set[int]:
-    """Blocks that `layerwise` leaves on the device after a pass over an expert of ``blocks``.
-
-    They are block 0, which is never released, and those first blocks of the next pass that the
-    last request came to after they had run (SGLang 0.5.9, runtime/utils/layerwise_offload.py).
+    """Blocks that `layerwise` leaves on the device after a pass: block 0, which is never released,
+    and those of the next pass that the last request came to after they had run (SGLang 0.5.9,
+    runtime/utils/layerwise_offload.py).
     """
     depth = min(max(1, prefetch), blocks)
     return {0} | {
@@ -100,9 +95,9 @@ def layerwise_left(blocks: int, prefetch: int) -> set[int]:
 def layerwise_held(blocks: int, prefetch: int, *, switch: bool) -> int:
     """Most blocks, of both experts together, that `layerwise` has on the device at once.
 
-    Of the expert that runs they are the p blocks that are about to run, the p that were requested
-    as the first of these ran, and block 0, unless they go round to it; of the other its first p
-    or, where it ran before (with a ``switch``), what :func:`layerwise_left` says.
+    Of the expert that runs: the p about to run, the p requested as the first of these ran, and
+    block 0, unless they go round to it. Of the other: its first p or, after a ``switch``, what
+    :func:`layerwise_left` says.
     """
     depth = min(max(1, prefetch), blocks)
     running = min(blocks, 2 * depth + (3 * depth <= blocks))

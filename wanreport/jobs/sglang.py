@@ -4,8 +4,6 @@ Line numbers cite its ``multimodal_gen``. A model's settings follow from the *te
 a folder with another name Wan2.2-T2V-A14B gets those of 1.3B, with flow shift 3 and not 12.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -39,11 +37,7 @@ class SglangResolution:
 def resolve(
     layerwise: bool | None, cpu_offload: bool | None, fsdp: bool, prefetch: float
 ) -> SglangResolution:
-    """Resolve the flags as SGLang does for a Wan video model on an NVIDIA GPU.
-
-    The order of its rules decides: defaults come first, and mutual exclusion comes last, when some
-    of what it tests for can no longer happen.
-    """
+    """Resolve the flags as SGLang does for a Wan model on an NVIDIA GPU: exclusions come last."""
     cut = math.floor(prefetch) if prefetch > 1 else prefetch
     layered, offloaded = layerwise is not False, cpu_offload is not False
     rules = {
@@ -56,9 +50,8 @@ def resolve(
             layered and offloaded,
     }  # fmt: skip
     fsdp = fsdp and not layered
-    engines = {"layerwise": layered, "fsdp": fsdp and offloaded, None: fsdp, "swap": offloaded,
-               "resident": True}  # fmt: skip
-    engine = next(name for name, chosen in engines.items() if chosen)
+    engines = {"layerwise": layered, "fsdp": fsdp and offloaded, None: fsdp, "swap": offloaded}
+    engine = next((name for name, chosen in engines.items() if chosen), "resident")
     steps = [said for said, fired in rules.items() if fired]
     return SglangResolution(layered, offloaded, fsdp, float(cut), engine, steps)
 
@@ -66,10 +59,8 @@ def resolve(
 def resolve_text(flags: str) -> SglangResolution:
     """Resolve flags written as on a command line; those not about offloading are passed over."""
     given = {key.replace("-", "_"): value for key, value in re.findall(r"--(\S+) (\S+)", flags)}
-    truth = {"true": True, "false": False}
-    layerwise, cpu_offload, fsdp = (truth.get(given.get(key, "")) for key in SWITCHES)
-    prefetch = float(given.get("dit_offload_prefetch_size", 0))
-    return resolve(layerwise, cpu_offload, bool(fsdp), prefetch)
+    layerwise, cpu, fsdp = ({"true": True, "false": False}.get(given.get(k, "")) for k in SWITCHES)
+    return resolve(layerwise, cpu, bool(fsdp), float(given.get("dit_offload_prefetch_size", 0)))
 
 
 def prefetch_layers(size: float, num_layers: int) -> int:
@@ -119,8 +110,8 @@ _DETECTORS = {"ltx-2": "", "hunyuan": "", "wanpipeline": "Wan-AI/Wan2.1-T2V-1.3B
 def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) -> ModelSettings:
     """The settings that SGLang would take for a name on the hub, or for a checkpoint's folder.
 
-    `index` is what ``model_index.json`` would hold where there is no such folder. Raises
-    ModelPathError if nothing matches, or a folder's index is missing or unusable.
+    Without the folder `index` stands for its ``model_index.json``. Raises ModelPathError if nothing
+    matches, or the index is missing or unusable.
     """
     file = Path(model_path) / "model_index.json"
     try:
@@ -130,13 +121,15 @@ def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) ->
             raise ValueError(f"{RATIO} is {ratio!r}, and not a number from 0 to 1")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelPathError(f"{file}: {error}; copy the checkpoint again") from error
-    path, texts = repr(model_path), [] if read is None else [model_path.lower(), str(kind).lower()]
-    word = next((word for word in _DETECTORS if any(word in text for text in texts)), "")
-    ends = {Path(name.lower()).name: name for name in _MODELS}
+    path, text = repr(model_path), "" if read is None else f"{model_path} {kind}".lower()
+    word = next((word for word in _DETECTORS if word in text), "")
+    end = model_path.lower().rstrip("/").split("/")[-1]
+    partial = [name for name in _MODELS if name.lower().endswith(f"/{end}")]
     if model_path in _MODELS:
         name, how, steps = model_path, "exact", [f"{path} is a registered name (registry.py:249)"]
-    elif name := ends.get(model_path.lower().rstrip("/").split("/")[-1], ""):
-        how, steps = "partial", [f"{path} ends like {name} (registry.py:260)"]
+    elif partial:
+        name, how = partial[0], "partial"
+        steps = [f"{path} ends like {name} (registry.py:260)"]
     elif name := _DETECTORS.get(word, ""):
         how = "detector"
         steps = [f"{path} is not registered, nor is its end (registry.py:249, :260)",
@@ -146,8 +139,7 @@ def resolve_model(model_path: str, *, index: Mapping[str, Any] | None = None) ->
             f"model_path {path} ({kind or 'no folder'}) is not a Wan model; give a diffusers folder"
             f" named as on the hub, or one of {', '.join(_MODELS)}; nothing is downloaded"
         )
+    if ratio is not None:
+        steps += [f"{RATIO} {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"]
     found = replace(_MODELS[name], how=how, steps=tuple(steps))
-    if ratio is None:
-        return found
-    step = f"{RATIO} {ratio:g} is the checkpoint's (composed_pipeline_base.py:216)"
-    return replace(found, boundary_ratio=float(ratio), steps=(*steps, step))
+    return found if ratio is None else replace(found, boundary_ratio=float(ratio))

@@ -1,7 +1,5 @@
 """What a rank finds out before it takes memory: the model, its weights, what fits, its link."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +13,8 @@ from wanreport.engines import Engine
 from wanreport.jobs.job import Job, model_settings
 from wanreport.jobs.settings import RING
 from wanreport.measure.ranks import Unsupported
+from wanreport.model import weights
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
-from wanreport.model.weights import (
-    CheckpointWeights,
-    HostStore,
-    Layout,
-    RandomWeights,
-    Source,
-    pinned,
-)
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
@@ -31,26 +22,27 @@ NBYTES = 1 << 29  # most of a block of A14B
 COPIES = 5  # copies of so many bytes each
 
 
-def model_of(job: Job) -> tuple[dict[str, Any], Source, dict[str, dict[str, Any]]]:
+def model_of(job: Job) -> tuple[dict[str, Any], weights.Source, dict[str, dict[str, Any]]]:
     """The model's settings (the job's own, else SGLang's), its weights, each expert's config."""
     try:
         settings = model_settings(job)
         if not job.checkpoint:
             config = TINY if job.scale == "tiny" else A14B
-            return settings, RandomWeights(job.seed), dict.fromkeys(EXPERTS, config)
-        weights = CheckpointWeights(Path(job.checkpoint))
-        return settings, weights, {name: weights.config(name) for name in EXPERTS}
+            return settings, weights.RandomWeights(job.seed), dict.fromkeys(EXPERTS, config)
+        found = weights.CheckpointWeights(Path(job.checkpoint))
+        return settings, found, {name: found.config(name) for name in EXPERTS}
     except (OSError, ValueError, KeyError) as error:
-        raise Unsupported(str(error), "point `checkpoint` at a complete folder") from error
+        key = "checkpoint" if job.checkpoint else "model_path"
+        raise Unsupported(str(error), f"repair what `{key}` names, or name another") from error
 
 
-def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
+def blocks_in_budget(job: Job, layouts: Sequence[weights.Layout]) -> int:
     """How many blocks ``vram_budget_gb`` holds on the device; in a rehearsal a share of those."""
     rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
         config, dtype = A14B | {"num_layers": 1}, getattr(torch, job.dtype)
         whole = {name: Expert(name, config, dtype) for name in EXPERTS}
-        layouts = list(HostStore(whole, RandomWeights()).layouts.values())
+        layouts = list(weights.HostStore(whole, weights.RandomWeights()).layouts.values())
     outer, block = layouts[0].nbytes, layouts[1].nbytes
     blocks = room(job.vram_budget_gb, block, outer, job.transfer)
     if blocks < MIN_ROOM:
@@ -65,14 +57,12 @@ def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
 
 
 def require_host_memory(
-    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *, rehearsal: bool = False,
-    nodes: int = 1,
+    engine: Engine, layouts: Sequence[weights.Layout], ranks: int, free: int, *,
+    rehearsal: bool = False, nodes: int = 1,
 ) -> None:  # fmt: skip
-    """Refuse a job whose host copy of the weights does not fit, before anything is allocated.
+    """Refuse a job whose weights do not fit into the ``free`` bytes that a host had before.
 
-    ``free`` bytes there were before the ranks began, so that all of them decide alike. In a
-    rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too. Nodes
-    have equal shares.
+    In a rehearsal, of a checkpoint as it is, host memory stands in for each rank's device, too.
     """
     each = sum(layout.nbytes for layout in layouts) if rehearsal else HOST_OVERHEAD
     whole = engine.host_bytes(layouts, ranks)
@@ -83,17 +73,16 @@ def require_host_memory(
         raise Unsupported(
             f"{engine.name} on {ranks} {'ranks' if rehearsal else 'GPUs'} keeps"
             f" {needed / 1e9:.1f} GB in host memory{' of each node' * (nodes > 1)}, and"
-            f" {free / 1e9:.1f} GB are free:"
-            f" {(needed - free) / 1e9:.1f} GB are missing", less if rehearsal else more,
+            f" {free / 1e9:.1f} GB are free: {(needed - free) / 1e9:.1f} GB are missing",
+            less if rehearsal else more,
         )  # fmt: skip
 
 
 def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[str, Any] | None:
-    """Copy a buffer to and fro, from pinned and from pageable memory, on all ranks of ``group``.
+    """Copy a buffer to and fro, from pinned and from pageable memory; None without a GPU.
 
-    Returns the same on every rank, or None without a GPU: ``nbytes`` of one copy; ``samples`` in
-    GB/s of rank 0 alone and of each rank together; and their medians, ``h2d_pinned_gb_s`` alone and
-    ``h2d_pinned_together_gb_s`` of the slowest rank.
+    Every rank returns ``nbytes`` of one copy; ``samples`` in GB/s of rank 0 alone and of each rank
+    together; and their medians: ``*_gb_s`` alone, ``*_together_gb_s`` of the slowest rank.
     """
     if device.type != "cuda":
         return None
@@ -102,7 +91,7 @@ def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[
     found: dict[str, Any] = {"nbytes": NBYTES, "samples": {}}
     for key in ("h2d_pageable", "d2h_pageable", "h2d_pinned", "d2h_pinned"):
         pair = (there, here) if key.startswith("h2d") else (here, there)
-        with pinned([here] if key.endswith("pinned") else []):
+        with weights.pinned([here] if key.endswith("pinned") else []):
             alone: list[Any] = [_copies(*pair) if dist.get_rank(group) == 0 else None]
             dist.broadcast_object_list(alone, src=0, group=group)
             dist.barrier(group)

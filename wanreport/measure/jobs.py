@@ -3,8 +3,6 @@
 A job ends in a record, whatever happens to its ranks. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -15,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,19 +25,9 @@ from tqdm import tqdm
 from wanreport.jobs.job import Job, JobError, load_job, located, resolve_job
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
+from wanreport.records import record as kept
 from wanreport.records.project import all_records, local_results, project_root
-from wanreport.records.record import (
-    EARLIER,
-    Found,
-    best_record,
-    naming,
-    new_record,
-    read_record,
-    record_path,
-    replace_file,
-    stands,
-    write_record,
-)
+from wanreport.records.record import Found, best_record, naming, replace_file
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -51,6 +39,9 @@ HINTS = {
 }
 
 
+Running = Generator[None, None, Path]
+
+
 class Machine(NamedTuple):
     """A machine's class as a file name, and its usable GPUs."""
 
@@ -59,7 +50,6 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """Name the class of this machine, and count its GPUs."""
     here = machine.machine()
     return Machine(here["slug"], here["gpu_count"])
 
@@ -86,8 +76,7 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
 def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     """The record that `job`'s page shows: the best at real scale anywhere, else this machine's.
 
-    Another machine's rehearsal stands in only where this machine has no record at all, so that it
-    never hides a failure here.
+    Another machine's rehearsal stands in only where it hides no failure here.
     """
     found = [item for item in found if not item[1].get("source")]  # of other programs
     mine = [(path, record) for path, record in found
@@ -97,88 +86,93 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
 
 def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
-    mine = [item for item in found if item[0].parent.name == here.slug]
+    mine = [record for path, record in found if path.parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
-    return [job for job in resolved
-            if not best_record(job, [one for one in mine if stands(job, one[1])])]  # fmt: skip
+    return [job for job in resolved if not any(
+        record["job_hash"] in job.hashes() and kept.stands(job, record) for record in mine
+    )]  # fmt: skip
 
 
 def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
-    minutes: float = math.inf, *, again: bool = False,
+    minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
     """Measure those `jobs` that this machine has no record of; return the names that failed.
 
-    Records go to `results`, by default the folder of runs on this machine. With `again` all are
-    measured, whatever records there are; a run that fails leaves the record that stood there.
+    Records go to `results`, by default those of this machine. With `again` all are measured.
+    Rehearsals, whose times say nothing, may run `at_once`.
     """
-    failed: list[str] = []
-
-    def tell(path: Path, record: dict[str, Any]) -> None:
-        name, status = record["job"]["name"], record["status"]
-        lines = [f"{name:<24} {status:<12} {record['wall_s']:6.1f} s  {record['reason']}".rstrip()]
-        lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
-        lines += ["The record of an earlier run stays."] * (path.parent.name == EARLIER)
-        say("  " + f"\n{'':<27}".join(lines))
-        if status in ("failed", "timeout", "non-finite"):
-            failed.append(name)
-
-    left = missing(jobs, [] if again else all_records(root), this_machine())
-    if left:
-        say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
-        done = measure_jobs(left, results or local_results(root), log, tell, minutes)
-        if late := [job.name for job in left if job.name not in done]:
-            rest = "name these alone the next time" if again else "run it again"
-            say(f"No time left for {', '.join(late)}: {rest}")
-    return failed
+    if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
+        return []
+    say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
+    if any(job.scale == "a14b" or job.checkpoint for job in left):
+        at_once = 1
+    if at_once > 1:  # so that none is left alone at the end
+        left.sort(key=lambda job: -job.num_gpus)
+    folder = results or local_results(root)
+    done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
+    bad = ("failed", "timeout", "non-finite")
+    return [name for name, (_, record) in done.items() if record["status"] in bad]
 
 
 def measure_jobs(
-    jobs: Sequence[Job], results: Path, log: Path,
-    on_record: Callable[[Path, dict[str, Any]], None] = lambda path, record: None,
-    minutes: float = math.inf, *, plan_only: bool = False,
+    jobs: Sequence[Job], results: Path, log: Path, minutes: float = math.inf, *,
+    tell: Callable[[str], None] = lambda line: None, plan_only: bool = False, at_once: int = 1,
 ) -> dict[str, Found]:  # fmt: skip
-    """Measure resolved `jobs` one after another; return each one's record by its name.
+    """Measure resolved `jobs`, `at_once` of them; return each one's record by its name.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
     fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
     """
-    done: dict[str, Found] = {}
-    end = time.monotonic() + 60 * minutes
+    done, end = dict[str, Found](), time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(log), log.open("w", encoding="utf-8") as file:
-        for job in jobs:
-            if time.monotonic() + job.timeout_s > end:
-                print(f"{job.name}: no time left for it in this run", file=file, flush=True)
-                continue
-            path = run_job(job, results, plan_only=plan_only, log=file)
-            done[job.name] = path, read_record(path)
-            on_record(*done[job.name])
+
+        def begun() -> Iterator[Running]:
+            for job in jobs:
+                if time.monotonic() + job.timeout_s > end:
+                    tell(f"  {job.name:<24} no time left for it in this run")
+                    continue
+                yield running(job, results, plan_only=plan_only, log=file)
+
+        for path in ranks.together(begun(), at_once):
+            record = kept.read_record(path)
+            name, status = record["job"]["name"], record["status"]
+            done[name] = path, record
+            took = f"{record['wall_s']:6.1f} s"
+            lines = [f"{name:<24} {status:<12} {took}  {record['reason']}".rstrip()]
+            lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))
+            lines += ["The record of an earlier run stays."] * (path.parent.name == kept.EARLIER)
+            tell("  " + f"\n{'':<27}".join(lines))
     return done
 
 
-def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Path:
-    """Run one resolved job and return its record's path; with ``plan_only`` no more than its plan.
+def run_job(job: Job, root: Path, **how: Any) -> Path:
+    """Run one resolved job and return its record's path; `how` are options of :func:`running`."""
+    return next(ranks.together([running(job, root, **how)]))
 
-    ``log`` takes a line an iteration and tracebacks; by default stderr does. Raises RecordError if
-    the record could not be written.
+
+def running(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Running:
+    """Run one resolved job, or only plan it; returns its record's path.
+
+    Yields while the ranks work. ``log``, by default stderr, takes a line an iteration and
+    tracebacks. Raises RecordError if the record could not be written.
     """
-    started, begun = datetime.now(UTC), time.perf_counter()
-    here, stopped = machine.machine(), None
-    record = new_record(
+    begun, here, stopped = time.perf_counter(), machine.machine(), None
+    record = kept.new_record(
         job,
         # One machine has one class, also for what it runs on its CPU for want of GPUs.
         machine=here | {"device": here["device"] if job.scale == "a14b" else "cpu"},
         software=machine.software(), sglang=asdict(job.sglang()), engine={"name": job.engine},
-        started_at=started.isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    path = record_path(root, here["slug"], job.name, record["job_hash"])
+    path = kept.record_path(root, here["slug"], job.name, record["job_hash"])
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
         try:
             with naming(out):
                 placed = located(job, project_root())
-                found = _measured(placed, here["gpu_count"], out, plan_only, log)
+                found = yield from _measured(placed, here["gpu_count"], out, plan_only, log)
         except (Exception, SystemExit) as error:
             found, stopped = ranks.outcome(error), error
             if isinstance(error, Exception) and found["status"] != "unsupported":
@@ -194,7 +188,7 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
                 record["hint"] = f"{HINTS[record['status']]} ({_keep_logs(out, path)})"
         except OSError as error:  # a full disk must not cost the result too
             record["hint"] = f"traces and logs could not be kept: {error}"
-    path = write_record(record, path)
+    path = kept.write_record(record, path)
     if isinstance(stopped, SystemExit):
         raise stopped
     return path
@@ -202,92 +196,77 @@ def run_job(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 
 def _measured(
     job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
-) -> dict[str, Any]:
+) -> Generator[None, None, dict[str, Any]]:
     """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
-    if job.scale == "a14b" and gpus < job.num_gpus:
+    nodes, count, tiny = machine.nodes(), job.num_gpus, job.scale == "tiny"
+    if not tiny and gpus < count:
         raise Unsupported(
-            f"full scale needs {job.num_gpus} GPUs and this machine has {gpus}",
+            f"full scale needs {count} GPUs and this machine has {gpus}",
             "run it where there are enough, or set scale: tiny for a rehearsal",
         )
-    nodes = machine.nodes()
-    if job.num_gpus % nodes:
+    if count % nodes:
         raise Unsupported(
-            f"{job.num_gpus} ranks are not as many on each of {nodes} nodes",
-            f"ask for a number of nodes that divides {job.num_gpus}",
+            f"{count} ranks are not as many on each of {nodes} nodes",
+            f"ask for a number of nodes that divides {count}",
         )
-    spec, progress = out / "spec.json", Progress(job.name, out / "progress", log)
-    given = {"job": job.model_dump(mode="json"), "plan_only": plan_only}
-    spec.write_text(json.dumps(given | {"host_free": machine.host_memory()["available"]}), "utf-8")
-    deadline = time.monotonic() + job.timeout_s
-    with progress.bar:
-        kind = "cpu" if job.scale == "tiny" and nodes == 1 else "cuda"
-        begun = ranks.KINDS[kind](spec, out, job.num_gpus)
-        results, codes = ranks.watch(begun, out, job.num_gpus, deadline, progress.update)
+    given = {"job": job.model_dump(mode="json"), "plan_only": plan_only,
+             "host_free": machine.host_memory()["available"]}  # fmt: skip
+    spec, deadline, said = out / "spec.json", time.monotonic() + job.timeout_s, ["not started"]
+    spec.write_text(json.dumps(given), "utf-8")
+
+    def follow() -> None:
+        """Show what rank 0 says: all to a person at a terminal, and what is new to the log."""
+        lines = progress.read_text("utf-8").splitlines() if progress.is_file() else []
+        for line in lines[len(said) - 1 :]:
+            bar.set_description_str(f"{job.name}: {line}")
+            part = line.partition(",")[0]
+            if part != said[-1].partition(",")[0]:
+                print(f"{job.name}: {part}", file=log or sys.stderr, flush=True)
+            said.append(line)
+
+    progress = out / "progress"
+    # None: shown at a terminal only.
+    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as bar:
+        begun = ranks.KINDS["cpu" if tiny and nodes == 1 else "cuda"](spec, out, count)
+        results, codes = yield from ranks.watching(begun, out, count, deadline, follow)
     whole = [result for result in results if result and result["status"] == "ok"]
-    if len(whole) < job.num_gpus:
-        return ranks.failure(job.timeout_s, results, codes, progress.last)
+    if len(whole) < count:
+        return ranks.failure(job.timeout_s, results, codes, said[-1])
 
     def merged(parts: Sequence[dict[str, Any]], *keys: str) -> dict[str, Any]:
         return parts[0] | {key: [part[key] for part in parts] for key in keys}
 
-    iterations = []
+    found = whole[0] | {"iterations": []}
     for parts in zip(*(result["iterations"] for result in whole), strict=True):
         rows = zip(*(part["steps"] for part in parts), strict=True)
-        steps = [merged(row, "seconds", "h2d_bytes") for row in rows]
+        steps = {"steps": [merged(row, "seconds", "h2d_bytes") for row in rows]}
         each = merged(parts, "counters", "expected_counters", "memory", "gpu")
-        iterations.append(each | {"steps": steps})
-    found = whole[0] | {"iterations": iterations}
+        found["iterations"].append(each | steps)
     found["machine"]["transport"] = ranks.transport(out)
     return found
 
 
 def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
     """Keep traces beside the record; their paths are relative to the record's folder."""
-    kept = []
+    found: list[dict[str, Any]] = []
     for source in (*out.glob("traces/rank*.json.gz"), *out.glob("nsys.sqlite")):
         data, path = source.read_bytes(), f"traces/{record.stem}/{source.name}"
         replace_file(record.parent / path, data)
-        digest = hashlib.sha256(data).hexdigest()
         rank = int(re.sub(r"\D", "", source.name) or 0)  # one export holds all ranks
-        kept.append({"rank": rank, "path": path, "bytes": len(data), "sha256": digest})
-    return sorted(kept, key=lambda trace: trace["rank"])
+        found.append({"rank": rank, "path": path, "bytes": len(data),
+                     "sha256": hashlib.sha256(data).hexdigest()})  # fmt: skip
+    return sorted(found, key=lambda trace: trace["rank"])
 
 
 def _keep_logs(out: Path, record: Path) -> str:
     """Keep the ranks' logs of a failed job beside its record; says where."""
-    folder = record.parent / "logs" / record.stem
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = f"logs/{record.stem}"
+    shutil.rmtree(record.parent / folder, ignore_errors=True)
     for source in out.rglob("*.log"):
         if data := source.read_bytes():
-            replace_file(folder / "-".join(source.relative_to(out).parts[-4:]), data)
-    return f"logs: {folder.relative_to(record.parent)}, beside this record"
-
-
-class Progress:
-    """Follows rank 0: a bar for a person at a terminal, one line an iteration for a log."""
-
-    def __init__(self, name: str, path: Path, log: TextIO | None) -> None:
-        self.name, self.path, self.log = name, path, log
-        self.bar = tqdm(disable=None, leave=False)  # None: shown at a terminal only
-        self.last, self._read, self._iteration = "not started", 0, ""
-
-    def update(self) -> None:
-        """Show what rank 0 has said since the last time."""
-        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
-        for line in lines[self._read :]:
-            self.last, *numbers = line.split()
-            if not numbers:
-                continue
-            iteration, step, steps = numbers
-            said, done = f"{self.name}: {self.last} iteration", int(step) + 1
-            self.last += f" iteration, step {done} of {steps}"
-            if iteration != self._iteration:
-                self._iteration = iteration
-                self.bar.set_description(said)
-                self.bar.reset(int(steps))
-                print(said, file=self.log or sys.stderr, flush=True)
-            self.bar.update(done - self.bar.n)
-        self._read = len(lines)
+            name = "-".join(source.relative_to(out).parts[-4:])
+            replace_file(record.parent / folder / name, data)
+    return f"logs: {folder}, beside this record"
 
 
 def within(path: Path, root: Path) -> Path:

@@ -1,7 +1,5 @@
 """This machine, without torch: its class, its GPUs by the driver, its memory, its software."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -37,15 +35,15 @@ def gpus() -> list[Any]:
     try:
         pynvml.nvmlInit()
         there = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        names = [(str(i), pynvml.nvmlDeviceGetUUID(handle)) for i, handle in enumerate(there)]
+        uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in there]
     except pynvml.NVMLError:
         return []
     if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return there
     visible: list[Any] = []
     for entry in map(str.strip, allowed.split(",")):
-        like = [handle for handle, (index, uuid) in zip(there, names, strict=True)
-                if entry and (entry == index or uuid.startswith(entry))]  # fmt: skip
+        like = [handle for index, (handle, uuid) in enumerate(zip(there, uuids, strict=True))
+                if entry and (entry == str(index) or uuid.startswith(entry))]  # fmt: skip
         if len(like) != 1:
             break
         visible += like
@@ -64,40 +62,38 @@ def class_of(
 def machine(device: str = "") -> dict[str, Any]:
     """Describe the machine by hardware and interconnect, never by a host name.
 
-    Its class is the same whatever a job runs on, and how many cores a job got is not part of it.
-    With the `device` ``"cpu"`` no GPU is looked at.
+    Its class has no part in how many cores a job got. With `device` "cpu" no GPU is looked at.
     """
     model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    nccl = {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ}
     found: dict[str, Any] = {
         "class": f"CPU ({platform.machine()})", "slug": f"cpu-{platform.machine()}",
         "device": "cpu", "gpu_name": None, "gpu_count": 0, "gpu_memory_bytes": None,
         "driver": None, "interconnect": None, "pcie": None,
         "host_memory_bytes": host_memory()["total"],
         "cpu_model": model[1] if model else platform.processor() or None,
-        "cpu_cores": len(os.sched_getaffinity(0)),
-        "nccl": {key: os.environ[key] for key in NCCL_SETTINGS if key in os.environ},
-        "link": None, "transport": None,
+        "cpu_cores": len(os.sched_getaffinity(0)), "nccl": nccl, "link": None, "transport": None,
     }  # fmt: skip
     if device == "cpu" or not (handles := gpus()):
         return found
     first, count, wire = handles[0], len(handles) * nodes(), None  # what collectives run over
     if nodes() > 1:
         wire = f"network between {nodes()} nodes"
-    elif len(handles) > 1 and os.environ.get(P2P) == "1":
+    elif count > 1 and os.environ.get(P2P) == "1":
         wire = f"host memory over PCIe ({P2P}=1)"
-    elif len(handles) > 1:
+    elif count > 1:
         try:
             nvlink = pynvml.nvmlDeviceGetP2PStatus(*handles[:2], pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
             wire = "NVLink" if nvlink == pynvml.NVML_P2P_STATUS_OK else "PCIe"
         except pynvml.NVMLError:
             wire = "unknown interconnect"
     name = pynvml.nvmlDeviceGetName(first)
-    label, slug = class_of(name, count, wire, found["nccl"])
+    label, slug = class_of(name, count, wire, nccl)
     lanes = {"generation": str(pynvml.nvmlDeviceGetMaxPcieLinkGeneration(first)),
              "width": str(pynvml.nvmlDeviceGetMaxPcieLinkWidth(first))}  # fmt: skip
     return found | {
-        "class": label, "slug": slug, "device": "cuda", "gpu_name": name,
-        "gpu_count": count, "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
+        "class": label, "slug": slug, "device": "cuda", "gpu_name": name, "gpu_count": count,
+        "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(first).total,
         "driver": pynvml.nvmlSystemGetDriverVersion(), "interconnect": wire, "pcie": lanes,
     }  # fmt: skip
 

@@ -1,7 +1,5 @@
 """Profiles two steps around the switch: one trace a rank."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from collections.abc import Iterator, Sequence
@@ -30,8 +28,7 @@ class SwitchProfile:
         self.path, self.mover, self.timeline = path, engine.mover, timeline
         at = steps.index(switch) if switch is not None and switch in steps else 2
         first = min(max(at - 1, 0), max(len(steps) - LENGTH, 0))
-        self.watched = steps[first : first + LENGTH]
-        self.begin = steps[max(first - 1, 0)]
+        self.watched, self.begin = steps[first : first + LENGTH], steps[max(first - 1, 0)]
         self.nsys = bool(os.environ.get(NSYS)) and self.mover.cuda
         self._profiler: Any = None
 
@@ -63,7 +60,7 @@ class SwitchProfile:
     @contextmanager
     def _ranges(self, index: int) -> Iterator[None]:
         """Let Nsight Systems record a step, with NVTX ranges for it, its blocks and its copies."""
-        timeline, nvtx, marks = self.mover.timeline, torch.cuda.nvtx, {}
+        timeline, nvtx, marks = self.mover.timeline, torch.cuda.nvtx, dict[int, Any]()
         begin, end = timeline.begin, timeline.end
 
         def begun(lane: str, what: str, expert: str, block: int | None) -> Event | None:

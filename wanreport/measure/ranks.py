@@ -4,8 +4,6 @@ On GPUs torchrun starts them; on CPU they are forked from a small server, which 
 A rank leaves ``rank<r>.json`` in the job's folder, and ends with what started it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc
@@ -22,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -37,30 +36,26 @@ in place of torch's profiler, as both cannot."""
 UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
+T = TypeVar("T")
+POLL = 0.05  # seconds between two looks at ranks
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
-
-
-class Unsupported(Exception):
-    """A job that this machine or this package cannot run; says why, and what would."""
-
-    def __init__(self, reason: str, hint: str) -> None:
-        super().__init__(reason)
-        self.hint = hint
-
-
 # What an error says of itself -> the status that it gives a job.
 MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
          "Watchdog caught collective operation timeout": "timeout",
          "FloatingPointError": "non-finite"}  # fmt: skip
 
 
+class Unsupported(Exception):
+    """A job that this machine or this package cannot run: the reason, and a hint at what would."""
+
+
 def outcome(error: BaseException) -> dict[str, Any]:
     """The status, reason and hint that an error gives a job, in a rank or outside of them."""
-    if hint := getattr(error, "hint", ""):
-        return {"status": "unsupported", "reason": str(error), "hint": hint}
+    if isinstance(error, Unsupported):
+        return {"status": "unsupported"} | dict(zip(("reason", "hint"), error.args, strict=True))
     said = f"{type(error).__name__}: {str(error).strip()}"
     if isinstance(error, SystemExit):  # of SIGTERM, as at a batch system's limit
         said = f"ended from outside (exit {error.code})"
@@ -81,9 +76,10 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
-        given = module, str(spec), str(out)
-        self.processes = [context.Process(target=_forked, args=(*given, rank, world_size))
-                          for rank in range(world_size)]  # fmt: skip
+        self.processes = [
+            context.Process(target=_forked, args=(module, str(spec), str(out), rank, world_size))
+            for rank in range(world_size)
+        ]
         for process in self.processes:
             process.start()
 
@@ -125,20 +121,18 @@ class TorchrunRanks:
             start = ["srun", f"--nodes={self.nodes}", f"--ntasks={self.nodes}", "--overlap",
                      "--cpu-bind=none", "--kill-on-bad-exit=1"]  # fmt: skip
             meet = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={at}"]
-        command = [
-            *start, sys.executable, "-m", "torch.distributed.run", *meet,
-            f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
-            f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out),
-        ]  # fmt: skip
         if nsys := os.environ.get(NSYS):
-            command = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *command]
+            start = [nsys, *UNDER_NSYS, f"--output={out / 'nsys'}", *start]
         path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
         # NCCL says only in its log which transport it chose.
         told = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(out / "nccl.%h.%p.log"),
                 "PYTHONPATH": os.pathsep.join(path)}  # fmt: skip
         with self.log.open("wb") as log:
             self.process = psutil.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [*start, sys.executable, "-m", "torch.distributed.run", *meet,
+                 f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
+                 f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out)],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 preexec_fn=die_with_parent, env=os.environ | told,
                 start_new_session=True,  # Ctrl-C then reaches only us, and we end them
             )  # fmt: skip
@@ -174,13 +168,19 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def watch(
+def watch(*given: Any) -> Any:
+    """What :func:`watching` returns, once it has."""
+    return next(together([watching(*given)]))
+
+
+def watching(
     ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
-) -> tuple[list[dict[str, Any] | None], list[int | None]]:  # fmt: skip
+) -> Generator[None, None, tuple[list[dict[str, Any] | None], list[int | None]]]:  # fmt: skip
     """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
-    Returns what each rank left in ``out``, and the exit codes from before any was ended by us.
+    Yields after each look at them. Returns what each rank left in ``out``, and the exit codes from
+    before any was ended by us.
     """
 
     def results() -> list[dict[str, Any] | None]:
@@ -195,10 +195,31 @@ def watch(
                 break
             if any(codes) or any(found and found["status"] != "ok" for found in results()):
                 deadline = min(deadline, time.monotonic() + GRACE)
-            time.sleep(0.05)
+            yield
     finally:
         ranks.kill()
     return results(), codes
+
+
+def together(begun: Iterable[Generator[None, None, T]], at_once: int = 1) -> Iterator[T]:
+    """What each of these returns, as they end, while `at_once` run. A signal ends all of them."""
+    waiting, active = iter(begun), list[Generator[None, None, T]]()
+    try:
+        while active := [*active, *islice(waiting, at_once - len(active))]:
+            for each in list(active):
+                try:
+                    next(each)
+                except StopIteration as ended:
+                    active.remove(each)
+                    yield ended.value
+            time.sleep(POLL)
+    except BaseException as error:
+        for each in active:  # of which one may have ended by it
+            with contextlib.suppress(SystemExit):
+                if isinstance(error, SystemExit):
+                    each.throw(SystemExit(error.code))
+            each.close()
+        raise
 
 
 def transport(out: Path) -> list[str]:
@@ -217,6 +238,7 @@ def failure(
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])
     # By SIGTERM torchrun ends the ranks that outlive one: a cause only where nothing else is one.
     died = [each for each in died if each[0] != -signal.SIGTERM] or ([] if told else died)
+    status, reason = "failed", "the ranks ended without a result"
     if told and not (told[0][0] and died):
         _, _, rank, result = told[0]
         if result["status"] == "unsupported":
@@ -225,9 +247,7 @@ def failure(
     elif died:  # signals come first
         code, rank = died[0]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        status, reason = "failed", f"rank {rank} {how} without a result"
+        reason = f"rank {rank} {how} without a result"
     elif None in codes:
         status, reason = "timeout", f"not done within timeout_s = {timeout_s:g} s"
-    else:
-        status, reason = "failed", "the ranks ended without a result"
     return {"status": status, "reason": f"{reason} ({last})"}

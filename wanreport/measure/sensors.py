@@ -4,13 +4,11 @@ Under load it runs as fast as power limit and temperature allow, and two boards 
 in that by a per cent or two: between two runs a difference counts only if their clocks are known.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from contextlib import suppress
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import pynvml
 import torch
@@ -36,7 +34,7 @@ class Sensors:
                 pynvml.nvmlInit()
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
-    def __enter__(self) -> Sensors:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -4,8 +4,6 @@ On GPUs torchrun starts it (``python -m wanreport.measure.worker SPEC OUT``), on
 Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -54,24 +52,23 @@ class Rank:
     """
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
-        self.spec, self.job = spec, Job(**spec["job"])
+        self.spec, self.job = spec, (job := Job(**spec["job"]))
         self.out, self.rank, self.world_size = out, rank, world_size
-        self.tiny = self.job.scale == "tiny"
+        self.tiny = tiny = job.scale == "tiny"
         self.beside = world_size // nodes()  # ranks of one host, which follow one another
-        self.device = torch.device("cpu" if self.tiny else f"cuda:{rank % self.beside}")
-        asked = {key: getattr(self.job, key) for key in TINY_VIDEO}
-        self.video = TINY_VIDEO if self.tiny else asked
-        self.checkpoint = Path(self.job.checkpoint) if self.job.checkpoint else None
+        self.device = torch.device("cpu" if tiny else f"cuda:{rank % self.beside}")
+        self.video = TINY_VIDEO if tiny else {key: getattr(job, key) for key in TINY_VIDEO}
+        self.checkpoint = Path(job.checkpoint) if job.checkpoint else None
         self.cold_start_s: float | None = None
 
     def run(self) -> dict[str, Any]:
-        job, cuda = self.job, not self.tiny
-        if cuda and torch.cuda.device_count() < self.beside:
+        job, device = self.job, self.device
+        if not self.tiny and torch.cuda.device_count() < self.beside:
             raise Unsupported(
                 f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
                 "install a torch that fits the driver (nvidia-smi names its CUDA version)",
             )
-        connect(self.device, self.out, self.rank, self.world_size, job.timeout_s)
+        connect(device, self.out, self.rank, self.world_size, job.timeout_s)
         self.settings, source, configs = model_of(job)
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
         group, pair = cfg_groups() if job.enable_cfg_parallel else (dist.group.WORLD, None)
@@ -85,66 +82,65 @@ class Rank:
             return expert
 
         self.experts = {name: make(name) for name in EXPERTS}
-        prefetch = job.prefetch(config["num_layers"])
+        prefetch, packed = job.prefetch(config["num_layers"]), job.transfer == "packed"
         # The plan chooses the other settings.
-        packed = job.transfer == "packed"
         engine = Stream(transfer="packed") if packed else ENGINES[job.engine](prefetch=prefetch)
-        self.store = store_for(engine, self.experts, source, self.device, host)
-        layouts = list(self.store.layouts.values())
-        free = self.spec["host_free"]
-        require_host_memory(engine, layouts, self.world_size, free, rehearsal=self.tiny,
-                            nodes=nodes())  # fmt: skip
+        self.store = store = store_for(engine, self.experts, source, device, host)
+        layouts = list(store.layouts.values())
+        require_host_memory(engine, layouts, self.world_size, self.spec["host_free"],
+                            rehearsal=self.tiny, nodes=nodes())  # fmt: skip
         room = blocks_in_budget(job, layouts) if job.engine == "stream" else 0
         self.say("link")
-        link = measure_link(self.device, dist.group.WORLD)
+        link = measure_link(device, dist.group.WORLD)
         self.guidance = self._guidance(config["text_dim"], dtype, pair)
-        vae = denoise.TINY_VAE if self.tiny else denoise.VAE
-        self.vae = job.decode and self.rank == 0 and denoise.make_vae(
-            vae, self.checkpoint, self.device, job.seed)  # fmt: skip
+        self.vae = (
+            job.decode
+            and self.rank == 0
+            and denoise.make_vae(
+                denoise.TINY_VAE if self.tiny else denoise.VAE, self.checkpoint, device, job.seed
+            )
+        )
         self.say("weights")
         self.started = time.perf_counter()
         used: dict[str, Any] = {"prefetch": prefetch, "counters_derived": engine.counters_derived}
         if job.engine == "stream":
-            self.store.buffer(EXPERTS[0], None)  # filled now: that is not planning
+            store.buffer(EXPERTS[0], None)  # filled now: that is not planning
             self.say("plan")
             begun = time.perf_counter()
-            found = plan_for(  # the noise goes when this is over
-                lambda blocks: make(EXPERTS[0], num_layers=blocks), self.store,
+            plan, settings = plan_for(  # the noise goes when this is over
+                lambda blocks: make(EXPERTS[0], num_layers=blocks), store,
                 (self._noise(), self.guidance), link, job.num_inference_steps, room,
             )  # fmt: skip
             torch.cuda.empty_cache()  # what the probe held is not the job's
-            used["plan"] = found[0] | {"planning_s": time.perf_counter() - begun}
-            engine = Stream(found[1])
+            used["plan"] = plan | {"planning_s": time.perf_counter() - begun}
+            engine = Stream(settings)
         self.engine = engine
         machine: dict[str, Any] = {"link": link}
-        if cuda:  # what can be allocated; the driver counts its own share too
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-            machine["gpu_memory_bytes"] = memory
-        _, _, *size = denoise.latent_shape(**self.video)
-        weights = ("checkpoint", "encoded") if self.checkpoint else ("random", "random")
+        if not self.tiny:  # what can be allocated; the driver counts its own share too
+            machine["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
+        sizes = zip(denoise.latent_shape(**self.video)[2:], config["patch_size"], strict=True)
         model = self.settings | self.video | {
             "num_layers": config["num_layers"],
             "num_heads": config["num_attention_heads"],
             "head_dim": config["attention_head_dim"],
-            "tokens": math.prod(n // p for n, p in zip(size, config["patch_size"], strict=True)),
-            "weights": weights[0], "prompt_embeds": weights[1],
-            "block_bytes": self.store.layouts[EXPERTS[0], 0].nbytes,
-            "expert_bytes": self.store.nbytes(EXPERTS[0]),
+            "tokens": math.prod(size // patch for size, patch in sizes),
+            "weights": "checkpoint" if self.checkpoint else "random",
+            "prompt_embeds": "encoded" if self.checkpoint else "random",
+            "block_bytes": store.layouts[EXPERTS[0], 0].nbytes,
+            "expert_bytes": store.nbytes(EXPERTS[0]),
         }  # fmt: skip
         result: dict[str, Any] = {"model": model, "machine": machine, "engine": used,
                                   "software": software(), "iterations": []}  # fmt: skip
         if self.spec["plan_only"]:
             return result
-        engine.attach(self.experts, self.store, self.device, dist.group.WORLD)
+        engine.attach(self.experts, store, device, dist.group.WORLD)
         kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
         for number, kind in enumerate([*kinds, *["profiled"] * job.profile]):
             result["iterations"].append(self._iteration(number, kind))
-        _, times, _, switch = self._schedule()
-        result |= {"schedule": {"timesteps": times, "switch_step": switch},
-                   "cold_start_s": self.cold_start_s,
+        result |= {"schedule": self.schedule, "cold_start_s": self.cold_start_s,
                    "timeline": engine.mover.timeline.rows()}  # fmt: skip
         engine.detach()
-        self.store.close()
+        store.close()
         return result
 
     def _noise(self) -> torch.Tensor:
@@ -161,24 +157,20 @@ class Rank:
             size = 1, TINY_TEXT_TOKENS if self.tiny else denoise.TEXT_TOKENS, text_dim
             generator = torch.Generator().manual_seed(job.seed + 1)
             texts = [torch.randn(size, generator=generator) for _ in range(1 + job.cfg)]
-        texts = [text.to(self.device, dtype) for text in texts]
+        cond, *rest = (text.to(self.device, dtype) for text in texts)
         scales = (self.settings[key] for key in ("guidance_scale", "guidance_scale_2"))
-        uncond = texts[1] if job.cfg else None
-        return Guidance(texts[0], uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
-
-    def _schedule(self) -> tuple[Any, list[float], float | None, int | None]:
-        """A scheduler, all its timesteps, the one of the boundary, the index of the switch."""
-        scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
-        scheduler.set_timesteps(self.job.num_inference_steps)
-        ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
-        times = [float(time) for time in scheduler.timesteps]
-        boundary = None if ratio is None else ratio * most
-        return scheduler, times, boundary, switch_step(times, ratio, most)
+        uncond = rest[0] if rest else None
+        return Guidance(cond, uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
 
     def _iteration(self, number: int, kind: str) -> dict[str, Any]:
         job, engine, device, profile = self.job, self.engine, self.device, None
         steps: list[dict[str, Any]] = []
-        scheduler, times, boundary, switch = self._schedule()
+        scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
+        scheduler.set_timesteps(job.num_inference_steps)
+        ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
+        times = [float(time) for time in scheduler.timesteps]
+        switch = switch_step(times, ratio, most)
+        self.schedule = {"timesteps": times, "switch_step": switch}
         run = sampled_steps(len(times), switch, job.sampled_steps)
         if kind == "warmup" and (self.tiny or len(run) < len(times)):
             run = [index for index in run if index in (0, switch)]  # each expert once
@@ -191,7 +183,7 @@ class Rank:
 
         @contextmanager
         def on_step(index: int, expert: str, timestep: float) -> Iterator[None]:
-            self.say(kind, number, index, len(times))
+            self.say(f"{kind} iteration {number}, step {index + 1} of {len(times)}")
             before = engine.mover.counters.h2d_bytes
             with profile.step(index) if profile else nullcontext(), clock.step():
                 yield
@@ -206,12 +198,12 @@ class Rank:
         latents, sensors = self._noise(), Sensors(device)
         dist.barrier()
         reset_peaks(device)
-        before = engine.mover.counters + Counters()
-        begun = time.perf_counter()
+        before, begun = engine.mover.counters + Counters(), time.perf_counter()
         with sensors:
             latents = denoise.denoise(
                 self.experts, engine, scheduler, latents, self.guidance,
-                steps=len(times), boundary=boundary, on_step=on_step, run=run,
+                steps=len(times), boundary=None if ratio is None else ratio * most,
+                on_step=on_step, run=run,
             )  # fmt: skip
             for step, seconds in zip(steps, clock.seconds(), strict=True):
                 step["seconds"] = seconds
@@ -249,11 +241,10 @@ class Rank:
             "video_sha256": None if frames is None else sha256(frames),
         }  # fmt: skip
 
-    def say(self, what: str, *numbers: int) -> None:
-        """One line of progress, for the launcher to read."""
+    def say(self, what: str) -> None:  # a line of progress, for the launcher to read
         if self.rank == 0:
             with (self.out / "progress").open("a", encoding="utf-8") as file:
-                print(what, *numbers, file=file)
+                print(what, file=file)
 
 
 def store_for(
@@ -297,7 +288,7 @@ def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout
 
 
 def software() -> dict[str, Any]:
-    """What only torch can add to :func:`wanreport.measure.machine.software`."""
+    """What only torch can tell of software."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
     return {"torch": torch.__version__, "cuda": torch.version.cuda,
             "nccl": ".".join(map(str, nccl)) or None}  # fmt: skip

@@ -4,10 +4,9 @@ Both are pydantic models, validated whenever a file is read or written. They nam
 what is older than a key lacks it; whatever else a file has is kept.
 """
 
-from __future__ import annotations
-
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +17,11 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
-from wanreport.planner.cost import Prediction
 
 FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
 KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
-LEAST_SAMPLES = 5
 FIX = "restore it, or delete it and measure again"
 
 
@@ -214,13 +211,9 @@ class _Link(_Part):
     h2d_pinned_together_gb_s: float
 
 
-class _Candidate(_Part):
-    predicted: Prediction
-
-
 class _Plan(_Part):
     inputs: dict[str, Any]
-    candidates: list[_Candidate]
+    candidates: list[dict[str, Any]]
     chosen: int
 
 
@@ -266,17 +259,13 @@ class Bench(_Part):
 
     @model_validator(mode="after")
     def _rows_are_whole(self) -> Self:
-        keys = [(row.label, row.tokens) for row in self.rows]
-        problems = [f"{key} stands there twice" for key in set(keys) if keys.count(key) > 1]
-        least = LEAST_SAMPLES if self.settings.device == "cuda" else 0
+        times = Counter((row.label, row.tokens) for row in self.rows)
+        if twice := [key for key, count in times.items() if count > 1]:
+            raise ValueError(f"rows: {twice} stand there twice")
         for i, row in enumerate(self.rows):
-            ranks = self.settings.ranks if row.status == "ok" else 0
-            samples = {len(rank.samples_ms) for rank in row.ranks}
-            if len(row.ranks) != ranks or len(samples) > 1 or min(samples, default=least) < least:
-                found = f"{len(row.ranks)} with {sorted(samples)} samples_ms"
-                problems.append(f"rows[{i}].ranks: {found}, not {ranks} with {least} or more alike")
-        if problems:
-            raise ValueError("; ".join(problems))
+            found, ranks = [len(rank.samples_ms) for rank in row.ranks], self.settings.ranks
+            if len({*found}) > 1 or len(found) != ranks * (row.status == "ok"):
+                raise ValueError(f"rows[{i}].ranks: {len(found)} of {ranks}, samples_ms {found}")
         return self
 
 
@@ -287,5 +276,5 @@ def read_bench(path: Path) -> tuple[Bench, dict[str, Any]]:
 
 
 def bench_files(root: Path) -> list[Path]:
-    """The files ``<machine>/benchmarks/<name>.json`` below a results folder, sorted."""
+    """Benchmark files below a results folder, sorted."""
     return sorted(root.glob("*/benchmarks/[!.]*.json"))

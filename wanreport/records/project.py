@@ -1,7 +1,5 @@
 """The project's folder: its root, its records, its commit."""
 
-from __future__ import annotations
-
 import functools
 import os
 import subprocess
@@ -29,15 +27,14 @@ def git_state() -> dict[str, Any]:
         # What is said about changes holds for the commit that is said, and for no other.
         dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
         return {"git_sha": stated, "git_dirty": dirty}
-
-    def git(*words: str) -> str:
-        # It is read whoever owns it: we run its code already.
-        command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), *words]
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, encoding="utf-8").strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # may be installed in another repository
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": bool(changes)}
+    # It is read whoever owns it: we run its code already.
+    git = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
+    asked = ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:  # we may be installed in another repository
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"],
+                       check=True, capture_output=True)  # fmt: skip
+        head, *rest = subprocess.check_output([*git, *asked], encoding="utf-8").splitlines()
+        dirty = any(not line.startswith("#") for line in rest)
+        return {"git_sha": head.split()[-1], "git_dirty": dirty}
     except (OSError, subprocess.CalledProcessError):
         return {"git_sha": None, "git_dirty": None}

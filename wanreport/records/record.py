@@ -3,8 +3,6 @@
 It is a dictionary in the form of :class:`wanreport.records.files.Record`, also of a failed job.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -54,9 +52,9 @@ def project_root() -> Path:
 def _files_of(job: Job) -> str | None:
     """A digest of the checkpoint's files: names, sizes and times; None where there are none."""
     folder = Path(located(job, project_root()).checkpoint or "")
-    files = [*folder.glob("*.json"), *folder.glob("[!.]*/*")]
+    files = sorted(file for pattern in ("*.json", "[!.]*/*") for file in folder.glob(pattern))
     stats = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
-             for file in sorted(files) if file.is_file()]  # fmt: skip
+             for file in files if file.is_file()]  # fmt: skip
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16] if stats else None
 
 
@@ -82,7 +80,6 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     """
     path = target = Path(path)
     parse_record(path, record)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def earlier(started_at: str) -> Path:
         when = re.sub(r"\W", "", started_at.partition("+")[0])
@@ -96,7 +93,8 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
             elif (old.status == "ok" and not old.is_rehearsal
                   and old.started_at != record["started_at"]):  # fmt: skip
                 replace_file(earlier(old.started_at), path.read_bytes())
-        replace_file(target, text)
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        replace_file(target, text + "\n")
     except OSError as error:
         why = f"{error.strerror or error}; an earlier record stays"
         raise RecordError(f"{path}: not written ({why})") from error
@@ -159,9 +157,10 @@ def best_record(job: Job, records: Iterable[Found]) -> Found | None:
     """
 
     def rank(item: Found) -> tuple[Any, ...]:
-        given = item[1]["job"]
-        return (given["scale"] == "a14b", REUSABLE.get(item[1]["status"], 0),
-                given.get("name") == job.name, item[1]["started_at"], str(item[0]))  # fmt: skip
+        path, record = item
+        given, tells = record["job"], REUSABLE.get(record["status"], 0)
+        own = given.get("name") == job.name
+        return given["scale"] == "a14b", tells, own, record["started_at"], str(path)
 
     hashes = job.hashes()
     return max((item for item in records if item[1]["job_hash"] in hashes), key=rank, default=None)

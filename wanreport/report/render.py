@@ -9,6 +9,7 @@ records give the same bytes.
 """
 
 import argparse
+import gc
 import html
 import io
 import itertools
@@ -164,6 +165,7 @@ def _run_cells(
 ) -> None:
     """In the fork: run cells until one fails; write the outputs of each, and what failed."""
     die_with_parent()
+    gc.freeze()  # what is imported is not looked through for garbage
     os.setsid()  # Ctrl-C is for the parent, and a kill reaches whatever a cell has started
     tempfile.tempdir = str(shown.parent)  # the parent removes it, even if this process is killed
     os.environ.update({NO_MEASURING: "1", PAGE: page.href})

@@ -139,7 +139,7 @@ def report(
         wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
         name = only[0].stem if len(only) == 1 else "report"
         log = project.local_results(root) / "logs" / f"{name}.log"
-        failed = measure(list(wanted.values()), root, log)
+        failed = measure(list(wanted.values()), root, log, at_once=workers)
     names = [job.name for job in asked.values()]
     pages = plan(root, jobs, names)
     if not asked:

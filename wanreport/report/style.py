@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -58,7 +59,8 @@ def inline(figure: Figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.set_dpi(72)  # SVG's own; savefig would draw it a second time
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
     svg = re.sub("<style .*?</style>", "", svg, flags=re.DOTALL)  # it is for the whole page

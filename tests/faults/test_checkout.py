@@ -1,0 +1,79 @@
+"""A checkout that was moved or copied, is somebody else's, or was cloned with other line ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scene import ROOT
+from wanreport import __version__
+
+JOB = "params/baseline/new-4gpu.yaml"
+FILES = ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes", ".ci/run", JOB,
+         "notebooks/job.py")  # fmt: skip
+
+
+def run(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(words, cwd=root, env=clean | env, capture_output=True, text=True,
+                          check=False, timeout=60)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the environment that `make` leaves in it, and a commit."""
+    root = tmp_path_factory.mktemp("checkout") / "made"
+    for name in FILES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "wanreport", root / "wanreport")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-c", "core.autocrlf=false"]
+    for words in (["init", "--quiet"], ["add", "-A"], ["commit", "--quiet", "-m", "x"]):
+        assert run(root, *git, *words).returncode == 0
+    venv.create(root / ".venv", symlinks=True)
+    (packages,) = (root / ".venv").glob("lib/python*/site-packages")
+    installed = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "editable.pth").write_text("\n".join([str(root), *installed]))
+    script = root / ".venv/bin/wanreport"
+    script.write_text(f"#!{root}/.venv/bin/python\nfrom wanreport.cli import main\nexit(main())\n")
+    script.chmod(0o755)
+    (root / ".venv/.ready").write_text(f"{root}\n")
+    return root
+
+
+def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made: Path, tmp_path: Path) -> None:
+    copied, first, moved = (tmp_path / name for name in ("copied", "first", "moved"))
+    for each in (copied, first):
+        shutil.copytree(made, each, symlinks=True)
+    (copied / "wanreport/__init__.py").write_text('"""Other."""\n\n__version__ = "copied"\n')
+    done = run(copied, ".venv/bin/wanreport", "check", JOB)
+    assert done.returncode == 2 and f"{made};" in done.stderr and not done.stdout
+    run(first, "make", "report", "ARGS=--help")
+    first.rename(moved)
+    for root, version in ((copied, "copied"), (moved, __version__)):
+        assert run(root, "make", "report", "ARGS=--help").returncode == 0
+        done = run(root, ".venv/bin/wanreport", "check", JOB)
+        assert done.returncode == 0 and JOB in done.stdout, done.stderr
+        assert version in run(root, ".venv/bin/wanreport", "--version").stdout
+
+
+def test_a_checkout_of_somebody_else_tells_its_commit(made: Path) -> None:
+    code = "from wanreport.records.project import git_state; print(git_state())"
+    other = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    assert "dubious ownership" in run(made, "git", "status", **other).stderr
+    commit = run(made, "git", "rev-parse", "HEAD").stdout.strip()
+    assert commit in run(made, sys.executable, "-c", code, **other).stdout
+
+
+def test_a_clone_that_asks_for_other_line_ends_has_the_same_bytes(
+    made: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, "git", "clone", "--quiet", "-c", "core.autocrlf=true", str(made), "clone")
+    for name in FILES:
+        assert (tmp_path / "clone" / name).read_bytes() == (ROOT / name).read_bytes()
