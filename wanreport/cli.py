@@ -33,6 +33,7 @@ from wanreport.planner import plan
 from wanreport.records import project
 from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
+from wanreport.words import counted
 
 OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
 
@@ -130,12 +131,12 @@ def _check(given: Namespace, root: Path) -> int:
 
 
 def _resolved(job: Job) -> str:
-    gpus = this_machine().gpus
-    here = resolve_job(job, gpus=gpus)
+    here = resolve_job(job, gpus=(gpus := this_machine().gpus))
+    asked, there = counted(job.num_gpus, "GPU"), counted(gpus, "GPU")
     return (
-        f"{job.engine} on {job.num_gpus} GPUs, {job.width}x{job.height}, {job.num_frames} frames,"
+        f"{job.engine} on {asked}, {job.width}x{job.height}, {job.num_frames} frames,"
         f" {job.num_inference_steps} steps; SGLang's flags give {job.sglang().engine};"
-        f" here, with {gpus} GPUs: scale {here.scale}, hash {here.hashes()[0]}"
+        f" here, with {there}: scale {here.scale}, hash {here.hashes()[0]}"
     )
 
 
@@ -191,7 +192,8 @@ def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
     real = [item for item in project.all_records(root) if not parse_record(*item).is_rehearsal]
     if found := plan.from_records(job, real):
         return f"from what was measured for {found[0].relative_to(root)}", found[1], True
-    needs = f"{job.num_gpus} GPUs here, or a record of stream at this shape from {job.num_gpus}"
+    asked = counted(job.num_gpus, "GPU")
+    needs = f"{asked} here, or a record of stream at this shape from as many"
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
