@@ -5,8 +5,6 @@ the machine drifted. With --turns all engines are in one process and take turns 
 (A B B A), for gaps of a few per cent. Rows are written as they end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

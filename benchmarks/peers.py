@@ -3,8 +3,6 @@
 A peer gets the same expert, in host memory, and attaches its own hooks. Its code runs unmodified.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sys

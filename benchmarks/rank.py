@@ -3,8 +3,6 @@
 What it measured of a shape goes to ``OUT/rows-<tokens>-rank<r>.json`` at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

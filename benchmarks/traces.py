@@ -3,8 +3,6 @@
 First come the host's operations, then calls and what they launched, by buffers out of order.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

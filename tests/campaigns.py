@@ -3,8 +3,6 @@
 Their times are invented; settings, plans and predictions come from the package's own planner.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

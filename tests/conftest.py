@@ -1,7 +1,5 @@
 """What every test shares: skips that give their reason, and a machine that is not overrun."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

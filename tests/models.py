@@ -1,7 +1,5 @@
 """Small models for tests: experts with random weights, and a whole checkpoint folder."""
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 from pathlib import Path

@@ -6,8 +6,6 @@ that every stream has a vector clock: two accesses to a buffer, one of them a wr
 of events orders are a race, even where this run happened to get away with it.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Runs a function in several ranks, forked from this process, which has imported torch."""
 
-from __future__ import annotations
-
 import gc
 import io
 import multiprocessing

@@ -1,7 +1,5 @@
 """Stands in for measuring: a made-up record; a job's purpose says how it behaves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ and flags are resolved by the package, counters follow the engines' formulas (si
 record passes :func:`wanreport.records.record.write_record`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path

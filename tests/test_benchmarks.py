@@ -1,7 +1,5 @@
 """The benchmark beside peers: bits on CPU, and rows and JSON whatever happens."""
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

@@ -1,7 +1,5 @@
 """Engines on a real GPU: full-width blocks, real copies on a stream of their own."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Engines move weights: the same bits as `resident`, and the counters that the formulas say."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

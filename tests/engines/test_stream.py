@@ -1,7 +1,5 @@
 """`stream` under lazy streams: the bits of `resident`, the counters of the formula, no race."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any

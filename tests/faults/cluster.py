@@ -1,7 +1,5 @@
 """A Slurm of two nodes, both on this machine."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A project in a folder of its own, where faults meet the commands that a user calls."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A checkout that was moved or copied, is somebody else's, or was cloned with other line ends."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What a batch system does to tasks, on a Slurm of two nodes, both on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Nothing grows, however often engines come and go."""
 
-from __future__ import annotations
-
 import gc
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Faults that only GPUs have."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that find no room, and files that are not what they should be."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

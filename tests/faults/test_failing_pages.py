@@ -1,7 +1,5 @@
 """A page that cannot be made costs no other page."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """docs/faults.md is whole: the faults, what is promised, and which test sees to it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

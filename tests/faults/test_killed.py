@@ -1,7 +1,5 @@
 """Somebody or something ends a command, or one of its processes, while it measures."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The arithmetic of jobs on several nodes. tests/faults/test_cluster.py runs one."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

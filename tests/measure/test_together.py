@@ -1,7 +1,5 @@
 """Jobs that run at the same time."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 
 import pytest

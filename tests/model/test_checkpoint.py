@@ -1,7 +1,5 @@
 """Checkpoints: the bits of diffusers from a good one; what is wrong with others, said by file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

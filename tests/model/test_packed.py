@@ -1,7 +1,5 @@
 """Packed weights are the bits that went in, whatever these are."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 One rank gives the bits of diffusers (test_checkpoint.py); more ranks must agree with one.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from hypothesis import given

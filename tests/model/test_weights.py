@@ -1,7 +1,5 @@
 """The host store: one copy a host, laid out so that one copy a dtype moves a block."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The cost model of `stream`: what it may never say, and what it must say where all is clear."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise

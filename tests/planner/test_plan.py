@@ -1,7 +1,5 @@
 """The planner of `stream`: what it must prefer where all is clear, and how a plan reads."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

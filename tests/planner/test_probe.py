@@ -1,7 +1,5 @@
 """What a probe concludes from what it measured."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Made-up traces, and what they hold by slow code of its own: sets of nanoseconds, no arrays."""
 
-from __future__ import annotations
-
 import json
 import random
 import sqlite3

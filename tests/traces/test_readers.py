@@ -1,7 +1,5 @@
 """Reading traces: real ones against exact oracles, made-up ones against slow code, damaged ones."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -1,7 +1,5 @@
 """Runs of SGLang: made-up logs of all six jobs become records, and hostile ones clear errors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The tables of traces: what blocks, how fast, what a step moves, runs beside and may be."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What all offload engines share: the protocol, the counters and the one way to move memory."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,13 +37,13 @@ class Counters:
     host_syncs: int = 0
     unshards: int = 0
 
-    def __add__(self, other: Counters) -> Counters:
+    def __add__(self, other: "Counters") -> "Counters":
         return Counters(*map(add, astuple(self), astuple(other)))
 
-    def __sub__(self, other: Counters) -> Counters:
+    def __sub__(self, other: "Counters") -> "Counters":
         return Counters(*map(sub, astuple(self), astuple(other)))
 
-    def __mul__(self, times: int) -> Counters:
+    def __mul__(self, times: int) -> "Counters":
         return Counters(*(value * times for value in astuple(self)))
 
 

@@ -20,8 +20,6 @@ once a visit, and each time all of this rank's (padded) shards cross the link. T
 that a unit was really sharded before and that the visit really found it whole.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Sequence
 from typing import Any

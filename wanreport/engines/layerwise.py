@@ -16,8 +16,6 @@ with ``.to()`` at the switch, to the host and back, with what it holds of the bl
 (pipelines_core/stages/denoising.py:852-865); here what lies outside the blocks stays on the device.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

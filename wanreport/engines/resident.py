@@ -6,8 +6,6 @@
 The reference of every comparison, and what a GPU with room for 2 × 28.6 GB would do.
 """
 
-from __future__ import annotations
-
 from wanreport.engines.base import Counters, Engine, Shape
 
 

@@ -35,8 +35,6 @@ A copy waits for its staging buffer to be unpacked (``drained``) and no longer f
 gathered are packed parts, and quotas of windows are packed bytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Sequence

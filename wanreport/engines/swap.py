@@ -11,8 +11,6 @@ is what SGLang 0.5.9 does with ``dit_cpu_offload`` and without layerwise offload
 the expert that returns is allocated anew each time.
 """
 
-from __future__ import annotations
-
 from wanreport.engines.base import Counters, Engine, Shape
 
 

@@ -5,8 +5,6 @@ The formula is that of diffusers' ``UniPCMultistepScheduler`` with ``use_flow_si
 ``shift * s / (1 + (shift - 1) * s)``, so that a larger shift spends more steps at high noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple

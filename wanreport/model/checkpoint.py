@@ -4,8 +4,6 @@ The files that count are those that diffusers and transformers would read: an in
 there is one, else the one file of the component's name, and no other file beside it.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What is read around steps: seconds, peak memory, hashes of results."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import resource

@@ -4,8 +4,6 @@ The loop is `diffusers.WanPipeline.__call__`'s, operation by operation, around e
 weights an engine moves. Every rank runs it on the whole latents; only the experts shard.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path

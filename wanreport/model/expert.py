@@ -12,8 +12,6 @@ of each serves all blocks. The arithmetic is `diffusers.WanTransformerBlock.forw
 by operation: on one rank the results are the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -134,7 +132,7 @@ class Segments:
     post: Callable[..., Any] = post
 
     @classmethod
-    def compiled(cls, backend: str = "inductor") -> Segments:
+    def compiled(cls, backend: str = "inductor") -> "Segments":
         # Weights are inputs of the functions, so 40 blocks share one graph of each. And Inductor
         # must not pick the kernels of reductions by their speed on the day: they round differently,
         # so the bits would change from one process to the next under one and the same engine.
@@ -148,7 +146,7 @@ class Segments:
 class Run:
     """What the visits of one forward share."""
 
-    expert: Expert
+    expert: "Expert"
     watcher: Watcher
     modulations: Sequence[Tensor]
     texts: Sequence[Tensor]

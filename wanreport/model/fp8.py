@@ -6,8 +6,6 @@ biases and float32, travels as it is. INT8 with a scale a row has the same bytes
 so it would be as fast: fp8 stands for it. Only the errors would differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,7 @@ E4M3 = torch.float8_e4m3fn
 class Rounded:
     """How one unit with these tensors travels: their values one after another, scales behind."""
 
-    def __init__(self, slices: Sequence[Slice]) -> None:
+    def __init__(self, slices: Sequence["Slice"]) -> None:
         # Each tensor with its bytes in the rounded unit, and those of its scales if it has any.
         self.parts: list[tuple[Slice, slice, slice | None]] = []
         self.nbytes = 0

@@ -16,8 +16,6 @@ the low halves and 4 to 7 for the high ones; its signs and mantissas are one wor
 1 and another for 2 and 3, bytes in the order low, low, high, high.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -13,8 +13,6 @@ once a step: rank r of N runs the cond branch for r < N/2 and the uncond branch 
     uncond   2 ⇄ 3    0 and 2 exchange predictions, and so do 1 and 3
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor

@@ -11,8 +11,6 @@ keeps its own shards, asks for single tensors and never fills any. Blocks can li
 (:mod:`wanreport.model.packed`), for an engine that unpacks them on the device.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import os
@@ -126,7 +124,7 @@ class Layout:
     nbytes: int  # of the whole buffer, alignment included
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
         slices, segments, offset = [], {}, 0
         for dtype in dict.fromkeys(t.dtype for t in tensors.values()):
             start = offset

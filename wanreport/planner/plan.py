@@ -1,7 +1,5 @@
 """Choosing the settings of `stream`: candidates under a budget, their predictions, the choice."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence

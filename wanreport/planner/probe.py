@@ -9,8 +9,6 @@ waits for it: so windows are scaled to steps of the same blocks without notes.
 All ranks must call each method; all get the same answer, that of the slowest.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """Traces from anywhere: any profiler's file to one DataFrame of events, and what copies did."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

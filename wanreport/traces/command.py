@@ -1,7 +1,5 @@
 """``wanreport trace FILE...``: what traces hold, as tables of text and as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ GB is 10^9 bytes, so bytes over ns are GB/s. Copies without bytes, or that took 
 rate. Tables have rows for each device of each trace; figures of incomplete steps are missing.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

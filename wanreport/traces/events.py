@@ -13,8 +13,6 @@
 Missing is never 0: what a file lacks is said by its `quality`, and figures of it are missing too.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ events is decoded at once, into typed structures; where that fails, the batch is
 by event, and what is no event is skipped. So a file that ends anywhere gives all complete events.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

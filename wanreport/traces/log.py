@@ -5,8 +5,6 @@ level), a progress bar of steps, times of steps and stages, peaks of memory (of 
 are GiB) and tracebacks. A log is streamed, and whatever it holds becomes plain text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

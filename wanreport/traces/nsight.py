@@ -4,8 +4,6 @@ Tables are exported only where they hold something, so any of them may be missin
 columns, which differ between versions. Times are in ns since the capture began.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from functools import reduce
 from pathlib import Path

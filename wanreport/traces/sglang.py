@@ -4,8 +4,6 @@ What SGLang 0.5.9 and 0.5.23 print is read by :mod:`wanreport.traces.log`. Runs 
 compared among themselves: their record names the source, as do its folder and its file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
