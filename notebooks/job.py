@@ -141,7 +141,8 @@ if ok and timed:
     if held:
         claim = "too few steps for an interval" if me.claim == "no interval" else me.claim
         over = f": {ratio(me.overhead)} over `resident`, {claim}"
-        whole = f" ({ratio(me.end_to_end_s / resident.end_to_end_s - 1)})"
+        if pd.isna(me.decode_s) == pd.isna(resident.decode_s):
+            whole = f" ({ratio(me.end_to_end_s / resident.end_to_end_s - 1)})"
         bits = {True: "Its latents have the bits of `resident`'s.",
                 False: "**Its latents differ from `resident`'s.**"}.get(me.same_bits, "")  # fmt: skip
     decoding = "without" if pd.isna(me.decode_s) else "with"

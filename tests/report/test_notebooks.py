@@ -14,6 +14,7 @@ from wanreport.analysis import frames
 from wanreport.analysis.compare import answer, quoted, without_record
 from wanreport.jobs.job import field_defaults
 from wanreport.report import render
+from wanreport.words import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script> **bold** [x](javascript:1)"
@@ -112,17 +113,25 @@ KINDS = {
     "counts derived": "engine == 'fsdp'",
     "the reference": "engine == 'resident' and gpus == 2",
     "too few steps for an interval": "step_n < 6",
+    "decoded, its reference not": "job == '480p-2gpu-stream-one-expert' and gpus == 2",
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_committed_jobs_page_answers_first(kind: str, runs: Any) -> None:
     row = runs[runs.status == "ok"].query(KINDS[kind]).iloc[0]
-    record = json.loads((ROOT / row.run).read_text("utf-8"))
+    record, committed = (
+        json.loads((ROOT / row.run).read_text("utf-8")),
+        frames.cached(("results",), ROOT),
+    )
     soup = page(ROOT, "job", **asked(record), machine=row.slug)
     assert soup.h1 is not None and row.job in soup.h1.text and row.machine in soup.h1.text
     assert soup.select(".answer") and soup.select(".trust")
     assert f"{row.step_s:.3f}"[:4] in first_screen(soup)
+    if row.engine != "resident":  # a sum is held against one of the same parts
+        other = frames.cached(("results",), ROOT).runs.loc[row.reference]
+        over = f"({ratio(row.end_to_end_s / other.end_to_end_s - 1)})"
+        assert (over in first_screen(soup)) == ((row.decode_s > 0) == (other.decode_s > 0))
     assert sections(soup) >= MEASURED
     assert ("the-plan" in sections(soup)) == (row.engine == "stream")
     assert ("around-the-switch" in sections(soup)) == bool(row.traces)
