@@ -174,7 +174,7 @@ def test_a_task_runs_papermill_on_its_own_params_file(tree):
 
 
 def test_what_is_missing_here_is_for_the_job_to_tell(tree):
-    """A task without its GPUs is no rehearsal; one without its checkpoint leaves a record."""
+    """A task without its GPUs is not a rehearsal; one without its checkpoint leaves a record."""
     done = tree.task(tree.job("a", 4), CUDA_VISIBLE_DEVICES="")
     assert "torch sees 0" in done.stderr
     assert any("-p scale a14b" in call for call in tree.calls)  # which leaves a record and fails

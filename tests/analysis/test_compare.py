@@ -1,4 +1,4 @@
-"""How runs are told apart, what each is held against, and which are paired."""
+"""When two runs differ beyond noise, what each is held against, and which are paired."""
 
 import math
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_interval_of_a_median_is_a_pair_of_its_samples() -> None:
     (20.5, (1560, 1600), "within noise"),  # the longer step had the slower clock
     (20.7, (1650, 1600), "slower"),  # a faster clock makes no step longer
     (22.5, (1740, 1575), "slower"),  # an engine 12.5 % slower, at a clock 10 % faster
-    (20.7, (NAN, 1600), "within noise"),  # an unknown clock is no equal one
+    (20.7, (NAN, 1600), "within noise"),  # an unknown clock equals none
     (20.7, (NAN, NAN), "within noise"),
     (21.5, (NAN, NAN), "slower"),
     (18.5, (NAN, 1600), "faster"),

@@ -10,10 +10,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.models import Runs, compiled, interrupted, make_experts, make_store, run_engine
 from tests.ranks import run_ranks
-from wanreport.engines import ENGINES, Fsdp, Layerwise
+from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
 from wanreport.jobs.settings import StreamSettings, layerwise_held, layerwise_left
 from wanreport.model.expert import Segments
 from wanreport.model.ulysses import cfg_groups
+from wanreport.model.weights import RandomWeights
 
 APART = {"settings": StreamSettings(residents=1, branches_per_visit=1)}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -133,6 +134,41 @@ def _cut_short() -> None:
 
 def test_an_exception_inside_a_block_leaves_the_engine_usable() -> None:
     run_ranks(_cut_short, 1)
+
+
+class _Forgetful(Layerwise):
+    """Planted error: one block's copy never happens, and it computes with another's weights."""
+
+    def _prefetch(self, expert: str, index: int, *, blocking: bool = False) -> None:
+        if index == 3 and 2 in self.loaded[expert]:
+            for mine, other in zip(self.bound[expert][3], self.bound[expert][2], strict=True):
+                mine.data = other.data
+        else:
+            super()._prefetch(expert, index, blocking=blocking)
+
+
+def _different() -> None:
+    how: dict[str, Any] = {"iterations": 1, **SMALL}
+    good, bad = run_engine(Layerwise(), **how), run_engine(_Forgetful(), **how)
+    assert good["counters"] == good["expected"] and bad["counters"] != bad["expected"]
+    store = make_store(source=RandomWeights(1), experts=make_experts(num_layers=4))
+    other = run_engine(Layerwise(), store=store, **how)
+    for found in (bad, other):
+        assert not torch.equal(good["latents"][0], found["latents"][0])
+
+
+def test_the_comparison_of_bits_and_counters_can_fail() -> None:
+    run_ranks(_different, 1)
+
+
+def test_resident_bytes_arrive_once_at_attach() -> None:
+    experts, engine = make_experts(), ENGINES["resident"]()
+    store = make_store(experts=experts)
+    total = sum(store.nbytes(name) for name in experts)
+    engine.attach(experts, store, torch.device("cpu"))
+    copies = 2 * (len(experts["high_noise"].blocks) + 1)
+    assert engine.mover.counters == Counters(
+        h2d_copies=copies, h2d_bytes=total, allocations=copies, host_syncs=copies)  # fmt: skip
 
 
 def _fsdp() -> None:

@@ -63,7 +63,7 @@ def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path):
 def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(
     project, monkeypatch, capsys
 ):
-    """With an old driver NVML lists GPUs and torch has none: that is no rehearsal."""
+    """With an old driver NVML lists GPUs and torch has none: that is not a rehearsal."""
     here = machine.machine() | {"gpu_count": 1, "device": "cuda", "slug": "1x-old"}
     monkeypatch.setattr(machine, "machine", lambda: here)
     monkeypatch.setitem(ranks.KINDS, "cuda", ranks.ForkedRanks)

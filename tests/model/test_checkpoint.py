@@ -214,8 +214,12 @@ def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpo
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]
     assert record["schedule"]["switch_step"] == 6
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a rank
-    latents, frames = _reference(checkpoint, 12.0)
+    try:
+        latents, frames = _reference(checkpoint, 12.0)
+    finally:
+        torch.set_num_threads(threads)
     iteration = record["iterations"][0]
     assert iteration["latents_sha256"] == sha256(latents.float())
     assert iteration["video_sha256"] == sha256(frames)

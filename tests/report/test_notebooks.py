@@ -120,10 +120,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_committed_jobs_page_answers_first(kind: str, runs: Any) -> None:
     row = runs[runs.status == "ok"].query(KINDS[kind]).iloc[0]
-    record, committed = (
-        json.loads((ROOT / row.run).read_text("utf-8")),
-        frames.cached(("results",), ROOT),
-    )
+    record = json.loads((ROOT / row.run).read_text("utf-8"))
     soup = page(ROOT, "job", **asked(record), machine=row.slug)
     assert soup.h1 is not None and row.job in soup.h1.text and row.machine in soup.h1.text
     assert soup.select(".answer") and soup.select(".trust")

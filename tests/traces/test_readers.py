@@ -117,12 +117,12 @@ def kernel(key: str, value: str) -> str:
 
 def test_times_are_exact_where_floats_are_not(tmp_path: Path) -> None:
     some = [kernel("ts", "1661203462584767.123"), kernel("ts", "5e2"), kernel("dur", "1E-3"),
-            kernel("ts", "1661203462584767.25")]  # fmt: skip
+            kernel("dur", "1.5e6"), kernel("ts", "1661203462584767.25")]  # fmt: skip
     ends = [*[some[0]] * 9999, *some]  # the last batch of a file is read in another way
     for each in (some, ends):
-        found = read(put(tmp_path, f"[{', '.join(each)}]")).events[-4:]
-        assert [*found.start_ns] == [1661203462584767123, 500_000, 9000, 1661203462584767250]
-        assert [*found.ns] == [2000, 2000, 1, 2000]
+        found = read(put(tmp_path, f"[{', '.join(each)}]")).events[-5:]
+        assert [*found.start_ns] == [1661203462584767123, 500_000, 9000, 9000, 1661203462584767250]
+        assert [*found.ns] == [2000, 2000, 1, 1_500_000_000, 2000]
 
 
 def test_base_time_and_rank_of_other_forms(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
+from wanreport.analysis.rows import path_of
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.planner import cost
@@ -49,6 +50,7 @@ Through host memory the ways out and in take turns, and copies beside them halve
 MACHINE = ["gpu", "gpus", "interconnect", "made_at"]
 TOLD = ["step_s", "overhead", "low_s", "high_s", "first_s", "switch_s", "total_s", "h2d_bytes",
         "all_to_all_bytes"]  # fmt: skip
+TOLERANCE = 0.1  # of the measured step, that a prediction holds within: the rule since the first
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path"]
 
 

@@ -33,8 +33,10 @@ def git_state() -> dict[str, Any]:
     try:  # we may be installed in another repository
         subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"],
                        check=True, capture_output=True)  # fmt: skip
-        head, *rest = subprocess.check_output([*git, *asked], encoding="utf-8").splitlines()
-        dirty = any(not line.startswith("#") for line in rest)
-        return {"git_sha": head.split()[-1], "git_dirty": dirty}
+        head, *rest = subprocess.check_output(
+            [*git, *asked], encoding="utf-8", stderr=subprocess.DEVNULL).splitlines()  # fmt: skip
+        if (sha := head.split()[-1]).startswith("("):  # "(initial)": nothing is committed yet
+            return {"git_sha": None, "git_dirty": None}
+        return {"git_sha": sha, "git_dirty": any(not line.startswith("#") for line in rest)}
     except (OSError, subprocess.CalledProcessError):
         return {"git_sha": None, "git_dirty": None}

@@ -24,5 +24,7 @@ def read(path: str | Path) -> Trace:
         address = f"{path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as database:
             return nsight.read(path, database)
-    except (FileError, OSError, sqlite3.Error, pd.errors.DatabaseError) as error:
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (FileError, sqlite3.Error, pd.errors.DatabaseError) as error:
         raise FileError(f"{path}: {error}; {FIX}") from error

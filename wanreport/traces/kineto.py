@@ -2,7 +2,8 @@
 
 The file passes through a buffer and is never held whole. A batch of events that ends between two
 events is decoded at once, into typed structures; where that fails, the batch is gone through event
-by event, and what is no event is skipped. So a file that ends anywhere gives all complete events.
+by event, and what is not an event is skipped. So a file that ends anywhere gives all complete
+events.
 """
 
 import gzip
@@ -263,7 +264,7 @@ def _ns(microseconds: Sequence[Any]) -> np.ndarray:
 
 def _exact(digits: str) -> int:
     try:
-        written = digits[-4:-3] == "."  # as the profiler writes it
+        written = digits[-4:-3] == "." and digits[-3:].isdigit()  # as the profiler writes it
         number: Any = int(digits[:-4] + digits[-3:]) if written else Decimal(digits) * 1000
         return round(number) if abs(number) < LATEST * 1000 else MISSING
     except (ValueError, DecimalException):

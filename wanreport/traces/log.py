@@ -91,8 +91,9 @@ class Log:
                 if ended or self.traceback and RAISED.match(line):
                     self.traceback = ""
                     self.errors = [*self.errors[:9], line.strip()[:LONGEST_ERROR]]
-        except (OSError, ValueError, RecursionError) as error:  # server_args may be no JSON
-            raise FileError(f"{path}: cannot be read as a log of SGLang ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise FileError(f"{path}: cannot be read as a log of SGLang ({why})") from error
 
     def iteration(self, name: str = "", again: bool = False) -> Iteration:
         """The iteration that prints something of `ORDER` now; the last one for anything else."""
@@ -115,7 +116,10 @@ class Log:
                 if rate != "?" and at <= total and float(rate) > 0:
                     last.rates.setdefault(at, float(rate) if unit == "s/it" else 1 / float(rate))
             case "args":
-                self.args = json.loads(said)
+                try:
+                    self.args = json.loads(said)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"server_args is not JSON: {error}") from None
             case "asked":
                 self.asked[said] = float(more[0])
             case "stage":
