@@ -30,7 +30,6 @@ import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
 from wanreport.analysis.compare import answer, claimed, quoted, without_record
-from wanreport.analysis.rows import path_of
 from wanreport.baseline import load_facts
 from wanreport.baseline.facts import load_checks
 from wanreport.baseline.ledger import questions
@@ -40,9 +39,6 @@ from wanreport.report import figures
 from wanreport.words import MINUS, counted, gibibytes, gigabytes, ratio, seconds, share, significant
 
 f, facts = frames_of(results_dirs), load_facts()
-TOLERANCE = (
-    0.1  # a prediction holds within this share of the measured step: the rule since the first
-)
 THEIRS = f"{facts.number('s2.height'):.0f}p on {facts.number('s9.1.new4.gpus'):.0f} GPUs"
 
 
@@ -108,22 +104,7 @@ Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 
 # %%
 # Every prediction, beside the latest run that was made after it on such a machine.
-ran, told = compare.overhead(f), []
-ran["at"] = pd.to_datetime(ran.started, utc=True, format="ISO8601")
-for file in predictions.load(project_root()):
-    here = predictions.runs_on(ran, file["gpu"], file["interconnect"])
-    last = here[here["at"] > pd.Timestamp(file["made_at"])].sort_values("at")
-    last = last.drop_duplicates("job_hash", keep="last").set_index("job_hash").run
-    told += [{"cfg_parallel": False, **job, **{key: file[key] for key in predictions.MACHINE},
-              "job": name, "run": last.get(job["job_hash"])} for name, job in file["jobs"].items()]  # fmt: skip
-told = pd.DataFrame(told, columns=[
-    *predictions.MACHINE, *predictions.TOLD, "job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens",
-]).rename(columns={"step_s": "predicted_s", "overhead": "predicted_overhead"})  # fmt: skip
-told["interconnect"] = told.interconnect.map(predictions.INTERCONNECTS).map(path_of)
-seen = ran.reindex(told.run)[["step_s", "overhead"]].set_axis(told.index)
-told["measured_s"], told["overhead"] = seen.step_s, seen.overhead
-told["error"] = told.predicted_s / told.measured_s - 1
-told["held"] = (1 / (1 + told.error) - 1).abs() <= TOLERANCE
+told = predictions.judged(compare.overhead(f), predictions.load(project_root()))
 
 # %%
 head = compare.headline(f)
@@ -553,7 +534,7 @@ met["machine"] = f.runs.machine[list(met.run)].to_numpy()
 table(met,
       {"job": "job", "machine": "machine", "predicted_s": "predicted step", "range": "range, s",
        "measured_s": "measured step", "error": "error",
-       "held": f"within {share(TOLERANCE)}", "predicted_overhead": "predicted overhead",
+       "held": f"within {share(predictions.TOLERANCE)}", "predicted_overhead": "predicted overhead",
        "overhead": "measured"}, links={"job": "page"},
       kinds=dict.fromkeys(["predicted_s", "range", "predicted_overhead"], "predicted"),
       caption=f"{int(met.held.sum())} of {len(met)} predictions that were tested hold",

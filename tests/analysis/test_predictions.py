@@ -1,6 +1,7 @@
-"""Predictions for more GPUs: the committed ones still follow from their sources."""
+"""Predictions for more GPUs: the committed ones still follow from their sources, and are judged."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools import predict
-from wanreport.analysis import predictions
-from wanreport.analysis.frames import load
+from wanreport.analysis import compare, predictions
+from wanreport.analysis.frames import Frames, load
 from wanreport.jobs.job import Job, load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
 from wanreport.planner.cost import Route
@@ -26,6 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)
 STREAM = next((ROOT / "results/1x-nvidia-h200").glob("480p-1gpu-stream-b*.json"))
 A14B = json.loads(STREAM.read_text())["model"]
+
+
+@pytest.fixture(scope="module")
+def frames() -> Frames:
+    return load(["results"], ROOT)
 
 
 @pytest.mark.parametrize("content", FILES)
@@ -40,6 +46,29 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
         # A setting that came later has its default in older predictions.
         settings = json.loads(json.dumps(found["settings"]))
         assert settings == (told["settings"] and {"transfer": "bf16"} | told["settings"])
+
+
+def test_what_is_measured_already_is_not_predicted(frames: Frames) -> None:
+    jobs = [load_job(ROOT / "params/campaign/480p-2gpu-layerwise.yaml")]
+    with pytest.raises(predictions.PredictionError, match="480p-2gpu-layerwise:") as refused:
+        predict.predict(ROOT, frames, jobs, "NVIDIA H100 80GB HBM3", "host-memory")
+    assert re.search(r"480p-2gpu-layerwise-\w+\.json", str(refused.value)), "the record's file"
+
+
+def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
+    ran = compare.overhead(frames)
+    told = predictions.judged(ran, FILES)
+    assert len(told) == sum(len(content["jobs"]) for content in FILES)
+    met = told[told.run.notna()].set_index("job")
+    assert {"720p-2gpu-layerwise-5steps", "720p-2gpu-stream-5steps"} <= set(met.index)
+    assert (ran.started[list(met.run)].to_numpy() > met.made_at.to_numpy()).all()
+    assert (met.error == met.predicted_s / met.measured_s - 1).all()
+    assert (met.held == ((met.measured_s / met.predicted_s - 1).abs() <= 0.1)).all()
+    early, late = ([{**content, "made_at": f"{year}-01-01T00:00:00+00:00"} for content in FILES]
+                   for year in (2000, 2100))  # fmt: skip
+    assert predictions.judged(ran, early).run.notna().sum() >= len(met)
+    late = predictions.judged(ran, late)
+    assert late.run.isna().all() and not late.held.any()
 
 
 def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:

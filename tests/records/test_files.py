@@ -27,7 +27,7 @@ def test_a_file_is_found_in_its_machines_folder_and_is_not_a_record(tmp_path):
     assert find_records(tmp_path / "results") == find_records(tmp_path) == []
 
 
-FIRST = ("rows", 0)
+FIRST, PREDICTED = ("rows", 0), ("rows", 9, "ranks", 0, "plan", "candidates", 0, "predicted")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,8 @@ FIRST = ("rows", 0)
      ((*FIRST, "ended_at"), ..., "rows[0].ended_at"), ((*FIRST, "status"), "x", "rows[0].status"),
      ((*FIRST, "status"), "oom", "rows[0].ranks: 2 "), ((*FIRST, "ranks"), [], "rows[0].ranks: 0 "),
      ((*FIRST, "ranks", 0, "samples_ms"), [1.0] * 4, "samples_ms [4, 7]"),
+     (PREDICTED, ..., "rows[9].ranks[0].plan.candidates[0].predicted: field required"),
+     ((*PREDICTED, "step_s"), ..., "rows[9].ranks[0].plan.candidates[0].predicted.step_s: "),
      ((*FIRST, "label"), "stream:slots", "rows[0].label: "),
      ((*FIRST, "label"), "streem", "rows[0].label: value error, no engine 'streem'"),
      ((*FIRST, "label"), "resident again", "('resident again', 7800)"),
@@ -54,6 +56,22 @@ def test_a_file_that_is_not_right_is_refused_with_its_key(at, value, complaint, 
         read_bench(path)
     text = str(refused.value)
     assert complaint.lower() in text.lower() and text.startswith(str(path))
+
+
+def test_all_rows_that_are_not_whole_are_named(tmp_path):
+    report, path = made.campaign(), tmp_path / "broken.json"
+    for rank in report["rows"][1]["ranks"]:
+        rank["samples_ms"] = [1.0] * 4  # alike, but too few for a GPU
+    report["rows"][3]["ranks"] = []
+    report["rows"][5]["label"] = report["rows"][4]["label"]
+    report["rows"][5]["tokens"] = report["rows"][4]["tokens"]
+    path.write_text(json.dumps(report))
+    with pytest.raises(FileError) as refused:
+        read_bench(path)
+    for complaint in ("rows[1].ranks: 2 of 2", "rows[3].ranks: 0 of 2", "('fsdp', 14040)"):
+        assert complaint in str(refused.value)
+    path.write_text(json.dumps(made.campaign(device="cpu")))
+    read_bench(path)  # which has none
 
 
 def test_all_files_are_named_and_one_in_anothers_folder_has_its_place_said(tmp_path):

@@ -17,7 +17,7 @@ fast as on the same interconnect with fewer GPUs, or as assumed. The engines' lo
 computed from, and when: ``python -m tools.predict`` makes them before a run, and none is changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,9 @@ Through host memory the ways out and in take turns, and copies beside them halve
 MACHINE = ["gpu", "gpus", "interconnect", "made_at"]
 TOLD = ["step_s", "overhead", "low_s", "high_s", "first_s", "switch_s", "total_s", "h2d_bytes",
         "all_to_all_bytes"]  # fmt: skip
-TOLERANCE = 0.1  # of the measured step, that a prediction holds within: the rule since the first
+TOLERANCE = 0.1
+"""A prediction holds if the measured step is within this share of it: the rule since the first."""
+JUDGED = ["job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens"]
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path"]
 
 
@@ -123,6 +125,31 @@ def load(root: Path) -> list[dict[str, Any]]:
         if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
             raise FileError(f"{path}: is not a prediction; restore it from git")
     return [*found.values()]
+
+
+def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Every prediction, beside the latest of the runs that began after it on such a machine.
+
+    `error` is the predicted step over the measured one, less 1.
+    """
+    began, told = pd.to_datetime(runs.started, utc=True, format="ISO8601"), []
+    runs = runs.assign(began=began).sort_values("began")
+    for file in files:
+        here = runs_on(runs, file["gpu"], file["interconnect"])
+        here = here[here.began > pd.Timestamp(file["made_at"])]
+        last = dict(zip(here.job_hash, here.run, strict=True))
+        told += [{"cfg_parallel": False, **job, **{key: file[key] for key in MACHINE},
+                  "job": name, "run": last.get(job["job_hash"])}
+                 for name, job in file["jobs"].items()]  # fmt: skip
+    table = pd.DataFrame(told, columns=[*MACHINE, *TOLD, *JUDGED]).rename(
+        columns={"step_s": "predicted_s", "overhead": "predicted_overhead"}
+    )
+    seen = runs.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
+    error = table.predicted_s / seen.step_s - 1
+    return table.assign(
+        interconnect=table.interconnect.map(INTERCONNECTS).map(path_of), measured_s=seen.step_s,
+        overhead=seen.overhead, error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
+    )  # fmt: skip
 
 
 def all_to_all_bytes(tokens: int, heads: int, row: int, ranks: int) -> int:
