@@ -46,10 +46,11 @@ def predict(
     """
     full = [resolve_job(job, gpus=job.num_gpus) for job in jobs]
     (number,) = {job.num_gpus for job in full}
-    past = runs_on(found.full_scale(), gpu, interconnect).set_index("job_hash").file
+    here = runs_on(found.full_scale(), gpu, interconnect)
+    past = dict(zip(here.job_hash, here.file, strict=True))
     for job in full:
-        if job.hashes()[0] in past:
-            raise PredictionError(f"{job.name}: was measured already; leave it out")
+        if file := past.get(job.hashes()[0]):
+            raise PredictionError(f"{job.name}: was measured already ({file}); leave it out")
     known = gather(found, gpu, number, interconnect)
     assumed = [interconnect] * (known.base.ranks == 1) + ["swap"] * (not known.of("swap"))
     return {
