@@ -96,16 +96,21 @@ $(READY): pyproject.toml constraints.txt
 	if [ -n "$$torch" ]; then echo "  1/2 $$torch"; $$pip -c $$pins "$$torch"; fi; \
 	echo "  2/2 wanreport and what it needs"; \
 	$$pip -c $$pins -e '.[dev]'; \
-	echo '$(CURDIR)' > $@
+	printf '%s\n' '$(CURDIR)' > $@
 
 # Its scripts name its place. Those of a checkout that was moved or copied are told the new one.
-MADE := $(shell cat $(READY) 2>/dev/null)
+# The place it was made in is in .ready, else in a script. A link to another's .venv stays as it is.
+MADE := $(shell [ -L $(VENV) ] || [ ! -f $(READY) ] || { cat $(READY); \
+    sed -n '1,2s|^[^/]*\(/.*\)/$(VENV)/bin/python.*|\1|p' $(BIN)/wanreport; } 2>/dev/null | head -n 1)
 ifneq ($(MADE),)
 ifneq ($(MADE),$(CURDIR))
 $(info $(VENV) was made in $(MADE): its scripts now name this folder.)
-$(shell grep -lIF -- '$(MADE)/' $(BIN)/* $(VENV)/pyvenv.cfg | xargs sed -i 's|$(MADE)/|$(CURDIR)/|g'; \
-    sed -i 's|^$(MADE)$$|$(CURDIR)|' $(VENV)/lib/python*/site-packages/*.pth; \
-    echo '$(CURDIR)' > $(READY))
+$(shell old=$$(printf '%s' '$(MADE)' | sed 's/[][\.*^$$|]/\\&/g'); \
+    new=$$(printf '%s' '$(CURDIR)' | sed 's/[\&|]/\\&/g'); \
+    grep -lIF -- '$(MADE)/' $(BIN)/* $(VENV)/pyvenv.cfg | xargs sed -i "s|$$old/|$$new/|g"; \
+    sed -i "s|^$$old\$$|$$new|" $(VENV)/lib/python*/site-packages/*.pth; \
+    printf '%s\n' '$(CURDIR)' > $(READY).new; \
+    touch -r $(READY) $(READY).new; mv $(READY).new $(READY))
 endif
 endif
 

@@ -30,10 +30,10 @@ from wanreport.analysis.predictions import (
     predict_job,
     runs_on,
 )  # fmt: skip
-from wanreport.jobs.job import Job, JobError, resolve_job
+from wanreport.cli import ended
+from wanreport.jobs.job import Job, resolve_job
 from wanreport.measure.jobs import load_jobs
-from wanreport.records.files import FileError
-from wanreport.records.project import git_state, project_root
+from wanreport.records.project import git_state
 from wanreport.records.record import RESULTS_DIRS, replace_file
 
 
@@ -90,25 +90,26 @@ def lines(content: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict for each GPU model and interconnect; returns 1 where any failed, 2 for bad input."""
+    """Predict for each GPU model and interconnect; returns as `wanreport` does."""
     parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
     parser.add_argument("params", type=Path, nargs="*", help="default: params/campaign/")
     parser.add_argument("--gpu", help="GPU model (default: all that have records)")
     parser.add_argument("--interconnect", choices=[*INTERCONNECTS], help="default: each")
     parser.add_argument("--write", action="store_true", help="keep it, for good")
-    given, root = parser.parse_args(argv), project_root()
+    given = parser.parse_args(argv)
+    return ended("tools.predict", lambda root: _run(given, root))
+
+
+def _run(given: argparse.Namespace, root: Path) -> int:
     files = given.params or sorted((root / "params/campaign").glob("*.yaml"))
-    problems = []
-    try:
-        jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
-        found = frames.load(RESULTS_DIRS, root)
-    except (JobError, FileError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    jobs = [job for job in load_jobs(files, root).values() if job.scale != "tiny"]
+    found = frames.load(RESULTS_DIRS, root)
     gpus = {given.gpu} if given.gpu else {*found.full_scale().gpu_model}
     wires = [given.interconnect] if given.interconnect else [*INTERCONNECTS]
     asked = list(itertools.product(sorted(gpus), sorted({j.num_gpus for j in jobs} - {1}), wires))
-    problems = [] if asked else ["nothing to predict: give params for several GPUs, or --gpu"]
+    if not asked:
+        raise PredictionError("nothing to predict: give params for several GPUs, or --gpu")
+    problems = dict[str, None]()
     for model, size, wire in asked:
         try:
             these = [job for job in jobs if job.num_gpus == size]
@@ -117,11 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.write:
                 print(f"  written: {write(root, content).relative_to(root)}")
         except PredictionError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"{error.filename}: {error.strerror}")
-            break
-    print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
+            if str(error) not in problems:
+                print(error, file=sys.stderr)
+            problems[str(error)] = None
     return int(bool(problems))
 
 

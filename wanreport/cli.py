@@ -1,6 +1,6 @@
 """The command line: `wanreport --help`.
 
-Every command starts at once: only ranks import torch, only rendering and predicting pandas.
+Every command starts at once: only ranks import torch, only what makes tables pandas.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -49,17 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument(option, **how)
         command.set_defaults(command=run)
     given = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
-        sys.stdout.reconfigure(errors="backslashreplace")
     # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
     signal.signal(signal.SIGTERM, ours.terminate)
+    return ended(parser.prog, lambda root: int(given.command(given, root)))
+
+
+def ended(program: str, run: Callable[[Path], int]) -> int:
+    """Run a program in the project; returns its exit status, and says in a line what ended it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     root, code = project.project_root(), Path(wanreport.__file__).parent
     try:
         if (own := root / code.name).is_dir() and not own.samefile(code):
-            raise JobError(
-                [f"{root}: this runs the code of {code.parent}; `make report` repairs that"]
-            )
-        status = int(given.command(given, root))
+            repair = "in this folder run `python -m wanreport`, or once `pip install -e .`"
+            if root / ".venv" in (Path(sys.prefix), *Path(sys.argv[0]).resolve().parents):
+                repair = "`make report` repairs that"
+            raise JobError([f"{root}: this runs the code of {code.parent}; {repair}"])
+        status = run(root)
         sys.stdout.flush()  # it would fail after the end, where nobody sees to it
         return status
     except JobError as error:
@@ -74,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.errno == errno.EPIPE:  # as of `| head`, which has what it wanted
                 return 0
             where = "standard output: "
-        print(f"wanreport: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        kept = "finished records and pages are kept, and running it again goes on from there"
-        print(f"\nwanreport: interrupted; {kept}", file=sys.stderr)
+        kept = "what is finished is kept, and running it again goes on from there"
+        print(f"\n{program}: interrupted; {kept}", file=sys.stderr)
         return 130
     return 1
 
@@ -107,7 +113,9 @@ def _measure(given: Namespace, root: Path) -> int:
         if not (nsys := shutil.which("nsys")):
             raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
         os.environ[ranks.NSYS] = nsys
-    return int(bool(measure(jobs, root, log, given.results, given.minutes, again=given.again)))
+    if failed := measure(jobs, root, log, given.results, given.minutes, again=given.again):
+        print(f"{len(failed)} failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _check(given: Namespace, root: Path) -> int:
@@ -224,8 +232,8 @@ FILE, YES = {"type": Path}, {"action": "store_true"}
 PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
 SOME = {"params": FILE | {"nargs": "*", "help": "params files (YAML)"}}
 FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
-WORKERS = {"--workers": {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-                         "help": "pages made, and rehearsals run, at a time"}}  # fmt: skip
+WORKERS = {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
+           "help": "pages made at a time"}  # fmt: skip
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (
@@ -233,9 +241,10 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
             root, measuring=not given.no_measure, force=given.force, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
         {"--no-measure": YES | {"help": "render from the records at hand only"}, **FORCE,
-         **WORKERS}),
+         "--workers": WORKERS | {"help": "pages made, and rehearsals run, at a time"}}),
     "publish": (lambda given, root: _site().publish(root, given.workers),
-                "render the committed records alone, to commit: reports/published", WORKERS),
+                "render the committed records alone, to commit: reports/published",
+                {"--workers": WORKERS}),
     "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
     "measure": (_measure, "measure jobs that have no record here; no pages", {
         **PARAMS,

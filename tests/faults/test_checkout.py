@@ -46,19 +46,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made: Path, tmp_path: Path) -> None:
-    copied, first, moved = (tmp_path / name for name in ("copied", "first", "moved"))
+    copied, first, moved = (tmp_path / name for name in ("copied", "first", r"m&v|d\now"))
     for each in (copied, first):
         shutil.copytree(made, each, symlinks=True)
     (copied / "wanreport/__init__.py").write_text('"""Other."""\n\n__version__ = "copied"\n')
     done = run(copied, ".venv/bin/wanreport", "check", JOB)
-    assert done.returncode == 2 and f"{made};" in done.stderr and not done.stdout
+    assert done.returncode == 2 and f"{made}; `make report`" in done.stderr and not done.stdout
+    done = run(copied, str(made / ".venv/bin/wanreport"), "check", JOB)
+    assert done.returncode == 2 and f"{made}; in this folder run `python -m" in done.stderr
     run(first, "make", "report", "ARGS=--help")
+    (first / ".venv/.ready").write_text("")  # as where it did not tell its place yet
+    linked = tmp_path / "linked"
+    shutil.copytree(copied, linked, ignore=shutil.ignore_patterns(".venv"))
+    (linked / ".venv").symlink_to(first / ".venv")
+    assert run(linked, "make", "report", "ARGS=--help").returncode == 0
+    assert f"#!{first}/" in (first / ".venv/bin/wanreport").read_text()
     first.rename(moved)
+    ready = [(root / ".venv/.ready").stat().st_mtime_ns for root in (copied, moved)]
     for root, version in ((copied, "copied"), (moved, __version__)):
         assert run(root, "make", "report", "ARGS=--help").returncode == 0
         done = run(root, ".venv/bin/wanreport", "check", JOB)
         assert done.returncode == 0 and JOB in done.stdout, done.stderr
         assert version in run(root, ".venv/bin/wanreport", "--version").stdout
+    assert ready == [(root / ".venv/.ready").stat().st_mtime_ns for root in (copied, moved)]
 
 
 def test_a_checkout_of_somebody_else_tells_its_commit(made: Path) -> None:

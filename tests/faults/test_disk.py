@@ -14,6 +14,9 @@ from tests import synthetic
 from tests.faults.scene import MOUNTS, ROOT, Scene, full
 
 H200 = ["--gpu", "NVIDIA H200", "--write"]
+CHECK = ["wanreport", "check", *sorted(map(str, (ROOT / "params").rglob("*.yaml")))]
+PREDICT = ["tools.predict", "--gpu", "NVIDIA H100 80GB HBM3", "--interconnect", "nvlink",
+           "params/campaign/720p-6gpu-stream.yaml"]  # fmt: skip
 needs_mounts = pytest.mark.skipif(
     not MOUNTS, reason="fills a file system of its own, and none may be mounted here"
 )
@@ -98,16 +101,16 @@ def test_files_may_not_be_that_large(scene: Scene) -> None:
     assert scene.records() == {} and scene.left_over() == []
 
 
-def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output() -> None:
-    files = sorted(map(str, (ROOT / "params").rglob("*.yaml")))
-    command = [sys.executable, "-m", "wanreport", "check", *files]
+@pytest.mark.parametrize("words", [CHECK, PREDICT], ids=["check", "predict"])
+def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output(words: list[str]) -> None:
+    command = [sys.executable, "-m", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
     with Path("/dev/full").open("w") as sink:
         done = subprocess.run(command, stdout=sink, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("wanreport: standard output: ")
+    assert done.returncode == 1 and done.stderr.startswith(f"{words[0]}: standard output: ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -1,10 +1,13 @@
 """Jobs that run at the same time."""
 
 from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from wanreport.measure import ranks
+from wanreport.jobs.job import job_from_mapping
+from wanreport.measure import jobs, ranks
 from wanreport.measure.ranks import together
 
 
@@ -45,3 +48,21 @@ def test_what_ends_one_from_outside_ends_all(error: BaseException) -> None:
         list(together(jobs, 2))
     assert {"a ends", "b ends"} <= {*said} and "c begins" not in said
     assert ("a is told" in said) == isinstance(error, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("others", "count"),
+    [([], 2), ([{"num_gpus": 4}], 2), ([{"num_gpus": 2}], 1), ([{"num_gpus": 1}], 1),
+     ([{"num_gpus": 1, "scale": "tiny", "checkpoint": "x"}], 1)],
+)  # fmt: skip
+def test_full_jobs_and_those_of_a_checkpoint_run_alone(
+    others: list[dict[str, Any]], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(jobs, "this_machine", lambda: jobs.Machine("2x", 2))
+    monkeypatch.setattr(jobs, "measure_jobs", lambda *_, at_once, **__: seen.append(at_once) or {})
+    small = {"num_gpus": 2, "scale": "tiny"}
+    given = [{"name": f"j{n}", "engine": "stream", **each}
+             for n, each in enumerate([small, *others, small])]  # fmt: skip
+    made = [job_from_mapping(each) for each in given]
+    assert jobs.measure(made, tmp_path, tmp_path / "log", at_once=2) == [] and seen == [count]

@@ -131,7 +131,8 @@ def measure_jobs(
         def begun() -> Iterator[Running]:
             for job in jobs:
                 if time.monotonic() + job.timeout_s > end:
-                    tell(f"  {job.name:<24} no time left for it in this run")
+                    later = "run it again (with --again name these alone); what is done is kept"
+                    tell(f"  {job.name:<24} no time left: {later}")
                     continue
                 yield running(job, results, plan_only=plan_only, log=file)
 
