@@ -104,7 +104,8 @@ Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 
 # %%
 # Every prediction, beside the latest run that was made after it on such a machine.
-told = predictions.judged(compare.overhead(f), predictions.load(project_root()))
+cost = compare.overhead(f)
+told = predictions.judged(cost, predictions.load(project_root()))
 
 # %%
 head = compare.headline(f)
@@ -119,7 +120,6 @@ show(figures.overhead(head, predicted=ahead),
      caption=f"A step of layerwise against resident's: {claims}. Bold: beyond noise; whiskers: what both "
              "95 % intervals allow; *: too few steps for an interval; hollow, in brackets: predicted, "
              "not measured.")  # fmt: skip
-cost = compare.overhead(f)
 compiled = cost[cost.compiled & cost.latest & (cost.engine == "layerwise")]
 if len(compiled):
     costs = "; ".join(f"{ratio(row.overhead)} on {row.machine} at {row.height}p, {row.claim}"

@@ -193,7 +193,7 @@ def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
         here = resolve_job(job, gpus=gpus)
         log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
-            path, record = measure_jobs([here], Path(folder), log, plan_only=True)[here.name]
+            ((path, record),) = measure_jobs([here], Path(folder), log, plan_only=True)
         made, timed = record["engine"].get("plan"), not parse_record(path, record).is_rehearsal
         said = "measured here" if timed else "a rehearsal, whose times say nothing"
         return said if made else f"{record['reason']}; {record['hint']}", made, timed

@@ -55,9 +55,17 @@ def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path):
     done = jobs.measure_jobs(both, tmp_path, log, minutes=5, tell=told.append)
     assert [line.split()[:2] for line in told] == [["long", "no"], ["short", "ok"]]
     said = log.read_text().splitlines()
-    assert list(done) == ["short"] and len([x for x in said if "short: warmup iteration" in x]) == 1
-    assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == {}
+    assert [record["job"]["name"] for _, record in done] == ["short"]
+    assert len([x for x in said if "short: warmup iteration" in x]) == 1
+    assert jobs.measure_jobs(both, tmp_path, log, minutes=0) == []
     assert [path.name.split("-")[0] for path in tmp_path.glob("*/*.json")] == ["short"]
+
+
+def test_a_failure_is_not_hidden_by_a_later_job_of_its_name(tmp_path, monkeypatch):
+    done = [(tmp_path, {"job": {"name": "x"}, "status": status}) for status in ("failed", "ok")]
+    monkeypatch.setattr(jobs, "measure_jobs", lambda *_, **__: done)
+    job = job_from_mapping({"name": "x", "engine": "stream", "num_gpus": 1, **QUICK})
+    assert jobs.measure([job], tmp_path, tmp_path / "log", again=True) == ["x"]
 
 
 def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(

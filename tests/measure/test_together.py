@@ -60,7 +60,7 @@ def test_full_jobs_and_those_of_a_checkpoint_run_alone(
 ) -> None:
     seen: list[int] = []
     monkeypatch.setattr(jobs, "this_machine", lambda: jobs.Machine("2x", 2))
-    monkeypatch.setattr(jobs, "measure_jobs", lambda *_, at_once, **__: seen.append(at_once) or {})
+    monkeypatch.setattr(jobs, "measure_jobs", lambda *_, at_once, **__: seen.append(at_once) or [])
     small = {"num_gpus": 2, "scale": "tiny"}
     given = [{"name": f"j{n}", "engine": "stream", **each}
              for n, each in enumerate([small, *others, small])]  # fmt: skip

@@ -111,20 +111,20 @@ def measure(
         left.sort(key=lambda job: -job.num_gpus)
     folder = results or local_results(root)
     done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
-    bad = ("failed", "timeout", "non-finite")
-    return [name for name, (_, record) in done.items() if record["status"] in bad]
+    bad, records = ("failed", "timeout", "non-finite"), [record for _, record in done]
+    return [record["job"]["name"] for record in records if record["status"] in bad]
 
 
 def measure_jobs(
     jobs: Sequence[Job], results: Path, log: Path, minutes: float = math.inf, *,
     tell: Callable[[str], None] = lambda line: None, plan_only: bool = False, at_once: int = 1,
-) -> dict[str, Found]:  # fmt: skip
-    """Measure resolved `jobs`, `at_once` of them; return each one's record by its name.
+) -> list[Found]:  # fmt: skip
+    """Measure resolved `jobs`, `at_once` of them; return their records as they ended.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
     fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
     """
-    done, end = dict[str, Found](), time.monotonic() + 60 * minutes
+    done, end = list[Found](), time.monotonic() + 60 * minutes
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(log), log.open("w", encoding="utf-8") as file:
 
@@ -139,7 +139,7 @@ def measure_jobs(
         for path in ranks.together(begun(), at_once):
             record = kept.read_record(path)
             name, status = record["job"]["name"], record["status"]
-            done[name] = path, record
+            done.append((path, record))
             took = f"{record['wall_s']:6.1f} s"
             lines = [f"{name:<24} {status:<12} {took}  {record['reason']}".rstrip()]
             lines += [record["hint"]] * (status != "ok" and bool(record["hint"]))

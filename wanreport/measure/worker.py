@@ -93,13 +93,9 @@ class Rank:
         self.say("link")
         link = measure_link(device, dist.group.WORLD)
         self.guidance = self._guidance(config["text_dim"], dtype, pair)
-        self.vae = (
-            job.decode
-            and self.rank == 0
-            and denoise.make_vae(
-                denoise.TINY_VAE if self.tiny else denoise.VAE, self.checkpoint, device, job.seed
-            )
-        )
+        vae = denoise.TINY_VAE if self.tiny else denoise.VAE
+        self.vae = job.decode and self.rank == 0 and denoise.make_vae(
+            vae, self.checkpoint, device, job.seed)  # fmt: skip
         self.say("weights")
         self.started = time.perf_counter()
         used: dict[str, Any] = {"prefetch": prefetch, "counters_derived": engine.counters_derived}
