@@ -146,7 +146,8 @@ class LazyMover(Mover):
 class LateMover(Mover):
     """On CUDA: streams are late at random, and the target of a copy is poisoned first.
 
-    ``deaf`` names whose waits for events do nothing: ``compute`` or ``copies``.
+    ``deaf`` names whose waits for events do nothing, ``compute`` or ``copies``; these are never
+    late themselves, so that they run into what the others have still to do.
     """
 
     CYCLES = 40_000_000  # some 20 ms, longer than a block of the tests takes to compute or to copy
@@ -155,16 +156,20 @@ class LateMover(Mover):
         super().__init__(device)
         self.random, self.deaf = random.Random(seed), deaf
 
+    def _is_deaf(self, stream: Any) -> bool:
+        return self.deaf == ("compute" if stream == self.compute else "copies")
+
     def _sleep(self, stream: Any) -> None:
-        with self.on(stream):
-            torch.cuda._sleep(self.random.randrange(self.CYCLES))
+        if not self._is_deaf(stream):
+            with self.on(stream):
+                torch.cuda._sleep(self.random.randrange(self.CYCLES))
 
     def record(self, event: Any, stream: Any) -> Any:
         self._sleep(stream)  # so that what comes before an event ends long after it was issued
         return super().record(event, stream)
 
     def wait(self, stream: Any, event: Any) -> None:
-        if self.deaf == ("compute" if stream == self.compute else "copies"):
+        if self._is_deaf(stream):
             self.counters.event_waits += 1
         else:
             super().wait(stream, event)
@@ -173,12 +178,12 @@ class LateMover(Mover):
     def h2d(self, device_buffer: Tensor, host_buffer: Tensor, **how: Any) -> None:
         device_buffer.fill_(0xFF)
         if not how["blocking"]:
-            torch.cuda._sleep(self.random.randrange(self.CYCLES))
+            self._sleep(torch.cuda.current_stream())
         super().h2d(device_buffer, host_buffer, **how)
 
     def unpack(self, packed: Tensor, packing: Any, buffer: Tensor) -> None:
         buffer.fill_(0xFF)
-        torch.cuda._sleep(self.random.randrange(self.CYCLES))
+        self._sleep(torch.cuda.current_stream())
         super().unpack(packed, packing, buffer)
 
 

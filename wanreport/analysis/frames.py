@@ -110,9 +110,10 @@ def _frames(rows: Rows) -> Frames:
         kinds = {each: "float64" for each in frame if each.endswith(UNITS)}
         made.append(frame.astype(kinds | {each: "Int64" for each in WHOLE if each in frame}))
     runs = _summed_up(made[0].set_index("run", drop=False), *made[1:4])
-    # Machines that share a short name get their full class: other NCCL settings, say.
+    # Machines that share a short name get their full class: other NCCL settings, say, which one GPU
+    # has no use for.
     several = runs.groupby("machine").slug.transform("nunique") > 1
-    runs["machine"] = runs.machine.mask(several, runs.machine_class)
+    runs["machine"] = runs.machine.mask(several & (runs.gpus > 1), runs.machine_class)
     # Of each job's runs on a machine the latest counts, a failed one only where there is no other.
     jobs = runs[runs.source == "job"]
     order = jobs.assign(counts=jobs.status.isin(list(REUSABLE))).sort_values(["counts", "started"])
