@@ -802,6 +802,7 @@ With fewer tokens the copies are the limit on either path{": " * bool(both)}{bot
 measured["moved"] = measured.drift.map(ratio).where(measured.drift.notna(), "did not run again")
 for machine, here in measured.groupby("machine"):
     off = {"latents_off_share": "latents off by"} if here.latents_off_share.notna().any() else {}
+    here = here.assign(latents_off_share=here.latents_off_share.mask(here.same_bits.eq(True), 0.0))
     table(here.sort_values(["branches", "tokens", "campaign", "step_s"]),
           {"name": "engine", "work": "work", "step_s": "step", "overhead": "over resident",
            "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",

@@ -17,10 +17,13 @@ from tests.models import make_experts, make_store
 from tests.ranks import run_ranks
 from wanreport.engines.base import Mover
 from wanreport.model import packed
-from wanreport.model.fp8 import Rounded
+from wanreport.model.fp8 import E4M3, Rounded
 from wanreport.model.packed import LANES, pack
 from wanreport.model.weights import Layout, RandomWeights
 
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+KERNELS = packed.kernels if DEVICE == "cuda" or INTERPRETED else None
 BEFORE, VALUES, AFTER = 256, 128 * 9, 512
 STOP = BEFORE + 2 * VALUES
 
@@ -62,10 +65,11 @@ def same(unit: Tensor) -> float | None:
     out = torch.full_like(unit, 0xFF)
     packing.unpack(small, out)
     assert torch.equal(out, unit)
-    if packed.kernels is not None:  # on a GPU, or interpreted
-        out = torch.full_like(unit, 0xFF)
-        packed.kernels.unpack(packing.parts(small), packing.base * LANES, out[BEFORE:STOP])
-        assert torch.equal(out[BEFORE:STOP], unit[BEFORE:STOP])
+    if KERNELS is not None:
+        out = torch.full_like(unit, 0xFF).to(DEVICE)
+        parts = packing.parts(small.to(DEVICE))
+        KERNELS.unpack(parts, packing.base * LANES, out[BEFORE:STOP])
+        assert torch.equal(out[BEFORE:STOP].cpu(), unit[BEFORE:STOP])
     return small.numel() / unit.numel()
 
 
@@ -87,6 +91,22 @@ def test_normal_weights_take_three_quarters() -> None:
     assert found is not None
     assert found[0].nbytes / unit.numel() == pytest.approx(0.75, abs=1e-3)
     assert pack(unit, 0, 0) is None, "no bfloat16 in it"
+
+
+@pytest.mark.skipif(KERNELS is None, reason="needs Triton, and a GPU or its interpreter")
+@pytest.mark.parametrize("columns", [1, 37, 5120])
+def test_every_bit_of_scaled_numbers_is_as_torch_rounds(columns: int) -> None:
+    made = torch.Generator().manual_seed(columns)
+    numbers = torch.arange(300 * columns).remainder(256).to(torch.uint8)
+    scales = torch.randn(300, generator=made).exp2() * 10.0 ** torch.arange(-30, 30, 0.2)
+    exact, out = torch.empty(2, 300, columns, dtype=torch.bfloat16)
+    exact.copy_(numbers.view(E4M3).view(300, columns)).mul_(scales[:, None])
+    there = out.to(DEVICE)
+    assert KERNELS is not None
+    KERNELS.scale(numbers.to(DEVICE), scales.to(DEVICE), there)
+    out.copy_(there)
+    assert torch.equal(out.isnan(), exact.isnan())
+    assert torch.equal(out.nan_to_num(), exact.nan_to_num())
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wanreport.model.packed import edged
+from wanreport.model.packed import edged, kernels
 
 if TYPE_CHECKING:
     from wanreport.model.weights import Slice
@@ -54,7 +54,9 @@ class Rounded:
         """Write the unit's tensors to ``out``, on the current stream, allocating nothing."""
         for piece, values, scales in self.parts:
             tensor = piece.of(out)
-            if scales:
+            if scales and kernels is not None and out.is_cuda:
+                kernels.scale(packed[values], packed[scales].view(torch.float32), tensor)
+            elif scales:
                 tensor.copy_(packed[values].view(E4M3).view(piece.shape))
                 tensor.mul_(packed[scales].view(torch.float32)[:, None])
             else:

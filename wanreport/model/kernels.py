@@ -47,13 +47,43 @@ def _patch(positions, values, out, count, SIZE: tl.constexpr):  # type: ignore[n
     tl.store(out + where, tl.load(values + at, mask=here), mask=here)
 
 
+@triton.jit
+def _scale(  # type: ignore[no-untyped-def]
+    numbers, scales, out, size, columns: tl.constexpr, WORDS: tl.constexpr
+):
+    for first in range(tl.program_id(0) * WORDS, size, tl.num_programs(0) * WORDS):
+        at = first + tl.arange(0, WORDS)
+        here = at < size
+        code = tl.load(numbers + at, mask=here, eviction_policy="evict_first").to(tl.int32)
+        # e4m3 by hand, as not every GPU has it: 4 bits of exponent, less 7, and 3 of mantissa.
+        rest = code & 0x7F
+        number = ((rest << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+        number = tl.where(rest < 8, rest.to(tl.float32) / 512, number)
+        number = tl.where(rest == 0x7F, float("nan"), number)
+        number = tl.where(code >= 0x80, -number, number)
+        product = number * tl.load(scales + at // columns, mask=here)
+        # To the nearest bfloat16, of two as near to the even one.
+        word = product.to(tl.int32, bitcast=True)
+        tl.store(out + at, (word + 0x7FFF + (word >> 16 & 1)) >> 16, mask=here)
+
+
+def _programs(out: Tensor) -> int:
+    if not out.is_cuda:
+        return 2
+    processors = torch.cuda.get_device_properties(out.device).multi_processor_count
+    return max(1, int(SHARE * processors))
+
+
+def scale(numbers: Tensor, scales: Tensor, out: Tensor) -> None:
+    """Write e4m3 numbers, uint8, times their row's float32 scale to a bfloat16 matrix."""
+    _scale[(_programs(out),)](numbers, scales, out.view(torch.int16), out.numel(), out.shape[1],
+                              WORDS=2 * WORDS, num_warps=WARPS)  # fmt: skip
+
+
 def unpack(parts: Any, base: int, out: Tensor) -> None:
     """As :func:`wanreport.model.packed.unpack_by_torch`, on the current stream."""
-    quarter, programs = parts.codes.numel(), 2
-    if out.is_cuda:
-        processors = torch.cuda.get_device_properties(out.device).multi_processor_count
-        programs = max(1, int(SHARE * processors))
-    _decode[(programs,)](parts.bytes, parts.codes, out.view(torch.int32), quarter, base,
+    quarter = parts.codes.numel()
+    _decode[(_programs(out),)](parts.bytes, parts.codes, out.view(torch.int32), quarter, base,
                          WORDS=WORDS, num_warps=WARPS)  # fmt: skip
     if escapes := parts.positions.numel():
         _patch[(triton.cdiv(escapes, ESCAPES),)](
