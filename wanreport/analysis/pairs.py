@@ -29,6 +29,8 @@ ASKED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
 more of it. Settings that make no cause are its open questions (section 10)."""
 OWN_RESIDENT = ("compiled", "interconnect", "gpus")
 """Settings that make another step even without offload: runs are held against their `resident`."""
+FOLLOWS = {"gpus": ["interconnect"], "shard": ["bytes", "waits"], "transfer": ["bytes", "waits"]}
+"""What a setting changes itself."""
 ALIKE = {"clock": SAME_CLOCKS, "bytes": 0.1, "allocations": 0.1, "waits": 0.1}
 """Shares by which these may differ and be alike; a sample begins or ends within a pass."""
 BLOCKS, BRANCHES = 40, 2  # of a step of the full model, to which cells with fewer are scaled
@@ -66,10 +68,10 @@ def pairs(frames: Frames) -> pd.DataFrame:
         # Where copies have the link to themselves, no contention goes away.
         which &= (a.interconnect == "PCIe path") | (changed != "gpus")
         which &= more(mine[changed], theirs[changed])
-        own = [changed, "interconnect"] if changed == "gpus" else [changed]
-        others = differ[which].drop(columns=own)
+        others = differ[which].drop(columns=[changed, *FOLLOWS.get(changed, ())])
         work = [a.loc[which, key] for key in ("machine", "cfg_parallel", "tokens", "blocks")]
-        for at in others.sum(axis=1).groupby([*work, theirs[which].engine]).idxmin():
+        sides = theirs[which].engine, mine[which].transfer
+        for at in others.sum(axis=1).groupby([*work, *sides]).idxmin():
             change, *together = (
                 f"{key} {' → '.join(_word(key, each.at[at, key]) for each in (mine, theirs))}"
                 for key in [changed, *others.columns[others.loc[at]]]
