@@ -135,6 +135,8 @@ LOOKS = {
 }
 LOOKS = {name: look for name, look in LOOKS.items() if name in set(rows.outcome)}
 stated = rows.assign(where=[f"§{n} {SECTIONS[n]}" for n in rows.section])
+
+# %%
 figure, axes = plt.subplots(figsize=(style.NARROW, 4.4))
 sns.histplot(stated[stated.section > 0], y="where", hue="outcome", hue_order=list(LOOKS)[::-1],
              multiple="stack", shrink=0.7, alpha=1, linewidth=1, legend=False, ax=axes)  # fmt: skip
@@ -399,6 +401,8 @@ for row in layerwise.sort_values("place", ascending=False).itertuples():
     spans += [{"what": what, "of": "our runs", "s": told[end]} for end in ends]
 guess = [facts.number(f"s7.{cause}.high") for cause in ("contention", "sync")]
 most = max([span["s"] for span in spans if span["of"] == "our runs"], default=None)
+
+# %%
 figure, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
 sns.pointplot(pd.DataFrame(spans), x="s", y="what", hue="of", estimator="median", capsize=0.3,
               errorbar=("pi", 100), linestyle="none", markers=["o", "s"],

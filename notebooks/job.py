@@ -177,6 +177,7 @@ def level(axes, x, y, text, **where):
     axes.annotate(text, (x, y), textcoords="offset points", **where)
 
 
+# %%
 def draw_steps(steps, clean):
     """Draw the seconds of each step that ran: clean iterations filled, others hollow."""
     figure, axes = plt.subplots(figsize=(NARROW, 3.4))
@@ -188,11 +189,8 @@ def draw_steps(steps, clean):
                     markers={"warm-up": marker, "clean": marker, "profiled": "*"}, ax=axes)  # fmt: skip
     for row in shown[shown.seconds > top].itertuples():
         beside(axes, row.step, top, f"{row.kind} {row.seconds:#.3g} s ↑", 8)
-    places = {
-        "first": ((-4, 7), "bottom"),
-        "switch": ((-4, -18), "top"),
-        "steady": ((8, 2), "bottom"),
-    }
+    places = {"first": ((-4, 7), "bottom"), "switch": ((-4, -18), "top"),
+              "steady": ((8, 2), "bottom")}  # fmt: skip
     for role, some in clean.groupby("role"):
         away, align = places[role]
         axes.annotate(f"{role} {some.seconds.median():#.3g} s", xytext=away, va=align,
@@ -211,8 +209,8 @@ if timed:
     figure, axes = draw_steps(steps, clean)
     if held:
         room = 4 * me.resident_s > 1.15 * clean.seconds.max()  # below the line
-        label = f"resident {me.resident_s:#.3g} s"
-        level(axes, 4, me.resident_s, label, xytext=(0, -14 if room else 4))
+        away = (0, -14 if room else 4)
+        level(axes, 4, me.resident_s, f"resident {me.resident_s:#.3g} s", xytext=away)
         gap = seconds(abs(me.step_s - me.resident_s), 2)
         caption = {
             "slower": f"A steady step of {me['name']} is {gap} longer than resident's.",
@@ -307,8 +305,7 @@ if len(schedule):
     sns.lineplot(schedule, x="step", y="timestep", estimator=None, drawstyle="steps-mid", color=INK,
                  linewidth=0.8, marker="o", markersize=5, markeredgewidth=0, ax=axes)  # fmt: skip
     boundary = 1000 * (me.boundary_ratio or 0)
-    label = f"boundary {boundary:g}"
-    level(axes, schedule.step.max(), boundary, label, ha="right", xytext=(0, 3))
+    level(axes, len(schedule) - 1, boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
     mark_switch(axes, schedule)
     axes.set_ylim(0, 1.18 * schedule.timestep.max())
     show(figure, "All steps use one expert." if pd.isna(me.switch_step) else
@@ -393,6 +390,7 @@ def bars(axes, every, what, texts, ends, **look):
     rows(axes, every.name)
 
 
+# %%
 if timed:
     parts = ["allocated", "reserved", "pinned"]
     every = alike.sort_values("allocated_bytes")

@@ -490,12 +490,13 @@ def scaling(curve):
     """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed."""
     curve = curve.assign(percent=100 * curve.overhead).astype({"gpus": int}).sort_values("gpus")
     figure, axes = plt.subplots(figsize=(WIDTH, 3))
-    look = {"x": "gpus", "y": "percent", "hue": "engine", "style": "engine", "palette": ENGINES,
-            "markers": MARKERS, "legend": False, "ax": axes}  # fmt: skip
-    sns.lineplot(curve[curve.kind == "predicted"], estimator=None, dashes=False, linewidth=1.2,
-                 linestyle=figures.DASHES, markersize=6.5, markerfacecolor="none",
-                 markeredgecolor=None, markeredgewidth=1, **look)  # fmt: skip
-    sns.scatterplot(curve[curve.kind == "measured"], s=55, edgecolor="face", **look)
+    for kind, some in curve.groupby("kind"):
+        hollow = kind == "predicted"
+        sns.lineplot(some, x="gpus", y="percent", hue="engine", style="engine", palette=ENGINES,
+                     markers=MARKERS, dashes=False, linestyle=figures.DASHES if hollow else "",
+                     linewidth=1.2, markersize=6.5, markerfacecolor="none" if hollow else None,
+                     markeredgecolor=None, markeredgewidth=1, estimator=None, legend=False,
+                     ax=axes)  # fmt: skip
     low, high = axes.get_ylim()
     low, high, above = min(low, -1), max(1.05 * high, 5), float("-inf")
     for row in curve.groupby("engine").tail(1).sort_values("percent").itertuples():
@@ -738,9 +739,9 @@ def draw_lines(axes, some, **look):
 # %%
 def by_tokens(cells):
     """Draw the step over resident by tokens: a panel for each machine and number of branches."""
-    cells = cells.assign(**{"over resident, %": 100 * cells.overhead}).astype({"tokens": int})
     engines = cells.groupby("name").engine.first()
-    look = {"palette": engines.map(colour).to_dict(), "markers": engines.map(MARKERS).to_dict(),
+    look = {"palette": engines.map(colour).to_dict(),
+            "markers": engines.map(MARKERS).fillna("o").to_dict(),
             "dashes": {name: (4, 3) if "slots" in name else "" for name in engines.index}}  # fmt: skip
     groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
@@ -752,15 +753,14 @@ def by_tokens(cells):
     axes, ticks = panels[0, 0], []  # which the others share their axes with
     for value in sorted(set(cells.tokens)):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+    axes.set(xscale="log", ylim=(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20)))  # fmt: skip
     axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
     axes.set_yticks([-1, 0, 1, 10, 100], [f"{MINUS}1", "0", "+1", "+10", "+100"])
-    axes.set_ylim(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20))
     for number, axes in enumerate(panels.flat):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
-    keys = [Line2D([], [], label=name, color=colour(engine), marker=MARKERS[engine], linewidth=1.2,
+    keys = [Line2D([], [], label=name, color=colour(engine), marker=look["markers"][name], linewidth=1.2,
                    linestyle=figures.DASHES if "slots" in name else "-") for name, engine in engines.items()]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper left", ncols=4)
     return figure
@@ -769,7 +769,8 @@ def by_tokens(cells):
 # %%
 LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
-cells = measured[measured.latents_off_share.isna()]
+cells = measured[measured.latents_off_share.isna()].astype({"tokens": int})
+cells["over resident, %"] = 100 * cells.overhead
 streams = cells[cells.engine == "stream"]
 alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
 shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
