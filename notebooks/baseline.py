@@ -135,19 +135,21 @@ LOOKS = {
 }
 LOOKS = {name: look for name, look in LOOKS.items() if name in set(rows.outcome)}
 stated = rows.assign(where=[f"§{n} {SECTIONS[n]}" for n in rows.section])
-with style.theme("x"):
-    figure, axes = plt.subplots(figsize=(style.NARROW, 4.4))
-    sns.histplot(stated[stated.section > 0], y="where", hue="outcome", hue_order=list(LOOKS)[::-1],
-                 multiple="stack", shrink=0.7, alpha=1, linewidth=1, ax=axes)  # fmt: skip
-    for look, bars in zip(LOOKS.values(), axes.containers, strict=True):
-        plt.setp(bars, **look)
-        counts = [f"{bar.get_width():.0f}" if bar.get_width() > 3 else "" for bar in bars]
-        axes.bar_label(bars, counts, label_type="center",
-                       color="white" if look["facecolor"] in (RED, BLUE) else GREY)  # fmt: skip
-    axes.get_legend().remove()
-    figure.legend(handles=[Patch(**look, label=name) for name, look in LOOKS.items()],
-                  loc="outside upper left", ncols=2, fontsize=9, columnspacing=1)  # fmt: skip
-    axes.set(xlabel="facts", ylabel="")
+
+# %%
+figure, axes = plt.subplots(figsize=(style.NARROW, 4.4))
+sns.histplot(stated[stated.section > 0], y="where", hue="outcome", hue_order=list(LOOKS)[::-1],
+             multiple="stack", shrink=0.7, alpha=1, linewidth=1, legend=False, ax=axes)  # fmt: skip
+for look, bars in zip(LOOKS.values(), axes.containers, strict=True):
+    plt.setp(bars, **look)
+    counts = [f"{bar.get_width():.0f}" if bar.get_width() > 3 else "" for bar in bars]
+    axes.bar_label(bars, counts, label_type="center",
+                   color="white" if look["facecolor"] in (RED, BLUE) else GREY)  # fmt: skip
+figure.legend(handles=[Patch(**look, label=name) for name, look in LOOKS.items()],
+              loc="outside upper left", ncols=2, fontsize=9, columnspacing=1)  # fmt: skip
+axes.set(xlabel="facts", ylabel="")
+axes.grid(axis="x")
+axes.grid(False, axis="y")
 show(
     figure,
     "What became of the document's numbers and claims, by section: its timings (§3) are "
@@ -337,14 +339,14 @@ times = pd.DataFrame({f"flow_shift {s:g}": flow_schedule(steps, s).timesteps for
 times = times.rename_axis("step").reset_index()
 times = times.melt("step", var_name="shift", value_name="timestep")
 switches = times[times.timestep < boundary].groupby("shift").step.min()
-with style.theme():
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 2.8))
-    sns.scatterplot(times, x="step", y="timestep", hue="shift", style="shift", palette=[RED, BLUE],
-                    ax=axes)  # fmt: skip
-    axes.axhline(boundary, color=GREY, linewidth=0.9)
-    for step in switches:
-        axes.annotate(f"step {step}", (step, boundary), xytext=(3, 4), textcoords="offset points")
-    axes.legend(title=None)
+figure, axes = plt.subplots(figsize=(style.WIDTH, 2.8))
+sns.scatterplot(times, x="step", y="timestep", hue="shift", style="shift", palette=[RED, BLUE],
+                ax=axes)  # fmt: skip
+axes.axhline(boundary, color=GREY, linewidth=0.9)
+for step in switches:
+    axes.annotate(f"step {step}", (step, boundary), xytext=(-3, -12), ha="right",
+                  textcoords="offset points")  # fmt: skip
+axes.legend(title=None)
 show(
     figure,
     f"Computed here: the timestep falls below the boundary at step {switches.min()} with the flow "
@@ -366,13 +368,11 @@ sizes = pd.DataFrame({
     "as the document says": [facts.number(name) for name in sizes.fact],
     "from the model's sizes": [ledger[name].other.value for name in sizes.fact],
 }).melt(["GPUs", "offload"], var_name="source", value_name="GB per GPU and step")  # fmt: skip
-with style.theme():
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 3))
-    sns.lineplot(sizes, x="GPUs", y="GB per GPU and step", hue="offload", style="source",
-                 markers=True, palette=[style.ENGINES["layerwise"], style.ENGINES["fsdp"]],
-                 ax=axes)  # fmt: skip
-    axes.set(ylim=(0, None), xticks=sorted(set(sizes.GPUs)))
-    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5))
+figure, axes = plt.subplots(figsize=(style.WIDTH, 3))
+sns.lineplot(sizes, x="GPUs", y="GB per GPU and step", hue="offload", style="source", markers=True,
+             palette=[style.ENGINES["layerwise"], style.ENGINES["fsdp"]], ax=axes)  # fmt: skip
+axes.set(ylim=(0, None), xticks=sorted(set(sizes.GPUs)))
+sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5))
 show(figure, "For both offloads the document gives a third of the bytes that the sizes do.")
 section(6)
 
@@ -401,13 +401,15 @@ for row in layerwise.sort_values("place", ascending=False).itertuples():
     spans += [{"what": what, "of": "our runs", "s": told[end]} for end in ends]
 guess = [facts.number(f"s7.{cause}.high") for cause in ("contention", "sync")]
 most = max([span["s"] for span in spans if span["of"] == "our runs"], default=None)
-with style.theme("x"):
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
-    sns.pointplot(pd.DataFrame(spans), x="s", y="what", hue="of", estimator="median", capsize=0.3,
-                  errorbar=("pi", 100), linestyle="none", markers=["o", "s"],
-                  palette=[GREY, style.ENGINES["layerwise"]], ax=axes)  # fmt: skip
-    axes.legend(title=None, loc="center right")
-    axes.set(xlabel="seconds a step", ylabel="")
+
+# %%
+figure, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
+sns.pointplot(pd.DataFrame(spans), x="s", y="what", hue="of", estimator="median", capsize=0.3,
+              errorbar=("pi", 100), linestyle="none", markers=["o", "s"],
+              palette=[GREY, style.ENGINES["layerwise"]], ax=axes)  # fmt: skip
+axes.legend(title=None, loc="center right")
+axes.set(xlabel="seconds a step", ylabel="")
+axes.grid(axis="x")
 show(
     figure,
     "What the causes cost a step: the document guesses up to "

@@ -62,6 +62,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -76,7 +77,7 @@ from wanreport.records.project import project_root
 from wanreport.records.record import new_record
 from wanreport.report.figures import DASHES, beside, rows, timelines
 from wanreport.report.notebook import Stop, frames_of, md, measure, page, show, table
-from wanreport.report.style import FALLBACK, INK, MARKERS, NARROW, WIDTH, colour, theme
+from wanreport.report.style import FALLBACK, INK, MARKERS, NARROW, WIDTH, colour
 from wanreport.words import counted, gibibytes, interval, plain, ratio, seconds, share, significant
 from wanreport.words import gigabytes as gb
 
@@ -176,22 +177,20 @@ def level(axes, x, y, text, **where):
     axes.annotate(text, (x, y), textcoords="offset points", **where)
 
 
+# %%
 def draw_steps(steps, clean):
     """Draw the seconds of each step that ran: clean iterations filled, others hollow."""
     figure, axes = plt.subplots(figsize=(NARROW, 3.4))
-    top, paint = 1.15 * clean.seconds.max(), colour(me.engine)
-    for kind, some in steps.groupby("kind", sort=False):
-        name, marker = kind.replace("warmup", "warm-up"), MARKERS.get(me.engine, "o")
-        axes.plot(some.step, some.seconds.clip(upper=top), linestyle="", markersize=6.5, label=name,
-                  marker="x" if kind == "profiled" else marker, markeredgecolor=paint,
-                  markerfacecolor=paint if kind == "clean" else "none", clip_on=False)  # fmt: skip
-        for row in some[some.seconds > top].itertuples():
-            beside(axes, row.step, top, f"{name} {row.seconds:#.3g} s ↑", 8)
-    places = {
-        "first": ((-4, 7), "bottom"),
-        "switch": ((-4, -18), "top"),
-        "steady": ((8, 2), "bottom"),
-    }
+    top, paint, marker = 1.15 * clean.seconds.max(), colour(me.engine), MARKERS.get(me.engine, "o")
+    kind = steps.kind.replace("warmup", "warm-up")
+    shown = steps.assign(kind=kind, shown_s=steps.seconds.clip(upper=top))
+    sns.scatterplot(shown, x="step", y="shown_s", hue="kind", style="kind", s=42, edgecolor=paint,
+                    palette={"warm-up": "none", "clean": paint, "profiled": "none"}, linewidth=1,
+                    markers={"warm-up": marker, "clean": marker, "profiled": "*"}, ax=axes)  # fmt: skip
+    for row in shown[shown.seconds > top].itertuples():
+        beside(axes, row.step, top, f"{row.kind} {row.seconds:#.3g} s ↑", 8)
+    places = {"first": ((-4, 7), "bottom"), "switch": ((-4, -18), "top"),
+              "steady": ((8, 2), "bottom")}  # fmt: skip
     for role, some in clean.groupby("role"):
         away, align = places[role]
         axes.annotate(f"{role} {some.seconds.median():#.3g} s", xytext=away, va=align,
@@ -199,7 +198,7 @@ def draw_steps(steps, clean):
     mark_switch(axes, steps)
     axes.set(xlabel="step", ylabel="seconds, slowest rank", ylim=(0, 1.12 * top),
              xlim=(-0.6, max(steps.step.max() + 2.5, me.steps_whole)))  # fmt: skip
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    sns.move_legend(axes, "lower left", bbox_to_anchor=(0, 1), ncols=3, title=None)
     return figure, axes
 
 
@@ -207,13 +206,11 @@ def draw_steps(steps, clean):
 if timed:
     caption = f"Each step of {me['name']}, as its slowest rank saw it."
     clean = steps[steps.kind == "clean"] if "clean" in set(steps.kind) else steps
-    with theme("y"):
-        figure, axes = draw_steps(steps, clean)
-        if held:
-            room = 4 * me.resident_s > 1.15 * clean.seconds.max()  # below the line
-            label = f"resident {me.resident_s:#.3g} s"
-            level(axes, 4, me.resident_s, label, xytext=(0, -14 if room else 4))
+    figure, axes = draw_steps(steps, clean)
     if held:
+        room = 4 * me.resident_s > 1.15 * clean.seconds.max()  # below the line
+        away = (0, -14 if room else 4)
+        level(axes, 4, me.resident_s, f"resident {me.resident_s:#.3g} s", xytext=away)
         gap = seconds(abs(me.step_s - me.resident_s), 2)
         caption = {
             "slower": f"A steady step of {me['name']} is {gap} longer than resident's.",
@@ -304,15 +301,13 @@ schedule = pd.DataFrame(enumerate(record.schedule.timesteps), columns=["step", "
 if len(schedule):
     at = len(schedule) if pd.isna(me.switch_step) else me.switch_step
     schedule["expert"] = (schedule.step >= at).map({True: "low_noise", False: "high_noise"})
-    with theme("y"):
-        figure, axes = plt.subplots(figsize=(NARROW, 2.8))
-        axes.plot(schedule.step, schedule.timestep, drawstyle="steps-mid", color=INK, linewidth=0.8,
-                  marker="o", markersize=5, markeredgewidth=0)  # fmt: skip
-        boundary = 1000 * (me.boundary_ratio or 0)
-        label = f"boundary {boundary:g}"
-        level(axes, schedule.step.max(), boundary, label, ha="right", xytext=(0, 3))
-        mark_switch(axes, schedule)
-        axes.set(xlabel="step", ylabel="timestep", ylim=(0, 1.18 * schedule.timestep.max()))
+    figure, axes = plt.subplots(figsize=(NARROW, 2.8))
+    sns.lineplot(schedule, x="step", y="timestep", estimator=None, drawstyle="steps-mid", color=INK,
+                 linewidth=0.8, marker="o", markersize=5, markeredgewidth=0, ax=axes)  # fmt: skip
+    boundary = 1000 * (me.boundary_ratio or 0)
+    level(axes, len(schedule) - 1, boundary, f"boundary {boundary:g}", ha="right", xytext=(0, 3))
+    mark_switch(axes, schedule)
+    axes.set_ylim(0, 1.18 * schedule.timestep.max())
     show(figure, "All steps use one expert." if pd.isna(me.switch_step) else
          f"The experts switch at step {at} of {len(schedule)}, counted from 0.")  # fmt: skip
 
@@ -341,21 +336,23 @@ if timed and ok:
 
 # %%
 if timed and ok:
-    ends, paint, keys = spent.cumsum(axis=1), [*map(colour, every.engine)], []
-    with theme("x"):
-        figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(every)))
-        for part, (text, hatch, hollow) in PARTS.items():
-            axes.barh(range(len(every)), spent[part], 0.62, left=ends[part] - spent[part], linewidth=0.8,
-                      hatch=hatch, color="none" if hollow else paint, edgecolor=paint if hollow else INK)  # fmt: skip
-            fill = "none" if hollow else FALLBACK
-            key = Patch(facecolor=fill, edgecolor=INK, label=text, hatch=hatch)
-            keys += [key] * any(spent[part])
-        for y, (end, high) in enumerate(zip(ends.decode, slow.to_dict("records"), strict=True)):
-            high = ", ".join(f"{part} {value:.0f}" for part, value in high.items() if value > 0)
-            beside(axes, end, y, f"{end:.0f} s" + f" ({high})" * bool(high))
-        rows(axes, every.name)
-        axes.set(xlabel="seconds", xlim=(0, 1.35 * ends.decode.max()))
-        axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(every)))
+    tidy, keys = spent.melt(var_name="part", value_name="s", ignore_index=False).reset_index(), []
+    sns.histplot(tidy, y="run", weights="s", hue="part", hue_order=[*PARTS][::-1], multiple="stack",
+                 shrink=0.62, alpha=1, linewidth=0.8, legend=False, ax=axes)  # fmt: skip
+    for some, (part, (text, hatch, hollow)) in zip(axes.containers, PARTS.items(), strict=True):
+        for bar, paint in zip(some, every.engine.map(colour), strict=True):
+            face, edge = ("none", paint) if hollow else (paint, INK)
+            bar.set(facecolor=face, edgecolor=edge, hatch=hatch)
+        face = "none" if hollow else FALLBACK
+        key = Patch(facecolor=face, edgecolor=INK, label=text, hatch=hatch)
+        keys += [key] * any(spent[part])
+    for y, (end, high) in enumerate(zip(spent.sum(axis=1), slow.to_dict("records"), strict=True)):
+        high = ", ".join(f"{part} {value:.0f}" for part, value in high.items() if value > 0)
+        beside(axes, end, y, f"{end:.0f} s" + f" ({high})" * bool(high))
+    rows(axes, every.name)
+    axes.set(xlabel="seconds", xlim=(0, 1.35 * spent.sum(axis=1).max()))
+    axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     longest = every.iloc[-1]
     caption = f"From end to end {longest['name']} takes {longest.end_to_end_s:,.0f} s"
     caption += f", the longest of {len(alike)} that did this work here." if len(alike) > 1 else "."
@@ -384,28 +381,29 @@ if timed:
 
 
 # %%
-def bars(axes, every, widths, texts, ends=None, **look):
+def bars(axes, every, what, texts, ends, **look):
     """Draw a bar for each run, with its text where the bar, or what is around it, ends."""
-    paint = every.engine.map(colour)
-    axes.barh(range(len(every)), widths, 0.6, color=paint, **{"edgecolor": paint, **look})
-    for y, (end, text) in enumerate(zip(widths if ends is None else ends, texts, strict=True)):
+    sns.barplot(every, x=what, y="run", hue="engine", palette={e: colour(e) for e in every.engine},
+                saturation=1, width=0.6, errorbar=None, legend=False, ax=axes, **look)  # fmt: skip
+    for y, (end, text) in enumerate(zip(ends, texts, strict=True)):
         beside(axes, 0 if pd.isna(end) else end, y, text.replace("nan", "?"))
     rows(axes, every.name)
 
 
+# %%
 if timed:
+    parts = ["allocated", "reserved", "pinned"]
     every = alike.sort_values("allocated_bytes")
-    peaks = every[["allocated_bytes", "reserved_bytes", "pinned_bytes"]].astype(float) / 1e9
-    allocated, reserved, pinned = (peaks[name] for name in peaks)
-    both = [f"{a:.1f} / {b:.1f}" for a, b in zip(allocated, reserved, strict=True)]
-    with theme("x"):
-        figure, (gpu, host) = plt.subplots(1, 2, sharey=True, width_ratios=[3, 2],
-                                           figsize=(WIDTH, 0.9 + 0.34 * len(every)))  # fmt: skip
-        gpu.barh(range(len(every)), reserved, 0.74, facecolor="none", edgecolor=INK)
-        bars(gpu, every, allocated, both, ends=peaks.iloc[:, :2].max(axis=1))
-        bars(host, every, pinned, pinned.map("{:.1f}".format), hatch="///", edgecolor=INK)
-        for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
-            axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
+    every[parts] = every[[f"{part}_bytes" for part in parts]].astype(float) / 1e9
+    both = [f"{row.allocated:.1f} / {row.reserved:.1f}" for row in every.itertuples()]
+    figure, (gpu, host) = plt.subplots(1, 2, sharey=True, width_ratios=[3, 2],
+                                       figsize=(WIDTH, 0.9 + 0.34 * len(every)))  # fmt: skip
+    sns.barplot(every, x="reserved", y="run", fill=False, color=INK, width=0.74, linewidth=1,
+                errorbar=None, ax=gpu)  # fmt: skip
+    bars(gpu, every, "allocated", both, every[parts[:2]].max(axis=1))
+    bars(host, every, "pinned", every.pinned.map("{:.1f}".format), every.pinned, hatch="///", edgecolor=INK)  # fmt: skip
+    for axes, title in ((gpu, "GPU: allocated / reserved"), (host, "Host: pinned")):
+        axes.set(title=title, xlabel="GB", xlim=(0, 1.4 * max(axes.get_xlim()[1], 1)))
     host = gb(me.pinned_bytes) if me.pinned_bytes > 1e6 else "nothing"
     show(figure, f"{me['name']} has {gb(me.allocated_bytes)} allocated on the fullest GPU and {host} "
          "pinned on the host.")  # fmt: skip
@@ -424,11 +422,10 @@ if timed:
 # %%
 if timed and ok and alike.h2d_schedule_bytes.max() > 0:
     every = alike.dropna(subset="h2d_schedule_bytes").sort_values("h2d_schedule_bytes")
-    sizes = every.h2d_schedule_bytes / every.steps_whole.fillna(1).astype(float) / 1e9
-    with theme("x"):
-        figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.32 * len(every)))
-        bars(axes, every, sizes, sizes.map("{:.3g}".format))
-        axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*sizes, 1])))
+    every["gb"] = every.h2d_schedule_bytes / every.steps_whole.fillna(1).astype(float) / 1e9
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.32 * len(every)))
+    bars(axes, every, "gb", every.gb.map("{:.3g}".format), every.gb)
+    axes.set(xlabel="GB to the device a step", xlim=(0, 1.15 * max([*every.gb, 1])))
     a_step = (me.h2d_schedule_bytes or 0) / me.steps_whole
     show(figure, f"{me['name']} copies {gb(a_step)} a step to each GPU, on average over the "
          "whole schedule.")  # fmt: skip

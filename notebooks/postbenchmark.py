@@ -480,20 +480,23 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 
 
 # %%
+import seaborn as sns
 from matplotlib import pyplot as plt
 
-from wanreport.report.style import INK, MARKERS, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, INK, MARKERS, WIDTH, colour
 
 
 def scaling(curve):
     """Draw overhead over resident by number of GPUs: measured filled, predicted hollow and dashed."""
-    curve = curve.assign(percent=100 * curve.overhead).sort_values("gpus")
+    curve = curve.assign(percent=100 * curve.overhead).astype({"gpus": int}).sort_values("gpus")
     figure, axes = plt.subplots(figsize=(WIDTH, 3))
-    for (engine, kind), line in curve.groupby(["engine", "kind"]):
+    for kind, some in curve.groupby("kind"):
         hollow = kind == "predicted"
-        axes.plot(line.gpus.astype(int), line.percent, color=colour(engine), linewidth=1.2,
-                  marker=MARKERS.get(engine, "o"), linestyle=figures.DASHES if hollow else "",
-                  markerfacecolor="none" if hollow else None, markersize=6.5)  # fmt: skip
+        sns.lineplot(some, x="gpus", y="percent", hue="engine", style="engine", palette=ENGINES,
+                     markers=MARKERS, dashes=False, linestyle=figures.DASHES if hollow else "",
+                     linewidth=1.2, markersize=6.5, markerfacecolor="none" if hollow else None,
+                     markeredgecolor=None, markeredgewidth=1, estimator=None, legend=False,
+                     ax=axes)  # fmt: skip
     low, high = axes.get_ylim()
     low, high, above = min(low, -1), max(1.05 * high, 5), float("-inf")
     for row in curve.groupby("engine").tail(1).sort_values("percent").itertuples():
@@ -522,9 +525,7 @@ ends = "; ".join(
     for engine, here in ends if here.overhead.abs().max() > 0
 )  # fmt: skip
 if len(curve):
-    with theme("y"):
-        figure = scaling(curve)
-    show(figure, caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
+    show(scaling(curve), caption=f"Predicted over resident on the PCIe path, H100, 720p: {ends}. Hollow: predicted.")  # fmt: skip
 
 # %%
 met = told[told.run.notna()].copy()
@@ -723,41 +724,44 @@ from matplotlib.lines import Line2D
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
 
 
-def draw_lines(axes, some):
+def draw_lines(axes, some, **look):
     """Draw a line for each campaign, hollow where resident did not run again at its end."""
-    for (engine, name, _), line in some.groupby(["engine", "name", "campaign"]):
-        axes.plot(line.tokens.astype(float), 100 * line.overhead, color=colour(engine), label=name,
-                  marker=MARKERS.get(engine, "o"), markersize=6, linewidth=1.2,
-                  markerfacecolor=colour(engine) if line.bracketed.all() else "none",
-                  linestyle=figures.DASHES if "slots" in name else "-")  # fmt: skip
+    whole = some.groupby(["name", "campaign"]).bracketed.transform("all")
+    for filled, lines in some.groupby(whole):
+        sns.lineplot(lines, x="tokens", y="over resident, %", hue="name", style="name", ax=axes,
+                     units="campaign", estimator=None, linewidth=1.2, markeredgecolor=None,
+                     markeredgewidth=1, markerfacecolor=None if filled else "none", legend=False,
+                     **look)  # fmt: skip
     axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
+    axes.label_outer()
 
 
+# %%
 def by_tokens(cells):
     """Draw the step over resident by tokens: a panel for each machine and number of branches."""
-    groups = list(cells.sort_values("tokens").groupby(["machine", "branches"]))
+    engines = cells.groupby("name").engine.first()
+    look = {"palette": engines.map(colour).to_dict(),
+            "markers": engines.map(MARKERS).fillna("o").to_dict(),
+            "dashes": {name: (4, 3) if "slots" in name else "" for name in engines.index}}  # fmt: skip
+    groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
                                   figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
     for axes, ((machine, branches), some) in zip(panels.flat, groups, strict=False):
-        draw_lines(axes, some)
+        draw_lines(axes, some, **look)
         axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
     axes, ticks = panels[0, 0], []  # which the others share their axes with
-    for value in sorted(set(cells.tokens.astype(int))):
+    for value in sorted(set(cells.tokens)):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+    axes.set(xscale="log", ylim=(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20)))  # fmt: skip
     axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
     axes.set_yticks([-1, 0, 1, 10, 100], [f"{MINUS}1", "0", "+1", "+10", "+100"])
-    axes.set_ylim(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20))
     for number, axes in enumerate(panels.flat):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
-    figure.supxlabel("tokens", fontsize=10)
-    figure.supylabel("over resident, %", fontsize=10)
-    keys = {line.get_label(): line for axes in panels.flat for line in axes.lines}
-    keys = [Line2D([], [], label=name, color=keys[name].get_color(), marker=keys[name].get_marker(),
-                   linestyle=keys[name].get_linestyle(), markersize=6, linewidth=1.2) for name in sorted(keys)]  # fmt: skip
+    keys = [Line2D([], [], label=name, color=colour(engine), marker=look["markers"][name], linewidth=1.2,
+                   linestyle=figures.DASHES if "slots" in name else "-") for name, engine in engines.items()]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper left", ncols=4)
     return figure
 
@@ -765,7 +769,8 @@ def by_tokens(cells):
 # %%
 LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
-cells = measured[measured.latents_off_share.isna()]
+cells = measured[measured.latents_off_share.isna()].astype({"tokens": int})
+cells["over resident, %"] = 100 * cells.overhead
 streams = cells[cells.engine == "stream"]
 alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
 shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
@@ -773,9 +778,7 @@ shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"]).tail(1)
 reach = "".join(f"; as planned on the PCIe path {ratio(row['min'])} to {ratio(row['max'])} at {n:,}"
                 for n, row in shared_link.iterrows())  # fmt: skip
 if len(cells):
-    with theme("y"):
-        figure = by_tokens(cells)
-    show(figure,
+    show(by_tokens(cells),
          caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on"
                  f"{reach}. Step over resident's in the same campaign; each is drawn.")  # fmt: skip
 

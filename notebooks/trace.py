@@ -29,10 +29,11 @@ from wanreport.report.notebook import Stop, md, parameters, show, table
 parameters(globals(), "files", "peak_gb_s", "link_gb_s")
 
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 from wanreport.records.files import FileError
-from wanreport.report.style import INK, WIDTH, theme
+from wanreport.report.figures import rows
+from wanreport.report.style import INK, WIDTH
 from wanreport.traces import read
 from wanreport.traces.copies import (
     ALLOCATIONS,
@@ -108,17 +109,15 @@ if len(copied):
     first = copied.iloc[0]
     trace = next(trace for trace in traces if trace.facts["file"] == first["file"])
     part = excerpt(trace, first.device)
-    with theme("x"):
-        figure = Figure(figsize=(WIDTH, 2.0))
-        axes = figure.subplots()
-        for y, kind in enumerate(LANES):
-            some = part[part.kind == kind]
-            axes.broken_barh([*zip(some.start, some.ms, strict=True)], (y - 0.35, 0.7), facecolor=INK,
-                             alpha=0.3 if kind == "kernel" else 0.75, linewidth=0)  # fmt: skip
-        axes.set_yticks(range(3), LANES.values())
-        axes.set(xlabel="milliseconds", ylim=(2.6, -0.6))
-        show(figure, f"What device {first.device} did around {counted(6, 'long copy', 'long copies')} "
-             "in the middle of the trace.")  # fmt: skip
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.0))
+    for y, kind in enumerate(LANES):
+        some = part[part.kind == kind]
+        axes.broken_barh([*zip(some.start, some.ms, strict=True)], (y - 0.35, 0.7), facecolor=INK,
+                         alpha=0.3 if kind == "kernel" else 0.75, linewidth=0)  # fmt: skip
+    rows(axes, [*LANES.values()])
+    axes.set_xlabel("milliseconds")
+    show(figure, f"What device {first.device} did around {counted(6, 'long copy', 'long copies')} "
+         "in the middle of the trace.")  # fmt: skip
 
 # %%
 bad = pd.concat([trace.quality.assign(file=trace.facts["file"]) for trace in traces])

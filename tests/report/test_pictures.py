@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
-from wanreport.analysis import overlap
+from wanreport.analysis import compare, overlap
 from wanreport.analysis.frames import Frames, cached
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
@@ -45,14 +46,12 @@ def texts(figure: Figure) -> str:
     return "|".join(text.get_text() for text in found)
 
 
-def marks(axes: Axes) -> dict[str, float]:
-    """Where filled marks are, by the row that they are in."""
+def marks(axes: Axes, *, hollow: bool = False) -> dict[str, float]:
+    """Where filled marks are, by the row that they are in; or hollow ones."""
+    (points,) = axes.findobj(PathCollection)
     names = [label.get_text() for label in axes.get_yticklabels()]
-    return {
-        names[round(float(line.get_ydata()[0]))]: float(line.get_xdata()[0])
-        for line in axes.lines
-        if line.get_transform() == axes.transData and line.get_markerfacecolor() != "none"
-    }  # fmt: skip
+    filled = zip(points.get_offsets(), points.get_facecolor()[:, 3] > 0, strict=True)
+    return {names[round(y)]: float(x) for (x, y), fill in filled if fill != hollow}
 
 
 def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
@@ -63,8 +62,10 @@ def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
     ]  # fmt: skip
     assert marks(axes) == pytest.approx({"2× B, 480p": 6.5, "1× A, 480p": 13.7})
     assert all(ratio(value) in texts(figure) for value in df.overhead)
-    for line in axes.lines[:2]:
-        assert any(same_color(line.get_color(), paint) for paint in ENGINES.values())
+    paints = [ENGINES[name] for name in df.engine]
+    (points,) = axes.findobj(PathCollection)
+    assert same_color(points.get_facecolor(), paints) and same_color(points.get_edgecolor(), paints)
+    assert len({path.vertices.tobytes() for path in points.get_paths()}) == 2, "a marker for each"
     two = costs(("1× A", "stream", 0.006), ("1× A", "stream", 0.01), height=[480, 720])
     assert [*marks(figures.overhead(two).axes[0])] == ["1× A, 480p", "1× A, 720p"]
 
@@ -75,8 +76,7 @@ def test_overhead_says_how_sure_it_is_and_what_is_predicted() -> None:
     df.loc[1, ["overhead_low", "overhead_high"]] = float("nan")
     ahead = costs(("1× A", "fsdp", 0.08)).drop(columns=["claim", "overhead_low", "overhead_high"])
     (axes,) = (figure := figures.overhead(df, predicted=ahead)).axes
-    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
-    assert [float(line.get_xdata()[0]) for line in hollow] == pytest.approx([8])
+    assert marks(axes, hollow=True) == pytest.approx({"1× A, 480p": 8})
     shown = {text.get_text(): text.get_weight() for text in axes.texts}
     assert shown[ratio(0.07)] == "bold" and shown[ratio(0.006)] == "normal"
     assert {f"({ratio(0.08)})", f"{ratio(-0.006)} *"} <= {*shown}
@@ -116,6 +116,7 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
 
 
 def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:
-    events = cut(frames, two_gpus.run["layerwise"])
-    first, second = (inline(figures.timelines(events)) for _ in range(2))
-    assert first == second.replace("n2-", "")  # dashes and clip paths have ids
+    events, costs = cut(frames, two_gpus.run["layerwise"]), compare.headline(frames)
+    for draw, rows in ((figures.timelines, events), (figures.overhead, costs)):
+        first, second = (inline(draw(rows)) for _ in range(2))
+        assert first == second.replace("n2-", "")  # dashes and clip paths have ids

@@ -103,12 +103,13 @@ def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
 
 
 def svg(colour: str = style.INK) -> str:
-    with style.theme():
+    with mpl.rc_context():
+        style.theme()
         made = Figure(figsize=(4, 2))
         axes = made.add_subplot()
         axes.plot([1, 2, 3], [1, 3, 2], color=colour, clip_on=True)
         axes.set_title("a <title> & more")
-    return style.inline(made)
+        return style.inline(made)
 
 
 def test_ids_never_meet_even_if_figures_are_equal() -> None:

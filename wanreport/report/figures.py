@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +18,7 @@ from matplotlib.transforms import offset_copy
 
 from wanreport.analysis.compare import PLACES, places
 from wanreport.analysis.overlap import crossings
-from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour, theme
+from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour
 from wanreport.words import ratio
 
 CLASH = "#d6455d"  # the colour of what gets into each other's way
@@ -27,7 +28,6 @@ LANES = {"compute": "blocks", "copy": "copies", "gather": "gathers", "unpack": "
          "collective": "all-to-alls"}  # fmt: skip
 
 
-@theme("x")
 def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     """Draw overhead over resident: a row for each setup, a mark and a column for each engine.
 
@@ -36,31 +36,33 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     says that there are too few steps for an interval. Of `predicted`, what was not measured, claim
     and interval do not count: it is hollow and in brackets.
     """
-    every = pd.concat([df, df[:0] if predicted is None else predicted.assign(claim="predicted")])
+    ahead = df[:0] if predicted is None else predicted
+    every = pd.concat([df, ahead.assign(claim="predicted")], ignore_index=True)
     engines = [engine for engine in ENGINES if engine in {*every.engine}]
     where = places(every)
     every["place"] = pd.Categorical(where, [*PLACES, *sorted({*where} - {*PLACES})])
     every["setup"] = every.machine.str.partition(",")[0] + every.height.map(", {}p".format)
-    groups = every.groupby(["place", "setup"], observed=True)
-    tall = 0.75 + 0.24 * (groups.ngroups + every.place.nunique())
-    axes = (figure := Figure(figsize=(NARROW, tall))).subplots()
-    text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
     names: list[str] = []
-    for (place, setup), some in groups:
+    for (place, setup), some in every.groupby(["place", "setup"], observed=True):
         names += [place] * (place not in names) + [setup]
-        for row in some.itertuples():
-            column, low, high = engines.index(row.engine), row.overhead_low, row.overhead_high
-            y = len(names) - 1 + 0.36 * ((column + 0.5) / len(engines) - 0.5)
-            look: dict[str, Any] = {"color": colour(row.engine), "linewidth": 1.8}
-            fill = "none" if row.claim == "predicted" else None
-            axes.hlines(y, 100 * low, 100 * high, **look)
-            axes.plot(100 * row.overhead, y, MARKERS[row.engine], markersize=5,
-                      markerfacecolor=fill, **look)  # fmt: skip
-            said = {"predicted": "({})", "no interval": "{} *"}.get(row.claim, "{}")
-            axes.annotate(said.format(ratio(row.overhead)), (1, len(names) - 1), va="center",
-                          xytext=(COLUMN * (column + 1), 0), xycoords=("axes fraction", "data"),
-                          weight="bold" if row.claim in ("slower", "faster") else "normal",
-                          **text)  # fmt: skip
+        every.loc[some.index, "row"] = len(names) - 1
+    every["column"] = every.engine.map(engines.index) + 1
+    every["y"] = every.row + 0.36 * ((every.column - 0.5) / len(engines) - 0.5)
+    every["percent"] = 100 * every.overhead
+    axes = (figure := Figure(figsize=(NARROW, 0.75 + 0.24 * len(names)))).subplots()
+    axes.hlines(every.y, 100 * every.overhead_low, 100 * every.overhead_high,
+                every.engine.map(colour), linewidth=1.8, zorder=1)  # fmt: skip
+    every["fill"] = every.engine.where(every.claim != "predicted", "none")
+    sns.scatterplot(every, x="percent", y="y", hue="fill", palette={**ENGINES, "none": "none"},
+                    style="engine", markers=MARKERS, s=30, linewidth=1.4, legend=False,
+                    edgecolor=[*every.engine.map(colour)], ax=axes)  # fmt: skip
+    text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
+    for each in every.itertuples():
+        said = {"predicted": "({})", "no interval": "{} *"}.get(each.claim, "{}")
+        axes.annotate(said.format(ratio(each.overhead)), (1, each.row), va="center",
+                      xytext=(COLUMN * each.column, 0), xycoords=("axes fraction", "data"),
+                      weight="bold" if each.claim in ("slower", "faster") else "normal",
+                      **text)  # fmt: skip
     for column, engine in enumerate(engines, 1):
         axes.annotate(engine, (1, 1), (COLUMN * column, 4), xycoords="axes fraction", **text)
         beyond = offset_copy(axes.transAxes, figure, COLUMN * column - 6, 20, "points")
@@ -68,13 +70,12 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     rows(axes, names)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in {*where} else "normal")
-    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xlabel("steady step over resident's, %")
     return figure
 
 
-@theme("x")
 def timelines(*events: pd.DataFrame) -> Figure:
     """Draw what blocks, copies and all-to-alls did, one excerpt above another on one time axis.
 
@@ -121,10 +122,13 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
 
 
 def rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows of horizontal bars, the first on top."""
+    """Name the rows of a horizontal picture, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylabel("")
     axes.tick_params(axis="y", length=0)
+    axes.yaxis.grid(False)
+    axes.xaxis.grid(True)
     axes.spines["left"].set_visible(False)
 
 

@@ -84,8 +84,9 @@ def _given(namespace: dict[str, Any], known: Iterable[str]) -> set[str]:
 
 
 def _ready(namespace: dict[str, Any]) -> None:
-    """Give JupyterLab the look that cells have on a page, which brings its own style sheet."""
+    """Set the look of pictures, and in JupyterLab that of cells, for which a page has its own."""
     namespace[READY] = True
+    style.theme()
     if PAGE not in os.environ:
         lab = (style.TEMPLATE / "lab.css").read_text("utf-8")
         cells = (style.TEMPLATE / "page.css").read_text("utf-8").partition(CELLS)[2]

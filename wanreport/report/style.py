@@ -9,11 +9,10 @@ import hashlib
 import io
 import re
 from collections import Counter
-from contextlib import ContextDecorator
 from pathlib import Path
-from typing import Literal, cast
 
 import matplotlib as mpl
+import seaborn as sns
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -42,12 +41,9 @@ def colour(engine: str) -> str:
     return ENGINES.get(engine, FALLBACK)
 
 
-def theme(values: Literal["x", "y"] = "y") -> ContextDecorator:
-    """Draw in the look of all pages, with a light grid on the axis of `values`.
-
-    Decorates a function that draws, or follows ``with``.
-    """
-    return cast(ContextDecorator, mpl.rc_context({**LOOK, "axes.grid.axis": values}))
+def theme() -> None:
+    """Draw in the look of all pages from now on."""
+    sns.set_theme(style="ticks", rc=LOOK)
 
 
 def inline(figure: Figure) -> str:
