@@ -1006,8 +1006,8 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
               f"{known.number[known.exact].nunique()} of them exactly as asked",
       note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink, in question 7 "
            "the first without windows. Windows "
-           "follow the parts of a block, not the schedule, so they are only near question 7. Packed blocks arrive "
-           "bit by bit; fp8's do not, and random weights say nothing about the quality of its videos.")  # fmt: skip
+           "follow the parts of a block, not the schedule, so they are only near question 7. Packed weights are "
+           "exact; fp8's are rounded, and random weights say nothing about the quality of its videos.")  # fmt: skip
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}
 open_ = pd.DataFrame([{"what": what, "command": asks[f"question-{n}"] or "no engine does this yet"}
                       for n, what in ASKED.items() if n not in set(known.number[known.exact])])  # fmt: skip
