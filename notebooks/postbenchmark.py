@@ -1008,6 +1008,31 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
            "the first without windows. Windows "
            "follow the parts of a block, not the schedule, so they are only near question 7. Packed weights are "
            "exact; fp8's are rounded, and random weights say nothing about the quality of its videos.")  # fmt: skip
+# %% [markdown]
+# For question 4 `stream` has two ways to send fewer bytes. `packed` is exact: sign and mantissa of a
+# weight travel as one byte and its exponent as 4 bits; the few that do not fit are listed apart. `fp8`
+# rounds each weight to 8 bits, with a scale for each output channel, so the video is another one. INT8
+# would send as many bytes as fp8, so it was not built.
+#
+# How far real checkpoints shrink is known from others: Huffman codes took DFloat11 to 0.68 to 0.70 of
+# the bytes (quoted from its authors). Random weights say nothing about that: ours repeat.
+
+# %%
+ways = measured.assign(transfer=[each.get("transfer") for each in measured.settings])
+ways = ways[ways.groupby("group").transfer.transform("nunique") > 1].sort_values(
+    ["group", "step_s"]
+)
+plain = ways[ways.transfer == "bf16"].groupby("group").step_s.min()
+ways["of_bf16_x"] = ways.step_s / ways.group.map(plain)
+best = ways[ways.same_bits.eq(True)].groupby("group").head(1)
+table(ways.assign(off_share=ways.latents_off_share.mask(ways.same_bits.eq(True), 0.0)),
+      {"name": "transfer", "machine": "machine", "work": "work", "h2d_step_bytes": "bytes a step", "step_s": "step",
+       "overhead": "over resident", "of_bf16_x": "of bf16's step", "off_share": "latents off by"}, interval=["step_s"],
+      caption="; ".join(f"Exact and fastest at {row.tokens:,} tokens on {row.machine}: {row.name}" for row in best.itertuples()),
+      note="Engines took turns in one process. fp8 was unpacked in two passes over the GPU's memory here, which cost "
+           "more time than its fewer bytes saved.")  # fmt: skip
+
+# %%
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}
 open_ = pd.DataFrame([{"what": what, "command": asks[f"question-{n}"] or "no engine does this yet"}
                       for n, what in ASKED.items() if n not in set(known.number[known.exact])])  # fmt: skip
