@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models import make_experts, make_store
-from tests.ranks import run_ranks
+from tests.ranks import in_ranks
 from wanreport.engines.base import Mover
 from wanreport.model import packed
 from wanreport.model.fp8 import Rounded
@@ -106,7 +106,9 @@ class _Odd(RandomWeights):
             out.view(torch.int16).random_(-(2**15), 2**15, generator=made)
 
 
-def _stores(shared: bool) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+@in_ranks(2)
+def test_a_store_packs_blocks_and_leaves_what_does_not_shrink(shared: bool) -> None:
     # Widths where packing saves what it may.
     experts = make_experts(attention_head_dim=12, ffn_dim=96)
     how: dict[str, Any] = {"source": _Odd(0), "experts": experts}
@@ -121,11 +123,6 @@ def _stores(shared: bool) -> None:
         for piece in layout.slices:
             mine, theirs = (piece.of(each).view(torch.uint8) for each in (out, plain.buffer(*key)))
             assert torch.equal(mine, theirs)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_store_packs_blocks_and_leaves_what_does_not_shrink(shared: bool) -> None:
-    run_ranks(_stores, 2, shared)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
