@@ -44,7 +44,6 @@ class Place(BaseModel, extra="forbid"):
     driver: str | None = None
     node: str | None = None
     sglang: str | None = None  # its version, where the log does not name it
-    torch: str = ""
 
 
 class _Timed(BaseModel):
@@ -108,7 +107,7 @@ def import_run(
             "gpu_count": place.count,
             **place.model_dump(include={"interconnect", "driver", "node"}),
         },
-        software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
+        software={"torch": "", "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
     path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
     if record["status"] != "ok":
