@@ -22,7 +22,6 @@ from wanreport.traces.copies import summary
 SHARED = Path(__file__).resolve().parents[3] / "shared/traces"
 ORACLES = [SHARED / "oracle_kineto.json", SHARED / "oracle_nsys.json"]
 KINETO, NSIGHT = (json.loads(at.read_text()) if at.exists() else {} for at in ORACLES)
-there = pytest.mark.skipif(not (KINETO and NSIGHT), reason="the shared traces are not here")
 
 
 def assert_holds(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -40,13 +39,11 @@ def checks(path: Path) -> dict[str, int]:
     return dict(read(path).quality[["check", "count"]].itertuples(index=False))
 
 
-@there
 @pytest.mark.parametrize("name", KINETO)
 def test_a_real_trace_of_torch_profiler(name: str) -> None:
     assert_holds(summarised(read(SHARED / name)), KINETO[name])
 
 
-@there
 @pytest.mark.parametrize("name", NSIGHT)
 def test_a_real_export_of_nsight_systems(name: str) -> None:
     wanted, path = NSIGHT[name], SHARED / f"{name}.sqlite"

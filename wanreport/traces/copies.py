@@ -66,9 +66,8 @@ class Device(Lanes):
         super().__init__(self.ran)
         self.names = {name: trace.facts[name] for name in ("file", "rank")} | {"device": number}
         self.down = self.copies[self.copies.direction == "HtoD"]
-        self.compute, self.met = (
-            self.at(self.ran[self.ran.kind == kind]) for kind in ("kernel", "collective")
-        )
+        kinds = (self.ran[self.ran.kind == kind] for kind in ("kernel", "collective"))
+        self.compute, self.met = map(self.at, kinds)
 
 
 def devices(*traces: Trace) -> Iterator[tuple[Trace, Device]]:
@@ -192,10 +191,7 @@ def link(trace: Trace, device: int) -> float:
 def budget(
     traces: Iterable[Trace], peak_gb_s: float | None = None, measured_gb_s: float | None = None
 ) -> pd.DataFrame:
-    """What copying a step's bytes takes at the link's peak, as measured and as observed.
-
-    Bytes to the device and time in which kernels compute are means over complete steps.
-    """
+    """What it takes to copy a step's bytes, the mean of complete steps, at each of three rates."""
     rows: list[dict[str, Any]] = []
     for trace, device in devices(*traces):
         steps, own = trace.steps.step[trace.steps.complete], device.down.dropna(subset="bytes")
@@ -260,10 +256,7 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
 
 
 def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
-    """Copies to the device by size, with each of :data:`TENSORS` that has this size, or a shard.
-
-    Equal sizes are no proof, and there can be several ``candidates``, or none.
-    """
+    """Copies to the device by size, with all of :data:`TENSORS` that have it, whole or a shard."""
     parts = [(size // n, tensor + f", 1 of {n} shards" * (n > 1)) for n in (1, 2, 4, 6, 8)
              for tensor, size in TENSORS.items() if size % n == 0]  # fmt: skip
     named = pd.DataFrame(parts, columns=["bytes", "tensor"])

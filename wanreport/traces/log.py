@@ -71,10 +71,7 @@ class Iteration:
 
 
 class Log:
-    """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, ….
-
-    Raises FileError, naming the file, where it cannot be read.
-    """
+    """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, …."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.args, self.asked = path, dict[str, Any](), dict[str, float]()

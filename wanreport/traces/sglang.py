@@ -72,8 +72,8 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
-    Traces are copied beside it; what they hold of copies is in the record. Raises FileError or
-    JobError, naming the file and what contradicts the params file; then nothing is written.
+    Traces are copied beside it; what they hold of copies is in the record. Nothing is written if
+    one of the files cannot be used, or contradicts the params file.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
     job, said = job_from_mapping(given, "NAME"), Log(log)
@@ -143,10 +143,9 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
         "num_inference_steps": (steps, job.num_inference_steps),
         **{key: (asked.get(key), getattr(job, key)) for key in ("width", "height", "num_frames")},
         "engine": (engine if args else None, job.engine),
+        (key := "dit_offload_prefetch_size"):
+            (args.get(key) if job.engine == "layerwise" else None, job.dit_offload_prefetch_size),
     }  # fmt: skip
-    if job.engine == "layerwise":
-        key = "dit_offload_prefetch_size"
-        pairs[key] = (args.get(key), job.dit_offload_prefetch_size)
     problems = [f"{log} {key}: is {there}, and {here} in {params}; give this run's params file"
                 for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
     most = job.warmup_iterations + job.clean_iterations + job.profile
@@ -186,12 +185,9 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
 
 
 def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
-    """What a record says of a trace: where it lies, and its copies (of the first device).
-
-    It is of the last iteration, whose steps it times if nothing else does.
-    """
+    """What a record says of a trace: where it lies, and its copies (of the first device)."""
     trace = read(file)
-    facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]
+    facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]  # it is of the last one
     if last and not last[0].steps and len(steps) == job.num_inference_steps:
         last[0].given, last[0].steps_from = [*(steps.end_ns - steps.start_ns) / 1e9], "trace"
     rank = number if facts["rank"] is None else facts["rank"]
