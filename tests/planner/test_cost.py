@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.synthetic import plan_inputs
 from wanreport.jobs.settings import RING, StreamSettings
+from wanreport.planner import probe
 from wanreport.planner.cost import Inputs, Route, predict
-from wanreport.planner.probe import LEAST, Phases, Probe, _arrivals, route
 
 seconds = st.floats(1e-4, 0.5)
 factors = st.floats(1.0, 3.0)
@@ -142,7 +142,7 @@ def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_i
 # What a probe concludes ---------------------------------------------------------------------------
 
 WINDOWS = (3e-3, 5e-3, 6e-3)
-QUIET = Phases(WINDOWS, 1e-3, 0.0, 0.0)
+QUIET = probe.Phases(WINDOWS, 1e-3, 0.0, 0.0)
 
 
 @given(
@@ -158,8 +158,8 @@ def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
     pre, attend, post = (windows * s for s in WINDOWS)
     # One odd step, in which little or much arrived, must not count.
     steps = (arrived, arrived, 0.0, arrived, 3 * arrived)
-    busy = Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, steps)
-    found = route(rate, replace(QUIET, collectives=collective_s), busy, visits)
+    busy = probe.Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, steps)
+    found = probe.route(rate, replace(QUIET, collectives=collective_s), busy, visits)
     assert found.window_factor == pytest.approx(windows)
     assert found.collective_factor == pytest.approx(collectives)
     exact = 1e-6 * rate * (1 + slow[0] / slow[1])
@@ -172,20 +172,20 @@ def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
 
 def test_neither_noise_nor_one_rank_makes_a_route_faster_than_alone_or_a_window_shorter() -> None:
     alone = replace(QUIET, collectives=0.0)
-    busy = Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
+    busy = probe.Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
     for quiet, seen in ((alone, alone), (QUIET, busy)):
-        assert route(5e10, quiet, seen, 8) == Route(5e10, 5e10, 1.0, 1.0)
-    assert route(5e10, QUIET, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
+        assert probe.route(5e10, quiet, seen, 8) == Route(5e10, 5e10, 1.0, 1.0)
+    assert probe.route(5e10, QUIET, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
 
 
 def test_a_plan_needs_blocks_to_load_in_turn() -> None:
-    store: Any = SimpleNamespace(units=lambda _: range(LEAST), transfer="bf16")  # one is no block
+    store: Any = SimpleNamespace(units=lambda _: range(4), transfer="bf16")  # one is no block
     given: Any = None
-    with pytest.raises(ValueError, match=f"{LEAST} blocks .* {LEAST - 1}"):
-        Probe(given, store, None, torch.zeros(1), given)
+    with pytest.raises(ValueError, match="4 blocks .* 3"):
+        probe.Probe(given, store, None, torch.zeros(1), given)
 
 
 def test_a_sharded_load_is_there_when_its_gather_ends() -> None:
     copies = [{"lane": "copy", "end_ms": t} for t in (2.0, 1.0)]
-    assert _arrivals(copies) == [1.0, 2.0]
-    assert _arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5.0]
+    assert probe._arrivals(copies) == [1.0, 2.0]
+    assert probe._arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5.0]
