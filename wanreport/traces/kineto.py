@@ -97,8 +97,7 @@ class Reader:
     def _filled(self) -> Iterator[bool]:
         """Fill the buffer by a batch of the file each time, inflated where it is gzipped."""
         with self.path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
                 for chunk in iter(partial(file.read1, BATCH), b""):
