@@ -38,8 +38,8 @@ Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Place(BaseModel, extra="forbid"):
     """Where a run was, which a log does not say: the file of ``--machine``."""
 
-    gpu: str | None = None
-    count: int = Field(0, ge=1)
+    gpu_name: str | None = Field(None, alias="gpu")
+    gpu_count: int = Field(0, ge=1, alias="count")
     interconnect: str | None = None
     driver: str | None = None
     node: str | None = None
@@ -80,10 +80,10 @@ def import_run(
     try:
         content = yaml.safe_load(machine.read_bytes()) if machine else {}
         place = Place(**{str(key).lower(): value for key, value in content.items()})
-        if 0 < place.count < job.num_gpus:
-            raise ValueError(f"count is {place.count}, and {params} has {job.num_gpus} GPUs")
+        if 0 < place.gpu_count < job.num_gpus:
+            raise ValueError(f"count is {place.gpu_count}, and {params} has {job.num_gpus} GPUs")
     except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
-        keys = ", ".join(Place.model_fields)
+        keys = ", ".join(each.alias or key for key, each in Place.model_fields.items())
         raise FileError(f"{machine}: is not usable ({error}); it takes {keys}") from None
     shift = _checked(said, job, f"{log}:", params)
     began = _dumped(said, dump, job, params) if dump else None
@@ -96,23 +96,17 @@ def import_run(
             for number, file in enumerate([*traces, nsys] if nsys else traces)}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
-    board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
-    board = ", ".join(filter(None, [board, place.interconnect, source]))
+    boards = f"{place.gpu_count}x " * bool(place.gpu_count) + (place.gpu_name or "unknown GPU")
+    board = ", ".join(filter(None, [boards, place.interconnect, source]))
     slug = re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120]
     record = new_record(
         job, source=source, started_at=began.isoformat(timespec="seconds"),
-        **_filled(said, job, shift), **_outcome(said, job),
-        machine={
-            "class": board, "slug": slug, "device": "cuda", "gpu_name": place.gpu,
-            "gpu_count": place.count,
-            **place.model_dump(include={"interconnect", "driver", "node"}),
-        },
+        **_filled(said, job, shift), **_outcome(said, job, params),
+        machine={"class": board, "slug": slug, "device": "cuda",
+                 **place.model_dump(exclude={"sglang"})},
         software={"torch": "", "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
     path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
-    if record["status"] != "ok":
-        again = f"wanreport import {name} --log FILE --params {params}"
-        record["hint"] = f"Run SGLang again, then: {again}"
     for trace in kept.values():
         trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
@@ -202,8 +196,8 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
             **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
-def _outcome(said: Log, job: Job) -> dict[str, str]:
-    """Status and reason: why a run ended that did not reach its end."""
+def _outcome(said: Log, job: Job, params: Path) -> dict[str, str]:
+    """Status and reason: why a run ended that did not reach its end; and what to do."""
     last = next((it for it in reversed(said.iterations) if not it.warmup), Iteration())
     denoised = last.average_s or last.given or last.total and last.at == last.total
     if denoised and (last.total_s or not said.errors):  # what fails after that costs nothing
@@ -213,7 +207,9 @@ def _outcome(said: Log, job: Job) -> dict[str, str]:
     memory = [line for line in said.errors if "OutOfMemory" in line or "out of memory" in line]
     # The first one out of memory says how much was asked for, and the last line ended the run.
     lines = dict.fromkeys([*memory[:1], *said.errors[-1:], f"the log ends {at}"])
-    return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines)}
+    hint = f"Run SGLang again, then: wanreport import {job.name} --log FILE --params {params}"
+    status = "oom" if memory else said.status or "failed"
+    return {"status": status, "reason": "; ".join(lines), "hint": hint}
 
 
 def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
