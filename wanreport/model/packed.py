@@ -91,7 +91,7 @@ class Packing:
 
 
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
-    """Pack a unit, uint8, whose bytes from ``start`` on are bfloat16; None if it cannot shrink."""
+    """Pack a unit, uint8, bfloat16 from ``start`` to ``stop``; None if it would not shrink."""
     if start == stop:
         return None
     words = unit[start:stop].view(torch.int32).view(4, -1)
