@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,7 @@ def _without_browser() -> str | None:
         return None  # then the fixture fails instead
     if CHROMIUM is None:
         return "needs Chromium; no chromium on the PATH"
-    try:
-        import playwright  # noqa: F401
-    except ImportError:
-        return "needs playwright: pip install -e '.[dev]'"
-    return None
+    return None if find_spec("playwright") else "needs playwright: pip install -e '.[dev]'"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

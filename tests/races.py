@@ -7,6 +7,7 @@ of events orders are a race, even where this run happened to get away with it.
 """
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class Lane:
     name: str
     work: list[Callable[[], Any]] = field(default_factory=list)
     begun: int = 0  # of its work
-    clock: dict[str, int] = field(default_factory=dict)
+    clock: Counter[str] = field(default_factory=Counter)
 
     def run(self, until: int) -> None:
         while self.begun < until:
@@ -41,7 +42,7 @@ class Mark:
 
     lane: Lane | None = None
     until: int = 0
-    clock: dict[str, int] = field(default_factory=dict)
+    clock: Counter[str] = field(default_factory=Counter)
 
 
 class LazyMover(Mover):
@@ -54,8 +55,8 @@ class LazyMover(Mover):
         self.races: list[str] = []
         self.lanes = [Lane("compute")]
         self.current = self.compute
-        self._writes: dict[int, tuple[str, int]] = {}
-        self._reads: dict[int, dict[str, int]] = {}
+        # The last of each stream since the last write, by storage.
+        self._writes, self._reads = (defaultdict[int, Counter[str]](Counter) for _ in range(2))
 
     @property
     def compute(self) -> Lane:
@@ -75,7 +76,7 @@ class LazyMover(Mover):
         return Mark()
 
     def record(self, event: Mark, stream: Lane) -> Mark:
-        event.lane, event.until, event.clock = stream, len(stream.work), dict(stream.clock)
+        event.lane, event.until, event.clock = stream, len(stream.work), stream.clock.copy()
         return event
 
     def wait(self, stream: Lane, event: Mark) -> None:
@@ -89,8 +90,7 @@ class LazyMover(Mover):
             self._follow(stream, self.record(Mark(), other))
 
     def _follow(self, stream: Lane, mark: Mark) -> None:
-        for name, time in mark.clock.items():
-            stream.clock[name] = max(time, stream.clock.get(name, 0))
+        stream.clock |= mark.clock  # the later of each
         other, until = mark.lane, mark.until  # as they are now: an event may be set again
         self._do(stream, lambda: other and other.run(until))
 
@@ -104,17 +104,16 @@ class LazyMover(Mover):
     def touch(self, tensor: Tensor, *, write: bool) -> None:
         """Note an access to a tensor's storage by the current stream, and whom it races with."""
         lane, key = self.current, tensor.untyped_storage().data_ptr()
-        others = [self._writes.get(key, ("", 0))]
-        if write:
-            others += self._reads.get(key, {}).items()
-        for name, time in others:
-            if name and name != lane.name and lane.clock.get(name, 0) < time:
+        others = self._writes[key] | self._reads[key] if write else self._writes[key]
+        for name, time in others.items():
+            if name != lane.name and lane.clock[name] < time:
                 self.races.append(f"{lane.name} {'writes' if write else 'reads'} beside {name}")
-        now = lane.clock[lane.name] = lane.clock.get(lane.name, 0) + 1
+        lane.clock[lane.name] += 1
+        now = Counter({lane.name: lane.clock[lane.name]})
         if write:
-            self._writes[key], self._reads[key] = (lane.name, now), {}
+            self._writes[key], self._reads[key] = now, Counter()
         else:
-            self._reads.setdefault(key, {})[lane.name] = now
+            self._reads[key] |= now
 
     def h2d(self, device_buffer: Tensor, host_buffer: Tensor, **how: Any) -> None:
         self.touch(device_buffer, write=True)

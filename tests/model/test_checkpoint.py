@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.models import make_experts, make_store, save_checkpoint
+from tests.models import save_checkpoint
+from tests.ranks import run_ranks
 from wanreport import cli
 from wanreport.jobs.job import Job, load_job, located
 from wanreport.measure.jobs import run_job
@@ -214,27 +215,8 @@ def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpo
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]
     assert record["schedule"]["switch_step"] == 6
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a rank
-    try:
-        latents, frames = _reference(checkpoint, 12.0)
-    finally:
-        torch.set_num_threads(threads)
+    ((latents, frames),) = run_ranks(_reference, 1, checkpoint, 12.0)
     iteration = record["iterations"][0]
     assert iteration["latents_sha256"] == sha256(latents.float())
     assert iteration["video_sha256"] == sha256(frames)
     assert frames.isfinite().all()
-
-
-def test_every_tensor_of_the_checkpoint_is_read(checkpoint: Path) -> None:
-    experts = make_experts()
-    store = make_store(source=CheckpointWeights(checkpoint), experts=experts)
-    for expert, folder in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-        (file,) = (checkpoint / folder).glob("*.safetensors")
-        on_disk = load_file(file)
-        assert len(on_disk) == len(list(experts[expert].parameters()))
-        for unit in store.units(expert):
-            for piece in store.layouts[expert, unit].slices:
-                value = piece.of(store.buffer(expert, unit))
-                name = piece.name.replace(".block.", ".", 1)
-                assert torch.equal(value, on_disk[name].to(value.dtype)), name

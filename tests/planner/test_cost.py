@@ -1,16 +1,19 @@
-"""The cost model of `stream`: what it may never say, and what it must say where all is clear."""
+"""The cost model of `stream`, and what a probe concludes from what it measured for it."""
 
 import json
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.synthetic import plan_inputs
 from wanreport.jobs.settings import RING, StreamSettings
+from wanreport.planner import probe
 from wanreport.planner.cost import Inputs, Route, predict
 
 seconds = st.floats(1e-4, 0.5)
@@ -134,3 +137,55 @@ def test_with_room_for_one_expert_the_switch_costs_nothing_where_its_bytes_fit_i
     found = predict(link, StreamSettings(0, 40))
     fits = 10e9 * 80 * 14e-3
     assert found.switch_s == pytest.approx(found.step_s + (40 * link.block_bytes - 2 * fits) / 10e9)
+
+
+# What a probe concludes ---------------------------------------------------------------------------
+
+WINDOWS = (3e-3, 5e-3, 6e-3)
+QUIET = probe.Phases(WINDOWS, 1e-3, 0.0, 0.0)
+
+
+@given(
+    st.floats(1e9, 1e11), st.floats(0.0, 1.0), st.floats(1.0, 2.0), st.floats(1.0, 3.0),
+    st.floats(1e-4, 1e-1),
+)  # fmt: skip
+def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
+    rate: float, share: float, windows: float, collectives: float, collective_s: float
+) -> None:
+    true, visits = Route(rate, share * rate, windows, collectives), 80  # 40 blocks, two branches
+    slow = visits * windows * sum(WINDOWS), visits * collectives * collective_s
+    arrived = true.rate * slow[0] + true.collective_rate * slow[1]
+    pre, attend, post = (windows * s for s in WINDOWS)
+    # One odd step, in which little or much arrived, must not count.
+    steps = (arrived, arrived, 0.0, arrived, 3 * arrived)
+    busy = probe.Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, steps)
+    found = probe.route(rate, replace(QUIET, collectives=collective_s), busy, visits)
+    assert found.window_factor == pytest.approx(windows)
+    assert found.collective_factor == pytest.approx(collectives)
+    exact = 1e-6 * rate * (1 + slow[0] / slow[1])
+    assert found.collective_rate == pytest.approx(true.collective_rate, abs=exact)
+    # And that step is what the model predicts for as many bytes.
+    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=collective_s, other_s=0.0, local=found,
+                         block_bytes=int(arrived / 40))  # fmt: skip
+    assert predict(inputs, StreamSettings()).step_s == pytest.approx(sum(slow), rel=1e-4)
+
+
+def test_neither_noise_nor_one_rank_makes_a_route_faster_than_alone_or_a_window_shorter() -> None:
+    alone = replace(QUIET, collectives=0.0)
+    busy = probe.Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
+    for quiet, seen in ((alone, alone), (QUIET, busy)):
+        assert probe.route(5e10, quiet, seen, 8) == Route(5e10, 5e10, 1.0, 1.0)
+    assert probe.route(5e10, QUIET, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
+
+
+def test_a_plan_needs_blocks_to_load_in_turn() -> None:
+    store: Any = SimpleNamespace(units=lambda _: range(4), transfer="bf16")  # one is no block
+    given: Any = None
+    with pytest.raises(ValueError, match="4 blocks .* 3"):
+        probe.Probe(given, store, None, torch.zeros(1), given)
+
+
+def test_a_sharded_load_is_there_when_its_gather_ends() -> None:
+    copies = [{"lane": "copy", "end_ms": t} for t in (2.0, 1.0)]
+    assert probe._arrivals(copies) == [1.0, 2.0]
+    assert probe._arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5.0]

@@ -16,18 +16,10 @@ from wanreport import cli
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.jobs import Machine
+from wanreport.planner import plan as planner
 from wanreport.planner.cost import Inputs, Route
-from wanreport.planner.plan import (
-    CHUNK,
-    DEFAULT_ROOM,
-    candidates,
-    describe,
-    from_records,
-    make_plan,
-    room,
-    scaled,
-    window_quotas,
-)
+from wanreport.planner.plan import CHUNK, candidates, make_plan, window_quotas
+from wanreport.records.record import Found
 
 ALONE: dict[str, Any] = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9),
                          "sharded": None}  # fmt: skip
@@ -96,7 +88,7 @@ def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_by
     for blocks in (2, 4, 20, 40, 80):
         ways = candidates(packed, blocks)
         assert {c.settings.transfer for c in ways} == {"packed"}
-        assert {"packed" in describe(asdict(c.settings)) for c in ways} == {blocks < 80}
+        assert {"packed" in planner.describe(asdict(c.settings)) for c in ways} == {blocks < 80}
     settings = StreamSettings(2, transfer="packed")
     few, many = (sum(window_quotas(inputs, settings)) for inputs in (packed, fast))
     assert 0 <= few - 0.75 * many <= 6 * CHUNK
@@ -104,16 +96,16 @@ def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_by
 
 @pytest.mark.parametrize(
     ("budget", "blocks", "transfer"),
-    [(None, DEFAULT_ROOM, "bf16"), (1.0 + 4 * 0.7, 4, "bf16"), (1.0 + 4 * 0.7 - 1e-6, 3, "bf16"),
+    [(None, 4, "bf16"), (1.0 + 4 * 0.7, 4, "bf16"), (1.0 + 4 * 0.7 - 1e-6, 3, "bf16"),
      (0.5, 0, "bf16"), (1.0 + 4 * 0.7, 2, "packed"), (1.0 + 4 * 0.7, 2, "fp8")],
 )  # fmt: skip
 def test_the_room_is_what_the_budget_leaves_beside_the_rest(budget, blocks, transfer):
-    assert room(budget, 700_000_000, 500_000_000, transfer) == blocks
+    assert planner.room(budget, 700_000_000, 500_000_000, transfer) == blocks
 
 
 def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents() -> None:
     for (slots, residents), fewer in {(2, 20): 6, (3, 1): 0, (0, 40): 12, (3, 16): 3}.items():
-        found = scaled(StreamSettings(slots, residents, shard=True), 40, 12)
+        found = planner.scaled(StreamSettings(slots, residents, shard=True), 40, 12)
         assert found == StreamSettings(slots, fewer, shard=True)
 
 
@@ -152,11 +144,11 @@ def test_a_record_of_the_same_shape_gives_a_plan_for_another_budget() -> None:
     made = [_record(), _record(), _record(height=480), synthetic.record(scale="a14b")]
     made[1]["started_at"] = "9999"
     found = [(Path(str(i)), record) for i, record in enumerate(made)]
-    path, plan = from_records(job, found) or (None, {})
+    path, plan = planner.from_records(job, found) or (None, {})
     assert path == Path("1")
     assert plan["candidates"][0]["settings"]["both"]
-    assert from_records(job, found[2:]) is None
-    assert from_records(job.model_copy(update={"transfer": "packed"}), found) is None
+    assert planner.from_records(job, found[2:]) is None
+    assert planner.from_records(job.model_copy(update={"transfer": "packed"}), found) is None
 
 
 def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missing(
@@ -177,9 +169,9 @@ def test_the_command_takes_a_plan_from_here_from_a_record_or_says_what_is_missin
     assert status == 0 and "results/4x-nvidia-h100-pcie/s-" in out
     assert re.search("\n> .*\xa0m?s .*\n  .*\xa0m?s ", out), "times, the chosen one marked"
 
-    def rehearse(jobs: list[Job], *_: Any, plan_only: bool) -> dict[str, Any]:
+    def rehearse(jobs: list[Job], *_: Any, plan_only: bool) -> list[Found]:
         assert plan_only and jobs[0].scale == "tiny"
-        return {jobs[0].name: (Path(), _record("tiny"))}
+        return [(Path(), _record("tiny"))]
 
     monkeypatch.setattr(cli, "measure_jobs", rehearse)
     status, out, _ = plan("engine: stream\nscale: tiny")

@@ -20,21 +20,16 @@ from wanreport.model.weights import HostStore, Layout
 
 @dataclass
 class Counters:
-    """What an engine did, on one rank.
-
-    Bytes include a buffer's alignment. ``allocations`` are requests for device memory, whether or
-    not the caching allocator had it at hand. ``event_waits`` and ``stream_waits`` make a stream
-    wait; ``host_syncs`` make the host wait.
-    """
+    """What an engine did, on one rank; bytes include a buffer's alignment."""
 
     h2d_copies: int = 0
     h2d_bytes: int = 0
     d2h_copies: int = 0
     d2h_bytes: int = 0
-    allocations: int = 0
-    event_waits: int = 0
+    allocations: int = 0  # device memory asked for, whether or not the allocator had it at hand
+    event_waits: int = 0  # by a stream, …
     stream_waits: int = 0
-    host_syncs: int = 0
+    host_syncs: int = 0  # … and by the host
     unshards: int = 0
 
     def __add__(self, other: "Counters") -> "Counters":
@@ -154,10 +149,7 @@ class Mover:
     def h2d(
         self, device_buffer: Tensor, host_buffer: Tensor, *, blocking: bool, goes_on: bool = False
     ) -> None:
-        """Copy on the current stream; ``blocking`` makes the host wait for it.
-
-        What ``goes_on`` is a further part of a copy that is counted already.
-        """
+        """Copy on the current stream; what ``goes_on`` is part of a copy that was counted."""
         device_buffer.copy_(host_buffer, non_blocking=not blocking)
         self.counters.h2d_copies += not goes_on
         self.counters.h2d_bytes += device_buffer.nbytes

@@ -264,25 +264,21 @@ class Stream(Engine):
 
         A packed one is waited for once more, and so is the buffer that it goes on to.
         """
-        settings, gathers = self.settings, self.ranks > 1
-        loads = settings.loads(shape.blocks, shape.passes, iteration)
+        settings, gathers, loads, nbytes = self.settings, self.ranks > 1, 0, 0
+        used = [name for name, passes in shape.passes.items() if passes]
+        # Blocks with a buffer of their own come once, unless they are still there.
+        arrives = iteration == 0 or (len(used) > 1 and not settings.both)
+        for (name, block), size in self.sizes.items():
+            shared, part = self.places.count(self.places[block]) > 1, self._part(size)
+            times = shape.passes[name] if shared else arrives * (name in used)
+            loads += times
+            nbytes += times * min(part, max(size - self.rank * part, 0))
         visits = shape.branches * shape.blocks * sum(shape.passes.values())
         windows = 0 if settings.windows is None else len(SEGMENTS) * visits
         return Counters(
             h2d_copies=loads,
-            h2d_bytes=self._expected_bytes(shape, iteration),
+            h2d_bytes=nbytes,
             event_waits=loads * (2 + gathers + 2 * self.packed) + windows * settings.copy_streams,
             stream_waits=settings.copy_streams + gathers + self.packed,
             unshards=loads * gathers,
         )
-
-    def _expected_bytes(self, shape: Shape, iteration: int) -> int:
-        """Blocks that share a slot come in every pass, others as `StreamSettings.loads` says."""
-        used = [name for name, passes in shape.passes.items() if passes]
-        arrives = iteration == 0 or (len(used) > 1 and not self.settings.both)
-        total = 0
-        for (name, block), size in self.sizes.items():
-            shared, part = self.places.count(self.places[block]) > 1, self._part(size)
-            times = shape.passes[name] if shared else arrives * (name in used)
-            total += times * min(part, max(size - self.rank * part, 0))
-        return total

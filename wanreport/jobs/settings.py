@@ -1,7 +1,6 @@
 """Where blocks lie and when they move: `stream`'s settings, and what `layerwise` holds."""
 
 from collections import Counter
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -65,17 +64,6 @@ class StreamSettings:
     def moving(self, blocks: int) -> int:
         """Blocks that are loaded in every pass: those that share their slot with another one."""
         return sum(users for users in Counter(self.places(blocks)).values() if users > 1)
-
-    def loads(self, blocks: int, passes: Mapping[str, int], iteration: int) -> int:
-        """Blocks loaded in one iteration, with so many passes over each expert.
-
-        All but the :meth:`moving` ones come once, unless they are still there: each expert has its
-        own buffers, or only one ever runs.
-        """
-        runs = [number for number in passes.values() if number]
-        arrivals = len(runs) if iteration == 0 or (len(runs) > 1 and not self.both) else 0
-        moving = self.moving(blocks)
-        return moving * sum(runs) + (blocks - moving) * arrivals
 
 
 def layerwise_left(blocks: int, prefetch: int) -> set[int]:

@@ -40,10 +40,7 @@ class Stored(NamedTuple):
 
 
 def audit(folder: Path) -> dict[str, dict[str, Stored]]:
-    """The tensors of each component by their names, from the headers of its files.
-
-    Raises CheckpointError with all that is missing, damaged or of another kind.
-    """
+    """Each component's tensors by name, from its files' headers; raises with all its problems."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not there")
     problems: list[str] = []

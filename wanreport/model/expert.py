@@ -29,29 +29,14 @@ from wanreport.model.ulysses import SequenceParallel
 EXPERTS = ("high_noise", "low_noise")
 
 A14B: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 13824,
-    "num_layers": 40,
-    "cross_attn_norm": True,
+    "num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824,
+    "text_dim": 4096, "freq_dim": 256, "in_channels": 16, "out_channels": 16,
+    "patch_size": (1, 2, 2), "rope_max_seq_len": 1024, "eps": 1e-6, "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
-    "eps": 1e-6,
-    "rope_max_seq_len": 1024,
-}
+}  # fmt: skip
 # The same architecture and code paths, small enough for six ranks on a laptop.
-TINY: dict[str, Any] = A14B | {
-    "num_attention_heads": 20,
-    "attention_head_dim": 6,
-    "text_dim": 64,
-    "freq_dim": 32,
-    "ffn_dim": 162,
-    "num_layers": 6,
-}
+TINY = A14B | {"num_layers": 6, "num_attention_heads": 20, "attention_head_dim": 6, "ffn_dim": 162,
+               "text_dim": 64, "freq_dim": 32}  # fmt: skip
 
 
 class Watcher(Protocol):
@@ -60,15 +45,10 @@ class Watcher(Protocol):
     branches_per_visit: int
 
     def begin(self, passes: Sequence[str]) -> None: ...
-
     def use(self, expert: str) -> None: ...
-
     def before_block(self, expert: str, block: int) -> None: ...
-
     def after_block(self, expert: str, block: int) -> None: ...
-
     def window(self, expert: str, block: int, segment: str) -> None: ...
-
     def collective(self, expert: str, block: int) -> AbstractContextManager[None]: ...
 
 

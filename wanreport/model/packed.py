@@ -91,10 +91,7 @@ class Packing:
 
 
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
-    """Pack a unit, uint8, whose bytes ``start`` to ``stop`` hold bfloat16, on its own device.
-
-    Returns how it is packed, and the packed unit; None if it would not shrink.
-    """
+    """Pack a unit, uint8, bfloat16 from ``start`` to ``stop``; None if it would not shrink."""
     if start == stop:
         return None
     words = unit[start:stop].view(torch.int32).view(4, -1)

@@ -69,10 +69,7 @@ class CheckpointWeights:
         self.folder, self._stored = folder, audit(folder)
 
     def config(self, expert: str) -> dict[str, Any]:
-        """The expert's keyword arguments for `diffusers.WanTransformer3DModel`.
-
-        Raises CheckpointError if the tensors in the folder are not that model's.
-        """
+        """Keyword arguments for `diffusers.WanTransformer3DModel`; the tensors must be its."""
         file = self.folder / FOLDERS[expert] / "config.json"
         raw = json.loads(file.read_text("utf-8"))
         config = {key: value for key, value in raw.items() if not key.startswith("_")}

@@ -29,13 +29,10 @@ SHAPE = attrgetter("num_gpus", "height", "width", "num_frames", "cfg", "dtype", 
 def room(
     budget_gb: float | None, block_bytes: int, outer_bytes: int, transfer: str = "bf16"
 ) -> int:
-    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts.
-
-    Staging buffers of packed transfers take a block's room each, which is more than they need.
-    """
+    """How many blocks ``budget_gb`` (GB, 10^9 bytes) holds beside both experts' outer parts."""
     if budget_gb is None:
         return DEFAULT_ROOM
-    staging = RING * (transfer != "bf16")
+    staging = RING * (transfer != "bf16")  # a block's room each, which is more than they need
     return max(0, int((budget_gb * 1e9 - 2 * outer_bytes) // block_bytes) - staging)
 
 
@@ -91,10 +88,7 @@ def _settings(inputs: Inputs, room: int) -> list[StreamSettings]:
 
 
 def scaled(settings: StreamSettings, blocks: int, fewer: int) -> StreamSettings:
-    """The settings for an expert of fewer blocks, with about the same share of residents.
-
-    A multiple of the slots streams if ``fewer`` is one.
-    """
+    """The settings for an expert of fewer blocks, with about the same share of residents."""
     residents, slots = settings.residents, settings.slots
     less = fewer if residents >= blocks else residents * fewer // blocks // slots * slots
     return replace(settings, residents=less)
@@ -155,10 +149,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 def from_records(
     job: Job, found: Iterable[tuple[Path, Mapping[str, Any]]]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The plan for `job` from what a record of its shape was planned with, and that record's path.
-
-    `found` are records of real runs; of several that fit the latest counts. There is no trial.
-    """
+    """The plan for `job`, without a trial, from the latest record of its shape, and its path."""
     fit = [(record["started_at"], path, plan["inputs"]) for path, record in found
            if (plan := record["engine"].get("plan")) and plan.get("inputs")
            and SHAPE(Job.model_construct(**record["job"])) == SHAPE(job)]  # fmt: skip

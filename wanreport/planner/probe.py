@@ -119,11 +119,7 @@ class Probe:
         return step
 
     def inputs(self, link: float | None, steps: int) -> Inputs:
-        """Measure what predictions need.
-
-        ``link`` are bytes a second of one device that copies alone, by default those of blocks;
-        ``steps`` are the schedule's.
-        """
+        """Measure what predictions need; ``link`` are bytes a second of one device that copies."""
         layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
         # Bytes that this process can still take.
         free = gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated() if gpu else 0
@@ -222,11 +218,7 @@ class Probe:
                     feeder.after_block(self.name, block)
 
     def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
-        """Let two settings take turns, A B B A, on an expert of a few blocks: seconds of a step.
-
-        A turn is a step or, where steps are short on a GPU, as many as take about a second. The
-        share of residents is kept.
-        """
+        """Let two settings take turns, A B B A, on an expert of a few blocks: seconds of a step."""
         small = min(TRIAL_BLOCKS, self.blocks)
         engines = [Stream(scaled(settings, self.blocks, small)) for settings in rivals]
         experts = [self._attached(engine, small) for engine in engines]

@@ -52,10 +52,7 @@ def run(
 
 
 def summarised(trace: Trace) -> dict[str, Any]:
-    """What a trace holds, in ns, bytes and GB/s; by device where there are several.
-
-    None stands for what is not recorded, or not defined.
-    """
+    """What a trace holds, in ns, bytes and GB/s; None is for what is not recorded or defined."""
     events, gpus, steps = trace.events, trace.facts["gpus"], trace.steps
     own, rates, found = copies.copies_of(trace), copies.bandwidth([trace]), copies.summary([trace])
     devices: dict[str, dict[str, Any]] = {}

@@ -29,7 +29,7 @@ HOW = ("blocking", "may_block", "async", "unknown")
 WAITS = r"(?:Stream|Device|Event|Ctx|Context)Synchronize"
 CALL = "^(?:cuda|hip|cu)"
 SYNCS = CALL + r"(?:Stream|Event|Device|Ctx)(?:Synchronize|WaitEvent)"
-ALLOCATIONS = CALL + r"(?:Malloc|Free|Host(?:Alloc|Free|Register|Unregister)|Mem\w*(?:Alloc|Free))"
+ALLOCATIONS = CALL + r"(?:(?:Host|Mem\w*|M)?(?:Alloc|Free)|Host(?:Un)?Register)|^\[memory\]"
 # What an expert of Wan2.2-T2V-A14B can be copied by, in bytes: 16 bits but where it says 32.
 TENSORS = json.loads(Path(__file__).with_name("tensors.json").read_text("utf-8"))
 
@@ -39,7 +39,7 @@ def copies_of(trace: Trace) -> pd.DataFrame:
     found = trace.events[trace.events.kind == "copy"]
     calls = trace.events[trace.events.kind == "call"].sort_values(["thread", "start_ns"])
     calls = calls.assign(name=calls.name.astype(str))
-    calls["next"] = calls.name.shift(-1).where(calls.thread == calls.thread.shift(-1), "")
+    calls["next"] = calls.groupby("thread").name.shift(-1)
     call = calls[["name", "next"]].reindex(found.call).fillna("").set_index(found.index)
     memcpy = call.name.str.contains("memcpy", case=False)
     blocks = ~call.name.str.contains("Async") | call.next.str.contains(WAITS)
@@ -61,21 +61,21 @@ def memcpy_calls(trace: Trace) -> pd.DataFrame:
 class Device(Lanes):
     """What a device ran, its copies, and when its kernels compute and its collectives run."""
 
-    def __init__(self, trace: Trace, number: int | None, ran: pd.DataFrame) -> None:
-        super().__init__(ran)
-        copies = copies_of(trace)
-        self.ran, self.copies = ran, copies[copies.device == number]
+    def __init__(self, trace: Trace, number: int | None, *found: pd.DataFrame) -> None:
+        self.ran, self.copies = (each[each.device == number] for each in found)
+        super().__init__(self.ran)
         self.names = {name: trace.facts[name] for name in ("file", "rank")} | {"device": number}
         self.down = self.copies[self.copies.direction == "HtoD"]
-        self.compute, self.met = (self.at(ran[ran.kind == k]) for k in ("kernel", "collective"))
+        kinds = (self.ran[self.ran.kind == kind] for kind in ("kernel", "collective"))
+        self.compute, self.met = map(self.at, kinds)
 
 
 def devices(*traces: Trace) -> Iterator[tuple[Trace, Device]]:
     """Yield each trace's devices; one with the number None if nothing ran on any."""
     for trace in traces:
-        ran = trace.events[trace.events.kind.isin(ON_GPU)]
-        for number, own in ran.groupby("device") if len(ran) else [(None, ran)]:
-            yield trace, Device(trace, number, own)
+        found = trace.events[trace.events.kind.isin(ON_GPU)], copies_of(trace)
+        for number in sorted({*found[0].device}) or [None]:
+            yield trace, Device(trace, number, *found)
 
 
 def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataFrame:
@@ -96,10 +96,9 @@ def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
         calls = memcpy_calls(trace)
         if len(device.ran) < trace.events.kind.isin(ON_GPU).sum():  # others are not its own
             calls = calls[calls.index.isin(device.ran.call)]
-        every = calls, device.copies, device.down, device.ran
+        every = calls, device.copies, device.ran
         for step, complete in [(None, True), *trace.steps[["step", "complete"]].to_numpy()]:
-            own = [each if step is None else each[(each.step == step).fillna(False)]
-                   for each in every]  # fmt: skip
+            own = every if step is None else [each[each.step == step] for each in every]
             row = device.names | {"step": step, "size_bytes": trace.facts["size_bytes"]}
             rows.append(row | (_counted(device, link_gb_s, *own) if complete else {}))
     table = pd.DataFrame(rows)
@@ -108,10 +107,9 @@ def summary(traces: Iterable[Trace], link_gb_s: float | None = None) -> pd.DataF
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
-def _counted(
-    device: Device, link: float | None, calls: pd.DataFrame, copies: pd.DataFrame,
-    down: pd.DataFrame, ran: pd.DataFrame,
-) -> dict[str, Any]:  # fmt: skip
+def _counted(device: Device, link: float | None, *own_rows: pd.DataFrame) -> dict[str, Any]:
+    calls, copies, ran = own_rows
+    down = copies[copies.direction == "HtoD"]
     copying, computes, meets = device.at(down), device.compute, device.met
     own, own_met = (device.at(ran[ran.kind == kind]) for kind in ("kernel", "collective"))
     pieces = {
@@ -132,7 +130,7 @@ def _counted(
         "host_device": copies.direction.isin(HOST).sum(),
         "kernels": kinds["kernel"] + kinds["collective"], "collectives": kinds["collective"],
         "span_ns": span if len(ran) else 0, "down_bytes": down.bytes.sum(), **ns,
-        "outside_gb_s": _over(apart.bytes.sum(), apart.ns.sum()), "outside_n": len(apart),
+        "outside_gb_s": _over(apart.bytes.sum(), apart.ns.sum()),
         "meeting_gb_s": _over(meeting.bytes.sum(), meeting.ns.sum()), "meeting_n": len(meeting),
         "inside_gb_s": max(_over(left, inside.sum()), 0),
         **{f"{name}_share": _over(ns[f"{name}_ns"], ns["copies_ns"])
@@ -193,10 +191,7 @@ def link(trace: Trace, device: int) -> float:
 def budget(
     traces: Iterable[Trace], peak_gb_s: float | None = None, measured_gb_s: float | None = None
 ) -> pd.DataFrame:
-    """What copying a step's bytes takes at the link's peak, as measured and as observed.
-
-    Bytes to the device and time in which kernels compute are means over complete steps.
-    """
+    """How long a step's bytes take, the mean of complete steps, at peak, as measured and seen."""
     rows: list[dict[str, Any]] = []
     for trace, device in devices(*traces):
         steps, own = trace.steps.step[trace.steps.complete], device.down.dropna(subset="bytes")
@@ -244,8 +239,7 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
     rows: list[list[Any]] = []
     for trace in traces:
         events, steps = trace.events, trace.steps.step[trace.steps.complete]
-        calls = events[(events.kind == "call") & like(events, pattern)
-                       | (events.kind == "memory") & (pattern == ALLOCATIONS)]  # fmt: skip
+        calls = events[events.kind.isin(["call", "memory"]) & like(events, pattern)]
         ran = events[events.kind.isin(ON_GPU)]
         lanes = Lanes(pd.concat([ran, calls]))
         middle = (lanes.edges[:-1] >= ran.start_ns.min()) & (lanes.edges[1:] <= ran.end_ns.max())
@@ -262,10 +256,7 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
 
 
 def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
-    """Copies to the device by size, with each of :data:`TENSORS` that has this size, or a shard.
-
-    Equal sizes are no proof, and there can be several ``candidates``, or none.
-    """
+    """Copies to the device by size, with all of :data:`TENSORS` that have it, whole or a shard."""
     parts = [(size // n, tensor + f", 1 of {n} shards" * (n > 1)) for n in (1, 2, 4, 6, 8)
              for tensor, size in TENSORS.items() if size % n == 0]  # fmt: skip
     named = pd.DataFrame(parts, columns=["bytes", "tensor"])

@@ -28,11 +28,8 @@ MOST_EVENTS = 4_000_000  # about 0.5 GB in memory; a profile of a few steps has 
 MOST_NAMES, LONGEST_NAME = 50_000, 300
 
 COPIES = re.compile(r"(?:Memcpy|Copy) ?(\w+?)to(\w+)(?: \((.+?) -> (.+?)\))?", re.IGNORECASE)
-STEPS = re.compile(
-    r"(?:ProfilerStep|(?:denois\w*?|inference)?[ _]?step|iteration)[ _#:]*(\d{1,9})", re.IGNORECASE
-)
-LAUNCHES = r"Launch(?!HostFunc)|Memcpy"
-"""Calls that put something on a GPU. A memset is none of them, as one of nothing puts nothing."""
+STEPS = re.compile(r"(?i)(?:(?:profiler|denois\w*|inference)?[ _]?step|iteration)[ _#:]*(\d{1,9})")
+LAUNCHES = r"Launch(?!HostFunc)|Memcpy"  # onto a GPU; not Memset: one of nothing puts nothing there
 
 TIMES, LINK = ["start_ns", "end_ns"], ["process", "correlation"]
 NUMBERS = ["device", "stream", "process", "thread", *TIMES, "bytes", "correlation"]

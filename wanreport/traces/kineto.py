@@ -97,8 +97,7 @@ class Reader:
     def _filled(self) -> Iterator[bool]:
         """Fill the buffer by a batch of the file each time, inflated where it is gzipped."""
         with self.path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
                 for chunk in iter(partial(file.read1, BATCH), b""):
@@ -116,9 +115,7 @@ class Reader:
         """Read the file from its begin to its end."""
         while not (found := BEGIN.search(self.buffer, max(0, len(self.buffer) - 2 * BATCH))):
             if len(self.buffer) > MOST_BETWEEN or not next(self.more, False):
-                raise FileError(
-                    f'is not a trace: no "traceEvents" in its first {self.size:,} bytes'
-                )
+                raise FileError(f'is not a trace: no "traceEvents" in {self.size:,} bytes')
         end = found.end()
         del found  # it holds the buffer
         around = self.buffer[: min(end, MOST_AROUND)]
@@ -205,8 +202,8 @@ class Reader:
         if kind == END:
             self.finished |= event.name == "Record Window End"
             self.past_gpu |= self.finished or event.cat == "Trace"
-        span = event.ph == "X" and kind == STEP
-        return kind == MEMORY or span and STEPS.fullmatch(event.name) is not None
+        step = event.ph == "X" and kind == STEP and STEPS.fullmatch(event.name)
+        return bool(kind == MEMORY or step)
 
     def _told(self, around: str) -> Trace:
         """Make the trace; what stands around the events tells more of it."""

@@ -7,7 +7,6 @@ are GiB) and tracebacks. A log is streamed, and whatever it holds becomes plain 
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -71,10 +70,7 @@ class Iteration:
 
 
 class Log:
-    """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, ….
-
-    Raises FileError, naming the file, where it cannot be read.
-    """
+    """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, …."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.args, self.asked = path, dict[str, Any](), dict[str, float]()
@@ -82,15 +78,9 @@ class Log:
         self.status = self.version = self.began = self.warming = self.traceback = ""
         self.before: dict[str, float] = {}  # stages ahead of an iteration
         try:
-            for line in _lines(path):
-                for name, pattern in SAYS.items():
-                    if found := pattern.search(line):
-                        self._take(name, *found.groups())
-                ended = next((each for each in ENDED if ENDED[each].search(line)), "")
-                self.status = self.status or ended
-                if ended or self.traceback and RAISED.match(line):
-                    self.traceback = ""
-                    self.errors = [*self.errors[:9], line.strip()[:LONGEST_ERROR]]
+            with path.open(encoding="utf-8", errors="replace") as file:
+                while line := file.readline(LONGEST_LINE):  # a progress bar's end with returns
+                    self._read(RANK.sub("", CONTROL.sub("", line)))
         except (OSError, ValueError, RecursionError) as error:
             why = getattr(error, "strerror", None) or error
             raise FileError(f"{path}: cannot be read as a log of SGLang ({why})") from error
@@ -105,6 +95,16 @@ class Log:
                 raise ValueError(f"over {MOST_ITERATIONS} iterations; give one job's")
         last[0].seen = max(place, last[0].seen)
         return last[0]
+
+    def _read(self, line: str) -> None:
+        for name, pattern in SAYS.items():
+            if found := pattern.search(line):
+                self._take(name, *found.groups())
+        ended = next((each for each in ENDED if ENDED[each].search(line)), "")
+        self.status = self.status or ended
+        if ended or self.traceback and RAISED.match(line):
+            self.traceback = ""
+            self.errors = [*self.errors[:9], line.strip()[:LONGEST_ERROR]]
 
     def _take(self, name: str, said: str, *more: str) -> None:
         match name:
@@ -138,11 +138,3 @@ class Log:
                 self.errors, self.status, self.warming = [], "", ""
             case _:
                 setattr(self, name, getattr(self, name) or said.replace(" ", "T"))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """A log's lines without control characters; a progress bar's are parted by returns."""
-    with path.open("rb") as file:
-        while data := file.readline(LONGEST_LINE):
-            for part in data.decode("utf-8", "replace").rstrip("\n").split("\r"):
-                yield RANK.sub("", CONTROL.sub("", part))

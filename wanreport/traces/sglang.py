@@ -38,13 +38,12 @@ Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Place(BaseModel, extra="forbid"):
     """Where a run was, which a log does not say: the file of ``--machine``."""
 
-    gpu: str | None = None
-    count: int = Field(0, ge=1)
+    gpu_name: str | None = Field(None, alias="gpu")
+    gpu_count: int = Field(0, ge=1, alias="count")
     interconnect: str | None = None
     driver: str | None = None
     node: str | None = None
     sglang: str | None = None  # its version, where the log does not name it
-    torch: str = ""
 
 
 class _Timed(BaseModel):
@@ -73,18 +72,18 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
-    Traces are copied beside it; what they hold of copies is in the record. Raises FileError or
-    JobError, naming the file and what contradicts the params file; then nothing is written.
+    Traces are copied beside it; what they hold of copies is in the record. Nothing is written if
+    one of the files cannot be used, or contradicts the params file.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
     job, said = job_from_mapping(given, "NAME"), Log(log)
     try:
         content = yaml.safe_load(machine.read_bytes()) if machine else {}
         place = Place(**{str(key).lower(): value for key, value in content.items()})
-        if 0 < place.count < job.num_gpus:
-            raise ValueError(f"count is {place.count}, and {params} has {job.num_gpus} GPUs")
+        if 0 < place.gpu_count < job.num_gpus:
+            raise ValueError(f"count is {place.gpu_count}, and {params} has {job.num_gpus} GPUs")
     except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
-        keys = ", ".join(Place.model_fields)
+        keys = ", ".join(each.alias or key for key, each in Place.model_fields.items())
         raise FileError(f"{machine}: is not usable ({error}); it takes {keys}") from None
     shift = _checked(said, job, f"{log}:", params)
     began = _dumped(said, dump, job, params) if dump else None
@@ -97,23 +96,17 @@ def import_run(
             for number, file in enumerate([*traces, nsys] if nsys else traces)}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
-    board = f"{place.count}x {place.gpu}" if place.count else place.gpu or "unknown GPU"
-    board = ", ".join(filter(None, [board, place.interconnect, source]))
+    boards = f"{place.gpu_count}x " * bool(place.gpu_count) + (place.gpu_name or "unknown GPU")
+    board = ", ".join(filter(None, [boards, place.interconnect, source]))
     slug = re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120]
     record = new_record(
         job, source=source, started_at=began.isoformat(timespec="seconds"),
-        **_filled(said, job, shift), **_outcome(said, job),
-        machine={
-            "class": board, "slug": slug, "device": "cuda", "gpu_name": place.gpu,
-            "gpu_count": place.count,
-            **place.model_dump(include={"interconnect", "driver", "node"}),
-        },
-        software={"torch": place.torch, "sglang": version}, traces=[*kept.values()],
+        **_filled(said, job, shift), **_outcome(said, job, params),
+        machine={"class": board, "slug": slug, "device": "cuda",
+                 **place.model_dump(exclude={"sglang"})},
+        software={"torch": "", "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
     path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
-    if record["status"] != "ok":
-        again = f"wanreport import {name} --log FILE --params {params}"
-        record["hint"] = f"Run SGLang again, then: {again}"
     for trace in kept.values():
         trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
@@ -144,10 +137,9 @@ def _checked(said: Log, job: Job, log: str, params: Path) -> float:
         "num_inference_steps": (steps, job.num_inference_steps),
         **{key: (asked.get(key), getattr(job, key)) for key in ("width", "height", "num_frames")},
         "engine": (engine if args else None, job.engine),
+        (key := "dit_offload_prefetch_size"):
+            (args.get(key) if job.engine == "layerwise" else None, job.dit_offload_prefetch_size),
     }  # fmt: skip
-    if job.engine == "layerwise":
-        key = "dit_offload_prefetch_size"
-        pairs[key] = (args.get(key), job.dit_offload_prefetch_size)
     problems = [f"{log} {key}: is {there}, and {here} in {params}; give this run's params file"
                 for key, (there, here) in pairs.items() if there not in (None, here)]  # fmt: skip
     most = job.warmup_iterations + job.clean_iterations + job.profile
@@ -187,12 +179,9 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
 
 
 def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
-    """What a record says of a trace: where it lies, and its copies (of the first device).
-
-    It is of the last iteration, whose steps it times if nothing else does.
-    """
+    """What a record says of a trace: where it lies, and its copies (of the first device)."""
     trace = read(file)
-    facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]
+    facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]  # it is of the last one
     if last and not last[0].steps and len(steps) == job.num_inference_steps:
         last[0].given, last[0].steps_from = [*(steps.end_ns - steps.start_ns) / 1e9], "trace"
     rank = number if facts["rank"] is None else facts["rank"]
@@ -207,8 +196,8 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
             **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
 
-def _outcome(said: Log, job: Job) -> dict[str, str]:
-    """Status and reason: why a run ended that did not reach its end."""
+def _outcome(said: Log, job: Job, params: Path) -> dict[str, str]:
+    """Status and reason: why a run ended that did not reach its end; and what to do."""
     last = next((it for it in reversed(said.iterations) if not it.warmup), Iteration())
     denoised = last.average_s or last.given or last.total and last.at == last.total
     if denoised and (last.total_s or not said.errors):  # what fails after that costs nothing
@@ -218,7 +207,9 @@ def _outcome(said: Log, job: Job) -> dict[str, str]:
     memory = [line for line in said.errors if "OutOfMemory" in line or "out of memory" in line]
     # The first one out of memory says how much was asked for, and the last line ended the run.
     lines = dict.fromkeys([*memory[:1], *said.errors[-1:], f"the log ends {at}"])
-    return {"status": "oom" if memory else said.status or "failed", "reason": "; ".join(lines)}
+    hint = f"Run SGLang again, then: wanreport import {job.name} --log FILE --params {params}"
+    status = "oom" if memory else said.status or "failed"
+    return {"status": status, "reason": "; ".join(lines), "hint": hint}
 
 
 def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
