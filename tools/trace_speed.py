@@ -1,4 +1,4 @@
-"""Times how a large trace is read: ``python -m benchmarks.traces`` makes one like a profiler's.
+"""Times how a large trace is read: ``python -m tools.trace_speed`` makes one like a profiler's.
 
 First come the host's operations, then calls and what they launched, by buffers out of order.
 """
@@ -38,7 +38,7 @@ def event(cat: str, name: str, ts: float, dur: float, **args: Any) -> str:
 
 def main() -> int:
     """Make a trace, read it, say how long that took and how much memory."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traces", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.trace_speed", description=__doc__)
     parser.add_argument("--steps", type=int, default=217)  # 443 MB
     host: list[str] = []
     buffers: list[list[str]] = [[] for _ in range(400)]
