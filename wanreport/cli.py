@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument(option, **how)
         command.set_defaults(command=run)
     given = parser.parse_args(argv)
-    # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
-    signal.signal(signal.SIGTERM, ours.terminate)
     return ended(parser.prog, lambda root: int(given.command(given, root)))
 
 
 def ended(program: str, run: Callable[[Path], int]) -> int:
     """Run a program in the project; returns its exit status, and says in a line what ended it."""
+    # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
+    signal.signal(signal.SIGTERM, ours.terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
         sys.stdout.reconfigure(errors="backslashreplace")
     root, code = project.project_root(), Path(wanreport.__file__).parent
@@ -99,9 +99,9 @@ def _run(given: Namespace, root: Path) -> int:
     status = int(_site().report(root, only=given.params, force=given.force))
     found, here = project.all_records(root), this_machine()
     for job in load_jobs(given.params, root).values():
-        shown = ours.spoken_for(job, found, here)
-        if shown and shown[1]["status"] != "ok":
-            print(f"{job.name}: {shown[1]['status']}: {shown[0]}", file=sys.stderr)
+        path, record = ours.spoken_for(job, found, here) or (None, {"status": "ok"})
+        if record["status"] != "ok":
+            print(f"{job.name}: {record['status']}: {path}", file=sys.stderr)
             status = 1
     return status
 
@@ -178,11 +178,11 @@ def _plan(given: Namespace, root: Path) -> int:
     if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
         raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())
     for file, job in jobs.items():
-        where, found, timed = _planned(job, root)
         print(f"{file}: {_resolved(job)}")
-        print(where, file=sys.stdout if found else sys.stderr)
-        print("\n".join(plan.lines(found, timed=timed) if found else []))
-        status |= not found
+        where, made, timed = _planned(job, root)
+        print(where, file=sys.stdout if made else sys.stderr)
+        print("\n".join(plan.lines(made, timed=timed) if made else []))
+        status |= not made
     return status
 
 
@@ -200,8 +200,7 @@ def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
     real = [item for item in project.all_records(root) if not parse_record(*item).is_rehearsal]
     if found := plan.from_records(job, real):
         return f"from what was measured for {found[0].relative_to(root)}", found[1], True
-    asked = counted(job.num_gpus, "GPU")
-    needs = f"{asked} here, or a record of stream at this shape from as many"
+    needs = f"{counted(job.num_gpus, 'GPU')} here, or a record of stream at this shape from as many"
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
@@ -230,21 +229,18 @@ def _baseline(given: Namespace, _: Path) -> int:
 
 FILE, YES = {"type": Path}, {"action": "store_true"}
 PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
-SOME = {"params": FILE | {"nargs": "*", "help": "params files (YAML)"}}
 FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
-WORKERS = {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-           "help": "pages made at a time"}  # fmt: skip
+FEW: dict[str, Any] = {"type": int, "choices": range(1, 65), "metavar": "N"}
+WORKERS = {"--workers": FEW | {"default": 2, "help": "pages made, and rehearsals run, at a time"}}
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (
         lambda given, root: _site().report(
             root, measuring=not given.no_measure, force=given.force, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
-        {"--no-measure": YES | {"help": "render from the records at hand only"}, **FORCE,
-         "--workers": WORKERS | {"help": "pages made, and rehearsals run, at a time"}}),
+        FORCE | WORKERS | {"--no-measure": YES | {"help": "render from the records at hand only"}}),
     "publish": (lambda given, root: _site().publish(root, given.workers),
-                "render the committed records alone, to commit: reports/published",
-                {"--workers": WORKERS}),
+                "render the committed records alone, to commit: reports/published", WORKERS),
     "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
     "measure": (_measure, "measure jobs that have no record here; no pages", {
         **PARAMS,
@@ -255,8 +251,8 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "--again": YES | {"help": "also what has a record; of the full model that is kept"}}),
     "check": (_check, "say what params files resolve to; run nothing", PARAMS),
     "plan": (_plan, "say how stream would move weights, or what to run; run no job", {
-        **SOME, "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
-                           "help": "what to run on N GPUs, from records"},
+        "params": PARAMS["params"] | {"nargs": "*"},
+        "--gpus": FEW | {"help": "what to run on N GPUs, from records"},
         "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
     "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
         "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},

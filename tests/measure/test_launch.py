@@ -14,7 +14,6 @@ from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, jobs, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-from wanreport.records.record import read_record
 
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
 
@@ -26,7 +25,7 @@ def _job(engine="layerwise", **changes):
 
 def _ran(folder, job, **how):
     """The record of a job that went well, with counters as they must be; and the steps that ran."""
-    record = read_record(jobs.run_job(job, folder, **how))
+    ((_, record),) = jobs.measure_jobs([job], folder, folder / "log", **how)
     assert record["status"] == "ok", record["reason"]
     for iteration in record["iterations"]:
         assert len(iteration["counters"]) == job.num_gpus
@@ -109,7 +108,7 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path):
      ({"checkpoint": "nowhere/w"}, "nowhere/w", "`checkpoint`")],
 )  # fmt: skip
 def test_what_cannot_run_here_says_what_would(changes, reason, hint, tmp_path):
-    record = read_record(jobs.run_job(_job(**changes), tmp_path))
+    ((_, record),) = jobs.measure_jobs([_job(**changes)], tmp_path, tmp_path / "log")
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
 

@@ -10,7 +10,6 @@ import pytest
 from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.measure import fit, jobs, machine, ranks
-from wanreport.records.record import read_record
 
 GB = 10**9
 
@@ -37,7 +36,7 @@ def test_each_node_needs_room_for_its_own_ranks(engine: str, nodes: int, needed:
 def test_ranks_are_as_many_on_each_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(machine.NODES, "2")
     odd = Job(name="j", engine="stream", num_gpus=3, scale="tiny")
-    record = read_record(jobs.run_job(odd, tmp_path))
+    ((_, record),) = jobs.measure_jobs([odd], tmp_path, tmp_path / "log")
     assert record["status"] == "unsupported" and "3" in record["reason"] and record["hint"]
 
 

@@ -34,11 +34,9 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
     return Schedule(timesteps.tolist(), np.append(sigmas, 0).astype(np.float32).tolist())
 
 
-def switch_step(
-    timesteps: Sequence[float], boundary_ratio: float | None, train_timesteps: int = TRAIN_TIMESTEPS
-) -> int | None:
+def switch_step(timesteps: Sequence[float], boundary_ratio: float | None) -> int | None:
     """Index of the low-noise expert's first step, below the boundary; None if there is none."""
-    boundary = (boundary_ratio or 0) * train_timesteps
+    boundary = (boundary_ratio or 0) * TRAIN_TIMESTEPS
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
@@ -36,11 +36,9 @@ in place of torch's profiler, as both cannot."""
 UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
-T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at ranks
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
 # What an error says of itself -> the status that it gives a job.
 MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
@@ -165,7 +163,7 @@ KINDS: dict[str, Any] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
 
 def die_with_parent() -> None:
     """Have the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def watch(*given: Any) -> Any:
@@ -201,9 +199,9 @@ def watching(
     return results(), codes
 
 
-def together(begun: Iterable[Generator[None, None, T]], at_once: int = 1) -> Iterator[T]:
+def together(begun: Iterable[Generator[None, None, Any]], at_once: int = 1) -> Iterator[Any]:
     """What each of these returns, as they end, while `at_once` run. A signal ends all of them."""
-    waiting, active = iter(begun), list[Generator[None, None, T]]()
+    waiting, active = iter(begun), list[Generator[None, None, Any]]()
     try:
         while active := [*active, *islice(waiting, at_once - len(active))]:
             for each in list(active):

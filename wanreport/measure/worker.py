@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.jobs.job import Job
-from wanreport.jobs.schedule import sampled_steps, switch_step
+from wanreport.jobs.schedule import TRAIN_TIMESTEPS, sampled_steps, switch_step
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.fit import blocks_in_budget, measure_link, model_of, require_host_memory
 from wanreport.measure.machine import nodes
@@ -63,11 +63,9 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job, device = self.job, self.device
-        if not self.tiny and torch.cuda.device_count() < self.beside:
-            raise Unsupported(
-                f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
-                "install a torch that fits the driver (nvidia-smi names its CUDA version)",
-            )
+        if not self.tiny and (seen := torch.cuda.device_count()) < self.beside:
+            hint = "install a torch that fits the driver (nvidia-smi names its CUDA version)"
+            raise Unsupported(f"torch sees {seen} of {self.beside} GPUs", hint)
         connect(device, self.out, self.rank, self.world_size, job.timeout_s)
         self.settings, source, configs = model_of(job)
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
@@ -131,8 +129,8 @@ class Rank:
             return result
         engine.attach(self.experts, store, device, dist.group.WORLD)
         kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
-        for number, kind in enumerate([*kinds, *["profiled"] * job.profile]):
-            result["iterations"].append(self._iteration(number, kind))
+        kinds += ["profiled"] * job.profile
+        result["iterations"] = [self._iteration(*each) for each in enumerate(kinds)]
         result |= {"schedule": self.schedule, "cold_start_s": self.cold_start_s,
                    "timeline": engine.mover.timeline.rows()}  # fmt: skip
         engine.detach()
@@ -163,9 +161,8 @@ class Rank:
         steps: list[dict[str, Any]] = []
         scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
         scheduler.set_timesteps(job.num_inference_steps)
-        ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
-        times = [float(time) for time in scheduler.timesteps]
-        switch = switch_step(times, ratio, most)
+        times, ratio = scheduler.timesteps.double().tolist(), self.settings["boundary_ratio"]
+        switch = switch_step(times, ratio)
         self.schedule = {"timesteps": times, "switch_step": switch}
         run = sampled_steps(len(times), switch, job.sampled_steps)
         if kind == "warmup" and (self.tiny or len(run) < len(times)):
@@ -198,7 +195,7 @@ class Rank:
         with sensors:
             latents = denoise.denoise(
                 self.experts, engine, scheduler, latents, self.guidance,
-                steps=len(times), boundary=None if ratio is None else ratio * most,
+                steps=len(times), boundary=None if ratio is None else ratio * TRAIN_TIMESTEPS,
                 on_step=on_step, run=run,
             )  # fmt: skip
             for step, seconds in zip(steps, clock.seconds(), strict=True):
