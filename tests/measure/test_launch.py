@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from wanreport.engines import ENGINES
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.jobs.sglang import ENGINE_FLAGS
-from wanreport.measure import fit, jobs, ranks
+from wanreport.measure import fit, jobs, machine, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
 
@@ -101,13 +104,15 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "hint"),
-    [({"engine": "stream", "vram_budget_gb": 2.0}, "2.0 holds 1 blocks", "at least 2.5 GB"),
-     ({"scale": "a14b", "num_gpus": 64}, "64 GPUs", "scale: tiny"),
-     ({"model_path": "x/y"}, "x/y", "`model_path`"),
-     ({"checkpoint": "nowhere/w"}, "nowhere/w", "`checkpoint`")],
+    ("nodes", "changes", "reason", "hint"),
+    [(1, {"engine": "stream", "vram_budget_gb": 2.0}, "2.0 holds 1 blocks", "at least 2.5 GB"),
+     (1, {"scale": "a14b", "num_gpus": 64}, "64 GPUs", "scale: tiny"),
+     (1, {"model_path": "x/y"}, "x/y", "`model_path`"),
+     (1, {"checkpoint": "nowhere/w"}, "nowhere/w", "`checkpoint`"),
+     (2, {"num_gpus": 3}, "3 ranks", "divides 3")],
 )  # fmt: skip
-def test_what_cannot_run_here_says_what_would(changes, reason, hint, tmp_path):
+def test_what_cannot_run_here_says_what_would(nodes, changes, reason, hint, tmp_path, monkeypatch):
+    monkeypatch.setenv(machine.NODES, str(nodes))
     ((_, record),) = jobs.measure_jobs([_job(**changes)], tmp_path, tmp_path / "log")
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
@@ -117,18 +122,39 @@ def test_host_memory_is_asked_for_before_it_is_taken():
     experts = {name: Expert(name, A14B, torch.bfloat16) for name in EXPERTS}
     layouts = list(HostStore(experts, RandomWeights()).layouts.values())
     store = 57_270_702_592  # both experts of A14B in bfloat16, as aligned buffers
-    four = 4 * fit.HOST_OVERHEAD
-    for name, ranks_, needed, rehearsal, hint in (
-        ("layerwise", 4, store + four, False, "--mem"),  # one copy for all ranks
-        ("swap", 4, 4 * store + four, False, "--mem"),  # one each
-        ("fsdp", 4, 87_598_661_888 + four, False, "--mem"),  # shards, rounded up to powers of two
-        ("layerwise", 1, 2 * store, True, "`checkpoint`"),  # the ranks' copy, and a rank's device
-    ):
+    two, four = 2 * fit.HOST_OVERHEAD, 4 * fit.HOST_OVERHEAD
+    for name, ranks_, nodes, needed in (
+        ("layerwise", 4, 1, store + four), ("layerwise", 4, 2, store + two),  # one for a node
+        ("swap", 4, 1, 4 * store + four), ("swap", 4, 2, 2 * store + two),  # one each
+        ("fsdp", 4, 1, 87_598_661_888 + four),  # shards, rounded up to powers of two
+        ("layerwise", 1, 1, 2 * store),  # a rehearsal: the ranks' copy, and a rank's device
+    ):  # fmt: skip
+        how: dict[str, Any] = {"nodes": nodes, "rehearsal": ranks_ == 1}
         asked = ENGINES[name](prefetch=1), layouts, ranks_
-        fit.require_host_memory(*asked, needed, rehearsal=rehearsal)
+        fit.require_host_memory(*asked, needed, **how)
         with pytest.raises(ranks.Unsupported) as refused:
-            fit.require_host_memory(*asked, needed - 100_000_000, rehearsal=rehearsal)
-        assert "0.1 GB" in refused.value.args[0] and hint in refused.value.args[1]
+            fit.require_host_memory(*asked, needed - 100_000_000, **how)
+        reason, hint = refused.value.args
+        assert " 0.1 GB" in reason and ("each node" in reason) == (nodes > 1)
+        assert ("`checkpoint`" if ranks_ == 1 else "--mem") in hint
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_srun_starts_a_torchrun_on_each_node(nodes, tmp_path, monkeypatch):
+    begun = []
+
+    def keep(command, **_):
+        begun.append(command)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setenv(machine.NODES, str(nodes))
+    monkeypatch.setattr(ranks.psutil, "Popen", keep)
+    monkeypatch.delenv(ranks.NSYS, raising=False)
+    ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 8).process.wait()
+    (words,) = begun
+    assert f"--nproc-per-node={8 // nodes}" in words and str(tmp_path / "spec") in words
+    assert (words[0] == "srun") == (f"--nnodes={nodes}" in words) == (nodes > 1)
+    assert ({f"--nodes={nodes}", f"--ntasks={nodes}"} <= {*words}) == (nodes > 1)
 
 
 def test_the_transport_is_read_from_nccls_own_words(tmp_path):
