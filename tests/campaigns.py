@@ -40,10 +40,9 @@ def campaign(
         for tokens, ms in resident_ms.items():
             each = [_rank(label, factor * ms, settings, rank) for rank in range(ranks)]
             rows.append({
-                "label": label, "tokens": tokens, "grid": [1, 1, tokens], "status": "ok",
-                "reason": "", "ranks": each, "log": "", "transport": ["SHM/direct/direct"],
+                "label": label, "tokens": tokens, "status": "ok", "reason": "", "ranks": each,
                 "settings": stream_settings(label, each), "git_sha": "c" * 40,
-                "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
+                "ended_at": "2026-03-01T12:00:00+00:00",
             })  # fmt: skip
     return {
         "schema_version": 2, "settings": settings, "bytes": BLOCK * BLOCKS, "rows": rows,
@@ -70,7 +69,7 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
         plan = json.loads(json.dumps(plan))
     held = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
     sizes = (held, held, BLOCK * blocks, 1) if cuda else (None, None, None, 1)
-    read = {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
+    read = {"board": "0a1b2c3d", "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
     link = {"h2d_pinned_gb_s": 55.4, "h2d_pinned_together_gb_s": 54.9}
     return {
         "samples_ms": samples, "memory": dict(zip(MEMORY, sizes, strict=True)), "note": "",

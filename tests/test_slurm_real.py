@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.faults.scene import ROOT, until
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
 pytestmark = [
@@ -70,13 +71,6 @@ dit_cpu_offload: false
 def port():
     with socket.create_server(("127.0.0.1", 0)) as found:
         return found.getsockname()[1]
-
-
-def until(true, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.25)
 
 
 class Slurm:
@@ -159,20 +153,27 @@ class Slurm:
         paths = (self.root / "results" / "local").glob("*/*.json")
         return {made["job"]["name"]: made for made in (json.loads(p.read_text()) for p in paths)}
 
-    def log(self):
-        return "\n".join(path.read_text() for path in self.root.glob("slurm/logs/*.log"))
+    def log(self, name=""):
+        """What tasks have written to their logs, or that of one job."""
+        paths = self.root.glob(f"slurm/logs/{name}*.log")
+        return "\n".join(path.read_text() for path in paths)
 
 
-@pytest.fixture(scope="module")
-def slurm():
-    folder = Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp"))  # a socket's path must be short
-    made = Slurm(folder)
+@contextmanager
+def running(kind):
+    made = kind(Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp")))  # a socket's path must be short
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made.dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with running(Slurm) as made:
+        yield made
 
 
 def test_states_records_and_the_queue(slurm):

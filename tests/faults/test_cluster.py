@@ -6,18 +6,54 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.cluster import NODES, Cluster, running
+from tests.faults.scene import until
+from tests.test_slurm_real import CONF, Slurm, port, running
 from tests.test_slurm_real import pytestmark as needs
-from tests.test_slurm_real import until
 
 pytestmark = [*needs, pytest.mark.faults, pytest.mark.timeout(600)]
 TINY = "scale: tiny\nclean_iterations: "
 LONG = f"{TINY}2000\n"
+NODES = ("n1", "n2")
+
+
+class Cluster(Slurm):
+    """Two slurmd under two names, without GPUs."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        ours = ("NodeName", "Partition", "GresTypes", "Slurmd")
+        lines = [line for line in CONF.splitlines() if not line.startswith(ours)]
+        for key in ("PidFile", "LogFile", "SpoolDir"):
+            lines.append(f"Slurmd{key}={{dir}}/slurmd-%n.{key}")
+        for name in NODES:
+            where = f"NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port()}"
+            lines.append(f"NodeName={name} {where} CPUs=2 RealMemory=9000 State=UNKNOWN")
+            (folder / f"slurmd-{name}.SpoolDir").mkdir()
+        nodes = f"Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP"
+        lines.append(f"PartitionName=all {nodes}")
+        text = "\n".join(lines).format(dir=folder, host=self.host, ctld=port())
+        (folder / "slurm.conf").write_text(f"{text}\n")
+        (folder / "gres.conf").unlink()
+        self.host = NODES[0]
+
+    def start(self) -> None:
+        super().start()
+        self._daemon("slurmd", "-D", "-N", NODES[1])
+        until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").stdout.split() == ["idle"] * 2)
+
+    def task(self, *words: str) -> str:
+        """Submit a task, or several, as a user would by hand: options and files; the job's id."""
+        (self.root / "slurm/logs").mkdir(exist_ok=True)
+        options = [word for word in words if word.startswith("--")]
+        files = [word for word in words if word not in options]
+        done = self.run("sbatch", "--parsable", *options, "slurm/jobs.sbatch", *files)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout.strip())
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    with running() as made:
+    with running(Cluster) as made:
         yield made
 
 

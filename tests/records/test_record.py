@@ -93,12 +93,10 @@ def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_
     put(tmp_path / "local", record())
     (a.parent / "._hidden.json").write_text("junk")
     assert [path for path, _ in find_records(tmp_path)] == [a, b]
-    damaged = ["", '{"a": ', "[]", '{"schema_version": 7}', "\xff\xfe=\xd8"]
-    for number, text in enumerate(damaged):
-        (tmp_path / "a" / f"{number}.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(RecordError) as refused:
+    for name, text in {"one": '{"schema_version": 7}', "two": "\xff\xfe=\xd8"}.items():
+        (tmp_path / f"a/{name}.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecordError, match=r"(?s)one\.json: .*two\.json: "):
         find_records(tmp_path)
-    assert all(f"{number}.json: " in str(refused.value) for number in range(len(damaged)))
     with pytest.raises(RecordError, match=r"gone\.json"):
         read_record(tmp_path / "gone.json")
 

@@ -96,16 +96,12 @@ def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
     minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
-    """Measure those `jobs` that this machine has no record of; return the names that failed.
-
-    Records go to `results`, by default those of this machine. With `again` all are measured.
-    Rehearsals, whose times say nothing, may run `at_once`.
-    """
+    """Measure those `jobs` that this machine has no record of; return the names that failed."""
     if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
         return []
     say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
     if any(job.scale == "a14b" or job.checkpoint for job in left):
-        at_once = 1
+        at_once = 1  # only of rehearsals times say nothing
     if at_once > 1:  # so that none is left alone at the end
         left.sort(key=lambda job: -job.num_gpus)
     folder, bad = results or local_results(root), ("failed", "timeout", "non-finite")
@@ -147,10 +143,7 @@ def measure_jobs(
 
 
 def running(job: Job, root: Path, *, log: TextIO, plan_only: bool) -> Running:
-    """Run one resolved job, or only plan it, and return its record's path.
-
-    Yields while the ranks work. ``log`` takes a line an iteration, and tracebacks.
-    """
+    """Run one resolved job, or only plan it; yields meanwhile; returns its record's path."""
     begun, here, stopped = time.perf_counter(), machine.machine(), None
     record = kept.new_record(
         job,

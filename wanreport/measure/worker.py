@@ -1,7 +1,6 @@
 """One rank of one job: builds the model, runs the iterations, writes what it saw.
 
 On GPUs torchrun starts it (``python -m wanreport.measure.worker SPEC OUT``), on CPU a fork server.
-Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
 """
 
 import json
@@ -45,11 +44,7 @@ TINY_TEXT_TOKENS = 8
 
 
 class Rank:
-    """One rank's work on one job.
-
-    ``spec`` holds the ``job`` (the resolved one's fields), ``plan_only`` and ``host_free`` (bytes).
-    Results, progress and traces go to the folder ``out``.
-    """
+    """One rank's work on the job of ``spec``; progress and traces go to the folder ``out``."""
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
         self.spec, self.job = spec, (job := Job(**spec["job"]))
