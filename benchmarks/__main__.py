@@ -129,7 +129,7 @@ class Campaign:
 
     def _start(self, labels: Sequence[str], pending: Sequence[int]) -> None:
         """Run the processes of some engines; afterwards at least one of ``pending`` has ended."""
-        count, turns = self.given.ranks, self.given.turns
+        device, count, turns = self.given.device, self.given.ranks, self.given.turns
         timeout_s = TIMEOUT_S * (1 + turns)
         spec = self.report["settings"] | {
             "engines": labels, "code": self.code, "turns": turns or 1, "timeout_s": timeout_s,
@@ -137,7 +137,6 @@ class Campaign:
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
             out, progress = Path(folder), Path(folder) / "progress"
-            (out / "spec.json").write_text(json.dumps(spec), "utf-8")
 
             def collect() -> None:
                 for n in self._pending(labels):
@@ -148,9 +147,9 @@ class Campaign:
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
             deadline = min(time.monotonic() + timeout_s, self.until)
-            start = processes.KINDS[self.given.device]
-            ranks = start(out / "spec.json", out, count, "benchmarks.rank")
-            results, codes = processes.watch(ranks, out, count, deadline, collect)
+            results, codes = processes.watch(
+                device, "benchmarks.rank", spec, out, count, deadline, collect
+            )
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):

@@ -43,17 +43,17 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
 class Programs(ranks.ForkedRanks):
     """Ranks that begin as torchrun's do, as a program, but without its imports."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str) -> None:
-        given = str(spec), str(out), world_size, module
+    def __init__(self, out: Path, world_size: int, module: str) -> None:
+        given = str(out), world_size, module
         self.processes = [CONTEXT.Process(target=_program, args=(rank, *given))
                           for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 
 
-def _program(rank: int, spec: str, out: str, world_size: int, module: str) -> None:
+def _program(rank: int, out: str, world_size: int, module: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    sys.argv = [module, spec, out]
+    sys.argv = [module, out]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

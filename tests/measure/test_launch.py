@@ -150,9 +150,10 @@ def test_srun_starts_a_torchrun_on_each_node(nodes, tmp_path, monkeypatch):
     monkeypatch.setenv(machine.NODES, str(nodes))
     monkeypatch.setattr(ranks.psutil, "Popen", keep)
     monkeypatch.delenv(ranks.NSYS, raising=False)
-    ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 8).process.wait()
+    ranks.TorchrunRanks(tmp_path, 8, "module").process.wait()
     (words,) = begun
-    assert f"--nproc-per-node={8 // nodes}" in words and str(tmp_path / "spec") in words
+    assert f"--nproc-per-node={8 // nodes}" in words
+    assert words[-3:] == ["-m", "module", str(tmp_path)]
     assert (words[0] == "srun") == (f"--nnodes={nodes}" in words) == (nodes > 1)
     assert ({f"--nodes={nodes}", f"--ntasks={nodes}"} <= {*words}) == (nodes > 1)
 
@@ -181,8 +182,8 @@ def test_torchrun_says_which_rank_was_killed(tmp_path, monkeypatch):
     (tmp_path / "killed.py").write_text(KILLED)
     monkeypatch.setattr(ranks, "GRACE", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    begun = ranks.TorchrunRanks(tmp_path / "spec", tmp_path, 2, "killed")
-    results, codes = ranks.watch(begun, tmp_path, 2, time.monotonic() + 100, lambda: None)
+    until = time.monotonic() + 100
+    results, codes = ranks.watch("cuda", "killed", {}, tmp_path, 2, until, lambda: None)
     found = ranks.failure(100, results, codes, "step 3")
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
 

@@ -4,7 +4,6 @@ A job ends in a record, whatever happens to its ranks. Nothing here imports torc
 """
 
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -191,11 +190,10 @@ def _measured(
     if count % nodes:
         hint = f"ask for a number of nodes that divides {count}"
         raise Unsupported(f"{count} ranks are not as many on each of {nodes} nodes", hint)
-    given = {"job": job.model_dump(mode="json"), "plan_only": plan_only,
-             "host_free": machine.host_memory()["available"]}  # fmt: skip
-    spec, progress, said = out / "spec.json", out / "progress", ["not started"]
-    spec.write_text(json.dumps(given), "utf-8")
-    deadline = time.monotonic() + job.timeout_s
+    spec = {"job": job.model_dump(mode="json"), "plan_only": plan_only,
+            "host_free": machine.host_memory()["available"]}  # fmt: skip
+    progress, said, deadline = out / "progress", ["not started"], time.monotonic() + job.timeout_s
+    kind = "cpu" if tiny and nodes == 1 else "cuda"
 
     def follow() -> None:
         """Show what rank 0 says: all to a person at a terminal, and what is new to the log."""
@@ -209,8 +207,9 @@ def _measured(
 
     # None: shown at a terminal only.
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as bar:
-        begun = ranks.KINDS["cpu" if tiny and nodes == 1 else "cuda"](spec, out, count)
-        results, codes = yield from ranks.watching(begun, out, count, deadline, follow)
+        results, codes = yield from ranks.watching(
+            kind, "wanreport.measure.worker", spec, out, count, deadline, follow
+        )
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < count:
         return ranks.failure(job.timeout_s, results, codes, said[-1])

@@ -1,7 +1,8 @@
 """The ranks of a job: how they are started, watched and ended. Nothing here imports torch.
 
 On GPUs torchrun starts them; on CPU they are forked from a small server, which imports torch once.
-A rank leaves ``rank<r>.json`` in the job's folder, and ends with what started it.
+A rank finds ``spec.json`` in its job's folder and leaves ``rank<r>.json`` there, whatever happens;
+it ends with what started it.
 """
 
 import contextlib
@@ -29,7 +30,6 @@ import psutil
 
 from wanreport.measure.machine import nodes
 
-WORKER = "wanreport.measure.worker"
 NSYS = "WANREPORT_NSYS"
 """Set to the program of Nsight Systems: ranks on GPUs run under it, and it records what is profiled
 in place of torch's profiler, as both cannot."""
@@ -66,7 +66,7 @@ def outcome(error: BaseException) -> dict[str, Any]:
 class ForkedRanks:
     """Ranks on CPU, forked from a server that has the imports behind it."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
+    def __init__(self, out: Path, world_size: int, module: str) -> None:
         if len(kept := tempfile.gettempdir()) > LONGEST:  # then the server's socket goes elsewhere
             tempfile.tempdir = "/tmp"
             multiprocessing.util.get_temp_dir()  # which is asked once
@@ -74,10 +74,8 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
-        self.processes = [
-            context.Process(target=_forked, args=(module, str(spec), str(out), rank, world_size))
-            for rank in range(world_size)
-        ]
+        self.processes = [context.Process(target=_forked, args=(module, str(out), rank, world_size))
+                          for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 
@@ -92,7 +90,7 @@ class ForkedRanks:
             process.join(GRACE)
 
 
-def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> None:
+def _forked(module: str, out: str, rank: int, world_size: int) -> None:
     """A forked rank, whose output goes to its own log."""
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -104,13 +102,13 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
 
     threading.Thread(target=die_with_launcher, daemon=True).start()
     gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
-    importlib.import_module(module).main(spec, out, rank, world_size)
+    importlib.import_module(module).main(out, rank, world_size)
 
 
 class TorchrunRanks:
     """Ranks on the GPUs of this host, or of all nodes of this Slurm job, where srun starts them."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
+    def __init__(self, out: Path, world_size: int, module: str) -> None:
         self.log, self.world_size = out / "torchrun.log", world_size
         self.nodes, start, meet = nodes(), list[str](), ["--standalone"]
         if self.nodes > 1:
@@ -129,7 +127,7 @@ class TorchrunRanks:
             self.process = psutil.Popen(
                 [*start, sys.executable, "-m", "torch.distributed.run", *meet,
                  f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
-                 f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out)],
+                 f"--log-dir={out / 'logs'}", "-m", module, str(out)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 preexec_fn=die_with_parent, env=os.environ | told,
                 start_new_session=True,  # Ctrl-C then reaches only us, and we end them
@@ -158,7 +156,7 @@ class TorchrunRanks:
 
 
 KINDS: dict[str, Any] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
-"""How ranks are started on a kind of device; each takes spec, folder, number and module."""
+"""How ranks are started on a kind of device; each takes a folder, their number and a module."""
 
 
 def die_with_parent() -> None:
@@ -172,10 +170,10 @@ def watch(*given: Any) -> Any:
 
 
 def watching(
-    ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
+    kind: str, module: str, spec: dict[str, Any], out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
 ) -> Generator[None, None, tuple[list[dict[str, Any] | None], list[int | None]]]:  # fmt: skip
-    """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
+    """Start ranks; end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
     Yields after each look at them. Returns what each rank left in ``out``, and the exit codes from
     before any was ended by us.
@@ -185,6 +183,8 @@ def watching(
         files = [out / f"rank{rank}.json" for rank in range(world_size)]
         return [json.loads(f.read_text("utf-8")) if f.is_file() else None for f in files]
 
+    (out / "spec.json").write_text(json.dumps(spec), "utf-8")
+    ranks = KINDS[kind](out, world_size, module)
     try:
         while True:
             codes = ranks.exit_codes()

@@ -1,6 +1,6 @@
 """One rank of one job: builds the model, runs the iterations, writes what it saw.
 
-On GPUs torchrun starts it (``python -m wanreport.measure.worker SPEC OUT``), on CPU a fork server.
+On GPUs torchrun starts it (``python -m wanreport.measure.worker OUT``), on CPU a fork server.
 """
 
 import json
@@ -283,9 +283,8 @@ def software() -> dict[str, Any]:
 
 
 def main(
-    spec_file: str, out: str, rank: int, world_size: int,
-    run: Callable[..., Any] = lambda *given: Rank(*given).run(),
-) -> None:  # fmt: skip
+    out: str, rank: int, world_size: int, run: Callable[..., Any] = lambda *it: Rank(*it).run()
+) -> None:
     """Run one rank, and end its process: 0 if it went well. What came of it is in its file."""
     die_with_parent()
     if os.getppid() == 1:  # it had died before
@@ -294,7 +293,7 @@ def main(
     try:
         with naming(folder):
             (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
-            spec = json.loads(Path(spec_file).read_text("utf-8"))
+            spec = json.loads((folder / "spec.json").read_text("utf-8"))
             result = {"status": "ok"} | run(spec, folder, rank, world_size)
     except BaseException as error:
         traceback.print_exc()
@@ -306,4 +305,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    main(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
