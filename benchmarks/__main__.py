@@ -147,9 +147,8 @@ class Campaign:
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
             deadline = min(time.monotonic() + timeout_s, self.until)
-            results, codes = processes.watch(
-                device, "benchmarks.rank", spec, out, count, deadline, collect
-            )
+            results, codes = next(processes.together([processes.watching(
+                device, "benchmarks.rank", spec, out, count, deadline, collect)]))  # fmt: skip
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):

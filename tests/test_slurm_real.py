@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.faults.scene import ROOT, until
+from tests.faults import scene
+from tests.faults.scene import ROOT
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
@@ -52,20 +55,10 @@ GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=9000 Gres=gpu:8 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-JOB = """\
-name: {name}
-engine: resident
-num_gpus: 1
-num_frames: 5
-num_inference_steps: 2
-height: 64
-width: 64
-profile: false
-decode: false
-warmup_iterations: 0
-dit_layerwise_offload: false
-dit_cpu_offload: false
-"""
+JOB = {"engine": "resident", "num_gpus": 1, "num_frames": 5, "num_inference_steps": 2, "height": 64,
+       "width": 64, "profile": False, "decode": False, "warmup_iterations": 0,
+       "dit_layerwise_offload": False, "dit_cpu_offload": False}  # fmt: skip
+until = partial(scene.until, pause=0.25)
 
 
 def port():
@@ -134,10 +127,10 @@ class Slurm:
     def queue(self):
         return self.run("squeue", "--noheader").stdout
 
-    def job(self, name, extra, folder="params/baseline"):
+    def job(self, name, folder="params/baseline", **fields):
         path = self.root / folder / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(JOB.format(name=name) + extra)
+        path.write_text(yaml.safe_dump({"name": name, **JOB, **fields}))
         return str(path)
 
     def ended(self):
@@ -178,10 +171,10 @@ def slurm():
 
 def test_states_records_and_the_queue(slurm):
     """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
-    good = slurm.job("good", "scale: tiny\n", "elsewhere")
-    bad = slurm.job("bad", "scale: tiny\nseed: 1\ntimeout_s: 1\n")
-    blind = slurm.job("blind", "scale: a14b\n")
-    long = slurm.job("long", "scale: tiny\nclean_iterations: 2000\n")
+    good = slurm.job("good", "elsewhere", scale="tiny")
+    bad = slurm.job("bad", scale="tiny", seed=1, timeout_s=1)
+    blind = slurm.job("blind", scale="a14b")
+    long = slurm.job("long", scale="tiny", clean_iterations=2000)
     (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
 
     refused = slurm.submit(blind, "--", "--gres=gpu:9")

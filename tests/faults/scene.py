@@ -23,12 +23,12 @@ QUICK = {"scale": "tiny", "num_gpus": 2, "num_inference_steps": 4, "decode": Fal
 LONG = {"num_inference_steps": 400}
 
 
-def until(true: Callable[[], Any], seconds: float = 120.0) -> Any:
+def until(true: Callable[[], Any], seconds: float = 120.0, pause: float = 0.02) -> Any:
     """What a condition gives as soon as it holds."""
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
+        time.sleep(pause)
     return found
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.scene import until
-from tests.test_slurm_real import CONF, Slurm, port, running
+from tests.test_slurm_real import CONF, Slurm, port, running, until
 from tests.test_slurm_real import pytestmark as needs
 
 pytestmark = [*needs, pytest.mark.faults, pytest.mark.timeout(600)]
-TINY = "scale: tiny\nclean_iterations: "
-LONG = f"{TINY}2000\n"
+LONG = {"scale": "tiny", "clean_iterations": 2000}
 NODES = ("n1", "n2")
 
 
@@ -67,7 +65,7 @@ def over(slurm: Cluster) -> None:
 
 
 def test_the_time_limit(slurm: Cluster) -> None:
-    file = slurm.job("late", LONG)
+    file = slurm.job("late", **LONG)
     slurm.task(file, "--time=1", "--signal=B:TERM@30", "--job-name=late")
     over(slurm)
     assert slurm.ended()["late"] in ("TIMEOUT", "FAILED"), slurm.log()
@@ -77,7 +75,7 @@ def test_the_time_limit(slurm: Cluster) -> None:
 
 def test_requeue(slurm: Cluster) -> None:
     """A task that is put back begins again and ends well; the next one measures nothing."""
-    file = slurm.job("again", f"{TINY}60\n")
+    file = slurm.job("again", scale="tiny", clean_iterations=60)
     task = slurm.task(file, "--job-name=again")
     begun(slurm, "again")
     assert slurm.run("scontrol", "requeue", task).returncode == 0
@@ -94,7 +92,7 @@ def test_requeue(slurm: Cluster) -> None:
 
 def test_a_dead_array_task(slurm: Cluster) -> None:
     """The kernel of one task is killed: that task fails, and the other one ends well."""
-    files = [slurm.job("dead", LONG), slurm.job("alive", f"{TINY}3\n")]
+    files = [slurm.job("dead", **LONG), slurm.job("alive", scale="tiny", clean_iterations=3)]
     slurm.task(files[0], files[1], "--array=0-1", "--job-name=array")
     begun(slurm, "dead")
     for process in psutil.process_iter(["cmdline", "cwd"]):
@@ -110,7 +108,7 @@ def test_a_dead_array_task(slurm: Cluster) -> None:
 
 
 def test_a_missing_checkpoint_has_a_page(slurm: Cluster) -> None:
-    file = slurm.job("absent", "scale: tiny\ncheckpoint: nowhere/weights\n")
+    file = slurm.job("absent", scale="tiny", checkpoint="nowhere/weights")
     assert slurm.submit(file).returncode == 0
     over(slurm)
     assert slurm.ended()["wanreport-0gpu_0"] == "FAILED"
@@ -124,21 +122,16 @@ def test_a_missing_checkpoint_has_a_page(slurm: Cluster) -> None:
 
 def test_ranks_on_two_nodes(slurm: Cluster) -> None:
     """Four ranks, two on each node, share a host store a node and give the bits of one node."""
-    fields = {"engine: resident": "engine: layerwise", "num_gpus: 1": "num_gpus: 4",
-              "dit_layerwise_offload: false": "dit_layerwise_offload: true"}  # fmt: skip
-    for name in ("alone", "across"):
-        path = Path(slurm.root / slurm.job(name, f"{TINY}15\n"))
-        text = path.read_text()
-        for old, new in fields.items():
-            text = text.replace(old, new)
-        path.write_text(text + f"timeout_s: {500 if name == 'alone' else 501}\n")
-    slurm.task("params/baseline/alone.yaml", "--job-name=alone")
+    how = {"engine": "layerwise", "dit_layerwise_offload": True, "num_gpus": 4, "scale": "tiny"}
+    files = [slurm.job(name, clean_iterations=15, timeout_s=500, **how)
+             for name in ("alone", "across")]  # fmt: skip
+    slurm.task(files[0], "--job-name=alone")
     over(slurm)
     (alone,) = slurm.root.glob("results/local/*/alone-*.json")
     one = slurm.records()["alone"]
     alone.rename(slurm.dir / "alone.json")  # else its record would be across's too
     two = ["--nodes=2", "--ntasks=2", "--cpus-per-task=2", "--mem=4G"]
-    slurm.task("params/baseline/across.yaml", "--job-name=across", *two)
+    slurm.task(files[1], "--job-name=across", *two)
     begun(slurm, "across")
     stores: dict[str, set[str]] = {name: set() for name in NODES}
     ranks = 0
@@ -163,6 +156,6 @@ def test_ranks_on_two_nodes(slurm: Cluster) -> None:
 
 
 def test_more_gpus_than_a_node_has(slurm: Cluster) -> None:
-    file = slurm.job("big", "scale: a14b\n")
+    file = slurm.job("big", scale="a14b")
     done = slurm.submit(file)
     assert done.returncode != 0 and "GPUS_PER_NODE" in done.stderr and not slurm.queue()

@@ -1,11 +1,10 @@
 """Somebody or something ends a command, or one of its processes, while it measures."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,32 +106,24 @@ def test_resume_in_hostile_surroundings(first: Met, second: Met) -> None:
     assert (record["traces"] == []) == MOUNTS == ("rank0.json.gz" in record["hint"])
 
 
-@contextmanager
-def papermill(scene: Scene, name: str) -> Iterator[subprocess.Popen[str]]:
-    """papermill on a job's notebook, as somebody runs it by hand, until the job has begun."""
-    scene.root.joinpath("notebooks/job.py").write_bytes((ROOT / "notebooks/job.py").read_bytes())
-    book = scene.root / "job.ipynb"
-    subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb", "-o", book,
-                    ROOT / "notebooks/job.py"], check=True)  # fmt: skip
-    words = ["-f", scene.job(name, **LONG), "-k", "python3", "--no-progress-bar"]
-    process = scene.start("papermill", book, scene.root / "out.ipynb", *words)
-    try:
-        scene.ranks(name)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.faults
 def test_a_killed_kernel(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    with papermill(scene, "job") as process:
+    """papermill runs a job's notebook, as somebody does by hand."""
+    scene, book = Scene(tmp_path), tmp_path / "job.ipynb"
+    shutil.copy(ROOT / "notebooks/job.py", tmp_path / "notebooks")
+    to_book = ["-m", "jupytext", "--quiet", "--to", "ipynb", "-o", book, ROOT / "notebooks/job.py"]
+    subprocess.run([sys.executable, *to_book], check=True)
+    words = ["-f", scene.job("job", **LONG), "-k", "python3", "--no-progress-bar"]
+    process = scene.start("papermill", book, tmp_path / "out.ipynb", *words)
+    try:
+        scene.ranks("job")
         everyone = family(process)
         (kernel,) = (child for child in psutil.Process(process.pid).children()
                      if "ipykernel_launcher" in child.cmdline())  # fmt: skip
         kernel.kill()
         _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0 and "Kernel died" in err
     assert gone(everyone) and scene.records() == {}
     assert [name for name in scene.left_over() if "wanreport-job-" not in name] == []

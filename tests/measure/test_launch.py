@@ -183,7 +183,8 @@ def test_torchrun_says_which_rank_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "GRACE", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     until = time.monotonic() + 100
-    results, codes = ranks.watch("cuda", "killed", {}, tmp_path, 2, until, lambda: None)
+    begun = ranks.watching("cuda", "killed", {}, tmp_path, 2, until, lambda: None)
+    results, codes = next(ranks.together([begun]))
     found = ranks.failure(100, results, codes, "step 3")
     assert found["status"] == "failed" and "rank 1 was killed by SIGKILL" in found["reason"]
 

@@ -12,7 +12,7 @@ from tests import campaigns as made
 from wanreport.analysis.frames import load
 from wanreport.jobs.settings import StreamSettings
 from wanreport.records import files
-from wanreport.records.files import FileError, bench_files, read_bench
+from wanreport.records.files import FileError, read_bench
 from wanreport.records.record import find_records
 
 
@@ -21,9 +21,9 @@ def test_a_file_is_found_in_its_machines_folder_and_is_not_a_record(tmp_path):
     path = made.write(report, tmp_path / "results")
     made.write(made.campaign(device="cpu", machine="CPU, 2 cores"), tmp_path / "results")
     (path.parent / ".peers.json").write_text("{")  # an editor's
-    found = [read_bench(file)[1] for file in bench_files(tmp_path / "results")]
     slugs = ["2x-nvidia-h200-host-memory-over-pcie-nccl-p2p-disable-1", "cpu-2-cores"]
-    assert [one["machine"]["slug"] for one in found] == slugs and found[0] == report
+    assert list(load([tmp_path / "results"]).runs.slug.unique()) == slugs
+    assert read_bench(path)[1] == report
     assert find_records(tmp_path / "results") == find_records(tmp_path) == []
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -262,6 +263,4 @@ def terminate(*_: object) -> None:
     sys.exit(143)
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Print a line at once, so that a log is never behind."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+say = partial(print, flush=True)  # at once, so that a log is never behind

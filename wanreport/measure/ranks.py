@@ -164,11 +164,6 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
-def watch(*given: Any) -> Any:
-    """What :func:`watching` returns, once it has."""
-    return next(together([watching(*given)]))
-
-
 def watching(
     kind: str, module: str, spec: dict[str, Any], out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
@@ -230,7 +225,7 @@ def failure(
     timeout_s: float, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None],
     last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Status and reason of ranks, as :func:`watch` left them: the first cause, not its echoes."""
+    """Status and reason of ranks that were watched: the first cause, not its echoes."""
     told = sorted((r["status"] not in SURE, r["at"], rank, r)
                   for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])
