@@ -260,7 +260,6 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(tree, tmp_path, mon
     record = read_record(path)
     assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77_3")
     assert "143" in record["reason"]
-
     write_record(record | {"status": "ok"}, path)
     before = path.read_bytes()
     with pytest.raises(SystemExit):

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 import torch
@@ -129,7 +128,7 @@ def test_host_memory_is_asked_for_before_it_is_taken():
         ("fsdp", 4, 1, 87_598_661_888 + four),  # shards, rounded up to powers of two
         ("layerwise", 1, 1, 2 * store),  # a rehearsal: the ranks' copy, and a rank's device
     ):  # fmt: skip
-        how: dict[str, Any] = {"nodes": nodes, "rehearsal": ranks_ == 1}
+        how = {"nodes": nodes, "rehearsal": ranks_ == 1}
         asked = ENGINES[name](prefetch=1), layouts, ranks_
         fit.require_host_memory(*asked, needed, **how)
         with pytest.raises(ranks.Unsupported) as refused:
