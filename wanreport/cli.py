@@ -35,8 +35,6 @@ from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 from wanreport.words import counted
 
-OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
@@ -75,7 +73,7 @@ def ended(program: str, run: Callable[[Path], int]) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        if not where and error.errno in OUTPUT_ERRORS:
+        if not where and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its rest would fail at the end
             if error.errno == errno.EPIPE:  # as of `| head`, which has what it wanted
                 return 0
@@ -96,7 +94,7 @@ def _site() -> Any:
 
 def _run(given: Namespace, root: Path) -> int:
     """Measure jobs and make their pages; 1 if a job is not ok, after the pages of all are made."""
-    status = int(_site().report(root, only=given.params, force=given.force))
+    status = int(_site().report(root, only=given.params))
     found, here = project.all_records(root), this_machine()
     for job in load_jobs(given.params, root).values():
         path, record = ours.spoken_for(job, found, here) or (None, {"status": "ok"})
@@ -229,19 +227,18 @@ def _baseline(given: Namespace, _: Path) -> int:
 
 FILE, YES = {"type": Path}, {"action": "store_true"}
 PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
-FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
 FEW: dict[str, Any] = {"type": int, "choices": range(1, 65), "metavar": "N"}
 WORKERS = {"--workers": FEW | {"default": 2, "help": "pages made, and rehearsals run, at a time"}}
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (
         lambda given, root: _site().report(
-            root, measuring=not given.no_measure, force=given.force, workers=given.workers),
+            root, measuring=not given.no_measure, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
-        FORCE | WORKERS | {"--no-measure": YES | {"help": "render from the records at hand only"}}),
+        WORKERS | {"--no-measure": YES | {"help": "render from the records at hand only"}}),
     "publish": (lambda given, root: _site().publish(root, given.workers),
                 "render the committed records alone, to commit: reports/published", WORKERS),
-    "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
+    "run": (_run, "measure jobs if needed and render their pages", PARAMS),
     "measure": (_measure, "measure jobs that have no record here; no pages", {
         **PARAMS,
         "--minutes": {"type": float, "default": math.inf, "help":

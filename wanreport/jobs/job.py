@@ -28,7 +28,6 @@ HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")  # else the model's
 PREFETCH = "dit_offload_prefetch_size"
 FLAGS = (*sglang.SWITCHES, PREFETCH)  # in the order of `sglang.resolve`
-
 Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
 
 

@@ -37,8 +37,6 @@ HINTS = {
     "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
     "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
-
-
 Running = Generator[None, None, Path]
 
 
