@@ -85,7 +85,7 @@ def test_a_budget_makes_room_in_proportion(tmp_path):
     job = _job("stream", vram_budget_gb=31.0, num_gpus=1)
     record, ran = _ran(tmp_path, job, plan_only=True)
     plan, inputs = record["engine"]["plan"], record["engine"]["plan"]["inputs"]
-    assert ran == {} and plan["room"] == 6 and plan["planning_s"] > 0
+    assert ran == {} and plan["room"] == 6
     for candidate in plan["candidates"]:
         assert StreamSettings(**candidate["settings"]).buffers(6) <= 6
     assert inputs["ranks"] == 1 and inputs["sharded"] is None and inputs["collectives_s"] == 0

@@ -93,15 +93,13 @@ class Rank:
         self.started = time.perf_counter()
         used: dict[str, Any] = {"prefetch": prefetch, "counters_derived": engine.counters_derived}
         if job.engine == "stream":
-            store.buffer(EXPERTS[0], None)  # filled now: that is not planning
+            store.buffer(EXPERTS[0], None)  # filled now, before the probe times anything
             self.say("plan")
-            begun = time.perf_counter()
-            plan, settings = plan_for(  # the noise goes when this is over
+            used["plan"], settings = plan_for(  # the noise goes when this is over
                 lambda blocks: make(EXPERTS[0], num_layers=blocks), store,
                 (self._noise(), self.guidance), link, job.num_inference_steps, room,
             )  # fmt: skip
             torch.cuda.empty_cache()  # what the probe held is not the job's
-            used["plan"] = plan | {"planning_s": time.perf_counter() - begun}
             engine = Stream(settings)
         self.engine = engine
         machine: dict[str, Any] = {"link": link}
@@ -114,7 +112,6 @@ class Rank:
             "head_dim": config["attention_head_dim"],
             "tokens": math.prod(size // patch for size, patch in sizes),
             "weights": "checkpoint" if self.checkpoint else "random",
-            "prompt_embeds": "encoded" if self.checkpoint else "random",
             "block_bytes": store.layouts[EXPERTS[0], 0].nbytes,
             "expert_bytes": store.nbytes(EXPERTS[0]),
         }  # fmt: skip
