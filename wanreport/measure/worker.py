@@ -112,6 +112,7 @@ class Rank:
             "head_dim": config["attention_head_dim"],
             "tokens": math.prod(size // patch for size, patch in sizes),
             "weights": "checkpoint" if self.checkpoint else "random",
+            "prompt_embeds": "encoded" if self.checkpoint else "random",
             "block_bytes": store.layouts[EXPERTS[0], 0].nbytes,
             "expert_bytes": store.nbytes(EXPERTS[0]),
         }  # fmt: skip
