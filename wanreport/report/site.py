@@ -122,13 +122,15 @@ def _head(path: Path) -> str:
 
 
 def report(
-    root: Path, *, only: Sequence[Path] = (), measuring: bool = True, workers: int = 2
-) -> int:
+    root: Path, *, only: Sequence[Path] = (), measuring: bool = True, force: bool = False,
+    workers: int = 2,
+) -> int:  # fmt: skip
     """Bring reports/ up to date and return the exit status.
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
-    `measuring`, jobs without a record stay so. Raises JobError before anything runs, with the
-    problems of all params files, and RecordError if a record cannot be read or written.
+    `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
+    JobError before anything runs, with the problems of all params files, and RecordError if a
+    record cannot be read or written.
     """
     asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
@@ -144,7 +146,9 @@ def report(
     if not asked:
         _remove_others(root / "reports", pages)
     pages = [page for page in pages if not asked or page.parameters.get("name") in names]
-    return _render(root, pages, workers, [page for page in pages if is_stale(page)], failed)
+    return _render(
+        root, pages, workers, [page for page in pages if force or is_stale(page)], failed
+    )
 
 
 def publish(root: Path, workers: int = 2) -> int:
