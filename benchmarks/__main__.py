@@ -8,7 +8,6 @@ the machine drifted. With --turns all engines are in one process and take turns 
 import argparse
 import json
 import math
-import signal
 import sys
 import tempfile
 import time
@@ -21,18 +20,13 @@ from typing import Any
 import torch
 
 from wanreport.analysis.stats import Median, median_interval
+from wanreport.cli import FEW, ended
+from wanreport.jobs.job import JobError
 from wanreport.measure import machine
 from wanreport.measure import ranks as processes
 from wanreport.measure.worker import software
 from wanreport.model.weights import Layout, unit_parameters
-from wanreport.records.files import (
-    FIRST,
-    LAST,
-    FileError,
-    parse_label,
-    read_bench,
-    stream_settings,
-)
+from wanreport.records.files import FIRST, LAST, parse_label, read_bench, stream_settings
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
@@ -65,8 +59,6 @@ class Campaign:
     """What the command line asks for; ``report`` is what the JSON holds."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        if machine.nodes() > 1:
-            raise ValueError("benchmarks run on one node: unset WANREPORT_NODES")
         self.given = given
         self.order = list(dict.fromkeys([FIRST, *given.engines, LAST]))
         self.code: dict[str, dict[str, str]] = {}
@@ -95,12 +87,12 @@ class Campaign:
             self._resume(read_bench(given.json)[1])
 
     def _resume(self, earlier: dict[str, Any]) -> None:
-        """Take over an earlier call's rows; ValueError if they cannot be compared with ours."""
+        """Take over an earlier call's rows; JobError if they cannot be compared with ours."""
         for part, key in ((part, key) for part, keys in ALIKE.items() for key in keys):
             was, now = earlier[part][key], self.report[part][key]
             if was != now:
-                fix = "give the same, or another --json"
-                raise ValueError(f"{self.given.json}: {key} was {was!r}, is {now!r} now; {fix}")
+                said = f"{key} was {was!r}, is {now!r} now; give the same, or another --json"
+                raise JobError([f"{self.given.json}: {said}"])
         self.rows = {(row["label"], row["tokens"]): row for row in earlier["rows"]}
         self.report["peers"] = earlier["peers"] | self.report["peers"]
         self.done = {key for key, row in self.rows.items() if row["status"] in ("ok", "oom")}
@@ -135,7 +127,7 @@ class Campaign:
 
     def _start(self, labels: Sequence[str], pending: Sequence[int]) -> None:
         """Run the processes of some engines; afterwards at least one of ``pending`` has ended."""
-        count, turns = self.given.ranks, self.given.turns
+        device, count, turns = self.given.device, self.given.ranks, self.given.turns
         timeout_s = TIMEOUT_S * (1 + turns)
         spec = self.report["settings"] | {
             "engines": labels, "code": self.code, "turns": turns or 1, "timeout_s": timeout_s,
@@ -143,7 +135,6 @@ class Campaign:
         }  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="wanreport-bench-") as folder:
             out, progress = Path(folder), Path(folder) / "progress"
-            (out / "spec.json").write_text(json.dumps(spec), "utf-8")
 
             def collect() -> None:
                 for n in self._pending(labels):
@@ -154,9 +145,8 @@ class Campaign:
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
             deadline = min(time.monotonic() + timeout_s, self.until)
-            start = processes.KINDS[self.given.device]
-            ranks = start(out / "spec.json", out, count, "benchmarks.rank")
-            results, codes = processes.watch(ranks, out, count, deadline, collect)
+            results, codes = next(processes.together([processes.watching(
+                device, "benchmarks.rank", spec, out, count, deadline, collect)]))  # fmt: skip
             collect()
             left = self._pending(labels)
             if left and (any(results) or time.monotonic() < self.until):
@@ -222,9 +212,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=tuple(DEFAULTS), default="cuda" if gpus else "cpu",
         help="cpu: small widths, bits only, no times")  # fmt: skip
-    add("--ranks", type=int, default=1, help="Ulysses ranks, one GPU each (default 1)")
+    add("--ranks", **FEW, default=1, help="Ulysses ranks, one GPU each (default 1)")
     add("--tokens", metavar="N,N,…", help="lengths of the sequence")
-    add("--blocks", type=int, help="blocks of the expert; A14B has 40 (default 20)")
+    add("--blocks", **FEW, help="blocks of the expert; A14B has 40 (default 20)")
     add("--branches", type=int, choices=(1, 2), default=1, help="2: a step with guidance")
     add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
         help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
@@ -234,11 +224,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, help="where the rows go; a call goes on with what is there")
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
-    given.blocks = blocks if given.blocks is None else given.blocks
+    given.blocks = given.blocks or blocks
     try:
-        for key, least in (("ranks", 1), ("blocks", 1), ("turns", 0)):
-            if getattr(given, key) < least:
-                raise ValueError(f"--{key} {getattr(given, key)}: give at least {least}")
         if given.device == "cuda" and given.ranks > gpus:
             raise ValueError(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
         given.tokens = sorted({int(n) for n in (given.tokens or tokens).split(",")})
@@ -255,15 +242,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return Campaign(given).run()
-    except (FileError, OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same call goes on from --json", file=sys.stderr)
-        return 130
+    return ended("benchmarks", lambda _: Campaign(given).run())
 
 
 if __name__ == "__main__":

@@ -33,14 +33,6 @@ class Peer(Engine):
     def find(where: str | None, device: str) -> dict[str, str]:
         """What identifies the peer's code; LookupError if it cannot run here, with the fix."""
 
-    @abstractmethod
-    def offload(self, expert: Any) -> None: ...
-
-    def _attach(self) -> None:
-        self._hold_on_host()
-        for expert in self.experts.values():
-            self.offload(expert)
-
     def expected(self, shape: Shape, iteration: int) -> Counters:
         raise NotImplementedError  # a peer's copies are not counted
 
@@ -56,8 +48,9 @@ class Diffusers(Peer):
             raise LookupError("diffusers' hooks need accelerate: pip install accelerate")
         return {"version": diffusers.__version__}
 
-    def offload(self, expert: Any) -> None:
-        cuda = self.mover.cuda
+    def _attach(self) -> None:
+        self._hold_on_host()
+        (expert,), cuda = self.experts.values(), self.mover.cuda
         apply_group_offloading(
             expert, onload_device=self.mover.device, offload_device=torch.device("cpu"),
             offload_type="block_level", num_blocks_per_group=1, non_blocking=cuda,
@@ -92,7 +85,9 @@ class Sglang(Peer):
             "sha256": hashlib.sha256(files[0].read_bytes()).hexdigest(),
         }
 
-    def offload(self, expert: Any) -> None:
+    def _attach(self) -> None:
+        self._hold_on_host()
+        (expert,) = self.experts.values()
         # Its import turns cuDNN's attention off for all; every row must use the same kernels.
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         manager = self._manager()(

@@ -219,4 +219,4 @@ main = partial(worker.main, run=run)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    main(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -7,9 +7,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from tests.synthetic import plan_inputs
 from wanreport.analysis.rows import MEMORY
@@ -22,10 +19,7 @@ LABELS = {"resident": 1.0, "fsdp": 1.3, "layerwise:prefetch=1": 1.2, "planned": 
           "diffusers": 1.6, "sglang:prefetch=1": 1.21, "resident again": 1.002}  # fmt: skip
 
 
-def campaign(
-    *, device: str = "cuda", machine: str = PCIE, ranks: int = 2, branches: int = 1,
-    resident_ms: Mapping[int, float] | None = None, factors: Mapping[str, float] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def campaign(*, device="cuda", machine=PCIE, ranks=2, branches=1, resident_ms=None, factors=None):
     """A campaign of 20 blocks.
 
     `resident_ms` are milliseconds of resident's step by tokens, and `factors` how many times as
@@ -40,10 +34,9 @@ def campaign(
         for tokens, ms in resident_ms.items():
             each = [_rank(label, factor * ms, settings, rank) for rank in range(ranks)]
             rows.append({
-                "label": label, "tokens": tokens, "grid": [1, 1, tokens], "status": "ok",
-                "reason": "", "ranks": each, "log": "", "transport": ["SHM/direct/direct"],
+                "label": label, "tokens": tokens, "status": "ok", "reason": "", "ranks": each,
                 "settings": stream_settings(label, each), "git_sha": "c" * 40,
-                "git_dirty": False, "ended_at": "2026-03-01T12:00:00+00:00",
+                "ended_at": "2026-03-01T12:00:00+00:00",
             })  # fmt: skip
     return {
         "schema_version": 2, "settings": settings, "bytes": BLOCK * BLOCKS, "rows": rows,
@@ -56,7 +49,7 @@ def campaign(
     }  # fmt: skip
 
 
-def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[str, Any]:
+def _rank(label, ms, settings, rank):
     cuda, blocks, ranks = settings["device"] == "cuda", settings["blocks"], settings["ranks"]
     (name, given), branches, plan = parse_label(label), settings["branches"], None
     samples = [ms * (1 + 0.0005 * math.sin(7 * i + rank)) for i in range(7)] if cuda else []
@@ -70,7 +63,7 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
         plan = json.loads(json.dumps(plan))
     held = {"resident": blocks, "planned": 4, "stream": 3}.get(name, 2) * BLOCK
     sizes = (held, held, BLOCK * blocks, 1) if cuda else (None, None, None, 1)
-    read = {"board": "0a1b2c3d", "readings": 9, "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
+    read = {"board": "0a1b2c3d", "sm_mhz": 1605, "power_w": 698.5, "celsius": 66}
     link = {"h2d_pinned_gb_s": 55.4, "h2d_pinned_together_gb_s": 54.9}
     return {
         "samples_ms": samples, "memory": dict(zip(MEMORY, sizes, strict=True)), "note": "",
@@ -81,7 +74,7 @@ def _rank(label: str, ms: float, settings: dict[str, Any], rank: int) -> dict[st
     }  # fmt: skip
 
 
-def write(report: dict[str, Any], root: Path, name: str = "peers") -> Path:
+def write(report, root, name="peers"):
     """Write a campaign where it belongs below a results folder; return its path."""
     path = root / report["machine"]["slug"] / "benchmarks" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,6 @@ import json
 import os
 import runpy
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ STREAM = "stream:slots=3,windows=[7000,90000,1000],shard=true,copy_streams=2"
 PACKED = ["stream:transfer=packed", "planned:transfer=packed", "stream:transfer=fp8"]
 
 
-def rows(path: Path) -> dict[str, dict[str, Any]]:
+def rows(path):
     """A campaign's rows by label, checked as the pages' reader checks them."""
     report = files.read_bench(path)[1]
     first = next(row for row in report["rows"] if row["label"] == files.FIRST)
@@ -43,17 +41,17 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
 class Programs(ranks.ForkedRanks):
     """Ranks that begin as torchrun's do, as a program, but without its imports."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str) -> None:
-        given = str(spec), str(out), world_size, module
+    def __init__(self, out, world_size, module):
+        given = str(out), world_size, module
         self.processes = [CONTEXT.Process(target=_program, args=(rank, *given))
                           for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 
 
-def _program(rank: int, spec: str, out: str, world_size: int, module: str) -> None:
+def _program(rank, out, world_size, module):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    sys.argv = [module, spec, out]
+    sys.argv = [module, out]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
@@ -98,7 +96,7 @@ def test_what_a_signal_or_the_budget_leaves_is_a_row_and_the_same_call_goes_on(
     path = tmp_path / "b.json"
     asked, ran = [*CPU, "--json", str(path), "--engines", "swap"], []
 
-    def statuses() -> dict[str, str]:
+    def statuses():
         return {row["label"]: row["status"] for row in json.loads(path.read_text())["rows"]}
 
     def start(self, labels, pending):
@@ -128,7 +126,7 @@ class _Forgetful(Layerwise):
 
     passes = 0
 
-    def before_block(self, expert: str, block: int) -> None:
+    def before_block(self, expert, block):
         super().before_block(expert, block)
         self.passes += block == 0
         if block == 2 and self.passes > 1:
@@ -137,31 +135,31 @@ class _Forgetful(Layerwise):
                 one.data = other.data
 
 
-def _measured(*engines: Any, turns: int = 2) -> list[dict[str, Any]]:
+def _measured(*engines, turns=2):
     """Rows of engines that take turns over the benchmark's small expert, in one rank."""
     cpu, stores = torch.device("cpu"), {}
     lanes = [rank.Lane(engine, 4, stores, cpu) for engine in engines]
     return rank.measure(lanes, rank.make_inputs((1, 3, 9), 1, cpu), None, turns)
 
 
-def _forgets() -> list[dict[str, Any]]:
+def _forgets():
     return _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
 
 
-def test_other_bits_are_seen_even_if_only_the_first_step_is_right() -> None:
+def test_other_bits_are_seen_even_if_only_the_first_step_is_right():
     resident, layerwise, forgetful = ({"ranks": [r]} for r in run_ranks(_forgets, 1)[0])
     assert identical(layerwise, resident) is True
     assert identical(forgetful, resident) is False
     assert forgetful["ranks"][0]["first_output_sha256"] == resident["ranks"][0]["output_sha256"]
 
 
-def test_a_row_reads_as_its_slowest_ranks_steps() -> None:
+def test_a_row_reads_as_its_slowest_ranks_steps():
     slow = [100.0, 100.0, 100.0, 100.0, 101.0, 103.0, 99.0]
     row = {"ranks": [{"samples_ms": samples} for samples in ([90.0] * 7, slow)]}
     assert step_ms(row) == (100.0, 99.0, 103.0, 7)
 
 
-def test_tokens_are_those_of_a_video() -> None:
+def test_tokens_are_those_of_a_video():
     shapes = {3120: (2, 30, 52), 32760: (21, 30, 52), 75600: (21, 45, 80), 10000: (1, 100, 100)}
     assert {tokens: grid(tokens) for tokens in shapes} == shapes
 
@@ -234,7 +232,7 @@ def test_sglangs_manager_runs_without_its_server(tmp_path, monkeypatch):
     assert sglang["cudnn"], "its import changes no other row's kernels"
 
 
-def _sglang(code: dict[str, str]) -> list[dict[str, Any]]:
+def _sglang(code):
     sys.modules.pop("sglang", None)
     torch.cuda.host_memory_stats = dict  # type: ignore[assignment,return-value]
     engine = peers.Sglang(prefetch=2)
@@ -245,7 +243,7 @@ def _sglang(code: dict[str, str]) -> list[dict[str, Any]]:
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-def test_rows_on_a_gpu_have_times_and_bits(tmp_path: Path) -> None:
+def test_rows_on_a_gpu_have_times_and_bits(tmp_path):
     path = tmp_path / "b.json"
     main(["--tokens", "1560", "--blocks", "4", "--json", str(path), "--device", "cuda"])
     for label, row in rows(path).items():

@@ -255,14 +255,13 @@ def test_sigterm_leaves_a_record_and_never_replaces_a_result(tree, tmp_path, mon
     for key, value in (("JOB_ID", "78"), ("ARRAY_JOB_ID", "77"), ("ARRAY_TASK_ID", "3")):
         monkeypatch.setenv(f"SLURM_{key}", value)
     with pytest.raises(SystemExit):
-        jobs.run_job(job, tmp_path / "results")
+        jobs.measure_jobs([job], tmp_path / "results", tmp_path / "log")
     (path,) = (tmp_path / "results").glob("*/*.json")
     record = read_record(path)
     assert (record["status"], record["software"]["slurm_job"]) == ("failed", "77_3")
     assert "143" in record["reason"]
-
     write_record(record | {"status": "ok"}, path)
     before = path.read_bytes()
     with pytest.raises(SystemExit):
-        jobs.run_job(job, tmp_path / "results")
+        jobs.measure_jobs([job], tmp_path / "results", tmp_path / "log")
     assert path.read_bytes() == before

@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.faults import scene
+from tests.faults.scene import ROOT
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
 pytestmark = [
@@ -51,32 +55,15 @@ GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=9000 Gres=gpu:8 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-JOB = """\
-name: {name}
-engine: resident
-num_gpus: 1
-num_frames: 5
-num_inference_steps: 2
-height: 64
-width: 64
-profile: false
-decode: false
-warmup_iterations: 0
-dit_layerwise_offload: false
-dit_cpu_offload: false
-"""
+JOB = {"engine": "resident", "num_gpus": 1, "num_frames": 5, "num_inference_steps": 2, "height": 64,
+       "width": 64, "profile": False, "decode": False, "warmup_iterations": 0,
+       "dit_layerwise_offload": False, "dit_cpu_offload": False}  # fmt: skip
+until = partial(scene.until, pause=0.25)
 
 
 def port():
     with socket.create_server(("127.0.0.1", 0)) as found:
         return found.getsockname()[1]
-
-
-def until(true, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.25)
 
 
 class Slurm:
@@ -140,10 +127,10 @@ class Slurm:
     def queue(self):
         return self.run("squeue", "--noheader").stdout
 
-    def job(self, name, extra, folder="params/baseline"):
+    def job(self, name, folder="params/baseline", **fields):
         path = self.root / folder / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(JOB.format(name=name) + extra)
+        path.write_text(yaml.safe_dump({"name": name, **JOB, **fields}))
         return str(path)
 
     def ended(self):
@@ -159,28 +146,35 @@ class Slurm:
         paths = (self.root / "results" / "local").glob("*/*.json")
         return {made["job"]["name"]: made for made in (json.loads(p.read_text()) for p in paths)}
 
-    def log(self):
-        return "\n".join(path.read_text() for path in self.root.glob("slurm/logs/*.log"))
+    def log(self, name=""):
+        """What tasks have written to their logs, or that of one job."""
+        paths = self.root.glob(f"slurm/logs/{name}*.log")
+        return "\n".join(path.read_text() for path in paths)
 
 
-@pytest.fixture(scope="module")
-def slurm():
-    folder = Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp"))  # a socket's path must be short
-    made = Slurm(folder)
+@contextmanager
+def running(kind):
+    made = kind(Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp")))  # a socket's path must be short
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made.dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with running(Slurm) as made:
+        yield made
 
 
 def test_states_records_and_the_queue(slurm):
     """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
-    good = slurm.job("good", "scale: tiny\n", "elsewhere")
-    bad = slurm.job("bad", "scale: tiny\nseed: 1\ntimeout_s: 1\n")
-    blind = slurm.job("blind", "scale: a14b\n")
-    long = slurm.job("long", "scale: tiny\nclean_iterations: 2000\n")
+    good = slurm.job("good", "elsewhere", scale="tiny")
+    bad = slurm.job("bad", scale="tiny", seed=1, timeout_s=1)
+    blind = slurm.job("blind", scale="a14b")
+    long = slurm.job("long", scale="tiny", clean_iterations=2000)
     (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
 
     refused = slurm.submit(blind, "--", "--gres=gpu:9")

@@ -3,7 +3,6 @@
 First come the host's operations, then calls and what they launched, by buffers out of order.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -13,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-STEP_US = 900_000
+STEPS, STEP_US = 217, 900_000  # 443 MB
 SHAPES = {"Input Dims": [[1, 32760, 5120], [5120, 5120], []], "Input type": ["c10::BFloat16"] * 30}
 READ = """
 import re, sys, time
@@ -31,23 +30,19 @@ print({"seconds": round(time.perf_counter() - begun, 2), "imports_mib": round(be
 
 
 def event(cat: str, name: str, ts: float, dur: float, **args: Any) -> str:
-    """One event of a duration, as JSON."""
     times = {"ph": "X", "ts": round(ts, 3), "dur": dur}
     return json.dumps({"cat": cat, "name": name, "pid": 0, "tid": 7, **times, "args": args})
 
 
 def main() -> int:
-    """Make a trace, read it, say how long that took and how much memory."""
-    parser = argparse.ArgumentParser(prog="python -m tools.trace_speed", description=__doc__)
-    parser.add_argument("--steps", type=int, default=217)  # 443 MB
     host: list[str] = []
     buffers: list[list[str]] = [[] for _ in range(400)]
-    for step in range(parser.parse_args().steps):
+    for step in range(STEPS):
         begin = 4_780_836_523_157.268 + STEP_US * step
         host.append(event("user_annotation", f"ProfilerStep#{step}", begin, STEP_US - 1))
         host += [event("cpu_op", f"aten::op_{i % 90}", begin + 370 * i, 41.125, **SHAPES)
                  for i in range(2400)]  # fmt: skip
-        for number in range(1078 * step + 1, 1078 * (step + 1) + 1):
+        for number in range(1078 * step, 1078 * (step + 1)):
             at, copies = begin + 800 * (number % 1078), number % 7 == 0
             kind, call = ("gpu_memcpy", "MemcpyAsync") if copies else ("kernel", "LaunchKernel")
             name = "Memcpy HtoD (Pinned -> Device)" if copies else f"void kernel_{number % 300}()"

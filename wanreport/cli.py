@@ -35,8 +35,6 @@ from wanreport.records.files import parse_record
 from wanreport.records.record import RESULTS_DIRS, RecordError, replace_file
 from wanreport.words import counted
 
-OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)  # of writing to it
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 where all went well, 1 failure, 2 bad input, 130 interrupt."""
@@ -49,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument(option, **how)
         command.set_defaults(command=run)
     given = parser.parse_args(argv)
-    # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
-    signal.signal(signal.SIGTERM, ours.terminate)
     return ended(parser.prog, lambda root: int(given.command(given, root)))
 
 
 def ended(program: str, run: Callable[[Path], int]) -> int:
     """Run a program in the project; returns its exit status, and says in a line what ended it."""
+    # A batch system's end is as orderly as Ctrl-C: ranks end, and what is half written goes.
+    signal.signal(signal.SIGTERM, ours.terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter
         sys.stdout.reconfigure(errors="backslashreplace")
     root, code = project.project_root(), Path(wanreport.__file__).parent
@@ -75,7 +73,7 @@ def ended(program: str, run: Callable[[Path], int]) -> int:
         print(error, file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        if not where and error.errno in OUTPUT_ERRORS:
+        if not where and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its rest would fail at the end
             if error.errno == errno.EPIPE:  # as of `| head`, which has what it wanted
                 return 0
@@ -96,12 +94,12 @@ def _site() -> Any:
 
 def _run(given: Namespace, root: Path) -> int:
     """Measure jobs and make their pages; 1 if a job is not ok, after the pages of all are made."""
-    status = int(_site().report(root, only=given.params, force=given.force))
+    status = int(_site().report(root, only=given.params))
     found, here = project.all_records(root), this_machine()
     for job in load_jobs(given.params, root).values():
-        shown = ours.spoken_for(job, found, here)
-        if shown and shown[1]["status"] != "ok":
-            print(f"{job.name}: {shown[1]['status']}: {shown[0]}", file=sys.stderr)
+        path, record = ours.spoken_for(job, found, here) or (None, {"status": "ok"})
+        if record["status"] != "ok":
+            print(f"{job.name}: {record['status']}: {path}", file=sys.stderr)
             status = 1
     return status
 
@@ -178,11 +176,11 @@ def _plan(given: Namespace, root: Path) -> int:
     if others := {file: job.engine for file, job in jobs.items() if job.engine != "stream"}:
         raise JobError(f"{f}: engine: is {e}; `plan` is for stream" for f, e in others.items())
     for file, job in jobs.items():
-        where, found, timed = _planned(job, root)
         print(f"{file}: {_resolved(job)}")
-        print(where, file=sys.stdout if found else sys.stderr)
-        print("\n".join(plan.lines(found, timed=timed) if found else []))
-        status |= not found
+        where, made, timed = _planned(job, root)
+        print(where, file=sys.stdout if made else sys.stderr)
+        print("\n".join(plan.lines(made, timed=timed) if made else []))
+        status |= not made
     return status
 
 
@@ -200,8 +198,7 @@ def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
     real = [item for item in project.all_records(root) if not parse_record(*item).is_rehearsal]
     if found := plan.from_records(job, real):
         return f"from what was measured for {found[0].relative_to(root)}", found[1], True
-    asked = counted(job.num_gpus, "GPU")
-    needs = f"{asked} here, or a record of stream at this shape from as many"
+    needs = f"{counted(job.num_gpus, 'GPU')} here, or a record of stream at this shape from as many"
     return f"no plan: it needs {needs}; to rehearse the planner set scale: tiny", None, False
 
 
@@ -230,22 +227,18 @@ def _baseline(given: Namespace, _: Path) -> int:
 
 FILE, YES = {"type": Path}, {"action": "store_true"}
 PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
-SOME = {"params": FILE | {"nargs": "*", "help": "params files (YAML)"}}
-FORCE = {"--force": YES | {"help": "render all pages, changed or not"}}
-WORKERS = {"type": int, "choices": range(1, 65), "default": 2, "metavar": "N",
-           "help": "pages made at a time"}  # fmt: skip
+FEW: dict[str, Any] = {"type": int, "choices": range(1, 65), "metavar": "N"}
+WORKERS = {"--workers": FEW | {"default": 2, "help": "pages made, and rehearsals run, at a time"}}
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "report": (
         lambda given, root: _site().report(
-            root, measuring=not given.no_measure, force=given.force, workers=given.workers),
+            root, measuring=not given.no_measure, workers=given.workers),
         "measure what is missing, render what is stale: reports/index.html",
-        {"--no-measure": YES | {"help": "render from the records at hand only"}, **FORCE,
-         "--workers": WORKERS | {"help": "pages made, and rehearsals run, at a time"}}),
+        WORKERS | {"--no-measure": YES | {"help": "render from the records at hand only"}}),
     "publish": (lambda given, root: _site().publish(root, given.workers),
-                "render the committed records alone, to commit: reports/published",
-                {"--workers": WORKERS}),
-    "run": (_run, "measure jobs if needed and render their pages", PARAMS | FORCE),
+                "render the committed records alone, to commit: reports/published", WORKERS),
+    "run": (_run, "measure jobs if needed and render their pages", PARAMS),
     "measure": (_measure, "measure jobs that have no record here; no pages", {
         **PARAMS,
         "--minutes": {"type": float, "default": math.inf, "help":
@@ -255,8 +248,8 @@ COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "--again": YES | {"help": "also what has a record; of the full model that is kept"}}),
     "check": (_check, "say what params files resolve to; run nothing", PARAMS),
     "plan": (_plan, "say how stream would move weights, or what to run; run no job", {
-        **SOME, "--gpus": {"type": int, "choices": range(1, 65), "metavar": "N",
-                           "help": "what to run on N GPUs, from records"},
+        "params": PARAMS["params"] | {"nargs": "*"},
+        "--gpus": FEW | {"help": "what to run on N GPUs, from records"},
         "--vram-gb": {"type": float, "metavar": "G", "help": "of each (default: its model's)"}}),
     "trace": (_trace, "say what traces of torch.profiler or Nsight Systems hold of copies", {
         "files": FILE | {"nargs": "+", "help": "JSON (maybe gzipped), or SQLite exports"},

@@ -2,14 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
@@ -23,16 +20,16 @@ QUICK = {"scale": "tiny", "num_gpus": 2, "num_inference_steps": 4, "decode": Fal
 LONG = {"num_inference_steps": 400}
 
 
-def until(true: Callable[[], Any], seconds: float = 120.0) -> Any:
+def until(true, seconds=120.0, pause=0.02):
     """What a condition gives as soon as it holds."""
     end = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
+        time.sleep(pause)
     return found
 
 
-def runs(pid: int) -> bool:
+def runs(pid):
     """Whether a process is there, and not as a zombie that nobody has reaped."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -40,29 +37,25 @@ def runs(pid: int) -> bool:
         return False
 
 
-def gone(pids: Sequence[int]) -> bool:
+def gone(pids):
     """Wait until none of these processes runs."""
-    return bool(until(lambda: not any(map(runs, pids)), 60))
+    return until(lambda: not any(map(runs, pids)), 60)
 
 
 class Scene:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root, self.tmp = root, root / "t"
         for folder in ("notebooks", "params/baseline", "results/local", "reports", "t"):
             (root / folder).mkdir(parents=True)
 
-    def job(
-        self, name: str, engine: str = "layerwise", folder: str = "params", **given: Any
-    ) -> str:
+    def job(self, name, engine="layerwise", folder="params", **given):
         path = self.root / folder / f"{name}.yaml"
         fields = {"name": name, "engine": engine, **ENGINE_FLAGS.get(engine, {}), **QUICK, **given}
         seed = sum(name.encode())  # two jobs that ask for the same would share a record
         path.write_text(yaml.safe_dump(fields | {"seed": seed}), encoding="utf-8")
         return str(path)
 
-    def start(
-        self, *words: str | Path, prefix: Sequence[str] = (), **env: str
-    ) -> subprocess.Popen[str]:
+    def start(self, *words, prefix=(), **env):
         """Start a command as a shell in a terminal would; without a program's name, wanreport's."""
         command = [*prefix, sys.executable, "-m", *map(str, words)]
         return subprocess.Popen(
@@ -72,17 +65,17 @@ class Scene:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
-    def run(self, *words: str | Path, **how: Any) -> tuple[int, str, str]:
+    def run(self, *words, **how):
         """Exit status, output and errors of a command that ends by itself; never a traceback."""
         process = self.start(*words, **how)
         out, err = process.communicate(timeout=240)
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
-    def ranks(self, name: str) -> list[int]:
+    def ranks(self, name):
         """The ranks of a job that has begun its steps."""
 
-        def find() -> list[int]:
+        def find():
             for spec in self.tmp.glob("wanreport-job-*/spec.json"):
                 made, progress = spec.read_text("utf-8"), spec.with_name("progress")
                 ours = made and json.loads(made)["job"]["name"] == name
@@ -91,35 +84,28 @@ class Scene:
                     return [int(pid.read_text("utf-8")) for pid in pids]
             return []
 
-        return list(until(find))
+        return until(find)
 
-    def records(self) -> dict[str, dict[str, Any]]:
+    def records(self):
         found = find_records(self.root / "results/local")
         return {record["job"]["name"]: record for _, record in found}
 
-    def left_over(self) -> list[str]:
+    def left_over(self):
         """What is half written, or was to be removed."""
         parts = [*(self.root / "results").rglob(".*"), *(self.root / "reports").rglob(".*")]
         return sorted(map(str, [*parts, *self.tmp.glob("wanreport-*")]))
 
 
-def family(process: subprocess.Popen[str]) -> list[int]:
+def family(process):
     """A command's processes, itself among them."""
     own = psutil.Process(process.pid)
     return [own.pid, *(child.pid for child in own.children(recursive=True))]
 
 
-MOUNTS = (
-    shutil.which("unshare") is not None
-    and not subprocess.run(
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
-        capture_output=True,
-        check=False,
-    ).returncode
-)
+MOUNTS = subprocess.call("unshare -rm mount -t tmpfs tmpfs /mnt 2>/dev/null", shell=True) == 0
 
 
-def full(*folders: Path | str, left: Path | None = None) -> list[str]:
+def full(*folders, left=None):
     """What to put before a command so that it finds these folders full, and all else as it is.
 
     Each becomes a file system of its own that holds what the folder held. The command alone sees

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +16,14 @@ FILES = ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes", ".ci
          "notebooks/job.py")  # fmt: skip
 
 
-def run(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run(root, *words, **env):
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(words, cwd=root, env=clean | env, capture_output=True, text=True,
                           check=False, timeout=60)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A checkout with the environment that `make` leaves in it, and a commit."""
     root = tmp_path_factory.mktemp("checkout") / "made"
     for name in FILES:
@@ -45,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made: Path, tmp_path: Path) -> None:
+def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made, tmp_path):
     copied, first, moved = (tmp_path / name for name in ("copied", "first", r"m&v|d\now"))
     for each in (copied, first):
         shutil.copytree(made, each, symlinks=True)
@@ -71,7 +70,7 @@ def test_a_checkout_that_was_copied_or_moved_runs_its_own_code(made: Path, tmp_p
     assert ready == [(root / ".venv/.ready").stat().st_mtime_ns for root in (copied, moved)]
 
 
-def test_a_checkout_of_somebody_else_tells_its_commit(made: Path) -> None:
+def test_a_checkout_of_somebody_else_tells_its_commit(made):
     code = "from wanreport.records.project import git_state; print(git_state())"
     other = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
     assert "dubious ownership" in run(made, "git", "status", **other).stderr
@@ -79,9 +78,7 @@ def test_a_checkout_of_somebody_else_tells_its_commit(made: Path) -> None:
     assert commit in run(made, sys.executable, "-c", code, **other).stdout
 
 
-def test_a_clone_that_asks_for_other_line_ends_has_the_same_bytes(
-    made: Path, tmp_path: Path
-) -> None:
+def test_a_clone_that_asks_for_other_line_ends_has_the_same_bytes(made, tmp_path):
     run(tmp_path, "git", "clone", "--quiet", "-c", "core.autocrlf=true", str(made), "clone")
     for name in FILES:
         assert (tmp_path / "clone" / name).read_bytes() == (ROOT / name).read_bytes()

@@ -1,37 +1,70 @@
 """What a batch system does to tasks, on a Slurm of two nodes, both on this machine."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults.cluster import NODES, Cluster, running
+from tests.test_slurm_real import CONF, Slurm, port, running, until
 from tests.test_slurm_real import pytestmark as needs
-from tests.test_slurm_real import until
 
 pytestmark = [*needs, pytest.mark.faults, pytest.mark.timeout(600)]
-TINY = "scale: tiny\nclean_iterations: "
-LONG = f"{TINY}2000\n"
+LONG = {"scale": "tiny", "clean_iterations": 2000}
+NODES = ("n1", "n2")
+
+
+class Cluster(Slurm):
+    """Two slurmd under two names, without GPUs."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        ours = ("NodeName", "Partition", "GresTypes", "Slurmd")
+        lines = [line for line in CONF.splitlines() if not line.startswith(ours)]
+        for key in ("PidFile", "LogFile", "SpoolDir"):
+            lines.append(f"Slurmd{key}={{dir}}/slurmd-%n.{key}")
+        for name in NODES:
+            where = f"NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port()}"
+            lines.append(f"NodeName={name} {where} CPUs=2 RealMemory=9000 State=UNKNOWN")
+            (folder / f"slurmd-{name}.SpoolDir").mkdir()
+        nodes = f"Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP"
+        lines.append(f"PartitionName=all {nodes}")
+        text = "\n".join(lines).format(dir=folder, host=self.host, ctld=port())
+        (folder / "slurm.conf").write_text(f"{text}\n")
+        (folder / "gres.conf").unlink()
+        self.host = NODES[0]
+
+    def start(self):
+        super().start()
+        self._daemon("slurmd", "-D", "-N", NODES[1])
+        until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").stdout.split() == ["idle"] * 2)
+
+    def task(self, *words):
+        """Submit a task, or several, as a user would by hand: options and files; the job's id."""
+        (self.root / "slurm/logs").mkdir(exist_ok=True)
+        options = [word for word in words if word.startswith("--")]
+        files = [word for word in words if word not in options]
+        done = self.run("sbatch", "--parsable", *options, "slurm/jobs.sbatch", *files)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
-    with running() as made:
+def slurm():
+    with running(Cluster) as made:
         yield made
 
 
-def begun(slurm: Cluster, name: str) -> None:
+def begun(slurm, name):
     """Wait until a job has begun its iterations."""
     until(lambda: f"{name}: clean iteration" in slurm.log(), 240)
 
 
-def over(slurm: Cluster) -> None:
+def over(slurm):
     until(lambda: not slurm.queue(), 240)
 
 
-def test_the_time_limit(slurm: Cluster) -> None:
-    file = slurm.job("late", LONG)
+def test_the_time_limit(slurm):
+    file = slurm.job("late", **LONG)
     slurm.task(file, "--time=1", "--signal=B:TERM@30", "--job-name=late")
     over(slurm)
     assert slurm.ended()["late"] in ("TIMEOUT", "FAILED"), slurm.log()
@@ -39,9 +72,9 @@ def test_the_time_limit(slurm: Cluster) -> None:
     assert record["status"] == "failed" and "143" in str(record["reason"])
 
 
-def test_requeue(slurm: Cluster) -> None:
+def test_requeue(slurm):
     """A task that is put back begins again and ends well; the next one measures nothing."""
-    file = slurm.job("again", f"{TINY}60\n")
+    file = slurm.job("again", scale="tiny", clean_iterations=60)
     task = slurm.task(file, "--job-name=again")
     begun(slurm, "again")
     assert slurm.run("scontrol", "requeue", task).returncode == 0
@@ -56,9 +89,9 @@ def test_requeue(slurm: Cluster) -> None:
     assert slurm.ended()["thrice"] == "COMPLETED" and path.read_bytes() == before
 
 
-def test_a_dead_array_task(slurm: Cluster) -> None:
+def test_a_dead_array_task(slurm):
     """The kernel of one task is killed: that task fails, and the other one ends well."""
-    files = [slurm.job("dead", LONG), slurm.job("alive", f"{TINY}3\n")]
+    files = [slurm.job("dead", **LONG), slurm.job("alive", scale="tiny", clean_iterations=3)]
     slurm.task(files[0], files[1], "--array=0-1", "--job-name=array")
     begun(slurm, "dead")
     for process in psutil.process_iter(["cmdline", "cwd"]):
@@ -73,8 +106,8 @@ def test_a_dead_array_task(slurm: Cluster) -> None:
     assert slurm.submit("--status").returncode == 0
 
 
-def test_a_missing_checkpoint_has_a_page(slurm: Cluster) -> None:
-    file = slurm.job("absent", "scale: tiny\ncheckpoint: nowhere/weights\n")
+def test_a_missing_checkpoint_has_a_page(slurm):
+    file = slurm.job("absent", scale="tiny", checkpoint="nowhere/weights")
     assert slurm.submit(file).returncode == 0
     over(slurm)
     assert slurm.ended()["wanreport-0gpu_0"] == "FAILED"
@@ -86,25 +119,20 @@ def test_a_missing_checkpoint_has_a_page(slurm: Cluster) -> None:
     assert "absent.html" in index and "nowhere/weights" in index
 
 
-def test_ranks_on_two_nodes(slurm: Cluster) -> None:
+def test_ranks_on_two_nodes(slurm):
     """Four ranks, two on each node, share a host store a node and give the bits of one node."""
-    fields = {"engine: resident": "engine: layerwise", "num_gpus: 1": "num_gpus: 4",
-              "dit_layerwise_offload: false": "dit_layerwise_offload: true"}  # fmt: skip
-    for name in ("alone", "across"):
-        path = Path(slurm.root / slurm.job(name, f"{TINY}15\n"))
-        text = path.read_text()
-        for old, new in fields.items():
-            text = text.replace(old, new)
-        path.write_text(text + f"timeout_s: {500 if name == 'alone' else 501}\n")
-    slurm.task("params/baseline/alone.yaml", "--job-name=alone")
+    how = {"engine": "layerwise", "dit_layerwise_offload": True, "num_gpus": 4, "scale": "tiny"}
+    files = [slurm.job(name, clean_iterations=15, timeout_s=500, **how)
+             for name in ("alone", "across")]  # fmt: skip
+    slurm.task(files[0], "--job-name=alone")
     over(slurm)
     (alone,) = slurm.root.glob("results/local/*/alone-*.json")
     one = slurm.records()["alone"]
     alone.rename(slurm.dir / "alone.json")  # else its record would be across's too
     two = ["--nodes=2", "--ntasks=2", "--cpus-per-task=2", "--mem=4G"]
-    slurm.task("params/baseline/across.yaml", "--job-name=across", *two)
+    slurm.task(files[1], "--job-name=across", *two)
     begun(slurm, "across")
-    stores: dict[str, set[str]] = {name: set() for name in NODES}
+    stores = {name: set() for name in NODES}
     ranks = 0
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
@@ -126,7 +154,7 @@ def test_ranks_on_two_nodes(slurm: Cluster) -> None:
     assert not [*slurm.root.glob("slurm/logs/nodes-*")]
 
 
-def test_more_gpus_than_a_node_has(slurm: Cluster) -> None:
-    file = slurm.job("big", "scale: a14b\n")
+def test_more_gpus_than_a_node_has(slurm):
+    file = slurm.job("big", scale="a14b")
     done = slurm.submit(file)
     assert done.returncode != 0 and "GPUS_PER_NODE" in done.stderr and not slurm.queue()

@@ -2,7 +2,6 @@
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -13,10 +12,10 @@ from tests.ranks import run_ranks
 from wanreport.engines import ENGINES, Stream
 from wanreport.jobs.settings import StreamSettings
 
-SMALL: dict[str, Any] = {"size": (16, 16, 1), "num_layers": 2, "steps": 2, "iterations": 1}
+SMALL = {"size": (16, 16, 1), "num_layers": 2, "steps": 2, "iterations": 1}
 
 
-def _held() -> dict[str, int]:
+def _held():
     """What this rank holds."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
@@ -28,7 +27,7 @@ def _held() -> dict[str, int]:
             "descriptors": own.num_fds(), "threads": own.num_threads()}  # fmt: skip
 
 
-def _cycles() -> list[tuple[dict[str, int], dict[str, int]]]:
+def _cycles():
     made = [*ENGINES.values(), lambda prefetch: Stream(StreamSettings(2, transfer="packed"))]
     found = []
     for make in made:
@@ -41,7 +40,7 @@ def _cycles() -> list[tuple[dict[str, int], dict[str, int]]]:
 
 
 @pytest.mark.faults
-def test_twenty_cycles_leave_nothing() -> None:
+def test_twenty_cycles_leave_nothing():
     for ends in run_ranks(_cycles, 2):
         for before, after in ends:
             assert after == before

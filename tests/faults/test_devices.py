@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,14 +19,14 @@ sys.stdin.read()
 """
 
 
-def test_a_device_out_of_memory(tmp_path: Path) -> None:
+def test_a_device_out_of_memory(tmp_path):
     """Another process leaves 20 GB of the GPU: too little for the experts, enough for layers."""
     scene = Scene(tmp_path)
     jobs = [scene.job("large", "resident", **FULL_SIZE | {"num_gpus": 1}),
             scene.job("small", "layerwise", **FULL_SIZE | {"num_gpus": 1})]  # fmt: skip
     other = subprocess.Popen([sys.executable, "-c", HOLD], stdin=-1, stdout=-1, text=True)
     try:
-        assert other.stdout and other.stdout.readline() == "held\n"
+        assert other.stdout.readline() == "held\n"
         code, _, err = scene.run("wanreport", "measure", *jobs)
     finally:
         other.kill()
@@ -38,7 +37,7 @@ def test_a_device_out_of_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not MOUNTS, reason="fills a /dev/shm of its own, and may not mount one here")
-def test_a_full_dev_shm(tmp_path: Path) -> None:
+def test_a_full_dev_shm(tmp_path):
     """NCCL keeps what ranks exchange there, where GPUs do not reach each other."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs 2 GPUs")

@@ -4,9 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,16 +21,16 @@ needs_mounts = pytest.mark.skipif(
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def scene(tmp_path):
     return Scene(tmp_path)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*")) if path.is_file()}  # fmt: skip
 
 
-def refused(scene: Scene, folder: Path, file: str, *words: str | Path) -> None:
+def refused(scene, folder, file, *words):
     """A command finds ``folder`` full: one line names ``file`` in it, and all is as it was."""
     before, left = {*contents(folder)}, scene.root / "left"
     code, _, err = scene.run(*words, prefix=full(folder, left=left))
@@ -44,7 +42,7 @@ def refused(scene: Scene, folder: Path, file: str, *words: str | Path) -> None:
 
 
 @needs_mounts
-def test_no_room_for_a_page(scene: Scene) -> None:
+def test_no_room_for_a_page(scene):
     (scene.root / "notebooks/index.py").write_text(INDEX)
     (scene.root / "reports/mine.html").write_text("mine")
     refused(scene, scene.root / "reports", "reports/index.html",
@@ -52,7 +50,7 @@ def test_no_room_for_a_page(scene: Scene) -> None:
 
 
 @needs_mounts
-def test_no_room_for_a_prediction(scene: Scene) -> None:
+def test_no_room_for_a_prediction(scene):
     for name in ("predictions", "params/campaign"):
         (scene.root / name).mkdir()
     for file in (ROOT / "params/campaign").glob("480p-2gpu-stream.yaml"):
@@ -65,7 +63,7 @@ def test_no_room_for_a_prediction(scene: Scene) -> None:
 
 
 @needs_mounts
-def test_no_room_for_a_traces_figures(scene: Scene) -> None:
+def test_no_room_for_a_traces_figures(scene):
     trace = next((ROOT / "results").glob("*/traces/*/rank0.json.gz"))
     refused(scene, scene.root / "reports", "figures.json",
             "wanreport", "trace", trace, "--json", scene.root / "reports/figures.json")  # fmt: skip
@@ -73,7 +71,7 @@ def test_no_room_for_a_traces_figures(scene: Scene) -> None:
 
 @needs_mounts
 @pytest.mark.faults
-def test_no_room_for_a_record(scene: Scene) -> None:
+def test_no_room_for_a_record(scene):
     local = scene.root / "results/local"
     job = scene.job("job", "resident", num_gpus=1)
     synthetic.write([synthetic.record("other", engine="resident", num_gpus=1)], local)
@@ -84,7 +82,7 @@ def test_no_room_for_a_record(scene: Scene) -> None:
 
 @needs_mounts
 @pytest.mark.faults
-def test_no_room_for_benchmarks(scene: Scene) -> None:
+def test_no_room_for_benchmarks(scene):
     words = ["--device", "cpu", "--tokens", "27", "--blocks", "2", "--engines", "swap"]
     path = scene.root / "reports/bench.json"
     refused(scene, path.parent, "bench.json", "benchmarks", *words, "--json", path)
@@ -92,7 +90,7 @@ def test_no_room_for_benchmarks(scene: Scene) -> None:
 
 
 @pytest.mark.faults
-def test_files_may_not_be_that_large(scene: Scene) -> None:
+def test_files_may_not_be_that_large(scene):
     """As under ``ulimit -f``."""
     job = scene.job("job", "resident", num_gpus=1)
     prefix = ["sh", "-c", 'ulimit -f 2; exec "$@"', "sh"]
@@ -102,10 +100,9 @@ def test_files_may_not_be_that_large(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("words", [CHECK, PREDICT], ids=["check", "predict"])
-def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output(words: list[str]) -> None:
+def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output(words):
     command = [sys.executable, "-m", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stderr
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
     with Path("/dev/full").open("w") as sink:
@@ -114,7 +111,7 @@ def test_a_full_disk_or_a_reader_that_has_enough_behind_the_output(words: list[s
     assert len(done.stderr.splitlines()) == 1
 
 
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+DAMAGE = {
     "cut": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "zeros": lambda data: bytes(len(data)),
@@ -124,7 +121,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("words", [["measure"], ["report", "--no-measure"]])
-def test_damaged_records(scene: Scene, words: list[str]) -> None:
+def test_damaged_records(scene, words):
     (scene.root / "notebooks/index.py").write_text(INDEX)
     good = synthetic.record("good", engine="resident", num_gpus=1)
     synthetic.write([good], scene.root / "results/local")
@@ -147,7 +144,7 @@ notebook.md("# Summary\\n\\nHere.")
 
 @needs_mounts
 @pytest.mark.faults
-def test_a_user_without_a_name_in_a_checkout_that_is_read_only(scene: Scene) -> None:
+def test_a_user_without_a_name_in_a_checkout_that_is_read_only(scene):
     job, own = scene.job("job", "resident", num_gpus=1), scene.root.parent / "own"
     own.mkdir(exist_ok=True)
     script = (
@@ -155,9 +152,7 @@ def test_a_user_without_a_name_in_a_checkout_that_is_read_only(scene: Scene) -> 
         f'mount -o remount,bind,ro "{scene.root}" && cd "{scene.root}" && '
         'exec unshare --user --map-user=54321 --map-group=54321 env -u HOME "$@"'
     )
-    how: dict[str, Any] = {
-        "prefix": ["unshare", "-rm", "sh", "-c", script, "sh"], "TMPDIR": str(own)
-    }  # fmt: skip
+    how = {"prefix": ["unshare", "-rm", "sh", "-c", script, "sh"], "TMPDIR": str(own)}
     code, _, err = scene.run("wanreport", "measure", job, **how)
     assert code == 1 and "results/local" in err and len(err.splitlines()) == 1
     how["WANREPORT_RESULTS"] = f"results:{own}"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 from tests.faults.scene import Scene, gone, until
 
@@ -30,7 +29,7 @@ time.sleep(600)
 """
 
 
-def test_a_page_that_fails(tmp_path: Path) -> None:
+def test_a_page_that_fails(tmp_path):
     scene = Scene(tmp_path)
     (scene.root / "notebooks/index.py").write_text("# %% [markdown]\n# # Summary\n")
     (scene.root / "notebooks/job.py").write_text(JOB)
@@ -53,7 +52,7 @@ def test_a_page_that_fails(tmp_path: Path) -> None:
     assert again == {"killed", "odd"}
 
 
-def test_a_signal_while_a_page_is_made(tmp_path: Path) -> None:
+def test_a_signal_while_a_page_is_made(tmp_path):
     scene = Scene(tmp_path)
     (scene.root / "notebooks/index.py").write_text(SLOW)
     process = scene.start("wanreport", "report", "--no-measure")

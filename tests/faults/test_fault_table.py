@@ -9,7 +9,7 @@ ROOT = TESTS.parent
 ROW = re.compile(r"\| `make (test|faults)`(, on a GPU)?: \[(.+)\]\(\.\./tests/(.+)\) \|$", re.M)
 
 
-def test_every_row_names_a_test_and_how_to_run_it_and_every_test_has_a_row() -> None:
+def test_every_row_names_a_test_and_how_to_run_it_and_every_test_has_a_row():
     page = (ROOT / "docs/faults.md").read_text("utf-8")
     rows = ROW.findall(page)
     assert len(rows) == sum(line[:2] == "| " for line in page.splitlines()) - page.count("## ")
@@ -29,7 +29,7 @@ def test_every_row_names_a_test_and_how_to_run_it_and_every_test_has_a_row() -> 
     assert all((TESTS / file).is_file() for *_, name, file in rows if name == file)
 
 
-def test_every_read_and_write_names_its_encoding() -> None:
+def test_every_read_and_write_names_its_encoding():
     """A locale that is not UTF-8 would change what is read, or end in a traceback."""
     bare = []
     for folder in ("wanreport", "benchmarks", "tools", "slurm", "notebooks"):
@@ -40,7 +40,7 @@ def test_every_read_and_write_names_its_encoding() -> None:
     assert bare == []
 
 
-def _says(call: ast.Call) -> bool:
+def _says(call):
     """Whether a call is none of those that open a text, or names the encoding."""
     if ast.unparse(call.func) == "os.open":
         return True

@@ -1,13 +1,12 @@
 """Somebody or something ends a command, or one of its processes, while it measures."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import namedtuple
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -18,17 +17,11 @@ pytestmark = pytest.mark.xdist_group("killed")
 HOSTILE = {"GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C", "PYTHONUTF8": "0"}
 
 
-class Met(NamedTuple):
-    """A command that was ended, and what it left."""
-
-    status: int
-    err: str
-    family: list[int]  # its processes
-    records: dict[str, dict[str, Any]]
-    files: list[str]  # that are half written
+# A command that was ended, its processes, and the records and half-written files that it left.
+Met = namedtuple("Met", "status err family records files")
 
 
-def ended(scene: Scene, process: subprocess.Popen[str], how: int) -> Met:
+def ended(scene, process, how):
     """End a command by a signal while it runs the job `last`."""
     scene.ranks("last")
     everyone = family(process)
@@ -38,12 +31,12 @@ def ended(scene: Scene, process: subprocess.Popen[str], how: int) -> Met:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(tmp_path_factory):
     return Scene(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")
-def first(scene: Scene) -> Met:
+def first(scene):
     """A report that measures four jobs, two at a time: all but one meet a fault."""
     for name, given in {"fine": {}, "hung": {"timeout_s": 9, **LONG}, "last": LONG,
                         "killed": {"num_inference_steps": 10}}.items():  # fmt: skip
@@ -57,7 +50,7 @@ def first(scene: Scene) -> Met:
 
 
 @pytest.fixture(scope="module")
-def second(scene: Scene, first: Met) -> Met:
+def second(scene, first):
     """The next command goes on, with all that a cluster may leave around, until it is killed.
 
     That is: a TMPDIR too long for a socket's name, an interface that is not here, a locale that
@@ -75,7 +68,7 @@ def second(scene: Scene, first: Met) -> Met:
                  signal.SIGKILL)  # fmt: skip
 
 
-def test_a_killed_rank(scene: Scene, first: Met, second: Met) -> None:
+def test_a_killed_rank(scene, first, second):
     record = first.records["killed"]
     assert record["status"] == "failed" and "rank 1 was killed by SIGKILL" in record["reason"]
     assert "step" in record["reason"] and "logs" in record["hint"]
@@ -83,62 +76,54 @@ def test_a_killed_rank(scene: Scene, first: Met, second: Met) -> None:
     assert second.records["killed"]["status"] == "ok"
 
 
-def test_a_hung_collective(first: Met) -> None:
+def test_a_hung_collective(first):
     record = first.records["hung"]
     assert record["status"] == "timeout" and "timeout_s = 9" in record["reason"] and record["hint"]
 
 
-def test_ctrl_c(first: Met) -> None:
+def test_ctrl_c(first):
     assert first.status == 130 and len(first.err.splitlines()) == 2  # the terminal's ^C is one
     assert len(first.family) >= 4 and gone(first.family) and first.files == []
     assert first.records["fine"]["status"] == "ok" and "last" not in first.records
 
 
-def test_a_killed_launcher(second: Met) -> None:
+def test_a_killed_launcher(second):
     assert len(second.family) >= 4 and gone(second.family) and "last" not in second.records
     (kept,) = second.files  # the folder of the job that was running
     assert "wanreport-job-" in kept
 
 
-def test_resume_in_hostile_surroundings(first: Met, second: Met) -> None:
+def test_resume_in_hostile_surroundings(first, second):
     assert second.records["fine"] == first.records["fine"], "it is not measured again"
     record = second.records["closely"]
     assert record["status"] == "ok", second.err
     assert (record["traces"] == []) == MOUNTS == ("rank0.json.gz" in record["hint"])
 
 
-@contextmanager
-def papermill(scene: Scene, name: str) -> Iterator[subprocess.Popen[str]]:
-    """papermill on a job's notebook, as somebody runs it by hand, until the job has begun."""
-    scene.root.joinpath("notebooks/job.py").write_bytes((ROOT / "notebooks/job.py").read_bytes())
-    book = scene.root / "job.ipynb"
-    subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb", "-o", book,
-                    ROOT / "notebooks/job.py"], check=True)  # fmt: skip
-    words = ["-f", scene.job(name, **LONG), "-k", "python3", "--no-progress-bar"]
-    process = scene.start("papermill", book, scene.root / "out.ipynb", *words)
-    try:
-        scene.ranks(name)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.faults
-def test_a_killed_kernel(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    with papermill(scene, "job") as process:
+def test_a_killed_kernel(tmp_path):
+    """papermill runs a job's notebook, as somebody does by hand."""
+    scene, book = Scene(tmp_path), tmp_path / "job.ipynb"
+    shutil.copy(ROOT / "notebooks/job.py", tmp_path / "notebooks")
+    to_book = ["-m", "jupytext", "--quiet", "--to", "ipynb", "-o", book, ROOT / "notebooks/job.py"]
+    subprocess.run([sys.executable, *to_book], check=True)
+    words = ["-f", scene.job("job", **LONG), "-k", "python3", "--no-progress-bar"]
+    process = scene.start("papermill", book, tmp_path / "out.ipynb", *words)
+    try:
+        scene.ranks("job")
         everyone = family(process)
         (kernel,) = (child for child in psutil.Process(process.pid).children()
                      if "ipykernel_launcher" in child.cmdline())  # fmt: skip
         kernel.kill()
         _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0 and "Kernel died" in err
     assert gone(everyone) and scene.records() == {}
     assert [name for name in scene.left_over() if "wanreport-job-" not in name] == []
 
 
-def cgroup() -> Path | None:
+def cgroup():
     """A new memory cgroup, where we may make one."""
     for base in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
         try:
@@ -153,7 +138,7 @@ def cgroup() -> Path | None:
 
 
 @pytest.mark.faults
-def test_a_host_out_of_memory(tmp_path: Path) -> None:
+def test_a_host_out_of_memory(tmp_path):
     group = cgroup()
     if group is None:
         pytest.skip("makes a memory cgroup, which is not allowed here")
@@ -175,7 +160,7 @@ def test_a_host_out_of_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_two_commands_at_once(tmp_path: Path) -> None:
+def test_two_commands_at_once(tmp_path):
     scene = Scene(tmp_path)
     jobs = [scene.job("one"), scene.job("two")]
     both = [scene.start("wanreport", "measure", *jobs) for _ in range(2)]

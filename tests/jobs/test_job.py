@@ -155,9 +155,9 @@ def test_the_fix_for_an_engine_that_sglang_would_not_choose_works(engine, fsdp_a
 def test_a_setting_of_another_engine_is_refused():
     assert make(engine="stream", vram_budget_gb=24).sglang().engine == "layerwise"
     swap = {"engine": "swap", "dit_layerwise_offload": False}
+    assert problems_with(num_gpus=3, enable_cfg_parallel=True).keys() == {"enable_cfg_parallel"}
     for engine, other in (
-        (swap, {"cache_dit": True}), (swap, {"dit_offload_prefetch_size": 3}),
-        (swap, {"vram_budget_gb": 24}), (swap, {"transfer": "packed"}),
+        (swap, {"dit_offload_prefetch_size": 3}), (swap, {"transfer": "packed"}),
         ({"engine": "stream"}, {"dit_layerwise_offload": True, "use_fsdp_inference": True}),
     ):  # fmt: skip
         assert problems_with(**engine, **other).keys() == other.keys()

@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.jobs.sglang import (
-    ENGINE_FLAGS,
-    ModelPathError,
-    prefetch_layers,
-    resolve,
-    resolve_model,
-    resolve_text,
-)
+from wanreport.jobs import sglang
 
 A14B = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 WAN = {"_class_name": "WanPipeline"}
@@ -29,15 +22,16 @@ WAN = {"_class_name": "WanPipeline"}
      (None, False, False, "layerwise", [555])],  # --dit-cpu-offload false alone changes nothing
 )  # fmt: skip
 def test_flags_amount_to_an_engine_by_rules(layerwise, cpu_offload, fsdp, engine, rules):
-    found = resolve(layerwise, cpu_offload, fsdp, 0.0)
+    found = sglang.resolve(layerwise, cpu_offload, fsdp, 0.0)
     assert found.engine == engine
     assert [int(step.rpartition(":")[2].rstrip(")")) for step in found.steps] == rules
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINE_FLAGS))
+@pytest.mark.parametrize("engine", sorted(sglang.ENGINE_FLAGS))
 def test_the_flags_listed_for_an_engine_lead_to_it(engine):
-    words = [f"--{k.replace('_', '-')} {str(v).lower()}" for k, v in ENGINE_FLAGS[engine].items()]
-    text = resolve_text(" ".join(["--ulysses-degree 4", *words, "--dit-offload-prefetch-size 3"]))
+    given = sglang.ENGINE_FLAGS[engine] | {"dit_offload_prefetch_size": 3, "ulysses_degree": 4}
+    words = [f"--{key.replace('_', '-')} {str(value).lower()}" for key, value in given.items()]
+    text = sglang.resolve_text(" ".join(words))
     assert (text.engine, text.prefetch_size) == (engine, 3.0)
 
 
@@ -47,14 +41,14 @@ def test_the_flags_listed_for_an_engine_lead_to_it(engine):
      (3.9, 3, 3), (40, 40, 40), (99, 40, 99)],
 )  # fmt: skip
 def test_prefetch_size_is_a_ratio_below_one_and_a_whole_count_from_there(size, layers, kept):
-    assert prefetch_layers(size, 40) == layers
-    found = resolve(True, False, False, size)
+    assert sglang.prefetch_layers(size, 40) == layers
+    found = sglang.resolve(True, False, False, size)
     assert found.prefetch_size == kept and bool(found.steps) is (size != kept)
 
 
 @given(*[st.floats(min_value=0, max_value=1e6)] * 2, st.integers(1, 100))
 def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
-    few, many = (prefetch_layers(size, layers) for size in sorted((a, b)))
+    few, many = (sglang.prefetch_layers(size, layers) for size in sorted((a, b)))
     assert 1 <= few <= layers and 1 <= many <= layers
     assert few <= many or min(a, b) < 1 <= max(a, b)
 
@@ -71,7 +65,7 @@ def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
      ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig", 3)],
 )  # fmt: skip
 def test_only_the_text_of_the_path_counts(path, index, how, config, shift):
-    found = resolve_model(path, index=index)
+    found = sglang.resolve_model(path, index=index)
     assert (found.how, found.config, found.flow_shift) == (how, config, shift) and found.steps
 
 
@@ -88,19 +82,19 @@ def test_the_experts_boundary_comes_from_the_checkpoint(tmp_path, monkeypatch):
         (A14B, "exact", 12, 0.8), (tmp_path / "w", "detector", 3, 0.8),  # a link's own name counts
         (tmp_path / "Wan2.2-T2V-A14B-Diffusers", "partial", 12, 0.8),
     ):  # fmt: skip
-        found = resolve_model(str(path))
+        found = sglang.resolve_model(str(path))
         assert (found.how, found.flow_shift, found.boundary_ratio) == (how, shift, ratio), path
 
 
 def test_a_path_that_leads_nowhere_is_named_with_one_that_does(tmp_path):
     for path, index in (("./gone", None), ("./x", {"_class_name": "Other"}), ("./x", {}),
                         ("hunyuan/wan2.2", WAN)):  # fmt: skip
-        with pytest.raises(ModelPathError, match=f"{path}.*{A14B}"):
-            resolve_model(path, index=index)
+        with pytest.raises(sglang.ModelPathError, match=f"{path}.*{A14B}"):
+            sglang.resolve_model(path, index=index)
     path = tmp_path / A14B
     path.mkdir(parents=True)
     for text in (None, "{", "[]", *(json.dumps({"boundary_ratio": r}) for r in ("0.9", True, 2))):
         if text is not None:
             (path / "model_index.json").write_text(text)
-        with pytest.raises(ModelPathError, match=r"model_index\.json: "):
-            resolve_model(str(path))
+        with pytest.raises(sglang.ModelPathError, match=r"model_index\.json: "):
+            sglang.resolve_model(str(path))

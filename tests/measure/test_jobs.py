@@ -7,6 +7,7 @@ import pytest
 from tests import synthetic
 from wanreport.jobs.job import JobError, job_from_mapping
 from wanreport.measure import jobs, machine, ranks
+from wanreport.measure.ranks import together
 from wanreport.records import project as ours
 
 QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
@@ -81,3 +82,55 @@ def test_gpus_that_torch_does_not_see_are_told_in_one_line_and_not_remembered(
         assert jobs.measure([job], project, project / "log") == []
         line = next(x for x in capsys.readouterr().out.splitlines() if " j " in x)
         assert "unsupported" in line and "torch sees 0 of 1 GPUs" in line
+
+
+# Jobs that run at the same time -------------------------------------------------------------------
+
+
+def running(name, steps, said, last=None):
+    said.append(f"{name} begins")
+    try:
+        for _ in range(steps):
+            yield
+        if last:
+            raise last
+    except SystemExit:
+        said.append(f"{name} is told")  # and has time for its record
+        raise
+    finally:
+        said.append(f"{name} ends")
+    return name
+
+
+def test_some_run_at_a_time_and_each_is_given_as_it_ends():
+    said = []
+    three = [running("a", 3, said), running("b", 1, said), running("c", 1, said)]
+    assert list(together(three, 2)) == ["b", "a", "c"]
+    assert said == ["a begins", "b begins", "b ends", "c begins", "a ends", "c ends"]
+    assert list(together(iter([running("a", 2, said), running("b", 0, said)]))) == ["a", "b"]
+    assert list(together([], 2)) == []
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), ValueError()], ids=repr)
+def test_what_ends_one_from_outside_ends_all(error):
+    said = []
+    three = [running("a", 9, said), running("b", 1, said, last=error), running("c", 9, said)]
+    with pytest.raises(type(error)):
+        list(together(three, 2))
+    assert {"a ends", "b ends"} <= {*said} and "c begins" not in said
+    assert ("a is told" in said) == isinstance(error, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("others", "count"),
+    [([], 2), ([{"num_gpus": 4}], 2), ([{"num_gpus": 2}], 1), ([{"num_gpus": 1}], 1),
+     ([{"num_gpus": 1, "scale": "tiny", "checkpoint": "x"}], 1)],
+)  # fmt: skip
+def test_full_jobs_and_those_of_a_checkpoint_run_alone(others, count, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(jobs, "this_machine", lambda: jobs.Machine("2x", 2))
+    monkeypatch.setattr(jobs, "measure_jobs", lambda *_, at_once, **__: seen.append(at_once) or [])
+    small = {"num_gpus": 2, "scale": "tiny"}
+    made = [job_from_mapping({"name": f"j{n}", "engine": "stream", **each})
+            for n, each in enumerate([small, *others, small])]  # fmt: skip
+    assert jobs.measure(made, tmp_path, tmp_path / "log", at_once=2) == [] and seen == [count]

@@ -12,7 +12,6 @@ from wanreport.jobs.job import job_from_mapping
 from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import jobs, ranks
 from wanreport.measure.profile import SwitchProfile
-from wanreport.records.record import read_record
 
 STAND_IN = """#!/bin/sh
 for word; do case $word in --output=*) out=${word#--output=};; esac; done
@@ -35,8 +34,7 @@ def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and
     quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
     flags = ENGINE_FLAGS["resident"]
     job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 2, **flags, **quick})
-    path = jobs.run_job(job, tmp_path / "results")
-    record = read_record(path)
+    ((path, record),) = jobs.measure_jobs([job], tmp_path / "results", tmp_path / "log")
     assert record["status"] == "ok", record["reason"]
     assert all(len(step["seconds"]) == 2 for step in record["iterations"][1]["steps"])
     (trace,) = record["traces"]

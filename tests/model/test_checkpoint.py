@@ -14,14 +14,13 @@ from tests.models import save_checkpoint
 from tests.ranks import run_ranks
 from wanreport import cli
 from wanreport.jobs.job import Job, load_job, located
-from wanreport.measure.jobs import run_job
+from wanreport.measure.jobs import measure_jobs
 from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.checkpoint import CheckpointError
 from wanreport.model.clock import sha256
 from wanreport.model.denoise import decode, encode_prompts, latent_shape, make_scheduler, make_vae
 from wanreport.model.expert import EXPERTS
 from wanreport.model.weights import CheckpointWeights
-from wanreport.records.record import read_record
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ONE, TWO = f"transformer/{WEIGHTS}", f"transformer_2/{WEIGHTS}"
@@ -51,7 +50,7 @@ def ran(folder: Path, results: Path, **changes: Any) -> dict[str, Any]:
         "checkpoint": str(folder), "model_path": str(folder), "profile": False,
         "num_inference_steps": 2, "dit_layerwise_offload": False, "dit_cpu_offload": False,
     } | changes)  # fmt: skip
-    return read_record(run_job(job, results))
+    return measure_jobs([job], results, results / "log")[0][1]
 
 
 def tensors(made: Callable[[Any], torch.Tensor], name: str = TENSOR) -> Damage:

@@ -11,16 +11,8 @@ import pytest
 from tests.synthetic import write
 from wanreport.jobs.job import Job, job_hash, resolve_job
 from wanreport.measure.jobs import Machine, missing
+from wanreport.records import record as kept
 from wanreport.records.files import parse_record
-from wanreport.records.record import (
-    RecordError,
-    best_record,
-    find_records,
-    new_record,
-    read_record,
-    record_path,
-    write_record,
-)
 
 JOB = Job(name="a-job", engine="layerwise", num_gpus=2)
 
@@ -30,12 +22,12 @@ def record(scale="tiny", status="ok", day=1, name="a-job", **known):
     job = JOB.model_copy(update={"scale": scale, "name": name, **changed})
     machine = {"slug": "m", "device": "cuda" if scale == "a14b" else "cpu"}
     began = f"2026-01-0{day}T12:30:00+00:00"
-    return new_record(job, status=status, **{"machine": machine, "started_at": began, **known})
+    return kept.new_record(job, status=status, **{"machine": machine, "started_at": began, **known})
 
 
 def put(root, made):
     write([made], root)
-    return record_path(root, made["machine"]["slug"], made["job"]["name"], made["job_hash"])
+    return kept.record_path(root, made["machine"]["slug"], made["job"]["name"], made["job_hash"])
 
 
 def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_know(tmp_path):
@@ -43,24 +35,24 @@ def test_a_record_comes_back_as_it_was_written_with_what_only_later_versions_kno
     made["machine"]["later"] = {"key": None}
     path = put(tmp_path, made)
     assert path == tmp_path / "m" / f"a-job-{made['job_hash']}.json"
-    assert read_record(path) == made
+    assert kept.read_record(path) == made
     before = path.read_bytes()
-    assert write_record(made, path) == path
+    assert kept.write_record(made, path) == path
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_new_record_stands_for_a_resolved_job_that_failed(tmp_path):
     resolved = resolve_job(JOB, gpus=2)
-    made, path = new_record(resolved, reason="not yet"), tmp_path / "x.json"
+    made, path = kept.new_record(resolved, reason="not yet"), tmp_path / "x.json"
     assert (made["job"]["scale"], made["status"]) == ("a14b", "failed")
     assert made["job_hash"] == job_hash(resolved)
-    write_record(made, path)
+    kept.write_record(made, path)
     for key in made:  # it lacks none
         path.write_text(json.dumps({k: v for k, v in made.items() if k != key}))
-        with pytest.raises(RecordError, match=f"{key}: "):
-            read_record(path)
+        with pytest.raises(kept.RecordError, match=f"{key}: "):
+            kept.read_record(path)
     with pytest.raises(ValueError):
-        new_record(JOB)
+        kept.new_record(JOB)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
@@ -68,10 +60,10 @@ def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(tmp_path, mo
     made = record()
     path = put(tmp_path, made)
     monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
-    with pytest.raises((RecordError, KeyboardInterrupt)) as caught:
-        write_record({**made, "wall_s": 2.0}, path)
+    with pytest.raises((kept.RecordError, KeyboardInterrupt)) as caught:
+        kept.write_record({**made, "wall_s": 2.0}, path)
     assert isinstance(error, KeyboardInterrupt) or str(path) in str(caught.value)
-    assert read_record(path) == made and list(path.parent.iterdir()) == [path]
+    assert kept.read_record(path) == made and list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -82,25 +74,23 @@ def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(tmp_path, mo
      ({"iterations": [{"kind": "hot"}]}, r"iterations\[0\]\.kind: "), ({"wall_s": True}, "wall_s")],
 )  # fmt: skip
 def test_what_is_not_a_record_is_not_written(tmp_path, change, key):
-    with pytest.raises(RecordError, match=key):
-        write_record({**record(), **change}, tmp_path / "x.json")
+    with pytest.raises(kept.RecordError, match=key):
+        kept.write_record({**record(), **change}, tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_named(tmp_path):
-    assert find_records(tmp_path / "none") == []
+    assert kept.find_records(tmp_path / "none") == []
     b, a = (put(tmp_path, record(machine={"slug": slug})) for slug in "ba")
     put(tmp_path / "local", record())
     (a.parent / "._hidden.json").write_text("junk")
-    assert [path for path, _ in find_records(tmp_path)] == [a, b]
-    damaged = ["", '{"a": ', "[]", '{"schema_version": 7}', "\xff\xfe=\xd8"]
-    for number, text in enumerate(damaged):
-        (tmp_path / "a" / f"{number}.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(RecordError) as refused:
-        find_records(tmp_path)
-    assert all(f"{number}.json: " in str(refused.value) for number in range(len(damaged)))
-    with pytest.raises(RecordError, match=r"gone\.json"):
-        read_record(tmp_path / "gone.json")
+    assert [path for path, _ in kept.find_records(tmp_path)] == [a, b]
+    for name, text in {"one": '{"schema_version": 7}', "two": "\xff\xfe=\xd8"}.items():
+        (tmp_path / f"a/{name}.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(kept.RecordError, match=r"(?s)one\.json: .*two\.json: "):
+        kept.find_records(tmp_path)
+    with pytest.raises(kept.RecordError, match=r"gone\.json"):
+        kept.read_record(tmp_path / "gone.json")
 
 
 # What takes whose place ---------------------------------------------------------------------------
@@ -108,18 +98,16 @@ def test_records_are_found_in_order_one_folder_deep_and_each_that_is_damaged_is_
 
 def stand(root):
     """Status and day of the records that count, and of those beside them."""
-    return tuple(
-        [f"{made['status']} {made['started_at'][9]}" for made in map(read_record, sorted(found))]
-        for found in (root.glob("m/*.json"), root.glob("m/earlier/*.json"))
-    )
+    found = [map(kept.read_record, sorted(root.glob(each))) for each in ("m/*.json", "m/earlier/*")]
+    return tuple([f"{made['status']} {made['started_at'][9]}" for made in each] for each in found)
 
 
 def test_a_result_of_the_full_model_is_kept_when_the_job_is_measured_again(tmp_path):
     path = put(tmp_path, record("a14b", day=1))
     put(tmp_path, record("a14b", day=3))
-    kept = path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
-    assert kept.exists() and stand(tmp_path) == (["ok 3"], ["ok 1"])
-    write_record(read_record(path) | {"wall_s": 2.5}, path)  # the same run
+    first = path.parent / "earlier" / f"{path.stem}-20260101T123000.json"
+    assert first.exists() and stand(tmp_path) == (["ok 3"], ["ok 1"])
+    kept.write_record(kept.read_record(path) | {"wall_s": 2.5}, path)  # the same run
     assert stand(tmp_path) == (["ok 3"], ["ok 1"])
     for day in (1, 2):  # what a rehearsal gives is repeated at will
         put(tmp_path / "local", record(day=day))
@@ -134,7 +122,7 @@ def test_a_worse_record_never_takes_the_place_of_a_better_one(tmp_path, scale, w
     assert stand(tmp_path) == (["oom 2"], [])
     put(tmp_path, record(scale, day=3))
     assert stand(tmp_path) == (["ok 3"], [])
-    written = write_record(record(scale, worse, day=4), path)
+    written = kept.write_record(record(scale, worse, day=4), path)
     assert stand(tmp_path) == (["ok 3"], [f"{worse} 4"]) and written.parent.name == "earlier"
 
 
@@ -149,10 +137,10 @@ LARGE, TINY = record("a14b"), record("tiny")
      ([record(name="z", day=4), TINY], 1), ([record(name="z")], 0)],
 )  # fmt: skip
 def test_the_best_record_of_a_job(records, best):
-    found = best_record(JOB, [(Path(f"{i}.json"), made) for i, made in enumerate(records)])
+    found = kept.best_record(JOB, [(Path(f"{i}.json"), made) for i, made in enumerate(records)])
     assert found == (None if best is None else (Path(f"{best}.json"), records[best]))
     tiny = JOB.model_copy(update={"scale": "tiny"})
-    assert best_record(tiny, [(Path("0.json"), LARGE)]) is None
+    assert kept.best_record(tiny, [(Path("0.json"), LARGE)]) is None
 
 
 def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal():

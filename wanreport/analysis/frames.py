@@ -78,7 +78,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
     rows: Rows = {name: [] for name in Frames._fields}
     for folder in dict.fromkeys(root / each for each in directories):
         found = [*folder.glob("*/[!.]*.json"), *folder.glob(f"*/{EARLIER}/[!.]*.json")]
-        for path in [*sorted(found), *files.bench_files(folder)]:
+        for path in [*sorted(found), *sorted(folder.glob("*/benchmarks/[!.]*.json"))]:
             name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             try:
                 if path.parent.name == "benchmarks":

@@ -28,7 +28,6 @@ HASHED_IF_GIVEN = ("vram_budget_gb", "transfer", "enable_cfg_parallel")
 CHOSEN = ("flow_shift", "boundary_ratio", "guidance_scale", "guidance_scale_2")  # else the model's
 PREFETCH = "dit_offload_prefetch_size"
 FLAGS = (*sglang.SWITCHES, PREFETCH)  # in the order of `sglang.resolve`
-
 Size = Annotated[int, Field(ge=16, multiple_of=16)]  # VAE stride 8, patch size 2
 
 
@@ -122,10 +121,7 @@ def located(job: Job, root: Path) -> Job:
 
 
 def model_settings(job: Job) -> dict[str, Any]:
-    """The model's settings of a :func:`located` job: its own, else those that SGLang would take.
-
-    Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
-    """
+    """The model's settings of a :func:`located` job: its own, else those that SGLang would take."""
     file = Path(job.checkpoint or "", "model_index.json")
     index = json.loads(file.read_text("utf-8")) if job.checkpoint and file.is_file() else None
     found = asdict(sglang.resolve_model(job.model_path, index=index))

@@ -1,9 +1,4 @@
-"""The denoising schedule, without torch.
-
-The formula is that of diffusers' ``UniPCMultistepScheduler`` with ``use_flow_sigmas``
-(``set_timesteps``): noise levels evenly spaced from 1 down to 1/1000, then shifted towards 1 by
-``shift * s / (1 + (shift - 1) * s)``, so that a larger shift spends more steps at high noise.
-"""
+"""The denoising schedule of diffusers' ``UniPCMultistepScheduler``, without torch."""
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
@@ -25,6 +20,7 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
     import numpy as np  # only here: what needs no schedule starts sooner
 
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
+    # Towards 1: a larger shift spends more steps at high noise.
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     # The solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
     # first timestep is 999 for this reason.
@@ -35,10 +31,10 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
 
 
 def switch_step(
-    timesteps: Sequence[float], boundary_ratio: float | None, train_timesteps: int = TRAIN_TIMESTEPS
+    timesteps: Sequence[float], boundary_ratio: float | None, scale: int = TRAIN_TIMESTEPS
 ) -> int | None:
     """Index of the low-noise expert's first step, below the boundary; None if there is none."""
-    boundary = (boundary_ratio or 0) * train_timesteps
+    boundary = (boundary_ratio or 0) * scale
     return next((index for index, t in enumerate(timesteps) if t < boundary), None)
 
 

@@ -43,10 +43,7 @@ class StreamSettings:
         return self.transfer != "bf16"
 
     def places(self, blocks: int) -> list[int]:
-        """The device buffer of each block of an expert: slots come first, then residents' own.
-
-        Raises ValueError if blocks stream, and there are no slots.
-        """
+        """The device buffer of each block of an expert: slots come first, then residents' own."""
         streamed = 0 if self.both else max(blocks - self.residents, 0)
         slots = min(self.slots, streamed)
         if streamed and not slots:

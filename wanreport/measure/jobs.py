@@ -4,7 +4,6 @@ A job ends in a record, whatever happens to its ranks. Nothing here imports torc
 """
 
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -37,8 +37,6 @@ HINTS = {
     "non-finite": "run it with `engine: resident`: are the weights at fault, or the engine?",
     "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
-
-
 Running = Generator[None, None, Path]
 
 
@@ -60,14 +58,13 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
     for file in files:
         mine = within(file, root)
         try:
-            job = jobs[mine] = load_job(file)
+            jobs[mine] = load_job(file)
+            other = names.setdefault(file.stem, mine)
+            # What slurm/submit.sh has copied may have any name.
+            if other != mine and not mine.is_relative_to("params/submitted"):
+                problems.append(f"{file}: name: {other} has the same; rename one of them")
         except JobError as error:
             problems += error.problems
-            continue
-        other = names.setdefault(job.name, mine)
-        # What slurm/submit.sh has copied may have any name.
-        if other != mine and not mine.is_relative_to("params/submitted"):
-            problems.append(f"{file}: name: {other} has the same; rename one of them")
     if problems and not lenient:
         raise JobError(problem.replace(f"{root}/", "") for problem in problems)
     return jobs
@@ -97,22 +94,17 @@ def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
     minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
-    """Measure those `jobs` that this machine has no record of; return the names that failed.
-
-    Records go to `results`, by default those of this machine. With `again` all are measured.
-    Rehearsals, whose times say nothing, may run `at_once`.
-    """
+    """Measure those `jobs` that this machine has no record of; return the names that failed."""
     if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
         return []
     say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
     if any(job.scale == "a14b" or job.checkpoint for job in left):
-        at_once = 1
+        at_once = 1  # only of rehearsals times say nothing
     if at_once > 1:  # so that none is left alone at the end
         left.sort(key=lambda job: -job.num_gpus)
-    folder = results or local_results(root)
+    folder, bad = results or local_results(root), ("failed", "timeout", "non-finite")
     done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
-    bad, records = ("failed", "timeout", "non-finite"), [record for _, record in done]
-    return [record["job"]["name"] for record in records if record["status"] in bad]
+    return [record["job"]["name"] for _, record in done if record["status"] in bad]
 
 
 def measure_jobs(
@@ -122,21 +114,21 @@ def measure_jobs(
     """Measure resolved `jobs`, `at_once` of them; return their records as they ended.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
-    fit into `minutes` is not begun, and has no record. Raises RecordError as :func:`run_job`.
+    fit into `minutes` is not begun, and has no record. Raises RecordError if one was not written.
     """
     done, end = list[Found](), time.monotonic() + 60 * minutes
+
+    def begun(file: TextIO) -> Iterator[Running]:
+        for job in jobs:
+            if time.monotonic() + job.timeout_s > end:
+                later = "run it again (with --again name these alone); what is done is kept"
+                tell(f"  {job.name:<24} no time left: {later}")
+            else:
+                yield running(job, results, log=file, plan_only=plan_only)
+
     log.parent.mkdir(parents=True, exist_ok=True)
     with naming(log), log.open("w", encoding="utf-8") as file:
-
-        def begun() -> Iterator[Running]:
-            for job in jobs:
-                if time.monotonic() + job.timeout_s > end:
-                    later = "run it again (with --again name these alone); what is done is kept"
-                    tell(f"  {job.name:<24} no time left: {later}")
-                    continue
-                yield running(job, results, plan_only=plan_only, log=file)
-
-        for path in ranks.together(begun(), at_once):
+        for path in ranks.together(begun(file), at_once):
             record = kept.read_record(path)
             name, status = record["job"]["name"], record["status"]
             done.append((path, record))
@@ -148,17 +140,8 @@ def measure_jobs(
     return done
 
 
-def run_job(job: Job, root: Path, **how: Any) -> Path:
-    """Run one resolved job and return its record's path; `how` are options of :func:`running`."""
-    return next(ranks.together([running(job, root, **how)]))
-
-
-def running(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None = None) -> Running:
-    """Run one resolved job, or only plan it; returns its record's path.
-
-    Yields while the ranks work. ``log``, by default stderr, takes a line an iteration and
-    tracebacks. Raises RecordError if the record could not be written.
-    """
+def running(job: Job, root: Path, *, log: TextIO, plan_only: bool) -> Running:
+    """Run one resolved job, or only plan it; yields meanwhile; returns its record's path."""
     begun, here, stopped = time.perf_counter(), machine.machine(), None
     record = kept.new_record(
         job,
@@ -196,24 +179,20 @@ def running(job: Job, root: Path, *, plan_only: bool = False, log: TextIO | None
 
 
 def _measured(
-    job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO | None
+    job: Job, gpus: int, out: Path, plan_only: bool, log: TextIO
 ) -> Generator[None, None, dict[str, Any]]:
     """What the ranks found, as parts of a record: lists where they differ, else rank 0's word."""
     nodes, count, tiny = machine.nodes(), job.num_gpus, job.scale == "tiny"
     if not tiny and gpus < count:
-        raise Unsupported(
-            f"full scale needs {count} GPUs and this machine has {gpus}",
-            "run it where there are enough, or set scale: tiny for a rehearsal",
-        )
+        hint = "run it where there are enough, or set scale: tiny for a rehearsal"
+        raise Unsupported(f"full scale needs {count} GPUs and this machine has {gpus}", hint)
     if count % nodes:
-        raise Unsupported(
-            f"{count} ranks are not as many on each of {nodes} nodes",
-            f"ask for a number of nodes that divides {count}",
-        )
-    given = {"job": job.model_dump(mode="json"), "plan_only": plan_only,
-             "host_free": machine.host_memory()["available"]}  # fmt: skip
-    spec, deadline, said = out / "spec.json", time.monotonic() + job.timeout_s, ["not started"]
-    spec.write_text(json.dumps(given), "utf-8")
+        hint = f"ask for a number of nodes that divides {count}"
+        raise Unsupported(f"{count} ranks are not as many on each of {nodes} nodes", hint)
+    spec = {"job": job.model_dump(mode="json"), "plan_only": plan_only,
+            "host_free": machine.host_memory()["available"]}  # fmt: skip
+    progress, said, deadline = out / "progress", ["not started"], time.monotonic() + job.timeout_s
+    kind = "cpu" if tiny and nodes == 1 else "cuda"
 
     def follow() -> None:
         """Show what rank 0 says: all to a person at a terminal, and what is new to the log."""
@@ -222,14 +201,14 @@ def _measured(
             bar.set_description_str(f"{job.name}: {line}")
             part = line.partition(",")[0]
             if part != said[-1].partition(",")[0]:
-                print(f"{job.name}: {part}", file=log or sys.stderr, flush=True)
+                print(f"{job.name}: {part}", file=log, flush=True)
             said.append(line)
 
-    progress = out / "progress"
     # None: shown at a terminal only.
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as bar:
-        begun = ranks.KINDS["cpu" if tiny and nodes == 1 else "cuda"](spec, out, count)
-        results, codes = yield from ranks.watching(begun, out, count, deadline, follow)
+        results, codes = yield from ranks.watching(
+            kind, "wanreport.measure.worker", spec, out, count, deadline, follow
+        )
     whole = [result for result in results if result and result["status"] == "ok"]
     if len(whole) < count:
         return ranks.failure(job.timeout_s, results, codes, said[-1])
@@ -282,6 +261,4 @@ def terminate(*_: object) -> None:
     sys.exit(143)
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Print a line at once, so that a log is never behind."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+say = partial(print, flush=True)  # at once, so that a log is never behind

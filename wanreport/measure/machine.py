@@ -18,7 +18,6 @@ from wanreport.records.project import git_state
 P2P = "NCCL_P2P_DISABLE"
 NCCL_SETTINGS = (P2P, "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE",
                  "NCCL_ALGO", "NCCL_PROTO", "NCCL_MAX_NCHANNELS", "NCCL_IB_DISABLE")  # fmt: skip
-
 NODES = "WANREPORT_NODES"
 """Set to the number of a Slurm job's nodes: its ranks are on all of them, as many on each."""
 

@@ -1,7 +1,8 @@
 """The ranks of a job: how they are started, watched and ended. Nothing here imports torch.
 
 On GPUs torchrun starts them; on CPU they are forked from a small server, which imports torch once.
-A rank leaves ``rank<r>.json`` in the job's folder, and ends with what started it.
+A rank finds ``spec.json`` in its job's folder and leaves ``rank<r>.json`` there, whatever happens;
+it ends with what started it.
 """
 
 import contextlib
@@ -23,24 +24,21 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from wanreport.measure.machine import nodes
 
-WORKER = "wanreport.measure.worker"
 NSYS = "WANREPORT_NSYS"
 """Set to the program of Nsight Systems: ranks on GPUs run under it, and it records what is profiled
 in place of torch's profiler, as both cannot."""
 UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
-T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at ranks
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SURE = ("oom", "unsupported")  # a rank that says so knows more than one that died
 # What an error says of itself -> the status that it gives a job.
 MARKS = {"MemoryError": "oom", "out of memory": "oom", "Timed out": "timeout",
@@ -68,7 +66,7 @@ def outcome(error: BaseException) -> dict[str, Any]:
 class ForkedRanks:
     """Ranks on CPU, forked from a server that has the imports behind it."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
+    def __init__(self, out: Path, world_size: int, module: str) -> None:
         if len(kept := tempfile.gettempdir()) > LONGEST:  # then the server's socket goes elsewhere
             tempfile.tempdir = "/tmp"
             multiprocessing.util.get_temp_dir()  # which is asked once
@@ -76,10 +74,8 @@ class ForkedRanks:
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
         context.set_forkserver_preload(["__main__", module])
-        self.processes = [
-            context.Process(target=_forked, args=(module, str(spec), str(out), rank, world_size))
-            for rank in range(world_size)
-        ]
+        self.processes = [context.Process(target=_forked, args=(module, str(out), rank, world_size))
+                          for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
             process.start()
 
@@ -94,7 +90,7 @@ class ForkedRanks:
             process.join(GRACE)
 
 
-def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> None:
+def _forked(module: str, out: str, rank: int, world_size: int) -> None:
     """A forked rank, whose output goes to its own log."""
     log = os.open(Path(out) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -106,13 +102,13 @@ def _forked(module: str, spec: str, out: str, rank: int, world_size: int) -> Non
 
     threading.Thread(target=die_with_launcher, daemon=True).start()
     gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
-    importlib.import_module(module).main(spec, out, rank, world_size)
+    importlib.import_module(module).main(out, rank, world_size)
 
 
 class TorchrunRanks:
     """Ranks on the GPUs of this host, or of all nodes of this Slurm job, where srun starts them."""
 
-    def __init__(self, spec: Path, out: Path, world_size: int, module: str = WORKER) -> None:
+    def __init__(self, out: Path, world_size: int, module: str) -> None:
         self.log, self.world_size = out / "torchrun.log", world_size
         self.nodes, start, meet = nodes(), list[str](), ["--standalone"]
         if self.nodes > 1:
@@ -131,7 +127,7 @@ class TorchrunRanks:
             self.process = psutil.Popen(
                 [*start, sys.executable, "-m", "torch.distributed.run", *meet,
                  f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
-                 f"--log-dir={out / 'logs'}", "-m", module, str(spec), str(out)],
+                 f"--log-dir={out / 'logs'}", "-m", module, str(out)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 preexec_fn=die_with_parent, env=os.environ | told,
                 start_new_session=True,  # Ctrl-C then reaches only us, and we end them
@@ -160,24 +156,19 @@ class TorchrunRanks:
 
 
 KINDS: dict[str, Any] = {"cpu": ForkedRanks, "cuda": TorchrunRanks}
-"""How ranks are started on a kind of device; each takes spec, folder, number and module."""
+"""How ranks are started on a kind of device; each takes a folder, their number and a module."""
 
 
 def die_with_parent() -> None:
     """Have the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def watch(*given: Any) -> Any:
-    """What :func:`watching` returns, once it has."""
-    return next(together([watching(*given)]))
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def watching(
-    ranks: ForkedRanks | TorchrunRanks, out: Path, world_size: int, deadline: float,
+    kind: str, module: str, spec: dict[str, Any], out: Path, world_size: int, deadline: float,
     update: Callable[[], None],
 ) -> Generator[None, None, tuple[list[dict[str, Any] | None], list[int | None]]]:  # fmt: skip
-    """Wait for ranks and end those that outlive a failed one or ``deadline`` (`time.monotonic`).
+    """Start ranks; end those that outlive a failed one or ``deadline`` (`time.monotonic`).
 
     Yields after each look at them. Returns what each rank left in ``out``, and the exit codes from
     before any was ended by us.
@@ -187,6 +178,8 @@ def watching(
         files = [out / f"rank{rank}.json" for rank in range(world_size)]
         return [json.loads(f.read_text("utf-8")) if f.is_file() else None for f in files]
 
+    (out / "spec.json").write_text(json.dumps(spec), "utf-8")
+    ranks = KINDS[kind](out, world_size, module)
     try:
         while True:
             codes = ranks.exit_codes()
@@ -201,9 +194,9 @@ def watching(
     return results(), codes
 
 
-def together(begun: Iterable[Generator[None, None, T]], at_once: int = 1) -> Iterator[T]:
+def together(begun: Iterable[Generator[None, None, Any]], at_once: int = 1) -> Iterator[Any]:
     """What each of these returns, as they end, while `at_once` run. A signal ends all of them."""
-    waiting, active = iter(begun), list[Generator[None, None, T]]()
+    waiting, active = iter(begun), list[Generator[None, None, Any]]()
     try:
         while active := [*active, *islice(waiting, at_once - len(active))]:
             for each in list(active):
@@ -232,7 +225,7 @@ def failure(
     timeout_s: float, results: Sequence[dict[str, Any] | None], codes: Sequence[int | None],
     last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Status and reason of ranks, as :func:`watch` left them: the first cause, not its echoes."""
+    """Status and reason of ranks that were watched: the first cause, not its echoes."""
     told = sorted((r["status"] not in SURE, r["at"], rank, r)
                   for rank, r in enumerate(results) if r and r["status"] != "ok")  # fmt: skip
     died = sorted((code, rank) for rank, code in enumerate(codes) if code and not results[rank])

@@ -1,7 +1,6 @@
 """One rank of one job: builds the model, runs the iterations, writes what it saw.
 
-On GPUs torchrun starts it (``python -m wanreport.measure.worker SPEC OUT``), on CPU a fork server.
-Whatever happens, a rank that lives long enough leaves ``OUT/rank<r>.json``.
+On GPUs torchrun starts it (``python -m wanreport.measure.worker OUT``), on CPU a fork server.
 """
 
 import json
@@ -45,11 +44,7 @@ TINY_TEXT_TOKENS = 8
 
 
 class Rank:
-    """One rank's work on one job.
-
-    ``spec`` holds the ``job`` (the resolved one's fields), ``plan_only`` and ``host_free`` (bytes).
-    Results, progress and traces go to the folder ``out``.
-    """
+    """One rank's work on the job of ``spec``; progress and traces go to the folder ``out``."""
 
     def __init__(self, spec: dict[str, Any], out: Path, rank: int, world_size: int) -> None:
         self.spec, self.job = spec, (job := Job(**spec["job"]))
@@ -63,11 +58,9 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         job, device = self.job, self.device
-        if not self.tiny and torch.cuda.device_count() < self.beside:
-            raise Unsupported(
-                f"torch sees {torch.cuda.device_count()} of {self.beside} GPUs",
-                "install a torch that fits the driver (nvidia-smi names its CUDA version)",
-            )
+        if not self.tiny and (seen := torch.cuda.device_count()) < self.beside:
+            hint = "install a torch that fits the driver (nvidia-smi names its CUDA version)"
+            raise Unsupported(f"torch sees {seen} of {self.beside} GPUs", hint)
         connect(device, self.out, self.rank, self.world_size, job.timeout_s)
         self.settings, source, configs = model_of(job)
         config, dtype = configs[EXPERTS[0]], getattr(torch, job.dtype)
@@ -100,15 +93,13 @@ class Rank:
         self.started = time.perf_counter()
         used: dict[str, Any] = {"prefetch": prefetch, "counters_derived": engine.counters_derived}
         if job.engine == "stream":
-            store.buffer(EXPERTS[0], None)  # filled now: that is not planning
+            store.buffer(EXPERTS[0], None)  # filled now, before the probe times anything
             self.say("plan")
-            begun = time.perf_counter()
-            plan, settings = plan_for(  # the noise goes when this is over
+            used["plan"], settings = plan_for(  # the noise goes when this is over
                 lambda blocks: make(EXPERTS[0], num_layers=blocks), store,
                 (self._noise(), self.guidance), link, job.num_inference_steps, room,
             )  # fmt: skip
             torch.cuda.empty_cache()  # what the probe held is not the job's
-            used["plan"] = plan | {"planning_s": time.perf_counter() - begun}
             engine = Stream(settings)
         self.engine = engine
         machine: dict[str, Any] = {"link": link}
@@ -131,8 +122,8 @@ class Rank:
             return result
         engine.attach(self.experts, store, device, dist.group.WORLD)
         kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
-        for number, kind in enumerate([*kinds, *["profiled"] * job.profile]):
-            result["iterations"].append(self._iteration(number, kind))
+        kinds += ["profiled"] * job.profile
+        result["iterations"] = [self._iteration(*each) for each in enumerate(kinds)]
         result |= {"schedule": self.schedule, "cold_start_s": self.cold_start_s,
                    "timeline": engine.mover.timeline.rows()}  # fmt: skip
         engine.detach()
@@ -163,9 +154,9 @@ class Rank:
         steps: list[dict[str, Any]] = []
         scheduler = denoise.make_scheduler(self.settings["flow_shift"], self.checkpoint)
         scheduler.set_timesteps(job.num_inference_steps)
-        ratio, most = self.settings["boundary_ratio"], scheduler.config.num_train_timesteps
-        times = [float(time) for time in scheduler.timesteps]
-        switch = switch_step(times, ratio, most)
+        times, ratio = scheduler.timesteps.double().tolist(), self.settings["boundary_ratio"]
+        scale = scheduler.config.num_train_timesteps
+        switch = switch_step(times, ratio, scale)
         self.schedule = {"timesteps": times, "switch_step": switch}
         run = sampled_steps(len(times), switch, job.sampled_steps)
         if kind == "warmup" and (self.tiny or len(run) < len(times)):
@@ -198,7 +189,7 @@ class Rank:
         with sensors:
             latents = denoise.denoise(
                 self.experts, engine, scheduler, latents, self.guidance,
-                steps=len(times), boundary=None if ratio is None else ratio * most,
+                steps=len(times), boundary=None if ratio is None else ratio * scale,
                 on_step=on_step, run=run,
             )  # fmt: skip
             for step, seconds in zip(steps, clock.seconds(), strict=True):
@@ -291,9 +282,8 @@ def software() -> dict[str, Any]:
 
 
 def main(
-    spec_file: str, out: str, rank: int, world_size: int,
-    run: Callable[..., Any] = lambda *given: Rank(*given).run(),
-) -> None:  # fmt: skip
+    out: str, rank: int, world_size: int, run: Callable[..., Any] = lambda *it: Rank(*it).run()
+) -> None:
     """Run one rank, and end its process: 0 if it went well. What came of it is in its file."""
     die_with_parent()
     if os.getppid() == 1:  # it had died before
@@ -302,7 +292,7 @@ def main(
     try:
         with naming(folder):
             (folder / f"rank{rank}.pid").write_text(str(os.getpid()), "utf-8")
-            spec = json.loads(Path(spec_file).read_text("utf-8"))
+            spec = json.loads((folder / "spec.json").read_text("utf-8"))
             result = {"status": "ok"} | run(spec, folder, rank, world_size)
     except BaseException as error:
         traceback.print_exc()
@@ -314,4 +304,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    main(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

@@ -283,8 +283,3 @@ def read_bench(path: Path) -> tuple[Bench, dict[str, Any]]:
     """Read one benchmark file, as model and as plain JSON; FileError names each wrong key."""
     found = read_json(path)
     return _validate(Bench, path, found), found
-
-
-def bench_files(root: Path) -> list[Path]:
-    """Benchmark files below a results folder, sorted."""
-    return sorted(root.glob("*/benchmarks/[!.]*.json"))

@@ -25,18 +25,16 @@ def git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it: what the environment states, else git."""
     if stated := os.environ.get("WANREPORT_GIT_SHA"):
         # What is said about changes holds for the commit that is said, and for no other.
-        dirty = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
-        return {"git_sha": stated, "git_dirty": dirty}
+        known = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
+        return {"git_sha": stated, "git_dirty": known}
     # It is read whoever owns it: we run its code already.
     git = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
-    asked = ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    commit = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # never a tag
     try:  # we may be installed in another repository
         subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"],
                        check=True, capture_output=True)  # fmt: skip
-        head, *rest = subprocess.check_output(
-            [*git, *asked], encoding="utf-8", stderr=subprocess.DEVNULL).splitlines()  # fmt: skip
-        if (sha := head.split()[-1]).startswith("("):  # "(initial)": nothing is committed yet
-            return {"git_sha": None, "git_dirty": None}
-        return {"git_sha": sha, "git_dirty": any(not line.startswith("#") for line in rest)}
+        said = subprocess.run([*git, *commit], check=True, capture_output=True, encoding="utf-8")
     except (OSError, subprocess.CalledProcessError):
         return {"git_sha": None, "git_dirty": None}
+    sha, _, dirty = said.stdout.strip().partition("-")
+    return {"git_sha": sha, "git_dirty": bool(dirty)}

@@ -17,11 +17,7 @@ from typing import Any
 from wanreport.jobs.job import BENCHMARK_VERSION, Job, job_hash, located
 from wanreport.records.files import FileError, parse_record, read_json
 
-RESULTS = "WANREPORT_RESULTS"
-"""Set to look for records elsewhere, or, for published pages, among the committed ones alone."""
-RESULTS_DIRS = [
-    Path(folder) for folder in os.environ.get(RESULTS, "results:results/local").split(os.pathsep)
-]
+RESULTS_DIRS = [*map(Path, os.environ.get("WANREPORT_RESULTS", "results:results/local").split(":"))]
 """Where records are looked for: the committed ones, then those of runs on this machine."""
 EARLIER = "earlier"  # the folder beside records for runs that do not speak for their job any more
 REUSABLE = {"ok": 2, "oom": 1}  # statuses that are results, by how much they tell

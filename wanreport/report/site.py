@@ -8,6 +8,7 @@ site shows the committed records alone, and nothing in it may tell of this machi
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -173,7 +174,7 @@ def _render(
     for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         what = " ".join(problem.split())[:300] or f"rendered, {seconds:.1f} s"
-        say(f"  {within(page.out, root)}: {what}", error=bool(problem))
+        say(f"  {within(page.out, root)}: {what}", file=sys.stderr if problem else sys.stdout)
     said = [f"{len(due)} of {len(pages)} pages rendered" if due else "nothing has changed"]
     said += [f"{bad} incomplete"] * bool(bad)
     said += [f"{len(failed)} failed to measure: {', '.join(failed)}"] * bool(failed)
