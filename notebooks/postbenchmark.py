@@ -96,9 +96,9 @@ elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".j
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
 md(f"""
 **{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
-({shared.machines.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
-{ratio(shared.most)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
-runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.most)}{", within noise" * (windows.claim == "within noise")}.
+({shared.machine.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
+{ratio(shared.overhead)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
+runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.overhead)}{", within noise" * (windows.claim == "within noise")}.
 Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 """, look="answer")  # fmt: skip
 
@@ -231,7 +231,7 @@ pairs of runs that copy the same bytes, with windows between all-to-alls and wit
 """)  # fmt: skip
 large = found[(found.height == 720) & (found.place == "PCIe path") & (found.gpus == 2)]
 if len(large):
-    both = " and ".join(f"`{row.engine}` {ratio(row.most)}" for row in large.itertuples())
+    both = " and ".join(f"`{row.engine}` {ratio(row.overhead)}" for row in large.itertuples())
     few = large[large.claim == "no interval"]
     md(f"""
 A step at 720p computes for longer, which gives a late copy more time: there

@@ -78,8 +78,12 @@ def nearest(
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
-    pairs = ((ones, picked.run), (others, picked.run_two))
-    return [runs.loc[names].reset_index(drop=True) for runs, names in pairs]
+    return aligned(ones, picked.run) + aligned(others, picked.run_two)
+
+
+def aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
+    """Runs by name, in tables with one index."""
+    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
@@ -118,28 +122,26 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 def answer(frames: Frames) -> pd.DataFrame:
     """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
 
-    For each `place` (:func:`places`), number of `gpus`, `height` and `engine`
-    the row of the machine with the largest overhead; `least` and `most` of all `machines`; and
-    `claim`, "slower" where it is so on any.
+    For each `place` (:func:`places`), number of `gpus`, `height` and `engine` the row of the
+    machine with the largest overhead, with the `least`, and "slower" as `claim` if it is on any.
     """
     cost, keys = headline(frames), ["place", "gpus", "height", "engine"]
-    by = cost.assign(place=places(cost), most=cost.overhead).sort_values("overhead").groupby(keys)
+    by = cost.assign(place=places(cost)).sort_values("overhead").groupby(keys)
     return by.tail(1).set_index(keys).sort_index().assign(
         least=by.overhead.min(),
         claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
-        machines=by.machine.agg(lambda names: " and ".join(sorted(set(names)))),
     ).reset_index()  # fmt: skip
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs"."""
-    here = found[(found.place == where) & (found.engine == engine)].sort_values("most")
+    here = found[(found.place == where) & (found.engine == engine)].sort_values("overhead")
     size = here.height.map("{}p on ".format) + here.gpus.map(lambda gpus: counted(gpus, "GPU"))
     few = here.claim == "no interval"
     said, sure = f"{', '.join(size[few])}: too few steps to tell", here[~few]
     if sure.empty:
         return said if len(here) else ""
-    most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.most.max()))))
+    most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
     if not (sure.claim == "slower").any():
         most += ", within noise"
     elif len(sure) > 1:
@@ -161,9 +163,8 @@ def without_record(runs: pd.DataFrame) -> pd.DataFrame:
     `job`, `gpus`, `purpose`, `command`; `baseline_job`, where the baseline asks for it.
     """
     root, known = project_root(), set(runs.job_hash[runs.program == ""].dropna())
-    files = sorted((root / "params").glob("*/*.yaml"))
+    files = {file: load_job(file) for file in sorted((root / "params").glob("*/*.yaml"))}
     rows = [(job.name, job.num_gpus, job.purpose, f"wanreport run {file.relative_to(root)}",
              job.baseline_job if file.parent.name == "baseline" else None)
-            for file, job in zip(files, map(load_job, files), strict=True)
-            if not known & set(job.hashes())]  # fmt: skip
+            for file, job in files.items() if not known & set(job.hashes())]  # fmt: skip
     return pd.DataFrame(rows, columns=["job", "gpus", "purpose", "command", "baseline_job"])

@@ -6,10 +6,10 @@
     counters    a row for each iteration, rank and counter, with the closed formula's value
     events      a row for each interval on a profiled iteration's timeline, rank 0
 
-Column names end in their unit: ``_s``, ``_ms``, ``_bytes``, ``_gb_s`` (10^9 bytes a second),
-``_mhz``, ``_w``. Whatever was not measured is NaN, NA or None, never 0. `run`, the path of the file
-(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. Beside what files
-say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the busiest rank,
+Column names end in their unit; ``_gb_s`` are 10^9 bytes a second. Whatever was not measured is
+NaN, NA or None, never 0. `run`, the path of the file (with ``#tokens/label`` for a benchmark's
+row), identifies a run in all of them. Beside what files say (:mod:`wanreport.analysis.rows`)
+`runs` has, of clean iterations and of the busiest rank,
 
     step_s, step_low_s, step_high_s, step_n   the median steady step, neither first nor switch
     first_s, switch_s, decode_s, denoise_s, steady_s, end_to_end_s   other parts of the schedule
@@ -56,7 +56,7 @@ COLUMNS = {
 
 
 class Frames(NamedTuple):
-    """All that was measured; see the module's docstring."""
+    """All that was measured."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
