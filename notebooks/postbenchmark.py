@@ -1140,7 +1140,7 @@ table(without_record(f.runs).dropna(subset="baseline_job"),
 
 # %%
 every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal].copy()
-every["page"] = [page(row) for _, row in every.iterrows()]
+every["page"] = every.run.map(page)
 every["started_at"] = every.started.str.slice(0, 16).str.replace("T", " ")
 every["commit"] = every.commit.str.slice(0, 7)
 every["on"] = every.boards.map(lambda boards: " ".join(boards) or "not noted")

@@ -46,7 +46,7 @@ def shares(frames: Frames) -> pd.DataFrame:
 
 
 def timeline(frames: Frames, run: Any) -> pd.DataFrame:
-    """A run's events without releases, which are points in time, and a lone GPU's collectives."""
+    """A run's events without releases, which take no time, and a lone GPU's collectives."""
     events = frames.events[(frames.events.run == run["run"]) & (frames.events.what != "release")]
     return events[(events.lane != "collective") | (run["gpus"] > 1)].sort_values("start_ms")
 
@@ -78,7 +78,7 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
     counted = events.assign(end_ns=np.minimum(events.end_ns, last))[events.start_ns < last]
     lanes, copy, meets, gather, compute = _lanes(counted, "copy", "collective", "gather", "compute")
     hidden, copies, collectives = (
-        lanes.lengths[pieces].sum() / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
+        lanes.ns(pieces) / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
     )
 
     parts, (axis, met) = events[events.what == "load"], _lanes(events, "collective")

@@ -97,12 +97,11 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
-    model = dict[str, Any]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
     here = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
-        step, values, model = row.step_s, {"windows": row.plan_inputs}, row.model or model
+        step, values = row.step_s, {"windows": row.plan_inputs}
         if row.pageable_rates:
             values["pageable"] = [rate * 1e9 for rate in row.pageable_rates]
         if row.engine == "resident" and not row.again and step > 0:
@@ -111,20 +110,18 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
             values["swap"] = [max(spike - step, 0.0) for spike in (row.first_s, row.switch_s)]
         rows += [[kind, value, row.tokens, row.gpus, row.started, row.file]
                  for kind, value in values.items() if value]  # fmt: skip
-    known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
-    if not model or not known.of("windows", several=False):
+    measured = pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable")
+    known = Known(gpu, next(iter(here.model.dropna()), {}), measured)
+    if not known.model or not known.of("windows", several=False):
         command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"
         raise PredictionError(f"{gpu}: no record of stream on one GPU; on it run `{command}`")
     return known
 
 
 def load(root: Path) -> list[dict[str, Any]]:
-    """Read all predictions; raises FileError naming a file that is none."""
-    found = {path: read_json(path) for path in sorted((root / FOLDER).glob("*.json"))}
-    for path, content in found.items():
-        if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
-            raise FileError(f"{path}: is not a prediction; restore it from git")
-    return [*found.values()]
+    """Read all predictions."""
+    files = sorted((root / FOLDER).glob("*.json"))
+    return [read_json(path, "restore it from git") for path in files]
 
 
 def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -201,8 +198,6 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         spikes = [row.value for row in known.of("swap")]
         spikes = spikes or [[sum(expert / rate for rate in row.value)] * 2
                             for row in known.of("pageable")]  # fmt: skip
-        if not spikes:
-            raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
         first, switch = first + spikes[-1][0], switch + spikes[-1][1]
     return {
         **job.model_dump(include={"engine", "width", "height", "num_frames"}),

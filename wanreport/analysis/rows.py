@@ -174,8 +174,8 @@ def _add(
     most = max((len(it.steps) for it in iterations), default=0)
     roles = {columns["switch_step"]: "switch", 0: "first"} if "job" in columns else {}
     for number, it in enumerate(iterations):
-        key, gpus = {"run": run, "iteration": number, "kind": it.kind}, it.gpu or []
-        gpus = [gpu for gpu in gpus if gpu and None not in gpus]
+        key, read = {"run": run, "iteration": number, "kind": it.kind}, it.gpu or []
+        gpus = [gpu for gpu in read if gpu and None not in read]
         slowest = min(gpus, key=attrgetter(*GPU), default=None)
         rows["iterations"].append({
             **key, **(_of(slowest, *GPU) if slowest else {}),

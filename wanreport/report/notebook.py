@@ -12,7 +12,7 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -130,17 +130,15 @@ def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:
         raise Stop(str(error)) from None
 
 
-def page(run: Any) -> str | None:
-    """Return the address of the page of a run's job, seen from the page being rendered.
+def page(run: str) -> str | None:
+    """Return the address of a run's job's page from the page being rendered; None of a benchmark's.
 
-    `run` is a row of ``frames.runs`` or its index. A row of a benchmark has no page: None.
+    `run` is an index of ``frames.runs``: the path of a record, maybe one in ``earlier/``.
     """
-    path = PurePosixPath(run if isinstance(run, str) else run["run"])
-    if path.suffix != ".json":
+    record = rf".*?([^/]+)/(?:{EARLIER}/)?([^/]+?)-[0-9a-f]{{12}}(?:-[^/]+)?\.json"
+    if not (found := re.fullmatch(record, run)):
         return None
-    folder = path.parent.parent if path.parent.name == EARLIER else path.parent
-    job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
-    return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{folder.name}/{job}.html")
+    return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{found[1]}/{found[2]}.html")
 
 
 def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:

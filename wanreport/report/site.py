@@ -40,25 +40,24 @@ def plan(
     frames.cached.cache_clear()  # what was measured since counts too
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
-    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py") if path.is_file()}
-    scripts.pop("trace", None)  # a page of anybody's own files, made by hand
-    script = scripts.pop("job", None)
-    stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
-    links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
+    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
+    stems = [stem for stem in NAMES if stem in scripts]
+    links = tuple((NAMES[stem], f"{stem}.html") for stem in stems)
 
     def page(
-        href: str, script: Path, given: Mapping[str, Any], facts: Mapping[str, str],
-        files: Sequence[str], repair: str = f"wanreport {make}",
+        href: str, given: Mapping[str, Any], facts: Mapping[str, str], files: Sequence[str],
+        repair: str = f"wanreport {make}",
     ) -> Page:  # fmt: skip
+        script = scripts["job" if "/" in href else href.removesuffix(".html")]
         known = [href, _sha(script), given, data, links, facts, repair, code]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return Page(script, root / site / href, href, given, folders, links, facts, files, digest,
                     repair)  # fmt: skip
 
     commits = ", ".join(sorted({commit[:12] for commit in runs.commit.dropna()}))
-    pages = [page(f"{stem}.html", scripts[stem], {"results_dirs": list(folders)},
+    pages = [page(f"{stem}.html", {"results_dirs": list(folders)},
                   {"Commits measured": commits or "none"}, data) for stem in stems]  # fmt: skip
-    if script is None:
+    if "job" not in scripts:
         return pages
     again = {job.name: f"wanreport run {file}" for file, job in jobs.items()}
     defaults = field_defaults()
@@ -74,13 +73,13 @@ def plan(
         repair = imported if row.program else again.get(row.job, f"wanreport {make}")
         files = [line for line in data if line.startswith(f"{row.run} ")]
         href = f"jobs/{row.slug}/{row.job}.html"
-        pages.append(page(href, script, given | {"machine": row.slug}, facts, files, repair))
+        pages.append(page(href, given | {"machine": row.slug}, facts, files, repair))
     ours = counting[counting.program == ""]
     for file, job in jobs.items() if not published else ():
         reported = file.parent == REPORTED and not set(ours.job_hash) & set(job.hashes())
         if reported or job.name in set(names) - set(ours.job):
             given = job.model_dump(mode="json", exclude_unset=True)
-            pages.append(page(f"jobs/none/{job.name}.html", script, given, {}, (), again[job.name]))
+            pages.append(page(f"jobs/none/{job.name}.html", given, {}, (), again[job.name]))
     return pages
 
 
