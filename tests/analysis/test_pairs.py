@@ -123,11 +123,11 @@ def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: s
     ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
 ])  # fmt: skip
 def test_one_setting_of_stream_is_a_pair(changed: str, value: Any) -> None:
-    rows = [slots(20.0), slots(19.0)]
-    rows[1]["settings"] |= {changed: value}
-    found = of(told(run("resident"), *rows), changed.replace("_", " "))
+    without, with_it = slots(20.0), slots(19.0)
+    with_it["settings"][changed] = value
+    found = of(told(run("resident"), without, with_it), changed.replace("_", " "))
     assert found.together_with == [] and found.cause == "" and found.claim == "faster"
-    assert [found.run_a, found.run_b] == [rows[1]["run"], rows[0]["run"]]
+    assert (found.run_a, found.run_b) == (with_it["run"], without["run"])
 
 
 def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
@@ -148,7 +148,8 @@ def test_the_committed_runs() -> None:
     late = of(found[found.machine == "1× H100"], "prefetch")
     assert late.together_with == [] and late.claim == "within noise"
     jobs = pcie.query("changed == 'engine' and source == 'job' and height == 480")
-    assert jobs.set_index("change").claim.to_dict() == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
+    claims = jobs.set_index("change").claim.to_dict()
+    assert claims == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
     asked = questions(found)
     assert {1, 2, 7} <= set(asked.number)
     assert asked[asked.number == 2].tokens.between(7_800, 14_040).all()
