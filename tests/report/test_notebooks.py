@@ -80,10 +80,9 @@ def test_the_report_runs_whole_on_the_committed_records() -> None:
 
 
 def test_the_report_needs_no_more_than_the_runs_that_it_compares(tmp_path: Path, runs: Any) -> None:
-    pair = runs[(runs.interconnect == "PCIe path") & (runs.height == 480)]
-    pair = pair[pair.engine.isin(["resident", "layerwise", "stream"])]
+    pair = runs.query("interconnect == 'PCIe path' and height == 480")
     root = project(tmp_path, [])
-    for run in pair.run:
+    for run in pair.run[pair.engine.isin(["resident", "layerwise", "stream"])]:
         (root / run).parent.mkdir(parents=True, exist_ok=True)
         (root / run).symlink_to(ROOT / run)
     soup = page(root, "postbenchmark", results_dirs=["results"])
@@ -167,9 +166,8 @@ def test_a_job_without_a_record_names_the_command(tmp_path: Path) -> None:
 
 
 def tables_below(soup: BeautifulSoup, heading: str) -> list[Any]:
-    return [
-        table for table in soup.select("table.data") if table.find_previous("h2")["id"] == heading
-    ]  # type: ignore[index]
+    found: list[Any] = soup.select("table.data")
+    return [table for table in found if table.find_previous("h2")["id"] == heading]
 
 
 def test_the_index_keeps_failures_and_rehearsals_apart(tmp_path: Path) -> None:
@@ -179,13 +177,12 @@ def test_the_index_keeps_failures_and_rehearsals_apart(tmp_path: Path) -> None:
         synthetic.record("old-4gpu-swap"),
     ]
     soup = page(project(tmp_path, records), "index", results_dirs=["results"])
-    runs, failed, small = (
-        [row.text for table in tables_below(soup, heading) for row in table.select("tr")]
-        for heading in ("runs", "jobs-without-a-result", "rehearsals")
+    (runs,), (failed, *_), (small,) = (
+        tables_below(soup, heading) for heading in ("runs", "jobs-without-a-result", "rehearsals")
     )
-    assert len(runs) == 3 and "old-4gpu-swap" not in "".join(runs)
-    assert any("new-6gpu" in row and "smaller" in row for row in failed)
-    assert any("old-4gpu-swap" in row for row in small)
+    assert len(runs.select("tr")) == 3 and "old-4gpu-swap" not in runs.text
+    assert "new-6gpu" in failed.text and "smaller" in failed.text
+    assert "old-4gpu-swap" in small.text
 
 
 @pytest.mark.parametrize("names", [[], ["new-4gpu"]], ids=["none", "a rehearsal"])
@@ -201,8 +198,7 @@ def test_what_a_record_says_is_text_and_no_markup(tmp_path: Path) -> None:
         synthetic.record("new-4gpu", scale="a14b", purpose=EVIL, machine={"cpu_model": EVIL}),
         synthetic.record("pure-4gpu", scale="a14b", status="failed", reason=EVIL, hint=EVIL),
     ]
-    root = project(tmp_path, records)
-    slug = synthetic.GPUS["slug"]
+    root, slug = project(tmp_path, records), synthetic.GPUS["slug"]
     pages = [page(root, "job", **asked(record), machine=slug) for record in records]
     for made in [page(root, "index", results_dirs=["results"]), *pages]:
         assert not made.select("script") and not made.select('a[href^="javascript"]')

@@ -146,10 +146,9 @@ def test_links_colours_badges_anchors_cards_and_folds() -> None:
 @pytest.mark.parametrize("rows", [1, 0])
 def test_everything_is_escaped(rows: int) -> None:
     df = pd.DataFrame(dict.fromkeys(["a", "status", "id", "to", "kind"], [HOSTILE]))
-    shown = soup(
-        df.head(rows), {"a": HOSTILE, "status": "s"}, caption=HOSTILE, note=HOSTILE, fold=HOSTILE,
-        empty=HOSTILE, anchor="id", links={"a": "to"}, kinds={"status": "kind"},
-    )  # fmt: skip
+    texts = dict.fromkeys(["caption", "note", "fold", "empty"], HOSTILE)
+    shown = soup(df.head(rows), {"a": HOSTILE, "status": "s"}, anchor="id", links={"a": "to"},
+                 kinds={"status": "kind"}, **texts)  # fmt: skip
     assert not shown.find_all(["script", "img"])
     assert not [name for tag in shown.find_all(True) for name in tag.attrs if name[:2] == "on"]
 
