@@ -8,11 +8,8 @@ record passes :func:`wanreport.records.record.write_record`.
 import hashlib
 from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 from wanreport.analysis import frames
-from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import MEMORY
 from wanreport.jobs.job import job_from_mapping, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
@@ -39,7 +36,7 @@ BASELINE = {
 }
 RATES = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
 LINK = {f"{key}{how}_gb_s": rate for key, rate in RATES.items() for how in ("", "_together")}
-MACHINES: dict[str, dict[str, Any]] = {
+MACHINES = {
     "cuda": GPUS | {
         "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
         "driver": "550.54", "interconnect": "PCIe", "host_memory_bytes": 488_000_000_000,
@@ -47,17 +44,17 @@ MACHINES: dict[str, dict[str, Any]] = {
     },
     "cpu": CPU | {"gpu_name": None, "gpu_count": 0, "link": None, "nccl": {}},
 }  # fmt: skip
-SIZES: dict[str, dict[str, Any]] = {
+SIZES = {
     "a14b": {"head_dim": 128, "tokens": 75_600},
     "tiny": {"head_dim": 4, "tokens": 24, "height": 48, "width": 64, "num_frames": 5},
 }
 
 
 def record(
-    name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
-    reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
-    sm_mhz: float | None = 1600.0, machine: dict[str, Any] | None = None, **changes: Any,
-) -> dict[str, Any]:  # fmt: skip
+    name = "new-4gpu", *, scale = "tiny", device = None, status = "ok",
+    reason = "", hint = "", steady_s = None, switch_s = None,
+    sm_mhz = 1600.0, machine = None, **changes,
+):  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
     It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
@@ -124,12 +121,12 @@ def record(
     return made
 
 
-def all_jobs(scale: str = "tiny", **options: Any) -> list[dict[str, Any]]:
+def all_jobs(scale="tiny", **options):
     """A record of each of the baseline's jobs."""
     return [record(name, scale=scale, **options) for name in BASELINE]
 
 
-def write(records: list[dict[str, Any]], root: Path) -> Path:
+def write(records, root):
     """Write records where `find_records` finds them; return `root`."""
     for one in records:
         slug, job = one["machine"]["slug"], one["job"]["name"]
@@ -137,13 +134,13 @@ def write(records: list[dict[str, Any]], root: Path) -> Path:
     return root
 
 
-def load(records: list[dict[str, Any]], root: Path) -> Frames:
+def load(records, root):
     """Frames of records, written below `root` and read."""
     write(records, root / "results")
     return frames.load(["results"], root)
 
 
-def plan_inputs(**changes: Any) -> Inputs:
+def plan_inputs(**changes):
     """Two GPUs whose collectives share the link with copies, at 14,040 tokens."""
     shared = Route(54e9, 20e9, 1.0, 1.5)
     made = Inputs(
@@ -155,11 +152,11 @@ def plan_inputs(**changes: Any) -> Inputs:
     return replace(made, **changes)
 
 
-def _iteration(made: dict[str, Any], kind: str, steady: float, spike: float) -> dict[str, Any]:
+def _iteration(made, kind, steady, spike):
     job, times, at = made["job"], made["schedule"]["timesteps"], made["schedule"]["switch_step"]
     ranks = range(job["num_gpus"])
 
-    def time(step: int, rank: int) -> float:
+    def time(step, rank):
         base = spike if step == at else steady * (1 + 0.002 * (step % 5))
         return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
 
@@ -175,7 +172,7 @@ def _iteration(made: dict[str, Any], kind: str, steady: float, spike: float) -> 
         for i in sorted(ran)
     ]  # fmt: skip
     decode = steady * 1.2 if job["decode"] else None
-    sizes: tuple[int | None, ...] = (None, None, None, 900_000_000)
+    sizes = (None, None, None, 900_000_000)
     if made["machine"]["device"] == "cuda":
         peak = 23 if job["engine"] == "layerwise" else 70
         sizes = tuple(each * 10**9 for each in (peak, peak + 2, 57, 60))
@@ -188,7 +185,7 @@ def _iteration(made: dict[str, Any], kind: str, steady: float, spike: float) -> 
     }  # fmt: skip
 
 
-def _counters(made: dict[str, Any]) -> dict[str, int]:
+def _counters(made):
     """One rank's counters in an iteration, after the engines' formulas, simplified."""
     engine, model, steps = made["job"]["engine"], made["model"], len(made["schedule"]["timesteps"])
     loads = {"resident": 0, "swap": 2}.get(engine, steps) * model["num_layers"]
@@ -200,7 +197,7 @@ def _counters(made: dict[str, Any]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _timeline(engine: str, layers: int, at: int, visit: float) -> list[dict[str, Any]]:
+def _timeline(engine, layers, at, visit):
     """Two steps around the switch with a visit, two all-to-alls and a load per block."""
     parts = [
         ("compute", "block", 0.0, 1.0),

@@ -1,17 +1,14 @@
 """Checks: each status of each check, and that a rehearsal never answers a question of time."""
 
-from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 import synthetic
 from madeup import frames, on, run
 
 from wanreport.analysis.checks import checks
-from wanreport.analysis.frames import EMPTY, Frames, cached, of_record
+from wanreport.analysis.frames import EMPTY, cached, of_record
 from wanreport.baseline.facts import load_facts
 from wanreport.records.files import parse_record
 from wanreport.words import ratio
@@ -23,23 +20,23 @@ TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp
          "scaling-resident", "pure", "prefetch", "overlap", "contention"}  # fmt: skip
 
 
-def judge(*rows: Any) -> pd.DataFrame:
+def judge(*rows):
     return checks(frames(*rows), FACTS).set_index("check")
 
 
 @pytest.fixture
-def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Frames]:
+def read(tmp_path_factory):
     """Frames of made-up records."""
     return lambda *records: synthetic.load([*records], tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
-def recorded(read: Any) -> Callable[..., pd.DataFrame]:
+def recorded(read):
     """Answers from made-up records, by check."""
     return lambda *records: checks(read(*records), FACTS).set_index("check")
 
 
-def test_without_runs_nothing_is_measured() -> None:
+def test_without_runs_nothing_is_measured():
     found = checks(EMPTY, FACTS)
     assert set(found.check) == TIMED | ANY_SCALE and set(found.status) == {"not measured"}
     assert set(found.runs.map(len)) == {0} and set(found.expected) <= set(FACTS)
@@ -48,7 +45,7 @@ def test_without_runs_nothing_is_measured() -> None:
 @pytest.mark.parametrize("options", [
     {"scale": "tiny"}, {"scale": "tiny", "device": "cuda"}, {"scale": "a14b", "device": "cpu"},
 ])  # fmt: skip
-def test_rehearsals_answer_for_the_schedule_only(recorded: Any, options: Any) -> None:
+def test_rehearsals_answer_for_the_schedule_only(recorded, options):
     """The very times that decide at full scale are ignored anywhere else."""
     records = [synthetic.record(n, steady_s=30.0 if n == "new-4gpu" else 10.0, switch_s=99.0,
                                 **options) for n in synthetic.BASELINE]  # fmt: skip
@@ -58,7 +55,7 @@ def test_rehearsals_answer_for_the_schedule_only(recorded: Any, options: Any) ->
     assert set(status[sorted(ANY_SCALE)]) == {"pass"}
 
 
-def test_full_scale_runs_answer_almost_all(recorded: Any) -> None:
+def test_full_scale_runs_answer_almost_all(recorded):
     found = recorded(*synthetic.all_jobs("a14b"))
     by = {status: set(here.index) for status, here in found.groupby("status")}
     assert by == {
@@ -79,8 +76,7 @@ def test_full_scale_runs_answer_almost_all(recorded: Any) -> None:
     *(("prefetch", {"step": step, "prefetch": 3}, on(4, "layerwise"), status)
       for step, status in ((19.0, "pass"), (20.0, "within noise"), (21.0, "fail"))),
 ])  # fmt: skip
-def test_a_difference_is_claimed_only_beyond_noise(check: str, new: Any, other: Any,
-                                                   status: str) -> None:  # fmt: skip
+def test_a_difference_is_claimed_only_beyond_noise(check, new, other, status):
     found = judge(on(4, "layerwise", **new), other).loc[check]
     assert found.status == status and len(found.runs) == 2 and found.setting == ""
     assert found.measured.startswith(ratio(new["step"] / 20 - 1))
@@ -90,7 +86,7 @@ def test_a_difference_is_claimed_only_beyond_noise(check: str, new: Any, other: 
     (24.0, 1600, "pass"), (20.0, 1600, "fail"), (22.0, 1600, "within noise"),
     (22.5, 1700, "within noise"),  # clocks count either way
 ])  # fmt: skip
-def test_the_gap_must_grow_with_the_gpus(on_six: float, mhz: float, status: str) -> None:
+def test_the_gap_must_grow_with_the_gpus(on_six, mhz, status):
     rows = [on(4, "layerwise", 22.0, sm_mhz=mhz), on(4, "swap"), on(6, "layerwise", on_six),
             on(6, "swap")]  # fmt: skip
     found = judge(*rows).loc["scaling-swap"]
@@ -100,7 +96,7 @@ def test_the_gap_must_grow_with_the_gpus(on_six: float, mhz: float, status: str)
         assert judge(*some).loc["scaling-swap"].runs == []
 
 
-def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() -> None:
+def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked():
     near = [run("layerwise", 6.8), run("swap", 6.7), on(2, "layerwise", 4.8, height=480),
             on(2, "swap", 4.4, height=480)]  # fmt: skip
     found = judge(*near)
@@ -122,8 +118,8 @@ def test_the_nearest_setup_answers_and_says_so_until_one_has_what_was_asked() ->
     assert linked.status == "pass" and "NVLink" in linked.setting
 
 
-def test_engines_are_compared_only_at_the_same_work_and_machine() -> None:
-    changes: list[dict[str, Any]] = [
+def test_engines_are_compared_only_at_the_same_work_and_machine():
+    changes = [
         {"compile": True}, {"height": 480, "width": 832}, {"num_gpus": 6}, {},
         {"machine": {"slug": "other"}}, {"enable_cfg_parallel": True},
     ]  # fmt: skip
@@ -135,7 +131,7 @@ def test_engines_are_compared_only_at_the_same_work_and_machine() -> None:
     assert judge(*rows).status["slower-swap"] == "not measured"
 
 
-def test_each_machine_has_its_own_answer_by_runs_on_the_same_boards() -> None:
+def test_each_machine_has_its_own_answer_by_runs_on_the_same_boards():
     other = {"machine": "other", "group": "o"}
     rows = [on(4, "layerwise", 22.0), on(4, "swap"), on(4, "layerwise", 5.0, **other),
             on(4, "swap", 6.0, **other)]  # fmt: skip
@@ -156,14 +152,12 @@ def test_each_machine_has_its_own_answer_by_runs_on_the_same_boards() -> None:
     ("oom", "CUDA out of memory", 480, ["pass", "480p instead of 720p"]),
     *((bad, "CUDA", 720, ["not measured", ""]) for bad in ("unsupported", "failed", "timeout")),
 ])  # fmt: skip
-def test_out_of_memory_is_a_result_and_unsupported_is_none(
-    status: str, reason: str, height: int, expected: list[str]
-) -> None:
+def test_out_of_memory_is_a_result_and_unsupported_is_none(status, reason, height, expected):
     found = judge(on(4, "resident", status=status, reason=reason, height=height)).loc["pure"]
     assert found[["status", "setting"]].tolist() == expected
 
 
-def experts(record: dict[str, Any], steps: slice, expert: str) -> None:
+def experts(record, steps, expert):
     for step in record["iterations"][1]["steps"][steps]:
         step["expert"] = expert
 
@@ -176,7 +170,7 @@ def experts(record: dict[str, Any], steps: slice, expert: str) -> None:
     (lambda r: r["iterations"][2].update(latents_sha256="0" * 64), "repeats"),
     (lambda r: r["iterations"][-1]["counters"][0].update(event_waits=1), "formula_ok"),
 ])  # fmt: skip
-def test_one_wrong_value_in_a_record_is_found(read: Any, edit: Any, failed: str) -> None:
+def test_one_wrong_value_in_a_record_is_found(read, edit, failed):
     record = synthetic.record()
     edit(record)
     found = read(record)
@@ -186,11 +180,11 @@ def test_one_wrong_value_in_a_record_is_found(read: Any, edit: Any, failed: str)
     assert {*wrong.index, *own} == {failed} and set(wrong.runs.map(len)) <= {1}
 
 
-def test_derived_counters_are_not_called_equal(read: Any) -> None:
+def test_derived_counters_are_not_called_equal(read):
     assert read(synthetic.record("old-4gpu-fsdp")).runs.formula_ok.tolist() == [None]
 
 
-def test_one_offload_alone_other_jobs_and_failures_settle_nothing(recorded: Any) -> None:
+def test_one_offload_alone_other_jobs_and_failures_settle_nothing(recorded):
     """The baseline expects something of both offloads' overlap: the new one alone can only fail."""
     alone = recorded(synthetic.record(scale="a14b")).loc["overlap"]
     assert alone.status == "not measured" and alone.setting
@@ -202,7 +196,7 @@ def test_one_offload_alone_other_jobs_and_failures_settle_nothing(recorded: Any)
     assert "fail" not in set(recorded(*records).status)
 
 
-def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say() -> None:
+def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say():
     jobs = cached(("results",), ROOT).runs.query("source == 'job'")
     # For the buffers that fsdp gathers into, a GPU may choose other kernels.
     bits = jobs[jobs.engine != "fsdp"].groupby("group").latents.nunique()

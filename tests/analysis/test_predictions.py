@@ -2,11 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools import predict
 from wanreport.analysis import compare, predictions
-from wanreport.analysis.frames import Frames, load
-from wanreport.jobs.job import Job, load_job, resolve_job
+from wanreport.analysis.frames import load
+from wanreport.jobs.job import load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
 from wanreport.planner.cost import Route
 
@@ -30,12 +28,12 @@ A14B = json.loads(STREAM.read_text())["model"]
 
 
 @pytest.fixture(scope="module")
-def frames() -> Frames:
+def frames():
     return load(["results"], ROOT)
 
 
 @pytest.mark.parametrize("content", FILES)
-def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]) -> None:
+def test_committed_predictions_follow_from_their_sources(content):
     known = predictions.Known(content["gpu"], A14B, pd.DataFrame(content["measured"]))
     for name, told in content["jobs"].items():
         job = load_job(ROOT / f"params/campaign/{name}.yaml")
@@ -48,14 +46,14 @@ def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]
         assert settings == (told["settings"] and {"transfer": "bf16"} | told["settings"])
 
 
-def test_what_is_measured_already_is_not_predicted(frames: Frames) -> None:
+def test_what_is_measured_already_is_not_predicted(frames):
     jobs = [load_job(ROOT / "params/campaign/480p-2gpu-layerwise.yaml")]
     with pytest.raises(predictions.PredictionError, match="480p-2gpu-layerwise:") as refused:
         predict.predict(ROOT, frames, jobs, "NVIDIA H100 80GB HBM3", "host-memory")
     assert re.search(r"480p-2gpu-layerwise-\w+\.json", str(refused.value)), "the record's file"
 
 
-def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
+def test_a_prediction_is_judged_by_later_runs_only(frames):
     ran = compare.overhead(frames)
     told = predictions.judged(ran, FILES)
     assert len(told) == sum(len(content["jobs"]) for content in FILES)
@@ -71,7 +69,7 @@ def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
     assert late.run.isna().all() and not late.held.any()
 
 
-def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
+def test_a_written_prediction_is_never_changed(tmp_path):
     path = predict.write(tmp_path, FILES[0])
     before = path.read_bytes()
     with pytest.raises(predictions.PredictionError, match=path.name):
@@ -93,12 +91,12 @@ BLOCK, EXPERT = synthetic.BLOCK["a14b"], 40 * synthetic.BLOCK["a14b"] + syntheti
 NUMBERS = count()
 
 
-def asked(name: str, **changes: Any) -> Job:
+def asked(name, **changes):
     job = load_job(ROOT / f"params/campaign/{name}.yaml").model_copy(update=changes)
     return resolve_job(job, gpus=64)
 
 
-def measured(engine: str, tokens: int = T480, gpus: int = 1, **options: Any) -> dict[str, Any]:
+def measured(engine, tokens=T480, gpus=1, **options):
     size = {"height": 480, "width": 832} if tokens == T480 else {}
     name = f"{'480p' if size else '720p'}-{gpus}gpu-{engine}"
     made = synthetic.record(
@@ -109,7 +107,7 @@ def measured(engine: str, tokens: int = T480, gpus: int = 1, **options: Any) -> 
     return made
 
 
-def streamed(tokens: int = T480, windows: Any = WINDOWS, **inputs: Any) -> dict[str, Any]:
+def streamed(tokens=T480, windows=WINDOWS, **inputs):
     """A record of stream: a plan's inputs are what predictions start from."""
     given = {"ranks": 1, "collectives_s": 0.0, "other_s": OTHER, "link": LINK,
              "local": Route(LINK, LINK), "sharded": None} | inputs  # fmt: skip
@@ -118,7 +116,7 @@ def streamed(tokens: int = T480, windows: Any = WINDOWS, **inputs: Any) -> dict[
     return made
 
 
-def resident(tokens: int, step: float) -> dict[str, Any]:
+def resident(tokens, step):
     """A record whose every step is of just this length."""
     made = measured("resident", tokens)
     for iteration in made["iterations"]:
@@ -128,13 +126,13 @@ def resident(tokens: int, step: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def after(tmp_path: Path) -> Callable[..., Any]:
+def after(tmp_path):
     """What predicts a job after some more measurements."""
 
-    def gone(*more: dict[str, Any]) -> Any:
+    def gone(*more):
         found = synthetic.load([*more], tmp_path)
 
-        def predicted(name: str, wire: str = "nvlink", gpu: str = GPU, **changes: Any) -> Any:
+        def predicted(name, wire="nvlink", gpu=GPU, **changes):
             job = asked(name, **changes)
             known = predictions.gather(found, gpu, max(job.num_gpus, 2), wire)
             return predictions.predict_job(known, job, wire)
@@ -145,18 +143,18 @@ def after(tmp_path: Path) -> Callable[..., Any]:
 
 
 @given(st.integers(100, 80_000), st.integers(1, 8))
-def test_all_to_alls_move_what_the_busiest_rank_gives_or_gets(tokens: int, ranks: int) -> None:
+def test_all_to_alls_move_what_the_busiest_rank_gives_or_gets(tokens, ranks):
     sizes = zip(split_sizes(40, ranks), split_sizes(tokens, ranks), strict=True)
     ways = [(t * (40 - h) * ROW, (tokens - t) * h * ROW) for h, t in sizes]
     fullest = max(max(3 * out, 3 * home) + max(home, out) for out, home in ways)
     assert predictions.all_to_all_bytes(tokens, 40, ROW, ranks) == fullest
 
 
-def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch):
     class Counting(TorchDispatchMode):
         copied = 0
 
-        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(self, func, _, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
             aten = torch.ops.aten
             copies = func._overloadpacket in (aten.stack, aten.cat, aten.clone)
@@ -174,7 +172,7 @@ def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("gpus, heads", [(4, 10), (6, 7)])  # 40 heads do not divide by 6
-def test_a_step_is_what_arithmetic_says(after: Any, gpus: int, heads: int) -> None:
+def test_a_step_is_what_arithmetic_says(after, gpus, heads):
     found = after(streamed())(f"720p-{gpus}gpu-resident")
     t, scale = T720 // gpus, T720 / T480
     linear, attention = (0.016 + 0.024) * t / T480, 0.032 * scale**2 * heads / 40
@@ -188,7 +186,7 @@ def test_a_step_is_what_arithmetic_says(after: Any, gpus: int, heads: int) -> No
     assert found["all_to_all_bytes"] == 80 * moved
 
 
-def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after: Any) -> None:
+def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after):
     predicted = after(streamed())
     one = predicted("480p-1gpu-layerwise")
     two = predicted("480p-2gpu-layerwise", "host-memory", enable_cfg_parallel=True)
@@ -199,7 +197,7 @@ def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after: Any
     assert four["step_s"] == pytest.approx(predicted("720p-2gpu-resident")["step_s"] / 2)
 
 
-def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
+def test_windows_are_scaled_to_a_step_of_their_length(after):
     """A probe is short, and the GPU's clocks are then higher than in a job."""
     cold = after(streamed())("720p-4gpu-resident")["inputs"]["windows_s"]
     hot = after(resident(T480, 1.1 * 80 * sum(WINDOWS) + OTHER))("720p-4gpu-resident")
@@ -208,7 +206,7 @@ def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
         after(resident(T720, 1.0))("720p-4gpu-resident")
 
 
-def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after: Any) -> None:
+def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after):
     predicted = after(streamed(local=Route(5e9, 5e9), link=5e9))
     found = predicted("720p-8gpu-layerwise")
     assert found["h2d_bytes"] == 2 * 39 * BLOCK and found["overhead"] > 0
@@ -217,7 +215,7 @@ def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after: Any) -
         assert predicted(f"720p-{gpus}gpu-fsdp")["h2d_bytes"] == 2 * -(-EXPERT // gpus)
 
 
-def test_swap_pays_at_the_first_step_and_the_switch(after: Any) -> None:
+def test_swap_pays_at_the_first_step_and_the_switch(after):
     found = after(streamed())("720p-4gpu-swap")
     link = synthetic.record(scale="a14b")["machine"]["link"]
     spike = sum(EXPERT / link[f"{way}_pageable_together_gb_s"] / 1e9 for way in ("h2d", "d2h"))
@@ -232,9 +230,7 @@ def test_swap_pays_at_the_first_step_and_the_switch(after: Any) -> None:
     windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11), apart=st.booleans(),
     gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(predictions.INTERCONNECTS)),
 )  # fmt: skip
-def test_no_engine_is_predicted_below_resident(
-    windows: Any, rate: float, apart: bool, gpus: int, wire: str
-) -> None:
+def test_no_engine_is_predicted_below_resident(windows, rate, apart, gpus, wire):
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
     values = {"windows": asdict(inputs), "pageable": (1e9, 1e9)}
     rows = [(kind, value, T480, 1, "", "") for kind, value in values.items()]
@@ -253,7 +249,7 @@ def test_no_engine_is_predicted_below_resident(
     {"job": {"scale": "tiny"}}, {"job": {"compile": True}}, {"job": {"dtype": "float32"}},
     {"job": {"enable_cfg_parallel": True}}, {"status": "failed", "reason": "made up"},
 ], ids=str)  # fmt: skip
-def test_rehearsals_and_other_machines_are_not_measurements(after: Any, change: Any) -> None:
+def test_rehearsals_and_other_machines_are_not_measurements(after, change):
     record = streamed()
     record |= {k: record[k] | v if isinstance(v, dict) else v for k, v in change.items()}
     with pytest.raises(predictions.PredictionError, match=GPU):
@@ -263,12 +259,12 @@ def test_rehearsals_and_other_machines_are_not_measurements(after: Any, change: 
 @pytest.mark.parametrize(
     "change", [{"compile": True}, {"dtype": "float32"}, {"cfg": False}, {"vram_budget_gb": 20.0}]
 )
-def test_jobs_of_another_kind_are_refused(after: Any, change: dict[str, Any]) -> None:
+def test_jobs_of_another_kind_are_refused(after, change):
     with pytest.raises(predictions.PredictionError, match="720p-4gpu-stream"):
         after(streamed())("720p-4gpu-stream", **change)
 
 
-def test_pcie_between_gpus_is_not_host_memory_and_an_unknown_gpu_needs_two(after: Any) -> None:
+def test_pcie_between_gpus_is_not_host_memory_and_an_unknown_gpu_needs_two(after):
     two, unknown = streamed(ranks=2, local=Route(LINK, 1.0, 1.0, 9.0)), streamed()
     two["machine"] |= {"interconnect": "PCIe", "class": "2x NVIDIA H200, PCIe", "slug": "2x-pcie"}
     unknown["machine"]["gpu_name"] = "GPU X"
@@ -279,9 +275,7 @@ def test_pcie_between_gpus_is_not_host_memory_and_an_unknown_gpu_needs_two(after
         predicted("720p-4gpu-resident", gpu="GPU X")
 
 
-def test_the_command_writes_once_and_leaves_out_what_was_measured(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_once_and_leaves_out_what_was_measured(project, capsys):
     (project / "params/campaign").mkdir()
     for name in ("720p-4gpu-resident", "720p-4gpu-layerwise"):
         path = f"params/campaign/{name}.yaml"

@@ -2,9 +2,7 @@
 
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
@@ -43,7 +41,7 @@ notebook.md(f"# Summary\\n\\n{' '.join(links)}")
 """
 
 
-def add_job(project: Path, name: str, purpose: str = "") -> Path:
+def add_job(project, name, purpose=""):
     file = project / "params/baseline" / f"{name}.yaml"
     seed = sum(name.encode())  # two jobs that ask for the same would share a record
     file.write_text(
@@ -53,7 +51,7 @@ def add_job(project: Path, name: str, purpose: str = "") -> Path:
     return file
 
 
-def add_record(project: Path, name: str, slug: str) -> Path:
+def add_record(project, name, slug):
     """Write a record of the full model to results/, as those are that one commits."""
     machine = {"slug": slug, "class": f"1x {slug}"}
     made = synthetic.record(name, scale="a14b", engine="resident", num_gpus=1, machine=machine,
@@ -63,7 +61,7 @@ def add_record(project: Path, name: str, slug: str) -> Path:
 
 
 @pytest.fixture
-def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(project, monkeypatch):
     """A project with one job and two notebooks, whose jobs are measured by the stand-in."""
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
@@ -75,11 +73,11 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def unmade(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def unmade(monkeypatch):
     """Names of pages that would be made; none is."""
-    names: list[str] = []
+    names = []
 
-    def note(pages: Any, *_: object) -> Iterator[Any]:
+    def note(pages, *_):
         names.extend(page.href for page in pages)
         return iter([])
 
@@ -87,27 +85,25 @@ def unmade(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def pages(project: Path) -> dict[str, bytes]:
+def pages(project):
     reports = project / "reports"
     return {path.relative_to(reports).as_posix(): path.read_bytes()
             for path in sorted(reports.rglob("*")) if path.is_file()}  # fmt: skip
 
 
-def words(page: bytes) -> str:
+def words(page):
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
 
-def asked(project: Path) -> dict[Path, Any]:
+def asked(project):
     return load_jobs(sorted((project / "params").rglob("*.yaml")), project)
 
 
-def stale(project: Path) -> set[str]:
+def stale(project):
     return {page.href for page in site.plan(project, asked(project)) if site.is_stale(page)}
 
 
-def test_the_whole_way_and_a_second_time(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
     add_record(project, "one", "gpu-a")
     assert site.report(project) == 0
     first = pages(project)
@@ -128,8 +124,8 @@ def test_the_whole_way_and_a_second_time(
 
 
 def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
-    project: Path, unmade: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    project, unmade, monkeypatch
+):
     for name, slug in (("two", "gpu-a"), ("two", "gpu-b"), ("unlisted", "gpu-a")):
         add_record(project, name, slug)
     add_job(project, "two")
@@ -142,7 +138,7 @@ def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
     assert site.report(project, measuring=False) == 0 and unmade[:5] == unmade[5:]
 
 
-def test_a_job_that_is_asked_for_has_its_page_alone(project: Path, unmade: list[str]) -> None:
+def test_a_job_that_is_asked_for_has_its_page_alone(project, unmade):
     add_job(project, "draft").write_text("name: draft\nengine: ???\n")
     one = project / "params/baseline/one.yaml"
     # A file that asks for the same under another name has a page as well.
@@ -152,9 +148,7 @@ def test_a_job_that_is_asked_for_has_its_page_alone(project: Path, unmade: list[
     assert unmade == [f"jobs/{SLUG}/one.html", "jobs/none/other.html"]
 
 
-def test_only_what_depends_on_a_change_is_stale(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_depends_on_a_change_is_stale(project, monkeypatch):
     record = add_record(project, "one", "gpu-a")
     script, one = project / "notebooks/index.py", "jobs/gpu-a/one.html"
     add_job(project, "one").unlink()
@@ -174,7 +168,7 @@ def test_only_what_depends_on_a_change_is_stale(
     assert stale(project) == {one, "index.html"}
 
 
-def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) -> None:
+def test_pages_that_are_no_more_are_removed(project, unmade):
     reports = project / "reports"
     old, mine, published = (reports / f"{n}/x.html" for n in ("jobs/gone", "mine", "published"))
     for path in (old, mine, published):
@@ -184,9 +178,7 @@ def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) ->
     assert not old.parent.exists() and mine.exists() and published.exists()
 
 
-def test_all_problems_of_all_files_come_before_anything_runs(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_problems_of_all_files_come_before_anything_runs(project, monkeypatch):
     monkeypatch.setattr(jobs, "running", None)
     add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
     add_job(project, "worse").write_text("name: worse\n")
@@ -199,9 +191,7 @@ def test_all_problems_of_all_files_come_before_anything_runs(
     assert not (project / "results").exists() and not (project / "reports").exists()
 
 
-def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
-    project: Path, unmade: list[str]
-) -> None:
+def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(project, unmade):
     status = {"one": "ok", "killed": "failed", "two": "unsupported"}
     add_job(project, "killed", purpose="dies")
     add_job(project, "two", purpose="unsupported")
@@ -213,9 +203,7 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
     assert {job.name for job in again} == {"killed", "two"}
 
 
-def test_what_has_a_record_is_measured_if_asked_for_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_a_record_is_measured_if_asked_for_again(project, monkeypatch):
     one = list(load_jobs([add_job(project, "one")], project).values())
     log = project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
@@ -228,8 +216,8 @@ def test_what_has_a_record_is_measured_if_asked_for_again(
 
 
 def test_published_pages_show_committed_records_and_nothing_of_the_machine(
-    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    project, tmp_path_factory, monkeypatch
+):
     record = read_record(add_record(project, "one", "gpu-a"))
     add_job(project, "two")
     assert site.publish(project, workers=1) == 0

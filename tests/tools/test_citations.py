@@ -4,7 +4,6 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from wanreport.baseline import Fact, Facts, load_facts
 ROOT = Path(__file__).resolve().parents[2]
 SEED = next((ROOT.parent / "shared" / "seed").glob("*.txt"), None)
 WHEELS = ROOT / ".cache" / "wheels"
-COMMITTED: dict[str, Any] = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
+COMMITTED = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
 VERDICTS = {citation["fact"]: citation for citation in COMMITTED["citations"]}
 ENTRIES = {entry.fact: entry for entry in citations.load_entries()}
 
@@ -24,7 +23,7 @@ needs_wheels = pytest.mark.skipif(
 )
 
 
-def pack(folder: Path, version: str, **files: dict[int, str]) -> Path:
+def pack(folder, version, **files):
     """A wheel with Python files of 60 lines below the package; these hold some code."""
     folder.mkdir(exist_ok=True)
     path = folder / f"sglang-{version}-py3-none-any.whl"
@@ -36,14 +35,14 @@ def pack(folder: Path, version: str, **files: dict[int, str]) -> Path:
     return path
 
 
-def claim(cite: str, *says: str, name: str = "s5.a", **more: Any) -> tuple[Fact, Entry]:
+def claim(cite, *says, name="s5.a", **more):
     """A fact that cites lines, and the pieces of evidence that these must hold in this order."""
     fact = Fact(id=name, part="5", statement="", kind="cited", cite=cite)
     file = "run/" + cite.split(".py")[0] + ".py"
     return fact, Entry(fact=name, file=file, says=[list(says)] if says else [], **more)
 
 
-def derive(folder: Path, *claims: tuple[Fact, Entry]) -> dict[str, Any]:
+def derive(folder, *claims):
     facts = Facts({fact.id: fact for fact, _ in claims})
     return citations.derive_source(folder, facts, [entry for _, entry in claims])
 
@@ -52,7 +51,7 @@ X, Y, Z = "x = 1", "y = 2", "z = 3"
 UNDONE = {"note": "Undone ({undo}).", "outcome": "contradicts"}
 BOTH = {"a": {10: X, 12: Y}}
 SHIFTED = {"1.0": {"a": {30: X, 35: Y, 40: Z}}, "1.1": {"a": {25: X, 33: Y, 39: Z}}}
-CASES: dict[str, tuple[dict[str, dict[str, dict[int, str]]], dict[str, Any], list[str]]] = {
+CASES = {
     # each release's files with their code, claims by the place that they cite, outcomes
     "as cited": ({"1.0": {"a": {10: X}}, "1.1": {"a": {12: X}}}, {"a.py:10": X}, ["holds"]),
     "above the cited lines in one, below in the next": (
@@ -88,7 +87,7 @@ CASES: dict[str, tuple[dict[str, dict[str, dict[int, str]]], dict[str, Any], lis
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_what_becomes_of_a_citation(tmp_path: Path, case: str) -> None:
+def test_what_becomes_of_a_citation(tmp_path, case):
     releases, claims, outcomes = CASES[case]
     for version, files in releases.items():
         pack(tmp_path, version, **files)
@@ -102,7 +101,7 @@ def test_what_becomes_of_a_citation(tmp_path: Path, case: str) -> None:
     assert "overruled" not in case or found[0]["working"].endswith("Undone (b.py:7 in 1.0).")
 
 
-def test_files_that_fit_different_releases_place_the_source_between_them(tmp_path: Path) -> None:
+def test_files_that_fit_different_releases_place_the_source_between_them(tmp_path):
     for version, x, y in (("0.5.10", 14, 20), ("0.5.9", 10, 18), ("0.5.9.post1", 12, 20)):
         pack(tmp_path, version, a={x: X}, b={y: Y})
     found = derive(tmp_path, claim("a.py:10", X), claim("b.py:20", Y, name="s5.b"))
@@ -115,7 +114,7 @@ def test_files_that_fit_different_releases_place_the_source_between_them(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["sglang-1.0-py3-none-any.whl", "numpy-2.0-py3-none-any.whl"])
-def test_wheels_that_cannot_be_used_are_named(tmp_path: Path, name: str) -> None:
+def test_wheels_that_cannot_be_used_are_named(tmp_path, name):
     with pytest.raises(CitationError, match=re.escape(str(tmp_path))):
         derive(tmp_path, claim("a.py:1", X))  # an empty folder
     (tmp_path / name).write_text("<html>not found</html>")
@@ -127,7 +126,7 @@ def test_wheels_that_cannot_be_used_are_named(tmp_path: Path, name: str) -> None
         derive(path.parent, claim("a.py:1", X))
 
 
-def test_every_citation_of_the_document_has_a_verdict() -> None:
+def test_every_citation_of_the_document_has_a_verdict():
     facts = load_facts()
     cited = {fact.id: fact.cite for fact in facts.values() if CITE.match(fact.cite)}
     given = {name: found["cite"] for name, found in VERDICTS.items() if found["cite"]}
@@ -140,7 +139,7 @@ def test_every_citation_of_the_document_has_a_verdict() -> None:
         assert len(stated) == len(held) and all(lines in held for lines in stated)
 
 
-def test_the_committed_file_is_consistent() -> None:
+def test_the_committed_file_is_consistent():
     versions = [release["version"] for release in COMMITTED["releases"]]
     used = {entry.file for entry in ENTRIES.values() if entry.says or entry.lacks}
     assert {file["path"] for file in COMMITTED["files"]} == used
@@ -156,6 +155,6 @@ def test_the_committed_file_is_consistent() -> None:
 
 
 @needs_wheels
-def test_the_committed_file_is_derived_again(tmp_path: Path) -> None:
+def test_the_committed_file_is_derived_again(tmp_path):
     citations.main([str(WHEELS)], tmp_path / "source.json")
     assert (tmp_path / "source.json").read_bytes() == citations.SOURCE.read_bytes()
