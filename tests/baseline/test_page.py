@@ -33,10 +33,9 @@ def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger):
 
 
 def rendered(out, **parameters):
-    script = ROOT / "notebooks/baseline.py"
-    made = render.Page(script, out, "baseline.html", parameters)
-    assert render.make(made, ROOT) == ""
-    return BeautifulSoup(out.read_text(encoding="utf-8"), "html.parser")
+    page = render.Page(ROOT / "notebooks/baseline.py", out, parameters=parameters)
+    assert render.make(page, ROOT) == ""
+    return BeautifulSoup(out.read_text("utf-8"), "html.parser")
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +55,24 @@ def test_every_fact_has_its_row_once_and_every_link_leads_to_one(ledger, soup):
     def bare(text):  # without the places where long words may break, and markup
         return " ".join(re.sub(r"\u200b|\*\*|`", "", text).split())
 
-    facts, shown = ledger.facts, soup.find_all("tr", id=True)
-    assert [str(row["id"]) for row in shown] == list(facts) and len(facts) == 429
-    for row in shown:
-        fact, cells = (
-            facts[str(row["id"])],
-            [bare(each.text) for each in row.find_all(["th", "td"])],
-        )
-        _, quote, claim, judged, working = cells
-        assert quote == bare(fact.quote) and claim.endswith(bare(facts.text(fact.id))) and working
-        assert all(name in judged for name in ledger[fact.id].rests_on)
-    assert {str(tag["href"])[1:] for tag in soup.select('a[href^="#s"]')} <= set(facts)
+    facts, shown = ledger.facts, {row["id"]: row for row in soup.find_all("tr", id=True)}
+    assert list(shown) == list(facts) and len(facts) == 429 == len(soup.find_all("tr", id=True))
+    for name, row in shown.items():
+        _, quote, claim, judged, working = (bare(each.text) for each in row.find_all(["th", "td"]))
+        assert quote == bare(facts[name].quote) and claim.endswith(bare(facts.text(name)))
+        assert working and all(root in judged for root in ledger[name].rests_on)
+    assert {tag["href"][1:] for tag in soup.select('a[href^="#s"]')} <= set(facts)
     text = " ".join(tag.text for tag in soup.select("table, p, figcaption, summary"))
     assert not re.search(r"\{=|\{s\d|\{wan|:\.\df\}", text), "a template is left"
 
 
 @pytest.mark.slow
 def test_a_changed_fact_changes_the_page_and_no_records_are_needed(soup, tmp_path):
-    shutil.copytree(DOCUMENT, tmp_path / "facts")
-    path = tmp_path / "facts/03-benchmarks.yaml"
-    text = path.read_text(encoding="utf-8")
+    facts = shutil.copytree(DOCUMENT, tmp_path / "facts")
+    path = facts / "03-benchmarks.yaml"
+    text = path.read_text("utf-8")
     path.write_text(text.replace("denoise.old, value: 714.1", "denoise.old, value: 700.0"))
-    given = {"facts_path": str(tmp_path / "facts"), "results_dirs": [str(tmp_path)]}
+    given = {"facts_path": str(facts), "results_dirs": [str(tmp_path)]}
     changed = rendered(tmp_path / "page.html", **given)
     row = changed.find("tr", id="s3.2.denoise.delta")
     assert "+88.2\u00a0s" in row.text and "+88.2\u00a0s" not in soup.text

@@ -71,6 +71,13 @@ def made(folder, text, timeout_s=60, **given):
     return render.make(page, folder, timeout_s), BeautifulSoup(out.read_text(), "html.parser")
 
 
+def by_hand(folder, *words, **env):
+    """The command that makes a page of a notebook, begun."""
+    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **env})  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     given = {"word": EVIL, "name": "y", "machine": "m"}
@@ -80,15 +87,11 @@ def small(tmp_path_factory):
 
 
 def test_the_same_notebook_gives_the_same_bytes(tmp_path):
-    def by_hand(seed):
+    for seed in "12":
         (tmp_path / seed).mkdir()
         write(tmp_path / seed, SCRIPT)
-        command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
-        return subprocess.Popen([*command, "-p", "word", EVIL], cwd=tmp_path / seed, env=env,
-                                stdout=subprocess.DEVNULL)  # fmt: skip
-
-    assert [process.wait(60) for process in map(by_hand, "12")] == [0, 0]
+    both = [by_hand(tmp_path / seed, "-p", "word", EVIL, PYTHONHASHSEED=seed) for seed in "12"]
+    assert [process.wait(60) for process in both] == [0, 0]
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()}
                      for seed in "12")  # fmt: skip
     assert first == second and set(first) == {"out.html", "small.py"}
@@ -193,18 +196,12 @@ def test_a_notebook_leaves_nothing_to_the_next(tmp_path):
 
 
 def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path):
-    write(
-        tmp_path,
-        "# %%\nimport os, time\nfrom pathlib import Path\n"
-        "Path('part').write_text(str(os.getpid()))\nos.rename('part', 'pid')\ntime.sleep(60)\n",
-    )
-    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env)
-    while not (tmp_path / "pid").exists():
+    write(tmp_path, "# %%\nimport time, pathlib\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    process = by_hand(tmp_path, TMPDIR=str(tmp_path))
+    while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    notebook = psutil.Process(int((tmp_path / "pid").read_text()))
+    (notebook,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
     with suppress(psutil.NoSuchProcess):

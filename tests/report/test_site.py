@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tests import stand_in, synthetic
-from wanreport.jobs.job import JobError
+from wanreport.jobs.job import JobError, load_job
 from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs, measure
 from wanreport.records.project import all_records
@@ -20,15 +20,12 @@ SLUG = stand_in.SLUG
 
 JOB = """
 # %% tags=["parameters"]
-name = None
-purpose = ""
-machine = None
+name = machine = None
 # %%
 from wanreport.report import notebook
 run = notebook.measure(notebook.setup(globals()), machine=machine)
 status = notebook.frames_of(["results", "results/local"]).runs.status[run] if run else "none"
 notebook.md(f"# {name} on {machine}\\n\\nIt was {status}.")
-assert purpose != "fail", "as was asked"
 """
 INDEX = """
 # %% tags=["parameters"]
@@ -44,10 +41,8 @@ notebook.md(f"# Summary\\n\\n{' '.join(links)}")
 def add_job(project, name, purpose=""):
     file = project / "params/baseline" / f"{name}.yaml"
     seed = sum(name.encode())  # two jobs that ask for the same would share a record
-    file.write_text(
-        f'name: {name}\nengine: resident\nnum_gpus: 1\npurpose: "{purpose}"\nseed: {seed}\n'
-        "dit_layerwise_offload: false\ndit_cpu_offload: false\n"
-    )
+    file.write_text(f"""{{name: {name}, engine: resident, num_gpus: 1, purpose: "{purpose}",
+        seed: {seed}, dit_layerwise_offload: false, dit_cpu_offload: false}}""")
     return file
 
 
@@ -65,7 +60,6 @@ def project(project, monkeypatch):
     """A project with one job and two notebooks, whose jobs are measured by the stand-in."""
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
-    (project / "tmp").mkdir()
     add_job(project, "one")
     for name in ("running", "this_machine"):
         monkeypatch.setattr(jobs, name, getattr(stand_in, name))
@@ -95,12 +89,9 @@ def words(page):
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
 
-def asked(project):
-    return load_jobs(sorted((project / "params").rglob("*.yaml")), project)
-
-
 def stale(project):
-    return {page.href for page in site.plan(project, asked(project)) if site.is_stale(page)}
+    jobs = load_jobs(sorted((project / "params").rglob("*.yaml")), project)
+    return {page.href for page in site.plan(project, jobs) if site.is_stale(page)}
 
 
 def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
@@ -198,18 +189,13 @@ def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(project, unmade):
     assert site.report(project) == 1
     found = {record["job"]["name"]: record["status"] for _, record in all_records(project)}
     assert found == status and len(unmade) == 4
-    # What failed and what could not run here is tried again: the reason may be gone.
-    again = jobs.missing([*asked(project).values()], all_records(project), jobs.this_machine())
-    assert {job.name for job in again} == {"killed", "two"}
 
 
 def test_what_has_a_record_is_measured_if_asked_for_again(project, monkeypatch):
-    one = list(load_jobs([add_job(project, "one")], project).values())
-    log = project / "results/local/logs/x.log"
+    one, log = [load_job(add_job(project, "one"))], project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
     (before,) = (path.read_bytes() for path, _ in all_records(project))
-    dies = lambda job, root, **_: stand_in.running(job.model_copy(update={"purpose": "dies"}), root)  # noqa: E731
-    monkeypatch.setattr(jobs, "running", dies)
+    monkeypatch.setitem(stand_in.SAYS, "", stand_in.SAYS["dies"])
     assert measure(one, project, log) == [], "as there was nothing to measure"
     assert measure(one, project, log, again=True) == ["one"]
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]

@@ -38,8 +38,8 @@ def pack(folder, version, **files):
 def claim(cite, *says, name="s5.a", **more):
     """A fact that cites lines, and the pieces of evidence that these must hold in this order."""
     fact = Fact(id=name, part="5", statement="", kind="cited", cite=cite)
-    file = "run/" + cite.split(".py")[0] + ".py"
-    return fact, Entry(fact=name, file=file, says=[list(says)] if says else [], **more)
+    held = {"file": f"run/{cite.split('.py')[0]}.py", "says": [list(says)] if says else []}
+    return fact, Entry(fact=name, **held | more)
 
 
 def derive(folder, *claims):
@@ -48,16 +48,17 @@ def derive(folder, *claims):
 
 
 X, Y, Z = "x = 1", "y = 2", "z = 3"
-UNDONE = {"note": "Undone ({undo}).", "outcome": "contradicts"}
-BOTH = {"a": {10: X, 12: Y}}
+APART = {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}
+BOTH = {"1.0": {"a": {10: X, 12: Y}}}
 SHIFTED = {"1.0": {"a": {30: X, 35: Y, 40: Z}}, "1.1": {"a": {25: X, 33: Y, 39: Z}}}
+LACKS = {"a.py (none)": {"lacks": ["dist"]}}
+UNDONE = {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]},
+                      "note": "Undone ({undo}).", "outcome": "contradicts"}}  # fmt: skip
 CASES = {
     # each release's files with their code, claims by the place that they cite, outcomes
     "as cited": ({"1.0": {"a": {10: X}}, "1.1": {"a": {12: X}}}, {"a.py:10": X}, ["holds"]),
-    "above the cited lines in one, below in the next": (
-        {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}, {"a.py:20": X}, ["holds"]),
-    "not between them": (
-        {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}, {"a.py:31": X}, ["misplaced"]),
+    "above the cited lines in one, below in the next": (APART, {"a.py:20": X}, ["holds"]),
+    "not between them": (APART, {"a.py:31": X}, ["misplaced"]),
     "one shift for the whole file": (
         SHIFTED, {"a.py:10": X, "a.py:15": Y, "a.py:20": Z}, ["holds"] * 3),
     "a line beside that shift": (
@@ -68,21 +69,14 @@ CASES = {
     "code in other lines of every release": (
         {"1.0": {"a": {10: X}}, "1.1": {"a": {10: X}}}, {"a.py:40": X}, ["misplaced"]),
     "code that is nowhere": ({"1.0": {"a": {}}}, {"a.py:40": X}, ["contradicts"]),
-    "all evidence within the lines": ({"1.0": BOTH}, {"a.py:10-12": f"{X} … {Y}"}, ["holds"]),
-    "some evidence beside them": ({"1.0": BOTH}, {"a.py:10-11": f"{X} … {Y}"}, ["misplaced"]),
+    "all evidence within the lines": (BOTH, {"a.py:10-12": f"{X} … {Y}"}, ["holds"]),
+    "some evidence beside them": (BOTH, {"a.py:10-11": f"{X} … {Y}"}, ["misplaced"]),
     "a file in no release": ({"1.0": {"b": {}}}, {"a.py:40": X}, ["unknown"]),
-    "words that a file lacks": (
-        {"1.0": {"a": {5: "# a distant relative"}}}, {"a.py (none)": {"lacks": ["dist"]}},
-        ["holds"]),
-    "words that it has": (
-        {"1.0": {"a": {5: "import dist"}}}, {"a.py (none)": {"lacks": ["dist"]}}, ["contradicts"]),
+    "words that a file lacks": ({"1.0": {"a": {5: "# a distant relative"}}}, LACKS, ["holds"]),
+    "words that it has": ({"1.0": {"a": {5: "import dist"}}}, LACKS, ["contradicts"]),
     "overruled by code that is there": (
-        {"1.0": {"a": {10: X}, "b": {7: "x = None"}}},
-        {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]}, **UNDONE}},
-        ["contradicts"]),
-    "not by code that is not": (
-        {"1.0": {"a": {10: X}, "b": {}}},
-        {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]}, **UNDONE}}, ["holds"]),
+        {"1.0": {"a": {10: X}, "b": {7: "x = None"}}}, UNDONE, ["contradicts"]),
+    "not by code that is not": ({"1.0": {"a": {10: X}, "b": {}}}, UNDONE, ["holds"]),
 }  # fmt: skip
 
 
@@ -91,11 +85,9 @@ def test_what_becomes_of_a_citation(tmp_path, case):
     releases, claims, outcomes = CASES[case]
     for version, files in releases.items():
         pack(tmp_path, version, **files)
-    made = []
-    for number, (cite, says) in enumerate(claims.items()):
-        given = says if isinstance(says, dict) else {"says": [says.split(" … ")]}
-        fact, entry = claim(cite, name=f"s5.{number}")
-        made.append((fact, Entry(**entry.model_dump() | given)))
+    made = [claim(cite, name=f"s5.{number}",
+                  **(says if isinstance(says, dict) else {"says": [says.split(" … ")]}))
+            for number, (cite, says) in enumerate(claims.items())]  # fmt: skip
     found = derive(tmp_path, *made)["citations"]
     assert [citation["outcome"] for citation in found] == outcomes
     assert "overruled" not in case or found[0]["working"].endswith("Undone (b.py:7 in 1.0).")
