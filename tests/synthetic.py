@@ -8,6 +8,7 @@ record passes :func:`wanreport.records.record.write_record`.
 import hashlib
 from dataclasses import asdict, replace
 from itertools import product
+from pathlib import Path
 
 from wanreport.analysis import frames
 from wanreport.analysis.rows import MEMORY
@@ -18,6 +19,7 @@ from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
 
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
 OUTER = {"a14b": 500_000_000, "tiny": 8_192}
@@ -138,6 +140,11 @@ def load(records, root):
     """Frames of records, written below `root` and read."""
     write(records, root / "results")
     return frames.load(["results"], root)
+
+
+def committed():
+    """Frames of the committed records, read once."""
+    return frames.cached(("results",), ROOT)
 
 
 def plan_inputs(**changes):

@@ -8,12 +8,11 @@ import synthetic
 from madeup import frames, on, run
 
 from wanreport.analysis.checks import checks
-from wanreport.analysis.frames import EMPTY, cached, of_record
+from wanreport.analysis.frames import EMPTY, of_record
 from wanreport.baseline.facts import load_facts
 from wanreport.records.files import parse_record
 from wanreport.words import ratio
 
-ROOT = Path(__file__).resolve().parents[2]
 FACTS = load_facts()
 ANY_SCALE = {"shift", "switch"}
 TIMED = {"spike-fsdp", "spike-swap", "slower-fsdp", "slower-swap", "scaling-fsdp", "scaling-swap",
@@ -197,7 +196,7 @@ def test_one_offload_alone_other_jobs_and_failures_settle_nothing(recorded):
 
 
 def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say():
-    jobs = cached(("results",), ROOT).runs.query("source == 'job'")
+    jobs = synthetic.committed().runs.query("source == 'job'")
     # For the buffers that fsdp gathers into, a GPU may choose other kernels.
     bits = jobs[jobs.engine != "fsdp"].groupby("group").latents.nunique()
     assert bits.max() == 1 and jobs.repeats.dropna().all() and jobs.formula_ok.dropna().all()

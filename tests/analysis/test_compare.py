@@ -1,7 +1,6 @@
 """When two runs differ beyond noise, what each is held against, and which are paired."""
 
 import math
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -24,7 +23,6 @@ from wanreport.analysis.stats import (
 from wanreport.baseline.facts import load_facts
 from wanreport.words import ratio
 
-ROOT = Path(__file__).resolve().parents[2]
 FACTS = load_facts()
 CLOCKS = st.sampled_from([NAN, 1500.0, 1600.0, 1980.0])
 

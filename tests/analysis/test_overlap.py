@@ -2,18 +2,17 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import EMPTY, cached
+from wanreport.analysis.frames import EMPTY
 
-ROOT = Path(__file__).resolve().parents[2]
 BYTES = 702_870_528
 GB = BYTES / 1e9
 
@@ -122,8 +121,8 @@ def test_what_two_lanes_share_is_counted_as_on_a_grid(ones, others):
 
 
 def test_committed_records_tell_what_they_told_before():
-    shares, compared = overlap.shares(cached(("results",), ROOT)), 0
-    for line in json.loads((ROOT / "tests/golden/values.json").read_text()):
+    shares, compared = overlap.shares(synthetic.committed()), 0
+    for line in json.loads((synthetic.ROOT / "tests/golden/values.json").read_text()):
         for key, value in line["values"].items():
             column = GOLDEN.get(key.removeprefix("lanes."))
             if key.startswith("lanes.") and column:

@@ -1,16 +1,14 @@
 """Which pair of runs stands for which cause or question, what else differs, and what it says."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
+import synthetic
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis.frames import EMPTY, cached
+from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.pairs import differences, pairs
 from wanreport.baseline.ledger import questions
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")
 COUNTED = {"layerwise": (551.0, 19.0, 20.0, 0.0), "stream": (0.0, 39.6, 0.0, 0.0)}
 TIMED = (0.0, 99.7, 0.0, 0.0)  # what stream counts with windows
@@ -140,7 +138,7 @@ def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus():
 
 def test_the_committed_runs():
     """What they say; runs that come later may find closer pairs."""
-    found = pairs(cached(("results",), ROOT))
+    found = pairs(synthetic.committed())
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35

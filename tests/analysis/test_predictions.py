@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import asdict
 from itertools import count
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,24 +11,18 @@ import synthetic
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools import predict
 from wanreport.analysis import compare, predictions
-from wanreport.analysis.frames import load
 from wanreport.jobs.job import load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
 from wanreport.planner.cost import Route
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)
 STREAM = next((ROOT / "results/1x-nvidia-h200").glob("480p-1gpu-stream-b*.json"))
 A14B = json.loads(STREAM.read_text())["model"]
-
-
-@pytest.fixture(scope="module")
-def frames():
-    return load(["results"], ROOT)
 
 
 @pytest.mark.parametrize("content", FILES)
@@ -46,15 +39,15 @@ def test_committed_predictions_follow_from_their_sources(content):
         assert settings == (told["settings"] and {"transfer": "bf16"} | told["settings"])
 
 
-def test_what_is_measured_already_is_not_predicted(frames):
+def test_what_is_measured_already_is_not_predicted():
     jobs = [load_job(ROOT / "params/campaign/480p-2gpu-layerwise.yaml")]
     with pytest.raises(predictions.PredictionError, match="480p-2gpu-layerwise:") as refused:
-        predict.predict(ROOT, frames, jobs, "NVIDIA H100 80GB HBM3", "host-memory")
+        predict.predict(ROOT, synthetic.committed(), jobs, "NVIDIA H100 80GB HBM3", "host-memory")
     assert re.search(r"480p-2gpu-layerwise-\w+\.json", str(refused.value)), "the record's file"
 
 
-def test_a_prediction_is_judged_by_later_runs_only(frames):
-    ran = compare.overhead(frames)
+def test_a_prediction_is_judged_by_later_runs_only():
+    ran = compare.overhead(synthetic.committed())
     told = predictions.judged(ran, FILES)
     assert len(told) == sum(len(content["jobs"]) for content in FILES)
     met = told[told.run.notna()].set_index("job")

@@ -1,20 +1,17 @@
 """What to run, from the committed records: measured where it was, else predicted."""
 
-from pathlib import Path
-
 import pytest
+from synthetic import ROOT, committed
 
 from wanreport import cli
-from wanreport.analysis import frames
 from wanreport.analysis.recommend import ALIKE, USABLE, recommend
 from wanreport.analysis.recommend import run as recommend_command
 
-ROOT = Path(__file__).resolve().parents[2]
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 
 
 def ways(gpu, gpus, wire="host-memory", **given):
-    return recommend(frames.cached(("results",), ROOT), gpu, gpus, wire, **given)
+    return recommend(committed(), gpu, gpus, wire, **given)
 
 
 def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory():
@@ -39,7 +36,7 @@ def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory(
 ])  # fmt: skip
 def test_what_was_not_measured_is_predicted_and_says_from_what(gpu, gpus, wire, seconds):
     """The numbers follow from the records until then: later ones may change them."""
-    then = frames.cached(("results",), ROOT)
+    then = committed()
     then = then._replace(runs=then.runs[then.runs.started < "2026-11-26T15"])
     found = recommend(then, gpu, gpus, wire)
     assert found.total_s.tolist() == pytest.approx(seconds, abs=1e-4)
@@ -67,7 +64,7 @@ def test_nothing_is_recommended_that_does_not_fit(gb):
 def test_packed_blocks_are_for_where_the_link_is_the_limit():
     """At 480p they hide anyway. At a hundredth of the rate they cannot."""
     assert set(ways(H100, 1, vram_gb=24).transfer) == {"bf16"}
-    slow = frames.cached(("results",), ROOT)
+    slow = committed()
     runs = slow.runs.assign(plan_inputs=slow.runs.plan_inputs.map(
         lambda of: of | {"local": of["local"] | {"rate": of["local"]["rate"] / 100}}
         if of else of))  # fmt: skip
@@ -90,7 +87,7 @@ def test_the_command_says_it_for_every_model_and_interconnect(capsys):
 def test_the_command_fails_where_records_are_missing(tmp_path, monkeypatch, capsys):
     assert recommend_command(tmp_path, 2, None) == 1, "no records"
     assert "480p-1gpu-stream" in capsys.readouterr().err
-    found = frames.cached(("results",), ROOT)
+    found = committed()
     several = found._replace(runs=found.runs[found.runs.gpus > 1])
     monkeypatch.setattr("wanreport.analysis.recommend.load", lambda *_: several)
     assert recommend_command(ROOT, 2, None) == 1

@@ -1,14 +1,10 @@
 """The baseline's facts and their ledger, without any record and with the committed ones."""
 
-from pathlib import Path
-
 import pytest
+import synthetic
 
-from wanreport.analysis.frames import cached
 from wanreport.baseline import load_facts
 from wanreport.baseline.ledger import load_ledger
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +19,7 @@ def ledger(facts):
 
 @pytest.fixture(scope="session")
 def committed_runs():
-    return cached(("results",), ROOT)
+    return synthetic.committed()
 
 
 @pytest.fixture(scope="session")

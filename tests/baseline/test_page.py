@@ -2,16 +2,14 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from synthetic import ROOT
 
 from wanreport.baseline.facts import DOCUMENT, Outcome
 from wanreport.baseline.ledger import SIGNS
 from wanreport.report import render
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger):

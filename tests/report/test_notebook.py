@@ -13,6 +13,7 @@ import synthetic
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from nbconvert.filters import markdown2html
+from synthetic import ROOT
 
 from wanreport.analysis import frames
 from wanreport.jobs.job import job_from_mapping
@@ -21,7 +22,6 @@ from wanreport.records.record import RESULTS_DIRS
 from wanreport.report import notebook
 from wanreport.report.notebook import PAGE
 
-ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"name": "mine", "engine": "layerwise", "num_gpus": 4, "dit_layerwise_offload": True}
 
 

@@ -2,20 +2,18 @@
 
 import ast
 import json
-from pathlib import Path
 
 import jupytext
 import pytest
 from bs4 import BeautifulSoup
 
 from tests import synthetic
-from wanreport.analysis import frames
+from tests.synthetic import ROOT, committed
 from wanreport.analysis.compare import answer, quoted, without_record
 from wanreport.jobs.job import field_defaults
 from wanreport.report import render
 from wanreport.words import ratio
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script> **bold** [x](javascript:1)"
 
 
@@ -28,20 +26,22 @@ def page(cwd, notebook, **given):
     return BeautifulSoup(out.read_text("utf-8"), "html.parser")
 
 
-def project(folder, records, where="results"):
+def project(folder, records):
     """A project with some records, and the params files of this one."""
     (folder / "notebooks").mkdir(parents=True)
     (folder / "params").symlink_to(ROOT / "params")
-    synthetic.write(records, folder / where)
+    synthetic.write(records, folder / "results")
     return folder
 
 
-def asked(record):
-    return {k: v for k, v in record["job"].items() if v is not None}
+def job_page(cwd, record):
+    """The page of a record's job, on the record's machine."""
+    given = {key: value for key, value in record["job"].items() if value is not None}
+    return page(cwd, "job", **given, machine=record["machine"]["slug"])
 
 
 def sections(soup):
-    return {str(heading["id"]) for heading in soup.select("main h2")}
+    return {heading["id"] for heading in soup.select("main h2")}
 
 
 def first_screen(soup):
@@ -56,16 +56,15 @@ def test_the_parameters_of_a_jobs_page_are_the_fields_of_a_job_and_whose_record(
     cells = jupytext.read(ROOT / "notebooks/job.py").cells
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     found = {line.targets[0].id: ast.literal_eval(line.value)
-             for line in ast.parse(cell.source).body if isinstance(line, ast.Assign)}  # fmt: skip
+             for line in ast.parse(cell.source).body}  # fmt: skip
     assert found.pop("machine", "") is None
-    assert list(found.items()) == list(field_defaults().items())
-    assert [type(v) for v in found.values()] == [type(v) for v in field_defaults().values()]
+    assert repr(found) == repr(field_defaults()), "in this order, of these types"
 
 
 @pytest.fixture(scope="module")
 def runs():
     """The committed runs of jobs that count."""
-    found = frames.cached(("results",), ROOT).runs
+    found = committed().runs
     return found[(found.source == "job") & found.latest]
 
 
@@ -74,7 +73,7 @@ def test_the_report_runs_whole_on_the_committed_records():
     assert len(soup.find_all("h1")) == 1
     # Predictions are held against later runs of the same job, each of which has its page.
     (caption,) = [each for each in soup.select("caption") if "predictions" in each.text]
-    links = [str(link["href"]) for link in caption.find_parent("table").select("tbody th a")]
+    links = [link["href"] for link in caption.find_parent("table").select("tbody th a")]
     assert len(links) >= 14 and all("2gpu" in link or "4gpu" in link for link in links)
 
 
@@ -94,14 +93,11 @@ def test_the_index_opens_with_the_answer_and_has_a_row_for_each_committed_job(ru
     index = page(ROOT, "index", results_dirs=["results"])
     names = [child["class"][-1] for child in index.select(".answer, figure.figure, .trust")]
     assert names[:3] == ["answer", "figure", "trust"]
-    committed = frames.cached(("results",), ROOT)
-    found = answer(committed)
-    told = first_screen(index)
-    for place in found.place.unique():
-        assert quoted(found, place, "layerwise") in told
-    left = without_record(committed.runs).dropna(subset="baseline_job").gpus
+    found, told = answer(committed()), first_screen(index)
+    assert all(quoted(found, place, "layerwise") in told for place in found.place)
+    left = without_record(committed().runs).dropna(subset="baseline_job").gpus
     assert f"{' and '.join(map(str, sorted(set(left))))} GPUs" in told, "what was not measured"
-    links = {str(link["href"]) for link in index.select("td a, th a")}
+    links = {link["href"] for link in index.select("td a, th a")}
     assert {f"jobs/{row.slug}/{row.job}.html" for row in runs.itertuples()} <= links
 
 
@@ -119,12 +115,12 @@ KINDS = {
 def test_a_committed_jobs_page_answers_first(kind, runs):
     row = runs[runs.status == "ok"].query(KINDS[kind]).iloc[0]
     record = json.loads((ROOT / row.run).read_text("utf-8"))
-    soup = page(ROOT, "job", **asked(record), machine=row.slug)
+    soup = job_page(ROOT, record)
     assert row.job in soup.h1.text and row.machine in soup.h1.text
     assert soup.select(".answer") and soup.select(".trust")
     assert f"{row.step_s:.3f}"[:4] in first_screen(soup)
     if row.engine != "resident":  # a sum is held against one of the same parts
-        other = frames.cached(("results",), ROOT).runs.loc[row.reference]
+        other = committed().runs.loc[row.reference]
         over = f"({ratio(row.end_to_end_s / other.end_to_end_s - 1)})"
         assert (over in first_screen(soup)) == ((row.decode_s > 0) == (other.decode_s > 0))
     assert sections(soup) >= MEASURED
@@ -141,7 +137,7 @@ def test_a_committed_jobs_page_answers_first(kind, runs):
 
 def test_a_rehearsal_says_so_first_and_shows_no_times(tmp_path):
     record = synthetic.record()
-    soup = page(project(tmp_path, [record]), "job", **asked(record), machine=synthetic.CPU["slug"])
+    soup = job_page(project(tmp_path, [record]), record)
     assert soup.h1.text.startswith("Rehearsal")
     assert not {unit.text.strip() for unit in soup.select("th .unit")} & {"s", "ms", "MHz"}
     assert {"what-ran", "what-moved", "bits"} <= sections(soup)
@@ -152,7 +148,7 @@ def test_a_rehearsal_says_so_first_and_shows_no_times(tmp_path):
 def test_a_job_without_a_result_says_why_and_what_to_do(tmp_path, status):
     record = synthetic.record("pure-4gpu", scale="a14b", status=status, reason="too big",
                               hint="a bigger one")  # fmt: skip
-    soup = page(project(tmp_path, [record]), "job", **asked(record), machine=synthetic.GPUS["slug"])
+    soup = job_page(project(tmp_path, [record]), record)
     assert "too big" in first_screen(soup) and "a bigger one" in first_screen(soup)
     assert not sections(soup) & MEASURED
     assert any("pure-4gpu" in block.text for block in soup.select("main .prose pre"))
@@ -197,8 +193,8 @@ def test_what_a_record_says_is_text_and_no_markup(tmp_path):
         synthetic.record("new-4gpu", scale="a14b", purpose=EVIL, machine={"cpu_model": EVIL}),
         synthetic.record("pure-4gpu", scale="a14b", status="failed", reason=EVIL, hint=EVIL),
     ]
-    root, slug = project(tmp_path, records), synthetic.GPUS["slug"]
-    pages = [page(root, "job", **asked(record), machine=slug) for record in records]
+    root = project(tmp_path, records)
+    pages = [job_page(root, record) for record in records]
     for made in [page(root, "index", results_dirs=["results"]), *pages]:
         assert not made.select("script") and not made.select('a[href^="javascript"]')
         assert "alert(1)" in made.text

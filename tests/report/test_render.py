@@ -7,17 +7,16 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from synthetic import ROOT
 
 from wanreport.report import render
 from wanreport.report.render import Page
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script>"
 
 SCRIPT = """
@@ -98,9 +97,7 @@ def test_the_same_notebook_gives_the_same_bytes(tmp_path):
     assert not re.search(rb"0x[0-9a-f]{6}|/tmp/", first["out.html"])
 
 
-def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text(
-    small,
-):
+def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text(small):
     assert small.get_text().count(EVIL) >= 5
     assert not small.find_all(["script", "iframe", "object", "embed", "base", "form"])
     for tag in small.find_all(True):
@@ -151,10 +148,9 @@ def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small):
 def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(cell, what, tmp_path, monkeypatch):
     cells = ("print('shown before')", cell, "print('never shown')")
     text = "\n".join(f"# %%\n{each}" for each in cells) + "\n# %% [markdown]\n# # Late\n"
-    with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
-        (tmp_path / "t").mkdir()
-        problem, soup = made(tmp_path, text, timeout_s=2, word="given")
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    problem, soup = made(tmp_path, text, timeout_s=2, word="given")
     assert not list((tmp_path / "t").iterdir())
     assert problem.startswith("cell 2: ") and what in problem
     main = soup.find("main")
@@ -171,13 +167,12 @@ def test_a_file_that_is_no_script_has_its_failure_page_beside_others(tmp_path):
     bad, good = tmp_path / "bad.py", write(tmp_path, "# %%\n'fine'\n")
     bad.write_bytes("# %%\n'é'".encode("latin-1"))
     pages = [Page(script, script.with_suffix(".html"), inputs="ab") for script in (bad, good)]
-    problems = {page.script.stem: said for page, said, _ in render.make_pages(pages, tmp_path)}
-    assert "bad.py" in problems["bad"] and problems["small"] == ""
-    fine = BeautifulSoup((tmp_path / "small.html").read_text(), "html.parser")
+    problems = {page.script: said for page, said, _ in render.make_pages(pages, tmp_path)}
+    assert "bad.py" in problems[bad] and problems[good] == ""
+    failed, fine = (BeautifulSoup(page.out.read_text(), "html.parser") for page in pages)
     assert "fine" in fine.get_text() and fine.h1.string == fine.title.string == "small"
-    soup = BeautifulSoup((tmp_path / "bad.html").read_text(), "html.parser")
-    assert "bad.py" in soup.select_one(".callout .message").get_text()
-    assert soup.select('meta[name="wanreport-inputs"][content=""]')
+    assert "bad.py" in failed.select_one(".callout .message").get_text()
+    assert failed.select('meta[name="wanreport-inputs"][content=""]')
 
 
 LEAVE = """

@@ -15,7 +15,6 @@ from wanreport.records.project import all_records
 from wanreport.records.record import read_record
 from wanreport.report import site
 
-ROOT = Path(__file__).resolve().parents[2]
 SLUG = stand_in.SLUG
 
 JOB = """

@@ -3,15 +3,14 @@
 import json
 import re
 import zipfile
-from pathlib import Path
 
 import pytest
+from synthetic import ROOT
 
 from tools import citations
 from tools.citations import CITE, PACKAGE, CitationError, Entry
 from wanreport.baseline import Fact, Facts, load_facts
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = next((ROOT.parent / "shared" / "seed").glob("*.txt"), None)
 WHEELS = ROOT / ".cache" / "wheels"
 COMMITTED = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
