@@ -148,9 +148,9 @@ def test_everything_is_escaped(rows):
 
 def test_words_for_prose():
     assert share(0.507) == f"50.7{NBSP}%" and share(1.0) == f"100{NBSP}%" and share(None) == "—"
-    said = interval(4.5071, 4.492, 4.5214, 24)
-    assert said == f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
-    assert interval(4.5071, float("nan"), float("nan")) == f"4.507{NBSP}s"
+    said = f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
+    assert interval(4.5071, 4.492, 4.5214, 24) == said
+    assert interval(4.5071, np.nan, np.nan) == f"4.507{NBSP}s"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def recommend(
     known = predicted.gather(frames, gpu, gpus + 1, wire)
     memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()
     free = USABLE * (memory if vram_gb is None else vram_gb * 1e9)
-    assumed = f"; {predicted.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
+    assumed = f"; {predicted.ASSUMED[wire]}" * (gpus > 1 and known.base.ranks == 1)
     ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
@@ -62,7 +62,7 @@ def recommend(
         total_s=ran.denoise_s, kind="measured", rests_on=ran.file,
     ).astype({"height": int}).drop_duplicates(KEY, keep="last").set_index(KEY)[VALUES]  # fmt: skip
     seen = seen[seen.index.isin(table.index)]
-    for at, row in seen[seen.index.get_level_values("engine") == "resident"].iterrows():
+    for at, row in seen.query("engine == 'resident'").iterrows():
         # The others cost of it what was predicted.
         times, others = ["total_s", "step_s"], (*at[:2], slice(None))
         table.loc[others, times] *= (row[times] / table.loc[at, times]).to_numpy(float)

@@ -1,9 +1,8 @@
 """What a notebook calls: check its parameters, get the record and the frames, show what it found.
 
 A notebook starts with ``job = setup(globals())`` (or ``parameters(globals())``, where it is not
-about one job) in the first cell after its parameters and imports. From then on its output depends
-on records alone: measuring writes to a log and prints nothing, and every run of a notebook shows
-the same bytes.
+about one job). From then on its output depends on records alone: measuring writes to a log and
+prints nothing, and every run of a notebook shows the same bytes.
 """
 
 import ast
@@ -95,10 +94,10 @@ def _ready(namespace: dict[str, Any]) -> None:
 def measure(job: Job, machine: str | None = None) -> str | None:
     """Return the run that `job`'s page is about, an index of ``frames.runs``; None without one.
 
-    Where there is no record, the job is measured first, unless the environment forbids it, in
-    another process, whose output goes to ``results/local/logs/<job>.log``. A job that cannot run
-    here leaves a record too. With `machine`, a folder of results/, it is that machine's record, and
-    nothing is measured. Raises Stop if a record cannot be read, or `machine` has none of this job.
+    Where there is no record, the job is measured first, unless the environment forbids it, with a
+    log in ``results/local/logs/``. A job that cannot run here leaves a record too. With `machine`,
+    a folder of results/, it is that machine's record, and nothing is measured. Raises Stop if a
+    record cannot be read, or `machine` has none of this job.
     """
     root = project.project_root()
     try:
