@@ -2,7 +2,6 @@
 
 import json
 import re
-from decimal import Decimal
 
 import pytest
 import synthetic
@@ -23,9 +22,8 @@ def verdict(ledger, name, check):
 def changed_ledger(ledger, name, value):
     """The ledger of the same facts but one."""
     fact = ledger.facts[name]
-    new = Decimal(value) if isinstance(fact.value, Decimal) else value
-    facts = Facts({**ledger.facts, name: fact.model_copy(update={"value": new})})
-    return Ledger(facts, ledger.evidence, ledger.answers)
+    new = fact.model_copy(update={"value": type(fact.value)(value)})
+    return Ledger(Facts(ledger.facts | {name: new}), ledger.evidence, ledger.answers)
 
 
 @pytest.mark.parametrize(("changed", "value", "judged", "check", "before", "after"), [

@@ -31,10 +31,7 @@ def places(runs: pd.DataFrame) -> pd.Series:
 
 
 def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep jobs with both branches, eager, without a memory budget; maybe earlier runs too.
-
-    Both branches ran on all GPUs, or with `layouts` in either layout.
-    """
+    """Keep eager jobs of both branches without a budget; maybe `earlier`, CFG parallel ones too."""
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
     plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
     return runs[plain & (layouts | ~runs.cfg_parallel)]

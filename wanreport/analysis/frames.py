@@ -17,12 +17,11 @@ row), identifies a run in all of them. Beside what files say (:mod:`wanreport.an
     latents, repeats        what all complete iterations end in; whether several do, and agree
     formula_ok              whether all counters equal their closed formula; None without one
     latest                  whether it is its job's run that counts
-    reference, resident_s   the run of `resident` that it is held against, and its step: in its
-                            file, else of the same work, if there is one on the same boards
+    reference, resident_s   the run of `resident` that it is held against, and its step: of the
+                            same work, on the same boards if there is one
     overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
     drift, bracketed        by what share resident moved meanwhile, and whether that is known
-    limit_s, over_limit     the longer of resident's step and a step's bytes over the link's
-                            measured bandwidth; and the step over it
+    limit_s, over_limit     the longer of resident's step and moving the bytes; a step over it
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 

@@ -63,10 +63,9 @@ class PredictionError(FileError):
 class Known(NamedTuple):
     """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last.
 
-    `measured` has for each value its `kind`, `tokens`, `ranks`, when (`at`) and where from. It is,
-    of "windows", a plan's inputs; of "resident" a step's seconds, blocks and branches; of
-    "pageable" bytes a second to the device and back; of "swap" the seconds that the first step and
-    the switch take beyond others.
+    A value is, of the kind "windows", a plan's inputs; of "resident" a step's seconds, blocks and
+    branches; of "pageable" bytes a second to the device and back; of "swap" the seconds that the
+    first step and the switch take beyond others.
     """
 
     gpu: str
@@ -94,7 +93,6 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
-    Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
@@ -264,8 +262,7 @@ def _alone(known: Known) -> tuple[Callable[[int, int], list[float]], Curve, floa
     """What one GPU tells: windows by tokens and ranks, the rest's seconds a token, and waiting.
 
     That is how many times as long windows take with several GPUs, as waiting ones clock up: what
-    `resident` took beside all-to-alls over what follows from one GPU, in the latest run whose
-    all-to-alls are known; 1 without one.
+    `resident` took beside all-to-alls, where these are known, over what follows from one GPU.
     """
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})

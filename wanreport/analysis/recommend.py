@@ -43,7 +43,6 @@ def recommend(
 
     Two rows a `height`, the better one first, with `place`, `layout`, `engine`, `transfer` and
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
-    Raises PredictionError where measurements are missing.
     """
     known = predicted.gather(frames, gpu, gpus + 1, wire)
     memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()

@@ -80,10 +80,7 @@ def _decimals(printed: Decimal) -> int:
 
 
 def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
-    """Hold a printed number against a computed one; rounded or cut off, it never contradicts.
-
-    With "<" or ">" for a bound, the number is only said to be below or above what is printed.
-    """
+    """Hold a printed number against a computed one; rounded or cut off, it never contradicts."""
     value, half = float(printed), 0.5 * 10.0 ** -_decimals(printed) * (1 + 1e-9)
     if bound:
         fits = [end < value if bound == "<" else end > value for end in computed]
@@ -291,11 +288,7 @@ def _content(path: Path) -> Iterator[Any]:
 
 
 def load_facts(folder: Path | str | None = None) -> Facts:
-    """Load the facts of every ``*.yaml`` in a folder, by default the package's own.
-
-    Raises FactError for a file that cannot be read, an unknown key or kind, and an id that does not
-    fit its section or occurs twice.
-    """
+    """Load the facts of every ``*.yaml`` in a folder, by default the package's own."""
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         with _content(path) as content:

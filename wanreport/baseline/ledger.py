@@ -205,11 +205,9 @@ def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
 
 
 def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Collect all that runs say: a row for each question and machine.
+    """Collect all that runs say: a row for each question (`by`) and machine, as of :func:`checks`.
 
-    `by` is the name of the question; `measured` the answer in words; `setting` how the runs differ
-    from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
-    is all that was asked for.
+    The `status` is "told" where a number is all that was asked for.
     """
     real = frames.runs.run[~frames.runs.rehearsal]
     frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))

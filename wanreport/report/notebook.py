@@ -41,10 +41,7 @@ class Stop(Exception):
 
 
 def setup(namespace: dict[str, Any]) -> Job:
-    """Return the job that a notebook's parameters make; `namespace` is its ``globals()``.
-
-    Raises Stop with every problem, one per line.
-    """
+    """Return the job that a notebook's parameters make; raises Stop with every problem."""
     names = _given(namespace, field_defaults()) - {"machine"}  # whose record, not what to measure
     try:
         job = job_from_mapping({name: namespace.get(name) for name in sorted(names)}, "parameters")
@@ -57,10 +54,7 @@ def setup(namespace: dict[str, Any]) -> Job:
 
 
 def parameters(namespace: dict[str, Any], *allowed: str) -> None:
-    """Check that a notebook that is not about one job was given none but `allowed` parameters.
-
-    Raises Stop with every unknown name, one per line.
-    """
+    """Check that a notebook that is not about one job was given none but `allowed` parameters."""
     if unknown := sorted(_given(namespace, allowed) - set(allowed)):
         takes = f"unknown; remove it, or give one of {', '.join(allowed)}"
         raise Stop("\n".join(f"parameters: {name}: {takes}" for name in unknown))

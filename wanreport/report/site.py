@@ -127,8 +127,7 @@ def report(
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
     `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
-    JobError before anything runs, with the problems of all params files, and RecordError if a
-    record cannot be read or written.
+    JobError before anything runs, with the problems of all params files.
     """
     asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
