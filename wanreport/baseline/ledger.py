@@ -244,7 +244,8 @@ def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
         words = f"{row.changed} {row.change}: {seconds(row.effect_s, 3)} a step, {row.claim}"
         yield f"cause-{row.cause}", f"{words} ({row.work}{beside})", row.run_a, row.run_b
     # What an engine costs a step over resident weights: with NVLink by jobs, if there are any.
-    cost, every, best = compare.overhead(frames), frames.full_scale(), compare.headline(frames)
+    cost, every = compare.overhead(frames), frames.full_scale()
+    best = compare.headline(frames).sort_index()
     linked = cost[(cost.interconnect == "NVLink") & cost.engine.isin(("sglang", "layerwise"))
                   & cost.overhead.notna()]  # fmt: skip
     jobs = linked.source == "job"
