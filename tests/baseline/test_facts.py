@@ -14,6 +14,7 @@ from wanreport.baseline.facts import Outcome, Quantity, compare, condition, eval
 
 SEED = next(Path(__file__).resolve().parents[3].glob("shared/seed/*.txt"), None)
 TEXT = SEED.read_text(encoding="utf-8") if SEED else ""
+FACTS = load_facts()
 needs_seed = pytest.mark.skipif(SEED is None, reason="the seed document is not at hand")
 
 HOLDS, ROUNDING, FALSE = Outcome.HOLDS, Outcome.ROUNDING, Outcome.FALSE
@@ -37,7 +38,7 @@ def seed_parts():
     return {"0": pieces[0], **dict(zip(pieces[1::2], pieces[2::2], strict=True))}
 
 
-def said(facts, part):
+def said(part, facts=FACTS):
     """Every number that a section's facts give."""
     here = [fact for fact in facts.values() if fact.part == part]
     texts = [text for f in here for text in (facts.text(f.id), f.cite, facts.fill(f.statement))]
@@ -45,25 +46,25 @@ def said(facts, part):
 
 
 @needs_seed
-def test_every_number_of_the_document_has_a_fact(facts):
+def test_every_number_of_the_document_has_a_fact():
     for part, text in seed_parts().items():
-        assert set(numbers_in(text)) <= {*said(facts, part), *LABELS.get(part, ())}, part
+        assert set(numbers_in(text)) <= {*said(part), *LABELS.get(part, ())}, part
         if part in ("3.2", "3.3", "3.4", "4.1", "4.2", "4.3", "6.1", "6.2", "8"):
             # Of tables of numbers each cell has a fact of its own.
             rows = [line for line in text.splitlines() if line.startswith("|")]
             cells = [cell for row in rows[1:] for cell in row.strip("|").split("|")[1:]]
             # The factor of "540s (21.6s x 25)" is the row's own.
             stated = Counter(n for cell in cells for n in numbers_in(re.sub(r" x \d+", "", cell)))
-            assert not stated - Counter(said(facts, part)), part
-    fewer = Facts({k: v for k, v in facts.items() if k != "s3.4.over_short.old"})
-    assert set(numbers_in(seed_parts()["3.4"])) - set(said(fewer, "3.4")) == {"936"}
+            assert not stated - Counter(said(part)), part
+    fewer = Facts({k: v for k, v in FACTS.items() if k != "s3.4.over_short.old"})
+    assert set(numbers_in(seed_parts()["3.4"])) - set(said("3.4", fewer)) == {"936"}
 
 
 @needs_seed
-def test_every_fact_stands_beside_the_documents_own_words(facts):
+def test_every_fact_stands_beside_the_documents_own_words():
     """A number stands in them, too."""
     spelled_out = {"s2.transformers", "s3.2.runs"}  # "dual", "single"
-    for fact in facts.values():
+    for fact in FACTS.values():
         assert fact.quote and fact.quote in TEXT, fact.id
         if isinstance(fact.value, Decimal) and fact.id not in spelled_out:
             there = [*numbers_in(fact.quote), *re.findall(r"\d+", fact.quote)]
@@ -71,15 +72,15 @@ def test_every_fact_stands_beside_the_documents_own_words(facts):
             assert fact.kind != "derived" or fact.how or fact.note, fact.id
 
 
-def test_numbers_are_worded_as_printed(facts):
+def test_numbers_are_worded_as_printed():
     for name, text in {"s4.1.p90": "19.30\u00a0GB/s", "s3.3.switch.delta": "\u221228\u00a0s",
                        "s4.1.band.high.share": "<\u00a02\u00a0%"}.items():  # fmt: skip
-        assert facts.text(name) == text
+        assert FACTS.text(name) == text
     three = [f"s6.2.three.{each}" for each in ("size", "layers", "vram", "effect")]
-    assert facts.below(["s6.2.three", "s2.steps"]) == [*three, "s2.steps"]
+    assert FACTS.below(["s6.2.three", "s2.steps"]) == [*three, "s2.steps"]
     with pytest.raises(FactError, match=r"s2\.step:"):
-        facts.below(["s2.step"])
-    filled = facts.fill("{s2.steps}, {s1.a * 1000}, {s1.b_c.new / 4:.2f}", compute)
+        FACTS.below(["s2.step"])
+    filled = FACTS.fill("{s2.steps}, {s1.a * 1000}, {s1.b_c.new / 4:.2f}", compute)
     assert filled == "27, 6,000, 0.12"
 
 

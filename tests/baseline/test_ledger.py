@@ -71,8 +71,8 @@ def test_what_is_not_measured_is_computed_from_the_runs(ledger, measured):
         assert all(v.runs and v.outcome == Outcome.ELSEWHERE for v in seen)
 
 
-def test_corrections_agree_with_our_own_runs(measured, committed_runs):
-    runs = committed_runs.runs
+def test_corrections_agree_with_our_own_runs(measured):
+    runs = synthetic.committed().runs
     runs = runs[(runs.engine == "layerwise") & (runs.gpus == 1) & ~runs.compiled & runs.latest]
     runs = runs[(runs.source == "job") & (runs.job != "480p-1gpu-layerwise-whole")]
     peaks = runs.groupby(["machine", "prefetch"]).allocated_bytes.max().unstack()
@@ -82,11 +82,11 @@ def test_corrections_agree_with_our_own_runs(measured, committed_runs):
     assert more - deeper == pytest.approx(block)
 
 
-def test_records_answer_what_they_can(facts, ledger, tmp_path):
+def test_records_answer_what_they_can(ledger, tmp_path):
     jobs = [job for job in synthetic.all_jobs("a14b") if job["job"]["name"] != "new-6gpu"]
     jobs.append(synthetic.record("new-6gpu", scale="a14b", steady_s=30.0))
-    made = load_ledger(facts, synthetic.load(jobs, tmp_path))
-    rehearsed = load_ledger(facts, synthetic.load(synthetic.all_jobs(), tmp_path / "rehearsed"))
+    made = load_ledger(frames=synthetic.load(jobs, tmp_path))
+    rehearsed = load_ledger(frames=synthetic.load(synthetic.all_jobs(), tmp_path / "rehearsed"))
     assert rehearsed.summaries() == ledger.summaries()
     for name, outcome in {"s9.2.slower.expected": HOLDS, "s9.2.pure.expected": FALSE,
                           "s6.1.new_grows": HOLDS, "s9.1.flow_shift": HOLDS}.items():  # fmt: skip
