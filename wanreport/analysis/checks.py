@@ -48,7 +48,8 @@ class _Data(NamedTuple):
         """Of each machine the new offload's run, and the nearest of another engine or prefetch."""
         runs = self.timed
         new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
-        return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
+        others = runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)]
+        return compare.nearest(new, others, "group")
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Which runs are compared: those that count, pairs of them, how their setup differs, the answer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +59,7 @@ def told(one: Runs, two: Runs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def nearest(
-    ones: pd.DataFrame, others: pd.DataFrame, on: Sequence[str] = ("group",)
-) -> list[pd.DataFrame]:
+def nearest(ones: pd.DataFrame, others: pd.DataFrame, *on: str) -> list[pd.DataFrame]:
     """Pair runs that agree `on` some columns: one pair of each machine, GPUs, height and engine.
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
@@ -91,7 +88,7 @@ def layouts(frames: Frames) -> pd.DataFrame:
     plain = plain_jobs(overhead(frames), layouts=True)
     plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
     split = plain.cfg_parallel
-    cfg, ulysses = nearest(plain[split], plain[~split], [*WHERE, "engine", "frames"])
+    cfg, ulysses = nearest(plain[split], plain[~split], *WHERE, "engine", "frames")
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
              for name in ("step_s", "overhead")}  # fmt: skip
     return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})

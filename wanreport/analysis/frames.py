@@ -83,8 +83,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
                 if path.parent.name == "benchmarks":
                     add_bench(rows, name, path, files.read_bench(path)[0])
                 else:
-                    content = files.read_json(path, "delete it and measure again")
-                    add_record(rows, name, files.parse_record(path, content))
+                    add_record(rows, name, files.parse_record(path, files.read_json(path)))
             except files.FileError as error:
                 problems.append(str(error))
     if problems:
@@ -108,7 +107,7 @@ def _frames(rows: Rows) -> Frames:
         frame = pd.DataFrame(found, columns=COLUMNS.get(name))
         kinds = {each: "float64" for each in frame if each.endswith(UNITS)}
         made.append(frame.astype(kinds | {each: "Int64" for each in WHOLE if each in frame}))
-    runs = _summed_up(made[0].set_index("run", drop=False), *made[1:4])
+    runs = _summed_up(Frames(made[0].set_index("run", drop=False), *made[1:]))
     # Machines that share a short name get their full class: other NCCL settings, say.
     several = runs.groupby("machine").slug.transform("nunique") > 1
     runs["machine"] = runs.machine.mask(several, runs.machine_class)
@@ -120,10 +119,9 @@ def _frames(rows: Rows) -> Frames:
     return Frames(against_resident(runs), *made[1:])
 
 
-def _summed_up(
-    runs: pd.DataFrame, steps: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
-) -> pd.DataFrame:
+def _summed_up(frames: Frames) -> pd.DataFrame:
     """Add to each run what follows from its rows in the other frames."""
+    runs, steps, iterations, counters, _ = frames
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])

@@ -76,9 +76,8 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
     last = events.step.map(blocks.end_ns.max()).where(events.lane == "copy", events.end_ns.max())
     counted = events.assign(end_ns=np.minimum(events.end_ns, last))[events.start_ns < last]
     lanes, copy, meets, gather, compute = _lanes(counted, "copy", "collective", "gather", "compute")
-    hidden, copies, collectives = (
-        lanes.ns(pieces) / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
-    )
+    spans = (copy & compute & ~meets, copy, meets)
+    hidden, copies, collectives = (lanes.ns(pieces) / 1e6 for pieces in spans)
 
     parts, (axis, met) = events[events.what == "load"], _lanes(events, "collective")
     parts = parts.assign(inside_ms=axis.within(parts, met) / 1e6)

@@ -136,14 +136,13 @@ def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFra
         told += [{"cfg_parallel": False, **job, **{key: file[key] for key in MACHINE},
                   "job": name, "run": last.get(job["job_hash"])}
                  for name, job in file["jobs"].items()]  # fmt: skip
-    table = pd.DataFrame(told, columns=[*MACHINE, *TOLD, *JUDGED]).rename(
-        columns={"step_s": "predicted_s", "overhead": "predicted_overhead"}
-    )
+    table = pd.DataFrame(told, columns=[*MACHINE, *TOLD, *JUDGED])
     seen = runs.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
-    error = table.predicted_s / seen.step_s - 1
+    error = table.step_s / seen.step_s - 1
     return table.assign(
         interconnect=table.interconnect.map(INTERCONNECTS).map(path_of), measured_s=seen.step_s,
-        overhead=seen.overhead, error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
+        predicted_s=table.pop("step_s"), predicted_overhead=table.overhead, overhead=seen.overhead,
+        error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
     )  # fmt: skip
 
 
@@ -167,9 +166,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
-        raise PredictionError(
-            f"{job.name}: has compile, dtype, cfg or vram_budget_gb; leave it out"
-        )
+        raise PredictionError(f"{job.name}: compile, dtype, cfg, vram_budget_gb: leave them out")
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
     inputs, exchanged = _inputs(known, job, tokens, interconnect)

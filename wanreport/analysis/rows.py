@@ -76,11 +76,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
     Raises FileError if the file lies in another machine's folder.
     """
     said, slug = bench.settings, bench.machine.slug
-    if slug != (folder := path.parent.parent.name):
-        raise files.FileError(
-            f"{path}: machine.slug is {slug}, and the folder is {folder}'s; move the file to"
-            f" {slug}/benchmarks/"
-        )
+    if slug != path.parent.parent.name:
+        raise files.FileError(f"{path}: machine.slug is {slug}; move it to {slug}/benchmarks/")
     rates = {row.tokens: [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
              for row in bench.rows if row.label == files.FIRST}  # fmt: skip
     for row in bench.rows:

@@ -143,16 +143,14 @@ def report(
     if not asked:
         _remove_others(root / "reports", pages)
     pages = [page for page in pages if not asked or page.parameters.get("name") in names]
-    return _render(
-        root, pages, workers, [page for page in pages if force or is_stale(page)], failed
-    )
+    return _render(root, pages, workers, failed, force=force)
 
 
 def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
     pages = plan(root, load_jobs(sorted((root / "params").rglob("*.yaml")), root), published=True)
     _remove_others(root / "reports/published", pages)
-    return _render(root, pages, workers, pages)
+    return _render(root, pages, workers, force=True)
 
 
 def _remove_others(out: Path, pages: Sequence[Page]) -> None:
@@ -165,9 +163,10 @@ def _remove_others(out: Path, pages: Sequence[Page]) -> None:
 
 
 def _render(
-    root: Path, pages: Sequence[Page], workers: int, due: Sequence[Page], failed: Sequence[str] = ()
+    root: Path, pages: Sequence[Page], workers: int, failed: Sequence[str] = (), *, force: bool
 ) -> int:
     begun, bad = time.monotonic(), 0
+    due = [page for page in pages if force or is_stale(page)]
     for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         what = " ".join(problem.split())[:300] or f"rendered, {seconds:.1f} s"
