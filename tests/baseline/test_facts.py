@@ -158,9 +158,7 @@ def test_rounding_alone_never_contradicts(a, b, formula, places_a, places_b, pla
         ("<", "2", (2.1, 2.05, 2.15), FALSE),
     ],
 )  # fmt: skip
-def test_a_number_may_be_rounded_or_cut_off_and_a_bound_has_a_side(
-    bound, printed, computed, outcome
-):
+def test_a_number_may_be_cut_off_and_a_bound_has_a_side(bound, printed, computed, outcome):
     value, low, high = computed
     assert compare(Decimal(printed), Quantity(value, low, high), bound) == outcome
     other = bound.replace("<", ">")

@@ -95,9 +95,7 @@ def project(project, monkeypatch):
     return project
 
 
-def test_a_record_at_hand_is_not_measured_again_nor_is_anything_in_rendering(
-    project, monkeypatch, capfd
-):
+def test_rendering_and_a_job_with_a_record_measure_nothing(project, monkeypatch, capfd):
     monkeypatch.setattr(jobs, "running", None)
     with monkeypatch.context() as rendering:
         rendering.setenv(jobs.NO_MEASURING, "1")

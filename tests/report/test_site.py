@@ -113,9 +113,7 @@ def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
     assert {n: (project / "reports" / n).stat().st_mtime_ns for n in pages(project)} == before
 
 
-def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
-    project, unmade, monkeypatch
-):
+def test_records_that_count_and_jobs_without_one_have_a_page(project, unmade, monkeypatch):
     for name, slug in (("two", "gpu-a"), ("two", "gpu-b"), ("unlisted", "gpu-a")):
         add_record(project, name, slug)
     add_job(project, "two")
@@ -143,12 +141,9 @@ def test_only_what_depends_on_a_change_is_stale(project, monkeypatch):
     script, one = project / "notebooks/index.py", "jobs/gpu-a/one.html"
     add_job(project, "one").unlink()
     assert site.report(project, workers=1) == 0
-    for file, old, new, due in (
-        (script, "# %%", "# %% \n", {"index.html"}),
-        (record, '"wall_s"', ' "wall_s"', {one, "index.html"}),
-    ):
+    for file, due in ((script, {"index.html"}), (record, {one, "index.html"})):
         text = file.read_text()
-        file.write_text(text.replace(old, new))
+        file.write_text(text + "\n")
         assert stale(project) == due
         file.write_text(text)
         assert stale(project) == set()
@@ -197,9 +192,7 @@ def test_what_has_a_record_is_measured_if_asked_for_again(project, monkeypatch):
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]
 
 
-def test_published_pages_show_committed_records_and_nothing_of_the_machine(
-    project, tmp_path_factory, monkeypatch
-):
+def test_published_pages_tell_nothing_of_the_machine(project, tmp_path_factory, monkeypatch):
     record = read_record(add_record(project, "one", "gpu-a"))
     add_job(project, "two")
     assert site.publish(project, workers=1) == 0

@@ -99,9 +99,8 @@ def test_intervals_stand_below_their_value():
     assert units == ["s", f"[95{NBSP}%], n{NBSP}={NBSP}6"]
     assert "n" not in head.select_one(".bounds").get_text()
     df = pd.DataFrame({"overhead": [0.0652], "overhead_low": [-0.001], "overhead_high": [0.07]})
-    assert cells(df, "overhead", interval=["overhead"]) == [
-        f"+6.5{NBSP}% [{MINUS}0.1{NBSP}%, +7.0{NBSP}%]"
-    ]
+    (said,) = cells(df, "overhead", interval=["overhead"])
+    assert said == f"+6.5{NBSP}% [{MINUS}0.1{NBSP}%, +7.0{NBSP}%]"
 
 
 def test_kinds_differ_by_table_column_and_row():
