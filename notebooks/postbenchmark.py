@@ -831,7 +831,7 @@ table(errors,
 # same way.
 
 # %%
-memory = compare.plain_jobs(f.full_scale()).sort_values("started")
+memory = compare.plain_jobs(f.full_scale(), every=True).query("latest").sort_values("started")
 memory = (
     memory.groupby(["machine", "height", "name"])
     .tail(1)

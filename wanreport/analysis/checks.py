@@ -58,7 +58,7 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
     "not measured"; `setting`, how the `runs` differ from what was asked for.
     """
-    timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
+    timed = compare.plain_jobs(compare.overhead(frames), every=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []
     for check, (expected, answer) in CHECKS.items():
         answers = list(answer(data))

@@ -29,11 +29,14 @@ def places(runs: pd.DataFrame) -> pd.Series:
     return runs.interconnect.where(runs.gpus > 1, PLACES[-1])
 
 
-def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep eager jobs of both branches without a budget; maybe `earlier`, CFG parallel ones too."""
+def plain_jobs(runs: pd.DataFrame, *, every: bool = False, layouts: bool = False) -> pd.DataFrame:
+    """Keep eager jobs of both branches without a budget, by Ulysses alone or in both `layouts`.
+
+    Of each the latest run counts, and only with prefetch 1, unless `every` does.
+    """
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
-    plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
-    return runs[plain & (layouts | ~runs.cfg_parallel)]
+    plain &= runs.vram_budget_gb.isna() & (layouts | ~runs.cfg_parallel)
+    return runs[plain & (every | runs.latest & (runs.prefetch.fillna(1) == 1))]
 
 
 def headline(frames: Frames) -> pd.DataFrame:
@@ -42,10 +45,8 @@ def headline(frames: Frames) -> pd.DataFrame:
     It is the latest plain job with prefetch 1; before it goes one whose reference ran on the same
     boards, and one with `resident` again afterwards.
     """
-    plain = plain_jobs(overhead(frames))
-    plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
-    order = ["same_boards", "bracketed", "steps_run", "started"]
-    plain = plain[plain.prefetch.fillna(1) == 1].sort_values(order)
+    plain = plain_jobs(overhead(frames)).dropna(subset="overhead").query("engine != 'resident'")
+    plain = plain.sort_values(["same_boards", "bracketed", "steps_run", "started"])
     return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
@@ -85,8 +86,7 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
     Each ``overhead`` is over resident of the same layout.
     """
-    plain = plain_jobs(overhead(frames), layouts=True)
-    plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
+    plain = plain_jobs(overhead(frames), layouts=True).query("gpus > 1")
     split = plain.cfg_parallel
     cfg, ulysses = nearest(plain[split], plain[~split], *WHERE, "engine", "frames")
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))

@@ -54,7 +54,7 @@ def recommend(
     table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
     ran, path = plain_jobs(overhead(frames), layouts=True), path_of(predicted.INTERCONNECTS[wire])
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
-    ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
+    ran = ran[ran.frames == 81].sort_values("started")
     seen = ran.assign(
         cfg=ran.cfg_parallel, transfer=[each.get("transfer", "bf16") for each in ran.settings],
         blocks=DEFAULT_ROOM * (ran.engine == "stream"), needs_bytes=ran.allocated_bytes,
@@ -75,8 +75,7 @@ def recommend(
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
                True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
-    place = table.groupby("height").cumcount() + 1
-    return table.assign(layout=table.cfg.map(layouts), place=place)
+    return table.assign(layout=table.cfg.map(layouts), place=table.groupby("height").cumcount() + 1)
 
 
 def _ways(
@@ -132,7 +131,6 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
             written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
             print(where, ways[columns].to_string(index=False, formatters=written), sep="\n")
     if not models:
-        needs = f"on a machine with a GPU run: wanreport measure {predicted.STREAM_JOB}"
-        problems.append(f"no record of a job at full scale; {needs}")
+        problems.append(f"no records; on a GPU run: wanreport measure {predicted.STREAM_JOB}")
     print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return int(bool(problems))

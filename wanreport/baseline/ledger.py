@@ -261,8 +261,7 @@ def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
         base, deep = every.allocated_bytes[[row.run_a, row.run_b]]
         yield "prefetch-memory", f"{gigabytes(deep - base, 3)} more allocated", row.run_b, row.run_a
     # What single jobs say: memory, bytes and times of their copies, the first step.
-    runs = compare.plain_jobs(every)
-    for row in runs[runs.prefetch.fillna(1) == 1].itertuples():
+    for row in compare.plain_jobs(every).itertuples():
         words = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
         yield f"memory-{row.engine}", words, row.run
         if row.engine == "layerwise":
