@@ -30,8 +30,7 @@ import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
 from wanreport.analysis.compare import answer, claimed, quoted, without_record
-from wanreport.baseline import load_facts
-from wanreport.baseline.facts import load_checks
+from wanreport.baseline.facts import load_checks, load_facts
 from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root

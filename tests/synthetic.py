@@ -41,8 +41,7 @@ LINK = {f"{key}{how}_gb_s": rate for key, rate in RATES.items() for how in ("", 
 MACHINES = {
     "cuda": GPUS | {
         "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
-        "driver": "550.54", "interconnect": "PCIe", "host_memory_bytes": 488_000_000_000,
-        "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"}, "transport": ["SHM/direct/direct"],
+        "interconnect": "PCIe", "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"},
     },
     "cpu": CPU | {"gpu_name": None, "gpu_count": 0, "link": None, "nccl": {}},
 }  # fmt: skip
@@ -53,9 +52,8 @@ SIZES = {
 
 
 def record(
-    name = "new-4gpu", *, scale = "tiny", device = None, status = "ok",
-    reason = "", hint = "", steady_s = None, switch_s = None,
-    sm_mhz = 1600.0, machine = None, **changes,
+    name="new-4gpu", *, scale="tiny", device=None, status="ok", reason="", hint="", steady_s=None,
+    switch_s=None, machine=None, **changes,
 ):  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
@@ -74,15 +72,16 @@ def record(
     sglang = asdict(job.sglang())
     sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], layers)
     made = new_record(
-        job, status=status, reason=reason or ("" if status == "ok" else f"made up: {status}"),
-        hint=hint, started_at="2026-03-01T12:00:00Z", wall_s=100.0, sglang=sglang,
+        job,
+        status=status,
+        reason=reason or ("" if status == "ok" else f"made up: {status}"),
+        hint=hint,
+        started_at="2026-03-01T12:00:00Z",
+        wall_s=100.0,
+        sglang=sglang,
         machine={"device": device, "cpu_model": "made up"} | MACHINES[device] | (machine or {}),
-        software={
-            "python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1", "wanreport": "0.1.0",
-            "cuda": "13.0" if cuda else None, "nccl": "2.28" if cuda else None,
-            "git_sha": "0123456789abcdef", "git_dirty": False,
-        },
-    )  # fmt: skip
+        software={"torch": "2.13.0", "git_sha": "0123456789abcdef", "git_dirty": False},
+    )
     if status != "ok":
         return made
     settings = resolve_model(job.model_path)
@@ -101,9 +100,8 @@ def record(
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
     spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
     kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
-    read = {"readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0, "celsius": 62}
-    gpu = [{**read, "board": f"{rank:08x}"} if sm_mhz and cuda else None
-           for rank in range(job.num_gpus)]  # fmt: skip
+    read = {"readings": 99, "sm_mhz": 1600.0, "power_w": 690.0, "celsius": 62}
+    gpu = [{**read, "board": f"{rank:08x}"} if cuda else None for rank in range(job.num_gpus)]
     made["iterations"] = [_iteration(made, kind, steady, spike) | {"gpu": gpu}
                           for kind in kinds + ["profiled"] * job.profile]  # fmt: skip
     if job.engine == "stream":

@@ -23,10 +23,10 @@ GOLDEN = {  # frozen name: column
     "hidden_share": "hidden", "collectives_s_step": "collectives_s", "rate_gb_s_n": "rate_n",
 }  # fmt: skip
 WHAT = {"compute": "block", "collective": "all_to_all", "copy": "load", "gather": "all_gather"}
-Event = tuple[str, int, float, float]  # lane, block, start and end in ms
 
 
 def frames(*events, **run):
+    """Frames of a run, and of its events: lane, block, start and end in ms."""
     row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "block_bytes": BYTES,
            "settings": {}, "link_gb_s": 50.0, "slug": "m", "traced": None} | run  # fmt: skip
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])

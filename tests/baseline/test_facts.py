@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.baseline import FactError, Facts, load_facts
-from wanreport.baseline.facts import Outcome, Quantity, compare, condition, evaluate, quantity
+from wanreport.baseline import facts as data
+from wanreport.baseline.facts import FactError, Facts, Outcome, Quantity, load_facts, quantity
 
 SEED = next(Path(__file__).resolve().parents[3].glob("shared/seed/*.txt"), None)
 TEXT = SEED.read_text(encoding="utf-8") if SEED else ""
@@ -103,18 +103,17 @@ KNOWN = {"s1.a": Quantity(6, 6, 6), "s1.b_c.new": quantity(Decimal("0.50"))}
 
 
 def compute(formula):
-    return evaluate(formula, KNOWN.__getitem__, twice=lambda x: 2 * x)
+    return data.evaluate(formula, KNOWN.__getitem__, twice=lambda x: 2 * x)
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [("s1.a <= 6", HOLDS), ("s1.a < 6", FALSE), ("s1.b_c.new == 0.5", HOLDS),
-     ("s1.b_c.new == 0.504", ROUNDING), ("s1.b_c.new < 0.498", ROUNDING),
-     ("s1.b_c.new == 0.51", FALSE), ("s1.a - s1.b_c.new * 3 == 4.5", HOLDS),
-     ("-(s1.a + 1) / 2 == -3.5", HOLDS), ("twice(s1.a) % 5 + 1e2 == 102", HOLDS)],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "outcome"), [
+    ("s1.a <= 6", HOLDS), ("s1.a < 6", FALSE), ("s1.b_c.new == 0.5", HOLDS),
+    ("s1.b_c.new == 0.504", ROUNDING), ("s1.b_c.new < 0.498", ROUNDING),
+    ("s1.b_c.new == 0.51", FALSE), ("s1.a - s1.b_c.new * 3 == 4.5", HOLDS),
+    ("-(s1.a + 1) / 2 == -3.5", HOLDS), ("twice(s1.a) % 5 + 1e2 == 102", HOLDS),
+])  # fmt: skip
 def test_conditions_know_what_rounding_leaves_open(text, outcome):
-    assert condition(text, compute)[0] == outcome
+    assert data.condition(text, compute)[0] == outcome
 
 
 def test_what_cannot_be_computed_is_named():
@@ -141,25 +140,22 @@ def test_rounding_alone_never_contradicts(a, b, formula, places_a, places_b, pla
     rounded = {"s1.a": quantity(printed(a, places_a)), "s1.b": quantity(printed(b, places_b))}
     if rounded["s1.b"].low <= 0:
         return  # printed as zero: no quotient is known
-    value = evaluate(formula, exact.__getitem__).value
-    again = evaluate(formula, rounded.__getitem__)
-    assert compare(printed(Decimal(repr(value)), places), again) in (HOLDS, ROUNDING)
+    value = data.evaluate(formula, exact.__getitem__).value
+    again = data.evaluate(formula, rounded.__getitem__)
+    assert data.compare(printed(Decimal(repr(value)), places), again) in (HOLDS, ROUNDING)
 
 
-@pytest.mark.parametrize(
-    ("bound", "printed", "computed", "outcome"),
-    [
-        # 714.1 / 27 is 26.448; the document prints 26.44
-        *(("", printed, (26.448, 26.4463, 26.4499), outcome) for printed, outcome in {
-            "26.45": HOLDS, "26.4": HOLDS, "26.44": ROUNDING, "26": HOLDS, "26.43": FALSE,
-            "26.46": FALSE}.items()),
-        ("<", "2", (1.9, 1.85, 1.95), HOLDS),
-        ("<", "2", (2.04, 1.99, 2.09), ROUNDING),
-        ("<", "2", (2.1, 2.05, 2.15), FALSE),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("bound", "printed", "computed", "outcome"), [
+    # 714.1 / 27 is 26.448; the document prints 26.44
+    *(("", printed, (26.448, 26.4463, 26.4499), outcome) for printed, outcome in {
+        "26.45": HOLDS, "26.4": HOLDS, "26.44": ROUNDING, "26": HOLDS, "26.43": FALSE,
+        "26.46": FALSE}.items()),
+    ("<", "2", (1.9, 1.85, 1.95), HOLDS),
+    ("<", "2", (2.04, 1.99, 2.09), ROUNDING),
+    ("<", "2", (2.1, 2.05, 2.15), FALSE),
+])  # fmt: skip
 def test_a_number_may_be_cut_off_and_a_bound_has_a_side(bound, printed, computed, outcome):
     value, low, high = computed
-    assert compare(Decimal(printed), Quantity(value, low, high), bound) == outcome
+    assert data.compare(Decimal(printed), Quantity(value, low, high), bound) == outcome
     other = bound.replace("<", ">")
-    assert compare(-Decimal(printed), Quantity(-value, -high, -low), other) == outcome
+    assert data.compare(-Decimal(printed), Quantity(-value, -high, -low), other) == outcome

@@ -7,8 +7,7 @@ import pytest
 import synthetic
 
 from wanreport import cli
-from wanreport.baseline import FactError, Facts
-from wanreport.baseline.facts import CHECKS, KINDS, Outcome, compare, load_checks
+from wanreport.baseline.facts import CHECKS, KINDS, FactError, Facts, Outcome, compare, load_checks
 from wanreport.baseline.ledger import Ledger, load_ledger
 
 HOLDS, ROUNDING, FALSE = Outcome.HOLDS, Outcome.ROUNDING, Outcome.FALSE

@@ -67,22 +67,19 @@ def test_the_name_of_a_column_tells_its_unit(name, unit, value, text):
     assert "num" in shown.td["class"]
 
 
-@pytest.mark.parametrize(
-    ("values", "texts", "options"),
-    [
-        ([4.507, 4.8, 183.2], ["4.507", "4.800", "183.200"], {}),
-        ([22.5, 31.0, 0.0012], ["22.50", "31.00", "0.00120"], {}),  # far below the others
-        (["text", 4.50712, 7800, 0.5], ["text", "4.507", "7,800", "0.5000"], {}),
-        (pd.array([1, 7800, None], dtype="Int64"), ["1", "7,800", "— not measured"], {}),
-        ([1.0, 21.64, 0.1], ["1", "21.64", "0.1"], {"kind": "quoted"}),  # keep their digits
-        ([True, False, None], ["✓ yes", "✗ no", "— not measured"], {}),
-        (np.array([True]), ["✓ yes"], {}),
-        ([["a", "b"], []], ["a, b", "— not measured"], {}),
-        *(([nothing], [f"— {why}"], {"kind": kind})
-          for nothing in (None, float("nan"), pd.NA, np.nan, pd.NaT)
-          for kind, why in ((None, "not measured"), ("quoted", "not reported"))),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("values", "texts", "options"), [
+    ([4.507, 4.8, 183.2], ["4.507", "4.800", "183.200"], {}),
+    ([22.5, 31.0, 0.0012], ["22.50", "31.00", "0.00120"], {}),  # far below the others
+    (["text", 4.50712, 7800, 0.5], ["text", "4.507", "7,800", "0.5000"], {}),
+    (pd.array([1, 7800, None], dtype="Int64"), ["1", "7,800", "— not measured"], {}),
+    ([1.0, 21.64, 0.1], ["1", "21.64", "0.1"], {"kind": "quoted"}),  # keep their digits
+    ([True, False, None], ["✓ yes", "✗ no", "— not measured"], {}),
+    (np.array([True]), ["✓ yes"], {}),
+    ([["a", "b"], []], ["a, b", "— not measured"], {}),
+    *(([nothing], [f"— {why}"], {"kind": kind})
+      for nothing in (None, float("nan"), pd.NA, np.nan, pd.NaT)
+      for kind, why in ((None, "not measured"), ("quoted", "not reported"))),
+])  # fmt: skip
 def test_values_as_text(values, texts, options):
     dtype = object if isinstance(values, list) else None
     df = pd.DataFrame({"x_s": pd.Series(values, dtype=dtype)})
@@ -152,11 +149,10 @@ def test_words_for_prose():
     assert interval(4.5071, np.nan, np.nan) == f"4.507{NBSP}s"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [HOSTILE, "# heading", "1. item", "- item", "a_b_c*d*", "[x](javascript:alert(1))", "`code`",
-     "https://x.org", "a\n\n# b", "a | b", "+ x", "=== ", "&lt;b&gt;", "é ü × –"],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    HOSTILE, "# heading", "1. item", "- item", "a_b_c*d*", "[x](javascript:alert(1))", "`code`",
+    "https://x.org", "a\n\n# b", "a | b", "+ x", "=== ", "&lt;b&gt;", "é ü × –",
+])  # fmt: skip
 def test_plain_text_stays_plain_in_markdown(text):
     for markdown in (plain(text), f"before {plain(text)} after"):
         shown = BeautifulSoup(markdown2html(markdown), "html.parser")

@@ -9,7 +9,7 @@ from synthetic import ROOT
 
 from tools import citations
 from tools.citations import CITE, PACKAGE, CitationError, Entry
-from wanreport.baseline import Fact, Facts, load_facts
+from wanreport.baseline.facts import Fact, Facts, load_facts
 
 SEED = next((ROOT.parent / "shared" / "seed").glob("*.txt"), None)
 WHEELS = ROOT / ".cache" / "wheels"
