@@ -94,25 +94,18 @@ def tab(browser):
     return context.new_page()
 
 
-def test_there_are_pages():
+def test_all_pages_are_small_enough_to_send_and_have_titles_of_their_own():
     if not PAGES and not REQUIRED:
         pytest.skip("no reports/*.html yet: make report")
     assert REPORTS / "index.html" in PAGES
+    assert {str(path) for path in PAGES if path.stat().st_size > 800_000} == set()
+    titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
+    assert sorted(set(titles)) == sorted(titles)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_page(path, tab):
     assert not problems_of(tab, path)
-
-
-def test_no_page_is_too_large_to_send_or_to_commit():
-    sizes = {path.relative_to(REPORTS).as_posix(): path.stat().st_size for path in PAGES}
-    assert {name: size for name, size in sizes.items() if size > 800_000} == {}
-
-
-def test_no_two_pages_have_one_title():
-    titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
-    assert sorted(set(titles)) == sorted(titles)
 
 
 # A page without a fault, and faults that must be found.
