@@ -36,8 +36,7 @@ from matplotlib.patches import Patch
 
 from wanreport.analysis import stats
 from wanreport.analysis.compare import answer, quoted
-from wanreport.baseline import load_facts
-from wanreport.baseline.facts import Outcome
+from wanreport.baseline.facts import Outcome, load_facts
 from wanreport.baseline.ledger import SIGNS, load_ledger
 from wanreport.jobs.schedule import flow_schedule
 from wanreport.report import style

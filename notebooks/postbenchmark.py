@@ -30,8 +30,7 @@ import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
 from wanreport.analysis.compare import answer, claimed, quoted, without_record
-from wanreport.baseline import load_facts
-from wanreport.baseline.facts import load_checks
+from wanreport.baseline.facts import load_checks, load_facts
 from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
 from wanreport.records.project import project_root
@@ -96,9 +95,9 @@ elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".j
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
 md(f"""
 **{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
-({shared.machines.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
-{ratio(shared.most)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
-runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.most)}{", within noise" * (windows.claim == "within noise")}.
+({shared.machine.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
+{ratio(shared.overhead)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
+runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.overhead)}{", within noise" * (windows.claim == "within noise")}.
 Elsewhere `layerwise` costs: {elsewhere or "not measured"}.
 """, look="answer")  # fmt: skip
 
@@ -231,7 +230,7 @@ pairs of runs that copy the same bytes, with windows between all-to-alls and wit
 """)  # fmt: skip
 large = found[(found.height == 720) & (found.place == "PCIe path") & (found.gpus == 2)]
 if len(large):
-    both = " and ".join(f"`{row.engine}` {ratio(row.most)}" for row in large.itertuples())
+    both = " and ".join(f"`{row.engine}` {ratio(row.overhead)}" for row in large.itertuples())
     few = large[large.claim == "no interval"]
     md(f"""
 A step at 720p computes for longer, which gives a late copy more time: there
@@ -835,7 +834,7 @@ table(errors,
 # same way.
 
 # %%
-memory = compare.plain_jobs(f.full_scale()).sort_values("started")
+memory = compare.plain_jobs(f.full_scale(), every=True).query("latest").sort_values("started")
 memory = (
     memory.groupby(["machine", "height", "name"])
     .tail(1)
@@ -1169,7 +1168,7 @@ table(without_record(f.runs).dropna(subset="baseline_job"),
 
 # %%
 every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal].copy()
-every["page"] = [page(row) for _, row in every.iterrows()]
+every["page"] = every.run.map(page)
 every["started_at"] = every.started.str.slice(0, 16).str.replace("T", " ")
 every["commit"] = every.commit.str.slice(0, 7)
 every["on"] = every.boards.map(lambda boards: " ".join(boards) or "not noted")

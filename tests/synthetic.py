@@ -7,20 +7,19 @@ record passes :func:`wanreport.records.record.write_record`.
 
 import hashlib
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from wanreport.analysis import frames
-from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import MEMORY
 from wanreport.jobs.job import job_from_mapping, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
-from wanreport.jobs.settings import layerwise_held
 from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
 
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
 OUTER = {"a14b": 500_000_000, "tiny": 8_192}
@@ -38,27 +37,24 @@ BASELINE = {
     "new-4gpu-prefetch3": ("layerwise", 4, 1454670, {"dit_offload_prefetch_size": 3.0}),
 }
 RATES = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
-LINK = {f"{key}_gb_s": rate for key, rate in RATES.items()}
-LINK |= {f"{key}_together_gb_s": round(rate * 0.8, 3) for key, rate in RATES.items()}
-MACHINES: dict[str, dict[str, Any]] = {
+LINK = {f"{key}{how}_gb_s": rate for key, rate in RATES.items() for how in ("", "_together")}
+MACHINES = {
     "cuda": GPUS | {
         "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
-        "driver": "550.54", "interconnect": "PCIe", "host_memory_bytes": 488_000_000_000,
-        "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"}, "transport": ["SHM/direct/direct"],
+        "interconnect": "PCIe", "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"},
     },
     "cpu": CPU | {"gpu_name": None, "gpu_count": 0, "link": None, "nccl": {}},
 }  # fmt: skip
-SIZES: dict[str, dict[str, Any]] = {
+SIZES = {
     "a14b": {"head_dim": 128, "tokens": 75_600},
     "tiny": {"head_dim": 4, "tokens": 24, "height": 48, "width": 64, "num_frames": 5},
 }
 
 
 def record(
-    name: str = "new-4gpu", *, scale: str = "tiny", device: str | None = None, status: str = "ok",
-    reason: str = "", hint: str = "", steady_s: float | None = None, switch_s: float | None = None,
-    sm_mhz: float | None = 1600.0, machine: dict[str, Any] | None = None, **changes: Any,
-) -> dict[str, Any]:  # fmt: skip
+    name="new-4gpu", *, scale="tiny", device=None, status="ok", reason="", hint="", steady_s=None,
+    switch_s=None, machine=None, **changes,
+):  # fmt: skip
     """A record of one of the baseline's jobs, or of any, if `changes` gives engine and num_gpus.
 
     It ran on a CPU at "tiny" and on GPUs at "a14b", unless `device` says otherwise; with a status
@@ -76,15 +72,16 @@ def record(
     sglang = asdict(job.sglang())
     sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], layers)
     made = new_record(
-        job, status=status, reason=reason or ("" if status == "ok" else f"made up: {status}"),
-        hint=hint, started_at="2026-03-01T12:00:00Z", wall_s=100.0, sglang=sglang,
+        job,
+        status=status,
+        reason=reason or ("" if status == "ok" else f"made up: {status}"),
+        hint=hint,
+        started_at="2026-03-01T12:00:00Z",
+        wall_s=100.0,
+        sglang=sglang,
         machine={"device": device, "cpu_model": "made up"} | MACHINES[device] | (machine or {}),
-        software={
-            "python": "3.11.2", "torch": "2.13.0", "diffusers": "0.42.1", "wanreport": "0.1.0",
-            "cuda": "13.0" if cuda else None, "nccl": "2.28" if cuda else None,
-            "git_sha": "0123456789abcdef", "git_dirty": False,
-        },
-    )  # fmt: skip
+        software={"torch": "2.13.0", "git_sha": "0123456789abcdef", "git_dirty": False},
+    )
     if status != "ok":
         return made
     settings = resolve_model(job.model_path)
@@ -103,13 +100,10 @@ def record(
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
     spike = switch_s or (steady + 30 if job.engine == "swap" else steady)
     kinds = ["warmup"] * job.warmup_iterations + ["clean"] * job.clean_iterations
-    read = {"readings": 99, "sm_mhz": sm_mhz, "power_w": 690.0, "celsius": 62}
-    gpu = [{**read, "board": f"{rank:08x}"} if sm_mhz and cuda else None
-           for rank in range(job.num_gpus)]  # fmt: skip
-    made["iterations"] = [
-        _iteration(made, number, kind, steady, spike) | {"gpu": gpu}
-        for number, kind in enumerate(kinds + ["profiled"] * job.profile)
-    ]
+    read = {"readings": 99, "sm_mhz": 1600.0, "power_w": 690.0, "celsius": 62}
+    gpu = [{**read, "board": f"{rank:08x}"} if cuda else None for rank in range(job.num_gpus)]
+    made["iterations"] = [_iteration(made, kind, steady, spike) | {"gpu": gpu}
+                          for kind in kinds + ["profiled"] * job.profile]  # fmt: skip
     if job.engine == "stream":
         inputs = plan_inputs(
             blocks=layers, block_bytes=block, outer_bytes=OUTER[scale], ranks=job.num_gpus,
@@ -127,12 +121,12 @@ def record(
     return made
 
 
-def all_jobs(scale: str = "tiny", **options: Any) -> list[dict[str, Any]]:
+def all_jobs(scale="tiny", **options):
     """A record of each of the baseline's jobs."""
     return [record(name, scale=scale, **options) for name in BASELINE]
 
 
-def write(records: list[dict[str, Any]], root: Path) -> Path:
+def write(records, root):
     """Write records where `find_records` finds them; return `root`."""
     for one in records:
         slug, job = one["machine"]["slug"], one["job"]["name"]
@@ -140,13 +134,18 @@ def write(records: list[dict[str, Any]], root: Path) -> Path:
     return root
 
 
-def load(records: list[dict[str, Any]], root: Path) -> Frames:
+def load(records, root):
     """Frames of records, written below `root` and read."""
     write(records, root / "results")
     return frames.load(["results"], root)
 
 
-def plan_inputs(**changes: Any) -> Inputs:
+def committed():
+    """Frames of the committed records, read once."""
+    return frames.cached(("results",), ROOT)
+
+
+def plan_inputs(**changes):
     """Two GPUs whose collectives share the link with copies, at 14,040 tokens."""
     shared = Route(54e9, 20e9, 1.0, 1.5)
     made = Inputs(
@@ -158,20 +157,18 @@ def plan_inputs(**changes: Any) -> Inputs:
     return replace(made, **changes)
 
 
-def _iteration(
-    made: dict[str, Any], number: int, kind: str, steady: float, spike: float
-) -> dict[str, Any]:
+def _iteration(made, kind, steady, spike):
     job, times, at = made["job"], made["schedule"]["timesteps"], made["schedule"]["switch_step"]
     ranks = range(job["num_gpus"])
 
-    def time(step: int, rank: int) -> float:
+    def time(step, rank):
         base = spike if step == at else steady * (1 + 0.002 * (step % 5))
         return (base * 8 if kind == "warmup" and step == 0 else base) - 0.0001 * rank
 
     ran, latents = sampled_steps(len(times), at, job["sampled_steps"]), "the same bits"
     if kind == "warmup" and len(ran) < len(times):
-        ran, latents = [index for index in ran if index in (0, at)], f"{latents}, warming up"
-    counters = [_counters(made, number) for _ in ranks]
+        ran, latents = [0, at], f"{latents}, warming up"
+    counters = [_counters(made) for _ in ranks]
     moved = counters[0]["h2d_bytes"] // len(ran) if job["engine"] in ("layerwise", "fsdp") else 0
     steps = [
         {"index": i, "expert": "high_noise" if at is None or i < at else "low_noise",
@@ -180,13 +177,10 @@ def _iteration(
         for i in sorted(ran)
     ]  # fmt: skip
     decode = steady * 1.2 if job["decode"] else None
-    peak = {"layerwise": 22_880_000_000, "swap": 61_250_000_000}.get(job["engine"], 70_000_000_000)
-    layers, at_once = made["model"]["num_layers"], made["engine"]["prefetch"]
-    more = layerwise_held(layers, at_once, switch=True) - layerwise_held(layers, 1, switch=True)
-    peak += more * BLOCK[job["scale"]]
-    sizes: tuple[int | None, ...] = (peak, peak + 2 * 10**9, 57 * 10**9, 60 * 10**9)
-    if made["machine"]["device"] != "cuda":
-        sizes = (None, None, None, 900_000_000)
+    sizes = (None, None, None, 900_000_000)
+    if made["machine"]["device"] == "cuda":
+        peak = 23 if job["engine"] == "layerwise" else 70
+        sizes = tuple(each * 10**9 for each in (peak, peak + 2, 57, 60))
     digest = hashlib.sha256(f"{latents}, {len(ranks)} ranks".encode()).hexdigest()
     return {
         "kind": kind, "steps": steps, "decode_s": decode,
@@ -196,51 +190,33 @@ def _iteration(
     }  # fmt: skip
 
 
-def _counters(made: dict[str, Any], number: int) -> dict[str, int]:
-    """One rank's counters in iteration `number`, after the engines' formulas, simplified."""
-    job, n, block = made["job"], made["model"]["num_layers"], made["model"]["block_bytes"]
-    engine, whole = job["engine"], made["model"]["expert_bytes"]
-    passes = len(made["schedule"]["timesteps"]) * (2 if job["cfg"] else 1)
-    loads = {
-        "resident": 0, "stream": passes // 2 * n, "swap": 2 * (n + 1), "fsdp": passes * (n + 1),
-        "layerwise": passes * (n - 1) + 2 * (number == 0),
-    }[engine]  # fmt: skip
-    parts = {"swap": 2 * whole, "fsdp": passes * -(-whole // job["num_gpus"])}
-    back = (1 + (number > 0)) * (engine == "swap")
+def _counters(made):
+    """One rank's counters in an iteration, after the engines' formulas, simplified."""
+    engine, model, steps = made["job"]["engine"], made["model"], len(made["schedule"]["timesteps"])
+    loads = {"resident": 0, "swap": 2}.get(engine, steps) * model["num_layers"]
+    back = loads // 2 * (engine == "swap")
     return {
-        "h2d_copies": loads, "h2d_bytes": parts.get(engine, loads * block),
-        "d2h_copies": back * (n + 1), "d2h_bytes": back * whole, "allocations": loads,
-        "event_waits": loads, "stream_waits": 0, "host_syncs": 0,
-        "unshards": loads * (engine == "fsdp"),
+        "h2d_copies": loads, "h2d_bytes": loads * model["block_bytes"], "d2h_copies": back,
+        "d2h_bytes": back * model["block_bytes"], "allocations": loads, "event_waits": loads,
+        "stream_waits": 0, "host_syncs": 0, "unshards": loads * (engine == "fsdp"),
     }  # fmt: skip
 
 
-def _timeline(engine: str, layers: int, at: int, visit: float) -> list[dict[str, Any]]:
+def _timeline(engine, layers, at, visit):
     """Two steps around the switch with a visit, two all-to-alls and a load per block."""
-    events: list[dict[str, Any]] = []
-    now = 0.0  # in visits
-
-    def add(step: int, lane: str, what: str, block: int | None, start: float, size: float) -> None:
-        begin = now + start
-        events.append({
-            "lane": lane, "what": what, "block": block, "step": step,
-            "expert": "high_noise" if step < at else "low_noise",
-            "start_ms": round(begin * visit, 4), "end_ms": round((begin + size) * visit, 4),
-        })  # fmt: skip
-
-    for step in (at - 1, at):
-        if engine == "swap" and step == at:
-            add(step, "copy", "switch", None, 0, 4)
-            now += 4
-        for block in [*range(layers), *range(layers)]:
-            if engine == "layerwise" and (block + 1) % layers:
-                add(step, "copy", "load", block + 1, 0, 0.1)
-            for start in (0.25, 0.65) if engine == "stream" else ():  # in two windows
-                add(step, "copy", "load", (block + 1) % layers, start, 0.1)
-            add(step, "compute", "block", block, 0, 1)
-            for start in (0.2, 0.6):
-                add(step, "collective", "all_to_all", block, start, 0.05)
-            now += 1
-            if engine == "layerwise" and block:
-                add(step, "copy", "release", block, 0, 0)
-    return events
+    parts = [
+        ("compute", "block", 0.0, 1.0),
+        *(("collective", "all_to_all", start, start + 0.05) for start in (0.2, 0.6)),
+    ]
+    parts += {
+        "layerwise": [("copy", "load", 0, 0.1), ("copy", "release", 1, 1)],
+        "stream": [("copy", "load", start, start + 0.1) for start in (0.25, 0.65)],
+        "swap": [("copy", "switch", 0.2, 0.25)],  # hidden by no block alone
+    }.get(engine, [])  # fmt: skip
+    return [
+        {"lane": lane, "what": what, "block": (block + (what == "load")) % layers, "step": step,
+         "expert": "high_noise" if step < at else "low_noise",
+         "start_ms": round((now + start) * visit, 4), "end_ms": round((now + end) * visit, 4)}
+        for now, (step, block) in enumerate(product((at - 1, at), [*range(layers)] * 2))
+        for lane, what, start, end in parts
+    ]  # fmt: skip

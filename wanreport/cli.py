@@ -21,8 +21,7 @@ from textwrap import shorten
 from typing import Any
 
 import wanreport
-from wanreport.baseline import FactError
-from wanreport.baseline.facts import DERIVED
+from wanreport.baseline.facts import DERIVED, FactError
 from wanreport.jobs.job import Job, JobError, located, model_settings, resolve_job
 from wanreport.jobs.sglang import ModelPathError
 from wanreport.measure import jobs as ours

@@ -1,17 +1,16 @@
 """Made-up rows of the frames, for tests of what is computed from them."""
 
 from itertools import count
-from typing import Any
 
 import pandas as pd
 
-from wanreport.analysis.frames import EMPTY, WHOLE, Frames, against_resident
+from wanreport.analysis.frames import EMPTY, WHOLE, against_resident
 
 NAN = float("nan")
 _NUMBERS = count()
 
 
-def run(engine: str, step: float = 20.0, *, n: int = 6, **changes: Any) -> Any:
+def run(engine, step=20.0, *, n=6, **changes):
     """A run: a job of the full model on one GPU. Its interval is 0.1 % of the step either way."""
     off = 0.001 if n >= 6 else NAN
     row = {
@@ -32,14 +31,14 @@ def run(engine: str, step: float = 20.0, *, n: int = 6, **changes: Any) -> Any:
     return row | changes
 
 
-def on(gpus: int, engine: str, step: float = 20.0, **changes: Any) -> Any:
+def on(gpus, engine, step=20.0, **changes):
     """A run at 720p of GPUs on the PCIe path."""
     where = {"gpus": gpus, "machine": f"{gpus}× H100, PCIe path", "interconnect": "PCIe path",
              "height": 720, "group": f"{gpus} {changes.get('cfg_parallel')}"}  # fmt: skip
     return run(engine, step, **where | changes)
 
 
-def frames(*rows: Any, counters: dict[str, dict[str, float]] | None = None) -> Frames:
+def frames(*rows, counters=None):
     """Frames of these runs; `counters` by run, of one step."""
     runs = pd.DataFrame(rows).set_index("run", drop=False)
     runs = runs.astype({name: "Int64" for name in WHOLE if name in runs} | {"sm_mhz": float})

@@ -2,19 +2,17 @@
 
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import EMPTY, Frames, cached
+from wanreport.analysis.frames import EMPTY
 
-ROOT = Path(__file__).resolve().parents[2]
 BYTES = 702_870_528
 GB = BYTES / 1e9
 
@@ -25,10 +23,10 @@ GOLDEN = {  # frozen name: column
     "hidden_share": "hidden", "collectives_s_step": "collectives_s", "rate_gb_s_n": "rate_n",
 }  # fmt: skip
 WHAT = {"compute": "block", "collective": "all_to_all", "copy": "load", "gather": "all_gather"}
-Event = tuple[str, int, float, float]  # lane, block, start and end in ms
 
 
-def frames(*events: Event, **run: Any) -> Frames:
+def frames(*events, **run):
+    """Frames of a run, and of its events: lane, block, start and end in ms."""
     row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "block_bytes": BYTES,
            "settings": {}, "link_gb_s": 50.0, "slug": "m", "traced": None} | run  # fmt: skip
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])
@@ -37,16 +35,16 @@ def frames(*events: Event, **run: Any) -> Frames:
     return EMPTY._replace(runs=pd.DataFrame([row]).set_index("run", drop=False), events=table)
 
 
-def told(*events: Event, **run: Any) -> Any:
+def told(*events, **run):
     return overlap.shares(frames(*events, **run)).loc["r"]
 
 
-def visits(late: float = 0.0) -> list[Event]:
+def visits(late=0.0):
     """20 visits of 100 ms with all-to-alls of 10 and 5 ms; in each second one a copy of 20 ms.
 
     It begins with the first all-to-all or `late`, which takes 12 ms then.
     """
-    rows: list[Event] = []
+    rows = []
     for i in range(20):
         at = 100.0 * i
         rows += [("compute", i, at, at + 100), ("collective", i, at + 20, at + 30 + 2 * (i % 2)),
@@ -55,7 +53,7 @@ def visits(late: float = 0.0) -> list[Event]:
     return rows
 
 
-def test_hidden_is_what_runs_beside_a_block_and_no_collective() -> None:
+def test_hidden_is_what_runs_beside_a_block_and_no_collective():
     events = frames(
         ("compute", 0, 0, 100), ("compute", 1, 110, 200), ("collective", 0, 20, 30),
         ("copy", 1, 10, 40),  # 20 of 30 ms hidden
@@ -69,7 +67,7 @@ def test_hidden_is_what_runs_beside_a_block_and_no_collective() -> None:
     assert found.rate_gb_s == pytest.approx(GB * (1 / 0.03 + 1 / 0.02) / 2)
 
 
-def test_the_rate_beside_collectives_is_what_the_link_alone_leaves() -> None:
+def test_the_rate_beside_collectives_is_what_the_link_alone_leaves():
     found = told(("compute", 0, 0, 200), ("collective", 0, 20, 30), ("copy", 1, 10, 40),
                  ("copy", 2, 100, 120))  # fmt: skip
     assert found.inside_n == 1
@@ -77,7 +75,7 @@ def test_the_rate_beside_collectives_is_what_the_link_alone_leaves() -> None:
     assert found.rate_inside_gb_s == pytest.approx((GB - 50 * 0.02) / 0.01)
 
 
-def test_collectives_beside_copies_are_held_against_those_of_their_size() -> None:
+def test_collectives_beside_copies_are_held_against_those_of_their_size():
     found = told(*visits())
     assert found.beside == pytest.approx(1.2)
     assert (found.alone_n, found.beside_n) == (30, 10)
@@ -88,7 +86,7 @@ def test_collectives_beside_copies_are_held_against_those_of_their_size() -> Non
     assert (found.alone_n, found.beside_n) == (20, 0), "neither alone nor beside a copy"
 
 
-def test_parts_of_a_load_are_one_load_and_cut_ones_do_not_count() -> None:
+def test_parts_of_a_load_are_one_load_and_cut_ones_do_not_count():
     rows = [("compute", 0, 0, 100)]
     rows += [("copy", 1 + at // 20, at, at + 4) for at in range(0, 80, 10)]
     found = told(*rows, settings={"windows": [1, 2, 3], "shard": True})
@@ -96,7 +94,7 @@ def test_parts_of_a_load_are_one_load_and_cut_ones_do_not_count() -> None:
     assert told(*rows, settings={"copy_streams": 2}).rate_n == 0, "loads share the link"
 
 
-def test_one_gpu_has_no_collectives_and_rehearsals_and_runs_without_blocks_no_row() -> None:
+def test_one_gpu_has_no_collectives_and_rehearsals_and_runs_without_blocks_no_row():
     found = told(*visits(), gpus=1)
     assert found.hidden_ms == found.copies_ms == 200
     assert found.beside_n == found.alone_n == found.inside_n == 0
@@ -111,20 +109,20 @@ SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda s: 
 
 @settings(deadline=None, max_examples=50)
 @given(SPANS, SPANS)
-def test_what_two_lanes_share_is_counted_as_on_a_grid(ones: Any, others: Any) -> None:
-    def grid(spans: Any) -> set[int]:
+def test_what_two_lanes_share_is_counted_as_on_a_grid(ones, others):
+    def grid(spans):
         return {at for start, end in spans for at in range(start, end)}
 
-    rows: list[Event] = [("copy", 0, *span) for span in ones]
+    rows = [("copy", 0, *span) for span in ones]
     rows += [("collective", 0, *span) for span in others]
     spans = overlap.crossings(frames(*rows or [("other", 0, 0, 0)]).events)
     assert grid(spans.astype(int)) == grid(ones) & grid(others)
     assert (np.diff(spans.ravel()) > 0).all()
 
 
-def test_committed_records_tell_what_they_told_before() -> None:
-    shares, compared = overlap.shares(cached(("results",), ROOT)), 0
-    for line in json.loads((ROOT / "tests/golden/values.json").read_text()):
+def test_committed_records_tell_what_they_told_before():
+    shares, compared = overlap.shares(synthetic.committed()), 0
+    for line in json.loads((synthetic.ROOT / "tests/golden/values.json").read_text()):
         for key, value in line["values"].items():
             column = GOLDEN.get(key.removeprefix("lanes."))
             if key.startswith("lanes.") and column:

@@ -1,17 +1,14 @@
 """Which pair of runs stands for which cause or question, what else differs, and what it says."""
 
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 import pytest
+import synthetic
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis.frames import EMPTY, cached
+from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.pairs import differences, pairs
 from wanreport.baseline.ledger import questions
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = ("allocations", "event_waits", "stream_waits", "host_syncs")
 COUNTED = {"layerwise": (551.0, 19.0, 20.0, 0.0), "stream": (0.0, 39.6, 0.0, 0.0)}
 TIMED = (0.0, 99.7, 0.0, 0.0)  # what stream counts with windows
@@ -19,13 +16,13 @@ CELL = {"blocks": 20, "branches": 1, "source": "bench"}
 """A row of a campaign over 20 blocks and one branch."""
 
 
-def slots(step: float, number: int = 3, windows: Any = None, **changes: Any) -> Any:
+def slots(step, number=3, windows=None, **changes):
     settings = {"slots": number, "residents": 0, "shard": False, "windows": windows,
                 "branches_per_visit": 2, "copy_streams": 1, "priority": 0}  # fmt: skip
     return run("stream", step, name=f"stream, slots {number}", settings=settings, **changes)
 
 
-def told(*rows: Any, counted: bool = False) -> pd.DataFrame:
+def told(*rows, counted=False):
     """Pairs of runs, with counters or without."""
     said = {row["run"]: TIMED if row["settings"].get("windows") else COUNTED[row["engine"]]
             for row in rows if counted and row["engine"] in COUNTED}  # fmt: skip
@@ -33,12 +30,12 @@ def told(*rows: Any, counted: bool = False) -> pd.DataFrame:
     return pairs(frames(*rows, counters=counters))
 
 
-def of(found: pd.DataFrame, changed: str) -> Any:
+def of(found, changed):
     (row,) = found[found.changed == changed].itertuples()
     return row
 
 
-def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed() -> None:
+def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed():
     layerwise, plain = run("layerwise", 1.22, **CELL), slots(1.226, **CELL)
     windows = slots(1.13, 4, windows=(1, 2, 3), **CELL)
     found = told(run("resident", 1.13, **CELL), layerwise, plain, windows, slots(1.1, 2, **CELL),
@@ -61,7 +58,7 @@ def test_the_pair_with_the_fewest_other_settings_is_taken_and_these_are_listed()
     assert window.scale == 1 and window.together_with[2].startswith("allocations")
 
 
-def test_a_pair_of_one_setting_is_found_and_others_are_listed() -> None:
+def test_a_pair_of_one_setting_is_found_and_others_are_listed():
     rows = [run("resident"), run("layerwise", 21.0), run("layerwise", 20.0, prefetch=3)]
     late = of(told(*rows), "prefetch")
     assert late.together_with == [] and late.change == "1 → 3" and late.claim == "slower"
@@ -76,8 +73,8 @@ def test_a_pair_of_one_setting_is_found_and_others_are_listed() -> None:
     assert told(*none, counted=True).empty and pairs(EMPTY).empty
 
 
-def test_other_machines_are_held_against_their_own_resident() -> None:
-    def pair(path: str, resident: float, layerwise: float, boards: str) -> list[Any]:
+def test_other_machines_are_held_against_their_own_resident():
+    def pair(path, resident, layerwise, boards):
         where = {"machine": path, "interconnect": path, "group": path, "boards": tuple(boards)}
         return [on(len(boards), engine, step, **where)
                 for engine, step in (("resident", resident), ("layerwise", layerwise))]  # fmt: skip
@@ -97,7 +94,7 @@ def test_other_machines_are_held_against_their_own_resident() -> None:
     assert "gpus" not in set(told(*on_pcie, *other).changed)
 
 
-def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
+def test_compiling_is_held_against_eager_each_with_its_own_resident():
     eager = [run("resident", 6.6), run("layerwise", 6.61)]
     compiled = [row | {"compiled": True, "group": "c"}
                 for row in (run("resident", 5.7), run("layerwise", 6.0))]  # fmt: skip
@@ -112,7 +109,7 @@ def test_compiling_is_held_against_eager_each_with_its_own_resident() -> None:
     (dict.fromkeys(["boards", "clock"], NAN),) * 2 + ({"boards", "clock"},),
     ({}, {"waits": NAN, "slots": 2}, {"waits", "slots"}),
 ])  # fmt: skip
-def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: set[str]) -> None:
+def test_what_is_not_known_of_a_run_is_not_the_same(one, two, names):
     known = {"boards": ("a",), "clock": 1600.0, "waits": 100.0, "slots": NAN, "bytes": 1.0,
              "allocations": NAN}  # fmt: skip
     differ = differences(*(pd.DataFrame([known | each], dtype=object) for each in (one, two)))
@@ -122,15 +119,15 @@ def test_what_is_not_known_of_a_run_is_not_the_same(one: Any, two: Any, names: s
 @pytest.mark.parametrize(("changed", "value"), [
     ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
 ])  # fmt: skip
-def test_one_setting_of_stream_is_a_pair(changed: str, value: Any) -> None:
-    rows = [slots(20.0), slots(19.0)]
-    rows[1]["settings"] |= {changed: value}
-    found = of(told(run("resident"), *rows), changed.replace("_", " "))
+def test_one_setting_of_stream_is_a_pair(changed, value):
+    without, with_it = slots(20.0), slots(19.0)
+    with_it["settings"][changed] = value
+    found = of(told(run("resident"), without, with_it), changed.replace("_", " "))
     assert found.together_with == [] and found.cause == "" and found.claim == "faster"
-    assert [found.run_a, found.run_b] == [rows[1]["run"], rows[0]["run"]]
+    assert (found.run_a, found.run_b) == (with_it["run"], without["run"])
 
 
-def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
+def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus():
     rows = [on(2, engine) for engine in ("resident", "layerwise", "swap", "fsdp")]
     apart = [on(2, engine, cfg_parallel=True) for engine in ("layerwise", "swap")]
     four = [on(4, engine) for engine in ("layerwise", "swap")]
@@ -139,16 +136,17 @@ def test_the_new_offload_is_held_against_both_old_ones_on_two_gpus() -> None:
     assert set(found.machine) == {"2× H100, PCIe path"}
 
 
-def test_the_committed_runs() -> None:
+def test_the_committed_runs():
     """What they say; runs that come later may find closer pairs."""
-    found = pairs(cached(("results",), ROOT))
+    found = pairs(synthetic.committed())
     pcie = found[found.machine == "2× H100, PCIe path"]
     gpus = of(pcie, "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
     late = of(found[found.machine == "1× H100"], "prefetch")
     assert late.together_with == [] and late.claim == "within noise"
-    jobs = pcie[(pcie.changed == "engine") & (pcie.source == "job")].set_index("change").claim
-    assert jobs.to_dict() == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
+    jobs = pcie.query("changed == 'engine' and source == 'job' and height == 480")
+    claims = jobs.set_index("change").claim.to_dict()
+    assert claims == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}
     asked = questions(found)
     assert {1, 2, 7} <= set(asked.number)
     assert asked[asked.number == 2].tokens.between(7_800, 14_040).all()

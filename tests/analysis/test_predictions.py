@@ -2,11 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,49 +11,35 @@ import synthetic
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools import predict
 from wanreport.analysis import compare, predictions
-from wanreport.analysis.frames import Frames, load
-from wanreport.jobs.job import Job, load_job, resolve_job
+from wanreport.jobs.job import load_job, resolve_job
 from wanreport.model.ulysses import SequenceParallel, split_sizes
 from wanreport.planner.cost import Route
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = predictions.load(ROOT)
 STREAM = next((ROOT / "results/1x-nvidia-h200").glob("480p-1gpu-stream-b*.json"))
 A14B = json.loads(STREAM.read_text())["model"]
 
 
-@pytest.fixture(scope="module")
-def frames() -> Frames:
-    return load(["results"], ROOT)
-
-
 @pytest.mark.parametrize("content", FILES)
-def test_committed_predictions_follow_from_their_sources(content: dict[str, Any]) -> None:
+def test_committed_predictions_follow_from_their_sources(content):
     known = predictions.Known(content["gpu"], A14B, pd.DataFrame(content["measured"]))
     for name, told in content["jobs"].items():
         job = load_job(ROOT / f"params/campaign/{name}.yaml")
         found = predictions.predict_job(known, job, content["interconnect"])
-        times = predictions.TOLD
-        assert [found[key] for key in times] == pytest.approx([told[key] for key in times])
-        assert all(found[key] == told[key] for key in ("engine", "prefetch", "tokens"))
+        for key in (*predictions.TOLD, "engine", "prefetch", "tokens"):
+            assert found[key] == pytest.approx(told[key]), key
         # A setting that came later has its default in older predictions.
         settings = json.loads(json.dumps(found["settings"]))
         assert settings == (told["settings"] and {"transfer": "bf16"} | told["settings"])
 
 
-def test_what_is_measured_already_is_not_predicted(frames: Frames) -> None:
-    jobs = [load_job(ROOT / "params/campaign/480p-2gpu-layerwise.yaml")]
-    with pytest.raises(predictions.PredictionError, match="480p-2gpu-layerwise:") as refused:
-        predict.predict(ROOT, frames, jobs, "NVIDIA H100 80GB HBM3", "host-memory")
-    assert re.search(r"480p-2gpu-layerwise-\w+\.json", str(refused.value)), "the record's file"
-
-
-def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
-    ran = compare.overhead(frames)
+def test_a_prediction_is_judged_by_later_runs_only():
+    ran = compare.overhead(synthetic.committed())
     told = predictions.judged(ran, FILES)
     assert len(told) == sum(len(content["jobs"]) for content in FILES)
     met = told[told.run.notna()].set_index("job")
@@ -71,7 +54,7 @@ def test_a_prediction_is_judged_by_later_runs_only(frames: Frames) -> None:
     assert late.run.isna().all() and not late.held.any()
 
 
-def test_a_written_prediction_is_never_changed(tmp_path: Path) -> None:
+def test_a_written_prediction_is_never_changed(tmp_path):
     path = predict.write(tmp_path, FILES[0])
     before = path.read_bytes()
     with pytest.raises(predictions.PredictionError, match=path.name):
@@ -93,12 +76,12 @@ BLOCK, EXPERT = synthetic.BLOCK["a14b"], 40 * synthetic.BLOCK["a14b"] + syntheti
 NUMBERS = count()
 
 
-def asked(name: str, **changes: Any) -> Job:
+def asked(name, **changes):
     job = load_job(ROOT / f"params/campaign/{name}.yaml").model_copy(update=changes)
     return resolve_job(job, gpus=64)
 
 
-def measured(engine: str, tokens: int = T480, gpus: int = 1, **options: Any) -> dict[str, Any]:
+def measured(engine, tokens=T480, gpus=1, **options):
     size = {"height": 480, "width": 832} if tokens == T480 else {}
     name = f"{'480p' if size else '720p'}-{gpus}gpu-{engine}"
     made = synthetic.record(
@@ -109,7 +92,7 @@ def measured(engine: str, tokens: int = T480, gpus: int = 1, **options: Any) -> 
     return made
 
 
-def streamed(tokens: int = T480, windows: Any = WINDOWS, **inputs: Any) -> dict[str, Any]:
+def streamed(tokens=T480, windows=WINDOWS, **inputs):
     """A record of stream: a plan's inputs are what predictions start from."""
     given = {"ranks": 1, "collectives_s": 0.0, "other_s": OTHER, "link": LINK,
              "local": Route(LINK, LINK), "sharded": None} | inputs  # fmt: skip
@@ -118,9 +101,9 @@ def streamed(tokens: int = T480, windows: Any = WINDOWS, **inputs: Any) -> dict[
     return made
 
 
-def resident(tokens: int, step: float, gpus: int = 1) -> dict[str, Any]:
+def resident(tokens, step):
     """A record whose every step is of just this length."""
-    made = measured("resident", tokens, gpus)
+    made = measured("resident", tokens)
     for iteration in made["iterations"]:
         for one in iteration["steps"]:
             one["seconds"] = [step]
@@ -128,14 +111,13 @@ def resident(tokens: int, step: float, gpus: int = 1) -> dict[str, Any]:
 
 
 @pytest.fixture
-def after(tmp_path: Path) -> Callable[..., Any]:
+def after(tmp_path):
     """What predicts a job after some more measurements."""
 
-    def gone(*more: dict[str, Any]) -> Any:
-        synthetic.write([*more], tmp_path / "results")
-        found = load(["results"], tmp_path)
+    def gone(*more):
+        found = synthetic.load([*more], tmp_path)
 
-        def predicted(name: str, wire: str = "nvlink", gpu: str = GPU, **changes: Any) -> Any:
+        def predicted(name, wire="nvlink", gpu=GPU, **changes):
             job = asked(name, **changes)
             known = predictions.gather(found, gpu, max(job.num_gpus, 2), wire)
             return predictions.predict_job(known, job, wire)
@@ -146,19 +128,18 @@ def after(tmp_path: Path) -> Callable[..., Any]:
 
 
 @given(st.integers(100, 80_000), st.integers(1, 8))
-def test_all_to_alls_move_what_the_busiest_rank_gives_or_gets(tokens: int, ranks: int) -> None:
-    fullest = 0
-    for h, t in zip(split_sizes(40, ranks), split_sizes(tokens, ranks), strict=True):
-        out, home = t * (40 - h) * ROW, (tokens - t) * h * ROW
-        fullest = max(fullest, max(3 * out, 3 * home) + max(home, out))
+def test_all_to_alls_move_what_the_busiest_rank_gives_or_gets(tokens, ranks):
+    sizes = zip(split_sizes(40, ranks), split_sizes(tokens, ranks), strict=True)
+    ways = [(t * (40 - h) * ROW, (tokens - t) * h * ROW) for h, t in sizes]
+    fullest = max(max(3 * out, 3 * home) + max(home, out) for out, home in ways)
     assert predictions.all_to_all_bytes(tokens, 40, ROW, ranks) == fullest
 
 
-def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch):
     class Counting(TorchDispatchMode):
         copied = 0
 
-        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(self, func, _, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
             aten = torch.ops.aten
             copies = func._overloadpacket in (aten.stack, aten.cat, aten.clone)
@@ -176,7 +157,7 @@ def test_packing_copies_as_many_tensors_as_ulysses_does(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("gpus, heads", [(4, 10), (6, 7)])  # 40 heads do not divide by 6
-def test_a_step_is_what_arithmetic_says(after: Any, gpus: int, heads: int) -> None:
+def test_a_step_is_what_arithmetic_says(after, gpus, heads):
     found = after(streamed())(f"720p-{gpus}gpu-resident")
     t, scale = T720 // gpus, T720 / T480
     linear, attention = (0.016 + 0.024) * t / T480, 0.032 * scale**2 * heads / 40
@@ -190,7 +171,7 @@ def test_a_step_is_what_arithmetic_says(after: Any, gpus: int, heads: int) -> No
     assert found["all_to_all_bytes"] == 80 * moved
 
 
-def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after: Any) -> None:
+def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after):
     predicted = after(streamed())
     one = predicted("480p-1gpu-layerwise")
     two = predicted("480p-2gpu-layerwise", "host-memory", enable_cfg_parallel=True)
@@ -201,7 +182,7 @@ def test_a_branch_each_takes_half_the_step_and_two_have_no_all_to_all(after: Any
     assert four["step_s"] == pytest.approx(predicted("720p-2gpu-resident")["step_s"] / 2)
 
 
-def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
+def test_windows_are_scaled_to_a_step_of_their_length(after):
     """A probe is short, and the GPU's clocks are then higher than in a job."""
     cold = after(streamed())("720p-4gpu-resident")["inputs"]["windows_s"]
     hot = after(resident(T480, 1.1 * 80 * sum(WINDOWS) + OTHER))("720p-4gpu-resident")
@@ -210,7 +191,7 @@ def test_windows_are_scaled_to_a_step_of_their_length(after: Any) -> None:
         after(resident(T720, 1.0))("720p-4gpu-resident")
 
 
-def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after: Any) -> None:
+def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after):
     predicted = after(streamed(local=Route(5e9, 5e9), link=5e9))
     found = predicted("720p-8gpu-layerwise")
     assert found["h2d_bytes"] == 2 * 39 * BLOCK and found["overhead"] > 0
@@ -219,7 +200,7 @@ def test_bytes_set_the_pace_of_a_slow_link_and_fsdp_brings_a_share(after: Any) -
         assert predicted(f"720p-{gpus}gpu-fsdp")["h2d_bytes"] == 2 * -(-EXPERT // gpus)
 
 
-def test_swap_pays_at_the_first_step_and_the_switch(after: Any) -> None:
+def test_swap_pays_at_the_first_step_and_the_switch(after):
     found = after(streamed())("720p-4gpu-swap")
     link = synthetic.record(scale="a14b")["machine"]["link"]
     spike = sum(EXPERT / link[f"{way}_pageable_together_gb_s"] / 1e9 for way in ("h2d", "d2h"))
@@ -229,89 +210,76 @@ def test_swap_pays_at_the_first_step_and_the_switch(after: Any) -> None:
     assert found["switch_s"] - found["step_s"] == pytest.approx(10, abs=0.1)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
-    windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11),
+    windows=st.tuples(*[st.floats(1e-3, 1.0)] * 3), rate=st.floats(1e9, 1e11), apart=st.booleans(),
     gpus=st.sampled_from([2, 4, 6, 8]), wire=st.sampled_from(list(predictions.INTERCONNECTS)),
-    apart=st.booleans(),
 )  # fmt: skip
-def test_no_engine_is_predicted_below_resident(
-    windows: Any, rate: float, gpus: int, wire: str, apart: bool
-) -> None:
+def test_no_engine_is_predicted_below_resident(windows, rate, apart, gpus, wire):
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
-    where: dict[str, Any] = {"tokens": T480, "ranks": 1, "at": ""}
     values = {"windows": asdict(inputs), "pageable": (1e9, 1e9)}
-    rows = [{"kind": kind, "value": value, **where} for kind, value in values.items()]
-    known = predictions.Known(GPU, A14B, pd.DataFrame(rows))
-    resident, *others = (
-        predictions.predict_job(
-            known, asked(f"720p-{gpus}gpu-{e}", enable_cfg_parallel=apart), wire
-        )
-        for e in ("resident", "layerwise", "fsdp", "stream", "swap")
-    )
+    rows = [(kind, value, T480, 1, "", "") for kind, value in values.items()]
+    known = predictions.Known(GPU, A14B, pd.DataFrame(rows, columns=predictions.MEASURED))
+    jobs = (asked(f"720p-{gpus}gpu-{engine}", enable_cfg_parallel=apart)
+            for engine in ("resident", "layerwise", "fsdp", "stream", "swap"))  # fmt: skip
+    resident, *others = (predictions.predict_job(known, job, wire) for job in jobs)
     for found in others:
         assert found["overhead"] >= -1e-9 and found["step_s"] >= resident["step_s"] * (1 - 1e-9)
         assert found["low_s"] * (1 - 1e-9) <= found["step_s"] <= found["high_s"] * (1 + 1e-9)
         assert found["first_s"] >= found["step_s"] * (1 - 1e-9)
 
 
-@pytest.mark.parametrize(("where", "change"), [
-    ("machine", {"device": "cpu"}), ("machine", {"gpu_name": "NVIDIA H100 80GB HBM3"}),
-    ("job", {"scale": "tiny"}), ("job", {"compile": True}), ("job", {"dtype": "float32"}),
-    ("job", {"enable_cfg_parallel": True}), ("", {"status": "failed", "reason": "made up"}),
+@pytest.mark.parametrize("change", [
+    {"machine": {"device": "cpu"}}, {"machine": {"gpu_name": "NVIDIA H100 80GB HBM3"}},
+    {"job": {"scale": "tiny"}}, {"job": {"compile": True}}, {"job": {"dtype": "float32"}},
+    {"job": {"enable_cfg_parallel": True}}, {"status": "failed", "reason": "made up"},
 ], ids=str)  # fmt: skip
-def test_rehearsals_and_other_machines_are_not_measurements(
-    after: Any, where: str, change: dict[str, Any]
-) -> None:
+def test_rehearsals_and_other_machines_are_not_measurements(after, change):
     record = streamed()
-    (record[where] if where else record).update(change)
+    record |= {k: record[k] | v if isinstance(v, dict) else v for k, v in change.items()}
     with pytest.raises(predictions.PredictionError, match=GPU):
         after(record)("720p-4gpu-resident")
 
 
-@pytest.mark.parametrize(
-    "change", [{"compile": True}, {"dtype": "float32"}, {"cfg": False}, {"vram_budget_gb": 20.0}]
-)
-def test_jobs_of_another_kind_are_refused(after: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(predictions.PredictionError, match="720p-4gpu-stream"):
-        after(streamed())("720p-4gpu-stream", **change)
+def test_jobs_of_another_kind_are_refused(after):
+    predicted = after(streamed())
+    for change in {"compile": True, "dtype": "float32", "cfg": False, "vram_budget_gb": 20}.items():
+        with pytest.raises(predictions.PredictionError, match="720p-4gpu-stream"):
+            predicted("720p-4gpu-stream", **dict([change]))
 
 
-def test_pcie_between_gpus_is_not_host_memory_and_an_unknown_gpu_needs_two(after: Any) -> None:
-    two = streamed(ranks=2, local=Route(LINK, 1.0, 1.0, 9.0))
+def test_pcie_between_gpus_is_not_host_memory_and_an_unknown_gpu_needs_two(after):
+    two, unknown = streamed(ranks=2, local=Route(LINK, 1.0, 1.0, 9.0)), streamed()
     two["machine"] |= {"interconnect": "PCIe", "class": "2x NVIDIA H200, PCIe", "slug": "2x-pcie"}
-    found = after(streamed(), two)("720p-4gpu-resident", "host-memory")
-    assert found["inputs"]["local"]["collective_factor"] == 2.0
-    unknown = streamed()
     unknown["machine"]["gpu_name"] = "GPU X"
+    predicted = after(streamed(), two, unknown)
+    found = predicted("720p-4gpu-resident", "host-memory")
+    assert found["inputs"]["local"]["collective_factor"] == 2.0
     with pytest.raises(predictions.PredictionError, match="GPU X"):
-        after(unknown)("720p-4gpu-resident", gpu="GPU X")
+        predicted("720p-4gpu-resident", gpu="GPU X")
 
 
-def test_the_command_writes_once_and_leaves_out_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "params/campaign").mkdir(parents=True)
+def test_the_command_writes_once_and_leaves_out_what_was_measured(project, capsys):
+    (project / "params/campaign").mkdir()
     for name in ("720p-4gpu-resident", "720p-4gpu-layerwise"):
         path = f"params/campaign/{name}.yaml"
-        (tmp_path / path).write_text((ROOT / path).read_text())
-    monkeypatch.chdir(tmp_path)
+        (project / path).write_text((ROOT / path).read_text())
     assert predict.main([]) == 1  # nothing is measured
-    synthetic.write([streamed()], tmp_path / "results")
-    assert predict.main([]) == 0 and not predictions.load(tmp_path)
+    synthetic.write([streamed()], project / "results")
+    assert predict.main([]) == 0 and not predictions.load(project)
     assert "720p-4gpu-layerwise" in capsys.readouterr().out
     write_it = ["--write", "--interconnect", "nvlink"]
     assert predict.main(write_it) == 0
-    (content,) = predictions.load(tmp_path)
+    (content,) = predictions.load(project)
     assert list(content["jobs"]) == ["720p-4gpu-layerwise", "720p-4gpu-resident"]
     assert content["measured"][-1]["path"].startswith("results/1x-nvidia-h200/480p-1gpu-stream-")
     assert predict.main(write_it) == 1
     # What was measured since, here and not committed, is not predicted again.
     job, late = asked("720p-4gpu-layerwise"), measured("layerwise", T720, 4)
     late |= {"job": job.model_dump(mode="json"), "job_hash": job.hashes()[0]}
-    synthetic.write([late], tmp_path / "results/local")
-    (path,) = tmp_path.glob("predictions/*")
+    synthetic.write([late], project / "results/local")
+    (path,) = project.glob("predictions/*")
     path.unlink()
-    assert predict.main(write_it) == 1
-    assert "720p-4gpu-layerwise" in capsys.readouterr().err and not predictions.load(tmp_path)
+    assert predict.main(write_it) == 1 and not predictions.load(project)
+    said = r"720p-4gpu-layerwise: .*720p-4gpu-layerwise-\w+\.json"  # the job, and the record
+    assert re.search(said, capsys.readouterr().err)

@@ -2,20 +2,17 @@
 
 import re
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from synthetic import ROOT
 
 from wanreport.baseline.facts import DOCUMENT, Outcome
-from wanreport.baseline.ledger import SIGNS, Ledger
+from wanreport.baseline.ledger import SIGNS
 from wanreport.report import render
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger: Ledger) -> None:
+def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger):
     for name, entry in ledger.items():
         outcome, _ = ledger.became(name)
         assert outcome in SIGNS and bool(entry.rests_on) == (outcome == Outcome.FALLS)
@@ -33,60 +30,48 @@ def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger: Ledger) ->
         assert ledger.became(name) == (outcome, instead)
 
 
-def rendered(out: Path, **parameters: Any) -> BeautifulSoup:
-    script = ROOT / "notebooks/baseline.py"
-    made = render.Page(script, out, "baseline.html", parameters)
-    assert render.make(made, ROOT) == ""
-    return BeautifulSoup(out.read_text(encoding="utf-8"), "html.parser")
+def rendered(out, **parameters):
+    page = render.Page(ROOT / "notebooks/baseline.py", out, parameters=parameters)
+    assert render.make(page, ROOT) == ""
+    return BeautifulSoup(out.read_text("utf-8"), "html.parser")
 
 
 @pytest.fixture(scope="module")
-def soup(tmp_path_factory: pytest.TempPathFactory) -> BeautifulSoup:
+def soup(tmp_path_factory):
     return rendered(tmp_path_factory.mktemp("page") / "page.html")
 
 
-def test_the_page_begins_with_the_answer_and_one_picture(
-    ledger: Ledger, soup: BeautifulSoup
-) -> None:
-    heading, answer = soup.h2, soup.select_one(".answer")
-    assert heading is not None and answer is not None and soup.select_one(".trust") is not None
-    before = heading.find_all_previous(["svg", "table"])
+def test_the_page_begins_with_the_answer_and_one_picture(ledger, soup):
+    before = soup.h2.find_all_previous(["svg", "table"])
     assert [tag.name for tag in before].count("svg") == 1 and soup.table not in before
-    assert answer.text.split()[:4] == ["8", "of", "its", str(len(ledger.evidence["conclusions"]))]
+    words = soup.select_one(".answer").text.split()
+    assert words[:4] == ["8", "of", "its", str(len(ledger.evidence["conclusions"]))]
+    assert soup.select_one(".trust")
 
 
-def test_every_fact_has_its_row_once_and_every_link_leads_to_one(
-    ledger: Ledger, soup: BeautifulSoup
-) -> None:
-    def bare(text: str) -> str:  # without the places where long words may break, and markup
+def test_every_fact_has_its_row_once_and_every_link_leads_to_one(ledger, soup):
+    def bare(text):  # without the places where long words may break, and markup
         return " ".join(re.sub(r"\u200b|\*\*|`", "", text).split())
 
-    facts, shown = ledger.facts, soup.find_all("tr", id=True)
-    assert [str(row["id"]) for row in shown] == list(facts) and len(facts) == 429
-    for row in shown:
-        fact, cells = (
-            facts[str(row["id"])],
-            [bare(each.text) for each in row.find_all(["th", "td"])],
-        )
-        _, quote, claim, judged, working = cells
-        assert quote == bare(fact.quote) and claim.endswith(bare(facts.text(fact.id))) and working
-        assert all(name in judged for name in ledger[fact.id].rests_on)
-    assert {str(tag["href"])[1:] for tag in soup.select('a[href^="#s"]')} <= set(facts)
+    facts, shown = ledger.facts, {row["id"]: row for row in soup.find_all("tr", id=True)}
+    assert list(shown) == list(facts) and len(facts) == 429 == len(soup.find_all("tr", id=True))
+    for name, row in shown.items():
+        _, quote, claim, judged, working = (bare(each.text) for each in row.find_all(["th", "td"]))
+        assert quote == bare(facts[name].quote) and claim.endswith(bare(facts.text(name)))
+        assert working and all(root in judged for root in ledger[name].rests_on)
+    assert {tag["href"][1:] for tag in soup.select('a[href^="#s"]')} <= set(facts)
     text = " ".join(tag.text for tag in soup.select("table, p, figcaption, summary"))
     assert not re.search(r"\{=|\{s\d|\{wan|:\.\df\}", text), "a template is left"
 
 
 @pytest.mark.slow
-def test_a_changed_fact_changes_the_page_and_no_records_are_needed(
-    soup: BeautifulSoup, tmp_path: Path
-) -> None:
-    shutil.copytree(DOCUMENT, tmp_path / "facts")
-    path = tmp_path / "facts/03-benchmarks.yaml"
-    text = path.read_text(encoding="utf-8")
+def test_a_changed_fact_changes_the_page_and_no_records_are_needed(soup, tmp_path):
+    facts = shutil.copytree(DOCUMENT, tmp_path / "facts")
+    path = facts / "03-benchmarks.yaml"
+    text = path.read_text("utf-8")
     path.write_text(text.replace("denoise.old, value: 714.1", "denoise.old, value: 700.0"))
-    given = {"facts_path": str(tmp_path / "facts"), "results_dirs": [str(tmp_path)]}
+    given = {"facts_path": str(facts), "results_dirs": [str(tmp_path)]}
     changed = rendered(tmp_path / "page.html", **given)
     row = changed.find("tr", id="s3.2.denoise.delta")
-    assert row is not None and "+88.2\u00a0s" in row.text
-    assert "+88.2\u00a0s" not in soup.text
+    assert "+88.2\u00a0s" in row.text and "+88.2\u00a0s" not in soup.text
     assert len(changed.find_all("tr", id=True)) == len(soup.find_all("tr", id=True))

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,11 +17,11 @@ DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 780}
 
 LOOKS = Path(__file__).with_name("looks.js").read_text("utf-8")
-JUDGED: dict[str, set[str]] = {"dark": set(), "light": set()}
+JUDGED = {"dark": set(), "light": set()}
 """What contrast is known to be good: colours and type of elements, on any page so far."""
 
 
-def structure(page: Any, path: Path) -> list[str]:
+def structure(page, path):
     """One outline of headings, ids of their own, links that lead somewhere, nothing that runs."""
     found = page.evaluate("outline()")
     problems = [] if found["headings"] else ["headings are no outline"]
@@ -41,11 +40,11 @@ def structure(page: Any, path: Path) -> list[str]:
     return problems
 
 
-def problems_of(page: Any, path: Path) -> list[str]:
+def problems_of(page, path):
     """All that is wrong with a page, in one visit: printed, on a phone and a desk, by axe."""
-    problems: list[str] = []
+    problems = []
 
-    def look(**looks: str) -> None:
+    def look(**looks):
         found = page.evaluate(f"Promise.all([{', '.join(looks.values())}])")
         for where, each in zip(looks, found, strict=True):
             problems.extend(f"{where}: {one}" for one in each[:SHOWN])
@@ -86,7 +85,7 @@ def problems_of(page: Any, path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tab(browser: Any) -> Any:
+def tab(browser):
     """One tab for all pages."""
     from axe_playwright_python.base import AXE_SCRIPT
 
@@ -95,25 +94,18 @@ def tab(browser: Any) -> Any:
     return context.new_page()
 
 
-def test_there_are_pages() -> None:
+def test_all_pages_are_small_enough_to_send_and_have_titles_of_their_own():
     if not PAGES and not REQUIRED:
         pytest.skip("no reports/*.html yet: make report")
     assert REPORTS / "index.html" in PAGES
+    assert {str(path) for path in PAGES if path.stat().st_size > 800_000} == set()
+    titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
+    assert sorted(set(titles)) == sorted(titles)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_page(path: Path, tab: Any) -> None:
+def test_page(path, tab):
     assert not problems_of(tab, path)
-
-
-def test_no_page_is_too_large_to_send_or_to_commit() -> None:
-    sizes = {path.relative_to(REPORTS).as_posix(): path.stat().st_size for path in PAGES}
-    assert {name: size for name, size in sizes.items() if size > 800_000} == {}
-
-
-def test_no_two_pages_have_one_title() -> None:
-    titles = [path.read_text("utf-8").split("<title>")[1].split("</title>")[0] for path in PAGES]
-    assert sorted(set(titles)) == sorted(titles)
 
 
 # A page without a fault, and faults that must be found.
@@ -150,14 +142,14 @@ FAULTS = [  # those of one page do not hide one another
 ]
 
 
-def test_a_good_page_passes(tab: Any, tmp_path: Path) -> None:
+def test_a_good_page_passes(tab, tmp_path):
     page = tmp_path / "good.html"
     page.write_text(GOOD)
     assert problems_of(tab, page) == []
 
 
 @pytest.mark.parametrize("faults", FAULTS)
-def test_planted_faults_are_found(faults: dict[str, str], tab: Any, tmp_path: Path) -> None:
+def test_planted_faults_are_found(faults, tab, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text(GOOD.replace("<!-- fault -->", "".join(faults)))
     found = "\n".join(problems_of(tab, page))

@@ -7,18 +7,16 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from synthetic import ROOT
 
 from wanreport.report import render
 from wanreport.report.render import Page
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>alert(1)</script>"
 
 SCRIPT = """
@@ -59,46 +57,47 @@ word
 """
 
 
-def write(folder: Path, text: str) -> Path:
+def write(folder, text):
     script = folder / "small.py"
     script.write_text(text)
     return script
 
 
-def made(folder: Path, text: str, timeout_s: float = 60, **given: Any) -> tuple[str, Any]:
+def made(folder, text, timeout_s=60, **given):
     """The problem and the parsed page of a notebook."""
     out = folder / "small.html"
     page = Page(write(folder, text), out, parameters=given, inputs="ab12", repair="wanreport run x")
     return render.make(page, folder, timeout_s), BeautifulSoup(out.read_text(), "html.parser")
 
 
+def by_hand(folder, *words, **env):
+    """The command that makes a page of a notebook, begun."""
+    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **env})  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def small(tmp_path_factory):
     given = {"word": EVIL, "name": "y", "machine": "m"}
     problem, soup = made(tmp_path_factory.mktemp("small"), SCRIPT, **given)
     assert problem == ""
     return soup
 
 
-def test_the_same_notebook_gives_the_same_bytes(tmp_path: Path) -> None:
-    def by_hand(seed: str) -> subprocess.Popen[bytes]:
+def test_the_same_notebook_gives_the_same_bytes(tmp_path):
+    for seed in "12":
         (tmp_path / seed).mkdir()
         write(tmp_path / seed, SCRIPT)
-        command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
-        return subprocess.Popen([*command, "-p", "word", EVIL], cwd=tmp_path / seed, env=env,
-                                stdout=subprocess.DEVNULL)  # fmt: skip
-
-    assert [process.wait(60) for process in map(by_hand, "12")] == [0, 0]
+    both = [by_hand(tmp_path / seed, "-p", "word", EVIL, PYTHONHASHSEED=seed) for seed in "12"]
+    assert [process.wait(60) for process in both] == [0, 0]
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()}
                      for seed in "12")  # fmt: skip
     assert first == second and set(first) == {"out.html", "small.py"}
     assert not re.search(rb"0x[0-9a-f]{6}|/tmp/", first["out.html"])
 
 
-def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text(
-    small: Any,
-) -> None:
+def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text(small):
     assert small.get_text().count(EVIL) >= 5
     assert not small.find_all(["script", "iframe", "object", "embed", "base", "form"])
     for tag in small.find_all(True):
@@ -111,7 +110,7 @@ def test_a_page_loads_nothing_runs_nothing_and_takes_a_hostile_parameter_as_text
     assert "default-src 'none'" in small.find("meta", {"http-equiv": True})["content"]
 
 
-def test_a_page_has_its_landmarks_and_contents(small: Any) -> None:
+def test_a_page_has_its_landmarks_and_contents(small):
     assert small.html["lang"] == "en"
     assert small.title.string == small.h1.get_text() == "Small"
     assert small.find("a", class_="skip")["href"] == "#main"
@@ -126,7 +125,7 @@ def test_a_page_has_its_landmarks_and_contents(small: Any) -> None:
         assert [*links.values()] == names
 
 
-def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small: Any) -> None:
+def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small):
     (fold,) = small.find_all("details", class_="code")
     assert not fold.has_attr("open")
     for joined in ('word = ""', "import pandas", "nothing = word", "show(figure"):
@@ -146,15 +145,12 @@ def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small: 
     ("x = '\0'", "null byte"), ("import sys; sys.exit('enough')", "SystemExit: enough"),
     ("from wanreport.report.notebook import Stop\nraise Stop('<b>no</b>')", "<b>no</b>"),
 ])  # fmt: skip
-def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
-    cell: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(cell, what, tmp_path, monkeypatch):
     cells = ("print('shown before')", cell, "print('never shown')")
     text = "\n".join(f"# %%\n{each}" for each in cells) + "\n# %% [markdown]\n# # Late\n"
-    with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
-        (tmp_path / "t").mkdir()
-        problem, soup = made(tmp_path, text, timeout_s=2, word="given")
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    problem, soup = made(tmp_path, text, timeout_s=2, word="given")
     assert not list((tmp_path / "t").iterdir())
     assert problem.startswith("cell 2: ") and what in problem
     main = soup.find("main")
@@ -167,17 +163,16 @@ def test_a_failed_notebook_says_so_first_and_keeps_what_it_had(
     assert soup.select('meta[name="wanreport-inputs"][content=""]'), "so that it is made again"
 
 
-def test_a_file_that_is_no_script_has_its_failure_page_beside_others(tmp_path: Path) -> None:
+def test_a_file_that_is_no_script_has_its_failure_page_beside_others(tmp_path):
     bad, good = tmp_path / "bad.py", write(tmp_path, "# %%\n'fine'\n")
     bad.write_bytes("# %%\n'é'".encode("latin-1"))
     pages = [Page(script, script.with_suffix(".html"), inputs="ab") for script in (bad, good)]
-    problems = {page.script.stem: said for page, said, _ in render.make_pages(pages, tmp_path)}
-    assert "bad.py" in problems["bad"] and problems["small"] == ""
-    fine = BeautifulSoup((tmp_path / "small.html").read_text(), "html.parser")
-    assert "fine" in fine.get_text() and fine.h1.string == fine.title.string == "small"  # type: ignore[union-attr]
-    soup = BeautifulSoup((tmp_path / "bad.html").read_text(), "html.parser")
-    assert "bad.py" in soup.select_one(".callout .message").get_text()  # type: ignore[union-attr]
-    assert soup.select('meta[name="wanreport-inputs"][content=""]')
+    problems = {page.script: said for page, said, _ in render.make_pages(pages, tmp_path)}
+    assert "bad.py" in problems[bad] and problems[good] == ""
+    failed, fine = (BeautifulSoup(page.out.read_text(), "html.parser") for page in pages)
+    assert "fine" in fine.get_text() and fine.h1.string == fine.title.string == "small"
+    assert "bad.py" in failed.select_one(".callout .message").get_text()
+    assert failed.select('meta[name="wanreport-inputs"][content=""]')
 
 
 LEAVE = """
@@ -191,23 +186,17 @@ os.chdir("/")
 """
 
 
-def test_a_notebook_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+def test_a_notebook_leaves_nothing_to_the_next(tmp_path):
     assert [made(tmp_path, LEAVE)[0] for _ in range(2)] == ["", ""]
 
 
-def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        "# %%\nimport os, time\nfrom pathlib import Path\n"
-        "Path('part').write_text(str(os.getpid()))\nos.rename('part', 'pid')\ntime.sleep(60)\n",
-    )
-    command = [sys.executable, "-m", "wanreport.report.render", "small.py", "out.html"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env)
-    while not (tmp_path / "pid").exists():
+def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path):
+    write(tmp_path, "# %%\nimport time, pathlib\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    process = by_hand(tmp_path, TMPDIR=str(tmp_path))
+    while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    notebook = psutil.Process(int((tmp_path / "pid").read_text()))
+    (notebook,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
     with suppress(psutil.NoSuchProcess):
@@ -228,9 +217,7 @@ pd.DataFrame({"a": [n]})
 """
 
 
-def test_papermill_by_hand_gives_the_same_outputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_papermill_by_hand_gives_the_same_outputs(tmp_path, monkeypatch):
     import jupytext
     import papermill
 
@@ -239,7 +226,7 @@ def test_papermill_by_hand_gives_the_same_outputs(
     script = write(tmp_path, SHOWS)
     how = {"language": "python", "kernel_name": "python3", "progress_bar": False}
     theirs = papermill.execute_notebook(jupytext.read(script), None, {"n": 2}, **how).cells
-    ours: list[Any] = []
+    ours = []
     monkeypatch.setattr(render, "to_html", lambda _, cells, problem: ours.extend(cells) or problem)
     assert render.make(Page(script, tmp_path / "out", parameters={"n": 2}), tmp_path) == ""
     theirs = [cell for cell in theirs if "injected-parameters" not in cell.metadata.get("tags", [])]

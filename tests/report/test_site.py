@@ -2,35 +2,29 @@
 
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
 
 from tests import stand_in, synthetic
-from wanreport.jobs.job import JobError
+from wanreport.jobs.job import JobError, load_job
 from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs, measure
 from wanreport.records.project import all_records
 from wanreport.records.record import read_record
 from wanreport.report import site
 
-ROOT = Path(__file__).resolve().parents[2]
 SLUG = stand_in.SLUG
 
 JOB = """
 # %% tags=["parameters"]
-name = None
-purpose = ""
-machine = None
+name = machine = None
 # %%
 from wanreport.report import notebook
 run = notebook.measure(notebook.setup(globals()), machine=machine)
 status = notebook.frames_of(["results", "results/local"]).runs.status[run] if run else "none"
 notebook.md(f"# {name} on {machine}\\n\\nIt was {status}.")
-assert purpose != "fail", "as was asked"
 """
 INDEX = """
 # %% tags=["parameters"]
@@ -43,17 +37,15 @@ notebook.md(f"# Summary\\n\\n{' '.join(links)}")
 """
 
 
-def add_job(project: Path, name: str, purpose: str = "") -> Path:
+def add_job(project, name, purpose=""):
     file = project / "params/baseline" / f"{name}.yaml"
     seed = sum(name.encode())  # two jobs that ask for the same would share a record
-    file.write_text(
-        f'name: {name}\nengine: resident\nnum_gpus: 1\npurpose: "{purpose}"\nseed: {seed}\n'
-        "dit_layerwise_offload: false\ndit_cpu_offload: false\n"
-    )
+    file.write_text(f"""{{name: {name}, engine: resident, num_gpus: 1, purpose: "{purpose}",
+        seed: {seed}, dit_layerwise_offload: false, dit_cpu_offload: false}}""")
     return file
 
 
-def add_record(project: Path, name: str, slug: str) -> Path:
+def add_record(project, name, slug):
     """Write a record of the full model to results/, as those are that one commits."""
     machine = {"slug": slug, "class": f"1x {slug}"}
     made = synthetic.record(name, scale="a14b", engine="resident", num_gpus=1, machine=machine,
@@ -63,11 +55,10 @@ def add_record(project: Path, name: str, slug: str) -> Path:
 
 
 @pytest.fixture
-def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(project, monkeypatch):
     """A project with one job and two notebooks, whose jobs are measured by the stand-in."""
     (project / "notebooks/job.py").write_text(JOB)
     (project / "notebooks/index.py").write_text(INDEX)
-    (project / "tmp").mkdir()
     add_job(project, "one")
     for name in ("running", "this_machine"):
         monkeypatch.setattr(jobs, name, getattr(stand_in, name))
@@ -75,11 +66,11 @@ def project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def unmade(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def unmade(monkeypatch):
     """Names of pages that would be made; none is."""
-    names: list[str] = []
+    names = []
 
-    def note(pages: Any, *_: object) -> Iterator[Any]:
+    def note(pages, *_):
         names.extend(page.href for page in pages)
         return iter([])
 
@@ -87,27 +78,22 @@ def unmade(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def pages(project: Path) -> dict[str, bytes]:
+def pages(project):
     reports = project / "reports"
     return {path.relative_to(reports).as_posix(): path.read_bytes()
             for path in sorted(reports.rglob("*")) if path.is_file()}  # fmt: skip
 
 
-def words(page: bytes) -> str:
+def words(page):
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
 
-def asked(project: Path) -> dict[Path, Any]:
-    return load_jobs(sorted((project / "params").rglob("*.yaml")), project)
+def stale(project):
+    jobs = load_jobs(sorted((project / "params").rglob("*.yaml")), project)
+    return {page.href for page in site.plan(project, jobs) if site.is_stale(page)}
 
 
-def stale(project: Path) -> set[str]:
-    return {page.href for page in site.plan(project, asked(project)) if site.is_stale(page)}
-
-
-def test_the_whole_way_and_a_second_time(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
     add_record(project, "one", "gpu-a")
     assert site.report(project) == 0
     first = pages(project)
@@ -127,9 +113,7 @@ def test_the_whole_way_and_a_second_time(
     assert {n: (project / "reports" / n).stat().st_mtime_ns for n in pages(project)} == before
 
 
-def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
-    project: Path, unmade: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_that_count_and_jobs_without_one_have_a_page(project, unmade, monkeypatch):
     for name, slug in (("two", "gpu-a"), ("two", "gpu-b"), ("unlisted", "gpu-a")):
         add_record(project, name, slug)
     add_job(project, "two")
@@ -142,7 +126,7 @@ def test_every_record_that_counts_has_a_page_and_so_has_a_job_without_one(
     assert site.report(project, measuring=False) == 0 and unmade[:5] == unmade[5:]
 
 
-def test_a_job_that_is_asked_for_has_its_page_alone(project: Path, unmade: list[str]) -> None:
+def test_a_job_that_is_asked_for_has_its_page_alone(project, unmade):
     add_job(project, "draft").write_text("name: draft\nengine: ???\n")
     one = project / "params/baseline/one.yaml"
     # A file that asks for the same under another name has a page as well.
@@ -152,19 +136,14 @@ def test_a_job_that_is_asked_for_has_its_page_alone(project: Path, unmade: list[
     assert unmade == [f"jobs/{SLUG}/one.html", "jobs/none/other.html"]
 
 
-def test_only_what_depends_on_a_change_is_stale(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_depends_on_a_change_is_stale(project, monkeypatch):
     record = add_record(project, "one", "gpu-a")
     script, one = project / "notebooks/index.py", "jobs/gpu-a/one.html"
     add_job(project, "one").unlink()
     assert site.report(project, workers=1) == 0
-    for file, old, new, due in (
-        (script, "# %%", "# %% \n", {"index.html"}),
-        (record, '"wall_s"', ' "wall_s"', {one, "index.html"}),
-    ):
+    for file, due in ((script, {"index.html"}), (record, {one, "index.html"})):
         text = file.read_text()
-        file.write_text(text.replace(old, new))
+        file.write_text(text + "\n")
         assert stale(project) == due
         file.write_text(text)
         assert stale(project) == set()
@@ -174,7 +153,7 @@ def test_only_what_depends_on_a_change_is_stale(
     assert stale(project) == {one, "index.html"}
 
 
-def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) -> None:
+def test_pages_that_are_no_more_are_removed(project, unmade):
     reports = project / "reports"
     old, mine, published = (reports / f"{n}/x.html" for n in ("jobs/gone", "mine", "published"))
     for path in (old, mine, published):
@@ -184,52 +163,36 @@ def test_pages_that_are_no_more_are_removed(project: Path, unmade: list[str]) ->
     assert not old.parent.exists() and mine.exists() and published.exists()
 
 
-def test_all_problems_of_all_files_come_before_anything_runs(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_problems_of_all_files_come_before_anything_runs(project, monkeypatch):
     monkeypatch.setattr(jobs, "running", None)
     add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
     add_job(project, "worse").write_text("name: worse\n")
-    with pytest.raises(JobError) as caught:
+    with pytest.raises(JobError, match=r"(?s)bad\.yaml.*engine.*num_gpus.*worse\.yaml") as caught:
         site.report(project)
-    text = "\n".join(caught.value.problems)
-    for expected in ("baseline/bad.yaml", "engine", "num_gpus", "baseline/worse.yaml"):
-        assert expected in text
-    assert str(project) not in text
+    assert str(project) not in str(caught.value)
     assert not (project / "results").exists() and not (project / "reports").exists()
 
 
-def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(
-    project: Path, unmade: list[str]
-) -> None:
+def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(project, unmade):
     status = {"one": "ok", "killed": "failed", "two": "unsupported"}
     add_job(project, "killed", purpose="dies")
     add_job(project, "two", purpose="unsupported")
     assert site.report(project) == 1
     found = {record["job"]["name"]: record["status"] for _, record in all_records(project)}
     assert found == status and len(unmade) == 4
-    # What failed and what could not run here is tried again: the reason may be gone.
-    again = jobs.missing([*asked(project).values()], all_records(project), jobs.this_machine())
-    assert {job.name for job in again} == {"killed", "two"}
 
 
-def test_what_has_a_record_is_measured_if_asked_for_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = list(load_jobs([add_job(project, "one")], project).values())
-    log = project / "results/local/logs/x.log"
+def test_what_has_a_record_is_measured_if_asked_for_again(project, monkeypatch):
+    one, log = [load_job(add_job(project, "one"))], project / "results/local/logs/x.log"
     assert measure(one, project, log) == []
     (before,) = (path.read_bytes() for path, _ in all_records(project))
-    dies = lambda job, root, **_: stand_in.running(job.model_copy(update={"purpose": "dies"}), root)  # noqa: E731
-    monkeypatch.setattr(jobs, "running", dies)
+    monkeypatch.setitem(stand_in.SAYS, "", stand_in.SAYS["dies"])
     assert measure(one, project, log) == [], "as there was nothing to measure"
     assert measure(one, project, log, again=True) == ["one"]
     assert [path.read_bytes() for path, _ in all_records(project)] == [before]
 
 
-def test_published_pages_show_committed_records_and_nothing_of_the_machine(
-    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_pages_tell_nothing_of_the_machine(project, tmp_path_factory, monkeypatch):
     record = read_record(add_record(project, "one", "gpu-a"))
     add_job(project, "two")
     assert site.publish(project, workers=1) == 0

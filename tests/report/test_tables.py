@@ -1,11 +1,9 @@
 """DataFrames as HTML tables: units, kinds, missing values, links, and text that stays text."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from nbconvert.filters import markdown2html
 
 from wanreport.report import style
@@ -16,36 +14,31 @@ HOSTILE = '<script>alert("1")</script> & "quotes" \'single\' <img src=x onerror=
 MINUS, NBSP = "\u2212", "\u00a0"
 
 
-def soup(df: pd.DataFrame, *columns: Any, **options: Any) -> BeautifulSoup:
+def soup(df, *columns, **options):
     options = {"caption": "c"} | options
     return BeautifulSoup(table(df, *columns, **options), "html.parser")
 
 
-def cells(df: pd.DataFrame, name: str, **options: Any) -> list[str]:
+def cells(df, name, **options):
     """The texts of one column, which is not the first."""
     shown = soup(df.assign(first="x"), ["first", name], **options)
     return [td.get_text(" ", strip=True) for td in shown.select("tbody td")]
 
 
-def one(found: Tag | None) -> Tag:
-    assert found is not None
-    return found
-
-
-def test_a_table_is_semantic_and_scrolls_in_a_named_region() -> None:
+def test_a_table_is_semantic_and_scrolls_in_a_named_region():
     shown = soup(pd.DataFrame({"a": ["x"], "step_s": [1.5]}), caption="Sizes", note="n = 3")
-    box = one(shown.find("div", class_="table-box"))
+    box = shown.find("div", class_="table-box")
     assert (box["role"], box["tabindex"], box["aria-label"]) == ("region", "0", "Sizes")
-    assert one(shown.find("caption")).get_text().split() == ["Sizes", "measured"]
+    assert shown.find("caption").get_text().split() == ["Sizes", "measured"]
     assert [th["scope"] for th in shown.select("thead th, tbody th")] == ["col", "col", "row"]
-    assert one(shown.select_one("thead .unit")).get_text() == "s"
-    assert "data-label" not in one(shown.td).attrs  # it has no use but on a card
+    assert shown.select_one("thead .unit").get_text() == "s"
+    assert "data-label" not in shown.td.attrs  # it has no use but on a card
     card = soup(pd.DataFrame({"a": ["a word " * 10], "step_s": [1.5]}))
-    assert card.select("div.cards") and one(card.td)["data-label"] == "step, s"
-    assert one(shown.select_one(".table-note")).get_text() == "n = 3"
+    assert card.select("div.cards") and card.td["data-label"] == "step, s"
+    assert shown.select_one(".table-note").get_text() == "n = 3"
 
 
-def test_columns_pick_order_and_title() -> None:
+def test_columns_pick_order_and_title():
     df = pd.DataFrame({"a_ms": [1.0], "b": ["x"], "c": [2]}, index=["ignored"])
     heads = [th.get_text() for th in soup(df, {"b": "Bee", "a_ms": ""}).select("thead th")]
     assert heads == ["Bee", "a ms"]
@@ -67,36 +60,33 @@ def test_columns_pick_order_and_title() -> None:
     ("beside_x", "×", 1.297, "1.297"), ("allowance", "", 0.029, f"±2.9{NBSP}%"),
     ("tokens", "", 32760, "32,760"), ("step_s", "s", 0.0, "0"),
 ])  # fmt: skip
-def test_the_name_of_a_column_tells_its_unit(name: str, unit: str, value: float, text: str) -> None:
+def test_the_name_of_a_column_tells_its_unit(name, unit, value, text):
     shown = soup(pd.DataFrame({"first": ["x"], name: [value]}))
-    assert one(shown.td).get_text() == text
+    assert shown.td.get_text() == text
     assert [u.get_text() for u in shown.select("thead .unit")] == ([unit] if unit else [])
-    assert "num" in one(shown.td)["class"]
+    assert "num" in shown.td["class"]
 
 
-@pytest.mark.parametrize(
-    ("values", "texts", "options"),
-    [
-        ([4.507, 4.8, 183.2], ["4.507", "4.800", "183.200"], {}),
-        ([22.5, 31.0, 0.0012], ["22.50", "31.00", "0.00120"], {}),  # far below the others
-        (["text", 4.50712, 7800, 0.5], ["text", "4.507", "7,800", "0.5000"], {}),
-        (pd.array([1, 7800, None], dtype="Int64"), ["1", "7,800", "— not measured"], {}),
-        ([1.0, 21.64, 0.1], ["1", "21.64", "0.1"], {"kind": "quoted"}),  # keep their digits
-        ([True, False, None], ["✓ yes", "✗ no", "— not measured"], {}),
-        (np.array([True]), ["✓ yes"], {}),
-        ([["a", "b"], []], ["a, b", "— not measured"], {}),
-        *(([nothing], [f"— {why}"], {"kind": kind})
-          for nothing in (None, float("nan"), pd.NA, np.nan, pd.NaT)
-          for kind, why in ((None, "not measured"), ("quoted", "not reported"))),
-    ],
-)  # fmt: skip
-def test_values_as_text(values: Any, texts: list[str], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("values", "texts", "options"), [
+    ([4.507, 4.8, 183.2], ["4.507", "4.800", "183.200"], {}),
+    ([22.5, 31.0, 0.0012], ["22.50", "31.00", "0.00120"], {}),  # far below the others
+    (["text", 4.50712, 7800, 0.5], ["text", "4.507", "7,800", "0.5000"], {}),
+    (pd.array([1, 7800, None], dtype="Int64"), ["1", "7,800", "— not measured"], {}),
+    ([1.0, 21.64, 0.1], ["1", "21.64", "0.1"], {"kind": "quoted"}),  # keep their digits
+    ([True, False, None], ["✓ yes", "✗ no", "— not measured"], {}),
+    (np.array([True]), ["✓ yes"], {}),
+    ([["a", "b"], []], ["a, b", "— not measured"], {}),
+    *(([nothing], [f"— {why}"], {"kind": kind})
+      for nothing in (None, float("nan"), pd.NA, np.nan, pd.NaT)
+      for kind, why in ((None, "not measured"), ("quoted", "not reported"))),
+])  # fmt: skip
+def test_values_as_text(values, texts, options):
     dtype = object if isinstance(values, list) else None
     df = pd.DataFrame({"x_s": pd.Series(values, dtype=dtype)})
     assert cells(df, "x_s", **options) == texts
 
 
-def test_intervals_stand_below_their_value() -> None:
+def test_intervals_stand_below_their_value():
     df = pd.DataFrame({"step_s": [4.5071, 4.8], "step_low_s": [4.492, np.nan],
                        "step_high_s": [4.5214, np.nan], "step_n": [6, 3]})  # fmt: skip
     said = cells(df, "step_s", interval=["step_s"])
@@ -104,18 +94,17 @@ def test_intervals_stand_below_their_value() -> None:
     head = soup(df.assign(step_n=6, a="x"), ["a", "step_s"], interval=["step_s"])
     units = [unit.get_text() for unit in head.select("thead .unit")]
     assert units == ["s", f"[95{NBSP}%], n{NBSP}={NBSP}6"]
-    assert "n" not in one(head.select_one(".bounds")).get_text()
+    assert "n" not in head.select_one(".bounds").get_text()
     df = pd.DataFrame({"overhead": [0.0652], "overhead_low": [-0.001], "overhead_high": [0.07]})
-    assert cells(df, "overhead", interval=["overhead"]) == [
-        f"+6.5{NBSP}% [{MINUS}0.1{NBSP}%, +7.0{NBSP}%]"
-    ]
+    (said,) = cells(df, "overhead", interval=["overhead"])
+    assert said == f"+6.5{NBSP}% [{MINUS}0.1{NBSP}%, +7.0{NBSP}%]"
 
 
-def test_kinds_differ_by_table_column_and_row() -> None:
+def test_kinds_differ_by_table_column_and_row():
     df = pd.DataFrame({"a": ["x", "y"], "b_s": [1.0, 2.0], "c_s": [3.0, 4.0],
                        "how": ["measured", "predicted"]})  # fmt: skip
     shown = soup(df, ["a", "b_s", "c_s"], kinds={"b_s": "how", "c_s": "quoted"})
-    assert one(shown.table)["class"] == ["data", "kind-measured"]
+    assert shown.table["class"] == ["data", "kind-measured"]
     looks = [[c for c in td["class"] if "kind" in c] for td in shown.select("tbody td")]
     assert looks == [[], ["kind-quoted"], ["kind-predicted"], ["kind-quoted"]]
     assert [b.get_text() for b in shown.select(".badge")] == ["measured", "quoted"]
@@ -125,7 +114,7 @@ def test_kinds_differ_by_table_column_and_row() -> None:
             soup(df, **wrong)
 
 
-def test_links_colours_badges_anchors_cards_and_folds() -> None:
+def test_links_colours_badges_anchors_cards_and_folds():
     df = pd.DataFrame({"name": ["SGLang 0.5.23", "?"], "engine": ["sglang", "?"],
                        "to": ["jobs/x.html#a:b", None], "status": ["ok", "not measured"],
                        "key": ["row-1", "row-2"]})  # fmt: skip
@@ -135,38 +124,36 @@ def test_links_colours_badges_anchors_cards_and_folds() -> None:
     assert [swatch["style"] for swatch in shown.select(".swatch")] == paint
     assert [badge["class"][1] for badge in shown.select("td .badge")] == ["ok", "not-measured"]
     assert [row["id"] for row in shown.select("details tbody tr")] == ["row-1", "row-2"]
-    assert one(shown.select_one("details > summary")).get_text() == "More"
+    assert shown.select_one("details > summary").get_text() == "More"
     plain_ = soup(df[["name", "key"]])
     assert not plain_.select(".swatch, a, details, .cards, [id]")
     assert soup(pd.DataFrame({"a": ["long " * 20]})).select(".cards")
     empty = soup(pd.DataFrame(), {"a": "A", "b": "B"}, empty="None.")
-    assert (one(empty.td)["colspan"], one(empty.td).get_text()) == ("2", "None.")
+    assert (empty.td["colspan"], empty.td.get_text()) == ("2", "None.")
 
 
 @pytest.mark.parametrize("rows", [1, 0])
-def test_everything_is_escaped(rows: int) -> None:
+def test_everything_is_escaped(rows):
     df = pd.DataFrame(dict.fromkeys(["a", "status", "id", "to", "kind"], [HOSTILE]))
-    shown = soup(
-        df.head(rows), {"a": HOSTILE, "status": "s"}, caption=HOSTILE, note=HOSTILE, fold=HOSTILE,
-        empty=HOSTILE, anchor="id", links={"a": "to"}, kinds={"status": "kind"},
-    )  # fmt: skip
+    texts = dict.fromkeys(["caption", "note", "fold", "empty"], HOSTILE)
+    shown = soup(df.head(rows), {"a": HOSTILE, "status": "s"}, anchor="id", links={"a": "to"},
+                 kinds={"status": "kind"}, **texts)  # fmt: skip
     assert not shown.find_all(["script", "img"])
     assert not [name for tag in shown.find_all(True) for name in tag.attrs if name[:2] == "on"]
 
 
-def test_words_for_prose() -> None:
+def test_words_for_prose():
     assert share(0.507) == f"50.7{NBSP}%" and share(1.0) == f"100{NBSP}%" and share(None) == "—"
-    said = interval(4.5071, 4.492, 4.5214, 24)
-    assert said == f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
-    assert interval(4.5071, float("nan"), float("nan")) == f"4.507{NBSP}s"
+    said = f"4.507{NBSP}s [4.492, 4.521], n{NBSP}={NBSP}24"
+    assert interval(4.5071, 4.492, 4.5214, 24) == said
+    assert interval(4.5071, np.nan, np.nan) == f"4.507{NBSP}s"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [HOSTILE, "# heading", "1. item", "- item", "a_b_c*d*", "[x](javascript:alert(1))", "`code`",
-     "https://x.org", "a\n\n# b", "a | b", "+ x", "=== ", "&lt;b&gt;", "é ü × –"],
-)  # fmt: skip
-def test_plain_text_stays_plain_in_markdown(text: str) -> None:
+@pytest.mark.parametrize("text", [
+    HOSTILE, "# heading", "1. item", "- item", "a_b_c*d*", "[x](javascript:alert(1))", "`code`",
+    "https://x.org", "a\n\n# b", "a | b", "+ x", "=== ", "&lt;b&gt;", "é ü × –",
+])  # fmt: skip
+def test_plain_text_stays_plain_in_markdown(text):
     for markdown in (plain(text), f"before {plain(text)} after"):
         shown = BeautifulSoup(markdown2html(markdown), "html.parser")
         assert {tag.name for tag in shown.find_all(True)} <= {"p"}

@@ -3,19 +3,17 @@
 import json
 import re
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import pytest
+from synthetic import ROOT
 
 from tools import citations
 from tools.citations import CITE, PACKAGE, CitationError, Entry
-from wanreport.baseline import Fact, Facts, load_facts
+from wanreport.baseline.facts import Fact, Facts, load_facts
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = next((ROOT.parent / "shared" / "seed").glob("*.txt"), None)
 WHEELS = ROOT / ".cache" / "wheels"
-COMMITTED: dict[str, Any] = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
+COMMITTED = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
 VERDICTS = {citation["fact"]: citation for citation in COMMITTED["citations"]}
 ENTRIES = {entry.fact: entry for entry in citations.load_entries()}
 
@@ -24,7 +22,7 @@ needs_wheels = pytest.mark.skipif(
 )
 
 
-def pack(folder: Path, version: str, **files: dict[int, str]) -> Path:
+def pack(folder, version, **files):
     """A wheel with Python files of 60 lines below the package; these hold some code."""
     folder.mkdir(exist_ok=True)
     path = folder / f"sglang-{version}-py3-none-any.whl"
@@ -36,29 +34,30 @@ def pack(folder: Path, version: str, **files: dict[int, str]) -> Path:
     return path
 
 
-def claim(cite: str, *says: str, name: str = "s5.a", **more: Any) -> tuple[Fact, Entry]:
+def claim(cite, *says, name="s5.a", **more):
     """A fact that cites lines, and the pieces of evidence that these must hold in this order."""
     fact = Fact(id=name, part="5", statement="", kind="cited", cite=cite)
-    file = "run/" + cite.split(".py")[0] + ".py"
-    return fact, Entry(fact=name, file=file, says=[list(says)] if says else [], **more)
+    held = {"file": f"run/{cite.split('.py')[0]}.py", "says": [list(says)] if says else []}
+    return fact, Entry(fact=name, **held | more)
 
 
-def derive(folder: Path, *claims: tuple[Fact, Entry]) -> dict[str, Any]:
+def derive(folder, *claims):
     facts = Facts({fact.id: fact for fact, _ in claims})
     return citations.derive_source(folder, facts, [entry for _, entry in claims])
 
 
 X, Y, Z = "x = 1", "y = 2", "z = 3"
-UNDONE = {"note": "Undone ({undo}).", "outcome": "contradicts"}
-BOTH = {"a": {10: X, 12: Y}}
+APART = {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}
+BOTH = {"1.0": {"a": {10: X, 12: Y}}}
 SHIFTED = {"1.0": {"a": {30: X, 35: Y, 40: Z}}, "1.1": {"a": {25: X, 33: Y, 39: Z}}}
-CASES: dict[str, tuple[dict[str, dict[str, dict[int, str]]], dict[str, Any], list[str]]] = {
+LACKS = {"a.py (none)": {"lacks": ["dist"]}}
+UNDONE = {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]},
+                      "note": "Undone ({undo}).", "outcome": "contradicts"}}  # fmt: skip
+CASES = {
     # each release's files with their code, claims by the place that they cite, outcomes
     "as cited": ({"1.0": {"a": {10: X}}, "1.1": {"a": {12: X}}}, {"a.py:10": X}, ["holds"]),
-    "above the cited lines in one, below in the next": (
-        {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}, {"a.py:20": X}, ["holds"]),
-    "not between them": (
-        {"1.0": {"a": {10: X}}, "1.1": {"a": {30: X}}}, {"a.py:31": X}, ["misplaced"]),
+    "above the cited lines in one, below in the next": (APART, {"a.py:20": X}, ["holds"]),
+    "not between them": (APART, {"a.py:31": X}, ["misplaced"]),
     "one shift for the whole file": (
         SHIFTED, {"a.py:10": X, "a.py:15": Y, "a.py:20": Z}, ["holds"] * 3),
     "a line beside that shift": (
@@ -69,40 +68,31 @@ CASES: dict[str, tuple[dict[str, dict[str, dict[int, str]]], dict[str, Any], lis
     "code in other lines of every release": (
         {"1.0": {"a": {10: X}}, "1.1": {"a": {10: X}}}, {"a.py:40": X}, ["misplaced"]),
     "code that is nowhere": ({"1.0": {"a": {}}}, {"a.py:40": X}, ["contradicts"]),
-    "all evidence within the lines": ({"1.0": BOTH}, {"a.py:10-12": f"{X} … {Y}"}, ["holds"]),
-    "some evidence beside them": ({"1.0": BOTH}, {"a.py:10-11": f"{X} … {Y}"}, ["misplaced"]),
+    "all evidence within the lines": (BOTH, {"a.py:10-12": f"{X} … {Y}"}, ["holds"]),
+    "some evidence beside them": (BOTH, {"a.py:10-11": f"{X} … {Y}"}, ["misplaced"]),
     "a file in no release": ({"1.0": {"b": {}}}, {"a.py:40": X}, ["unknown"]),
-    "words that a file lacks": (
-        {"1.0": {"a": {5: "# a distant relative"}}}, {"a.py (none)": {"lacks": ["dist"]}},
-        ["holds"]),
-    "words that it has": (
-        {"1.0": {"a": {5: "import dist"}}}, {"a.py (none)": {"lacks": ["dist"]}}, ["contradicts"]),
+    "words that a file lacks": ({"1.0": {"a": {5: "# a distant relative"}}}, LACKS, ["holds"]),
+    "words that it has": ({"1.0": {"a": {5: "import dist"}}}, LACKS, ["contradicts"]),
     "overruled by code that is there": (
-        {"1.0": {"a": {10: X}, "b": {7: "x = None"}}},
-        {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]}, **UNDONE}},
-        ["contradicts"]),
-    "not by code that is not": (
-        {"1.0": {"a": {10: X}, "b": {}}},
-        {"a.py:10": {"says": [[X]], "shown": {"undo": ["run/b.py", "None"]}, **UNDONE}}, ["holds"]),
+        {"1.0": {"a": {10: X}, "b": {7: "x = None"}}}, UNDONE, ["contradicts"]),
+    "not by code that is not": ({"1.0": {"a": {10: X}, "b": {}}}, UNDONE, ["holds"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_what_becomes_of_a_citation(tmp_path: Path, case: str) -> None:
+def test_what_becomes_of_a_citation(tmp_path, case):
     releases, claims, outcomes = CASES[case]
     for version, files in releases.items():
         pack(tmp_path, version, **files)
-    made = []
-    for number, (cite, says) in enumerate(claims.items()):
-        given = says if isinstance(says, dict) else {"says": [says.split(" … ")]}
-        fact, entry = claim(cite, name=f"s5.{number}")
-        made.append((fact, Entry(**entry.model_dump() | given)))
+    made = [claim(cite, name=f"s5.{number}",
+                  **(says if isinstance(says, dict) else {"says": [says.split(" … ")]}))
+            for number, (cite, says) in enumerate(claims.items())]  # fmt: skip
     found = derive(tmp_path, *made)["citations"]
     assert [citation["outcome"] for citation in found] == outcomes
     assert "overruled" not in case or found[0]["working"].endswith("Undone (b.py:7 in 1.0).")
 
 
-def test_files_that_fit_different_releases_place_the_source_between_them(tmp_path: Path) -> None:
+def test_files_that_fit_different_releases_place_the_source_between_them(tmp_path):
     for version, x, y in (("0.5.10", 14, 20), ("0.5.9", 10, 18), ("0.5.9.post1", 12, 20)):
         pack(tmp_path, version, a={x: X}, b={y: Y})
     found = derive(tmp_path, claim("a.py:10", X), claim("b.py:20", Y, name="s5.b"))
@@ -115,7 +105,7 @@ def test_files_that_fit_different_releases_place_the_source_between_them(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["sglang-1.0-py3-none-any.whl", "numpy-2.0-py3-none-any.whl"])
-def test_wheels_that_cannot_be_used_are_named(tmp_path: Path, name: str) -> None:
+def test_wheels_that_cannot_be_used_are_named(tmp_path, name):
     with pytest.raises(CitationError, match=re.escape(str(tmp_path))):
         derive(tmp_path, claim("a.py:1", X))  # an empty folder
     (tmp_path / name).write_text("<html>not found</html>")
@@ -127,7 +117,7 @@ def test_wheels_that_cannot_be_used_are_named(tmp_path: Path, name: str) -> None
         derive(path.parent, claim("a.py:1", X))
 
 
-def test_every_citation_of_the_document_has_a_verdict() -> None:
+def test_every_citation_of_the_document_has_a_verdict():
     facts = load_facts()
     cited = {fact.id: fact.cite for fact in facts.values() if CITE.match(fact.cite)}
     given = {name: found["cite"] for name, found in VERDICTS.items() if found["cite"]}
@@ -140,7 +130,7 @@ def test_every_citation_of_the_document_has_a_verdict() -> None:
         assert len(stated) == len(held) and all(lines in held for lines in stated)
 
 
-def test_the_committed_file_is_consistent() -> None:
+def test_the_committed_file_is_consistent():
     versions = [release["version"] for release in COMMITTED["releases"]]
     used = {entry.file for entry in ENTRIES.values() if entry.says or entry.lacks}
     assert {file["path"] for file in COMMITTED["files"]} == used
@@ -156,6 +146,6 @@ def test_the_committed_file_is_consistent() -> None:
 
 
 @needs_wheels
-def test_the_committed_file_is_derived_again(tmp_path: Path) -> None:
+def test_the_committed_file_is_derived_again(tmp_path):
     citations.main([str(WHEELS)], tmp_path / "source.json")
     assert (tmp_path / "source.json").read_bytes() == citations.SOURCE.read_bytes()

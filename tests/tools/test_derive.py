@@ -2,15 +2,13 @@
 
 import json
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tools.identify import matches
 from wanreport.baseline.facts import DERIVED, quantity
 
-SIZES: dict[str, Any] = {
+SIZES = {
     "wan.blocks": 40, "wan.branches": 2, "wan.block.params": 351394304,
     "wan.expert.params": 14288491584, "wan.text_encoder.params": 5680910336,
     "wan.vae.params": 126892531,
@@ -19,7 +17,7 @@ TENSORS = [{"part": "text encoder", "name": "wi_0", "elements": 41943040}]
 
 
 @pytest.mark.slow
-def test_the_committed_files_are_derived_again(tmp_path: Path) -> None:
+def test_the_committed_files_are_derived_again(tmp_path):
     from tools import derive
 
     for path in derive.write(tmp_path):
@@ -29,7 +27,7 @@ def test_the_committed_files_are_derived_again(tmp_path: Path) -> None:
         assert made == committed
 
 
-def test_a_transfer_is_found_whatever_it_is() -> None:
+def test_a_transfer_is_found_whatever_it_is():
     for size, unit, what, read in (
         ("167.8", "MB", "wi_0 of the text encoder in fp32", "MB"),
         ("702.8", "MB", "block in bf16 or fp16", "MB"),

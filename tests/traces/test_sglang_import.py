@@ -9,7 +9,7 @@ import pytest
 from tests.traces.madeup import contended, events, put, sqlite, text
 from wanreport.analysis import frames, overlap
 from wanreport.analysis.checks import checks
-from wanreport.baseline import load_facts
+from wanreport.baseline.facts import load_facts
 from wanreport.cli import main
 from wanreport.jobs.job import load_job
 from wanreport.measure import jobs

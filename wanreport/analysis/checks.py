@@ -38,18 +38,18 @@ class _Data(NamedTuple):
                asked: str = FOUR) -> dict[str, Any]:  # fmt: skip
         """An answer for the last run's machine; `asked` is the fact with the number of GPUs."""
         runs = self.frames.runs.loc[[*names]]
-        last = runs.iloc[-1]
-        linked = len(runs) > 1 and last.interconnect == "NVLink"  # of one run it does not count
-        path = f"NVLink instead of the {SHARED}" if linked else ""
-        setting = ", ".join(filter(None, [also, compare.differs(self.facts, runs, asked), path]))
+        last, said = runs.iloc[-1], [also, compare.differs(self.facts, runs, asked)]
+        if len(runs) > 1 and last.interconnect == "NVLink":  # of one run it does not count
+            said.append(f"NVLink instead of the {SHARED}")
         return {"status": SAID.get(status, status), "machine": last.machine, "measured": measured,
-                "runs": [*names], "setting": setting}  # fmt: skip
+                "runs": [*names], "setting": ", ".join(filter(None, said))}  # fmt: skip
 
     def pairs(self, other: str, ahead: int = 1) -> list[pd.DataFrame]:
         """Of each machine the new offload's run, and the nearest of another engine or prefetch."""
         runs = self.timed
         new = runs[runs.latest & (runs.engine == NEW) & (runs.prefetch == ahead)]
-        return compare.nearest(new, runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)])
+        others = runs[(runs.engine == other) & (runs.prefetch.fillna(1) == 1)]
+        return compare.nearest(new, others, "group")
 
 
 def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
     `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
     "not measured"; `setting`, how the `runs` differ from what was asked for.
     """
-    timed = compare.plain_jobs(compare.overhead(frames), earlier=True)
+    timed = compare.plain_jobs(compare.overhead(frames), every=True)
     data, rows = _Data(frames, facts, timed, shares(frames)), []
     for check, (expected, answer) in CHECKS.items():
         answers = list(answer(data))
@@ -84,7 +84,7 @@ def _schedule(fact: str, data: _Data) -> Answers:
         low = steps.step.where(steps.expert == "low_noise").astype(float)
         first = low.groupby([steps.run, steps.iteration]).min().fillna(math.inf).groupby("run")
         values = chosen[["switch_step"]].astype(float).join(first.agg(["min", "max"]), how="inner")
-    seen = ", ".join(f"{v:g}" for v in sorted(set(values.to_numpy().ravel()) - {math.inf}))
+    seen = ", ".join(f"{v:g}" for v in sorted({*values.to_numpy().ravel()} - {math.inf}))
     right = (values == data.facts.number(fact)).all(axis=1)
     if len(right):
         shown, names = f"{seen} in {counted(len(right), 'run')}", right.index[right == right.all()]
@@ -117,14 +117,14 @@ def _scaling(old: str, data: _Data) -> Answers:
 
 
 def _spike(old: str, data: _Data) -> Answers:
-    steps, runs = data.frames.steps, data.timed[data.timed.latest & data.timed.switch_s.notna()]
-    steady = steps[(steps.kind == "clean") & (steps.role == "steady")].groupby("run").seconds
-    runs = runs[runs.engine == old].assign(low=steady.min(), high=steady.max())
-    for row in runs.sort_values(["steps_run", "started"]).groupby(WHERE).tail(1).itertuples():
+    steady = data.frames.steps.query("kind == 'clean' and role == 'steady'").groupby("run").seconds
+    runs = data.timed[data.timed.latest & data.timed.switch_s.notna() & (data.timed.engine == old)]
+    runs = runs.assign(low=steady.min(), high=steady.max()).sort_values(["steps_run", "started"])
+    for row in runs.groupby(WHERE).tail(1).itertuples():
         there = row.switch_step == data.facts.number("s2.switch.new")
+        spike = there and bool(row.switch_s > row.high * (1 + SAME_CLOCKS))
         shown = f"{seconds(row.switch_s)}, other steps {seconds(row.low)} to {seconds(row.high)}"
-        yield data.answer(there and bool(row.switch_s > row.high * (1 + SAME_CLOCKS)), [row.run],
-                          shown)  # fmt: skip
+        yield data.answer(spike, [row.run], shown)
 
 
 def _pure(data: _Data) -> Answers:

@@ -1,6 +1,5 @@
 """Which runs are compared: those that count, pairs of them, how their setup differs, the answer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,14 @@ def places(runs: pd.DataFrame) -> pd.Series:
     return runs.interconnect.where(runs.gpus > 1, PLACES[-1])
 
 
-def plain_jobs(runs: pd.DataFrame, *, earlier: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep jobs with both branches, eager, without a memory budget; maybe earlier runs too.
+def plain_jobs(runs: pd.DataFrame, *, every: bool = False, layouts: bool = False) -> pd.DataFrame:
+    """Keep eager jobs of both branches without a budget, by Ulysses alone or in both `layouts`.
 
-    Both branches ran on all GPUs, or with `layouts` in either layout.
+    Of each the latest run counts, and only with prefetch 1, unless `every` does.
     """
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
-    plain &= runs.vram_budget_gb.isna() & (runs.latest | earlier)
-    return runs[plain & (layouts | ~runs.cfg_parallel)]
+    plain &= runs.vram_budget_gb.isna() & (layouts | ~runs.cfg_parallel)
+    return runs[plain & (every | runs.latest & (runs.prefetch.fillna(1) == 1))]
 
 
 def headline(frames: Frames) -> pd.DataFrame:
@@ -46,10 +45,8 @@ def headline(frames: Frames) -> pd.DataFrame:
     It is the latest plain job with prefetch 1; before it goes one whose reference ran on the same
     boards, and one with `resident` again afterwards.
     """
-    plain = plain_jobs(overhead(frames))
-    plain = plain[plain.overhead.notna() & (plain.engine != "resident")]
-    order = ["same_boards", "bracketed", "steps_run", "started"]
-    plain = plain[plain.prefetch.fillna(1) == 1].sort_values(order)
+    plain = plain_jobs(overhead(frames)).dropna(subset="overhead").query("engine != 'resident'")
+    plain = plain.sort_values(["same_boards", "bracketed", "steps_run", "started"])
     return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
@@ -63,9 +60,7 @@ def told(one: Runs, two: Runs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def nearest(
-    ones: pd.DataFrame, others: pd.DataFrame, on: Sequence[str] = ("group",)
-) -> list[pd.DataFrame]:
+def nearest(ones: pd.DataFrame, others: pd.DataFrame, *on: str) -> list[pd.DataFrame]:
     """Pair runs that agree `on` some columns: one pair of each machine, GPUs, height and engine.
 
     The most steps count first, then the same boards, a `resident` on the same boards, the date.
@@ -78,8 +73,12 @@ def nearest(
         beside=both.same_boards.eq(True).astype(int) + both.same_boards_two.eq(True),
     ).sort_values(["steps_run", "same", "beside", "started", "started_two"])  # fmt: skip
     picked = order.drop_duplicates(where, keep="last").sort_values(where)
-    pairs = ((ones, picked.run), (others, picked.run_two))
-    return [runs.loc[names].reset_index(drop=True) for runs, names in pairs]
+    return aligned(ones, picked.run) + aligned(others, picked.run_two)
+
+
+def aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
+    """Runs by name, in tables with one index."""
+    return [runs.loc[each].reset_index(drop=True) for each in names]
 
 
 def layouts(frames: Frames) -> pd.DataFrame:
@@ -87,10 +86,9 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
     Each ``overhead`` is over resident of the same layout.
     """
-    plain = plain_jobs(overhead(frames), layouts=True)
-    plain = plain[(plain.gpus > 1) & (plain.prefetch.fillna(1) == 1)]
+    plain = plain_jobs(overhead(frames), layouts=True).query("gpus > 1")
     split = plain.cfg_parallel
-    cfg, ulysses = nearest(plain[split], plain[~split], [*WHERE, "engine", "frames"])
+    cfg, ulysses = nearest(plain[split], plain[~split], *WHERE, "engine", "frames")
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
              for name in ("step_s", "overhead")}  # fmt: skip
     return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})
@@ -118,28 +116,26 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 def answer(frames: Frames) -> pd.DataFrame:
     """Sum up :func:`headline`: what each engine costs a step, wherever it was measured.
 
-    For each `place` (:func:`places`), number of `gpus`, `height` and `engine`
-    the row of the machine with the largest overhead; `least` and `most` of all `machines`; and
-    `claim`, "slower" where it is so on any.
+    For each `place` (:func:`places`), number of `gpus`, `height` and `engine` the row of the
+    machine with the largest overhead, with the `least`, and "slower" as `claim` if it is on any.
     """
     cost, keys = headline(frames), ["place", "gpus", "height", "engine"]
-    by = cost.assign(place=places(cost), most=cost.overhead).sort_values("overhead").groupby(keys)
+    by = cost.assign(place=places(cost)).sort_values("overhead").groupby(keys)
     return by.tail(1).set_index(keys).sort_index().assign(
         least=by.overhead.min(),
         claim=by.claim.agg(lambda all_: "slower" if "slower" in set(all_) else all_.iloc[-1]),
-        machines=by.machine.agg(lambda names: " and ".join(sorted(set(names)))),
     ).reset_index()  # fmt: skip
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs"."""
-    here = found[(found.place == where) & (found.engine == engine)].sort_values("most")
+    here = found[(found.place == where) & (found.engine == engine)].sort_values("overhead")
     size = here.height.map("{}p on ".format) + here.gpus.map(lambda gpus: counted(gpus, "GPU"))
     few = here.claim == "no interval"
     said, sure = f"{', '.join(size[few])}: too few steps to tell", here[~few]
     if sure.empty:
         return said if len(here) else ""
-    most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.most.max()))))
+    most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
     if not (sure.claim == "slower").any():
         most += ", within noise"
     elif len(sure) > 1:
@@ -161,9 +157,8 @@ def without_record(runs: pd.DataFrame) -> pd.DataFrame:
     `job`, `gpus`, `purpose`, `command`; `baseline_job`, where the baseline asks for it.
     """
     root, known = project_root(), set(runs.job_hash[runs.program == ""].dropna())
-    files = sorted((root / "params").glob("*/*.yaml"))
+    files = {file: load_job(file) for file in sorted((root / "params").glob("*/*.yaml"))}
     rows = [(job.name, job.num_gpus, job.purpose, f"wanreport run {file.relative_to(root)}",
              job.baseline_job if file.parent.name == "baseline" else None)
-            for file, job in zip(files, map(load_job, files), strict=True)
-            if not known & set(job.hashes())]  # fmt: skip
+            for file, job in files.items() if not known & set(job.hashes())]  # fmt: skip
     return pd.DataFrame(rows, columns=["job", "gpus", "purpose", "command", "baseline_job"])

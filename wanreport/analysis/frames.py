@@ -6,10 +6,10 @@
     counters    a row for each iteration, rank and counter, with the closed formula's value
     events      a row for each interval on a profiled iteration's timeline, rank 0
 
-Column names end in their unit: ``_s``, ``_ms``, ``_bytes``, ``_gb_s`` (10^9 bytes a second),
-``_mhz``, ``_w``. Whatever was not measured is NaN, NA or None, never 0. `run`, the path of the file
-(with ``#tokens/label`` for a benchmark's row), identifies a run in all of them. Beside what files
-say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the busiest rank,
+Column names end in their unit; ``_gb_s`` are 10^9 bytes a second. Whatever was not measured is
+NaN, NA or None, never 0. `run`, the path of the file (with ``#tokens/label`` for a benchmark's
+row), identifies a run in all of them. Beside what files say (:mod:`wanreport.analysis.rows`)
+`runs` has, of clean iterations and of the busiest rank,
 
     step_s, step_low_s, step_high_s, step_n   the median steady step, neither first nor switch
     first_s, switch_s, decode_s, denoise_s, steady_s, end_to_end_s   other parts of the schedule
@@ -17,12 +17,11 @@ say (:mod:`wanreport.analysis.rows`) `runs` has, of clean iterations and of the 
     latents, repeats        what all complete iterations end in; whether several do, and agree
     formula_ok              whether all counters equal their closed formula; None without one
     latest                  whether it is its job's run that counts
-    reference, resident_s   the run of `resident` that it is held against, and its step: in its
-                            file, else of the same work, if there is one on the same boards
+    reference, resident_s   the run of `resident` that it is held against, and its step: of the
+                            same work, on the same boards if there is one
     overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
     drift, bracketed        by what share resident moved meanwhile, and whether that is known
-    limit_s, over_limit     the longer of resident's step and a step's bytes over the link's
-                            measured bandwidth; and the step over it
+    limit_s, over_limit     the longer of resident's step and moving the bytes; a step over it
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
@@ -56,7 +55,7 @@ COLUMNS = {
 
 
 class Frames(NamedTuple):
-    """All that was measured; see the module's docstring."""
+    """All that was measured."""
 
     runs: pd.DataFrame
     steps: pd.DataFrame
@@ -84,8 +83,7 @@ def load(directories: Sequence[str | Path], root: Path | None = None) -> Frames:
                 if path.parent.name == "benchmarks":
                     add_bench(rows, name, path, files.read_bench(path)[0])
                 else:
-                    content = files.read_json(path, "delete it and measure again")
-                    add_record(rows, name, files.parse_record(path, content))
+                    add_record(rows, name, files.parse_record(path, files.read_json(path)))
             except files.FileError as error:
                 problems.append(str(error))
     if problems:
@@ -109,7 +107,7 @@ def _frames(rows: Rows) -> Frames:
         frame = pd.DataFrame(found, columns=COLUMNS.get(name))
         kinds = {each: "float64" for each in frame if each.endswith(UNITS)}
         made.append(frame.astype(kinds | {each: "Int64" for each in WHOLE if each in frame}))
-    runs = _summed_up(made[0].set_index("run", drop=False), *made[1:4])
+    runs = _summed_up(Frames(made[0].set_index("run", drop=False), *made[1:]))
     # Machines that share a short name get their full class: other NCCL settings, say, which one GPU
     # has no use for.
     several = runs.groupby("machine").slug.transform("nunique") > 1
@@ -122,10 +120,9 @@ def _frames(rows: Rows) -> Frames:
     return Frames(against_resident(runs), *made[1:])
 
 
-def _summed_up(
-    runs: pd.DataFrame, steps: pd.DataFrame, iterations: pd.DataFrame, counters: pd.DataFrame
-) -> pd.DataFrame:
+def _summed_up(frames: Frames) -> pd.DataFrame:
     """Add to each run what follows from its rows in the other frames."""
+    runs, steps, iterations, counters, _ = frames
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])

@@ -8,8 +8,8 @@ A timeline has begin and end of each block, load and collective of rank 0 around
     beside     one with a copy in flight for at least half of its time, and no gather
 
 A copy counts until its step's last block ends: what comes after the noted steps is not noted. A
-visit to a block has two all-to-alls of different sizes, in turn, so each is held against the median
-of those of its own size that run alone. What one GPU notes as collectives is left out.
+visit has two all-to-alls of different sizes, in turn, so each is held against the median of the
+lone ones of its own size. What one GPU notes as collectives is left out.
 """
 
 from collections.abc import Iterable
@@ -31,9 +31,9 @@ def shares(frames: Frames) -> pd.DataFrame:
     is copied, and the share `hidden` of it; ``rate_gb_s`` of loads, ``rate_outside_gb_s`` of those
     that meet no collective, ``rate_inside_gb_s``, an estimate of the others while beside one, if
     they elsewhere run as fast as the link alone; ``collectives_s``, all-to-alls a step, with
-    packing and waiting; `beside`, how long one beside a copy takes over lone ones of its size,
-    whose median is 1, with both intervals and numbers (``beside_``, ``alone_``); `slowed`, what
-    these are times of: "all-to-alls", or of a trace without their sizes "copies", the other way.
+    packing and waiting; `beside`, how long one beside a copy takes over lone ones, whose median is
+    1, with both intervals and numbers (``beside_``, ``alone_``); `slowed`, what these are times of:
+    "all-to-alls", or of a trace without their sizes "copies", the other way.
     """
     runs, rows = frames.full_scale(), dict[str, dict[str, Any]]()
     links = runs.groupby("slug").link_gb_s.max()  # one measurement may be low
@@ -46,7 +46,7 @@ def shares(frames: Frames) -> pd.DataFrame:
 
 
 def timeline(frames: Frames, run: Any) -> pd.DataFrame:
-    """A run's events without releases, which are points in time, and a lone GPU's collectives."""
+    """A run's events without releases, which take no time, and a lone GPU's collectives."""
     events = frames.events[(frames.events.run == run["run"]) & (frames.events.what != "release")]
     return events[(events.lane != "collective") | (run["gpus"] > 1)].sort_values("start_ms")
 
@@ -54,9 +54,8 @@ def timeline(frames: Frames, run: Any) -> pd.DataFrame:
 def crossings(events: pd.DataFrame) -> np.ndarray:
     """Find where a copy and a collective run at once: an array of begin and end, a row for each."""
     lanes, copy, meets = _lanes(_in_ns(events), "copy", "collective")
-    both = np.r_[False, copy & meets, False]
-    edges = lanes.edges[np.flatnonzero(both[1:] != both[:-1])] / 1e6
-    return np.asarray(edges.reshape(-1, 2))
+    changes = np.flatnonzero(np.diff(copy & meets, prepend=False, append=False))
+    return np.asarray(lanes.edges[changes].reshape(-1, 2) / 1e6)
 
 
 def _in_ns(events: pd.DataFrame) -> pd.DataFrame:
@@ -77,9 +76,8 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
     last = events.step.map(blocks.end_ns.max()).where(events.lane == "copy", events.end_ns.max())
     counted = events.assign(end_ns=np.minimum(events.end_ns, last))[events.start_ns < last]
     lanes, copy, meets, gather, compute = _lanes(counted, "copy", "collective", "gather", "compute")
-    hidden, copies, collectives = (
-        lanes.lengths[pieces].sum() / 1e6 for pieces in (copy & compute & ~meets, copy, meets)
-    )
+    spans = (copy & compute & ~meets, copy, meets)
+    hidden, copies, collectives = (lanes.ns(pieces) / 1e6 for pieces in spans)
 
     parts, (axis, met) = events[events.what == "load"], _lanes(events, "collective")
     parts = parts.assign(inside_ms=axis.within(parts, met) / 1e6)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wanreport.analysis.compare import NEW, OLD, overhead, told
+from wanreport.analysis.compare import NEW, OLD, aligned, overhead, told
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import SAME_CLOCKS, gap_difference
 from wanreport.words import NBSP, gigabytes
@@ -52,12 +52,12 @@ def pairs(frames: Frames) -> pd.DataFrame:
     runs = overhead(frames)
     known = _known(frames, runs)
     names = known.index.repeat(len(known)), np.tile(known.index, len(known))
-    (a, b), (mine, theirs) = _aligned(runs, *names), _aligned(known, *names)
+    (a, b), (mine, theirs) = aligned(runs, *names), aligned(known, *names)
     differ, stream, rows = differences(mine, theirs), a.engine == "stream", []
-    plain = (a.prefetch.isna() | (a.prefetch == 1)) & ~a.engine.isin(OLD)
+    plain = (a.prefetch.fillna(1) == 1) & ~a.engine.isin(OLD)
     here, both = plain & (a.group == b.group), stream & (b.engine == "stream")
-    alike = a[["gpu_model", "tokens", "blocks"]].eq(b[["gpu_model", "tokens", "blocks"]])
-    elsewhere = plain & ~stream & alike.all(axis=1) & (a["name"] == b["name"])
+    alike = ["gpu_model", "tokens", "blocks", "name"]
+    elsewhere = plain & ~stream & a[alike].eq(b[alike]).all(axis=1)
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
@@ -80,7 +80,7 @@ def pairs(frames: Frames) -> pd.DataFrame:
             rows.append((cause, changed, a.run[at], b.run[at], change, together))
     columns = ["cause", "changed", "run_a", "run_b", "change", "together_with"]
     found = pd.DataFrame(rows, columns=columns)
-    a, b = _aligned(runs, found.run_a, found.run_b)
+    a, b = aligned(runs, found.run_a, found.run_b)
     own, gap = found.changed.isin(OWN_RESIDENT), pd.DataFrame(told(a, b))
     over = [(each, runs.loc[each.reference].set_axis(each.index)) for each in (a[own], b[own])]
     wide = pd.DataFrame(gap_difference(*over)).drop(columns=["gap", "gap_before"])
@@ -89,16 +89,8 @@ def pairs(frames: Frames) -> pd.DataFrame:
     scale = BLOCKS * BRANCHES / (a.blocks * a.branches).astype(float)
     effects = {f"effect{end}_s": scale * step * gap[f"difference{end}"]
                for end in ("", "_low", "_high")}  # fmt: skip
-    found = found.assign(name_a=a["name"], name_b=b["name"], machine_b=b.machine, scale=scale,
-                         tokens=a.tokens, source=a.source, **effects).join(gap)  # fmt: skip
-    found = found.assign(order=found.changed.map([*ASKED].index))
-    found = found.sort_values(["order", "machine", "work"], ignore_index=True)
-    return found.drop(columns="order")
-
-
-def _aligned(runs: pd.DataFrame, *names: Any) -> list[pd.DataFrame]:
-    """Runs by name, in tables with one index."""
-    return [runs.loc[each].reset_index(drop=True) for each in names]
+    return found.assign(name_a=a["name"], name_b=b["name"], machine_b=b.machine, scale=scale,
+                        tokens=a.tokens, source=a.source, **effects).join(gap)  # fmt: skip
 
 
 def differences(ones: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:

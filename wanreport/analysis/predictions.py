@@ -63,10 +63,9 @@ class PredictionError(FileError):
 class Known(NamedTuple):
     """What fewer GPUs of a model tell: its sizes, and all that was measured, the latest last.
 
-    `measured` has for each value its `kind`, `tokens`, `ranks`, when (`at`) and where from. It is,
-    of "windows", a plan's inputs; of "resident" a step's seconds, blocks and branches; of
-    "pageable" bytes a second to the device and back; of "swap" the seconds that the first step and
-    the switch take beyond others.
+    A value is, of the kind "windows", a plan's inputs; of "resident" a step's seconds, blocks and
+    branches; of "pageable" bytes a second to the device and back; of "swap" the seconds that the
+    first step and the switch take beyond others.
     """
 
     gpu: str
@@ -94,15 +93,13 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
-    Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
-    model = dict[str, Any]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
     others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
     here = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():
-        step, values, model = row.step_s, {"windows": row.plan_inputs}, row.model or model
+        step, values = row.step_s, {"windows": row.plan_inputs}
         if row.pageable_rates:
             values["pageable"] = [rate * 1e9 for rate in row.pageable_rates]
         if row.engine == "resident" and not row.again and step > 0:
@@ -111,20 +108,18 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
             values["swap"] = [max(spike - step, 0.0) for spike in (row.first_s, row.switch_s)]
         rows += [[kind, value, row.tokens, row.gpus, row.started, row.file]
                  for kind, value in values.items() if value]  # fmt: skip
-    known = Known(gpu, model, pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable"))
-    if not model or not known.of("windows", several=False):
+    measured = pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable")
+    known = Known(gpu, next(iter(here.model.dropna()), {}), measured)
+    if not known.model or not known.of("windows", several=False):
         command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"
         raise PredictionError(f"{gpu}: no record of stream on one GPU; on it run `{command}`")
     return known
 
 
 def load(root: Path) -> list[dict[str, Any]]:
-    """Read all predictions; raises FileError naming a file that is none."""
-    found = {path: read_json(path) for path in sorted((root / FOLDER).glob("*.json"))}
-    for path, content in found.items():
-        if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
-            raise FileError(f"{path}: is not a prediction; restore it from git")
-    return [*found.values()]
+    """Read all predictions."""
+    files = sorted((root / FOLDER).glob("*.json"))
+    return [read_json(path, "restore it from git") for path in files]
 
 
 def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -141,14 +136,13 @@ def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFra
         told += [{"cfg_parallel": False, **job, **{key: file[key] for key in MACHINE},
                   "job": name, "run": last.get(job["job_hash"])}
                  for name, job in file["jobs"].items()]  # fmt: skip
-    table = pd.DataFrame(told, columns=[*MACHINE, *TOLD, *JUDGED]).rename(
-        columns={"step_s": "predicted_s", "overhead": "predicted_overhead"}
-    )
+    table = pd.DataFrame(told, columns=[*MACHINE, *TOLD, *JUDGED])
     seen = runs.reindex(table.run)[["step_s", "overhead"]].set_axis(table.index)
-    error = table.predicted_s / seen.step_s - 1
+    error = table.step_s / seen.step_s - 1
     return table.assign(
         interconnect=table.interconnect.map(INTERCONNECTS).map(path_of), measured_s=seen.step_s,
-        overhead=seen.overhead, error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
+        predicted_s=table.pop("step_s"), predicted_overhead=table.overhead, overhead=seen.overhead,
+        error=error, held=(1 / (1 + error) - 1).abs() <= TOLERANCE,
     )  # fmt: skip
 
 
@@ -172,9 +166,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
     kind, or if measurements are missing or contradict.
     """
     if job.dtype != DTYPE or job.compile or not job.cfg or job.vram_budget_gb is not None:
-        raise PredictionError(
-            f"{job.name}: has compile, dtype, cfg or vram_budget_gb; leave it out"
-        )
+        raise PredictionError(f"{job.name}: compile, dtype, cfg, vram_budget_gb: leave them out")
     # The VAE's strides are 4 and 8, a patch is 2 latents wide.
     tokens = ((job.num_frames - 1) // 4 + 1) * (job.height // 16) * (job.width // 16)
     inputs, exchanged = _inputs(known, job, tokens, interconnect)
@@ -201,8 +193,6 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         spikes = [row.value for row in known.of("swap")]
         spikes = spikes or [[sum(expert / rate for rate in row.value)] * 2
                             for row in known.of("pageable")]  # fmt: skip
-        if not spikes:
-            raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
         first, switch = first + spikes[-1][0], switch + spikes[-1][1]
     return {
         **job.model_dump(include={"engine", "width", "height", "num_frames"}),
@@ -269,8 +259,7 @@ def _alone(known: Known) -> tuple[Callable[[int, int], list[float]], Curve, floa
     """What one GPU tells: windows by tokens and ranks, the rest's seconds a token, and waiting.
 
     That is how many times as long windows take with several GPUs, as waiting ones clock up: what
-    `resident` took beside all-to-alls over what follows from one GPU, in the latest run whose
-    all-to-alls are known; 1 without one.
+    `resident` took beside all-to-alls, where these are known, over what follows from one GPU.
     """
     alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})

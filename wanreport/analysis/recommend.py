@@ -43,26 +43,25 @@ def recommend(
 
     Two rows a `height`, the better one first, with `place`, `layout`, `engine`, `transfer` and
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
-    Raises PredictionError where measurements are missing.
     """
     known = predicted.gather(frames, gpu, gpus + 1, wire)
     memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()
     free = USABLE * (memory if vram_gb is None else vram_gb * 1e9)
-    assumed = f"; {predicted.ASSUMED[wire]}" if gpus > 1 and known.base.ranks == 1 else ""
+    assumed = f"; {predicted.ASSUMED[wire]}" * (gpus > 1 and known.base.ranks == 1)
     ways = [(height, cfg, *way, "predicted", known.base.path + assumed)
             for height, cfg in product(SIZES, (False, True)[: 2 - gpus % 2])
             for way in _ways(known, gpus, height, cfg, wire, free)]  # fmt: skip
     table = pd.DataFrame(ways, columns=KEY + VALUES).set_index(KEY)
     ran, path = plain_jobs(overhead(frames), layouts=True), path_of(predicted.INTERCONNECTS[wire])
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
-    ran = ran[(ran.frames == 81) & (ran.prefetch.fillna(1) == 1)].sort_values("started")
+    ran = ran[ran.frames == 81].sort_values("started")
     seen = ran.assign(
         cfg=ran.cfg_parallel, transfer=[each.get("transfer", "bf16") for each in ran.settings],
         blocks=DEFAULT_ROOM * (ran.engine == "stream"), needs_bytes=ran.allocated_bytes,
         total_s=ran.denoise_s, kind="measured", rests_on=ran.file,
     ).astype({"height": int}).drop_duplicates(KEY, keep="last").set_index(KEY)[VALUES]  # fmt: skip
     seen = seen[seen.index.isin(table.index)]
-    for at, row in seen[seen.index.get_level_values("engine") == "resident"].iterrows():
+    for at, row in seen.query("engine == 'resident'").iterrows():
         # The others cost of it what was predicted.
         times, others = ["total_s", "step_s"], (*at[:2], slice(None))
         table.loc[others, times] *= (row[times] / table.loc[at, times]).to_numpy(float)
@@ -76,8 +75,7 @@ def recommend(
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
                True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
-    place = table.groupby("height").cumcount() + 1
-    return table.assign(layout=table.cfg.map(layouts), place=place)
+    return table.assign(layout=table.cfg.map(layouts), place=table.groupby("height").cumcount() + 1)
 
 
 def _ways(
@@ -133,7 +131,6 @@ def run(root: Path, gpus: int, vram_gb: float | None) -> int:
             written = {"total_s": seconds, "step_s": seconds, "needs_bytes": gigabytes}
             print(where, ways[columns].to_string(index=False, formatters=written), sep="\n")
     if not models:
-        needs = f"on a machine with a GPU run: wanreport measure {predicted.STREAM_JOB}"
-        problems.append(f"no record of a job at full scale; {needs}")
+        problems.append(f"no records; on a GPU run: wanreport measure {predicted.STREAM_JOB}")
     print(*dict.fromkeys(problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
     return int(bool(problems))

@@ -6,6 +6,7 @@ from the frames (:mod:`wanreport.analysis.frames`).
 
 import json
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
     split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
-    setting = _joined(
-        prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split
-    )
+    setting = [prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split]
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
     alike = [r.software.torch, *map(job.get, WORKLOAD), *(getattr(model, key) for key in MODEL)]
     workload = json.dumps(alike + [split] * bool(split), default=str)
@@ -43,13 +42,13 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     rates = [link.get(f"{way}_pageable_together_gb_s") for way in ("h2d", "d2h")]
     columns = {
         "source": "job", "job": str(job.get("name", "unnamed job")), "rehearsal": r.is_rehearsal,
-        "engine": engine, "setting": setting, "prefetch": prefetch, "program": program,
-        "name": ("SGLang " if program else "") + _joined(engine, setting), "gpus": gpus,
+        "engine": engine, "prefetch": prefetch, "program": program, "gpus": gpus,
+        "name": "SGLang " * bool(program) + _joined(engine, *setting),
         "cfg_parallel": bool(split), "branches": branches, "compiled": compiled,
         "work": work if model.width else "", "workload": workload,
         # What two runs must share before their times are compared: all but the engine.
         "group": f"{r.machine.slug} {gpus} {workload}",
-        **_of(r, "job_hash", "status", "reason", "hint", "wall_s", "cold_start_s", "made_from"),
+        **_of(r, "job_hash", "status", "reason", "hint", "wall_s", "cold_start_s"),
         **_of(model, "tokens", "flow_shift", "boundary_ratio", "block_bytes", "expert_bytes"),
         **{key: job.get(key) for key in ("baseline_job", "scale", "vram_budget_gb", "dtype")},
         "model": model.model_dump(),
@@ -77,29 +76,25 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
     Raises FileError if the file lies in another machine's folder.
     """
     said, slug = bench.settings, bench.machine.slug
-    if slug != (folder := path.parent.parent.name):
-        raise files.FileError(
-            f"{path}: machine.slug is {slug}, and the folder is {folder}'s; move the file to"
-            f" {slug}/benchmarks/"
-        )
+    if slug != path.parent.parent.name:
+        raise files.FileError(f"{path}: machine.slug is {slug}; move it to {slug}/benchmarks/")
     rates = {row.tokens: [rank.link.h2d_pinned_together_gb_s for rank in row.ranks if rank.link]
              for row in bench.rows if row.label == files.FIRST}  # fmt: skip
     for row in bench.rows:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
-        engine, again = "stream" if name == "planned" else name, row.label == files.LAST
+        planned, again = name == "planned", row.label == files.LAST
+        engine = "stream" if planned else name
         parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
         off = _most(rank.latents_error and rank.latents_error[-1] for rank in ranks)
-        setting = _joined(name == "planned" and name, *parts, off and "not exact")
-        shown = _joined(engine, setting)
-        if name in files.PEERS:
-            setting = bench.peers[name].version if name in bench.peers else ""
-            shown = f"{'SGLang' if name == 'sglang' else name} {setting}".strip()
+        shown = _joined(engine, planned and name, *parts, off and "not exact")
+        if name in bench.peers:
+            shown = f"{name.replace('sglang', 'SGLang')} {bench.peers[name].version}"
         digests = {d for rank in ranks for d in (rank.first_output_sha256, rank.output_sha256)}
         step = "a CFG step" if said.branches == 2 else "one branch"
         columns = {
             "source": "bench", "scale": "blocks", "campaign": path.stem, "program": "",
             "rehearsal": said.device != "cuda", "again": again, "engine": engine,
-            "setting": setting, "prefetch": given.get("prefetch"), "name": shown + " again" * again,
+            "prefetch": given.get("prefetch"), "name": shown + " again" * again,
             **_of(said, "blocks", "branches"), "gpus": said.ranks, "compiled": said.compile,
             "work": f"{row.tokens:,} tokens, {said.blocks} blocks, {step}",
             "group": f"{file}#{row.tokens}", **_of(row, "label", "status", "reason", "tokens"),
@@ -176,12 +171,12 @@ def _add(
     most = max((len(it.steps) for it in iterations), default=0)
     roles = {columns["switch_step"]: "switch", 0: "first"} if "job" in columns else {}
     for number, it in enumerate(iterations):
-        key, gpus = {"run": run, "iteration": number, "kind": it.kind}, it.gpu or [None]
-        slowest = min((gpu for gpu in gpus if gpu), key=lambda gpu: [*_of(gpu, *GPU).values()],
-                      default=None) if None not in gpus else None  # fmt: skip
+        key, read = {"run": run, "iteration": number, "kind": it.kind}, it.gpu or []
+        gpus = [gpu for gpu in read if gpu and None not in read]
+        slowest = min(gpus, key=attrgetter(*GPU), default=None)
         rows["iterations"].append({
             **key, **(_of(slowest, *GPU) if slowest else {}),
-            "boards": tuple(sorted(gpu.board for gpu in gpus if gpu and slowest)),
+            "boards": tuple(sorted(gpu.board for gpu in gpus)),
             **_of(it, "decode_s", "total_s"), "latents": it.latents_sha256,
             "complete": len(it.steps) == most > 0,
             **{name: _most(getattr(rank, name) for rank in it.memory or [] if rank)

@@ -80,10 +80,7 @@ def _decimals(printed: Decimal) -> int:
 
 
 def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
-    """Hold a printed number against a computed one; rounded or cut off, it never contradicts.
-
-    With "<" or ">" for a bound, the number is only said to be below or above what is printed.
-    """
+    """Hold a printed number against a computed one; rounded or cut off, it never contradicts."""
     value, half = float(printed), 0.5 * 10.0 ** -_decimals(printed) * (1 + 1e-9)
     if bound:
         fits = [end < value if bound == "<" else end > value for end in computed]
@@ -140,12 +137,10 @@ def derived(name: str, folder: Path = DERIVED) -> dict[str, Any]:
 
 def shifts(formula: str) -> tuple[bool, str]:
     """Whether a formula of the noise level gives the scheduler's own levels."""
-    plain = flow_schedule(27, 1).sigmas[1:-1]
-    largest = max(
-        abs(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
-        for shift in (3, 5, 8, 12)
-        for sigma, shifted in zip(plain, flow_schedule(27, shift).sigmas[1:-1], strict=False)
-    )
+    levels = {shift: flow_schedule(27, shift).sigmas[1:-1] for shift in (1, 3, 5, 8, 12)}
+    largest = max(abs(evaluate(formula, str, flow_shift=shift, sigma=sigma).value - shifted)
+                  for shift, those in levels.items()
+                  for sigma, shifted in zip(levels[1], those, strict=True))  # fmt: skip
     return largest < 1e-6, f"largest difference {largest:.1e}"
 
 
@@ -189,8 +184,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
-    """One number or claim of the document."""
-
     id: str  # "s3.2.denoise.new"
     part: str = ""  # the section that it stands in, "3.2"
     statement: str  # the claim, or what the number is; {id} is another fact, here and in `value`
@@ -221,12 +214,12 @@ class Fact(BaseModel, extra="forbid", frozen=True, strict=True):
 
     def worded(self, number: float | Decimal) -> str:
         """Write a number in this fact's form, with a decimal more where that hides a difference."""
-        sign, unit = "+" if self.sign else "", self.unit.replace("us", "µs")
-        decimals, same = _decimals(self.number), math.isclose(number, self.number)
+        sign, decimals = "+" if self.sign else "", _decimals(self.number)
+        same = math.isclose(number, self.number)
         if not same and f"{number:.{decimals}f}" == f"{self.number:.{decimals}f}":
             decimals += 1
-        end = "×" if unit == "x" else f"{NBSP}{unit}" if unit else ""
-        return f"{number:{sign},.{decimals}f}".replace("-", MINUS) + end
+        unit = {"": "", "x": "×", "us": f"{NBSP}µs"}.get(self.unit, f"{NBSP}{self.unit}")
+        return f"{number:{sign},.{decimals}f}".replace("-", MINUS) + unit
 
 
 class Facts(dict[str, Fact]):
@@ -295,20 +288,15 @@ def _content(path: Path) -> Iterator[Any]:
 
 
 def load_facts(folder: Path | str | None = None) -> Facts:
-    """Load the facts of every ``*.yaml`` in a folder, by default the package's own.
-
-    Raises FactError for a file that cannot be read, an unknown key or kind, and an id that does not
-    fit its section or occurs twice.
-    """
+    """Load the facts of every ``*.yaml`` in a folder, by default the package's own."""
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         with _content(path) as content:
             for part, entry in ((p, entry) for p in content["parts"] for entry in p["facts"]):
                 # The document's words are those of the longest beginning of the id.
-                quotes = [(start, text) for start, text in part.get("quotes", {}).items()
-                          if f"{entry['id']}.".startswith(f"{start}.")]  # fmt: skip
-                quote = max(quotes, default=("", ""))[1]
-                fact = Fact(part=part["number"], quote=quote, **entry)
+                quotes = {"": "", **part.get("quotes", {})}
+                start = max(s for s in quotes if f"{entry['id']}.".startswith(f"{s}." * bool(s)))
+                fact = Fact(part=part["number"], quote=quotes[start], **entry)
                 if fact.id in facts or not fact.id.startswith(f"s{fact.part}."):
                     raise FactError(f"{fact.id} occurs twice, or elsewhere")
                 facts[fact.id] = fact

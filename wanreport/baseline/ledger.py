@@ -72,10 +72,10 @@ class Ledger(dict[str, Entry]):
         self._judge(Check(fact=[fact.id], check=fact.check, how=fact.how)
                     for fact in facts.values() if fact.how)  # fmt: skip
         for cited in evidence["source"]["citations"]:
-            quotes = [f"{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
+            lines = [f"{cited['cite']}: {cited['working']}"]
+            lines += [f"{quote['version']}, {quote['lines']}: {' '.join(quote['text'].split())}"
                       for quote in cited["quotes"]]  # fmt: skip
-            working = "\n".join([f"{cited['cite']}: {cited['working']}", *quotes])
-            verdict = Verdict("source", FOUND[cited["outcome"]], working)
+            verdict = Verdict("source", FOUND[cited["outcome"]], "\n".join(lines))
             self._verdicts[facts[cited["fact"]].id].append(verdict)
         # What others repeat comes before them; what runs say does not count there.
         self._judge(sorted(evidence["checks"], key=lambda c: (c.by is not None, bool(c.repeats))))
@@ -98,10 +98,10 @@ class Ledger(dict[str, Entry]):
                     key=lambda verdict: data.KINDS.index(verdict.check))  # fmt: skip
         other = right.value if right else None
         if follows and not right:
-            right_ones = {used: entry.other for used, entry in uses.items()}
-            again = data.evaluate(fact.how, lambda id: right_ones.get(id) or self.lookup(id))
-            contradicts = data.compare(fact.number, again, fact.bound) == Outcome.FALSE
-            other = again if contradicts else None
+            known = {used: entry.other for used, entry in uses.items() if entry.other}
+            again = data.evaluate(fact.how, lambda id: known.get(id) or self.lookup(id))
+            if data.compare(fact.number, again, fact.bound) == Outcome.FALSE:
+                other = again
         rests_on: list[str] = []
         if not wrong:
             rests_on += self._rests_on.get(name, [])
@@ -110,9 +110,8 @@ class Ledger(dict[str, Entry]):
                 rests_on += follows
             if isinstance(fact.value, str):
                 rests_on += [slot[0] for slot in SLOT.findall(f"{fact.statement} {fact.value}")]
-        roots = [root for used in rests_on for root in
-                 ([used] if self[used].outcome == Outcome.FALSE else self[used].rests_on)
-                 ]  # fmt: skip
+        roots = [root for used in rests_on for root in (
+            [used] if self[used].outcome == Outcome.FALSE else self[used].rests_on)]  # fmt: skip
         outcome = Outcome.FALLS if roots else Outcome.worst(v.outcome for v in verdicts)
         decided = (not right.elsewhere if right else
                    all(entry.decided for entry in follows.values()))  # fmt: skip
@@ -167,7 +166,7 @@ class Ledger(dict[str, Entry]):
         seen = self.seen(by)
         own = seen.by[(seen.setting == "") & seen.status.isin(FOUND)]
         for row in seen[(seen.setting == "") | ~seen.by.isin(own)].itertuples():
-            outcome = Outcome.ELSEWHERE if row.setting else FOUND.get(row.status, Outcome.ELSEWHERE)
+            outcome = FOUND.get("" if row.setting else row.status, Outcome.ELSEWHERE)
             words = ", ".join(filter(None, [row.machine, row.setting]))
             yield Verdict("measured", outcome, f"{row.measured} ({words}).", runs=tuple(row.runs))
         if seen.empty:
@@ -179,8 +178,7 @@ class Ledger(dict[str, Entry]):
         entry = self[name]
         instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
         if entry.other:
-            number = self.facts[name].worded(entry.other.value)
-            instead = number if entry.decided else f"or {number}"
+            instead = "or " * (not entry.decided) + self.facts[name].worded(entry.other.value)
         rounded = entry.outcome == Outcome.ROUNDING
         return Outcome.HOLDS if rounded else entry.outcome, instead
 
@@ -197,10 +195,7 @@ class Ledger(dict[str, Entry]):
 
 
 def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
-    """The ledger of the package's own data, of other facts where these are given.
-
-    Raises FactError for data that is damaged, missing or does not fit together.
-    """
+    """The ledger of the package's own data, of other facts where these are given."""
     facts = facts or data.load_facts()
     files = {name: data.derived(name) for name in ("architecture", "source")}
     return Ledger(facts, data.load_checks() | files, answers(frames, facts))
@@ -210,18 +205,15 @@ def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
 
 
 def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
-    """Collect all that runs say: a row for each question and machine.
+    """Collect all that runs say: a row for each question (`by`) and machine, as of :func:`checks`.
 
-    `by` is the name of the question; `measured` the answer in words; `setting` how the runs differ
-    from the document's, "" where they do not; `status` as of :func:`checks`, "told" where a number
-    is all that was asked for.
+    The `status` is "told" where a number is all that was asked for.
     """
     real = frames.runs.run[~frames.runs.rehearsal]
     frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
-    rows = checks(frames, facts).rename(columns={"check": "by"}).to_dict("records")
-    for row in rows:
-        engine = row["by"].partition("-")[2]
-        row["measured"] = f"{engine}: " * bool(engine) + row["measured"]
+    found = checks(frames, facts).rename(columns={"check": "by"})
+    engine = (found.by.str.extract("-(.+)")[0] + ": ").fillna("")
+    rows = found.assign(measured=engine + found.measured).to_dict("records")
     for by, words, *names in _told(frames):
         runs = frames.runs.loc[names]
         part = "part of the model" if (runs.source == "bench").any() else ""
@@ -253,10 +245,11 @@ def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
         yield f"cause-{row.cause}", f"{words} ({row.work}{beside})", row.run_a, row.run_b
     # What an engine costs a step over resident weights: with NVLink by jobs, if there are any.
     cost, every = compare.overhead(frames), frames.full_scale()
-    best, job = cost[cost.index.isin(compare.headline(frames).index)], cost.source == "job"
+    best = compare.headline(frames).sort_index()
     linked = cost[(cost.interconnect == "NVLink") & cost.engine.isin(("sglang", "layerwise"))
                   & cost.overhead.notna()]  # fmt: skip
-    linked = linked[job[linked.index] | ~job[linked.index].any()].assign(by="nvlink")
+    jobs = linked.source == "job"
+    linked = linked[jobs | ~jobs.any()].assign(by="nvlink")
     for row in pd.concat([best.assign(by="cost-" + best.engine), linked]).itertuples():
         where = f"{row.height}p" if row.source == "job" else f"{row.name}, {row.work}"
         words = f"{ratio(row.overhead)} over resident, {row.claim} ({where})"
@@ -268,8 +261,7 @@ def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
         base, deep = every.allocated_bytes[[row.run_a, row.run_b]]
         yield "prefetch-memory", f"{gigabytes(deep - base, 3)} more allocated", row.run_b, row.run_a
     # What single jobs say: memory, bytes and times of their copies, the first step.
-    runs = compare.plain_jobs(every)
-    for row in runs[runs.prefetch.fillna(1) == 1].itertuples():
+    for row in compare.plain_jobs(every).itertuples():
         words = f"{row.name}: {gibibytes(row.reserved_bytes, 3)} reserved"
         yield f"memory-{row.engine}", words, row.run
         if row.engine == "layerwise":

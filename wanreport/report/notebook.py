@@ -1,9 +1,8 @@
 """What a notebook calls: check its parameters, get the record and the frames, show what it found.
 
 A notebook starts with ``job = setup(globals())`` (or ``parameters(globals())``, where it is not
-about one job) in the first cell after its parameters and imports. From then on its output depends
-on records alone: measuring writes to a log and prints nothing, and every run of a notebook shows
-the same bytes.
+about one job). From then on its output depends on records alone: measuring writes to a log and
+prints nothing, and every run of a notebook shows the same bytes.
 """
 
 import ast
@@ -12,7 +11,7 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -42,10 +41,7 @@ class Stop(Exception):
 
 
 def setup(namespace: dict[str, Any]) -> Job:
-    """Return the job that a notebook's parameters make; `namespace` is its ``globals()``.
-
-    Raises Stop with every problem, one per line.
-    """
+    """Return the job that a notebook's parameters make; raises Stop with every problem."""
     names = _given(namespace, field_defaults()) - {"machine"}  # whose record, not what to measure
     try:
         job = job_from_mapping({name: namespace.get(name) for name in sorted(names)}, "parameters")
@@ -58,10 +54,7 @@ def setup(namespace: dict[str, Any]) -> Job:
 
 
 def parameters(namespace: dict[str, Any], *allowed: str) -> None:
-    """Check that a notebook that is not about one job was given none but `allowed` parameters.
-
-    Raises Stop with every unknown name, one per line.
-    """
+    """Check that a notebook that is not about one job was given none but `allowed` parameters."""
     if unknown := sorted(_given(namespace, allowed) - set(allowed)):
         takes = f"unknown; remove it, or give one of {', '.join(allowed)}"
         raise Stop("\n".join(f"parameters: {name}: {takes}" for name in unknown))
@@ -96,10 +89,10 @@ def _ready(namespace: dict[str, Any]) -> None:
 def measure(job: Job, machine: str | None = None) -> str | None:
     """Return the run that `job`'s page is about, an index of ``frames.runs``; None without one.
 
-    Where there is no record, the job is measured first, unless the environment forbids it, in
-    another process, whose output goes to ``results/local/logs/<job>.log``. A job that cannot run
-    here leaves a record too. With `machine`, a folder of results/, it is that machine's record, and
-    nothing is measured. Raises Stop if a record cannot be read, or `machine` has none of this job.
+    Where there is no record, the job is measured first, unless the environment forbids it, with a
+    log in ``results/local/logs/``. A job that cannot run here leaves a record too. With `machine`,
+    a folder of results/, it is that machine's record, and nothing is measured. Raises Stop if a
+    record cannot be read, or `machine` has none of this job.
     """
     root = project.project_root()
     try:
@@ -131,17 +124,15 @@ def frames_of(results_dirs: Sequence[str | Path]) -> frames.Frames:
         raise Stop(str(error)) from None
 
 
-def page(run: Any) -> str | None:
-    """Return the address of the page of a run's job, seen from the page being rendered.
+def page(run: str) -> str | None:
+    """Return the address of a run's job's page from the page being rendered; None of a benchmark's.
 
-    `run` is a row of ``frames.runs`` or its index. A row of a benchmark has no page: None.
+    `run` is an index of ``frames.runs``: the path of a record, maybe one in ``earlier/``.
     """
-    path = PurePosixPath(run if isinstance(run, str) else run["run"])
-    if path.suffix != ".json":
+    record = rf".*?([^/]+)/(?:{EARLIER}/)?([^/]+?)-[0-9a-f]{{12}}(?:-[^/]+)?\.json"
+    if not (found := re.fullmatch(record, run)):
         return None
-    folder = path.parent.parent if path.parent.name == EARLIER else path.parent
-    job = re.sub(r"-[0-9a-f]{12}(-.*)?$", "", path.stem)
-    return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{folder.name}/{job}.html")
+    return "../" * os.environ.get(PAGE, "").count("/") + quote(f"jobs/{found[1]}/{found[2]}.html")
 
 
 def md(text: str, look: Literal["", "answer", "trust"] = "") -> None:

@@ -56,8 +56,6 @@ _parsed = cache(partial(jupytext.reads, fmt="py:percent"))  # one script makes m
 
 @dataclass(frozen=True)
 class Page:
-    """A page to make: a notebook, and what is said around it."""
-
     script: Path  # in jupytext's percent format
     out: Path  # the file to write
     href: str = "index.html"  # its path within the site, for links

@@ -41,25 +41,24 @@ def plan(
     frames.cached.cache_clear()  # what was measured since counts too
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
-    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py") if path.is_file()}
-    scripts.pop("trace", None)  # a page of anybody's own files, made by hand
-    script = scripts.pop("job", None)
-    stems = sorted(scripts, key=lambda stem: ([*NAMES, stem].index(stem), stem))
-    links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
+    scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
+    stems = [stem for stem in NAMES if stem in scripts]
+    links = tuple((NAMES[stem], f"{stem}.html") for stem in stems)
 
     def page(
-        href: str, script: Path, given: Mapping[str, Any], facts: Mapping[str, str],
-        files: Sequence[str], repair: str = f"wanreport {make}",
+        href: str, given: Mapping[str, Any], facts: Mapping[str, str], files: Sequence[str],
+        repair: str = f"wanreport {make}",
     ) -> Page:  # fmt: skip
+        script = scripts["job" if "/" in href else href.removesuffix(".html")]
         known = [href, _sha(script), given, data, links, facts, repair, code]
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return Page(script, root / site / href, href, given, folders, links, facts, files, digest,
                     repair)  # fmt: skip
 
     commits = ", ".join(sorted({commit[:12] for commit in runs.commit.dropna()}))
-    pages = [page(f"{stem}.html", scripts[stem], {"results_dirs": list(folders)},
+    pages = [page(f"{stem}.html", {"results_dirs": list(folders)},
                   {"Commits measured": commits or "none"}, data) for stem in stems]  # fmt: skip
-    if script is None:
+    if "job" not in scripts:
         return pages
     again = {job.name: f"wanreport run {file}" for file, job in jobs.items()}
     defaults = field_defaults()
@@ -75,13 +74,13 @@ def plan(
         repair = imported if row.program else again.get(row.job, f"wanreport {make}")
         files = [line for line in data if line.startswith(f"{row.run} ")]
         href = f"jobs/{row.slug}/{row.job}.html"
-        pages.append(page(href, script, given | {"machine": row.slug}, facts, files, repair))
+        pages.append(page(href, given | {"machine": row.slug}, facts, files, repair))
     ours = counting[counting.program == ""]
     for file, job in jobs.items() if not published else ():
         reported = file.parent == REPORTED and not set(ours.job_hash) & set(job.hashes())
         if reported or job.name in set(names) - set(ours.job):
             given = job.model_dump(mode="json", exclude_unset=True)
-            pages.append(page(f"jobs/none/{job.name}.html", script, given, {}, (), again[job.name]))
+            pages.append(page(f"jobs/none/{job.name}.html", given, {}, (), again[job.name]))
     return pages
 
 
@@ -129,8 +128,7 @@ def report(
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
     `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
-    JobError before anything runs, with the problems of all params files, and RecordError if a
-    record cannot be read or written.
+    JobError before anything runs, with the problems of all params files.
     """
     asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
@@ -146,16 +144,14 @@ def report(
     if not asked:
         _remove_others(root / "reports", pages)
     pages = [page for page in pages if not asked or page.parameters.get("name") in names]
-    return _render(
-        root, pages, workers, [page for page in pages if force or is_stale(page)], failed
-    )
+    return _render(root, pages, workers, failed, force=force)
 
 
 def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
     pages = plan(root, load_jobs(sorted((root / "params").rglob("*.yaml")), root), published=True)
     _remove_others(root / "reports/published", pages)
-    return _render(root, pages, workers, pages)
+    return _render(root, pages, workers, force=True)
 
 
 def _remove_others(out: Path, pages: Sequence[Page]) -> None:
@@ -168,9 +164,10 @@ def _remove_others(out: Path, pages: Sequence[Page]) -> None:
 
 
 def _render(
-    root: Path, pages: Sequence[Page], workers: int, due: Sequence[Page], failed: Sequence[str] = ()
+    root: Path, pages: Sequence[Page], workers: int, failed: Sequence[str] = (), *, force: bool
 ) -> int:
     begun, bad = time.monotonic(), 0
+    due = [page for page in pages if force or is_stale(page)]
     for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         what = " ".join(problem.split())[:300] or f"rendered, {seconds:.1f} s"

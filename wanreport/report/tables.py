@@ -77,13 +77,13 @@ def rendered(template: str, **values: Any) -> str:
 def _column(df: pd.DataFrame, name: str, kind: str | None, interval: bool) -> dict[str, Any]:
     """What the template needs of a column's heading, and lists of what it needs of its cells."""
     stem, unit = _parts(name)
-    bounds, values = [f"{stem}_{end}{unit}" for end in ("low", "high")], list(df[name])
-    texts, *ends = _texts(name, [list(df[each]) for each in [name, *bounds * interval]],
-                          exact=kind == "quoted")  # fmt: skip
-    numeric = any(map(_is_number, values)) and all(_is_number(v) or _gone(v) for v in values)
+    columns = [name, *[f"{stem}_{end}{unit}" for end in ("low", "high")] * interval]
+    texts, *ends = _texts(name, [list(df[each]) for each in columns], exact=kind == "quoted")
+    numbers = [value for value in df[name] if not _gone(value)]
+    numeric = all(map(_is_number, numbers))
     column = {
-        "name": name, "stem": stem.replace("_", " "), "texts": texts, "numeric": numeric,
-        "unit": UNITS.get(unit, "") if numeric or all(map(_gone, values)) else "",
+        "name": name, "stem": stem.replace("_", " "), "texts": texts,
+        "numeric": numeric and bool(numbers), "unit": UNITS.get(unit, "") if numeric else "",
         "kinds": [kind] * len(df) if kind in (None, *KINDS) else list(df[kind]),
     }  # fmt: skip
     if name in ("engine", "name") and "engine" in df:
@@ -122,7 +122,7 @@ def _texts(name: str, columns: Sequence[Sequence[Any]], *, exact: bool) -> list[
     stem, unit = _parts(name)
     words, scale = set(stem.split("_")), 1e9 if unit == "_bytes" else 1
     numbers = [abs(float(value)) / scale for value in columns[0] if _is_number(value)]
-    decimals = len(significant(median(numbers or [1.0]) or 1.0).partition(".")[2])
+    decimals = len(significant(median(numbers or [1]) or 1).partition(".")[2])
     whole = all(float(v) % scale == 0 for values in columns for v in values if _is_number(v))
     mixed = not all(_is_number(value) or _gone(value) for value in columns[0])
 
