@@ -128,19 +128,21 @@ def answer(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
-    """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs"."""
+    """Write what an engine costs at a place: "+4.1 % to +18 %, the most at 480p on 4 GPUs".
+
+    Runs of too few steps count only where there are no others.
+    """
     here = found[(found.place == where) & (found.engine == engine)].sort_values("overhead")
-    size = here.height.map("{}p on ".format) + here.gpus.map(lambda gpus: counted(gpus, "GPU"))
-    few = here.claim == "no interval"
-    said, sure = f"{', '.join(size[few])}: too few steps to tell", here[~few]
+    sure = here[here.claim != "no interval"]
     if sure.empty:
-        return said if len(here) else ""
+        return "too little measured to tell" if len(here) else ""
     most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
     if not (sure.claim == "slower").any():
-        most += ", within noise"
-    elif len(sure) > 1:
-        most += f", the most at {size[sure.index[-1]]}"
-    return most + f" ({said})" * bool(few.any())
+        return most + ", within noise"
+    if len(sure) > 1:
+        row = sure.iloc[-1]
+        most += f", the most at {row.height:.0f}p on {counted(row.gpus, 'GPU')}"
+    return most
 
 
 def claimed(found: pd.DataFrame, engine: str) -> str:
