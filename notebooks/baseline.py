@@ -227,7 +227,9 @@ for group, some in conclusions.groupby("group", sort=False):
 
 # %%
 unlike = ledger.seen(sum((one.get("by", []) for one in ledger.evidence["conclusions"]), [])).setting
-md(f"Our runs differ from the document's setup: {'; '.join(unlike.drop_duplicates()) or 'none'}.")
+md(
+    f"Our runs differ from the document's setup: {'; '.join(unlike[unlike != ''].unique()) or 'nowhere'}."
+)
 
 # %% [markdown]
 # ## The document, section by section

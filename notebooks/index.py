@@ -63,7 +63,7 @@ if len(head):
     show(
         figures.overhead(pair),
         f"A step of layerwise against resident's: {claimed(found, 'layerwise')}. Bold: beyond noise;"
-        " whiskers: what both 95 % intervals allow; *: too few steps for an interval.",
+        " whiskers: what both 95 % intervals allow; *: too few steps for an interval; –: not measured.",
     )
 
 # %%

@@ -117,8 +117,8 @@ ahead = ahead.drop_duplicates("engine", keep="last")
 claims = claimed(found, "layerwise")
 show(figures.overhead(head, predicted=ahead),
      caption=f"A step of layerwise against resident's: {claims}. Bold: beyond noise; whiskers: what both "
-             "95 % intervals allow; *: too few steps for an interval; hollow, in brackets: predicted, "
-             "not measured.")  # fmt: skip
+             "95 % intervals allow; *: too few steps for an interval; –: not measured"
+             + "; hollow, in brackets: predicted" * bool(len(ahead)) + ".")  # fmt: skip
 compiled = cost[cost.compiled & cost.latest & (cost.engine == "layerwise")]
 if len(compiled):
     costs = "; ".join(f"{ratio(row.overhead)} on {row.machine} at {row.height}p, {row.claim}"

@@ -62,6 +62,7 @@ def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
     ]  # fmt: skip
     assert marks(axes) == pytest.approx({"2× B, 480p": 6.5, "1× A, 480p": 13.7})
     assert all(ratio(value) in texts(figure) for value in df.overhead)
+    assert texts(figure).split("|").count("–") == 2, "each ran one engine of two"
     paints = [ENGINES[name] for name in df.engine]
     (points,) = axes.findobj(PathCollection)
     assert same_color(points.get_facecolor(), paints) and same_color(points.get_edgecolor(), paints)

@@ -6,6 +6,7 @@ notebook's. A picture of one notebook is drawn there.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
 
     Columns machine, interconnect, gpus, height, engine, claim, overhead, overhead_low and
     overhead_high. Whiskers are intervals; bold is slower or faster, the rest within noise; a star
-    says that there are too few steps for an interval. Of `predicted`, what was not measured, claim
-    and interval do not count: it is hollow and in brackets.
+    says that there are too few steps for an interval, a dash that it was not measured. Of
+    `predicted` claim and interval do not count: it is hollow and in brackets.
     """
     ahead = df[:0] if predicted is None else predicted
     every = pd.concat([df, ahead.assign(claim="predicted")], ignore_index=True)
@@ -56,15 +57,17 @@ def overhead(df: pd.DataFrame, predicted: pd.DataFrame | None = None) -> Figure:
     sns.scatterplot(every, x="percent", y="y", hue="fill", palette={**ENGINES, "none": "none"},
                     style="engine", markers=MARKERS, s=30, linewidth=1.4, legend=False,
                     edgecolor=[*every.engine.map(colour)], ax=axes)  # fmt: skip
-    text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5}
+    text: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8.5,
+                            "xycoords": ("axes fraction", "data")}  # fmt: skip
+    cells = dict.fromkeys(product(every.row.unique(), every.column.unique()), ("–", "normal"))
     for each in every.itertuples():
         said = {"predicted": "({})", "no interval": "{} *"}.get(each.claim, "{}")
-        axes.annotate(said.format(ratio(each.overhead)), (1, each.row), va="center",
-                      xytext=(COLUMN * each.column, 0), xycoords=("axes fraction", "data"),
-                      weight="bold" if each.claim in ("slower", "faster") else "normal",
-                      **text)  # fmt: skip
+        weight = "bold" if each.claim in ("slower", "faster") else "normal"
+        cells[each.row, each.column] = said.format(ratio(each.overhead)), weight
+    for (row, column), (said, weight) in cells.items():
+        axes.annotate(said, (1, row), (COLUMN * column, 0), va="center", weight=weight, **text)
     for column, engine in enumerate(engines, 1):
-        axes.annotate(engine, (1, 1), (COLUMN * column, 4), xycoords="axes fraction", **text)
+        axes.annotate(engine, (1, 1), (COLUMN * column, 4), **text | {"xycoords": "axes fraction"})
         beyond = offset_copy(axes.transAxes, figure, COLUMN * column - 6, 20, "points")
         axes.plot(1, 1, MARKERS[engine], color=colour(engine), transform=beyond, clip_on=False)
     rows(axes, names)
