@@ -721,14 +721,15 @@ table(pd.DataFrame(rows),
 from matplotlib.lines import Line2D
 
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
+GIVEN = "stream, settings given"  # and not planned
 
 
 def draw_lines(axes, some, **look):
     """Draw a line for each campaign, hollow where resident did not run again at its end."""
-    whole = some.groupby(["name", "campaign"]).bracketed.transform("all")
+    whole = some.groupby("line").bracketed.transform("all")
     for filled, lines in some.groupby(whole):
-        sns.lineplot(lines, x="tokens", y="over resident, %", hue="name", style="name", ax=axes,
-                     units="campaign", estimator=None, linewidth=1.2, markeredgecolor=None,
+        sns.lineplot(lines, x="tokens", y="over resident, %", hue="who", style="who", ax=axes,
+                     units="line", estimator=None, linewidth=1.2, markeredgecolor=None,
                      markeredgewidth=1, markerfacecolor=None if filled else "none", legend=False,
                      **look)  # fmt: skip
     axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
@@ -738,10 +739,10 @@ def draw_lines(axes, some, **look):
 # %%
 def by_tokens(cells):
     """Draw the step over resident by tokens: a panel for each machine and number of branches."""
-    engines = cells.groupby("name").engine.first()
+    engines = cells.groupby("who").engine.first()
     look = {"palette": engines.map(colour).to_dict(),
             "markers": engines.map(MARKERS).fillna("o").to_dict(),
-            "dashes": {name: (4, 3) if "slots" in name else "" for name in engines.index}}  # fmt: skip
+            "dashes": {name: (4, 3) if name == GIVEN else "" for name in engines.index}}  # fmt: skip
     groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
@@ -760,7 +761,7 @@ def by_tokens(cells):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
     keys = [Line2D([], [], label=name, color=colour(engine), marker=look["markers"][name], linewidth=1.2,
-                   linestyle=figures.DASHES if "slots" in name else "-") for name, engine in engines.items()]  # fmt: skip
+                   linestyle=figures.DASHES if name == GIVEN else "-") for name, engine in engines.items()]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper left", ncols=4)
     return figure
 
@@ -768,8 +769,10 @@ def by_tokens(cells):
 # %%
 LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
-cells = measured[measured.latents_off_share.isna()].astype({"tokens": int})
-cells["over resident, %"] = 100 * cells.overhead
+measured = measured.assign(transfer=[each.get("transfer", "bf16") for each in measured.settings])
+cells = measured[measured.transfer == "bf16"].astype({"tokens": int})
+cells["over resident, %"], cells["line"] = 100 * cells.overhead, cells.campaign + cells["name"]
+cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
 streams = cells[cells.engine == "stream"]
 alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
 shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
@@ -779,7 +782,7 @@ reach = "".join(f"; as planned on the PCIe path {ratio(row['min'])} to {ratio(ro
 if len(cells):
     show(by_tokens(cells),
          caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on"
-                 f"{reach}. Step over resident's in the same campaign; each is drawn.")  # fmt: skip
+                 f"{reach}. Step over resident's in the same campaign; each is drawn, hollow where resident did not run again.")  # fmt: skip
 
 # %%
 peers = cells[(cells.engine == "sglang") & (cells.gpus == 2) & cells.limit_s.notna()]
@@ -1017,10 +1020,8 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
 # the bytes (quoted from its authors). Random weights say nothing about that: ours repeat.
 
 # %%
-ways = measured.assign(transfer=[each.get("transfer") for each in measured.settings])
-ways = ways[ways.groupby("group").transfer.transform("nunique") > 1].sort_values(
-    ["group", "step_s"]
-)
+ways = measured[measured.groupby("group").transfer.transform("nunique") > 1]
+ways = ways.sort_values(["group", "step_s"])
 plain = ways[ways.transfer == "bf16"].groupby("group").step_s.min()
 ways["of_bf16_x"] = ways.step_s / ways.group.map(plain)
 best = ways[ways.same_bits.eq(True)].groupby("group").head(1)
