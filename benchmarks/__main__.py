@@ -219,13 +219,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
         help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
     add("--sglang", metavar="DIR", help="folder of its package, if it is not installed")
-    add("--turns", type=int, default=0, help="of each engine, all in one process; best even")
+    add("--turns", **FEW, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")
     add("--json", type=Path, help="where the rows go; a call goes on with what is there")
     given = parser.parse_args(argv)
     tokens, blocks = DEFAULTS[given.device]
     given.blocks = given.blocks or blocks
     try:
+        if machine.nodes() > 1:
+            raise ValueError("benchmarks run on one node: unset WANREPORT_NODES")
         if given.device == "cuda" and given.ranks > gpus:
             raise ValueError(f"--ranks {given.ranks}: torch sees {gpus} GPUs here")
         given.tokens = sorted({int(n) for n in (given.tokens or tokens).split(",")})

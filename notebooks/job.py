@@ -105,6 +105,7 @@ resident = frames.runs.loc[me.reference] if pd.notna(me.reference) else None
 held = resident is not None and resident.run != run
 runs = frames.runs[frames.runs.group == me.group] if run else frames.runs[:0]
 alike = runs[runs.latest & ((runs.status == "ok") | (runs.run == run))] if run else runs
+alike = alike.assign(name=alike["name"].mask(alike["name"].duplicated(keep=False), alike.job))
 again = runs[(runs.job == me.job) & (runs.status == "ok") & ~runs.rehearsal] if run else runs
 apart = share(again.step_s.max() / again.step_s.min() - 1) if len(again) > 1 else ""
 

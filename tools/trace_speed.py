@@ -42,7 +42,7 @@ def main() -> int:
         host.append(event("user_annotation", f"ProfilerStep#{step}", begin, STEP_US - 1))
         host += [event("cpu_op", f"aten::op_{i % 90}", begin + 370 * i, 41.125, **SHAPES)
                  for i in range(2400)]  # fmt: skip
-        for number in range(1078 * step, 1078 * (step + 1)):
+        for number in range(1078 * step + 1, 1078 * (step + 1) + 1):
             at, copies = begin + 800 * (number % 1078), number % 7 == 0
             kind, call = ("gpu_memcpy", "MemcpyAsync") if copies else ("kernel", "LaunchKernel")
             name = "Memcpy HtoD (Pinned -> Device)" if copies else f"void kernel_{number % 300}()"

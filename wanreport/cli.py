@@ -85,6 +85,13 @@ def ended(program: str, run: Callable[[Path], int]) -> int:
     return 1
 
 
+def few(text: str) -> int:
+    """A number from 1 to 64, as an option takes it."""
+    if not (text.isdecimal() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError(f"{text}: give a number from 1 to 64")
+    return int(text)
+
+
 def _site() -> Any:
     from wanreport.report import site
 
@@ -226,7 +233,7 @@ def _baseline(given: Namespace, _: Path) -> int:
 
 FILE, YES = {"type": Path}, {"action": "store_true"}
 PARAMS = {"params": FILE | {"nargs": "+", "help": "params files (YAML)"}}
-FEW: dict[str, Any] = {"type": int, "choices": range(1, 65), "metavar": "N"}
+FEW: dict[str, Any] = {"type": few, "metavar": "N"}
 WORKERS = {"--workers": FEW | {"default": 2, "help": "pages made, and rehearsals run, at a time"}}
 RATE = {"type": float, "metavar": "GB/S"}
 COMMANDS: dict[str, tuple[Any, str, dict[str, Any]]] = {

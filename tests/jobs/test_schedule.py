@@ -30,6 +30,15 @@ def test_a_step_at_the_boundary_still_belongs_to_the_high_noise_expert():
         assert switch_step([900, 500, 400], ratio) == index
 
 
+@given(st.integers(1, 100), st.floats(1, 20), st.floats(0, 1))
+def test_the_switch_parts_the_steps_in_two(steps, shift, ratio):
+    times = flow_schedule(steps, shift).timesteps
+    assert times == sorted(times, reverse=True) and times[0] == 999
+    switch = switch_step(times, ratio)
+    low = [t < ratio * 1000 for t in times]
+    assert low == [switch is not None and i >= switch for i in range(steps)]
+
+
 @given(st.integers(1, 60), st.floats(1, 20), st.integers(MIN_SAMPLE, 60))
 def test_a_sample_has_the_first_steps_and_the_switch_with_its_neighbours(steps, shift, count):
     switch = switch_step(flow_schedule(steps, shift).timesteps, 0.875)

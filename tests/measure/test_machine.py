@@ -66,7 +66,7 @@ def test_interconnect_and_settings_are_part_of_the_class_and_cores_are_not(drive
     assert here["slug"] == folder and (ROOT / "results" / folder).is_dir()
     assert here["pcie"] == {"generation": "5", "width": "16"} and here["device"] == "cuda"
     driver("CUDA_VISIBLE_DEVICES", "2")
-    assert machine.machine()["slug"] == "1x-nvidia-h100-80gb-hbm3-nccl-nvls-enable-0"
+    assert machine.machine()["slug"] == "1x-nvidia-h100-80gb-hbm3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv(machine.NODES, "2")  # with as many GPUs each
     there = machine.machine()

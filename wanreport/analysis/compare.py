@@ -43,10 +43,11 @@ def headline(frames: Frames) -> pd.DataFrame:
     """Pick the runs for the first screen: of each machine, GPUs, height and engine but `resident`.
 
     It is the latest plain job with prefetch 1; before it goes one whose reference ran on the same
-    boards, and one with `resident` again afterwards.
+    boards, one with `resident` again afterwards, and one with more engines on the same boards.
     """
     plain = plain_jobs(overhead(frames)).dropna(subset="overhead").query("engine != 'resident'")
-    plain = plain.sort_values(["same_boards", "bracketed", "steps_run", "started"])
+    plain = plain.assign(beside=plain.groupby(["group", "boards"]).engine.transform("nunique"))
+    plain = plain.sort_values(["same_boards", "bracketed", "beside", "steps_run", "started"])
     return plain.groupby([*WHERE, "engine"]).tail(1)
 
 
@@ -135,7 +136,7 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     here = found[(found.place == where) & (found.engine == engine)].sort_values("overhead")
     sure = here[here.claim != "no interval"]
     if sure.empty:
-        return "too little measured to tell" if len(here) else ""
+        return "too few steps to tell" if len(here) else ""
     most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
     if not (sure.claim == "slower").any():
         return most + ", within noise"
@@ -143,6 +144,13 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
         row = sure.iloc[-1]
         most += f", the most at {row.height:.0f}p on {counted(row.gpus, 'GPU')}"
     return most
+
+
+def untold(found: pd.DataFrame) -> str:
+    """Write where runs had too few steps for a claim: "720p on 2 GPUs"."""
+    few = found[found.claim == "no interval"].sort_values(["height", "gpus"])
+    said = (f"{row.height:.0f}p on {counted(row.gpus, 'GPU')}" for row in few.itertuples())
+    return " and ".join(dict.fromkeys(said))
 
 
 def claimed(found: pd.DataFrame, engine: str) -> str:

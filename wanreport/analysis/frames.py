@@ -108,8 +108,8 @@ def _frames(rows: Rows) -> Frames:
         kinds = {each: "float64" for each in frame if each.endswith(UNITS)}
         made.append(frame.astype(kinds | {each: "Int64" for each in WHOLE if each in frame}))
     runs = _summed_up(Frames(made[0].set_index("run", drop=False), *made[1:]))
-    # Machines that share a short name get their full class: other NCCL settings, say, which one GPU
-    # has no use for.
+    # Machines that share a short name get their full class: other NCCL settings, say. One GPU has
+    # no use for these.
     several = runs.groupby("machine").slug.transform("nunique") > 1
     runs["machine"] = runs.machine.mask(several & (runs.gpus > 1), runs.machine_class)
     # Of each job's runs on a machine the latest counts, a failed one only where there is no other.

@@ -117,9 +117,13 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
 
 
 def load(root: Path) -> list[dict[str, Any]]:
-    """Read all predictions."""
-    files = sorted((root / FOLDER).glob("*.json"))
-    return [read_json(path, "restore it from git") for path in files]
+    """Read all predictions; raises FileError naming a file that is none."""
+    files, fix = sorted((root / FOLDER).glob("*.json")), "restore it from git"
+    found = {path: read_json(path, fix) for path in files}
+    for path, content in found.items():
+        if not isinstance(content, dict) or not {*MACHINE, "jobs"} <= set(content):
+            raise FileError(f"{path}: is not a prediction; {fix}")
+    return [*found.values()]
 
 
 def judged(runs: pd.DataFrame, files: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -193,6 +197,8 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
         spikes = [row.value for row in known.of("swap")]
         spikes = spikes or [[sum(expert / rate for rate in row.value)] * 2
                             for row in known.of("pageable")]  # fmt: skip
+        if not spikes:
+            raise PredictionError(f"{known.gpu}: no rates of pageable memory; measure a job on it")
         first, switch = first + spikes[-1][0], switch + spikes[-1][1]
     return {
         **job.model_dump(include={"engine", "width", "height", "num_frames"}),

@@ -99,7 +99,7 @@ def measure(
         return []
     say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")
     if any(job.scale == "a14b" or job.checkpoint for job in left):
-        at_once = 1  # only of rehearsals times say nothing
+        at_once = 1  # only rehearsals' times say nothing
     if at_once > 1:  # so that none is left alone at the end
         left.sort(key=lambda job: -job.num_gpus)
     folder, bad = results or local_results(root), ("failed", "timeout", "non-finite")

@@ -53,7 +53,8 @@ def class_of(
     gpu_name: str, count: int, interconnect: str | None, nccl: Mapping[str, str]
 ) -> tuple[str, str]:
     """Name a class of machines by its GPUs and by what connects them; and as a folder's name."""
-    others = [f"{key}={value}" for key, value in nccl.items() if key != P2P]
+    # One GPU has no collectives that they could change.
+    others = [f"{key}={value}" for key, value in nccl.items() if key != P2P and count > 1]
     label = ", ".join([f"{count}x {gpu_name}", *filter(None, [interconnect, *others])])
     return label, re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 

@@ -44,13 +44,17 @@ class Sensors:
 
     def _watch(self) -> None:
         while self._handle is not None and not self._over.wait(PERIOD_S):
-            with suppress(pynvml.NVMLError):  # mostly once only: the rest of the run is still read
+            try:
                 self.readings.append((
                     pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu,
                     pynvml.nvmlDeviceGetClockInfo(self._handle, pynvml.NVML_CLOCK_SM),
                     pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1e3,
                     pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU),
                 ))  # fmt: skip
+            except pynvml.NVMLError_NotSupported:
+                return
+            except pynvml.NVMLError:  # once only, so the rest of the run is still read
+                continue
 
     def summary(self) -> dict[str, Any] | None:
         """The board and medians while a kernel was there; None without such readings."""

@@ -64,7 +64,8 @@ def _scale(  # type: ignore[no-untyped-def]
         product = number * tl.load(scales + at // columns, mask=here)
         # To the nearest bfloat16, of two as near to the even one.
         word = product.to(tl.int32, bitcast=True)
-        tl.store(out + at, (word + 0x7FFF + (word >> 16 & 1)) >> 16, mask=here)
+        word = tl.where(product == product, (word + 0x7FFF + (word >> 16 & 1)) >> 16, 0x7FC0)
+        tl.store(out + at, word, mask=here)
 
 
 def _programs(out: Tensor) -> int:

@@ -90,18 +90,16 @@ def timelines(*events: pd.DataFrame) -> Figure:
     panels = figure.subplots(len(events), 1, sharex="col", squeeze=False).flat
     for axes, some in zip(panels, events, strict=True):
         _lanes(axes, some)
-        axes.set_title(some.name.iloc[0])
+        begins = some[some.lane == "compute"].groupby("expert").start_ms.min()
+        if switches := len(begins) > 1:
+            axes.axvline(begins["low_noise"], color=INK, linestyle=DASHES)
+        axes.set_title(some.name.iloc[0] + " (dashed: the switch)" * switches)
         if {"collective", "copy"} <= set(some.lane):
             spans, copied = crossings(some), some.ms[some.lane == "copy"].sum()
             for start, end in spans:
                 axes.axvspan(start, end, 0.02, 0.64, facecolor=CLASH, alpha=0.4, linewidth=0)
             text = f"{np.diff(spans).sum():.0f} of {copied:.0f} ms of copies beside an all-to-all"
             axes.set_title(text, loc="right", fontweight="normal")
-        begins = some[some.lane == "compute"].groupby("expert").start_ms.min()
-        if len(begins) > 1:
-            axes.axvline(begins["low_noise"], color=INK, linestyle=DASHES)
-            axes.annotate("switch", (begins["low_noise"], 1), ha="center", va="bottom",
-                          xycoords=("data", "axes fraction"))  # fmt: skip
     axes.set_xlabel("milliseconds")
     axes.set_xlim(0, max(some.end_ms.max() for some in events))
     return figure
@@ -118,7 +116,7 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
                          hatch="//" if weights else None)  # fmt: skip
         for row in some.itertuples() if lane == "compute" and len(some) <= 20 else ():
             room = (row.end_ms - row.start_ms) / events.end_ms.max()
-            text = f"block {row.block}" if room > 0.1 else f"{row.block}"
+            text = f"block {row.block}" if room > 0.1 else f"{row.block}" * (room > 0.02)
             text += ", both branches" if room > 0.3 and row.branches == 2 else ""
             axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
     rows(axes, [LANES[lane] for lane in shown])

@@ -42,8 +42,9 @@ def plan(
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
     scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
-    stems = [stem for stem in NAMES if stem in scripts]
-    links = tuple((NAMES[stem], f"{stem}.html") for stem in stems)
+    # A trace's page is made by hand, of anybody's files.
+    stems = sorted({*scripts} - {"job", "trace"}, key=lambda stem: ([*NAMES, stem].index(stem), stem))
+    links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
 
     def page(
         href: str, given: Mapping[str, Any], facts: Mapping[str, str], files: Sequence[str],

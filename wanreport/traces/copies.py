@@ -191,7 +191,7 @@ def link(trace: Trace, device: int) -> float:
 def budget(
     traces: Iterable[Trace], peak_gb_s: float | None = None, measured_gb_s: float | None = None
 ) -> pd.DataFrame:
-    """How long a step's bytes take, the mean of complete steps, at peak, as measured and seen."""
+    """How long a step's bytes take at peak, measured and observed rate; means of complete steps."""
     rows: list[dict[str, Any]] = []
     for trace, device in devices(*traces):
         steps, own = trace.steps.step[trace.steps.complete], device.down.dropna(subset="bytes")
