@@ -108,6 +108,9 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
     assert {axes.get_xlim() for axes in figure.axes} == {(0, max(c.end_ms.max() for c in cuts))}
     shown = [figures.LANES[lane] for lane in ("compute", "copy", "collective")]
     assert [lanes(axes) for axes in figure.axes] == [shown, shown]
+    last = cuts[0][cuts[0].lane == "copy"].tail(1).assign(end_ms=3e4)
+    (axes,) = figures.timelines(pd.concat([cuts[0], last])).axes
+    assert not any(text.get_text() for text in axes.texts), "no room for numbers of blocks"
     unpacked = cuts[1][cuts[1].lane == "copy"].assign(lane="unpack")
     axes = figures.timelines(pd.concat([cuts[1], unpacked])).axes[0]
     assert lanes(axes) == [*shown[:2], figures.LANES["unpack"], shown[2]]

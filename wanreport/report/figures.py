@@ -116,7 +116,7 @@ def _lanes(axes: Axes, events: pd.DataFrame) -> None:
                          hatch="//" if weights else None)  # fmt: skip
         for row in some.itertuples() if lane == "compute" and len(some) <= 20 else ():
             room = (row.end_ms - row.start_ms) / events.end_ms.max()
-            text = f"block {row.block}" if room > 0.1 else f"{row.block}" * (room > 0.02)
+            text = f"block {row.block}" if room > 0.1 else f"{row.block}" * bool(room > 0.02)
             text += ", both branches" if room > 0.3 and row.branches == 2 else ""
             axes.text((row.start_ms + row.end_ms) / 2, y, text, ha="center", va="center")
     rows(axes, [LANES[lane] for lane in shown])

@@ -24,6 +24,7 @@ from wanreport.records.record import RESULTS_DIRS
 from wanreport.report.render import Page, make_pages
 
 REPORTED = Path("params/baseline")  # what a report measures; other jobs have a page once measured
+BY_HAND = ("job", "trace")  # for a record each, and for files of anybody's
 NAMES = {"index": "Results", "postbenchmark": "Post-benchmark", "baseline": "Baseline"}
 
 
@@ -42,8 +43,8 @@ def plan(
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
     scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
-    # A trace's page is made by hand, of anybody's files.
-    stems = sorted({*scripts} - {"job", "trace"}, key=lambda stem: ([*NAMES, stem].index(stem), stem))
+    stems = [stem for stem in (*NAMES, *sorted({*scripts} - {*NAMES})) if stem in scripts]
+    stems = [stem for stem in stems if stem not in BY_HAND]
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
 
     def page(
