@@ -123,14 +123,13 @@ def _head(path: Path) -> str:
 
 
 def report(
-    root: Path, *, only: Sequence[Path] = (), measuring: bool = True, force: bool = False,
-    workers: int = 2,
-) -> int:  # fmt: skip
+    root: Path, *, only: Sequence[Path] = (), measuring: bool = True, workers: int = 2
+) -> int:
     """Bring reports/ up to date and return the exit status.
 
     With `only`, some params files, just their jobs are measured and have their pages made. Without
-    `measuring`, jobs without a record stay so. With `force`, all pages are made again. Raises
-    JobError before anything runs, with the problems of all params files.
+    `measuring`, jobs without a record stay so. Raises JobError before anything runs, with the
+    problems of all params files.
     """
     asked, failed = load_jobs(only, root), list[str]()
     # A draft beside it must not keep a job from running.
@@ -146,14 +145,14 @@ def report(
     if not asked:
         _remove_others(root / "reports", pages)
     pages = [page for page in pages if not asked or page.parameters.get("name") in names]
-    return _render(root, pages, workers, failed, force=force)
+    return _render(root, pages, [*filter(is_stale, pages)], workers, failed)
 
 
 def publish(root: Path, workers: int = 2) -> int:
     """Write the pages of the committed records to reports/published/; return the exit status."""
     pages = plan(root, load_jobs(sorted((root / "params").rglob("*.yaml")), root), published=True)
     _remove_others(root / "reports/published", pages)
-    return _render(root, pages, workers, force=True)
+    return _render(root, pages, pages, workers)
 
 
 def _remove_others(out: Path, pages: Sequence[Page]) -> None:
@@ -166,10 +165,9 @@ def _remove_others(out: Path, pages: Sequence[Page]) -> None:
 
 
 def _render(
-    root: Path, pages: Sequence[Page], workers: int, failed: Sequence[str] = (), *, force: bool
+    root: Path, pages: Sequence[Page], due: Sequence[Page], workers: int, failed: Sequence[str] = ()
 ) -> int:
     begun, bad = time.monotonic(), 0
-    due = [page for page in pages if force or is_stale(page)]
     for page, problem, seconds in make_pages(due, root, workers):
         bad += bool(problem)
         what = " ".join(problem.split())[:300] or f"rendered, {seconds:.1f} s"
