@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.models import run_engine
 from tests.ranks import run_ranks
@@ -17,6 +18,7 @@ SMALL = {"size": (16, 16, 1), "num_layers": 2, "steps": 2, "iterations": 1}
 
 def _held():
     """What this rank holds."""
+    dist.barrier()  # until then gloo's threads hold what the last collective exchanged
     gc.collect()
     tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
