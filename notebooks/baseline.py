@@ -156,7 +156,7 @@ show(
 )
 
 # %%
-gpus = " and ".join(map(str, sorted(set(ours.gpus)))) or "no"
+gpus = " and ".join(", ".join(map(str, sorted(set(ours.gpus)))).rsplit(", ", 1)) or "no"
 decide = (
     "only those in its own setup decide anything" if len(own) else "decide nothing by themselves"
 )

@@ -29,7 +29,7 @@ parameters(globals(), "results_dirs")
 
 # %%
 from wanreport.analysis import compare
-from wanreport.analysis.compare import answer, claimed, quoted, untold, without_record
+from wanreport.analysis.compare import answer, claimed, quoted, sizes, without_record
 from wanreport.report import figures
 from wanreport.report.notebook import frames_of, md, page, show, table
 from wanreport.words import counted, plain, ratio, share
@@ -49,12 +49,12 @@ if {"layerwise", "stream"} <= {*claims.index}:
     elsewhere = {"over NVLink": quoted(found, "NVLink", "layerwise"),
                  "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
     elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-    few = f" Too few steps to tell: {untold(found)}." * bool(untold(found))
+    few = sizes(found[found.claim == "no interval"])
     md(f"""
 **{verdict}** What a step costs over keeping all weights on the GPU, where collectives share the PCIe
 link with the copies: `layerwise`, SGLang's way, {quoted(found, "PCIe path", "layerwise")}; `stream`,
 which waits for a free link, {quoted(found, "PCIe path", "stream")}. Elsewhere `layerwise` costs:
-{elsewhere or "not measured"}.{few}
+{elsewhere or "not measured"}.{f" Too few steps to tell: {few}." * bool(few)}
 """, "answer")  # fmt: skip
 
 # %%

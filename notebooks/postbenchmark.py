@@ -29,7 +29,7 @@ parameters(globals(), "results_dirs")
 import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
-from wanreport.analysis.compare import answer, claimed, quoted, untold, without_record
+from wanreport.analysis.compare import answer, claimed, quoted, sizes, without_record
 from wanreport.baseline.facts import load_checks, load_facts
 from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
@@ -93,13 +93,13 @@ elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".j
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-few = f" Too few steps to tell: {untold(found)}." * bool(untold(found))
+few = sizes(found[found.claim == "no interval"])
 md(f"""
 **{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
 ({shared.machine.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
 {ratio(shared.overhead)} over keeping all weights on the GPU; `stream`, which copies only while no all-to-all
 runs, takes {seconds(windows.step_s, 3)}, {ratio(windows.overhead)}{", within noise" * (windows.claim == "within noise")}.
-Elsewhere `layerwise` costs: {elsewhere or "not measured"}.{few}
+Elsewhere `layerwise` costs: {elsewhere or "not measured"}.{f" Too few steps to tell: {few}." * bool(few)}
 """, look="answer")  # fmt: skip
 
 # %%
@@ -770,7 +770,8 @@ def by_tokens(cells):
 # %%
 LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
-measured = measured.assign(transfer=[each.get("transfer", "bf16") for each in measured.settings])
+off = measured.latents_off_share  # of what is exact not noted, but known
+measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 cells = measured[measured.transfer == "bf16"].astype({"tokens": int})
 cells["over resident, %"], cells["line"] = 100 * cells.overhead, cells.campaign + cells["name"]
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
@@ -807,8 +808,7 @@ With fewer tokens the copies are the limit on either path{": " * bool(both)}{bot
 # %%
 measured["moved"] = measured.drift.map(ratio).where(measured.drift.notna(), "did not run again")
 for machine, here in measured.groupby("machine"):
-    off = {"latents_off_share": "latents off by"} if here.latents_off_share.notna().any() else {}
-    here = here.assign(latents_off_share=here.latents_off_share.mask(here.same_bits.eq(True), 0.0))
+    off = {"off_share": "latents off by"} if here.latents_off_share.notna().any() else {}
     table(here.sort_values(["branches", "tokens", "campaign", "step_s"]),
           {"name": "engine", "work": "work", "step_s": "step", "overhead": "over resident",
            "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",
@@ -1024,7 +1024,6 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
 # %%
 ways = measured[measured.groupby("group").transfer.transform("nunique") > 1]
 ways = ways.sort_values(["group", "step_s"])
-ways = ways.assign(off_share=ways.latents_off_share.mask(ways.same_bits.eq(True), 0.0))
 ways["of_bf16_x"] = ways.step_s / ways.group.map(
     ways[ways.transfer == "bf16"].groupby("group").step_s.min()
 )

@@ -13,6 +13,7 @@ from benchmarks.__main__ import ENGINES_AND_PEERS, Campaign, grid, identical, ma
 from tests.ranks import CONTEXT, run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks
+from wanreport.measure.machine import NODES
 from wanreport.records import files
 
 CPU = ["--device", "cpu", "--tokens", "27", "--blocks", "4"]
@@ -172,12 +173,19 @@ def test_tokens_are_those_of_a_video():
         (["--engines", "stream:transfer=fp8"], "--turns"),  # beside resident it says how far off
         (["--tokens", "3120;7800"], "3120;7800"),
         (["--tokens", "10007"], "1560"),
+        (["--blocks", "0"], "1 to 64"),
+        (["--turns", "-1"], "1 to 64"),
     ],
 )
 def test_bad_input_is_refused_with_the_fix(words, complaint, capsys):
     with pytest.raises(SystemExit):
         parse(["--device", "cpu", *words])
     assert complaint in capsys.readouterr().err
+
+
+def test_several_nodes_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv(NODES, "2")
+    test_bad_input_is_refused_with_the_fix([], NODES, capsys)
 
 
 MANAGER = """

@@ -79,7 +79,7 @@ def ended(program: str, run: Callable[[Path], int]) -> int:
             where = "standard output: "
         print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        kept = "what is finished is kept, and running it again goes on from there"
+        kept = "what is written is kept, and running it again goes on from there"
         print(f"\n{program}: interrupted; {kept}", file=sys.stderr)
         return 130
     return 1

@@ -168,6 +168,7 @@ def experts(record, steps, expert):
     (lambda r: experts(r, slice(None), "high_noise"), "switch"),  # never
     (lambda r: r["iterations"][2].update(latents_sha256="0" * 64), "repeats"),
     (lambda r: r["iterations"][-1]["counters"][0].update(event_waits=1), "formula_ok"),
+    (lambda r: r["iterations"][-1]["counters"][-1].update(d2h_copies=99), "formula_ok"),
 ])  # fmt: skip
 def test_one_wrong_value_in_a_record_is_found(read, edit, failed):
     record = synthetic.record()

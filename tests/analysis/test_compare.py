@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
 from wanreport.analysis import compare
-from wanreport.analysis.compare import answer, quoted
+from wanreport.analysis.compare import answer, quoted, sizes
 from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.stats import (
     SAME_CLOCKS,
@@ -161,6 +161,10 @@ def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it():
             run("swap", latest=False), run("fsdp", compiled=True),
             run("layerwise", cfg_parallel=True)]  # fmt: skip
     assert compare.headline(frames(*rows)).run.tolist() == [rows[1]["run"]]
+    rows = [run("resident", boards=boards) for boards in (("a",), ("b",))]
+    rows += [run("layerwise", 21.0), run("swap"), run("swap", boards=("b",), started="2027")]
+    beside = compare.headline(frames(*rows)).set_index("engine").run
+    assert beside.swap == rows[3]["run"], "the same boards as layerwise go before the date"
     assert compare.headline(EMPTY).empty and answer(EMPTY).empty
 
 
@@ -190,6 +194,10 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
     assert said.startswith(f"{ratio(0.02)} to {ratio(0.04)}") and "720p on 4 GPUs" in said
     assert quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
     assert quoted(found, "NVLink", "layerwise") == ""
+    short = answer(frames(*rows, on(8, "resident", 20.0), on(8, "layerwise", 30.0, n=3)))
+    assert quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
+    assert sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
+    assert quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
 
 
 @pytest.mark.parametrize(("rows", "gpus", "said"), [

@@ -116,6 +116,16 @@ def test_what_is_not_known_of_a_run_is_not_the_same(one, two, names):
     assert set(differ.columns[differ.iloc[0]]) == names
 
 
+def test_each_transfer_is_held_against_bf16_and_its_fewer_bytes_follow_from_it():
+    rows = [run("resident"), *(slots(step) | {"h2d_step_bytes": moved} for step, moved in
+                               ((20.0, 14e9), (18.0, 10.5e9), (19.0, 7e9)))]  # fmt: skip
+    for row, transfer in zip(rows[2:], ("packed", "fp8"), strict=True):
+        row["settings"]["transfer"] = transfer
+    found = told(*rows).query("changed == 'transfer'")
+    assert sorted(found.change) == ["fp8 → bf16", "packed → bf16"]
+    assert found.together_with.tolist() == [[], []]
+
+
 @pytest.mark.parametrize(("changed", "value"), [
     ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
 ])  # fmt: skip
@@ -144,6 +154,8 @@ def test_the_committed_runs():
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
     late = of(found[found.machine == "1× H100"], "prefetch")
     assert late.together_with == [] and late.claim == "within noise"
+    # Measured with a setting of NCCL, which one GPU has no use for: it is no other machine.
+    assert "1× H100" in set(found.machine[found.changed == "transfer"])
     jobs = pcie.query("changed == 'engine' and source == 'job' and height == 480")
     claims = jobs.set_index("change").claim.to_dict()
     assert claims == {"layerwise → fsdp": "within noise", "layerwise → swap": "slower"}

@@ -140,16 +140,13 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
     if not (sure.claim == "slower").any():
         return most + ", within noise"
-    if len(sure) > 1:
-        row = sure.iloc[-1]
-        most += f", the most at {row.height:.0f}p on {counted(row.gpus, 'GPU')}"
-    return most
+    return most + f", the most at {sizes(sure.tail(1))}" * (len(sure) > 1)
 
 
-def untold(found: pd.DataFrame) -> str:
-    """Write where runs had too few steps for a claim: "720p on 2 GPUs"."""
-    few = found[found.claim == "no interval"].sort_values(["height", "gpus"])
-    said = (f"{row.height:.0f}p on {counted(row.gpus, 'GPU')}" for row in few.itertuples())
+def sizes(found: pd.DataFrame) -> str:
+    """Write which sizes these are: "720p on 2 GPUs and 720p on 4 GPUs"."""
+    rows = found.sort_values(["height", "gpus"]).itertuples()
+    said = (f"{row.height:.0f}p on {counted(row.gpus, 'GPU')}" for row in rows)
     return " and ".join(dict.fromkeys(said))
 
 

@@ -93,6 +93,7 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
+    Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]

@@ -43,6 +43,7 @@ def recommend(
 
     Two rows a `height`, the better one first, with `place`, `layout`, `engine`, `transfer` and
     :data:`VALUES`; ``needs_bytes``, all that a way takes on the device, is the budget to give.
+    Raises PredictionError where measurements are missing.
     """
     known = predicted.gather(frames, gpu, gpus + 1, wire)
     memory = frames.runs.gpu_memory_bytes[frames.runs.gpu_model == gpu].max()
@@ -56,9 +57,8 @@ def recommend(
     ran = ran[(ran.gpu_model == gpu) & (ran.gpus == gpus) & ran.interconnect.isin(["", path])]
     ran = ran[ran.frames == 81].sort_values("started")
     seen = ran.assign(
-        cfg=ran.cfg_parallel, transfer=[each.get("transfer", "bf16") for each in ran.settings],
-        blocks=DEFAULT_ROOM * (ran.engine == "stream"), needs_bytes=ran.allocated_bytes,
-        total_s=ran.denoise_s, kind="measured", rests_on=ran.file,
+        cfg=ran.cfg_parallel, blocks=DEFAULT_ROOM * (ran.engine == "stream"), kind="measured",
+        needs_bytes=ran.allocated_bytes, total_s=ran.denoise_s, rests_on=ran.file,
     ).astype({"height": int}).drop_duplicates(KEY, keep="last").set_index(KEY)[VALUES]  # fmt: skip
     seen = seen[seen.index.isin(table.index)]
     for at, row in seen.query("engine == 'resident'").iterrows():

@@ -58,8 +58,6 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
         "steps_run": ran, "steps_whole": whole, "switch_step": r.schedule.switch_step,
         "started": r.started_at, "link_gb_s": link.get("h2d_pinned_together_gb_s"),
         "gpu_memory_bytes": (r.machine.model_extra or {}).get("gpu_memory_bytes"),
-        "settings": {"transfer": "bf16"} | plan["candidates"][plan["chosen"]]["settings"]
-        if plan else {},
         "pageable_rates": None if None in rates else rates,
         "counters_derived": r.engine.counters_derived, "traces": len(r.traces),
         # What an imported run's first trace says of its copies.
@@ -155,6 +153,7 @@ def _add(
     path = path_of(machine.interconnect or "") if machine.gpu_count > 1 else ""
     board = (machine.gpu_name or "").removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")
     short = _joined(f"{machine.gpu_count}× {board}", path) if board else machine.class_
+    settings = columns.get("settings", chosen["settings"] if chosen else {})
     rows["runs"].append({
         "run": run, "file": run.partition("#")[0], "machine_class": machine.class_,
         "machine": _joined(short or "unknown machine", columns["program"]),
@@ -162,6 +161,7 @@ def _add(
         "torch": file.software.torch, "commit": file.software.git_sha,
         "planned_step_s": chosen and chosen["predicted"]["step_s"],
         "plan_inputs": plan and plan.get("inputs"),
+        "settings": settings, "transfer": settings.get("transfer", "bf16"),
         # What only one kind has.
         **dict.fromkeys(("campaign", "label", "job", "hint", "dtype"), ""), "traces": 0,
         **dict.fromkeys(("again", "cfg_parallel", "counters_derived"), False),

@@ -82,7 +82,7 @@ def _decimals(printed: Decimal) -> int:
 def compare(printed: Decimal, computed: Quantity, bound: str = "") -> Outcome:
     """Hold a printed number against a computed one; rounded or cut off, it never contradicts."""
     value, half = float(printed), 0.5 * 10.0 ** -_decimals(printed) * (1 + 1e-9)
-    if bound:
+    if bound:  # it is only said to be below or above what is printed
         fits = [end < value if bound == "<" else end > value for end in computed]
         return Outcome.HOLDS if fits[0] else Outcome.ROUNDING if any(fits) else Outcome.FALSE
     if abs(computed.value - value) <= half:
@@ -288,7 +288,7 @@ def _content(path: Path) -> Iterator[Any]:
 
 
 def load_facts(folder: Path | str | None = None) -> Facts:
-    """Load the facts of every ``*.yaml`` in a folder, by default the package's own."""
+    """Load the facts of a folder's ``*.yaml``, by default the package's; raises FactError."""
     facts = Facts()
     for path in sorted(Path(folder or DOCUMENT).glob("*.yaml")):
         with _content(path) as content:

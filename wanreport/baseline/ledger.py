@@ -195,7 +195,7 @@ class Ledger(dict[str, Entry]):
 
 
 def load_ledger(facts: Facts | None = None, frames: Frames = EMPTY) -> Ledger:
-    """The ledger of the package's own data, of other facts where these are given."""
+    """The ledger of the package's own data, or of other facts; FactError where they do not fit."""
     facts = facts or data.load_facts()
     files = {name: data.derived(name) for name in ("architecture", "source")}
     return Ledger(facts, data.load_checks() | files, answers(frames, facts))

@@ -121,7 +121,10 @@ def located(job: Job, root: Path) -> Job:
 
 
 def model_settings(job: Job) -> dict[str, Any]:
-    """The model's settings of a :func:`located` job: its own, else those that SGLang would take."""
+    """The model's settings of a :func:`located` job: its own, else those that SGLang would take.
+
+    Raises ModelPathError, or another ValueError for a ``model_index.json`` that is damaged.
+    """
     file = Path(job.checkpoint or "", "model_index.json")
     index = json.loads(file.read_text("utf-8")) if job.checkpoint and file.is_file() else None
     found = asdict(sglang.resolve_model(job.model_path, index=index))

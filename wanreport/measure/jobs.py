@@ -94,7 +94,10 @@ def measure(
     jobs: Sequence[Job], root: Path, log: Path, results: Path | None = None,
     minutes: float = math.inf, *, again: bool = False, at_once: int = 1,
 ) -> list[str]:  # fmt: skip
-    """Measure those `jobs` that this machine has no record of; return the names that failed."""
+    """Measure those `jobs` that this machine has no record of; return the names that failed.
+
+    Records go to `results`, by default this machine's. With `again` all are measured.
+    """
     if not (left := missing(jobs, [] if again else all_records(root), this_machine())):
         return []
     say(f"Measuring {len(left)} of {len(jobs)} jobs; log: {within(log, root)}")

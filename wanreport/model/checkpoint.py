@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 def audit(folder: Path) -> dict[str, dict[str, Stored]]:
-    """Each component's tensors by name, from its files' headers; raises with all its problems."""
+    """Each component's tensors by name, from files' headers; CheckpointError has all problems."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is not there")
     problems: list[str] = []

@@ -91,7 +91,7 @@ class Packing:
 
 
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
-    """Pack a unit, uint8, bfloat16 from ``start`` to ``stop``; None if it would not shrink."""
+    """Pack a unit, bfloat16 from ``start`` to ``stop``: how, and the bytes; None if no fewer."""
     if start == stop:
         return None
     words = unit[start:stop].view(torch.int32).view(4, -1)

@@ -69,7 +69,7 @@ class CheckpointWeights:
         self.folder, self._stored = folder, audit(folder)
 
     def config(self, expert: str) -> dict[str, Any]:
-        """Keyword arguments for `diffusers.WanTransformer3DModel`, of which the tensors must be."""
+        """Arguments of `diffusers.WanTransformer3DModel`; CheckpointError if tensors differ."""
         file = self.folder / FOLDERS[expert] / "config.json"
         raw = json.loads(file.read_text("utf-8"))
         config = {key: value for key, value in raw.items() if not key.startswith("_")}

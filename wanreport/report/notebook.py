@@ -54,7 +54,7 @@ def setup(namespace: dict[str, Any]) -> Job:
 
 
 def parameters(namespace: dict[str, Any], *allowed: str) -> None:
-    """Check that a notebook that is not about one job was given none but `allowed` parameters."""
+    """Check that a notebook was given none but `allowed` parameters; raises Stop naming others."""
     if unknown := sorted(_given(namespace, allowed) - set(allowed)):
         takes = f"unknown; remove it, or give one of {', '.join(allowed)}"
         raise Stop("\n".join(f"parameters: {name}: {takes}" for name in unknown))

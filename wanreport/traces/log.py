@@ -70,7 +70,7 @@ class Iteration:
 
 
 class Log:
-    """What a log says: `args`, `asked` (of a request), `iterations`, `errors`, `version`, …."""
+    """What a log says: `args`, `asked`, `iterations`, `errors`, …; raises FileError."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.args, self.asked = path, dict[str, Any](), dict[str, float]()

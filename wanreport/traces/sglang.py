@@ -72,8 +72,8 @@ def import_run(
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Make the record of a run of SGLang below `out`; returns its path and itself.
 
-    Traces are copied beside it; what they hold of copies is in the record. Nothing is written if
-    one of the files cannot be used, or contradicts the params file.
+    Traces are copied beside it; what they hold of copies is in the record. Raises FileError or
+    JobError, naming the file and what contradicts the params file; then nothing is written.
     """
     given = load_job(params).model_dump(exclude_unset=True) | {"name": name, "scale": "a14b"}
     job, said = job_from_mapping(given, "NAME"), Log(log)
