@@ -156,6 +156,7 @@ def test_every_bit_of_scaled_numbers_is_as_torch_rounds(columns: int) -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.skipif(DEVICE == "cuda", reason="the tests above ran the kernels themselves")
 def test_the_kernels_give_the_bits_of_the_reference_when_interpreted() -> None:
     this = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "every_bit", __file__]
     found = subprocess.run(this, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True)
