@@ -722,6 +722,8 @@ table(pd.DataFrame(rows),
 from matplotlib.lines import Line2D
 
 NOISE = 1.0  # per cent over resident, below which streaming counts as free
+SYMLOG = {"linthresh": NOISE, "linscale": 0.6}
+PER_CENT = {-1: f"{MINUS}1", 0: "0", 1: "+1", 10: "+10", 100: "+100"}
 GIVEN = "stream, settings given"  # and not planned
 
 
@@ -754,10 +756,10 @@ def by_tokens(cells):
     axes, ticks = panels[0, 0], []  # which the others share their axes with
     for value in sorted(set(cells.tokens)):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
-    axes.set_yscale("symlog", linthresh=NOISE, linscale=0.6)
+    axes.set_yscale("symlog", **SYMLOG)
     axes.set(xscale="log", ylim=(min(150 * cells.overhead.min(), -1.5), max(150 * cells.overhead.max(), 20)))  # fmt: skip
     axes.set_xticks(ticks, [f"{value / 1e3:.2g}k" for value in ticks])
-    axes.set_yticks([-1, 0, 1, 10, 100], [f"{MINUS}1", "0", "+1", "+10", "+100"])
+    axes.set_yticks([*PER_CENT], PER_CENT.values())
     for number, axes in enumerate(panels.flat):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
@@ -772,7 +774,11 @@ LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
 off = measured.latents_off_share  # of what is exact not noted, but known
 measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
-cells = measured[measured.transfer == "bf16"].astype({"tokens": int})
+# Many settings of one engine beside each other are a section of their own.
+many = (measured.engine == "stream") & (
+    measured.groupby(["group", "engine"]).name.transform("nunique") > 4
+)
+cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
 cells["over resident, %"], cells["line"] = 100 * cells.overhead, cells.campaign + cells["name"]
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
 streams = cells[cells.engine == "stream"]
@@ -830,6 +836,74 @@ table(errors,
               f"{spelled(f'{share(row.median_share)} for {row.of}' for row in errors.itertuples())}",
       kind="derived",
       note="Predicted step over the measured one, less 1; sizes without sign. Earlier runs count too.")  # fmt: skip
+
+# %% [markdown]
+# ## What does each setting of stream bring?
+#
+# A plan says how many slots the blocks take in turn, which of them stay on the GPU, and how many bytes
+# may go between all-to-alls. Below, one setting at a time is other than in such a plan. Without these
+# windows, copies meet all-to-alls. Sharded, each GPU copies its part of a block, and the GPUs gather it
+# over the same link. With each branch of guidance by itself, every block comes twice a step.
+
+# %%
+from statistics import mode
+
+CHANGED = {"windows": "no windows", "shard": "sharded", "branches_per_visit": "each branch by itself",
+           "slots": "{} slots", "residents": "{} blocks stay", "spread": "the first ones",
+           "copy_streams": "{} copy streams", "priority": "copies of higher priority"}  # fmt: skip
+
+
+def changed(settings):
+    """Say for each run of a group in which settings it is not as most of them are."""
+    usual = {key: mode(repr(each[key]) for each in settings) for key in CHANGED}
+    return [", ".join(said.format(each[key]) for key, said in CHANGED.items() if repr(each[key]) != usual[key])
+            for each in settings]  # fmt: skip
+
+
+def by_setting(tried):
+    """Draw what each change does to a step, with its interval: a row a change, a mark a length."""
+    names, tokens = [*dict.fromkeys(tried.changed)], sorted(set(tried.tokens))
+    shades = dict(zip(tokens, sns.color_palette("crest", len(tokens)), strict=True))
+    tried = tried.assign(
+        row=tried.changed.map(names.index) + tried.tokens.map(tokens.index) / 4 - 0.25
+    )
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(names)))
+    axes.axvspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
+    axes.hlines(
+        tried.row, 100 * tried.difference_low, 100 * tried.difference_high, tried.tokens.map(shades)
+    )
+    sns.scatterplot(tried, x=100 * tried.difference, y="row", hue="tokens", palette=shades, ax=axes)
+    figures.rows(axes, names)
+    axes.set_xscale("symlog", **SYMLOG)
+    axes.set_xticks([*PER_CENT], PER_CENT.values())
+    axes.set(xlabel="step over the plan's, %", xlim=(-5, 100))
+    return figure
+
+
+# %%
+tried = measured[many].astype({"tokens": int})
+tried["changed"] = tried.groupby("group").settings.transform(changed)
+as_planned = tried[tried.changed == ""].drop_duplicates("group").set_index("group")
+tried = tried[tried.changed != ""].drop(columns="claim")
+beside_plan = compare.told(tried, as_planned.loc[tried.group].set_axis(tried.index))
+gains = ["difference", "difference_low", "difference_high", "claim"]
+tried = tried.assign(**{name: beside_plan[name] for name in gains})
+tried["most"] = tried.groupby("changed").difference.transform("max")
+tried = tried.sort_values(["most", "changed", "tokens"], ascending=[False, True, True])
+if len(tried):
+    costs = [f"{name} costs up to {ratio(some.difference.max())}"
+             for name, some in tried[tried.claim == "slower"].groupby("changed", sort=False)]  # fmt: skip
+    claims = [
+        f"{n} of {len(tried)} changes are {claim}"
+        for claim, n in tried.claim.value_counts().drop("slower", errors="ignore").items()
+    ]
+    show(by_setting(tried), caption="; ".join([*costs, *claims]).capitalize()
+         + ". Whiskers: what both 95 % intervals allow.")  # fmt: skip
+    table(tried, {"changed": "changed", "machine": "machine", "work": "work", "step_s": "step",
+                  "difference": "over the plan's", "claim": "that is", "h2d_step_bytes": "bytes a step", "same_bits": "same bits"},
+          interval=["step_s"], caption="One setting at a time is other than planned",
+          fold="One setting at a time is other than planned",
+          note=f"All settings of a length took turns in one process. The plans: {spelled(as_planned['name'])}.")  # fmt: skip
 
 # %% [markdown]
 # ## Memory

@@ -29,7 +29,8 @@ ASKED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
 more of it. Settings that make no cause are its open questions (section 10)."""
 OWN_RESIDENT = ("compiled", "interconnect", "gpus")
 """Settings that make another step even without offload: runs are held against their `resident`."""
-FOLLOWS = {"gpus": ["interconnect"], "shard": ["bytes", "waits"], "transfer": ["bytes", "waits"]}
+FOLLOWS = {"gpus": ["interconnect"], "shard": ["bytes", "waits"], "transfer": ["bytes", "waits"],
+           "copy streams": ["waits"]}  # fmt: skip
 """What a setting changes itself."""
 ALIKE = {"clock": SAME_CLOCKS, "bytes": 0.1, "allocations": 0.1, "waits": 0.1}
 """Shares by which these may differ and be alike; a sample begins or ends within a pass."""

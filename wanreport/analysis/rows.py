@@ -82,7 +82,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         planned, again = name == "planned", row.label == files.LAST
         engine = "stream" if planned else name
-        parts = [f"{key.replace('_', ' ')} {value}" for key, value in given.items()]
+        parts = [key.replace("_", " ") + ("" if isinstance(value, list) else f" {value}")
+                 for key, value in given.items()]  # fmt: skip
         off = _most(rank.latents_error and rank.latents_error[-1] for rank in ranks)
         shown = _joined(engine, planned and name, *parts, off and "not exact")
         if name in bench.peers:
