@@ -1,7 +1,7 @@
 """The kernels that unpack weights on a GPU; Triton is where torch has a GPU.
 
 Each has a program on every multiprocessor: alone that brings all that the GPU's memory can, and
-beside matrix products on another stream fewer programs took longer and saved these nothing.
+beside matrix products on another stream fewer programs never made a step shorter.
 """
 
 from __future__ import annotations
