@@ -28,7 +28,7 @@ class Rounding(RandomWeights):
     def fill(self, expert: str, name: str, out: torch.Tensor) -> None:
         super().fill(expert, name, out)
         if name.startswith("blocks.") and out.dim() == 2 and out.dtype == torch.bfloat16:
-            scales = out.float().abs().amax(1, keepdim=True) / 448
+            scales = out.float().abs().amax(1, keepdim=True) * (1 / 448)
             out.copy_((out.float() / scales).to(torch.float8_e4m3fn).float() * scales)
 
 
