@@ -483,7 +483,7 @@ table(pick, {"what": "time of", "machine": "ours on", "old": "old", "new": "new"
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-from wanreport.report.style import ENGINES, INK, MARKERS, WIDTH, colour
+from wanreport.report.style import ENGINES, INK, MARKERS, NARROW, WIDTH, colour
 
 
 def scaling(curve):
@@ -867,7 +867,7 @@ def by_setting(tried):
     tried = tried.assign(
         row=tried.changed.map(names.index) + tried.tokens.map(tokens.index) / 4 - 0.25
     )
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.8 + 0.36 * len(names)))
+    figure, axes = plt.subplots(figsize=(NARROW, 0.8 + 0.36 * len(names)))
     axes.axvspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
     axes.hlines(
         tried.row, 100 * tried.difference_low, 100 * tried.difference_high, tried.tokens.map(shades)

@@ -229,9 +229,11 @@ def _shown(cells: Sequence[Any]) -> Iterator[tuple[int, Any, list[str]]]:
 
 @cache
 def _highlighted(source: str) -> str:
-    """Colour a cell's code; kinds of words that no colour is for need no markup."""
+    """Colour a cell's code; what has no colour, or that of the word before it, needs no markup."""
     code = str(Highlight2HTML("ipython3")(source))
-    return re.sub(r'<span class="(?:p|n|o|w)">([^<]*)</span>', r"\1", code)
+    code = re.sub(r'<span class="(?:p|n|o|w|nb|nf|nn)">([^<]*)</span>', r"\1", code)
+    code = re.sub(r'class="s[12adi]?"', 'class="s"', code).replace('</span><span class="s">', "")
+    return code.replace("&quot;", '"').replace("&#39;", "'")
 
 
 @cache
