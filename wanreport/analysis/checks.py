@@ -16,7 +16,7 @@ from wanreport.analysis import compare
 from wanreport.analysis.compare import NEW, OLD, WHERE, Facts
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.overlap import shares
-from wanreport.analysis.stats import SAME_CLOCKS, Median, apart, gap_difference
+from wanreport.analysis.stats import SAME_CLOCKS, gap_difference
 from wanreport.words import counted, gibibytes, ratio, seconds, share, signed, significant
 
 FOUR, SHARED = "s9.1.new4.gpus", "PCIe path"
@@ -154,12 +154,11 @@ def _contention(data: _Data) -> Answers:
     lanes = data.lanes[data.lanes.interconnect == SHARED]
     for _, here in lanes.groupby(["machine", "gpus"]):
         here = here[(here.beside_low + here.alone_low).notna()].sort_values("beside")
-        alone = Median(1, here.alone_low, here.alone_high, 1)
-        beside = Median(here.beside, here.beside_low, here.beside_high, 1)
-        order = {*apart(beside, alone)} - {0}
+        longer = bool((here.beside_low > here.alone_high).any())
+        shorter = bool((here.beside_high < here.alone_low).any())
         shown = [f"{significant(row.beside, 3)}× in {row.engine}"
                  + " (copies)" * (row.slowed == "copies") for row in here.itertuples()]  # fmt: skip
-        status = "within noise" if len(order) != 1 else order == {1}
+        status = "within noise" if longer == shorter else longer
         if len(here):
             yield data.answer(status, here.run, ", ".join(shown))
 

@@ -126,8 +126,8 @@ def _summed_up(frames: Frames) -> pd.DataFrame:
     clean = steps[(steps.kind == "clean") & steps.seconds.notna()]
     steady = clean[clean.role == "steady"].groupby("run")
     step, nothing = steady.seconds.agg(median_interval), median_interval([])
-    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index)
-    medians.columns = pd.Index(["step_s", "step_low_s", "step_high_s", "step_n"])
+    medians = pd.DataFrame([step.get(run, nothing) for run in runs.index], runs.index,
+                           ["step_s", "step_low_s", "step_high_s", "step_n"])  # fmt: skip
     each = iterations.set_index(["run", "iteration"])
     quiet, job = each[each.kind == "clean"], runs.source == "job"
     moved = steady[["h2d_bytes", "h2d_bytes_all"]].median()
