@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -40,9 +41,7 @@ class Fsdp(Engine):
 
     def _attach(self) -> None:
         cuda, layouts = self.mover.cuda, self.store.layouts
-        if self.group is None:
-            raise ValueError("fsdp needs a process group, also for a single rank")
-        mesh = DeviceMesh.from_group(self.group, self.mover.device.type)
+        mesh = DeviceMesh.from_group(self.group or dist.group.WORLD, self.mover.device.type)
         policy = CPUOffloadPolicy(pin_memory=cuda)
         self._copied: dict[tuple[str, bool], Counters] = {}  # of an unshard; of a block, or not
         for name, expert in self.experts.items():

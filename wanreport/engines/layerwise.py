@@ -89,8 +89,6 @@ class Layerwise(Engine):
             return
         self._stub(expert, block)
         self.loaded[expert].discard(block)
-        with self.mover.timeline.during("copy", "release", expert, block):
-            pass  # a point in time: nothing is copied
 
     def detach(self) -> None:
         super().detach()

@@ -29,7 +29,7 @@ from wanreport.model.denoise import Guidance, predict
 from wanreport.model.expert import EXPERTS, Expert
 from wanreport.model.weights import HostStore
 from wanreport.planner.cost import Inputs, Route
-from wanreport.planner.plan import scaled
+from wanreport.planner.plan import make_plan, scaled
 
 BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
@@ -117,6 +117,13 @@ class Probe:
         for _ in range(warm):
             step()
         return step
+
+    def plan(
+        self, link: dict[str, Any] | None, steps: int, room: int
+    ) -> tuple[dict[str, Any], StreamSettings]:
+        """Measure, choose and try settings: what :func:`make_plan` returns."""
+        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
+        return make_plan(self.inputs(rate, steps), room, self.trial)
 
     def inputs(self, link: float | None, steps: int) -> Inputs:
         """Measure what predictions need; ``link`` are bytes a second of one device that copies."""
