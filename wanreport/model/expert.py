@@ -122,41 +122,15 @@ class Segments:
         return cls(*(torch.compile(f, **how) for f in (pre, attend, post)))
 
 
-@dataclass
-class Run:
-    """What the visits of one forward share."""
-
-    expert: "Expert"
-    watcher: Watcher
-    modulations: Sequence[Tensor]
-    texts: Sequence[Tensor]
-    cos: Tensor
-    sin: Tensor
-    tokens: int
-
-
 class Visit(nn.Module):
-    """One block, for one or two branch states."""
+    """One block, for one or two branch states: what the hooks of engines and peers surround."""
 
     def __init__(self, block: WanTransformerBlock, index: int) -> None:
         super().__init__()
         self.block, self.index = block, index
 
-    def forward(self, hiddens: list[Tensor], run: Run) -> list[Tensor]:
-        out, watcher, expert = [], run.watcher, run.expert
-        segments, parallel, at = expert.segments, expert.parallel, (expert.name, self.index)
-        for hidden, text, modulation in zip(hiddens, run.texts, run.modulations, strict=True):
-            watcher.window(*at, "pre")
-            q, k, v = segments.pre(self.block, hidden, modulation, run.cos, run.sin)
-            with watcher.collective(*at):
-                q, k, v = parallel.to_heads(q, k, v, run.tokens)
-            watcher.window(*at, "attend")
-            attended = segments.attend(q, k, v)
-            with watcher.collective(*at):
-                attended = parallel.to_tokens(attended, self.block.attn1.heads)
-            watcher.window(*at, "post")
-            out.append(segments.post(self.block, hidden, attended, text, modulation))
-        return out
+    def forward(self, hiddens: list[Tensor], run: Callable[..., list[Tensor]]) -> list[Tensor]:
+        return run(self.block, self.index, hiddens)
 
 
 class Expert(nn.Module):
@@ -201,19 +175,34 @@ class Expert(nn.Module):
         embedding a branch, ``[batch, text tokens, text_dim]``.
         """
         batch, _, *size = latents.shape
-        patch, parallel = self.config["patch_size"], self.parallel
+        patch, parallel, segments = self.config["patch_size"], self.parallel, self.segments
         cos, sin = (parallel.shard(f, 1) for f in self.rope(latents))
         hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         tokens = hidden.shape[1]
         hidden = parallel.shard(hidden, 1)
 
         conditions = [self.condition_embedder(timestep, text, None) for text in texts]
-        modulations = [c[1].unflatten(1, (6, -1)) for c in conditions]
-        run = Run(self, watcher, modulations, [c[2] for c in conditions], cos, sin, tokens)
-        hiddens = [hidden] * len(conditions)
+        branches = [(c[1].unflatten(1, (6, -1)), c[2]) for c in conditions]
+
+        def visited(block: WanTransformerBlock, index: int, hiddens: list[Tensor]) -> list[Tensor]:
+            out, at = [], (self.name, index)
+            for hidden, (modulation, text) in zip(hiddens, branches, strict=True):
+                watcher.window(*at, "pre")
+                q, k, v = segments.pre(block, hidden, modulation, cos, sin)
+                with watcher.collective(*at):
+                    q, k, v = parallel.to_heads(q, k, v, tokens)
+                watcher.window(*at, "attend")
+                attended = segments.attend(q, k, v)
+                with watcher.collective(*at):
+                    attended = parallel.to_tokens(attended, block.attn1.heads)
+                watcher.window(*at, "post")
+                out.append(segments.post(block, hidden, attended, text, modulation))
+            return out
+
+        hiddens = [hidden] * len(branches)
         for index, visit in enumerate(self.blocks):
             watcher.before_block(self.name, index)
-            hiddens = visit(hiddens, run)
+            hiddens = visit(hiddens, visited)
             watcher.after_block(self.name, index)
 
         grid, outputs = [n // p for n, p in zip(size, patch, strict=True)], []

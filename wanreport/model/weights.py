@@ -80,13 +80,9 @@ class CheckpointWeights:
             raise CheckpointError(f"{file}: {error!r}") from error
         wanted = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
         stored = {name: each.shape for name, each in self._stored[FOLDERS[expert]].items()}
-        for wrong, names in (
-            ("lacks", wanted.keys() - stored.keys()),
-            ("has what the model lacks", stored.keys() - wanted.keys()),
-            ("has in other shapes", {n for n, _ in wanted.items() ^ stored.items()}),
-        ):
-            if names:
-                raise CheckpointError(f"{file.parent}: {wrong}: {some(sorted(names))}")
+        if odd := sorted({name for name, _ in wanted.items() ^ stored.items()}):
+            said = [f"{n} is {stored.get(n)} there and {wanted.get(n)} in the model" for n in odd]
+            raise CheckpointError(f"{file.parent}: {some(said)}")
         return config
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
