@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from wanreport.model.clock import between, mark
 from wanreport.model.expert import Expert
-from wanreport.model.fp8 import Rounded
-from wanreport.model.packed import Packing
+from wanreport.model.packed import Packing, Rounded
 from wanreport.model.weights import HostStore, Layout
 
 

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, some
 from wanreport.model.expert import Expert
-from wanreport.model.fp8 import Rounded
-from wanreport.model.packed import Packing, pack
+from wanreport.model.packed import Packing, Rounded, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
