@@ -183,9 +183,7 @@ class Mover:
 class Shape:
     """What the closed formulas of the counters need to know of an expert and a job."""
 
-    blocks: int  # their number
-    block: Layout  # all are alike
-    outer: Layout  # of what lies outside the blocks
+    layouts: Sequence[Layout]  # of what lies outside the blocks, then of each block: all are alike
     buffers: tuple[int, ...]  # bytes of each that is not a parameter, which a module move takes too
     passes: dict[str, int]  # of each expert in one iteration, in order of use
     world_size: int = 1

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -41,7 +40,9 @@ class Fsdp(Engine):
 
     def _attach(self) -> None:
         cuda, layouts = self.mover.cuda, self.store.layouts
-        mesh = DeviceMesh.from_group(self.group or dist.group.WORLD, self.mover.device.type)
+        if self.group is None:
+            raise ValueError("fsdp needs a process group, also for a single rank")
+        mesh = DeviceMesh.from_group(self.group, self.mover.device.type)
         policy = CPUOffloadPolicy(pin_memory=cuda)
         self._copied: dict[tuple[str, bool], Counters] = {}  # of an unshard; of a block, or not
         for name, expert in self.experts.items():
@@ -120,6 +121,5 @@ class Fsdp(Engine):
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """Every pass unshards the expert's outer unit and each block once."""
-        one_pass = self._unshard(shape.outer, shape.world_size)
-        one_pass += self._unshard(shape.block, shape.world_size) * shape.blocks
-        return one_pass * sum(shape.passes.values())
+        units = (self._unshard(layout, shape.world_size) for layout in shape.layouts)
+        return sum(units, Counters()) * sum(shape.passes.values())

@@ -99,15 +99,16 @@ class Layerwise(Engine):
 
         The very first one of an expert finds those of attach instead of those that a pass leaves.
         """
-        n, p = shape.blocks, min(max(1, self.prefetch), shape.blocks)
-        dtypes, parameters = len(shape.block.segments), len(shape.block.slices)
+        n, block = len(shape.layouts) - 1, shape.layouts[1]
+        p = min(max(1, self.prefetch), n)
+        dtypes, parameters = len(block.segments), len(block.slices)
         left, first, counters = layerwise_left(n, p), iteration == 0, Counters()
         for passes in filter(None, shape.passes.values()):
             released = passes * (n - 1)
             loaded = released + first * (len(left) - p)
             counters += Counters(
                 h2d_copies=loaded * dtypes,
-                h2d_bytes=loaded * shape.block.nbytes,
+                h2d_bytes=loaded * block.nbytes,
                 allocations=loaded * dtypes + released * parameters,
                 event_waits=released + first,  # block 0 has an event only after its one load
                 stream_waits=loaded + passes,

@@ -273,7 +273,7 @@ class Stream(Engine):
             times = shape.passes[name] if shared else arrives * (name in used)
             loads += times
             nbytes += times * min(part, max(size - self.rank * part, 0))
-        visits = shape.branches * shape.blocks * sum(shape.passes.values())
+        visits = shape.branches * self.blocks * sum(shape.passes.values())
         windows = 0 if settings.windows is None else len(SEGMENTS) * visits
         return Counters(
             h2d_copies=loads,

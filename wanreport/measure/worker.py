@@ -210,9 +210,7 @@ class Rank:
         expert, visits = self.experts[EXPERTS[0]], self.guidance.visits(engine)
         ran = [step["expert"] for step in steps]
         expected = engine.expected(Shape(
-            blocks=len(expert.blocks),
-            block=self.store.layouts[expert.name, 0],
-            outer=self.store.layouts[expert.name, None],
+            layouts=[each for (name, _), each in self.store.layouts.items() if name == EXPERTS[0]],
             buffers=tuple(b.numel() * b.element_size() for b in expert.buffers()),
             passes={name: ran.count(name) * visits for name in EXPERTS},
             world_size=self.world_size,

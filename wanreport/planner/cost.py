@@ -56,7 +56,7 @@ class Inputs:
     ranks: int  # that share a video
     branches: int  # of a step
     steps: int  # of the schedule
-    windows_s: tuple[float, float, float]  # one branch's in one block, (pre, attend, post), …
+    windows_s: tuple[float, ...]  # one branch's in one block, (pre, attend, post), …
     collectives_s: float  # … and its two all-to-alls, both without loads
     other_s: float  # of a pass outside its blocks
     link: float  # bytes a second from pinned memory to one device that copies alone
