@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wanreport.model.clock import between, mark
-from wanreport.model.expert import Expert
+from wanreport.model.expert import Expert, Watcher
 from wanreport.model.packed import Packing, Rounded
 from wanreport.model.weights import HostStore, Layout
 
@@ -201,7 +201,7 @@ def bound(expert: Expert, layout: Layout, device: torch.device) -> list[nn.Param
     return parameters
 
 
-class Engine(ABC):
+class Engine(Watcher, ABC):
     """Where block weights live and when they move.
 
     Life: `attach`; for each iteration `begin`, then for each forward pass of an expert `use` and,
@@ -210,7 +210,6 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    branches_per_visit: int = 1
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
     shares_store: ClassVar[bool] = True
@@ -253,23 +252,13 @@ class Engine(ABC):
                 self._bind(expert, unit, self.store.buffer(expert, unit))
         self.store.close()
 
-    def begin(self, passes: Sequence[str]) -> None:  # noqa: B027
-        """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""
-
-    def use(self, expert: str) -> None:  # noqa: B027
-        """A forward pass of this expert is next."""
-
     def before_block(self, expert: str, block: int) -> None:
         self._running = self.mover.timeline.begin("compute", "block", expert, block)
 
     def after_block(self, expert: str, block: int) -> None:
         self.mover.timeline.end(self._running)
 
-    def window(self, expert: str, block: int, segment: str) -> None:  # noqa: B027
-        """The segment that comes next; no collective is in flight until it ends."""
-
-    def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
-        """Around each all-to-all of a block."""
+    def collective(self, expert: str, block: int) -> AbstractContextManager[Any]:
         return self.mover.timeline.during("collective", "all_to_all", expert, block)
 
     def detach(self) -> None:

@@ -13,9 +13,9 @@ by operation: on one rank the results are the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -39,17 +39,25 @@ TINY = A14B | {"num_layers": 6, "num_attention_heads": 20, "attention_head_dim":
                "text_dim": 64, "freq_dim": 32}  # fmt: skip
 
 
-class Watcher(Protocol):
+class Watcher:
     """What the loop and an expert announce while they run; every engine is one."""
 
-    branches_per_visit: int
+    branches_per_visit = 1
 
-    def begin(self, passes: Sequence[str]) -> None: ...
-    def use(self, expert: str) -> None: ...
+    def begin(self, passes: Sequence[str]) -> None:
+        """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""
+
+    def use(self, expert: str) -> None:
+        """A forward pass of this expert is next."""
+
     def before_block(self, expert: str, block: int) -> None: ...
     def after_block(self, expert: str, block: int) -> None: ...
-    def window(self, expert: str, block: int, segment: str) -> None: ...
-    def collective(self, expert: str, block: int) -> AbstractContextManager[None]: ...
+    def window(self, expert: str, block: int, segment: str) -> None:
+        """The segment that comes next; no collective is in flight until it ends."""
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[Any]:
+        """Around each all-to-all of a block."""
+        return nullcontext()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -122,11 +122,10 @@ class Probe:
         self, link: dict[str, Any] | None, steps: int, room: int
     ) -> tuple[dict[str, Any], StreamSettings]:
         """Measure, choose and try settings: what :func:`make_plan` returns."""
-        rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-        return make_plan(self.inputs(rate, steps), room, self.trial)
+        return make_plan(self.inputs(link, steps), room, self.trial)
 
-    def inputs(self, link: float | None, steps: int) -> Inputs:
-        """Measure what predictions need; ``link`` are bytes a second of one device that copies."""
+    def inputs(self, link: dict[str, Any] | None, steps: int) -> Inputs:
+        """Measure what predictions need, but for the rate of a ``link`` that was measured before."""
         layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
         # Bytes that this process can still take.
         free = gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated() if gpu else 0
@@ -150,7 +149,8 @@ class Probe:
             outer_bytes=layouts[self.name, None].nbytes, ranks=self.ranks, steps=steps,
             branches=self.guidance.branches, other_s=quiet.other,
             windows_s=tuple(alone * seconds for seconds in quiet.windows),
-            collectives_s=alone * quiet.collectives, link=link or local.rate, local=local,
+            collectives_s=alone * quiet.collectives,
+            link=link["h2d_pinned_gb_s"] * 1e9 if link else local.rate, local=local,
             sharded=sharded, activation_bytes=int(activations), unpack_s=unpack_s,
             device_bytes=int(-device_bytes) if gpu else None, transfer=self.store.transfer,
             packed_bytes=nbytes if self.store.packing else None,
