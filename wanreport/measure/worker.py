@@ -173,8 +173,7 @@ class Rank:
             with profile.step(index) if profile else nullcontext(), clock.step():
                 yield
             moved = engine.mover.counters.h2d_bytes - before
-            step = {"index": index, "expert": expert, "timestep": timestep, "h2d_bytes": moved}
-            steps.append(step)
+            steps.append(dict(index=index, expert=expert, timestep=timestep, h2d_bytes=moved))
             if self.cold_start_s is None:
                 if device.type == "cuda":
                     torch.cuda.synchronize()

@@ -272,7 +272,7 @@ def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
 
     torch's own pinned pool would round every buffer up to a power of two.
     """
-    runtime: Any = torch.cuda.cudart() if buffers else None
+    runtime: Any = torch.cuda.cudart()
     for buffer in buffers:
         torch.cuda.check_error(int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)))
     try:

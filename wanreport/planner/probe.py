@@ -125,7 +125,7 @@ class Probe:
         return make_plan(self.inputs(link, steps), room, self.trial)
 
     def inputs(self, link: dict[str, Any] | None, steps: int) -> Inputs:
-        """Measure what predictions need, but for the rate of a ``link`` that was measured before."""
+        """Measure what predictions need, but the ``link`` itself, if that was measured before."""
         layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
         # Bytes that this process can still take.
         free = gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated() if gpu else 0
