@@ -117,7 +117,8 @@ class Campaign:
             while (pending := self._pending(labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
         bad = {"failed", "oom", "timeout", "non-finite"} & {r["status"] for r in self.rows.values()}
-        inexact = [row for row in self.rows.values() if self._same(row) is False
+        inexact = [row for (_, n), row in self.rows.items()
+                   if identical(row, self.rows.get((FIRST, n))) is False
                    and "latents_error" not in row["ranks"][0]]  # fmt: skip
         return int(bool(bad or self.given.device == "cpu" and inexact))
 
@@ -180,16 +181,14 @@ class Campaign:
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
         took, (median, low, high, n) = row["status"], step_ms(row)
+        first = self.rows.get((FIRST, row["tokens"]))
         if n:
-            of = median / step_ms(self.rows.get((FIRST, row["tokens"]), row)).median
+            of = median / step_ms(first or row).median
             took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
-        bits = {True: "same bits", False: "OTHER BITS", None: ""}[self._same(row)]
+        bits = {True: "same bits", False: "OTHER BITS", None: ""}[identical(row, first)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
         said = f"{row['tokens']:,} tokens", row["label"], took, bits, note
         return "; ".join(filter(None, said))
-
-    def _same(self, row: Row) -> bool | None:
-        return identical(row, self.rows.get((FIRST, row["tokens"])))
 
 
 def step_ms(row: Row) -> Median:

@@ -26,6 +26,7 @@ from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
 from wanreport.model.ulysses import SequenceParallel
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.planner.plan import DEFAULT_ROOM
+from wanreport.planner.probe import Probe
 from wanreport.records.files import parse_label
 from wanreport.records.record import replace_file
 
@@ -96,8 +97,8 @@ class Lane:
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
-            self.plan, self.engine.settings = worker.plan_for(
-                self.make, self.store, inputs, link, STEPS, DEFAULT_ROOM)  # fmt: skip
+            probe = Probe(self.make, self.store, dist.group.WORLD, *inputs)
+            self.plan, self.engine.settings = probe.plan(link, STEPS, DEFAULT_ROOM)
             self.attach()
         self.begin(WARMUP)
         self.steps(1)

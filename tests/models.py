@@ -81,8 +81,7 @@ def run_engine(
         except InterruptedError:  # planted by a test: the engine must be as good as before
             continue
         shape = Shape(
-            blocks=len(first.blocks), block=store.layouts[first.name, 0],
-            outer=store.layouts[first.name, None],
+            layouts=[store.layouts[first.name, unit] for unit in store.units(first.name)],
             buffers=tuple(b.numel() * b.element_size() for b in first.buffers()),
             passes={name: names.count(name) * visits for name in EXPERTS},
             world_size=dist.get_world_size() if group else 1,

@@ -125,9 +125,7 @@ def _moved(experts: dict[str, Expert]) -> dict[str, int]:
 
     def counted(engine: str, ranks: int, passes: dict[str, int]) -> Counters:
         shape = Shape(
-            blocks=len(expert.blocks),
-            block=store.layouts[name, 0],
-            outer=store.layouts[name, None],
+            layouts=[store.layouts[name, unit] for unit in store.units(name)],
             buffers=tuple(b.numel() * b.element_size() for b in expert.buffers()),
             passes=passes,
             world_size=ranks,

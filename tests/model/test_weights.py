@@ -18,8 +18,7 @@ from tests.models import make_experts, make_store
 from tests.ranks import in_ranks
 from wanreport.engines.base import Mover
 from wanreport.model import packed
-from wanreport.model.fp8 import E4M3, Rounded
-from wanreport.model.packed import LANES, pack
+from wanreport.model.packed import E4M3, LANES, Rounded, pack
 from wanreport.model.weights import ALIGN, Layout, RandomWeights
 
 

@@ -48,7 +48,7 @@ def cases(draw: st.DrawFn) -> tuple[Inputs, StreamSettings]:
 @given(cases(), st.floats(1.0, 10.0))
 def test_no_step_is_below_its_limit_and_a_faster_route_or_windows_never_cost_time(case, times):
     inputs, settings = case
-    assert Inputs.of(json.loads(json.dumps(asdict(inputs)))) == inputs
+    assert Inputs(**json.loads(json.dumps(asdict(inputs)))) == inputs
     found = predict(inputs, settings)
     assert found.limit_s <= found.step_s * SLACK
     assert found.step_s <= min(found.first_s, found.switch_s) * SLACK

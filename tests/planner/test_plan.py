@@ -127,7 +127,7 @@ def test_a_trial_of_the_two_best_ways_overrules_the_prediction_with_a_clear_word
     assert plan["candidates"][plan["chosen"]]["settings"] == asdict(settings)
     assert [entry["step_s"] for entry in plan["trial"]] == [2.0, sum(second) / 2]
     assert plan["trial"][1]["turns_s"] == second
-    assert Inputs.of(json.loads(json.dumps(plan))["inputs"]) == plan_inputs()
+    assert Inputs(**json.loads(json.dumps(plan))["inputs"]) == plan_inputs()
 
 
 @pytest.mark.parametrize(("given", "blocks"), [({}, 80), ({}, 40), (ALONE, 2)])

@@ -216,7 +216,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
 
 def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inputs, int]:
     """What a plan for ``job`` would be made from, and bytes of a visit's all-to-alls."""
-    gpus, best, plan = job.num_gpus, known.base, Inputs.of(known.base.value)
+    gpus, best, plan = job.num_gpus, known.base, Inputs(**known.base.value)
     heads, row = known.model["num_heads"], known.model["head_dim"] * ELEMENT
     # Of those that share a branch's tokens.
     number, branches = (gpus // 2, 1) if job.enable_cfg_parallel else (gpus, 2)
@@ -268,7 +268,7 @@ def _alone(known: Known) -> tuple[Callable[[int, int], list[float]], Curve, floa
     That is how many times as long windows take with several GPUs, as waiting ones clock up: what
     `resident` took beside all-to-alls, where these are known, over what follows from one GPU.
     """
-    alone = {row.tokens: Inputs.of(row.value) for row in known.of("windows", several=False)}
+    alone = {row.tokens: Inputs(**row.value) for row in known.of("windows", several=False)}
     rest = _curve({n: w.other_s / w.branches / n for n, w in alone.items()})
 
     def visit(row: Any) -> float:

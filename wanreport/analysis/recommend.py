@@ -89,9 +89,9 @@ def _ways(
     jobs = [Job.model_validate({"name": engine, "engine": engine, **asked})
             for engine in ("stream", "resident", "layerwise", "swap", "fsdp")]  # fmt: skip
     told = {job.name: predicted.predict_job(known, job, wire) for job in jobs}
-    inputs = Inputs.of(told["stream"]["inputs"])
+    inputs = Inputs(**told["stream"]["inputs"])
     block, outer = inputs.block_bytes, inputs.outer_bytes
-    each = [Inputs.of(row.value).activation_bytes * row.ranks / row.tokens
+    each = [Inputs(**row.value).activation_bytes * row.ranks / row.tokens
             for row in known.of("windows")]  # fmt: skip
     working = max(each) * told["stream"]["tokens"] / (gpus // 2 if cfg else gpus)
     for budget in (None, (free - working) / 1e9):

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wanreport.model.clock import between, mark
-from wanreport.model.expert import Expert
-from wanreport.model.fp8 import Rounded
-from wanreport.model.packed import Packing
+from wanreport.model.expert import Expert, Watcher
+from wanreport.model.packed import Packing, Rounded
 from wanreport.model.weights import HostStore, Layout
 
 
@@ -42,33 +41,33 @@ class Counters:
         return Counters(*(value * times for value in astuple(self)))
 
 
-@dataclass
-class Event:
-    """Something on the timeline: lane, what, expert, block and step, and its two marks."""
-
-    row: dict[str, Any]
-    start: Any
-    end: Any = None
-
-
 class Timeline:
-    """Begin and end of what runs; nothing is recorded until `step` is set."""
+    """Begin and end of what runs; nothing is recorded until `step` is set.
+
+    With ``nvtx`` (`torch.cuda.nvtx`) each event is a range for Nsight Systems, too.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.step: int | None = None
-        self.events: list[Event] = []
+        self.nvtx: Any = None
+        self.events: list[dict[str, Any]] = []  # rows, with marks in place of times
 
-    def begin(self, lane: str, what: str, expert: str, block: int | None) -> Event | None:
+    def begin(self, lane: str, what: str, expert: str, block: int | None) -> dict[str, Any] | None:
         if self.step is None:
             return None
-        row = {"lane": lane, "what": what, "expert": expert, "block": block, "step": self.step}
-        self.events.append(Event(row, mark(self.device)))
-        return self.events[-1]
+        event = {"lane": lane, "what": what, "expert": expert, "block": block, "step": self.step}
+        event["start"] = mark(self.device)
+        if self.nvtx:
+            event["range"] = self.nvtx.range_start(f"{what} {expert} {block}")
+        self.events.append(event)
+        return event
 
-    def end(self, event: Event | None) -> None:
+    def end(self, event: dict[str, Any] | None) -> None:
         if event is not None:
-            event.end = mark(self.device)
+            if "range" in event:
+                self.nvtx.range_end(event.pop("range"))
+            event["end"] = mark(self.device)
 
     @contextmanager
     def during(self, lane: str, what: str, expert: str, block: int | None) -> Iterator[None]:
@@ -80,18 +79,16 @@ class Timeline:
 
     def rows(self) -> list[dict[str, Any]]:
         """All events in milliseconds since the first began."""
-        done = [event for event in self.events if event.end is not None]
-        if not done:
-            return []
-        if self.device.type == "cuda":
+        rows = [event.copy() for event in self.events if "end" in event]
+        if rows and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        first = done[0].start  # recorded first, though another may have begun before
-        marks = [[1e3 * between(first, at) for at in (each.start, each.end)] for each in done]
-        origin = min(start for start, _ in marks)
-        return [
-            event.row | {"start_ms": round(start - origin, 4), "end_ms": round(end - origin, 4)}
-            for event, (start, end) in zip(done, marks, strict=True)
-        ]
+        marks = [(row.pop("start"), row.pop("end")) for row in rows]
+        # Since the one that was recorded first, though another may have begun before.
+        times = [[1e3 * between(marks[0][0], each) for each in pair] for pair in marks]
+        origin = min((start for start, _ in times), default=0.0)
+        for row, (start, end) in zip(rows, times, strict=True):
+            row |= {"start_ms": round(start - origin, 4), "end_ms": round(end - origin, 4)}
+        return rows
 
 
 class Mover:
@@ -186,9 +183,7 @@ class Mover:
 class Shape:
     """What the closed formulas of the counters need to know of an expert and a job."""
 
-    blocks: int  # their number
-    block: Layout  # all are alike
-    outer: Layout  # of what lies outside the blocks
+    layouts: Sequence[Layout]  # of what lies outside the blocks, then of each block: all are alike
     buffers: tuple[int, ...]  # bytes of each that is not a parameter, which a module move takes too
     passes: dict[str, int]  # of each expert in one iteration, in order of use
     world_size: int = 1
@@ -206,7 +201,7 @@ def bound(expert: Expert, layout: Layout, device: torch.device) -> list[nn.Param
     return parameters
 
 
-class Engine(ABC):
+class Engine(Watcher, ABC):
     """Where block weights live and when they move.
 
     Life: `attach`; for each iteration `begin`, then for each forward pass of an expert `use` and,
@@ -215,7 +210,6 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    branches_per_visit: int = 1
     counters_derived: ClassVar[bool] = False
     pins_store: ClassVar[bool] = True
     shares_store: ClassVar[bool] = True
@@ -258,23 +252,13 @@ class Engine(ABC):
                 self._bind(expert, unit, self.store.buffer(expert, unit))
         self.store.close()
 
-    def begin(self, passes: Sequence[str]) -> None:  # noqa: B027
-        """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""
-
-    def use(self, expert: str) -> None:  # noqa: B027
-        """A forward pass of this expert is next."""
-
     def before_block(self, expert: str, block: int) -> None:
         self._running = self.mover.timeline.begin("compute", "block", expert, block)
 
     def after_block(self, expert: str, block: int) -> None:
         self.mover.timeline.end(self._running)
 
-    def window(self, expert: str, block: int, segment: str) -> None:  # noqa: B027
-        """The segment that comes next; no collective is in flight until it ends."""
-
-    def collective(self, expert: str, block: int) -> AbstractContextManager[None]:
-        """Around each all-to-all of a block."""
+    def collective(self, expert: str, block: int) -> AbstractContextManager[Any]:
         return self.mover.timeline.during("collective", "all_to_all", expert, block)
 
     def detach(self) -> None:

@@ -44,7 +44,7 @@ class Fsdp(Engine):
             raise ValueError("fsdp needs a process group, also for a single rank")
         mesh = DeviceMesh.from_group(self.group, self.mover.device.type)
         policy = CPUOffloadPolicy(pin_memory=cuda)
-        self._copied: dict[tuple[str, bool], Counters] = {}  # of an unshard; of a block, or not
+        self._copied: dict[str, list[Counters]] = {}  # by an unshard of the outer unit, of a block
         for name, expert in self.experts.items():
             for block in expert.blocks:
                 fully_shard(block, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
@@ -58,9 +58,8 @@ class Fsdp(Engine):
                 chunks, rank = torch.chunk(full, mesh.size(), dim=0), mesh.get_local_rank()
                 if rank < len(chunks):
                     shards[key].to_local().copy_(chunks[rank])
-            for unit in (0, None):
-                copied = self._unshard(layouts[name, unit], mesh.size())
-                self._copied[name, unit is not None] = copied
+            copied = [self._unshard(layouts[name, unit], mesh.size()) for unit in (None, 0)]
+            self._copied[name] = copied
 
     def detach(self) -> None:
         self._reshard()
@@ -104,7 +103,7 @@ class Fsdp(Engine):
                 module.reshard()
 
     def use(self, expert: str) -> None:
-        self.mover.counters += self._copied[expert, False]
+        self.mover.counters += self._copied[expert][0]
 
     def _whole(self, expert: str, block: int) -> bool:
         return not isinstance(next(self.experts[expert].blocks[block].parameters()), DTensor)
@@ -112,7 +111,7 @@ class Fsdp(Engine):
     def before_block(self, expert: str, block: int) -> None:
         if self._whole(expert, block):
             raise RuntimeError(f"block {block} of {expert} is whole before its visit")
-        self.mover.counters += self._copied[expert, True]
+        self.mover.counters += self._copied[expert][1]
         super().before_block(expert, block)
 
     def window(self, expert: str, block: int, segment: str) -> None:
@@ -121,6 +120,5 @@ class Fsdp(Engine):
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """Every pass unshards the expert's outer unit and each block once."""
-        one_pass = self._unshard(shape.outer, shape.world_size)
-        one_pass += self._unshard(shape.block, shape.world_size) * shape.blocks
-        return one_pass * sum(shape.passes.values())
+        units = (self._unshard(layout, shape.world_size) for layout in shape.layouts)
+        return sum(units, Counters()) * sum(shape.passes.values())

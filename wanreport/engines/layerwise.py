@@ -89,42 +89,29 @@ class Layerwise(Engine):
             return
         self._stub(expert, block)
         self.loaded[expert].discard(block)
-        with self.mover.timeline.during("copy", "release", expert, block):
-            pass  # a point in time: nothing is copied
 
     def detach(self) -> None:
         super().detach()
         self.bound, self.events = {}, {}
 
     def expected(self, shape: Shape, iteration: int) -> Counters:
-        """What one iteration adds to the totals that `_total` gives in closed form."""
-        counters = Counters()
-        for passes in shape.passes.values():
-            before, after = passes * iteration, passes * (iteration + 1)
-            counters += self._total(shape, after) - self._total(shape, before)
-        return counters
+        """Each pass releases every block but the first once, and loads as many.
 
-    def _total(self, shape: Shape, passes: int) -> Counters:
-        """Counters of one expert from attach to the end of its ``passes``-th pass.
-
-        Each pass releases every block but the first once, so what was loaded is what was released
-        plus what is left on the device at the end.
+        The very first one of an expert finds those of attach instead of those that a pass leaves.
         """
-        n, p = shape.blocks, min(max(1, self.prefetch), shape.blocks)
-        dtypes, parameters = len(shape.block.segments), len(shape.block.slices)
-        left = layerwise_left(n, p)
-        if passes == 0:
-            released, loaded, blocking, waits = 0, p, p, 0
-        else:
+        n, block = len(shape.layouts) - 1, shape.layouts[1]
+        p = min(max(1, self.prefetch), n)
+        dtypes, parameters = len(block.segments), len(block.slices)
+        left, first, counters = layerwise_left(n, p), iteration == 0, Counters()
+        for passes in filter(None, shape.passes.values()):
             released = passes * (n - 1)
-            loaded = released + len(left)
-            blocking = p + (passes - 1) * len(set(range(p)) - left)
-            waits = released + 1  # block 0 has an event only after its one load
-        return Counters(
-            h2d_copies=loaded * dtypes,
-            h2d_bytes=loaded * shape.block.nbytes,
-            allocations=loaded * dtypes + released * parameters,
-            event_waits=waits,
-            stream_waits=loaded + passes,
-            host_syncs=blocking * dtypes,
-        )
+            loaded = released + first * (len(left) - p)
+            counters += Counters(
+                h2d_copies=loaded * dtypes,
+                h2d_bytes=loaded * block.nbytes,
+                allocations=loaded * dtypes + released * parameters,
+                event_waits=released + first,  # block 0 has an event only after its one load
+                stream_waits=loaded + passes,
+                host_syncs=(passes - first) * len(set(range(p)) - left) * dtypes,
+            )
+        return counters

@@ -109,9 +109,7 @@ class Stream(Engine):
         self.opened, self.there = mover.event(), mover.event()
         self._held: list[tuple[str, int] | None] = [None] * len(self.buffers)
         self._arriving: set[int] = set()  # buffers whose load nothing has waited for yet
-        self._loads: deque[Load] = deque()
-        self._passes: Sequence[str] = ()
-        self._pass, self._done, self._sent, self._turn, self._staged = -1, 0, 0, 0, 0
+        self._passes, self._pass, self._staged = list[str](), -1, 0
         if self.gathering:  # connects the ranks now, not in the first step
             target = (self.staging or self.buffers)[0]
             mover.all_gather(target, self._own(target), self.gathering)
@@ -137,7 +135,7 @@ class Stream(Engine):
         for event in (*self.free, *self.drained):
             mover.record(event, mover.compute)
         self._arriving.clear()
-        self._passes, self._loads = passes, deque(self._all_loads(passes))
+        self._passes, self._loads = list(passes), deque(self._all_loads(passes))
         # The pass that runs, uses that are over, bytes sent of the first load, turn of the streams.
         self._pass, self._done, self._sent, self._turn = -1, 0, 0, 0
 
@@ -156,7 +154,7 @@ class Stream(Engine):
 
     def use(self, expert: str) -> None:
         self._pass += 1
-        announced = [*self._passes[self._pass : self._pass + 1]]
+        announced = self._passes[self._pass : self._pass + 1]
         if announced != [expert]:
             raise RuntimeError(f"pass {self._pass} uses {expert}; begin() announced {announced}")
         if self.settings.windows is None:
@@ -248,7 +246,7 @@ class Stream(Engine):
 
     def detach(self) -> None:
         super().detach()
-        self.buffers, self.staging, self._loads = [], [], deque()
+        self.buffers, self.staging = [], []
         if self.gathering:
             dist.destroy_process_group(self.gathering)
             self.gathering = None
@@ -273,7 +271,7 @@ class Stream(Engine):
             times = shape.passes[name] if shared else arrives * (name in used)
             loads += times
             nbytes += times * min(part, max(size - self.rank * part, 0))
-        visits = shape.branches * shape.blocks * sum(shape.passes.values())
+        visits = shape.branches * self.blocks * sum(shape.passes.values())
         windows = 0 if settings.windows is None else len(SEGMENTS) * visits
         return Counters(
             h2d_copies=loads,

@@ -38,9 +38,8 @@ class Swap(Engine):
     def expected(self, shape: Shape, iteration: int) -> Counters:
         """Each use of an expert brings it in, and all but the very first send one out."""
         sizes = [piece.shape.numel() * piece.dtype.itemsize
-                 for layout in (shape.outer, *[shape.block] * shape.blocks)
-                 for piece in layout.slices] + list(shape.buffers)  # fmt: skip
-        n, nbytes = len(sizes), sum(sizes)
+                 for layout in shape.layouts for piece in layout.slices]  # fmt: skip
+        n, nbytes = len(sizes) + len(shape.buffers), sum(sizes) + sum(shape.buffers)
         one = Counters(h2d_copies=n, h2d_bytes=nbytes, allocations=n, host_syncs=n)
         other = Counters(d2h_copies=n, d2h_bytes=nbytes, host_syncs=n)
         used = [expert for expert, passes in shape.passes.items() if passes]

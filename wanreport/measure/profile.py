@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from wanreport.engines import Engine
-from wanreport.engines.base import Event
 from wanreport.measure.ranks import NSYS
 
 LENGTH = 2
@@ -60,28 +59,16 @@ class SwitchProfile:
     @contextmanager
     def _ranges(self, index: int) -> Iterator[None]:
         """Let Nsight Systems record a step, with NVTX ranges for it, its blocks and its copies."""
-        timeline, nvtx, marks = self.mover.timeline, torch.cuda.nvtx, dict[int, Any]()
-        begin, end = timeline.begin, timeline.end
-
-        def begun(lane: str, what: str, expert: str, block: int | None) -> Event | None:
-            event = begin(lane, what, expert, block)
-            marks[id(event)] = nvtx.range_start(f"{what} {expert} {block}")
-            return event
-
-        def ended(event: Event | None) -> None:
-            if (mark := marks.pop(id(event), None)) is not None:
-                nvtx.range_end(mark)
-            end(event)
-
+        timeline, nvtx = self.mover.timeline, torch.cuda.nvtx
         if index == self.watched[0]:
             torch.cuda.synchronize()
             torch.cuda.profiler.start()
-        vars(timeline).update(step=index, begin=begun, end=ended)
+        timeline.step, timeline.nvtx = index, nvtx
         mark = nvtx.range_start(f"step {index}")
         yield
         torch.cuda.synchronize()
         nvtx.range_end(mark)
-        vars(timeline).update(step=None, begin=begin, end=end)
+        timeline.step = timeline.nvtx = None
         if index == self.watched[-1]:
             if torch.distributed.is_initialized():
                 torch.distributed.barrier()  # the first rank to stop stops it for all

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from wanreport.engines import ENGINES, Counters, Engine, Shape, Stream
 from wanreport.jobs.job import Job
 from wanreport.jobs.schedule import sampled_steps, switch_step
-from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.fit import blocks_in_budget, measure_link, model_of, require_host_memory
 from wanreport.measure.machine import nodes
 from wanreport.measure.profile import SwitchProfile
@@ -34,7 +33,6 @@ from wanreport.model.denoise import Guidance
 from wanreport.model.expert import EXPERTS, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore, Source
-from wanreport.planner.plan import make_plan
 from wanreport.planner.probe import Probe
 from wanreport.records.record import naming, replace_file
 
@@ -95,10 +93,10 @@ class Rank:
         if job.engine == "stream":
             store.buffer(EXPERTS[0], None)  # filled now, before the probe times anything
             self.say("plan")
-            used["plan"], settings = plan_for(  # the noise goes when this is over
-                lambda blocks: make(EXPERTS[0], num_layers=blocks), store,
-                (self._noise(), self.guidance), link, job.num_inference_steps, room,
-            )  # fmt: skip
+            probe = Probe(lambda blocks: make(EXPERTS[0], num_layers=blocks), store,
+                          dist.group.WORLD, self._noise(), self.guidance)  # fmt: skip
+            used["plan"], settings = probe.plan(link, job.num_inference_steps, room)
+            del probe  # and the noise
             torch.cuda.empty_cache()  # what the probe held is not the job's
             engine = Stream(settings)
         self.engine = engine
@@ -175,8 +173,7 @@ class Rank:
             with profile.step(index) if profile else nullcontext(), clock.step():
                 yield
             moved = engine.mover.counters.h2d_bytes - before
-            step = {"index": index, "expert": expert, "timestep": timestep, "h2d_bytes": moved}
-            steps.append(step)
+            steps.append(dict(index=index, expert=expert, timestep=timestep, h2d_bytes=moved))
             if self.cold_start_s is None:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
@@ -212,9 +209,7 @@ class Rank:
         expert, visits = self.experts[EXPERTS[0]], self.guidance.visits(engine)
         ran = [step["expert"] for step in steps]
         expected = engine.expected(Shape(
-            blocks=len(expert.blocks),
-            block=self.store.layouts[expert.name, 0],
-            outer=self.store.layouts[expert.name, None],
+            layouts=[each for (name, _), each in self.store.layouts.items() if name == EXPERTS[0]],
             buffers=tuple(b.numel() * b.element_size() for b in expert.buffers()),
             passes={name: ran.count(name) * visits for name in EXPERTS},
             world_size=self.world_size,
@@ -244,16 +239,6 @@ def store_for(
         group=(host or dist.group.WORLD) if engine.shares_store else None,
         packing=None if engine.transfer == "bf16" else device, transfer=engine.transfer,
     )  # fmt: skip
-
-
-def plan_for(
-    make: Callable[[int], Expert], store: HostStore, inputs: tuple[torch.Tensor, Guidance],
-    link: dict[str, Any] | None, steps: int, room: int,
-) -> tuple[dict[str, Any], StreamSettings]:  # fmt: skip
-    """The plan of `stream` on these ranks and inputs, as a record keeps it, and its choice."""
-    probe = Probe(make, store, dist.group.WORLD, *inputs)
-    rate = link["h2d_pinned_gb_s"] * 1e9 if link else None
-    return make_plan(probe.inputs(rate, steps), room, probe.trial)
 
 
 def connect(device: torch.device, out: Path, rank: int, world_size: int, timeout_s: float) -> None:

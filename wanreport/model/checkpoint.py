@@ -29,8 +29,6 @@ LFS = b"version https://git-lfs"
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names each file and what is wrong with it."""
 
-    hint = "point `checkpoint` at a complete folder, as `WanPipeline.save_pretrained` writes it"
-
 
 class Stored(NamedTuple):
     """Where a tensor lies."""

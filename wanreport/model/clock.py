@@ -81,14 +81,11 @@ def peaks(device: torch.device, store_pinned_bytes: int) -> dict[str, int | None
     Pinned memory is the store's, which ranks of one host share, and this rank's part of torch's
     own pool.
     """
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if device.type != "cuda":
-        none = dict.fromkeys(("allocated_bytes", "reserved_bytes", "pinned_bytes"))
-        return {**none, "host_rss_bytes": rss}
-    pool = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0)
+    gpu: Any = torch.cuda if device.type == "cuda" else None
+    pool = int(gpu.host_memory_stats().get("allocated_bytes.peak", 0)) if gpu else 0
     return {
-        "allocated_bytes": torch.cuda.max_memory_allocated(device),
-        "reserved_bytes": torch.cuda.max_memory_reserved(device),
-        "pinned_bytes": store_pinned_bytes + int(pool),
-        "host_rss_bytes": rss,
+        "allocated_bytes": gpu and gpu.max_memory_allocated(device),
+        "reserved_bytes": gpu and gpu.max_memory_reserved(device),
+        "pinned_bytes": gpu and store_pinned_bytes + pool,
+        "host_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

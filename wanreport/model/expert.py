@@ -13,9 +13,9 @@ by operation: on one rank the results are the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -39,17 +39,25 @@ TINY = A14B | {"num_layers": 6, "num_attention_heads": 20, "attention_head_dim":
                "text_dim": 64, "freq_dim": 32}  # fmt: skip
 
 
-class Watcher(Protocol):
+class Watcher:
     """What the loop and an expert announce while they run; every engine is one."""
 
-    branches_per_visit: int
+    branches_per_visit = 1
 
-    def begin(self, passes: Sequence[str]) -> None: ...
-    def use(self, expert: str) -> None: ...
+    def begin(self, passes: Sequence[str]) -> None:
+        """An iteration is next; ``passes`` are the experts of all its forward passes, in order."""
+
+    def use(self, expert: str) -> None:
+        """A forward pass of this expert is next."""
+
     def before_block(self, expert: str, block: int) -> None: ...
     def after_block(self, expert: str, block: int) -> None: ...
-    def window(self, expert: str, block: int, segment: str) -> None: ...
-    def collective(self, expert: str, block: int) -> AbstractContextManager[None]: ...
+    def window(self, expert: str, block: int, segment: str) -> None:
+        """The segment that comes next; no collective is in flight until it ends."""
+
+    def collective(self, expert: str, block: int) -> AbstractContextManager[Any]:
+        """Around each all-to-all of a block."""
+        return nullcontext()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -122,41 +130,15 @@ class Segments:
         return cls(*(torch.compile(f, **how) for f in (pre, attend, post)))
 
 
-@dataclass
-class Run:
-    """What the visits of one forward share."""
-
-    expert: "Expert"
-    watcher: Watcher
-    modulations: Sequence[Tensor]
-    texts: Sequence[Tensor]
-    cos: Tensor
-    sin: Tensor
-    tokens: int
-
-
 class Visit(nn.Module):
-    """One block, for one or two branch states."""
+    """One block, for one or two branch states: what the hooks of engines and peers surround."""
 
     def __init__(self, block: WanTransformerBlock, index: int) -> None:
         super().__init__()
         self.block, self.index = block, index
 
-    def forward(self, hiddens: list[Tensor], run: Run) -> list[Tensor]:
-        out, watcher, expert = [], run.watcher, run.expert
-        segments, parallel, at = expert.segments, expert.parallel, (expert.name, self.index)
-        for hidden, text, modulation in zip(hiddens, run.texts, run.modulations, strict=True):
-            watcher.window(*at, "pre")
-            q, k, v = segments.pre(self.block, hidden, modulation, run.cos, run.sin)
-            with watcher.collective(*at):
-                q, k, v = parallel.to_heads(q, k, v, run.tokens)
-            watcher.window(*at, "attend")
-            attended = segments.attend(q, k, v)
-            with watcher.collective(*at):
-                attended = parallel.to_tokens(attended, self.block.attn1.heads)
-            watcher.window(*at, "post")
-            out.append(segments.post(self.block, hidden, attended, text, modulation))
-        return out
+    def forward(self, hiddens: list[Tensor], run: Callable[..., list[Tensor]]) -> list[Tensor]:
+        return run(self.block, self.index, hiddens)
 
 
 class Expert(nn.Module):
@@ -201,19 +183,34 @@ class Expert(nn.Module):
         embedding a branch, ``[batch, text tokens, text_dim]``.
         """
         batch, _, *size = latents.shape
-        patch, parallel = self.config["patch_size"], self.parallel
+        patch, parallel, segments = self.config["patch_size"], self.parallel, self.segments
         cos, sin = (parallel.shard(f, 1) for f in self.rope(latents))
         hidden = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         tokens = hidden.shape[1]
         hidden = parallel.shard(hidden, 1)
 
         conditions = [self.condition_embedder(timestep, text, None) for text in texts]
-        modulations = [c[1].unflatten(1, (6, -1)) for c in conditions]
-        run = Run(self, watcher, modulations, [c[2] for c in conditions], cos, sin, tokens)
-        hiddens = [hidden] * len(conditions)
+        branches = [(c[1].unflatten(1, (6, -1)), c[2]) for c in conditions]
+
+        def visited(block: WanTransformerBlock, index: int, hiddens: list[Tensor]) -> list[Tensor]:
+            out, at = [], (self.name, index)
+            for hidden, (modulation, text) in zip(hiddens, branches, strict=True):
+                watcher.window(*at, "pre")
+                q, k, v = segments.pre(block, hidden, modulation, cos, sin)
+                with watcher.collective(*at):
+                    q, k, v = parallel.to_heads(q, k, v, tokens)
+                watcher.window(*at, "attend")
+                attended = segments.attend(q, k, v)
+                with watcher.collective(*at):
+                    attended = parallel.to_tokens(attended, block.attn1.heads)
+                watcher.window(*at, "post")
+                out.append(segments.post(block, hidden, attended, text, modulation))
+            return out
+
+        hiddens = [hidden] * len(branches)
         for index, visit in enumerate(self.blocks):
             watcher.before_block(self.name, index)
-            hiddens = visit(hiddens, run)
+            hiddens = visit(hiddens, visited)
             watcher.after_block(self.name, index)
 
         grid, outputs = [n // p for n, p in zip(size, patch, strict=True)], []

@@ -1,4 +1,4 @@
-"""Weights that cross the link in three quarters of their bytes and arrive bit by bit the same.
+"""Weights that cross the link in fewer bytes: *packed* bit by bit the same, or rounded to *fp8*.
 
 A bfloat16 is a sign, 8 bits of exponent and 7 of mantissa. The weights of a block have few
 exponents: 15 neighbouring ones cover all but some in ten thousand. So a *packed* unit holds
@@ -14,10 +14,16 @@ So that one 32-bit operation decodes two values, values are taken in words of tw
 four quarters. Word j of all quarters lies together: its exponents are one word, nibbles 0 to 3 for
 the low halves and 4 to 7 for the high ones; its signs and mantissas are one word for quarters 0 and
 1 and another for 2 and 3, bytes in the order low, low, high, high.
+
+A unit in *fp8* takes half of its bytes and is not the same: each row of a bfloat16 matrix, the
+weights of one output channel, becomes e4m3 with a scale that takes the row's largest weight to
+e4m3's largest number. The rest travels as it is. INT8 with a scale a row has the same bytes at the
+same places, so it would be as fast: fp8 stands for it. Only the errors would differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +32,12 @@ try:
     from wanreport.model import kernels
 except ImportError:  # without Triton, as on machines without a GPU
     kernels = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from wanreport.model.weights import Slice
 
 CODES = 15
+E4M3 = torch.float8_e4m3fn
+MOST = torch.finfo(E4M3).max
 LANES = 0x00800080  # the lowest bit of both exponents of a word, or the sign of both bytes
 
 
@@ -131,3 +141,47 @@ def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:
         exponents = ((parts.codes >> 4 * quarter & 0x000F000F) << 7) + base
         word.copy_((signs & 0x007F007F) | (signs & LANES) << 8 | exponents)
     out.view(torch.int16)[parts.positions.long()] = parts.values
+
+
+class Rounded:
+    """How one unit with these tensors travels: their values one after another, scales behind."""
+
+    def __init__(self, slices: Sequence["Slice"]) -> None:
+        # Each tensor with its bytes in the rounded unit, and those of its scales if it has any.
+        self.parts: list[tuple[Slice, slice, slice | None]] = []
+        self.nbytes = 0
+
+        def take(size: int) -> slice:
+            start, self.nbytes = self.nbytes, self.nbytes + edged(size)
+            return slice(start, start + size)
+
+        for piece in slices:
+            matrix = piece.dtype == torch.bfloat16 and len(piece.shape) == 2
+            values = take(piece.shape.numel() * (1 if matrix else piece.dtype.itemsize))
+            self.parts.append((piece, values, take(4 * piece.shape[0]) if matrix else None))
+
+    def pack(self, unit: Tensor) -> Tensor:
+        """Round a unit, uint8, on its own device."""
+        packed = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
+        for piece, values, scales in self.parts:
+            tensor = piece.of(unit)
+            if scales:
+                tensor = tensor.float()
+                # Not divided by `MOST`, for which a GPU takes a multiplication.
+                scale = tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST)
+                packed[scales].view(torch.float32)[:, None].copy_(scale)
+                tensor = (tensor / scale).to(E4M3)
+            packed[values].copy_(tensor.contiguous().view(-1).view(torch.uint8))
+        return packed
+
+    def unpack(self, packed: Tensor, out: Tensor) -> None:
+        """Write the unit's tensors to ``out``, on the current stream, allocating nothing."""
+        for piece, values, scales in self.parts:
+            tensor = piece.of(out)
+            if scales and kernels is not None and out.is_cuda:
+                kernels.scale(packed[values], packed[scales].view(torch.float32), tensor)
+            elif scales:
+                tensor.copy_(packed[values].view(E4M3).view(piece.shape))
+                tensor.mul_(packed[scales].view(torch.float32)[:, None])
+            else:
+                tensor.view(-1).view(torch.uint8).copy_(packed[values])

@@ -51,8 +51,7 @@ class SequenceParallel:
         """This rank's slice of ``x`` along ``dim``, contiguous."""
         if self.size == 1:
             return x
-        sizes = split_sizes(x.shape[dim], self.size)
-        return x.narrow(dim, sum(sizes[: self.rank]), sizes[self.rank]).contiguous()
+        return x.tensor_split(self.size, dim)[self.rank].contiguous()
 
     def _exchange(self, send: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """An all-to-all of flat messages, so many elements to and from each rank."""

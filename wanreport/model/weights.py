@@ -15,9 +15,9 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, some
 from wanreport.model.expert import Expert
-from wanreport.model.fp8 import Rounded
-from wanreport.model.packed import Packing, pack
+from wanreport.model.packed import Packing, Rounded, pack
 
 ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
@@ -80,13 +79,9 @@ class CheckpointWeights:
             raise CheckpointError(f"{file}: {error!r}") from error
         wanted = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
         stored = {name: each.shape for name, each in self._stored[FOLDERS[expert]].items()}
-        for wrong, names in (
-            ("lacks", wanted.keys() - stored.keys()),
-            ("has what the model lacks", stored.keys() - wanted.keys()),
-            ("has in other shapes", {n for n, _ in wanted.items() ^ stored.items()}),
-        ):
-            if names:
-                raise CheckpointError(f"{file.parent}: {wrong}: {some(sorted(names))}")
+        if odd := sorted({name for name, _ in wanted.items() ^ stored.items()}):
+            said = [f"{n} is {stored.get(n)} there and {wanted.get(n)} in the model" for n in odd]
+            raise CheckpointError(f"{file.parent}: {some(said)}")
         return config
 
     def fill(self, expert: str, name: str, out: Tensor) -> None:
@@ -174,6 +169,7 @@ class HostStore:
             for unit in (None, *range(len(expert.blocks)))
         }
         self._buffers: dict[Key, Tensor] = {}
+        self._pins = ExitStack()
 
     def units(self, expert: str) -> list[int | None]:
         return [unit for name, unit in self.layouts if name == expert]
@@ -211,7 +207,7 @@ class HostStore:
         if self.packing is not None and self.packing.type == "cuda":
             torch.cuda.empty_cache()
         if self.pin:
-            _pin(buffers.values())
+            self._pins.enter_context(pinned([*buffers.values()]))
         self._buffers = buffers
 
     def _fill_unit(self, key: Key, buffer: Tensor) -> None:
@@ -266,26 +262,21 @@ class HostStore:
 
     def close(self) -> None:
         """Let go of all buffers; memory goes when the last view of it does."""
-        if self.pin:
-            _pin(self._buffers.values(), False)
+        self._pins.close()
         self._buffers = {}
 
 
 @contextmanager
 def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Page-lock host buffers, at their exact size, for as long as the block runs."""
-    _pin(buffers)
+    """Page-lock host buffers for as long as the block runs, at their exact size.
+
+    torch's own pinned pool would round every buffer up to a power of two.
+    """
+    runtime: Any = torch.cuda.cudart()
+    for buffer in buffers:
+        torch.cuda.check_error(int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)))
     try:
         yield
     finally:
-        _pin(buffers, False)
-
-
-def _pin(buffers: Iterable[Tensor], pin: bool = True) -> None:
-    """Page-lock buffers or, without ``pin``, undo it."""
-    # torch's own pinned pool would round every buffer up to a power of two.
-    for buffer in buffers:
-        runtime, at = torch.cuda.cudart(), buffer.data_ptr()
-        code: Any = (runtime.cudaHostRegister(at, buffer.numel(), 0) if pin
-                     else runtime.cudaHostUnregister(at))  # fmt: skip
-        torch.cuda.check_error(int(code))
+        for buffer in buffers:
+            torch.cuda.check_error(int(runtime.cudaHostUnregister(buffer.data_ptr())))

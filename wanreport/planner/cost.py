@@ -25,9 +25,7 @@ more than 1/r, that is where (κ − 1) r > κr'. A pass never takes less than W
 Of packed blocks D are the packed bytes, and ω was measured while blocks were unpacked too.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from pydantic.dataclasses import dataclass
 
 from wanreport.jobs.settings import RING, StreamSettings
 
@@ -58,7 +56,7 @@ class Inputs:
     ranks: int  # that share a video
     branches: int  # of a step
     steps: int  # of the schedule
-    windows_s: tuple[float, float, float]  # one branch's in one block, (pre, attend, post), …
+    windows_s: tuple[float, ...]  # one branch's in one block, (pre, attend, post), …
     collectives_s: float  # … and its two all-to-alls, both without loads
     other_s: float  # of a pass outside its blocks
     link: float  # bytes a second from pinned memory to one device that copies alone
@@ -80,12 +78,6 @@ class Inputs:
     def visits(self, settings: StreamSettings) -> int:
         """Visits of blocks by a branch, in one pass."""
         return self.blocks * min(settings.branches_per_visit, self.branches)
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> "Inputs":
-        """From a record's JSON."""
-        routes = {key: stored[key] and Route(**stored[key]) for key in ("local", "sharded")}
-        return cls(**{**stored, **routes, "windows_s": tuple(stored["windows_s"])})
 
 
 @dataclass(frozen=True)

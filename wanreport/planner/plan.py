@@ -156,7 +156,7 @@ def from_records(
     if not fit:
         return None
     _, path, stored = max(fit, key=lambda entry: entry[:2])
-    inputs = Inputs.of({**stored, "steps": job.num_inference_steps})
+    inputs = Inputs(**{**stored, "steps": job.num_inference_steps})
     blocks = room(job.vram_budget_gb, inputs.block_bytes, inputs.outer_bytes, job.transfer)
     return path, make_plan(inputs, blocks)[0]
 

@@ -29,7 +29,7 @@ from wanreport.model.denoise import Guidance, predict
 from wanreport.model.expert import EXPERTS, Expert
 from wanreport.model.weights import HostStore
 from wanreport.planner.cost import Inputs, Route
-from wanreport.planner.plan import scaled
+from wanreport.planner.plan import make_plan, scaled
 
 BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
@@ -43,7 +43,7 @@ TURN_S = 1.0  # a trial's turn takes about as long, or one step
 class Phases:
     """Seconds of one branch's windows and collectives in a block, of a pass's rest, of a step."""
 
-    windows: tuple[float, float, float]
+    windows: tuple[float, ...]
     collectives: float
     other: float
     step: float
@@ -118,8 +118,14 @@ class Probe:
             step()
         return step
 
-    def inputs(self, link: float | None, steps: int) -> Inputs:
-        """Measure what predictions need; ``link`` are bytes a second of one device that copies."""
+    def plan(
+        self, link: dict[str, Any] | None, steps: int, room: int
+    ) -> tuple[dict[str, Any], StreamSettings]:
+        """Measure, choose and try settings: what :func:`make_plan` returns."""
+        return make_plan(self.inputs(link, steps), room, self.trial)
+
+    def inputs(self, link: dict[str, Any] | None, steps: int) -> Inputs:
+        """Measure what predictions need, but the ``link`` itself, if that was measured before."""
         layouts, gpu = self.store.layouts, torch.cuda if self.device.type == "cuda" else None
         # Bytes that this process can still take.
         free = gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated() if gpu else 0
@@ -138,12 +144,13 @@ class Probe:
         alone = min(plain / quiet.step, 1.0)
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
-        pre, attend, post = (alone * seconds for seconds in quiet.windows)
         return Inputs(
             blocks=self.blocks, block_bytes=layouts[self.name, 0].nbytes,
             outer_bytes=layouts[self.name, None].nbytes, ranks=self.ranks, steps=steps,
-            branches=self.guidance.branches, windows_s=(pre, attend, post), other_s=quiet.other,
-            collectives_s=alone * quiet.collectives, link=link or local.rate, local=local,
+            branches=self.guidance.branches, other_s=quiet.other,
+            windows_s=tuple(alone * seconds for seconds in quiet.windows),
+            collectives_s=alone * quiet.collectives,
+            link=link["h2d_pinned_gb_s"] * 1e9 if link else local.rate, local=local,
             sharded=sharded, activation_bytes=int(activations), unpack_s=unpack_s,
             device_bytes=int(-device_bytes) if gpu else None, transfer=self.store.transfer,
             packed_bytes=nbytes if self.store.packing else None,
