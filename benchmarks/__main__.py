@@ -25,7 +25,8 @@ from wanreport.jobs.job import JobError
 from wanreport.measure import machine
 from wanreport.measure import ranks as processes
 from wanreport.measure.worker import software
-from wanreport.model.weights import Layout, unit_parameters
+from wanreport.model.layout import Layout
+from wanreport.model.weights import unit_parameters
 from wanreport.records.files import FIRST, LAST, parse_label, read_bench, stream_settings
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file

@@ -18,8 +18,9 @@ from tests.models import make_experts, make_store
 from tests.ranks import in_ranks
 from wanreport.engines.base import Mover
 from wanreport.model import packed
+from wanreport.model.layout import ALIGN, Layout
 from wanreport.model.packed import E4M3, LANES, Rounded, pack
-from wanreport.model.weights import ALIGN, Layout, RandomWeights
+from wanreport.model.weights import RandomWeights
 
 
 def test_a_layout_keeps_dtypes_together_aligned_and_apart() -> None:

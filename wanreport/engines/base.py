@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from wanreport.model.clock import between, mark
 from wanreport.model.expert import Expert, Watcher
+from wanreport.model.layout import Layout
 from wanreport.model.packed import Packing, Rounded
-from wanreport.model.weights import HostStore, Layout
+from wanreport.model.weights import HostStore
 
 
 @dataclass

@@ -30,7 +30,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from wanreport.engines.base import Counters, Engine, Shape
-from wanreport.model.weights import Layout
+from wanreport.model.layout import Layout
 
 
 class Fsdp(Engine):

@@ -45,7 +45,8 @@ from torch import Tensor
 
 from wanreport.engines.base import Counters, Engine, Shape
 from wanreport.jobs.settings import RING, SEGMENTS, SENT, StreamSettings
-from wanreport.model.weights import ALIGN, PACKERS, Layout
+from wanreport.model.layout import ALIGN, Layout
+from wanreport.model.weights import PACKERS
 
 FIRST = -1  # priority of unpacking: it is short, and a block waits for it
 

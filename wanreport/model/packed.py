@@ -23,17 +23,17 @@ same places, so it would be as fast: fp8 stands for it. Only the errors would di
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from wanreport.model.layout import Slice
 
 try:
     from wanreport.model import kernels
 except ImportError:  # without Triton, as on machines without a GPU
     kernels = None  # type: ignore[assignment]
-if TYPE_CHECKING:
-    from wanreport.model.weights import Slice
 
 CODES = 15
 E4M3 = torch.float8_e4m3fn
@@ -146,7 +146,7 @@ def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:
 class Rounded:
     """How one unit with these tensors travels: their values one after another, scales behind."""
 
-    def __init__(self, slices: Sequence["Slice"]) -> None:
+    def __init__(self, slices: Sequence[Slice]) -> None:
         # Each tensor with its bytes in the rounded unit, and those of its scales if it has any.
         self.parts: list[tuple[Slice, slice, slice | None]] = []
         self.nbytes = 0

@@ -15,12 +15,11 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,9 +28,9 @@ from torch import Tensor, nn
 
 from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, some
 from wanreport.model.expert import Expert
+from wanreport.model.layout import Layout
 from wanreport.model.packed import Packing, Rounded, pack
 
-ALIGN = 256  # bytes; what the device allocator guarantees, so views pick the same kernels
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
 PERIOD = 1_000_003  # a prime
 
@@ -90,42 +89,6 @@ class CheckpointWeights:
 
 
 Source = RandomWeights | CheckpointWeights
-
-
-class Slice(NamedTuple):
-    """Where one tensor lies in a unit's buffer."""
-
-    name: str
-    dtype: torch.dtype
-    shape: torch.Size
-    offset: int  # in bytes
-
-    def of(self, buffer: Tensor, origin: int = 0) -> Tensor:
-        """The tensor's view of a buffer whose first byte is byte ``origin`` of the unit."""
-        start = self.offset - origin
-        nbytes = self.shape.numel() * self.dtype.itemsize
-        return buffer[start : start + nbytes].view(self.dtype).view(self.shape)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a unit's tensors lie in its buffer."""
-
-    slices: tuple[Slice, ...]  # of each parameter, in the module's own order within a dtype
-    segments: dict[torch.dtype, tuple[int, int]]  # the byte range of each dtype
-    nbytes: int  # of the whole buffer, alignment included
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
-        slices, segments, offset = [], {}, 0
-        for dtype in dict.fromkeys(t.dtype for t in tensors.values()):
-            start = offset
-            for name, tensor in tensors.items():
-                if tensor.dtype == dtype:
-                    slices.append(Slice(name, dtype, tensor.shape, offset))
-                    offset += -(-tensor.nbytes // ALIGN) * ALIGN
-            segments[dtype] = (start, offset)
-        return cls(tuple(slices), segments, offset)
 
 
 def unit_parameters(expert: Expert, unit: int | None) -> dict[str, nn.Parameter]:
