@@ -138,6 +138,14 @@ def test_code_is_folded_tables_scroll_and_the_footer_gives_a_params_file(small):
     assert given == {"word": EVIL, "name": "y"}
 
 
+def test_code_keeps_its_words_and_strings_alone_have_their_colour(tmp_path):
+    cell = """f"{x / 60:.0f} min" + 'class="s1"'"""
+    _, soup = made(tmp_path, f"# %%\nx = 1\n# %%\n{cell}\n")
+    (code,) = [pre for pre in soup.select(".highlight pre") if "min" in pre.text]
+    assert code.text.strip() == cell
+    assert [each.text for each in code.select(".s")] == ['f"{', ':.0f} min"', "'class=\"s1\"'"]
+
+
 @pytest.mark.parametrize(("cell", "what"), [
     ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
     ("import os; os._exit(3)", "exit status 3"), ("import time; time.sleep(60)", "longer than 2 s"),

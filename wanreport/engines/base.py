@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
+from functools import partial
 from operator import add, sub
 from typing import Any, ClassVar
 
@@ -57,17 +58,18 @@ class Timeline:
     def begin(self, lane: str, what: str, expert: str, block: int | None) -> dict[str, Any] | None:
         if self.step is None:
             return None
-        event = {"lane": lane, "what": what, "expert": expert, "block": block, "step": self.step}
-        event["start"] = mark(self.device)
+        event: dict[str, Any] = {"lane": lane, "what": what, "expert": expert, "block": block,
+                                 "step": self.step, "start": mark(self.device)}  # fmt: skip
         if self.nvtx:
-            event["range"] = self.nvtx.range_start(f"{what} {expert} {block}")
+            started = self.nvtx.range_start(f"{what} {expert} {block}")
+            event["range"] = partial(self.nvtx.range_end, started)
         self.events.append(event)
         return event
 
     def end(self, event: dict[str, Any] | None) -> None:
         if event is not None:
             if "range" in event:
-                self.nvtx.range_end(event.pop("range"))
+                event.pop("range")()
             event["end"] = mark(self.device)
 
     @contextmanager

@@ -15,9 +15,9 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class HostStore:
         if self.packing is not None and self.packing.type == "cuda":
             torch.cuda.empty_cache()
         if self.pin:
-            self._pins.enter_context(pinned([*buffers.values()]))
+            self._pins = pinned(buffers.values())
         self._buffers = buffers
 
     def _fill_unit(self, key: Key, buffer: Tensor) -> None:
@@ -229,17 +229,20 @@ class HostStore:
         self._buffers = {}
 
 
-@contextmanager
-def pinned(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Page-lock host buffers for as long as the block runs, at their exact size.
+def pinned(buffers: Iterable[Tensor]) -> ExitStack:
+    """Page-lock host buffers, at their exact size, until the stack that this returns is closed.
 
-    torch's own pinned pool would round every buffer up to a power of two.
+    torch's own pinned pool would round every buffer up to a power of two. A stack that is dropped
+    undoes nothing: a process that fails must not wait for its GPU before it says why.
     """
     runtime: Any = torch.cuda.cudart()
-    for buffer in buffers:
-        torch.cuda.check_error(int(runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)))
-    try:
-        yield
-    finally:
+
+    def unpin(at: int) -> None:
+        torch.cuda.check_error(int(runtime.cudaHostUnregister(at)))
+
+    with ExitStack() as pins:
         for buffer in buffers:
-            torch.cuda.check_error(int(runtime.cudaHostUnregister(buffer.data_ptr())))
+            at = buffer.data_ptr()
+            torch.cuda.check_error(int(runtime.cudaHostRegister(at, buffer.numel(), 0)))
+            pins.callback(unpin, at)
+        return pins.pop_all()

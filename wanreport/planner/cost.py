@@ -30,7 +30,7 @@ from pydantic.dataclasses import dataclass
 from wanreport.jobs.settings import RING, StreamSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Route:
     """A way for blocks to reach the device, as measured with all ranks loading at once."""
 
@@ -46,7 +46,7 @@ class Route:
         return (factor - 1) * self.rate <= factor * self.collective_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Inputs:
     """What a prediction rests on: sizes, and what was measured at the job's shape."""
 
@@ -56,7 +56,7 @@ class Inputs:
     ranks: int  # that share a video
     branches: int  # of a step
     steps: int  # of the schedule
-    windows_s: tuple[float, ...]  # one branch's in one block, (pre, attend, post), …
+    windows_s: tuple[float, float, float]  # one branch's in one block, (pre, attend, post), …
     collectives_s: float  # … and its two all-to-alls, both without loads
     other_s: float  # of a pass outside its blocks
     link: float  # bytes a second from pinned memory to one device that copies alone

@@ -43,7 +43,7 @@ TURN_S = 1.0  # a trial's turn takes about as long, or one step
 class Phases:
     """Seconds of one branch's windows and collectives in a block, of a pass's rest, of a step."""
 
-    windows: tuple[float, ...]
+    windows: tuple[float, float, float]
     collectives: float
     other: float
     step: float
@@ -144,11 +144,12 @@ class Probe:
         alone = min(plain / quiet.step, 1.0)
         engine.detach()
         activations, device_bytes = self._slowest([peak - before, -free])
+        pre, attend, post = (alone * seconds for seconds in quiet.windows)
         return Inputs(
             blocks=self.blocks, block_bytes=layouts[self.name, 0].nbytes,
             outer_bytes=layouts[self.name, None].nbytes, ranks=self.ranks, steps=steps,
             branches=self.guidance.branches, other_s=quiet.other,
-            windows_s=tuple(alone * seconds for seconds in quiet.windows),
+            windows_s=(pre, attend, post),
             collectives_s=alone * quiet.collectives,
             link=link["h2d_pinned_gb_s"] * 1e9 if link else local.rate, local=local,
             sharded=sharded, activation_bytes=int(activations), unpack_s=unpack_s,

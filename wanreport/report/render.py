@@ -232,8 +232,11 @@ def _highlighted(source: str) -> str:
     """Colour a cell's code; what has no colour, or that of the word before it, needs no markup."""
     code = str(Highlight2HTML("ipython3")(source))
     code = re.sub(r'<span class="(?:p|n|o|w|nb|nf|nn)">([^<]*)</span>', r"\1", code)
-    code = re.sub(r'class="s[12adi]?"', 'class="s"', code).replace('</span><span class="s">', "")
-    return code.replace("&quot;", '"').replace("&#39;", "'")
+    return re.sub(r'(?:<span class="s[12adi]?">[^<]*</span>)+', _one_string, code)
+
+
+def _one_string(spans: re.Match[str]) -> str:
+    return f'<span class="s">{re.sub("<[^>]*>", "", spans[0])}</span>'
 
 
 @cache
