@@ -97,9 +97,7 @@ def test_engines_and_text_are_seen_on_both_grounds() -> None:
 
 def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
     assert np.hypot(*lab(linear(style.ENGINES["resident"]))[1:]) < 10, "it is the reference"
-    assert list(style.MARKERS) == list(style.ENGINES)
     assert len(set(style.MARKERS.values())) == len(style.ENGINES)
-    assert style.colour("another") == style.FALLBACK
 
 
 def svg(colour: str = style.INK) -> str:
