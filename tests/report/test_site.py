@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tests import stand_in, synthetic
-from wanreport.jobs.job import JobError, load_job
+from wanreport.jobs.job import load_job
 from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs, measure
 from wanreport.records.project import all_records
@@ -161,16 +161,6 @@ def test_pages_that_are_no_more_are_removed(project, unmade):
         path.write_text('<meta name="wanreport-inputs" content="">' * (path != mine))
     assert site.report(project, measuring=False) == 0
     assert not old.parent.exists() and mine.exists() and published.exists()
-
-
-def test_all_problems_of_all_files_come_before_anything_runs(project, monkeypatch):
-    monkeypatch.setattr(jobs, "running", None)
-    add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
-    add_job(project, "worse").write_text("name: worse\n")
-    with pytest.raises(JobError, match=r"(?s)bad\.yaml.*engine.*num_gpus.*worse\.yaml") as caught:
-        site.report(project)
-    assert str(project) not in str(caught.value)
-    assert not (project / "results").exists() and not (project / "reports").exists()
 
 
 def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(project, unmade):

@@ -2,7 +2,6 @@
 
 import re
 from itertools import combinations
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -64,7 +63,7 @@ def contrast(one: str, other: str) -> float:
 
 def grounds(name: str) -> list[str]:
     """A colour of the style sheet on the light and on the dark page."""
-    found = re.findall(rf"--{name}: (#[0-9a-f]+)", Path(TEMPLATE / "page.css").read_text())[:2]
+    found = re.findall(rf"--{name}: (#[0-9a-f]+)", (TEMPLATE / "page.css").read_text())[:2]
     return [mpl.colors.to_hex(colour) for colour in found]
 
 
