@@ -96,7 +96,6 @@ def test_what_an_engine_must_move_follows_from_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("label", "name", "settings"),
     [("planned:transfer=packed", "planned", None), ("resident again", "resident", None),
-     ("layerwise:prefetch=3", "layerwise", None),
      ("stream:prefetch=1,slots=3,windows=[1,2,3],shard=true,spread=false", "stream",
       StreamSettings(slots=3, windows=(1, 2, 3), shard=True, spread=False))],
 )  # fmt: skip
