@@ -33,15 +33,19 @@ def test_check_says_what_a_job_resolves_to_and_knows_any_letter(project):
     assert not (project / "results").exists()
 
 
-@pytest.mark.parametrize("command", ["run", "measure", "check"])
-def test_all_problems_of_all_files_are_told(command, project, capsys):
-    one, two = project / "one.yaml", project / "two.yaml"
+@pytest.mark.parametrize("command", ["run", "measure", "check", "report"])
+def test_all_problems_of_all_files_come_before_anything_runs(command, project, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "running", None)
+    one, two = (project / f"params/baseline/{name}.yaml" for name in ("one", "two"))
     one.write_text("name: one\nengine: warp\nnum_gpus: 0\nheigth: 480\n")
     two.write_text('name: two\n"import os; os.abort()": 1\n')
-    assert cli.main([command, str(one), str(two), "missing.yaml"]) == 2
+    given = [*map(str, (one, two)), "missing.yaml"] if command != "report" else []
+    assert cli.main([command, *given]) == 2
     out, err = capsys.readouterr()
-    words = ("one.yaml: engine: ", "num_gpus", "heigth", "two.yaml", "os.abort", "missing.yaml")
+    words = ["one.yaml: engine: ", "num_gpus", "heigth", "two.yaml", "os.abort", *given[2:]]
     assert not out and all(word in err for word in words)
+    assert given or str(project) not in err
+    assert not (project / "results").exists() and not (project / "reports").exists()
 
 
 def test_check_tells_of_every_model_that_is_not_here(project, capsys):

@@ -4,12 +4,11 @@ import re
 import shutil
 
 import pytest
-from bs4 import BeautifulSoup
-from synthetic import ROOT
 
+from tests.report.test_notebooks import page
+from tests.synthetic import ROOT
 from wanreport.baseline.facts import DOCUMENT, Outcome
 from wanreport.baseline.ledger import SIGNS
-from wanreport.report import render
 
 
 def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger):
@@ -30,15 +29,9 @@ def test_every_fact_has_one_outcome_and_what_is_right_instead(ledger):
         assert ledger.became(name) == (outcome, instead)
 
 
-def rendered(out, **parameters):
-    page = render.Page(ROOT / "notebooks/baseline.py", out, parameters=parameters)
-    assert render.make(page, ROOT) == ""
-    return BeautifulSoup(out.read_text("utf-8"), "html.parser")
-
-
 @pytest.fixture(scope="module")
-def soup(tmp_path_factory):
-    return rendered(tmp_path_factory.mktemp("page") / "page.html")
+def soup():
+    return page(ROOT, "baseline")
 
 
 def test_the_page_begins_with_the_answer_and_one_picture(ledger, soup):
@@ -71,7 +64,7 @@ def test_a_changed_fact_changes_the_page_and_no_records_are_needed(soup, tmp_pat
     text = path.read_text("utf-8")
     path.write_text(text.replace("denoise.old, value: 714.1", "denoise.old, value: 700.0"))
     given = {"facts_path": str(facts), "results_dirs": [str(tmp_path)]}
-    changed = rendered(tmp_path / "page.html", **given)
+    changed = page(ROOT, "baseline", **given)
     row = changed.find("tr", id="s3.2.denoise.delta")
     assert "+88.2\u00a0s" in row.text and "+88.2\u00a0s" not in soup.text
     assert len(changed.find_all("tr", id=True)) == len(soup.find_all("tr", id=True))

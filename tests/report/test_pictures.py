@@ -1,6 +1,5 @@
 """Pictures: what is on them, that they hold for few and odd rows, and that they are repeatable."""
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,18 +9,17 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
+from tests.synthetic import committed
 from wanreport.analysis import compare, overlap
-from wanreport.analysis.frames import Frames, cached
+from wanreport.analysis.frames import Frames
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
 from wanreport.words import ratio
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def frames() -> Frames:
-    return cached(("results",), ROOT)
+    return committed()
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +44,21 @@ def texts(figure: Figure) -> str:
     return "|".join(text.get_text() for text in found)
 
 
+def rows(axes: Axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
 def marks(axes: Axes, *, hollow: bool = False) -> dict[str, float]:
     """Where filled marks are, by the row that they are in; or hollow ones."""
     (points,) = axes.findobj(PathCollection)
-    names = [label.get_text() for label in axes.get_yticklabels()]
     filled = zip(points.get_offsets(), points.get_facecolor()[:, 3] > 0, strict=True)
-    return {names[round(y)]: float(x) for (x, y), fill in filled if fill != hollow}
+    return {rows(axes)[round(y)]: float(x) for (x, y), fill in filled if fill != hollow}
 
 
 def test_overhead_has_a_row_for_each_setup_and_a_mark_for_each_engine() -> None:
     df = costs(("2× B, PCIe path", "layerwise", 0.065), ("1× A", "fsdp", 0.137))
     (axes,) = (figure := figures.overhead(df)).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "PCIe path", "2× B, 480p", "1 GPU", "1× A, 480p",
-    ]  # fmt: skip
+    assert rows(axes) == ["PCIe path", "2× B, 480p", "1 GPU", "1× A, 480p"]
     assert marks(axes) == pytest.approx({"2× B, 480p": 6.5, "1× A, 480p": 13.7})
     assert all(ratio(value) in texts(figure) for value in df.overhead)
     assert texts(figure).split("|").count("–") == 2, "each ran one engine of two"
@@ -85,10 +84,6 @@ def test_overhead_says_how_sure_it_is_and_what_is_predicted() -> None:
     assert pytest.approx([-0.4, 1.6]) in spans
 
 
-def lanes(axes: Axes) -> list[str]:
-    return [label.get_text() for label in axes.get_yticklabels()]
-
-
 def cut(frames: Frames, run: str) -> pd.DataFrame:
     """A few blocks of a run's timeline."""
     row, times = frames.runs.loc[run], ["start_ms", "end_ms"]
@@ -107,16 +102,16 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
     assert shaded == [len(overlap.crossings(cuts[0])), 0] and shaded[0] > 0
     assert {axes.get_xlim() for axes in figure.axes} == {(0, max(c.end_ms.max() for c in cuts))}
     shown = [figures.LANES[lane] for lane in ("compute", "copy", "collective")]
-    assert [lanes(axes) for axes in figure.axes] == [shown, shown]
+    assert [rows(axes) for axes in figure.axes] == [shown, shown]
     last = cuts[0][cuts[0].lane == "copy"].tail(1).assign(end_ms=3e4)
     (axes,) = figures.timelines(pd.concat([cuts[0], last])).axes
     assert not any(text.get_text() for text in axes.texts), "no room for numbers of blocks"
     unpacked = cuts[1][cuts[1].lane == "copy"].assign(lane="unpack")
     axes = figures.timelines(pd.concat([cuts[1], unpacked])).axes[0]
-    assert lanes(axes) == [*shown[:2], figures.LANES["unpack"], shown[2]]
+    assert rows(axes) == [*shown[:2], figures.LANES["unpack"], shown[2]]
     shares = overlap.shares(frames)
     alone = cut(frames, shares.index[shares.gpus == 1][0])
-    assert lanes(figures.timelines(alone).axes[0]) == shown[:2], "no lane of collectives"
+    assert rows(figures.timelines(alone).axes[0]) == shown[:2], "no lane of collectives"
 
 
 def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:

@@ -5,15 +5,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 
 import psutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from synthetic import ROOT
 
+from tests.faults.scene import ROOT, gone, until
 from wanreport.report import render
 from wanreport.report.render import Page
 
@@ -201,14 +199,11 @@ def test_a_notebook_leaves_nothing_to_the_next(tmp_path):
 def test_a_notebook_ends_with_the_process_that_runs_it(tmp_path):
     write(tmp_path, "# %%\nimport time, pathlib\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
     process = by_hand(tmp_path, TMPDIR=str(tmp_path))
-    while not (tmp_path / "begun").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    until((tmp_path / "begun").exists)
     (notebook,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
-    with suppress(psutil.NoSuchProcess):
-        assert notebook.wait(20) is None or notebook.status() == psutil.STATUS_ZOMBIE
+    assert gone([notebook.pid])
 
 
 SHOWS = """

@@ -8,7 +8,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tests import stand_in, synthetic
-from wanreport.jobs.job import JobError, load_job
+from tests.faults.test_disk import contents
+from wanreport.jobs.job import load_job
 from wanreport.measure import jobs
 from wanreport.measure.jobs import load_jobs, measure
 from wanreport.records.project import all_records
@@ -78,12 +79,6 @@ def unmade(monkeypatch):
     return names
 
 
-def pages(project):
-    reports = project / "reports"
-    return {path.relative_to(reports).as_posix(): path.read_bytes()
-            for path in sorted(reports.rglob("*")) if path.is_file()}  # fmt: skip
-
-
 def words(page):
     return BeautifulSoup(page, "html.parser").get_text(" ")
 
@@ -96,7 +91,7 @@ def stale(project):
 def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
     add_record(project, "one", "gpu-a")
     assert site.report(project) == 0
-    first = pages(project)
+    first = contents(project / "reports")
     assert set(first) == {"index.html", f"jobs/{SLUG}/one.html", "jobs/gpu-a/one.html"}
     assert f"results/local/{SLUG}/one-" in words(first["index.html"])
     assert "It was ok." in words(first[f"jobs/{SLUG}/one.html"])
@@ -107,10 +102,11 @@ def test_the_whole_way_and_a_second_time(project, monkeypatch, capsys):
 
     # Nothing has changed: nothing is measured, executed or written.
     monkeypatch.setattr(jobs, "running", None)
-    before = {name: (project / "reports" / name).stat().st_mtime_ns for name in first}
+    before = {path: path.stat().st_mtime_ns for path in (project / "reports").rglob("*")}
     assert site.report(project) == 0
     assert "rendered" not in capsys.readouterr().out.splitlines()[-1]
-    assert {n: (project / "reports" / n).stat().st_mtime_ns for n in pages(project)} == before
+    assert contents(project / "reports") == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_records_that_count_and_jobs_without_one_have_a_page(project, unmade, monkeypatch):
@@ -163,16 +159,6 @@ def test_pages_that_are_no_more_are_removed(project, unmade):
     assert not old.parent.exists() and mine.exists() and published.exists()
 
 
-def test_all_problems_of_all_files_come_before_anything_runs(project, monkeypatch):
-    monkeypatch.setattr(jobs, "running", None)
-    add_job(project, "bad").write_text("name: bad\nengine: fast\nnum_gpus: 1e-3\n")
-    add_job(project, "worse").write_text("name: worse\n")
-    with pytest.raises(JobError, match=r"(?s)bad\.yaml.*engine.*num_gpus.*worse\.yaml") as caught:
-        site.report(project)
-    assert str(project) not in str(caught.value)
-    assert not (project / "results").exists() and not (project / "reports").exists()
-
-
 def test_a_job_whose_process_dies_fails_and_the_rest_goes_on(project, unmade):
     status = {"one": "ok", "killed": "failed", "two": "unsupported"}
     add_job(project, "killed", purpose="dies")
@@ -196,7 +182,7 @@ def test_published_pages_tell_nothing_of_the_machine(project, tmp_path_factory, 
     record = read_record(add_record(project, "one", "gpu-a"))
     add_job(project, "two")
     assert site.publish(project, workers=1) == 0
-    first = pages(project)
+    first = contents(project / "reports")
     assert set(first) == {"published/index.html", "published/jobs/gpu-a/one.html"}
     assert record["software"]["git_sha"][:12] in words(first["published/index.html"])
 
@@ -209,7 +195,7 @@ def test_published_pages_tell_nothing_of_the_machine(project, tmp_path_factory, 
     monkeypatch.setattr(site, "_code", lambda: "another")
     monkeypatch.chdir(other)
     assert site.publish(other, workers=1) == 0
-    assert pages(other) == first
+    assert contents(other / "reports") == first
     for page in first.values():
         for private in (str(project), socket.gethostname(), "matplotlib 3", "2099"):
             assert private.encode() not in page

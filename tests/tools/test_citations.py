@@ -17,10 +17,6 @@ COMMITTED = json.loads(citations.SOURCE.read_text(encoding="utf-8"))
 VERDICTS = {citation["fact"]: citation for citation in COMMITTED["citations"]}
 ENTRIES = {entry.fact: entry for entry in citations.load_entries()}
 
-needs_wheels = pytest.mark.skipif(
-    not list(WHEELS.glob("*.whl")), reason="SGLang's wheels are not at hand: make citations"
-)
-
 
 def pack(folder, version, **files):
     """A wheel with Python files of 60 lines below the package; these hold some code."""
@@ -145,7 +141,9 @@ def test_the_committed_file_is_consistent():
     assert fetched and fetched[1].split() == versions
 
 
-@needs_wheels
+@pytest.mark.skipif(
+    not list(WHEELS.glob("*.whl")), reason="SGLang's wheels are not at hand: make citations"
+)
 def test_the_committed_file_is_derived_again(tmp_path):
     citations.main([str(WHEELS)], tmp_path / "source.json")
     assert (tmp_path / "source.json").read_bytes() == citations.SOURCE.read_bytes()
