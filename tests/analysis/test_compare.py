@@ -81,12 +81,11 @@ def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pai
     pd.testing.assert_frame_equal(table, pd.DataFrame(rows), check_dtype=False)
 
 
-def test_two_gaps_are_compared_with_clocks_either_way():
+def test_two_gaps_are_compared():
     few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
     found, same = gap_difference(wide, few), gap_difference(few, few)
-    assert found["claim"] == "slower" and found["gap"] > found["gap_before"]
+    assert found["claim"] == "slower" and found["gap_before"] == pytest.approx(0.05)
     assert found["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
-    assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
     assert same["claim"] == "within noise" and same["difference"] == 0
     assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
@@ -200,13 +199,10 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
     assert quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
 
 
-@pytest.mark.parametrize(("rows", "gpus", "said"), [
-    ([{"gpus": 4}, {"gpus": 4, "height": 720}], "s9.1.new4.gpus",
-     "480p instead of 720p in 1 of 2 runs"),
-    ([{"gpus": 4, "height": 720}], "s9.1.new4.gpus", ""),
-    ([{"height": 720}], "s9.1.new4.gpus", "1 GPU instead of 4"), ([{"height": 720}], "", ""),
-    ([{"height": 720, "gpu_model": "NVIDIA H200"}], "", "H200 instead of H100"),
+@pytest.mark.parametrize(("rows", "said"), [
+    ([{}, {"height": 720}], "480p instead of 720p in 1 of 2 runs"),
+    ([{"height": 720, "gpu_model": "NVIDIA H200"}], "H200 instead of H100"),
 ])  # fmt: skip
-def test_a_setting_says_how_many_runs_differ(rows, gpus, said):
+def test_a_setting_says_how_many_runs_differ(rows, said):
     runs = frames(*(run("swap", **row) for row in rows)).runs
-    assert compare.differs(FACTS, runs, gpus) == said
+    assert compare.differs(FACTS, runs) == said
