@@ -12,9 +12,9 @@ from pathlib import Path
 
 from wanreport.analysis import frames
 from wanreport.analysis.rows import MEMORY
-from wanreport.jobs.job import job_from_mapping, load_job, resolve_job
+from wanreport.jobs.job import job_from_mapping, load_job, model_settings, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
-from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
+from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
@@ -57,8 +57,6 @@ def record(
     given |= ENGINE_FLAGS.get(changes.get("engine"), {}) | {"name": name, "scale": scale}
     job = resolve_job(job_from_mapping(given | changes), gpus=64)
     layers, block, cuda = LAYERS[scale], BLOCK[scale], device == "cuda"
-    sglang = asdict(job.sglang())
-    sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], layers)
     made = new_record(
         job,
         status=status,
@@ -66,23 +64,22 @@ def record(
         hint=hint,
         started_at="2026-03-01T12:00:00Z",
         wall_s=100.0,
-        sglang=sglang,
+        sglang=asdict(job.sglang()) | {"prefetch_layers": job.prefetch(layers)},
         machine={"device": device, "cpu_model": "made up"} | MACHINES[device] | (machine or {}),
         software={"torch": "2.13.0", "git_sha": "0123456789abcdef", "git_dirty": False},
     )
     if status != "ok":
         return made
-    settings = resolve_model(job.model_path)
-    timesteps = flow_schedule(job.num_inference_steps, settings.flow_shift).timesteps
-    at = switch_step(timesteps, settings.boundary_ratio)
+    settings = model_settings(job)
+    timesteps = flow_schedule(job.num_inference_steps, settings["flow_shift"]).timesteps
+    at = switch_step(timesteps, settings["boundary_ratio"])
     made["schedule"] = {"timesteps": [float(t) for t in timesteps], "switch_step": at}
-    known = {key: value for key, value in asdict(settings).items() if key != "steps"}
-    made["model"] = known | {
+    made["model"] = settings | {
         "num_layers": layers, "num_heads": 40, "weights": "random", "prompt_embeds": "random",
         "block_bytes": block, "expert_bytes": OUTER[scale] + layers * block, "height": job.height,
         "width": job.width, "num_frames": job.num_frames, **SIZES[scale],
     }  # fmt: skip
-    made["engine"] = {"name": job.engine, "prefetch": sglang["prefetch_layers"],
+    made["engine"] = {"name": job.engine, "prefetch": job.prefetch(layers),
                       "counters_derived": job.engine == "fsdp"}  # fmt: skip
     made["cold_start_s"] = 250.0
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)
