@@ -2,32 +2,32 @@
 
 import math
 
+import madeup
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from madeup import run
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import EMPTY
 
 BYTES = 702_870_528
 GB = BYTES / 1e9
 WHAT = {"compute": "block", "collective": "all_to_all", "copy": "load", "gather": "all_gather"}
 
 
-def frames(*events, **run):
+def frames(*events, **changes):
     """Frames of a run, and of its events: lane, block, start and end in ms."""
-    row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "block_bytes": BYTES,
-           "settings": {}, "link_gb_s": 50.0, "slug": "m", "traced": None} | run  # fmt: skip
+    row = run("layerwise", run="r", **{"gpus": 4, "block_bytes": BYTES} | changes)
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])
     table = table.assign(run="r", what=table.lane.map(WHAT), expert="high_noise", step=0,
                          ms=table.end_ms - table.start_ms)  # fmt: skip
-    return EMPTY._replace(runs=pd.DataFrame([row]).set_index("run", drop=False), events=table)
+    return madeup.frames(row)._replace(events=table)
 
 
-def told(*events, **run):
-    return overlap.shares(frames(*events, **run)).loc["r"]
+def told(*events, **changes):
+    return overlap.shares(frames(*events, **changes)).loc["r"]
 
 
 def visits(late=0.0):
