@@ -144,27 +144,22 @@ WINDOWS = (3e-3, 5e-3, 6e-3)
 QUIET = probe.Phases(WINDOWS, 1e-3, 0.0, 0.0)
 
 
-@given(
-    st.floats(1e9, 1e11), st.floats(0.0, 1.0), st.floats(1.0, 2.0), st.floats(1.0, 3.0),
-    st.floats(1e-4, 1e-1),
-)  # fmt: skip
-def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
-    rate, share, windows, collectives, collective_s
-):
+@given(st.floats(1e9, 1e11), st.floats(0.0, 1.0), factors, factors, st.floats(1e-4, 1e-1))
+def test_what_constant_loads_cost_gives_back_the_route(rate, share, windows, collectives, alone_s):
     true, visits = Route(rate, share * rate, windows, collectives), 80  # 40 blocks, two branches
-    slow = visits * windows * sum(WINDOWS), visits * collectives * collective_s
+    slow = visits * windows * sum(WINDOWS), visits * collectives * alone_s
     arrived = true.rate * slow[0] + true.collective_rate * slow[1]
     pre, attend, post = (windows * s for s in WINDOWS)
     # One odd step, in which little or much arrived, must not count.
     steps = (arrived, arrived, 0.0, arrived, 3 * arrived)
-    busy = probe.Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, steps)
-    found = probe.route(rate, replace(QUIET, collectives=collective_s), busy, visits)
+    busy = probe.Phases((pre, attend, post), collectives * alone_s, 0.0, 0.0, steps)
+    found = probe.route(rate, replace(QUIET, collectives=alone_s), busy, visits)
     assert found.window_factor == pytest.approx(windows)
     assert found.collective_factor == pytest.approx(collectives)
     exact = 1e-6 * rate * (1 + slow[0] / slow[1])
     assert found.collective_rate == pytest.approx(true.collective_rate, abs=exact)
     # And that step is what the model predicts for as many bytes.
-    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=collective_s, other_s=0.0, local=found,
+    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=alone_s, other_s=0.0, local=found,
                          block_bytes=int(arrived / 40))  # fmt: skip
     assert predict(inputs, StreamSettings()).step_s == pytest.approx(sum(slow), rel=1e-4)
 
