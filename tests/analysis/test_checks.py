@@ -17,20 +17,19 @@ FACTS = load_facts()
 ANY_SCALE = {"shift", "switch"}
 
 
+def judged(found):
+    """Answers by check."""
+    return checks(found, FACTS).set_index("check")
+
+
 def judge(*rows):
-    return checks(frames(*rows), FACTS).set_index("check")
+    return judged(frames(*rows))
 
 
 @pytest.fixture
 def read(tmp_path_factory):
     """Frames of made-up records."""
     return lambda *records: synthetic.load([*records], tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def recorded(read):
-    """Answers from made-up records, by check."""
-    return lambda *records: checks(read(*records), FACTS).set_index("check")
 
 
 def test_without_runs_nothing_is_measured():
@@ -42,18 +41,18 @@ def test_without_runs_nothing_is_measured():
 @pytest.mark.parametrize("options", [
     {"scale": "tiny"}, {"scale": "tiny", "device": "cuda"}, {"scale": "a14b", "device": "cpu"},
 ])  # fmt: skip
-def test_rehearsals_answer_for_the_schedule_only(recorded, options):
+def test_rehearsals_answer_for_the_schedule_only(read, options):
     """The very times that decide at full scale are ignored anywhere else."""
     records = [synthetic.record(n, steady_s=30.0 if n == "new-4gpu" else 10.0, switch_s=99.0,
                                 **options) for n in synthetic.BASELINE]  # fmt: skip
     records.append(synthetic.record("pure-4gpu", seed=1, status="oom", **options))
-    status = recorded(*records).status
+    status = judged(read(*records)).status
     assert set(status.index[status == "pass"]) == ANY_SCALE
     assert set(status[status != "pass"]) == {"not measured"}
 
 
-def test_full_scale_runs_answer_almost_all(recorded):
-    found = recorded(*synthetic.all_jobs("a14b"))
+def test_full_scale_runs_answer_almost_all(read):
+    found = judged(read(*synthetic.all_jobs("a14b")))
     by = {status: set(here.index) for status, here in found.groupby("status")}
     assert by == {
         "pass": {"slower-fsdp", "slower-swap", "spike-swap", "overlap", *ANY_SCALE},
@@ -169,8 +168,7 @@ def test_one_wrong_value_in_a_record_is_found(read, edit, failed):
     record = synthetic.record()
     edit(record)
     found = read(record)
-    judged = checks(found, FACTS).set_index("check")
-    wrong = judged[judged.status == "fail"]
+    wrong = judged(found).query("status == 'fail'")
     own = {name for name in ("repeats", "formula_ok") if not found.runs[name].iloc[0]}
     assert {*wrong.index, *own} == {failed} and set(wrong.runs.map(len)) <= {1}
 
@@ -179,16 +177,16 @@ def test_derived_counters_are_not_called_equal(read):
     assert read(synthetic.record("old-4gpu-fsdp")).runs.formula_ok.tolist() == [None]
 
 
-def test_one_offload_alone_other_jobs_and_failures_settle_nothing(recorded):
+def test_one_offload_alone_other_jobs_and_failures_settle_nothing(read):
     """The baseline expects something of both offloads' overlap: the new one alone can only fail."""
-    alone = recorded(synthetic.record(scale="a14b")).loc["overlap"]
+    alone = judged(read(synthetic.record(scale="a14b"))).loc["overlap"]
     assert alone.status == "not measured" and alone.setting
     job = synthetic.record("x", engine="layerwise", num_gpus=2)
-    assert recorded(job).status[["shift", "switch"]].tolist() == ["not measured"] * 2
+    assert judged(read(job)).status[["shift", "switch"]].tolist() == ["not measured"] * 2
     bad = cycle(("failed", "oom", "timeout", "unsupported"))
     records = [synthetic.record(name, scale=scale, status=next(bad))
                for scale in ("tiny", "a14b") for name in synthetic.BASELINE]  # fmt: skip
-    assert "fail" not in set(recorded(*records).status)
+    assert "fail" not in set(judged(read(*records)).status)
 
 
 def test_committed_runs_end_in_the_same_bits_and_count_as_the_formulas_say():

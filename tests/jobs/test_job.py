@@ -112,9 +112,7 @@ def test_what_is_not_flat_yaml_is_refused(tmp_path, text):
     path = tmp_path / "job.yaml"
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(JobError, match=r"job\.yaml: ") as caught:
-        load_job(path)
-    assert len(caught.value.problems) == 1
+    assert problems(path, path).keys() == {"cannot be read"}
 
 
 @given(st.dictionaries(st.text() | st.integers(), st.none() | st.text() | st.integers()))

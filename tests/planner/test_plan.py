@@ -103,11 +103,10 @@ def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents():
         assert found == StreamSettings(slots, fewer, shard=True)
 
 
-@pytest.mark.parametrize(
-    ("second", "wins"),
-    # Nor may the better median win where turns of one setting differ as much as the two do.
-    [([1.0, 1.8], True), ([1.9, 1.9], False), ([1.885, 1.885], True), ([1.0, 2.0], False)],
-)
+@pytest.mark.parametrize(("second", "wins"), [
+    ([1.0, 1.8], True), ([1.9, 1.9], False), ([1.885, 1.885], True),
+    ([1.0, 2.0], False),  # turns of one setting differ as much as the two medians
+])  # fmt: skip
 def test_a_trial_of_the_two_best_ways_overrules_the_prediction_with_a_clear_word(second, wins):
     asked = []
 
