@@ -51,11 +51,9 @@ def test_no_step_is_below_its_limit_and_a_faster_route_or_windows_never_cost_tim
     found = predict(inputs, settings)
     assert found.limit_s <= found.step_s * SLACK
     assert found.step_s <= min(found.first_s, found.switch_s) * SLACK
-    faster = {
-        key: route and replace(route, **{f"{name}rate": getattr(route, f"{name}rate") * times
-                                         for name in ("", "collective_")})
-        for key, route in (("local", inputs.local), ("sharded", inputs.sharded))
-    }  # fmt: skip
+    faster = {key: route and replace(route, rate=times * route.rate,
+                                     collective_rate=times * route.collective_rate)
+              for key, route in (("local", inputs.local), ("sharded", inputs.sharded))}  # fmt: skip
     better = predict(replace(inputs, **faster), settings)
     assert better.step_s <= found.step_s * SLACK and better.first_s <= found.first_s * SLACK
     # Where windows are not slowed, keeping to them is free.
