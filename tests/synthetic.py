@@ -23,14 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
 OUTER = {"a14b": 500_000_000, "tiny": 8_192}
-GPUS = {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie"}
 CPU = {"class": "CPU, 2 cores (x86_64)", "slug": "cpu-2c-x86_64"}
 STEADY = {"layerwise": 21.6, "fsdp": 19.8, "swap": 19.7, "resident": 19.5, "stream": 19.6}
 BASELINE = {path.stem: load_job(path) for path in sorted(ROOT.glob("params/baseline/*.yaml"))}
 RATES = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
 LINK = {f"{key}{how}_gb_s": rate for key, rate in RATES.items() for how in ("", "_together")}
 MACHINES = {
-    "cuda": GPUS | {
+    "cuda": {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie",
         "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
         "interconnect": "PCIe", "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"},
     },

@@ -18,7 +18,6 @@ ANY_SCALE = {"shift", "switch"}
 
 
 def judged(found):
-    """Answers by check."""
     return checks(found, FACTS).set_index("check")
 
 

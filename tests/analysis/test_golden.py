@@ -11,7 +11,7 @@ from wanreport.analysis.frames import load
 
 LINES = [line for line in json.loads((ROOT / "tests/golden/values.json").read_text())
          if line["source"] in ("job", "bench")]  # fmt: skip
-COLUMNS = {
+COLUMNS = {  # by the name that a value had
     **{key: key for key in (
         "step_s", "step_low_s", "step_high_s", "step_n", "first_s", "switch_s", "denoise_s",
         "decode_s", "cold_start_s", "allocated_bytes", "reserved_bytes", "pinned_bytes", "drift",
@@ -30,7 +30,6 @@ COLUMNS = {
     "lanes.hidden_share": "hidden", "lanes.collectives_s_step": "collectives_s",
     "lanes.rate_gb_s_n": "rate_n",
 }  # fmt: skip
-"""By the name that a value had."""
 
 
 @pytest.fixture(scope="module")
