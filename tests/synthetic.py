@@ -12,9 +12,9 @@ from pathlib import Path
 
 from wanreport.analysis import frames
 from wanreport.analysis.rows import MEMORY
-from wanreport.jobs.job import job_from_mapping, resolve_job
+from wanreport.jobs.job import job_from_mapping, load_job, model_settings, resolve_job
 from wanreport.jobs.schedule import flow_schedule, sampled_steps, switch_step
-from wanreport.jobs.sglang import ENGINE_FLAGS, prefetch_layers, resolve_model
+from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import make_plan, room
 from wanreport.records.record import new_record, record_path, write_record
@@ -23,23 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = {"a14b": 702_000_000, "tiny": 40_960}
 LAYERS = {"a14b": 40, "tiny": 8}
 OUTER = {"a14b": 500_000_000, "tiny": 8_192}
-GPUS = {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie"}
 CPU = {"class": "CPU, 2 cores (x86_64)", "slug": "cpu-2c-x86_64"}
 STEADY = {"layerwise": 21.6, "fsdp": 19.8, "swap": 19.7, "resident": 19.5, "stream": 19.6}
-BASELINE = {
-    "new-4gpu": ("layerwise", 4, 1454665, {}),
-    "old-4gpu-fsdp": ("fsdp", 4, 1454666, {}),
-    "old-4gpu-swap": ("swap", 4, 1454666, {}),
-    "pure-4gpu": ("resident", 4, 1454667, {}),
-    "new-6gpu": ("layerwise", 6, 1454668, {}),
-    "old-6gpu-fsdp": ("fsdp", 6, 1454669, {}),
-    "old-6gpu-swap": ("swap", 6, 1454669, {}),
-    "new-4gpu-prefetch3": ("layerwise", 4, 1454670, {"dit_offload_prefetch_size": 3.0}),
-}
+BASELINE = {path.stem: load_job(path) for path in sorted(ROOT.glob("params/baseline/*.yaml"))}
 RATES = {"h2d_pinned": 54.9, "d2h_pinned": 53.1, "h2d_pageable": 9.8, "d2h_pageable": 7.2}
 LINK = {f"{key}{how}_gb_s": rate for key, rate in RATES.items() for how in ("", "_together")}
 MACHINES = {
-    "cuda": GPUS | {
+    "cuda": {"class": "4x NVIDIA H100 PCIe, no NVLink", "slug": "4x-nvidia-h100-pcie",
         "gpu_name": "NVIDIA H100 PCIe", "gpu_count": 4, "gpu_memory_bytes": 85_000_000_000,
         "interconnect": "PCIe", "link": LINK, "nccl": {"NCCL_P2P_DISABLE": "1"},
     },
@@ -62,15 +52,10 @@ def record(
     further fields of the job.
     """
     device = device or ("cuda" if scale == "a14b" else "cpu")
-    engine, gpus, number, flags = BASELINE.get(name, (changes.get("engine"), 4, None, {}))
-    job = resolve_job(job_from_mapping({
-        "name": name, "engine": engine, "num_gpus": gpus, "baseline_job": number,
-        "purpose": "A made-up job.", "scale": scale,
-        **ENGINE_FLAGS.get(str(changes.get("engine", engine)), {}), **flags, **changes,
-    }, source="synthetic"), gpus=64)  # fmt: skip
+    given = BASELINE[name].model_dump(exclude_unset=True) if name in BASELINE else {"num_gpus": 4}
+    given |= ENGINE_FLAGS.get(changes.get("engine"), {}) | {"name": name, "scale": scale}
+    job = resolve_job(job_from_mapping(given | changes), gpus=64)
     layers, block, cuda = LAYERS[scale], BLOCK[scale], device == "cuda"
-    sglang = asdict(job.sglang())
-    sglang["prefetch_layers"] = prefetch_layers(sglang["prefetch_size"], layers)
     made = new_record(
         job,
         status=status,
@@ -78,23 +63,22 @@ def record(
         hint=hint,
         started_at="2026-03-01T12:00:00Z",
         wall_s=100.0,
-        sglang=sglang,
+        sglang=asdict(job.sglang()) | {"prefetch_layers": job.prefetch(layers)},
         machine={"device": device, "cpu_model": "made up"} | MACHINES[device] | (machine or {}),
         software={"torch": "2.13.0", "git_sha": "0123456789abcdef", "git_dirty": False},
     )
     if status != "ok":
         return made
-    settings = resolve_model(job.model_path)
-    timesteps = flow_schedule(job.num_inference_steps, settings.flow_shift).timesteps
-    at = switch_step(timesteps, settings.boundary_ratio)
+    settings = model_settings(job)
+    timesteps = flow_schedule(job.num_inference_steps, settings["flow_shift"]).timesteps
+    at = switch_step(timesteps, settings["boundary_ratio"])
     made["schedule"] = {"timesteps": [float(t) for t in timesteps], "switch_step": at}
-    known = {key: value for key, value in asdict(settings).items() if key != "steps"}
-    made["model"] = known | {
+    made["model"] = settings | {
         "num_layers": layers, "num_heads": 40, "weights": "random", "prompt_embeds": "random",
         "block_bytes": block, "expert_bytes": OUTER[scale] + layers * block, "height": job.height,
         "width": job.width, "num_frames": job.num_frames, **SIZES[scale],
     }  # fmt: skip
-    made["engine"] = {"name": job.engine, "prefetch": sglang["prefetch_layers"],
+    made["engine"] = {"name": job.engine, "prefetch": job.prefetch(layers),
                       "counters_derived": job.engine == "fsdp"}  # fmt: skip
     made["cold_start_s"] = 250.0
     steady = steady_s or (STEADY[job.engine] if scale == "a14b" else 0.02)

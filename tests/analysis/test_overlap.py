@@ -1,42 +1,33 @@
 """What timelines tell, against timelines whose answers are worked out by hand."""
 
-import json
 import math
 
+import madeup
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from madeup import run
 
 from wanreport.analysis import overlap
-from wanreport.analysis.frames import EMPTY
 
 BYTES = 702_870_528
 GB = BYTES / 1e9
-
-GOLDEN = {  # frozen name: column
-    **{key: key for key in ("steps", "whole_ms", "copies_ms", "hidden_ms", "rate_gb_s", "alone_n",
-                            "beside", "beside_low", "beside_high", "beside_n",
-                            "collectives_share")},
-    "hidden_share": "hidden", "collectives_s_step": "collectives_s", "rate_gb_s_n": "rate_n",
-}  # fmt: skip
 WHAT = {"compute": "block", "collective": "all_to_all", "copy": "load", "gather": "all_gather"}
 
 
-def frames(*events, **run):
+def frames(*events, **changes):
     """Frames of a run, and of its events: lane, block, start and end in ms."""
-    row = {"run": "r", "status": "ok", "rehearsal": False, "gpus": 4, "block_bytes": BYTES,
-           "settings": {}, "link_gb_s": 50.0, "slug": "m", "traced": None} | run  # fmt: skip
+    row = run("layerwise", run="r", **{"gpus": 4, "block_bytes": BYTES} | changes)
     table = pd.DataFrame(events, columns=["lane", "block", "start_ms", "end_ms"])
     table = table.assign(run="r", what=table.lane.map(WHAT), expert="high_noise", step=0,
                          ms=table.end_ms - table.start_ms)  # fmt: skip
-    return EMPTY._replace(runs=pd.DataFrame([row]).set_index("run", drop=False), events=table)
+    return madeup.frames(row)._replace(events=table)
 
 
-def told(*events, **run):
-    return overlap.shares(frames(*events, **run)).loc["r"]
+def told(*events, **changes):
+    return overlap.shares(frames(*events, **changes)).loc["r"]
 
 
 def visits(late=0.0):
@@ -118,14 +109,3 @@ def test_what_two_lanes_share_is_counted_as_on_a_grid(ones, others):
     spans = overlap.crossings(frames(*rows or [("other", 0, 0, 0)]).events)
     assert grid(spans.astype(int)) == grid(ones) & grid(others)
     assert (np.diff(spans.ravel()) > 0).all()
-
-
-def test_committed_records_tell_what_they_told_before():
-    shares, compared = overlap.shares(synthetic.committed()), 0
-    for line in json.loads((synthetic.ROOT / "tests/golden/values.json").read_text()):
-        for key, value in line["values"].items():
-            column = GOLDEN.get(key.removeprefix("lanes."))
-            if key.startswith("lanes.") and column:
-                assert shares.loc[line["file"], column] == pytest.approx(value, rel=1e-9), key
-                compared += 1
-    assert compared == 59

@@ -3,7 +3,8 @@
 import json
 import re
 from dataclasses import asdict
-from itertools import count
+from functools import partial
+from itertools import chain, count
 
 import pandas as pd
 import pytest
@@ -92,21 +93,20 @@ def measured(engine, tokens=T480, gpus=1, **options):
     return made
 
 
-def streamed(tokens=T480, windows=WINDOWS, **inputs):
+def streamed(**inputs):
     """A record of stream: a plan's inputs are what predictions start from."""
     given = {"ranks": 1, "collectives_s": 0.0, "other_s": OTHER, "link": LINK,
              "local": Route(LINK, LINK), "sharded": None} | inputs  # fmt: skip
-    made = measured("stream", tokens, given["ranks"])
-    made["engine"]["plan"]["inputs"] = asdict(synthetic.plan_inputs(windows_s=windows, **given))
+    made = measured("stream", gpus=given["ranks"])
+    made["engine"]["plan"]["inputs"] = asdict(synthetic.plan_inputs(windows_s=WINDOWS, **given))
     return made
 
 
 def resident(tokens, step):
     """A record whose every step is of just this length."""
     made = measured("resident", tokens)
-    for iteration in made["iterations"]:
-        for one in iteration["steps"]:
-            one["seconds"] = [step]
+    for one in chain.from_iterable(iteration["steps"] for iteration in made["iterations"]):
+        one["seconds"] = [step]
     return made
 
 
@@ -114,17 +114,12 @@ def resident(tokens, step):
 def after(tmp_path):
     """What predicts a job after some more measurements."""
 
-    def gone(*more):
-        found = synthetic.load([*more], tmp_path)
+    def predicted(found, name, wire="nvlink", gpu=GPU, **changes):
+        job = asked(name, **changes)
+        known = predictions.gather(found, gpu, max(job.num_gpus, 2), wire)
+        return predictions.predict_job(known, job, wire)
 
-        def predicted(name, wire="nvlink", gpu=GPU, **changes):
-            job = asked(name, **changes)
-            known = predictions.gather(found, gpu, max(job.num_gpus, 2), wire)
-            return predictions.predict_job(known, job, wire)
-
-        return predicted
-
-    return gone
+    return lambda *more: partial(predicted, synthetic.load([*more], tmp_path))
 
 
 @given(st.integers(100, 80_000), st.integers(1, 8))

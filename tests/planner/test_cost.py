@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,16 +17,16 @@ from wanreport.planner.cost import Inputs, Route, predict
 
 seconds = st.floats(1e-4, 0.5)
 factors = st.floats(1.0, 3.0)
-LINK: dict[str, Any] = {"windows_s": (1e-9,) * 3, "collectives_s": 0.0, "other_s": 0.0, "ranks": 1,
-                        "local": Route(54e9, 54e9), "sharded": None}  # fmt: skip
+LINK = {"windows_s": (1e-9,) * 3, "collectives_s": 0.0, "other_s": 0.0, "ranks": 1,
+        "local": Route(54e9, 54e9), "sharded": None}  # fmt: skip
 SLACK = 1 + 1e-9
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Inputs, StreamSettings]:
+def cases(draw):
     ranks, link = draw(st.integers(1, 8)), draw(st.floats(1e9, 1e11))
 
-    def route(most: float) -> Route:
+    def route(most):
         rate = draw(st.floats(most / 10, most))
         return Route(rate, draw(st.floats(0.0, rate)), draw(factors), draw(factors))
 
@@ -52,11 +51,9 @@ def test_no_step_is_below_its_limit_and_a_faster_route_or_windows_never_cost_tim
     found = predict(inputs, settings)
     assert found.limit_s <= found.step_s * SLACK
     assert found.step_s <= min(found.first_s, found.switch_s) * SLACK
-    faster = {
-        key: route and replace(route, **{f"{name}rate": getattr(route, f"{name}rate") * times
-                                         for name in ("", "collective_")})
-        for key, route in (("local", inputs.local), ("sharded", inputs.sharded))
-    }  # fmt: skip
+    faster = {key: route and replace(route, rate=times * route.rate,
+                                     collective_rate=times * route.collective_rate)
+              for key, route in (("local", inputs.local), ("sharded", inputs.sharded))}  # fmt: skip
     better = predict(replace(inputs, **faster), settings)
     assert better.step_s <= found.step_s * SLACK and better.first_s <= found.first_s * SLACK
     # Where windows are not slowed, keeping to them is free.
@@ -80,7 +77,7 @@ def test_residents_never_cost_time_and_take_their_memory(case):
 
 
 @given(cases())
-def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSettings]) -> None:
+def test_time_is_continuous_in_the_bytes_of_a_block(case):
     """Over all its regimes: hidden in windows, beside collectives, waited for."""
     inputs, settings = case
     route, visits = inputs.route(settings), inputs.visits(settings)
@@ -98,7 +95,7 @@ def test_time_is_continuous_in_the_bytes_of_a_block(case: tuple[Inputs, StreamSe
         assert one * (1 - 1e-9) <= more <= one + most
 
 
-def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside() -> None:
+def test_packed_transfers_move_fewer_bytes_and_hold_staging_buffers_beside():
     small = plan_inputs().block_bytes * 3 // 4
     inputs = plan_inputs(packed_bytes=small, unpack_s=1e-3, **LINK)
     plain, packed = (predict(inputs, StreamSettings(transfer=t)) for t in ("bf16", "packed"))
@@ -117,7 +114,7 @@ def test_a_step_that_only_moves_bytes_takes_as_long_as_the_link_needs(settings, 
     assert step_s == pytest.approx(share * 40 * inputs.block_bytes / 54e9, rel=1e-4)
 
 
-def test_collisions_with_collectives_cost_what_was_measured() -> None:
+def test_collisions_with_collectives_cost_what_was_measured():
     """Loads all the time: every collective takes half as long again."""
     windows, collectives = 80 * 14e-3, 80 * 4.4e-3
     inputs = plan_inputs(local=Route(50e9, 0.0, 1.0, 1.5), other_s=0.0,
@@ -145,32 +142,27 @@ WINDOWS = (3e-3, 5e-3, 6e-3)
 QUIET = probe.Phases(WINDOWS, 1e-3, 0.0, 0.0)
 
 
-@given(
-    st.floats(1e9, 1e11), st.floats(0.0, 1.0), st.floats(1.0, 2.0), st.floats(1.0, 3.0),
-    st.floats(1e-4, 1e-1),
-)  # fmt: skip
-def test_what_the_cost_model_says_of_loads_all_the_time_gives_back_its_route(
-    rate: float, share: float, windows: float, collectives: float, collective_s: float
-) -> None:
+@given(st.floats(1e9, 1e11), st.floats(0.0, 1.0), factors, factors, st.floats(1e-4, 1e-1))
+def test_what_constant_loads_cost_gives_back_the_route(rate, share, windows, collectives, alone_s):
     true, visits = Route(rate, share * rate, windows, collectives), 80  # 40 blocks, two branches
-    slow = visits * windows * sum(WINDOWS), visits * collectives * collective_s
+    slow = visits * windows * sum(WINDOWS), visits * collectives * alone_s
     arrived = true.rate * slow[0] + true.collective_rate * slow[1]
     pre, attend, post = (windows * s for s in WINDOWS)
     # One odd step, in which little or much arrived, must not count.
     steps = (arrived, arrived, 0.0, arrived, 3 * arrived)
-    busy = probe.Phases((pre, attend, post), collectives * collective_s, 0.0, 0.0, steps)
-    found = probe.route(rate, replace(QUIET, collectives=collective_s), busy, visits)
+    busy = probe.Phases((pre, attend, post), collectives * alone_s, 0.0, 0.0, steps)
+    found = probe.route(rate, replace(QUIET, collectives=alone_s), busy, visits)
     assert found.window_factor == pytest.approx(windows)
     assert found.collective_factor == pytest.approx(collectives)
     exact = 1e-6 * rate * (1 + slow[0] / slow[1])
     assert found.collective_rate == pytest.approx(true.collective_rate, abs=exact)
     # And that step is what the model predicts for as many bytes.
-    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=collective_s, other_s=0.0, local=found,
+    inputs = plan_inputs(windows_s=WINDOWS, collectives_s=alone_s, other_s=0.0, local=found,
                          block_bytes=int(arrived / 40))  # fmt: skip
     assert predict(inputs, StreamSettings()).step_s == pytest.approx(sum(slow), rel=1e-4)
 
 
-def test_neither_noise_nor_one_rank_makes_a_route_faster_than_alone_or_a_window_shorter() -> None:
+def test_neither_noise_nor_one_rank_makes_a_route_faster_than_alone_or_a_window_shorter():
     alone = replace(QUIET, collectives=0.0)
     busy = probe.Phases((2.9e-3, 5e-3, 6e-3), 0.9e-3, 0.0, 0.0, (1e12,))
     for quiet, seen in ((alone, alone), (QUIET, busy)):
@@ -178,14 +170,13 @@ def test_neither_noise_nor_one_rank_makes_a_route_faster_than_alone_or_a_window_
     assert probe.route(5e10, QUIET, replace(busy, arrived=(0.0,)), 8).collective_rate == 0.0
 
 
-def test_a_plan_needs_blocks_to_load_in_turn() -> None:
-    store: Any = SimpleNamespace(units=lambda _: range(4), transfer="bf16")  # one is no block
-    given: Any = None
+def test_a_plan_needs_blocks_to_load_in_turn():
+    store = SimpleNamespace(units=lambda _: range(4), transfer="bf16")  # one is no block
     with pytest.raises(ValueError, match="4 blocks .* 3"):
-        probe.Probe(given, store, None, torch.zeros(1), given)
+        probe.Probe(None, store, None, torch.zeros(1), None)
 
 
-def test_a_sharded_load_is_there_when_its_gather_ends() -> None:
+def test_a_sharded_load_is_there_when_its_gather_ends():
     copies = [{"lane": "copy", "end_ms": t} for t in (2.0, 1.0)]
     assert probe._arrivals(copies) == [1.0, 2.0]
     assert probe._arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5.0]
