@@ -40,7 +40,7 @@ UNSEEN = {"ftfy", "ipykernel", "papermill", "transformers"}
 ROOMS = ("words", "jobs", "model", "engines", "planner", "records", "measure", "traces",
          "analysis", "baseline", "report", "cli", "__main__")  # fmt: skip
 """From the bottom up: what lies in one imports only from its own and from those before it."""
-MOST_LINES = 10_550
+MOST_LINES = 10_480
 """Of Python in the package and the benchmarks together; raise it only for what it buys."""
 MOST_WORDS = 2_500
 """In string literals of both: messages, mostly."""
