@@ -53,8 +53,7 @@ def test_no_room_for_a_page(scene):
 def test_no_room_for_a_prediction(scene):
     for name in ("predictions", "params/campaign"):
         (scene.root / name).mkdir()
-    for file in (ROOT / "params/campaign").glob("480p-2gpu-stream.yaml"):
-        shutil.copy(file, scene.root / "params/campaign")
+    shutil.copy(ROOT / "params/campaign/480p-2gpu-stream.yaml", scene.root / "params/campaign")
     for file in (ROOT / "results").glob("1x-*h200*/480p-1gpu-*.json"):
         (scene.root / "results" / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, scene.root / "results" / file.parent.name)

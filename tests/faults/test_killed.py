@@ -167,7 +167,6 @@ def test_two_commands_at_once(tmp_path):
     for process in both:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-    assert {name: made["status"] for name, made in scene.records().items()} == {
-        "one": "ok", "two": "ok"
-    }  # fmt: skip
+    statuses = {name: record["status"] for name, record in scene.records().items()}
+    assert statuses == {"one": "ok", "two": "ok"}
     assert scene.left_over() == []
