@@ -74,11 +74,12 @@ def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pai
     pd.testing.assert_frame_equal(table, pd.DataFrame(rows), check_dtype=False)
 
 
-def test_two_gaps_are_compared():
+def test_two_gaps_are_compared_with_clocks_either_way():
     few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
     found, same = gap_difference(wide, few), gap_difference(few, few)
     assert found["claim"] == "slower" and found["gap_before"] == pytest.approx(0.05)
     assert found["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
+    assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
     assert same["claim"] == "within noise" and same["difference"] == 0
     assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 

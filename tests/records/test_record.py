@@ -68,7 +68,8 @@ def test_a_write_that_ends_early_loses_no_record_and_leaves_no_file(tmp_path, mo
 @pytest.mark.parametrize(
     ("change", "key"),
     [({"wall_s": float("nan")}, "JSON"), ({"traces": [{"path": Path("x")}]}, "JSON"),
-     ({"status": "fine"}, "status: "), ({"schema_version": 2}, "schema_version: "),
+     ({"model": {"a": [1, {"b": float("inf")}]}}, "JSON"), ({"status": "fine"}, "status: "),
+     ({"schema_version": 2}, "schema_version: "), ({"iterations": None}, "iterations: "),
      ({"iterations": [{"kind": "hot"}]}, r"iterations\[0\]\.kind: "), ({"wall_s": True}, "wall_s")],
 )  # fmt: skip
 def test_what_is_not_a_record_is_not_written(tmp_path, change, key):

@@ -49,12 +49,16 @@ def test_columns_pick_order_and_title():
 
 
 @pytest.mark.parametrize(("name", "unit", "value", "text"), [
-    ("step_ms", "ms", 1226.2, "1,226"), ("step_s", "s", 0.0, "0"), ("tokens", "", 32760, "32,760"),
-    ("link_gb_s", "GB/s", 54.85, "54.85"), ("celsius", "°C", 63.0, "63"),
-    ("peak_bytes", "GB", 60_840_000_000, "60.84"), ("difference_bytes", "GB", -2e9, f"{MINUS}2"),
-    ("difference_s", "s", 0.2714, "+0.2714"), ("drift_run", "", -0.0061, f"{MINUS}0.6{NBSP}%"),
-    ("hidden_share", "", 0.507, f"50.7{NBSP}%"), ("allowance", "", 0.029, f"±2.9{NBSP}%"),
-    ("error", "", 0.47, f"+47{NBSP}%"), ("peak_gib", "GiB", 1.344, "1.344"),
+    ("step_s", "s", 4.5071, "4.507"), ("step_ms", "ms", 1226.2, "1,226"),
+    ("peak_bytes", "GB", 60_840_000_000, "60.84"), ("peak_gib", "GiB", 1.344, "1.344"),
+    ("link_gb_s", "GB/s", 54.85, "54.85"), ("sm_mhz", "MHz", 1905.0, "1,905"),
+    ("power_w", "W", 686.29, "686.3"), ("hidden_pct", "%", 50.71, "50.71"),
+    ("celsius", "°C", 63.0, "63"), ("difference_s", "s", 0.2714, "+0.2714"),
+    ("difference_bytes", "GB", -2e9, f"{MINUS}2"), ("overhead", "", 0.0652, f"+6.5{NBSP}%"),
+    ("drift_run", "", -0.0061, f"{MINUS}0.6{NBSP}%"), ("error", "", 0.47, f"+47{NBSP}%"),
+    ("spread", "", 0.038, f"3.8{NBSP}%"), ("hidden_share", "", 0.507, f"50.7{NBSP}%"),
+    ("beside_x", "×", 1.297, "1.297"), ("allowance", "", 0.029, f"±2.9{NBSP}%"),
+    ("tokens", "", 32760, "32,760"), ("step_s", "s", 0.0, "0"),
 ])  # fmt: skip
 def test_the_name_of_a_column_tells_its_unit(name, unit, value, text):
     shown = soup(pd.DataFrame({"first": ["x"], name: [value]}))
@@ -123,6 +127,7 @@ def test_links_colours_badges_anchors_cards_and_folds():
     assert shown.select_one("details > summary").get_text() == "More"
     plain_ = soup(df[["name", "key"]])
     assert not plain_.select(".swatch, a, details, .cards, [id]")
+    assert soup(pd.DataFrame({"a": ["long " * 20]})).select(".cards")
     empty = soup(pd.DataFrame(), {"a": "A", "b": "B"}, empty="None.")
     assert (empty.td["colspan"], empty.td.get_text()) == ("2", "None.")
 
