@@ -776,8 +776,7 @@ off = measured.latents_off_share  # of what is exact not noted, but known
 measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 # Many settings of one engine beside each other are a section of their own.
 exact = measured[(measured.engine == "stream") & (measured.transfer == "bf16")]
-several = exact.groupby("group").name.nunique() > 4
-many = measured.index.isin(exact.index[exact.group.isin(several.index[several])])
+many = exact.groupby("group").name.transform("nunique").reindex(measured.index) > 4
 cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
 cells["over resident, %"], cells["line"] = 100 * cells.overhead, cells.campaign + cells["name"]
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
@@ -884,14 +883,12 @@ def by_setting(tried):
 
 
 # %%
-GAIN = ["difference", "difference_low", "difference_high", "claim"]
 if many.any():
     tried = measured[many].astype({"tokens": int})
     tried["changed"] = tried.groupby("group").settings.transform(changed)
     base = tried[tried.changed == ""].drop_duplicates("group").set_index("group")
     tried = tried[tried.changed != ""]
-    gain = compare.told(tried, base.loc[tried.group].set_axis(tried.index))
-    tried = tried.assign(**{name: gain[name] for name in GAIN})
+    tried = tried.assign(**compare.told(tried, base.loc[tried.group].set_axis(tried.index)))
     tried["most"] = tried.groupby("changed").difference.transform("max")
     tried = tried.sort_values(["most", "changed", "tokens"], ascending=[False, True, True])
     costly = tried[tried.claim == "slower"].groupby("changed", sort=False).difference.max()

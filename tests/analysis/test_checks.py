@@ -66,6 +66,7 @@ def test_full_scale_runs_answer_almost_all(read):
     ("slower-fsdp", {"step": 20.1}, on(4, "fsdp"), "within noise"),
     ("slower-fsdp", {"step": 18.0}, on(4, "fsdp"), "fail"),
     ("slower-fsdp", {"step": 20.5}, on(4, "fsdp"), "pass"),
+    ("slower-fsdp", {"step": 20.5, "sm_mhz": 1560}, on(4, "fsdp"), "within noise"),
     ("slower-fsdp", {"step": 20.5, "n": 5}, on(4, "fsdp"), "not measured"),
     *(("prefetch", {"step": step, "prefetch": 3}, on(4, "layerwise"), status)
       for step, status in ((19.0, "pass"), (20.0, "within noise"), (21.0, "fail"))),

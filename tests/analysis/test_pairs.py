@@ -126,7 +126,9 @@ def test_each_transfer_is_held_against_bf16_and_its_fewer_bytes_follow_from_it()
     assert found.together_with.tolist() == [[], []]
 
 
-@pytest.mark.parametrize("changed, value", [("shard", True), ("priority", -1), ("copy_streams", 2)])
+@pytest.mark.parametrize(("changed", "value"), [
+    ("shard", True), ("priority", -1), ("copy_streams", 2), ("transfer", "fp8"),
+])  # fmt: skip
 def test_one_setting_of_stream_is_a_pair(changed, value):
     without, with_it = slots(20.0), slots(19.0)
     with_it["settings"][changed] = value

@@ -10,7 +10,7 @@ from wanreport import cli
 from wanreport.baseline.facts import CHECKS, KINDS, FactError, Facts, Outcome, compare, load_checks
 from wanreport.baseline.ledger import Ledger, load_ledger
 
-HOLDS, FALSE = Outcome.HOLDS, Outcome.FALSE
+HOLDS, ROUNDING, FALSE = Outcome.HOLDS, Outcome.ROUNDING, Outcome.FALSE
 
 
 def verdict(ledger, name, check):
@@ -28,12 +28,15 @@ def changed_ledger(ledger, name, value):
 @pytest.mark.parametrize(("changed", "value", "judged", "check", "before", "after"), [
     # a difference, a percentage, an average, the same quantity in two places
     ("s3.2.denoise.new", "800.0", "s3.2.denoise.delta", "arithmetic", HOLDS, FALSE),
+    ("s3.2.step.old", "26.42", "s3.2.step.old", "arithmetic", ROUNDING, FALSE),
     ("s3.4.async.new", "2000", "s4.2.async", "arithmetic", HOLDS, FALSE),
     ("s3.2.jobs", "1417509 / 1417599", "s3.2.jobs", "arithmetic", HOLDS, FALSE),
     ("s0.date", "2026-02-16", "s0.date", "arithmetic", FALSE, HOLDS),
     # what follows from the model
     ("s2.params", "15", "s2.params", "architecture", HOLDS, FALSE),
+    ("s6.1.new_each.g4", "54.8", "s6.1.new_each.g4", "architecture", FALSE, HOLDS),
     ("s6.1.gpus.g4", "3", "s6.1.gpus.g4", "architecture", HOLDS, FALSE),
+    ("s9.3.b.vram", "5.6", "s9.3.b.vram", "architecture", FALSE, HOLDS),
     ("s4.1.large", "1276", "s5.2.swap", "architecture", HOLDS, FALSE),
     ("s3.4.nccl.new", "18284", "s3.4.nccl.new", "architecture", HOLDS, FALSE),
     # a datasheet, the scheduler
@@ -164,8 +167,10 @@ def test_every_fact_is_judged_or_has_the_reason_why_nothing_can(ledger):
     ("{fact: s2.steps, check: arithmetic}", "s2.steps"),
     ("{fact: s2.steps, check: arithmetic, how: s2.steps, holds: 1 < 2}", "s2.steps"),
     ("{fact: s2.steps, check: arithmetic, how: s2.stepz}", "s2.stepz"),
+    ("{fact: s2.steps, check: arithmetic, how: wan.weight}", "wan.weight"),
     ("{fact: s2.steps, check: arithmetic, repeats: s2.x}", "s2.x"),
     ("{fact: s2.steps, check: arithmetic, how: s2.steps, why: '{s2.x}'}", "s2.x"),
+    ("{fact: s2.steps, check: arithmetic, holds: 1 < 2, instead: '{s2.x}'}", "s2.x"),
     ("{fact: s2.steps, check: arithmetic, how: s2.steps, because: x}", "because"),
 ])  # fmt: skip
 def test_a_bad_check_is_named(tmp_path, ledger, line, message):

@@ -11,7 +11,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.jobs.job import Job, JobError, job_from_mapping, job_hash, load_job, resolve_job
+from wanreport.jobs.job import (
+    Job,
+    JobError,
+    field_defaults,
+    job_from_mapping,
+    job_hash,
+    load_job,
+    resolve_job,
+)
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 GOOD = {"name": "good", "engine": "layerwise", "num_gpus": 2}
@@ -84,6 +92,7 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path):
     ("dtype", ["bf16"], "bfloat16"), ("scale", ["on", "large"], "'auto', 'a14b' or 'tiny'"),
     ("'quantum'", ["1"], "name, engine, num_gpus"), ("height", ["712", "8"], "16"),
     ("sampled_steps", ["4"], "5"), ("sampled_steps", ["28"], "27"), ("'1'", ["1"], ""),
+    ("num_frames", ["80", "78"], "77 or 81"), ("'seed'", ["1\nseed: 2"], "one"),
     ("vram_budget_gb", ["24.0"], "remove"), ("cache_dit", ["true"], "False"),
     ("negative_prompt", ["blurred\ncfg: false"], "cfg: true"), ("'class'", ["1"], ""),
     ("'dit-layerwise-offload'", ["1"], "dit_layerwise_offload?"), ("'<<'", ["{seed: 1}"], ""),
@@ -146,8 +155,11 @@ def test_a_setting_of_another_engine_is_refused():
         assert problems(GOOD | engine | other).keys() == other.keys()
 
 
-def test_defaults_make_a_job_and_a_whole_number_is_a_number():
-    assert job_from_mapping(make().model_dump()) == make()
+def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
+    defaults = field_defaults()
+    assert list(defaults) == list(Job.model_fields)
+    assert [key for key in GOOD if defaults[key] is None] == list(GOOD)
+    assert job_from_mapping({**defaults, **GOOD}) == make() == job_from_mapping(make().model_dump())
     whole, same = ({"dit_offload_prefetch_size": n, "flow_shift": 4 * n} for n in (3, 3.0))
     assert make(**whole).hashes() == make(**same).hashes()
 

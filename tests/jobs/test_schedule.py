@@ -23,7 +23,9 @@ def test_schedule_is_exactly_that_of_diffusers(steps, shift):
 
 def test_a_step_at_the_boundary_still_belongs_to_the_high_noise_expert():
     for shift, index in ((3.0, 9), (12.0, 18)):  # of 27
-        assert switch_step(flow_schedule(27, shift).timesteps, 0.875) == index
+        timesteps = flow_schedule(27, shift).timesteps
+        assert switch_step(timesteps, 0.875) == index
+        assert timesteps[index - 1] >= 875 > timesteps[index]
     for ratio, index in {None: None, 0.0: None, 0.4: None, 0.5: 2, 0.9: 1, 1.0: 0}.items():
         assert switch_step([900, 500, 400], ratio) == index
 

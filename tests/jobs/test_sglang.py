@@ -12,14 +12,15 @@ A14B = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 WAN = {"_class_name": "WanPipeline"}
 
 
-@pytest.mark.parametrize(("layerwise", "cpu_offload", "fsdp", "engine", "rules"), [
-    (None, None, False, "layerwise", [440, 555, 1101]),  # no flags at all
-    (True, None, True, "layerwise", [440, 1099, 1101]), (True, False, True, "layerwise", [1099]),
-    (False, None, False, "swap", [440]),  # the baseline's "old": not FSDP
-    (False, True, False, "swap", []), (False, None, True, "fsdp", [440]),
-    (False, False, True, None, []), (False, False, False, "resident", []),
-    (None, False, False, "layerwise", [555]),  # --dit-cpu-offload false alone changes nothing
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layerwise", "cpu_offload", "fsdp", "engine", "rules"),
+    [(None, None, False, "layerwise", [440, 555, 1101]),  # no flags at all
+     (True, None, True, "layerwise", [440, 1099, 1101]), (True, False, True, "layerwise", [1099]),
+     (False, None, False, "swap", [440]),  # the baseline's "old": not FSDP
+     (False, True, False, "swap", []), (False, None, True, "fsdp", [440]),
+     (False, False, True, None, []), (False, False, False, "resident", []),
+     (None, False, False, "layerwise", [555])],  # --dit-cpu-offload false alone changes nothing
+)  # fmt: skip
 def test_flags_amount_to_an_engine_by_rules(layerwise, cpu_offload, fsdp, engine, rules):
     found = sglang.resolve(layerwise, cpu_offload, fsdp, 0.0)
     assert found.engine == engine
@@ -34,9 +35,11 @@ def test_the_flags_listed_for_an_engine_lead_to_it(engine):
     assert (text.engine, text.prefetch_size) == (engine, 3.0)
 
 
-@pytest.mark.parametrize(("size", "layers", "kept"), [
-    (0.0, 1, 0), (0.2, 9, 0.2), (0.5, 21, 0.5), (1.0, 1, 1), (3.9, 3, 3), (99, 40, 99),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "layers", "kept"),
+    [(0.0, 1, 0), (0.2, 9, 0.2), (0.5, 21, 0.5), (0.99, 40, 0.99), (1.0, 1, 1), (3, 3, 3),
+     (3.9, 3, 3), (40, 40, 40), (99, 40, 99)],
+)  # fmt: skip
 def test_prefetch_size_is_a_ratio_below_one_and_a_whole_count_from_there(size, layers, kept):
     assert sglang.prefetch_layers(size, 40) == layers
     found = sglang.resolve(True, False, False, size)
@@ -50,15 +53,17 @@ def test_prefetch_is_within_the_layers_and_grows_with_its_size(a, b, layers):
     assert few <= many or min(a, b) < 1 <= max(a, b)
 
 
-@pytest.mark.parametrize(("path", "index", "how", "config", "shift"), [
-    (A14B, None, "exact", "Wan2_2_T2V_A14B_Config", 12),
-    (A14B.lower(), None, "partial", "Wan2_2_T2V_A14B_Config", 12),  # exact is case-sensitive
-    (f"/data/{A14B}/", WAN, "partial", "Wan2_2_T2V_A14B_Config", 12),
-    ("Wan2.2-TI2V-5B-Diffusers", WAN, "partial", "Wan2_2_TI2V_5B_Config", 5),
-    ("/data/Wan2.2-T2V-A14B-Diffusers/.", WAN, "detector", "WanT2V480PConfig", 3),
-    ("./models/wan2.2", WAN, "detector", "WanT2V480PConfig", 3),  # the baseline's own path
-    ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig", 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "index", "how", "config", "shift"),
+    [(A14B, None, "exact", "Wan2_2_T2V_A14B_Config", 12),
+     (A14B.lower(), None, "partial", "Wan2_2_T2V_A14B_Config", 12),  # exact is case-sensitive
+     (f"/data/{A14B}/", WAN, "partial", "Wan2_2_T2V_A14B_Config", 12),
+     ("Wan2.2-TI2V-5B-Diffusers", WAN, "partial", "Wan2_2_TI2V_5B_Config", 5),
+     ("/data/Wan2.2-T2V-A14B-Diffusers-bf16", WAN, "detector", "WanT2V480PConfig", 3),
+     ("/data/Wan2.2-T2V-A14B-Diffusers/.", WAN, "detector", "WanT2V480PConfig", 3),
+     ("./models/wan2.2", WAN, "detector", "WanT2V480PConfig", 3),  # the baseline's own path
+     ("x", {"_class_name": "WanImageToVideoPipeline"}, "detector", "WanI2V480PConfig", 3)],
+)  # fmt: skip
 def test_only_the_text_of_the_path_counts(path, index, how, config, shift):
     found = sglang.resolve_model(path, index=index)
     assert (found.how, found.config, found.flow_shift) == (how, config, shift) and found.steps

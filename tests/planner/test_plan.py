@@ -1,5 +1,6 @@
 """The planner of `stream`: what it must prefer where all is clear, and how a plan reads."""
 
+import json
 import re
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
 from wanreport.measure.jobs import Machine
 from wanreport.planner import plan as planner
-from wanreport.planner.cost import Route
+from wanreport.planner.cost import Inputs, Route
 from wanreport.planner.plan import CHUNK, candidates, make_plan, window_quotas
 
 ALONE = {"ranks": 1, "collectives_s": 0.0, "local": Route(54e9, 54e9), "sharded": None}
@@ -91,7 +92,7 @@ def test_where_packing_was_measured_all_ways_are_packed_and_quotas_are_packed_by
 
 @pytest.mark.parametrize(("budget", "blocks", "transfer"), [
     (None, 4, "bf16"), (1.0 + 4 * 0.7, 4, "bf16"), (1.0 + 4 * 0.7 - 1e-6, 3, "bf16"),
-    (0.5, 0, "bf16"), (1.0 + 4 * 0.7, 2, "packed"),
+    (0.5, 0, "bf16"), (1.0 + 4 * 0.7, 2, "packed"), (1.0 + 4 * 0.7, 2, "fp8"),
 ])  # fmt: skip
 def test_the_room_is_what_the_budget_leaves_beside_the_rest(budget, blocks, transfer):
     assert planner.room(budget, 700_000_000, 500_000_000, transfer) == blocks
@@ -120,7 +121,7 @@ def test_a_trial_of_the_two_best_ways_overrules_the_prediction_with_a_clear_word
     assert plan["candidates"][plan["chosen"]]["settings"] == asdict(settings)
     assert [entry["step_s"] for entry in plan["trial"]] == [2.0, sum(second) / 2]
     assert plan["trial"][1]["turns_s"] == second
-    assert plan["inputs"] == asdict(plan_inputs())
+    assert Inputs(**json.loads(json.dumps(plan))["inputs"]) == plan_inputs()
 
 
 @pytest.mark.parametrize(("given", "blocks"), [({}, 80), ({}, 40), (ALONE, 2)])

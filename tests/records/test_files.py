@@ -3,7 +3,7 @@
 import functools
 import json
 import operator
-import shutil
+import re
 from dataclasses import asdict
 
 import pytest
@@ -38,6 +38,7 @@ FIRST, PREDICTED = ("rows", 0), ("rows", 9, "ranks", 0, "plan", "candidates", 0,
      ((*FIRST, "status"), "oom", "rows[0].ranks: 2 "),
      ((*FIRST, "ranks", 0, "samples_ms"), [1.0] * 4, "samples_ms [4, 7]"),
      (PREDICTED, ..., "rows[9].ranks[0].plan.candidates[0].predicted: field required"),
+     ((*PREDICTED, "step_s"), ..., "rows[9].ranks[0].plan.candidates[0].predicted.step_s: "),
      ((*FIRST, "label"), "stream:slots", "rows[0].label: "),
      ((*FIRST, "label"), "streem", "rows[0].label: value error, no engine 'streem'"),
      ((*FIRST, "settings"), {"slots": -1}, "rows[0].settings.slots: "),
@@ -67,15 +68,20 @@ def test_all_rows_that_are_not_whole_are_named(tmp_path):
         read_bench(path)
     for complaint in ("rows[1].ranks: 2 of 2", "rows[3].ranks: 0 of 2", "('fsdp', 14040)"):
         assert complaint in str(refused.value)
+    path.write_text(json.dumps(made.campaign(device="cpu")))
+    read_bench(path)  # which has none
 
 
 def test_all_files_are_named_and_one_in_anothers_folder_has_its_place_said(tmp_path):
     path = made.write(made.campaign(), tmp_path)
-    shutil.copytree(path.parent, tmp_path / "1x-other/benchmarks")
     path.with_name("broken.json").write_text("{")
-    with pytest.raises(FileError, match="peers.json: machine.slug is 2x-.* to 2x-") as refused:
+    elsewhere = tmp_path / "1x-other" / "benchmarks" / "moved.json"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(path.read_bytes())
+    with pytest.raises(FileError) as refused:
         load([tmp_path])
     assert "broken.json" in str(refused.value)
+    assert re.search(r"moved.json: machine.slug is 2x-.* to 2x-", str(refused.value))
 
 
 def test_what_an_engine_must_move_follows_from_its_settings(tmp_path):
@@ -96,6 +102,7 @@ def test_what_an_engine_must_move_follows_from_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("label", "name", "settings"),
     [("planned:transfer=packed", "planned", None), ("resident again", "resident", None),
+     ("layerwise:prefetch=3", "layerwise", None),
      ("stream:prefetch=1,slots=3,windows=[1,2,3],shard=true,spread=false", "stream",
       StreamSettings(slots=3, windows=(1, 2, 3), shard=True, spread=False))],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from tests.synthetic import write
 from wanreport.jobs.job import Job, job_hash, resolve_job
 from wanreport.measure.jobs import Machine, missing
 from wanreport.records import record as kept
+from wanreport.records.files import parse_record
 
 JOB = Job(name="a-job", engine="layerwise", num_gpus=2)
 
@@ -140,6 +141,12 @@ def test_the_best_record_of_a_job(records, best):
     assert found == (None if best is None else (Path(f"{best}.json"), records[best]))
     tiny = JOB.model_copy(update={"scale": "tiny"})
     assert kept.best_record(tiny, [(Path("0.json"), LARGE)]) is None
+
+
+def test_only_the_real_scale_on_a_gpu_is_not_a_rehearsal():
+    for scale, device in [("a14b", "cuda"), ("a14b", "cpu"), ("tiny", "cuda"), ("tiny", "cpu")]:
+        found = parse_record(Path("x"), record(scale, machine={"device": device}))
+        assert found.is_rehearsal is ((scale, device) != ("a14b", "cuda"))
 
 
 # What outlives its reason -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -63,7 +64,7 @@ def contrast(one: str, other: str) -> float:
 
 def grounds(name: str) -> list[str]:
     """A colour of the style sheet on the light and on the dark page."""
-    found = re.findall(rf"--{name}: (#[0-9a-f]+)", (TEMPLATE / "page.css").read_text())[:2]
+    found = re.findall(rf"--{name}: (#[0-9a-f]+)", Path(TEMPLATE / "page.css").read_text())[:2]
     return [mpl.colors.to_hex(colour) for colour in found]
 
 
@@ -96,7 +97,9 @@ def test_engines_and_text_are_seen_on_both_grounds() -> None:
 
 def test_an_engine_has_a_hue_and_a_second_cue_of_its_own() -> None:
     assert np.hypot(*lab(linear(style.ENGINES["resident"]))[1:]) < 10, "it is the reference"
+    assert list(style.MARKERS) == list(style.ENGINES)
     assert len(set(style.MARKERS.values())) == len(style.ENGINES)
+    assert style.colour("another") == style.FALLBACK
 
 
 def svg(colour: str = style.INK) -> str:

@@ -79,7 +79,10 @@ class CheckpointWeights:
         wanted = {checkpoint_name(n): tuple(p.shape) for n, p in model.named_parameters()}
         stored = {name: each.shape for name, each in self._stored[FOLDERS[expert]].items()}
         if odd := sorted({name for name, _ in wanted.items() ^ stored.items()}):
-            said = [f"{n} is {stored.get(n)} there and {wanted.get(n)} in the model" for n in odd]
+            said = [
+                f"{n} is {stored.get(n, 'absent')} there, {wanted.get(n, 'absent')} in the model"
+                for n in odd
+            ]
             raise CheckpointError(f"{file.parent}: {some(said)}")
         return config
 

@@ -229,7 +229,7 @@ def _shown(cells: Sequence[Any]) -> Iterator[tuple[int, Any, list[str]]]:
 
 @cache
 def _highlighted(source: str) -> str:
-    """Colour a cell's code; what has no colour, or that of the word before it, needs no markup."""
+    """Colour a cell's code; what has no colour needs no markup, and a string's parts are one."""
     code = str(Highlight2HTML("ipython3")(source))
     code = re.sub(r'<span class="(?:p|n|o|w|nb|nf|nn)">([^<]*)</span>', r"\1", code)
     return re.sub(r'(?:<span class="s[12adi]?">[^<]*</span>)+', _one_string, code)
