@@ -715,7 +715,7 @@ table(pd.DataFrame(rows),
 # ## Engines beside their peers
 #
 # Our engines, SGLang's current layerwise offload and diffusers' group offload on the same blocks and
-# shapes, one campaign on the same boards. Few tokens compute too little to hide the copies; there the
+# shapes, in one campaign on the same boards. Few tokens compute too little to hide the copies; there the
 # link is the limit.
 
 # %%
@@ -727,32 +727,25 @@ PER_CENT = {-1: f"{MINUS}1", 0: "0", 1: "+1", 10: "+10", 100: "+100"}
 GIVEN = "stream, settings given"  # and not planned
 
 
-def draw_lines(axes, some, **look):
-    """Draw a line for each campaign, hollow where resident did not run again at its end."""
-    whole = some.groupby("line").bracketed.transform("all")
-    for filled, lines in some.groupby(whole):
-        sns.lineplot(lines, x="tokens", y="over resident, %", hue="who", style="who", ax=axes,
-                     units="line", estimator=None, linewidth=1.2, markeredgecolor=None,
-                     markeredgewidth=1, markerfacecolor=None if filled else "none", legend=False,
-                     **look)  # fmt: skip
-    axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
-    axes.label_outer()
-
-
-# %%
 def by_tokens(cells):
     """Draw the step over resident by tokens: a panel for each machine and number of branches."""
     engines = cells.groupby("who").engine.first()
-    look = {"palette": engines.map(colour).to_dict(),
-            "markers": engines.map(MARKERS).fillna("o").to_dict(),
-            "dashes": {name: (4, 3) if name == GIVEN else "" for name in engines.index}}  # fmt: skip
+    markers = engines.map(MARKERS).fillna("o").to_dict()
+    look = {"x": "tokens", "y": "over resident, %", "hue": "who", "style": "who", "legend": False,
+            "palette": engines.map(colour).to_dict(), "linewidth": 1.2}  # fmt: skip
+    dashes = {name: (4, 3) if name == GIVEN else "" for name in engines.index}
     groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
                                   figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
     for axes, ((machine, branches), some) in zip(panels.flat, groups, strict=False):
-        draw_lines(axes, some, **look)
+        sns.lineplot(some, **look, dashes=dashes, ax=axes)
+        for again, marks in some.groupby("bracketed"):  # hollow where resident did not run again
+            sns.lineplot(marks, **look, dashes=False, linestyle="", markers=markers, markeredgecolor=None,
+                         markeredgewidth=1, markerfacecolor=None if again else "none", ax=axes)  # fmt: skip
+        axes.axhspan(-NOISE, NOISE, facecolor=INK, alpha=0.15, linewidth=0)
         axes.set_title(f"{machine}, {'a CFG step' if branches == 2 else 'one branch'}")
+        axes.label_outer()
     axes, ticks = panels[0, 0], []  # which the others share their axes with
     for value in sorted(set(cells.tokens)):
         ticks += [value] if not ticks or value > 1.4 * ticks[-1] else []
@@ -763,14 +756,14 @@ def by_tokens(cells):
     for number, axes in enumerate(panels.flat):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
-    keys = [Line2D([], [], label=name, color=colour(engine), marker=look["markers"][name], linewidth=1.2,
+    keys = [Line2D([], [], label=name, color=colour(engine), marker=markers[name], linewidth=1.2,
                    linestyle=figures.DASHES if name == GIVEN else "-") for name, engine in engines.items()]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper left", ncols=4)
     return figure
 
 
 # %%
-LITTLE = 0.02
+LITTLE, CELL = 0.02, ["machine", "branches", "tokens"]
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
 off = measured.latents_off_share  # of what is exact not noted, but known
 measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
@@ -778,21 +771,40 @@ measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 exact = measured[(measured.engine == "stream") & (measured.transfer == "bf16")]
 many = exact.groupby("group").name.transform("nunique").reindex(measured.index) > 4
 cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
-cells["over resident, %"], cells["line"] = 100 * cells.overhead, cells.campaign + cells["name"]
+cells["over resident, %"] = 100 * cells.overhead
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
-streams = cells[cells.engine == "stream"]
-alone = streams[streams.gpus == 1].groupby("tokens").overhead.max()[::-1].cummax()
-shared_link = streams[(streams.interconnect == "PCIe path") & (streams.label == "planned")]
-shared_link = shared_link.groupby("tokens").overhead.agg(["min", "max"]).tail(1)
-reach = "".join(f"; as planned on the PCIe path {ratio(row['min'])} to {ratio(row['max'])} at {n:,}"
-                for n, row in shared_link.iterrows())  # fmt: skip
-if len(cells):
-    show(by_tokens(cells),
-         caption=f"On one GPU stream costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on"
-                 f"{reach}. Step over resident's in the same campaign; each is drawn, hollow where resident did not run again.")  # fmt: skip
+# Of several runs the one counts whose resident ran again, and of these the one with the most steps.
+order = cells.sort_values(["bracketed", "step_n", "started"])
+best = order.drop_duplicates([*CELL, "who"], keep="last")
+ours = best[best.label == "planned"].set_index("group")
+rivals = order[order.group.isin(ours.index) & (order.engine != "stream")]
+rivals = rivals.drop_duplicates([*CELL, "who"], keep="last")
+against = compare.told(rivals, ours.loc[rivals.group].set_axis(rivals.index))
+rivals = rivals.assign(claim=against["claim"])
+if len(rivals):
+    won, lost = (
+        (rivals.claim == claim).groupby(rivals.who).sum() for claim in ("slower", "faster")
+    )
+    times = rivals.groupby("who").size()
+    said = spelled(f"{who} in {won[who]} of {counted(times[who], 'cell')}" for who in times.index)
+    none = "no engine was faster than it in any" if not lost.sum() else \
+        f"faster than it: {spelled(f'{who} in {lost[who]}' for who in lost.index[lost > 0])}"  # fmt: skip
+    alone = best[(best.gpus == 1) & (best.engine == "stream")]
+    alone = alone.groupby("tokens").overhead.max()[::-1].cummax()
+    show(by_tokens(best),
+         caption=f"Stream as planned beats {said}; {none}, beyond noise. On one GPU stream costs at most "
+                 f"{share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on. Hollow: resident did not run again.")  # fmt: skip
+    beside = rivals.pivot(index=CELL, columns="who", values="overhead").add_suffix("_overhead")
+    beside = ours.set_index(CELL).join(beside, how="right").reset_index()
+    beside["step"] = beside.branches.map({1: "one branch", 2: "a CFG step"})
+    table(beside,
+          {"machine": "machine", "step": "step", "tokens": "tokens", "blocks": "blocks", "step_n": "n", "resident_s": "resident",
+           "overhead": "stream, planned", **{f"{who}_overhead": who for who in times.index}},
+          caption="A step over resident's, each row in one campaign on the same boards",
+          note="n: steps of stream, as planned for that row. A dash: not in that campaign.")  # fmt: skip
 
 # %%
-peers = cells[(cells.engine == "sglang") & (cells.gpus == 2) & cells.limit_s.notna()]
+peers = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()]
 link_bound = peers.limit_s > peers.resident_s  # copying takes longer than computing
 costs = {path: spelled(map(ratio, [here.min(), here.max()])).replace(", ", " to ")
          for path, here in peers[~link_bound].groupby("interconnect").overhead}  # fmt: skip

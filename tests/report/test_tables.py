@@ -32,9 +32,9 @@ def test_a_table_is_semantic_and_scrolls_in_a_named_region():
     assert shown.find("caption").get_text().split() == ["Sizes", "measured"]
     assert [th["scope"] for th in shown.select("thead th, tbody th")] == ["col", "col", "row"]
     assert shown.select_one("thead .unit").get_text() == "s"
-    assert "data-label" not in shown.td.attrs  # it has no use but on a card
-    card = soup(pd.DataFrame({"a": ["a word " * 10], "step_s": [1.5]}))
-    assert card.select("div.cards") and card.td["data-label"] == "step, s"
+    assert "style" not in shown.table.attrs  # it has no use but on a card
+    card = soup(pd.DataFrame({"a": ["a word " * 10], "step_s": [1.5]}), {"a": "it's", "step_s": ""})
+    assert card.select("div.cards") and card.table["style"] == "--c1:'it’s';--c2:'step, s';"
     assert shown.select_one(".table-note").get_text() == "n = 3"
 
 
