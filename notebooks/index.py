@@ -68,6 +68,15 @@ if len(head):
     )
 
 # %%
+rivals = compare.rivals(frames)
+peers = rivals[rivals.engine.isin(["sglang", "diffusers"])]
+if len(peers):
+    md(f"""
+[Beside other projects' offload](postbenchmark.html#engines-beside-their-peers), on the same boards and at
+{peers.tokens.min():,} to {peers.tokens.max():,} tokens, a step of `stream` is {compare.beaten(peers)}, beyond noise.
+""")
+
+# %%
 layouts = compare.layouts(frames)
 layouts = layouts[(layouts.engine == "resident") & (layouts.claim == "faster")]
 layouts = layouts.sort_values("difference")

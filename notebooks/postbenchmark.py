@@ -29,7 +29,7 @@ parameters(globals(), "results_dirs")
 import pandas as pd
 
 from wanreport.analysis import checks, compare, overlap, pairs, predictions, recommend
-from wanreport.analysis.compare import answer, claimed, quoted, sizes, without_record
+from wanreport.analysis.compare import CELL, answer, claimed, quoted, sizes, without_record
 from wanreport.baseline.facts import load_checks, load_facts
 from wanreport.baseline.ledger import questions
 from wanreport.jobs.settings import layerwise_held
@@ -763,7 +763,7 @@ def by_tokens(cells):
 
 
 # %%
-LITTLE, CELL = 0.02, ["machine", "branches", "tokens"]
+LITTLE = 0.02
 measured = cost[(cost.source == "bench") & ~cost.again & (cost.engine != "resident")]
 off = measured.latents_off_share  # of what is exact not noted, but known
 measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
@@ -776,30 +776,22 @@ cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "
 # Of several runs the one counts whose resident ran again, and of these the one with the most steps.
 order = cells.sort_values(["bracketed", "step_n", "started"])
 best = order.drop_duplicates([*CELL, "who"], keep="last")
-ours = best[best.label == "planned"].set_index("group")
-rivals = order[order.group.isin(ours.index) & (order.engine != "stream")]
-rivals = rivals.drop_duplicates([*CELL, "who"], keep="last")
-against = compare.told(rivals, ours.loc[rivals.group].set_axis(rivals.index))
-rivals = rivals.assign(claim=against["claim"])
-if len(rivals):
-    won, lost = (
-        (rivals.claim == claim).groupby(rivals.who).sum() for claim in ("slower", "faster")
-    )
-    times = rivals.groupby("who").size()
-    said = spelled(f"{who} in {won[who]} of {counted(times[who], 'cell')}" for who in times.index)
-    none = "no engine was faster than it in any" if not lost.sum() else \
-        f"faster than it: {spelled(f'{who} in {lost[who]}' for who in lost.index[lost > 0])}"  # fmt: skip
+if len(cells):
     alone = best[(best.gpus == 1) & (best.engine == "stream")]
     alone = alone.groupby("tokens").overhead.max()[::-1].cummax()
+    rivals = compare.rivals(f)
     show(by_tokens(best),
-         caption=f"Stream as planned beats {said}; {none}, beyond noise. On one GPU stream costs at most "
-                 f"{share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on. Hollow: resident did not run again.")  # fmt: skip
-    beside = rivals.pivot(index=CELL, columns="who", values="overhead").add_suffix("_overhead")
-    beside = ours.set_index(CELL).join(beside, how="right").reset_index()
+         caption=f"Beyond noise, stream as planned is {compare.beaten(rivals) if len(rivals) else 'beside no peer'}. On one "
+                 f"GPU it costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on. Hollow: "
+                 "resident did not run again.")  # fmt: skip
+    others = [*dict.fromkeys(rivals.name)]
+    beside = rivals.pivot(index=CELL, columns="name", values="overhead").add_suffix("_overhead")
+    ours = f.runs.loc[rivals.planned.drop_duplicates()].set_index(CELL)
+    beside = ours.join(beside).sort_index().reset_index()
     beside["step"] = beside.branches.map({1: "one branch", 2: "a CFG step"})
     table(beside,
           {"machine": "machine", "step": "step", "tokens": "tokens", "blocks": "blocks", "step_n": "n", "resident_s": "resident",
-           "overhead": "stream, planned", **{f"{who}_overhead": who for who in times.index}},
+           "overhead": "stream, planned", **{f"{name}_overhead": name for name in others}},
           caption="A step over resident's, each row in one campaign on the same boards",
           note="n: steps of stream, as planned for that row. A dash: not in that campaign.")  # fmt: skip
 

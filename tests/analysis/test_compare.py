@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
+from tests import campaigns
 from wanreport.analysis import compare
 from wanreport.analysis.compare import answer, quoted, sizes
-from wanreport.analysis.frames import EMPTY
+from wanreport.analysis.frames import EMPTY, load
 from wanreport.analysis.stats import (
     SAME_CLOCKS,
     UNKNOWN_CLOCKS,
@@ -210,3 +211,19 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
 def test_a_setting_says_how_many_runs_differ(rows, gpus, said):
     runs = frames(*(run("swap", **row) for row in rows)).runs
     assert compare.differs(FACTS, runs, gpus) == said
+
+
+@pytest.mark.parametrize(("fsdp", "said"), [
+    (1.0, "SGLang 0.5.23 in 3 of 3 cells, fsdp in 0 of 3 cells, and slower in none"),
+    (0.9, "SGLang 0.5.23 in 3 of 3 cells, fsdp in 0 of 3 cells, and slower than fsdp in 3"),
+])  # fmt: skip
+def test_rivals_are_held_against_planned_stream_where_resident_ran_again(tmp_path, fsdp, said):
+    whole = {"resident": 1.0, "sglang:prefetch=1": 1.2, "planned": 1.01, "stream:slots=2": 1.5,
+             "fsdp": fsdp, "resident again": 1.0}  # fmt: skip
+    cut = {"resident": 1.0, "sglang:prefetch=1": 0.5, "planned": 1.01}
+    for name, factors in {"a": cut, "b": whole, "c": cut}.items():
+        campaigns.write(campaigns.campaign(factors=factors), tmp_path, name)
+    found = compare.rivals(load([tmp_path]))
+    assert set(found.campaign) == {"b"} and len(found) == 6
+    assert found.planned.str.endswith("/planned").all()
+    assert compare.beaten(found) == f"faster than {said}"

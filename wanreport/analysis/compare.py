@@ -15,6 +15,8 @@ Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the docu
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
+CELL = ["machine", "branches", "tokens"]
+"""What a campaign's runs must share, beside boards and blocks, to be compared."""
 PLACES = ("PCIe path", "NVLink", "1 GPU")
 """What collectives run over, those first that share the copies' link; one GPU has none."""
 
@@ -112,6 +114,31 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     others = sorted({gpu.split()[1] for gpu in runs.gpu_model.dropna() if board not in gpu})
     said += [f"{' and '.join(others)} instead of {board}"] * bool(others)
     return ", ".join(said)
+
+
+def rivals(frames: Frames) -> pd.DataFrame:
+    """Hold every engine and peer against `stream` as planned in the same campaign.
+
+    Of a cell's campaigns the one counts whose `resident` ran again, then the one with the most
+    steps. `claim` is the rival's, and ``planned`` the run of `stream`.
+    """
+    runs = overhead(frames).query("source == 'bench' and not again and engine != 'resident'")
+    runs = runs.sort_values(["bracketed", "step_n", "started"])
+    plain = (runs.label == "planned") & (runs.transfer == "bf16")
+    ours = runs[plain].drop_duplicates(CELL, keep="last").set_index("group")
+    found = runs[runs.group.isin(ours.index) & (runs.engine != "stream")]
+    found = found.drop_duplicates([*CELL, "name"], keep="last")
+    planned = ours.loc[found.group].set_axis(found.index)
+    return found.assign(planned=planned.run, claim=difference(found, planned, found.drift)["claim"])
+
+
+def beaten(found: pd.DataFrame) -> str:
+    """Write how often planned `stream` was faster than its :func:`rivals`, and how often slower."""
+    by = found.groupby("name").claim
+    said = [f"{name} in {(claims == 'slower').sum()} of {len(claims)} cells" for name, claims in by]
+    worse = [f"than {name} in {(claims == 'faster').sum()}" for name, claims in by
+             if (claims == "faster").any()]  # fmt: skip
+    return f"faster than {', '.join(said)}, and slower {', '.join(worse) or 'in none'}"
 
 
 def answer(frames: Frames) -> pd.DataFrame:
