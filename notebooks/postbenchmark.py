@@ -788,10 +788,9 @@ if len(cells):
     beside = rivals.pivot(index=CELL, columns="name", values="overhead").add_suffix("_overhead")
     ours = f.runs.loc[rivals.planned.drop_duplicates()].set_index(CELL)
     beside = ours.join(beside).sort_index().reset_index()
-    beside["step"] = beside.branches.map({1: "one branch", 2: "a CFG step"})
     table(beside,
-          {"machine": "machine", "step": "step", "tokens": "tokens", "blocks": "blocks", "step_n": "n", "resident_s": "resident",
-           "overhead": "stream, planned", **{f"{name}_overhead": name for name in others}},
+          {"machine": "machine", "work": "work", "overhead": "stream, planned",
+           **{f"{name}_overhead": name for name in others}, "resident_s": "resident", "step_n": "n"},
           caption="A step over resident's, each row in one campaign on the same boards",
           note="n: steps of stream, as planned for that row. A dash: not in that campaign.")  # fmt: skip
 
