@@ -178,10 +178,8 @@ class Lanes:
 
     def at(self, events: pd.DataFrame) -> np.ndarray:
         """Tell for each piece between two cuts whether any of these events is there."""
-        begun, over = (
-            np.searchsorted(np.sort(events[name].to_numpy()), self.edges[:-1], "right")
-            for name in TIMES
-        )
+        times, begins = (np.sort(events[name]) for name in TIMES), self.edges[:-1]
+        begun, over = (np.searchsorted(each, begins, "right") for each in times)
         return np.asarray(begun > over)
 
     def ns(self, pieces: np.ndarray) -> int:
