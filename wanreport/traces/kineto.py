@@ -111,18 +111,18 @@ class Reader:
 
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
-        chunks, buffer, idle = self._inflated(), b"", 0
+        chunks, buffer = self._inflated(), b""
         while not (found := BEGIN.search(buffer, max(0, len(buffer) - 2 * BATCH))):
             if len(buffer) > MOST_BETWEEN or not (chunk := next(chunks, b"")):
                 raise FileError(f'is not a trace: no "traceEvents" in {self.size:,} bytes')
             buffer += chunk
-        around, buffer = buffer[: min(found.end(), MOST_AROUND)], buffer[found.end() :]
+        seen = found.end()  # where the last event ended
+        around, buffer = buffer[: min(seen, MOST_AROUND)], buffer[seen:]
         for chunk in chain(chunks, [b""]):
-            buffer += chunk
-            before, size = self.count, len(buffer)
-            buffer = self._batch(buffer, last=not chunk)
-            idle = 0 if self.count > before else idle + size - len(buffer)
-            if idle + len(buffer) > MOST_BETWEEN:
+            before = self.count
+            buffer = self._batch(buffer + chunk, last=not chunk)
+            seen = seen if self.count == before else self.size - len(buffer)
+            if self.size - seen > MOST_BETWEEN:
                 raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
             if self.over or self.rows.size >= MOST_EVENTS:
                 break
