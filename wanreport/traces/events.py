@@ -94,10 +94,10 @@ class Rows:
         events.loc[(events.kind == "kernel") & like(events, "nccl|rccl"), "kind"] = "collective"
         parts = pd.Series(events.name.cat.categories, dtype="string").str.extract(COPIES)
         source, target = (parts[end].str[0].str.upper() for end in (0, 1))
+        way = (source + "to" + target).fillna("unknown")
         side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
         side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
-        side = side.where((source == "H") | (target == "H") | source.isna(), "")
-        way = (source + "to" + target).fillna("unknown")
+        side = side.where(way.str.contains("H|unknown"), "")
         for column, told in {"direction": way, "memory": side}.items():
             known = told.astype("category").iloc[events.name.cat.codes].set_axis(events.index)
             events[column] = known.where(events.kind == "copy")

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -99,7 +99,7 @@ class Reader:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
-                for chunk in iter(partial(file.read1, BATCH), b""):
+                while chunk := file.read1(BATCH):
                     self.size += len(chunk)
                     yield chunk
             except EOFError:

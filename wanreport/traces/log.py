@@ -64,8 +64,7 @@ class Iteration:
         if self.given or not self.total or [*self.rates] != [*range(1, self.total + 1)]:
             return self.given
         sums = [rate * (1 - (1 - SMOOTHING) ** n) for n, rate in self.rates.items()]
-        found = [(now - (1 - SMOOTHING) * before) / SMOOTHING
-                 for before, now in pairwise([0.0, *sums])]  # fmt: skip
+        found = [(now - (1 - SMOOTHING) * last) / SMOOTHING for last, now in pairwise([0.0, *sums])]
         return [round(each, 4) for each in found] if min(found) > 0 else []
 
 
