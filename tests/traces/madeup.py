@@ -15,6 +15,7 @@ import pandas as pd
 COPIES = (("HtoD", "Pinned", "Device", 1, 1, 2), ("HtoD", "Pageable", "Device", 1, 0, 2),
           ("DtoH", "Device", "Pinned", 2, 2, 1), ("DtoD", "Device", "Device", 8, 2, 2))  # fmt: skip
 WAYS = {f"Memcpy {way} ({a} -> {b})": numbers for way, a, b, *numbers in COPIES}
+PINNED, PAGEABLE = [*WAYS][:2]
 OLD = {"kernel": "Kernel", "gpu_memcpy": "Memcpy", "gpu_memset": "Memset",
        "cuda_runtime": "Runtime"}  # fmt: skip
 KERNELS = ("gemm", "ncclDevKernel_SendRecv", "void f<2>(int)")
@@ -71,7 +72,7 @@ def contended(overlaps: bool, shorter: float = 1.0, rounds: int = 8) -> list[Eve
     """
     made = [event("user_annotation", "ProfilerStep#0", 0, 10_000 * rounds)]
     gpu, long = {"device": 0, "stream": 7}, int(1500 * shorter)
-    copy = ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", {"bytes": 4000})
+    copy = ("gpu_memcpy", PINNED, {"bytes": 4000})
     sent = ("kernel", "ncclDevKernel_SendRecv", {"In msg nelems": 10**6, "dtype": "BFloat16"})
     gemm = ("kernel", "gemm", {})
     for at in range(0, 10_000 * rounds, 10_000):

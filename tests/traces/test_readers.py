@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.traces.madeup import Event, event, events, put, slow, sqlite, text, ticks
+from tests.traces.madeup import PINNED, Event, event, events, put, slow, sqlite, text, ticks
 from wanreport.records.files import FileError
 from wanreport.traces import read
 from wanreport.traces.command import run, summarised
@@ -223,8 +223,7 @@ def test_one_bad_event_costs_no_other(bad: str, check: str, last: bool, tmp_path
 
 def test_odd_values_of_other_keys_do_no_harm(tmp_path: Path) -> None:
     args = {"device": 2**70, "stream": "x", "correlation": 2**65, "bytes": -5}
-    odd = {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "pid": "a",
-           "tid": 1, "ts": 1, "dur": 1, "args": args}  # fmt: skip
+    odd = event("gpu_memcpy", PINNED, 1, 1) | {"ts": 1, "dur": 1, "pid": "a", "args": args}
     path = put(tmp_path, json.dumps([odd, odd | {"name": "\ud800"}]) + "\0\0")
     assert read(path).events.bytes.isna().sum() == 2 == checks(path)["copies without bytes"]
     latin = GOOD.replace('"k"', '"\xff\xfe"').join("[]").encode("latin-1")
@@ -234,7 +233,7 @@ def test_odd_values_of_other_keys_do_no_harm(tmp_path: Path) -> None:
 def test_correlations_used_twice_are_told_of_and_the_first_call_counts(tmp_path: Path) -> None:
     call = event("cuda_runtime", "cudaMemcpy", 5, 9, correlation=3)
     later = event("cuda_driver", "cuMemcpyHtoDAsync", 7, 1, correlation=3)
-    copy = event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 9, 9, correlation=3, device=0)
+    copy = event("gpu_memcpy", PINNED, 9, 9, correlation=3, device=0)
     path = put(tmp_path, [later | {"tid": 1}, copy, call | {"tid": 1}])
     trace = read(path)
     assert checks(path)["correlations used twice"] == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.traces.madeup import Event, event, events, put, text
+from tests.traces.madeup import PAGEABLE, PINNED, Event, event, events, put, text
 from wanreport.analysis import frames
 from wanreport.analysis.overlap import shares
 from wanreport.report import render
@@ -16,7 +16,6 @@ from wanreport.traces import read
 from wanreport.traces.events import Trace
 
 ROOT = Path(__file__).resolve().parents[2]
-PINNED, PAGEABLE = "Memcpy HtoD (Pinned -> Device)", "Memcpy HtoD (Pageable -> Device)"
 
 
 @pytest.fixture

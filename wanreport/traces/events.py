@@ -94,10 +94,10 @@ class Rows:
         events.loc[(events.kind == "kernel") & like(events, "nccl|rccl"), "kind"] = "collective"
         parts = pd.Series(events.name.cat.categories, dtype="string").str.extract(COPIES)
         source, target = (parts[end].str[0].str.upper() for end in (0, 1))
+        way = (source + "to" + target).fillna("unknown")
         side = parts[2].where(source == "H", parts[3]).str.lower().str.removesuffix(" static")
         side = side.where(side.isin(["pinned", "pageable", "managed"]), "unknown")
-        side = side.where((source == "H") | (target == "H") | source.isna(), "")
-        way = (source + "to" + target).fillna("unknown")
+        side = side.where(way.str.contains("H|unknown"), "")
         for column, told in {"direction": way, "memory": side}.items():
             known = told.astype("category").iloc[events.name.cat.codes].set_axis(events.index)
             events[column] = known.where(events.kind == "copy")
@@ -178,10 +178,8 @@ class Lanes:
 
     def at(self, events: pd.DataFrame) -> np.ndarray:
         """Tell for each piece between two cuts whether any of these events is there."""
-        begun, over = (
-            np.searchsorted(np.sort(events[name].to_numpy()), self.edges[:-1], "right")
-            for name in TIMES
-        )
+        times, begins = (np.sort(events[name]) for name in TIMES), self.edges[:-1]
+        begun, over = (np.searchsorted(each, begins, "right") for each in times)
         return np.asarray(begun > over)
 
     def ns(self, pieces: np.ndarray) -> int:

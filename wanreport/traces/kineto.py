@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal, DecimalException
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -89,21 +89,19 @@ class Reader:
     """One file; what is lost of a damaged one is said in the trace's quality."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows, self.more = path, Rows(), self._filled()
-        self.buffer, self.decoder = bytearray(), FLOATS
+        self.path, self.rows, self.decoder = path, Rows(), FLOATS
         self.count = self.skipped = self.size = 0  # events, what is none, bytes of JSON
         self.past_gpu = self.finished = self.phases = self.over = self.damaged = False
 
-    def _filled(self) -> Iterator[bool]:
-        """Fill the buffer by a batch of the file each time, inflated where it is gzipped."""
+    def _inflated(self) -> Iterator[bytes]:
+        """Yield a batch of the file each time, inflated where it is gzipped."""
         with self.path.open("rb") as raw:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"
             file = gzip.GzipFile(fileobj=raw) if zipped else raw
             try:
-                for chunk in iter(partial(file.read1, BATCH), b""):
+                while chunk := file.read1(BATCH):
                     self.size += len(chunk)
-                    self.buffer += chunk
-                    yield True
+                    yield chunk
             except EOFError:
                 self.rows.note("gzip cut", 1, f"the gzip stream stops at byte {raw.tell():,}")
             except (gzip.BadGzipFile, zlib.error) as error:
@@ -113,42 +111,39 @@ class Reader:
 
     def trace(self) -> Trace:
         """Read the file from its begin to its end."""
-        while not (found := BEGIN.search(self.buffer, max(0, len(self.buffer) - 2 * BATCH))):
-            if len(self.buffer) > MOST_BETWEEN or not next(self.more, False):
+        chunks, buffer = self._inflated(), b""
+        while not (found := BEGIN.search(buffer, max(0, len(buffer) - 2 * BATCH))):
+            if len(buffer) > MOST_BETWEEN or not (chunk := next(chunks, b"")):
                 raise FileError(f'is not a trace: no "traceEvents" in {self.size:,} bytes')
-        end = found.end()
-        del found  # it holds the buffer
-        around = self.buffer[: min(end, MOST_AROUND)]
-        del self.buffer[:end]
-        idle = 0
-        for more in chain(self.more, [False]):
-            before, done = self.count, self._batch(last=not more)
-            del self.buffer[:done]
-            idle = 0 if self.count > before else idle + done
-            if idle + len(self.buffer) > MOST_BETWEEN:
+            buffer += chunk
+        seen = found.end()  # where the last event ended
+        around, buffer = buffer[: min(seen, MOST_AROUND)], buffer[seen:]
+        for chunk in chain(chunks, [b""]):
+            before = self.count
+            buffer = self._batch(buffer + chunk, last=not chunk)
+            seen = seen if self.count == before else self.size - len(buffer)
+            if self.size - seen > MOST_BETWEEN:
                 raise FileError(f"is not a trace: over {MOST_BETWEEN:,} bytes of it are not events")
             if self.over or self.rows.size >= MOST_EVENTS:
                 break
-        while self.over and next(self.more, False):
-            del self.buffer[2 * MOST_AROUND :]
-        around += self.buffer[: 2 * MOST_AROUND] if self.over else b""
+        if self.over:
+            for chunk in chunks:
+                buffer = (buffer + chunk)[: 2 * MOST_AROUND]
+            around += buffer
         if not self.phases and (self.count or self.skipped or b"traceEvents" not in around):
             raise FileError("is not a trace: its list holds no events")
         return self._told(around.decode("utf-8", "replace"))
 
-    def _batch(self, last: bool) -> int:
-        """Take the buffer's events up to the last complete one; returns its bytes done with."""
-        gap = None if last else LAST.match(self.buffer, max(0, len(self.buffer) - (1 << 16)))
-        if gap:
-            comma, end = gap.start(1), gap.end()
-            del gap  # it holds the buffer
-            data = b"".join((b"[", memoryview(self.buffer)[:comma], b"]"))
+    def _batch(self, buffer: bytes, last: bool) -> bytes:
+        """Take the buffer's events up to the last complete one; returns what is left of it."""
+        if not last and (gap := LAST.match(buffer, max(0, len(buffer) - (1 << 16)))):
+            data = b"[" + buffer[: gap.start(1)] + b"]"
             for decoder in (self.decoder, DIGITS):
                 with suppress(*WRONG):
                     self._keep(decoder.decode(data))
                     self.decoder = decoder
-                    return end
-        text, at = self.buffer.decode("utf-8", "surrogateescape"), 0
+                    return buffer[gap.end() :]
+        text, at = buffer.decode("utf-8", "surrogateescape"), 0
         events: list[_Event] = []
         while (at := GAP.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             if text[at] == "]":
@@ -167,7 +162,7 @@ class Reader:
                 self.skipped += 1
             at = end
         self._keep(events)
-        return len(text[:at].encode("utf-8", "surrogateescape"))
+        return text[at:].encode("utf-8", "surrogateescape")
 
     def _keep(self, events: list[_Event]) -> None:
         """Keep the events that are of use; ValueError where a float does not tell a time."""
@@ -187,7 +182,7 @@ class Reader:
         )
         kinds = np.array([_kind(each.cat) for each in some], np.int8)
         ns[kinds == MEMORY] = 0
-        fine = (start != MISSING) & (ns >= 0) & (ns <= DAY)
+        fine = (ns >= 0) & (ns <= DAY)
         width = integers([WIDTHS.get(each.dtype, 0) for each in args])
         sent = np.where((sent > 0) & (sent < 1 << 56), sent, 0) * width
         self.rows.add(
@@ -261,8 +256,7 @@ def _ns(microseconds: Sequence[Any]) -> np.ndarray:
 
 def _exact(digits: str) -> int:
     try:
-        written = digits[-4:-3] == "." and digits[-3:].isdigit()  # as the profiler writes it
-        number: Any = int(digits[:-4] + digits[-3:]) if written else Decimal(digits) * 1000
-        return round(number) if abs(number) < LATEST * 1000 else MISSING
+        time = Decimal(digits)
+        return round(time * 1000) if abs(time) < LATEST else MISSING
     except (ValueError, DecimalException):
         return MISSING

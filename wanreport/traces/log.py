@@ -64,8 +64,7 @@ class Iteration:
         if self.given or not self.total or [*self.rates] != [*range(1, self.total + 1)]:
             return self.given
         sums = [rate * (1 - (1 - SMOOTHING) ** n) for n, rate in self.rates.items()]
-        found = [(now - (1 - SMOOTHING) * before) / SMOOTHING
-                 for before, now in pairwise([0.0, *sums])]  # fmt: skip
+        found = [(now - (1 - SMOOTHING) * last) / SMOOTHING for last, now in pairwise([0.0, *sums])]
         return [round(each, 4) for each in found] if min(found) > 0 else []
 
 
@@ -129,9 +128,8 @@ class Log:
                 self.iteration(name).average_s = float(said)
             case "peaks" | "peak_mb":
                 size, last = 2**20 if name == "peak_mb" else 2**30, self.iteration()
-                found = (round(float(each) * size) for each in (said, *more))
-                names = ("reserved_bytes", "allocated_bytes")
-                last.memory = last.memory or dict(zip(names, found, strict=False))
+                found = zip(("reserved_bytes", "allocated_bytes"), (said, *more), strict=False)
+                last.memory = last.memory or {key: round(float(n) * size) for key, n in found}
             case "total_s" | "warmed":
                 self.iteration(name).total_s = float(said)
                 # One is over, and whatever went wrong before did it no harm.

@@ -14,7 +14,6 @@ import pandas as pd
 from wanreport.records.files import FileError
 from wanreport.traces.events import KINDS, MISSING, MOST_EVENTS, STEPS, Rows, Trace
 
-AT_ONCE = 50_000
 PROCESS = ~0xFFFFFF  # of a global thread's number, the part that is its process'
 ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 TABLES = {  # by the kind of event: the table, and its columns that tell an event's name
@@ -43,7 +42,8 @@ def read(path: Path, database: sqlite3.Connection) -> Trace:
     database.text_factory = lambda text: text.decode("utf-8", "replace")
     there = {tuple(pair) for pair in database.execute(
         "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c")}  # fmt: skip
-    if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table, _ in there):
+    tables = {table for table, _ in there}
+    if not any(table.startswith((ACTIVITY, "NVTX_", "TARGET_INFO_")) for table in tables):
         raise FileError("holds no table of Nsight Systems")
 
     def select(table: str, *columns: str) -> Any:
@@ -55,8 +55,7 @@ def read(path: Path, database: sqlite3.Connection) -> Trace:
             number = f"CASE typeof({known}) WHEN 'integer' THEN {known} ELSE {none} END"
             asked.append(f'{number if name in NUMBERS else known} AS "{name}"')
         query = f'SELECT {", ".join(asked)} FROM "{table}"'
-        tables = {name for name, _ in there}
-        return pd.read_sql(query, database, chunksize=AT_ONCE) if table in tables else ()
+        return pd.read_sql(query, database, chunksize=50_000) if table in tables else ()
 
     rows, strings = Rows(), dict[Any, str]()
     for some in select("StringIds", "id", "value"):

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from wanreport.jobs.job import Job, job_from_mapping, load_job
 from wanreport.jobs.schedule import flow_schedule, switch_step
-from wanreport.jobs.sglang import prefetch_layers, resolve, resolve_model
+from wanreport.jobs.sglang import resolve, resolve_model
 from wanreport.records.files import FileError, parse_record, read_json
 from wanreport.records.record import new_record, record_path, write_record
 from wanreport.traces import copies, read
@@ -52,8 +52,8 @@ class _Timed(BaseModel):
 
 
 class _Peak(BaseModel):
-    peak_allocated_mb: Some
-    peak_reserved_mb: Some
+    reserved: Some = Field(alias="peak_reserved_mb")
+    allocated: Some = Field(alias="peak_allocated_mb")
 
 
 class PerfDump(BaseModel):
@@ -92,13 +92,14 @@ def import_run(
         with suppress(ValueError):  # SGLang logs no year, and not every line has a time
             began = datetime.strptime(f"{began.year}-{said.began}", "%Y-%m-%dT%H:%M:%S")
     began = began.replace(tzinfo=began.tzinfo or UTC).astimezone(UTC)
-    kept = {file: _traced(said, job, file, number)
-            for number, file in enumerate([*traces, nsys] if nsys else traces)}  # fmt: skip
     version = said.version or place.sglang
     source = f"sglang {version or ''}".strip()
     boards = f"{place.gpu_count}x " * bool(place.gpu_count) + (place.gpu_name or "unknown GPU")
     board = ", ".join(filter(None, [boards, place.interconnect, source]))
     slug = re.sub(r"[^a-z0-9]+", "-", board.lower()).strip("-")[:120]
+    path = record_path(out, slug, name, f"{job.hashes()[0]}-{source.replace(' ', '-')}")
+    kept = {file: _traced(said, job, file, number, path.stem)
+            for number, file in enumerate([*traces, nsys] if nsys else traces)}  # fmt: skip
     record = new_record(
         job, source=source, started_at=began.isoformat(timespec="seconds"),
         **_filled(said, job, shift), **_outcome(said, job, params),
@@ -106,9 +107,6 @@ def import_run(
                  **place.model_dump(exclude={"sglang"})},
         software={"torch": "", "sglang": version}, traces=[*kept.values()],
     )  # fmt: skip
-    path = record_path(out, slug, name, f"{record['job_hash']}-{source.replace(' ', '-')}")
-    for trace in kept.values():
-        trace["path"] = f"traces/{path.stem}/{trace['path']}"
     parse_record(path, record)
     for file, trace in kept.items():
         target = path.parent / trace["path"]
@@ -172,13 +170,12 @@ def _dumped(said: Log, path: Path, job: Job, params: Path) -> datetime | None:
     best.stages_s |= {stage.name: stage.duration_ms / 1e3 for stage in dump.steps}
     best.total_s = best.total_s or (dump.total_duration_ms or 0) / 1e3 or None
     if peaks := dump.memory_checkpoints.values():
-        most = {kind: max(getattr(peak, f"peak_{kind}_mb") for peak in peaks)
-                for kind in ("reserved", "allocated")}  # fmt: skip
-        best.memory = {f"{kind}_bytes": round(2**20 * mb) for kind, mb in most.items()}
+        best.memory = {f"{kind}_bytes": round(2**20 * max(getattr(peak, kind) for peak in peaks))
+                       for kind in _Peak.model_fields}  # fmt: skip
     return dump.timestamp
 
 
-def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
+def _traced(said: Log, job: Job, file: Path, number: int, stem: str) -> dict[str, Any]:
     """What a record says of a trace: where it lies, and its copies (of the first device)."""
     trace = read(file)
     facts, steps, last = trace.facts, trace.steps, said.iterations[-1:]  # it is of the last one
@@ -190,8 +187,8 @@ def _traced(said: Log, job: Job, file: Path, number: int) -> dict[str, Any]:
         zipped = ".gz" * (data.peek(2)[:2] == b"\x1f\x8b")
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     form = f"rank{rank}.json{zipped}" if facts["format"] == "Kineto" else "nsys.sqlite"
-    return {"rank": rank, "path": form, "bytes": facts["size_bytes"], "sha256": digest,
-            "steps": int(steps.complete.sum()),
+    return {"rank": rank, "path": f"traces/{stem}/{form}", "bytes": facts["size_bytes"],
+            "sha256": digest, "steps": int(steps.complete.sum()),
             "contention": copies.contention(next(copies.devices(trace))[1]),
             **json.loads(whole.iloc[0].to_json())}  # fmt: skip
 
@@ -218,7 +215,7 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
     ratio = said.args.get("boundary_ratio") or job.boundary_ratio or settings.boundary_ratio
     timesteps = [float(t) for t in flow_schedule(job.num_inference_steps, shift).timesteps]
     planned = switch_step(timesteps, ratio)
-    layers = prefetch_layers(job.dit_offload_prefetch_size, A14B["num_layers"])
+    layers = job.prefetch(A14B["num_layers"])
     # Told apart as the params file does, but for what SGLang itself calls warm-up. A lone iteration
     # is a clean one, as of nothing else it would be of use.
     warm = any(it.warmup for it in said.iterations) or len(said.iterations) == 1
