@@ -64,7 +64,7 @@ class Rows:
     def add(self, name: Sequence[str], **columns: Any) -> None:
         """Take a batch, without what ends before it begins; too many names share one."""
         numbers, names = dict[str, int](), self.names
-        for each in {*name}:
+        for each in dict.fromkeys(name):  # in their order: a set has none
             short = each[:LONGEST_NAME].encode("utf-8", "replace").decode()
             short = short if short in names or len(names) < MOST_NAMES else "(other)"
             numbers[each] = names.setdefault(short, len(names))

@@ -216,7 +216,7 @@ def _filled(said: Log, job: Job, shift: float) -> dict[str, Any]:
     timesteps = [float(t) for t in flow_schedule(job.num_inference_steps, shift).timesteps]
     planned = switch_step(timesteps, ratio)
     layers = job.prefetch(A14B["num_layers"])
-    # Told apart as the params file does, but for what SGLang itself calls warm-up. A lone iteration
+    # Kinds follow the params file, but for what SGLang itself calls warm-up. A lone iteration
     # is a clean one, as of nothing else it would be of use.
     warm = any(it.warmup for it in said.iterations) or len(said.iterations) == 1
     kinds = chain(["warmup"] * (0 if warm else job.warmup_iterations),
