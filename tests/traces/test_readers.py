@@ -87,6 +87,8 @@ def test_a_made_up_trace(seed: int, base: int, form: str, tmp_path: Path) -> Non
     assert {name: row[f"{name}_ns"] for name in wanted} == {k: len(v) for k, v in wanted.items()}
     assert trace.facts["rank"] == (None if bare else 5)
     assert min(trace.events.start_ns) == base
+    names = trace.events.name
+    assert [*names.cat.categories] == [*dict.fromkeys(names)]  # whatever the hash seed
     data = path.read_bytes()
     zipped = put(tmp_path, gzip.compress(data[:999]) + gzip.compress(data[999:]), "t.anything")
     assert read(zipped).events.equals(trace.events) and "cut" not in checks(zipped)
