@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A server for what must not be this process's own child, and for ranks where there are GPUs.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["benchmarks.rank", "tests.models", "hypothesis"])
+# Where there are GPUs ranks are forked from a server.
+multiprocessing.set_forkserver_preload(["benchmarks.rank", "tests.models", "hypothesis"])
 
 
 def run_ranks(
