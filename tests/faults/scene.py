@@ -6,17 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import yaml
 
-from wanreport.jobs.sglang import ENGINE_FLAGS
+from tests.synthetic import ROOT, quick
 from wanreport.records.record import find_records
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"scale": "tiny", "num_gpus": 2, "num_inference_steps": 4, "decode": False,
-         "profile": False}  # fmt: skip
 LONG = {"num_inference_steps": 400}
 
 
@@ -50,9 +46,9 @@ class Scene:
 
     def job(self, name, engine="layerwise", folder="params", **given):
         path = self.root / folder / f"{name}.yaml"
-        fields = {"name": name, "engine": engine, **ENGINE_FLAGS.get(engine, {}), **QUICK, **given}
         seed = sum(name.encode())  # two jobs that ask for the same would share a record
-        path.write_text(yaml.safe_dump(fields | {"seed": seed}), encoding="utf-8")
+        fields = quick(engine, name=name, seed=seed, **given).model_dump(exclude_unset=True)
+        path.write_text(yaml.safe_dump(fields), encoding="utf-8")
         return str(path)
 
     def start(self, *words, prefix=(), **env):
