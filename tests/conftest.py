@@ -80,10 +80,6 @@ def browser() -> Iterator[Any]:
 
     assert CHROMIUM, "no chromium on the PATH"
     with sync_playwright() as playwright:
-        flags = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync"]  # fmt: skip
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[f"--{flag}" for flag in flags]
-        )
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
         yield chromium
         chromium.close()

@@ -8,17 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
-from wanreport.analysis import compare
+from wanreport.analysis import compare, stats
 from wanreport.analysis.compare import answer, quoted, sizes
 from wanreport.analysis.frames import EMPTY
-from wanreport.analysis.stats import (
-    SAME_CLOCKS,
-    UNKNOWN_CLOCKS,
-    allowance,
-    difference,
-    gap_difference,
-    median_interval,
-)
+from wanreport.analysis.stats import SAME_CLOCKS, UNKNOWN_CLOCKS, allowance, difference
 from wanreport.baseline.facts import load_facts
 from wanreport.words import ratio
 
@@ -39,7 +32,7 @@ def claim(one, two, drift=0.0):
     ([1, 2, 3, 4, NAN, 5], (3, NAN, NAN, 5)), ([], (NAN, NAN, NAN, 0)),
 ])  # fmt: skip
 def test_the_interval_of_a_median_is_a_pair_of_its_samples(samples, median):
-    assert median_interval(samples) == pytest.approx(median, nan_ok=True)
+    assert stats.median_interval(samples) == pytest.approx(median, nan_ok=True)
 
 
 @pytest.mark.parametrize(("step", "mhz", "theirs", "told"), [
@@ -83,12 +76,12 @@ def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pai
 
 def test_two_gaps_are_compared_with_clocks_either_way():
     few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
-    found, same = gap_difference(wide, few), gap_difference(few, few)
+    found, same = stats.gap_difference(wide, few), stats.gap_difference(few, few)
     assert found["claim"] == "slower" and found["gap"] > found["gap_before"]
     assert found["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
-    assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
+    assert stats.gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
     assert same["claim"] == "within noise" and same["difference"] == 0
-    assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
+    assert stats.gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
 
 def told(*rows):

@@ -11,7 +11,6 @@ import pytest
 from tests import synthetic
 from tests.faults.scene import MOUNTS, ROOT, Scene, full
 
-H200 = ["--gpu", "NVIDIA H200", "--write"]
 CHECK = ["wanreport", "check", *sorted(map(str, (ROOT / "params").rglob("*.yaml")))]
 PREDICT = ["tools.predict", "--gpu", "NVIDIA H100 80GB HBM3", "--interconnect", "nvlink",
            "params/campaign/720p-6gpu-stream.yaml"]  # fmt: skip
@@ -58,7 +57,7 @@ def test_no_room_for_a_prediction(scene):
         (scene.root / "results" / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, scene.root / "results" / file.parent.name)
     refused(scene, scene.root / "predictions", "predictions/nvidia-h200",
-            "tools.predict", *H200)  # fmt: skip
+            "tools.predict", "--gpu", "NVIDIA H200", "--write")  # fmt: skip
 
 
 @needs_mounts

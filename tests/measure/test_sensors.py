@@ -4,7 +4,6 @@ import itertools
 import json
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,10 +11,10 @@ import pynvml
 import pytest
 import torch
 
+from tests.synthetic import ROOT
 from wanreport.measure import sensors
 from wanreport.measure.sensors import Sensors
 
-ROOT = Path(__file__).resolve().parents[2]
 # Boards as nvidia-smi named them, in the order of the ranks of a committed record.
 BOARDS = [
     "GPU-688b41d1-efb8-83c1-279c-40354758603c", "GPU-62291714-4e49-e119-c816-35374905f080",
