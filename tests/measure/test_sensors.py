@@ -3,7 +3,6 @@
 import itertools
 import json
 import threading
-import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -11,6 +10,7 @@ import pynvml
 import pytest
 import torch
 
+from tests.faults.scene import until
 from tests.synthetic import ROOT
 from wanreport.measure import sensors
 from wanreport.measure.sensors import Sensors
@@ -53,9 +53,7 @@ def gpu(monkeypatch):
 
 def _watch(enough, device="cuda"):
     with Sensors(torch.device(device)) as watched:
-        until = time.monotonic() + 30
-        while not enough(watched) and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: enough(watched), 30, 0.001)
     assert not watched._thread.is_alive()
     return watched
 
