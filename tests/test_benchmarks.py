@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import peers, rank
 from benchmarks.__main__ import ENGINES_AND_PEERS, Campaign, grid, identical, main, parse, step_ms
-from tests.ranks import run_ranks
+from tests.ranks import in_ranks, run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks
 from wanreport.measure.machine import NODES
@@ -124,12 +124,10 @@ def _measured(*engines, turns=2):
     return rank.measure(lanes, rank.make_inputs((1, 3, 9), 1, cpu), None, turns)
 
 
-def _forgets():
-    return _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
-
-
+@in_ranks(1)
 def test_other_bits_are_seen_even_if_only_the_first_step_is_right():
-    resident, layerwise, forgetful = ({"ranks": [r]} for r in run_ranks(_forgets, 1)[0])
+    found = _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
+    resident, layerwise, forgetful = ({"ranks": [row]} for row in found)
     assert identical(layerwise, resident) is True
     assert identical(forgetful, resident) is False
     assert forgetful["ranks"][0]["first_output_sha256"] == resident["ranks"][0]["output_sha256"]
