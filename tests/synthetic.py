@@ -35,7 +35,6 @@ MACHINES = {
     },
     "cpu": CPU | {"gpu_name": None, "gpu_count": 0, "link": None, "nccl": {}},
 }  # fmt: skip
-QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
 SIZES = {
     "a14b": {"head_dim": 128, "tokens": 75_600},
     "tiny": {"head_dim": 4, "tokens": 24, "height": 48, "width": 64, "num_frames": 5},
@@ -44,7 +43,8 @@ SIZES = {
 
 def quick(engine="layerwise", **changes):
     """A job that is soon over, of two ranks; `changes` are further fields."""
-    given = {"name": "j", "engine": engine, "num_gpus": 2, **ENGINE_FLAGS.get(engine, {}), **QUICK}
+    given = {"name": "j", "engine": engine, "num_gpus": 2, "scale": "tiny", "profile": False,
+             "num_inference_steps": 4, "decode": False, **ENGINE_FLAGS.get(engine, {})}  # fmt: skip
     return job_from_mapping(given | changes)
 
 

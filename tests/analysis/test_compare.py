@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
 from wanreport.analysis import compare, stats
-from wanreport.analysis.compare import answer, quoted, sizes
 from wanreport.analysis.frames import EMPTY
 from wanreport.analysis.stats import SAME_CLOCKS, UNKNOWN_CLOCKS, allowance, difference
 from wanreport.baseline.facts import load_facts
@@ -158,7 +157,7 @@ def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it():
     rows += [run("layerwise", 21.0), run("swap"), run("swap", boards=("b",), started="2027")]
     beside = compare.headline(frames(*rows)).set_index("engine").run
     assert beside.swap == rows[3]["run"], "the same boards as layerwise go before the date"
-    assert compare.headline(EMPTY).empty and answer(EMPTY).empty
+    assert compare.headline(EMPTY).empty and compare.answer(EMPTY).empty
 
 
 def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_resident():
@@ -181,16 +180,16 @@ def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_reside
 def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
     rows = [on(gpus, engine, step) for gpus in (2, 4)
             for engine, step in (("resident", 20.0), ("layerwise", 20.0 + gpus / 5))]  # fmt: skip
-    found = answer(frames(*rows))
+    found = compare.answer(frames(*rows))
     assert found.gpus.tolist() == [2, 4] and set(found.place) == {"PCIe path"}
-    said = quoted(found, "PCIe path", "layerwise")
+    said = compare.quoted(found, "PCIe path", "layerwise")
     assert said.startswith(f"{ratio(0.02)} to {ratio(0.04)}") and "720p on 4 GPUs" in said
-    assert quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
-    assert quoted(found, "NVLink", "layerwise") == ""
-    short = answer(frames(*rows, on(8, "resident", 20.0), on(8, "layerwise", 30.0, n=3)))
-    assert quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
-    assert sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
-    assert quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
+    assert compare.quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
+    assert compare.quoted(found, "NVLink", "layerwise") == ""
+    short = compare.answer(frames(*rows, on(8, "resident", 20.0), on(8, "layerwise", 30.0, n=3)))
+    assert compare.quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
+    assert compare.sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
+    assert compare.quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
 
 
 @pytest.mark.parametrize(("rows", "gpus", "said"), [
