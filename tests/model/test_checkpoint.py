@@ -207,7 +207,7 @@ def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tens
 def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpoint, tmp_path):
     record = ran(checkpoint, tmp_path, engine="layerwise", prompt="a red panda", decode=True,
                  negative_prompt="bicycle", warmup_iterations=0,
-                 num_inference_steps=9)  # fmt: skip
+                 num_inference_steps=9, dit_layerwise_offload=None)  # fmt: skip
     assert record["status"] == "ok", record["reason"]
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]
