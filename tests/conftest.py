@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +30,30 @@ TOGETHER |= dict.fromkeys(["test_jobs", "test_launch", "test_checkpoint", "test_
 REQUIRE_PAGES = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
 
 
-def _without_gpu() -> str | None:
-    import torch
-
-    return None if torch.cuda.is_available() else "needs a CUDA GPU; torch sees none"
-
-
-def _without_browser() -> str | None:
-    if REQUIRE_PAGES:
-        return None  # then the fixture fails instead
-    if CHROMIUM is None:
-        return "needs Chromium; no chromium on the PATH"
-    return None if find_spec("playwright") else "needs playwright: pip install -e '.[dev]'"
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` and `browser` tests, with a reason, where what they need is not there.
+    """The longest tests go first, so that no worker is left with one while the others have ended.
 
-    The longest tests go first, so that no worker is left with one while the others have ended.
     Tests that share a dear fixture run on one worker.
     """
     for item in items:
         for name in {item.path.parent.name, item.path.stem} & TOGETHER.keys():
             item.add_marker(pytest.mark.xdist_group(TOGETHER[name]))
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
-    for marker, missing in (("gpu", _without_gpu), ("browser", _without_browser)):
-        marked = [item for item in items if item.get_closest_marker(marker)]
-        reason = missing() if marked else None
-        if reason:
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip `gpu` and `browser` tests, with a reason, where what they need is not there."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU; torch sees none")
+    if item.get_closest_marker("browser") and not REQUIRE_PAGES:  # then the fixture fails instead
+        if CHROMIUM is None:
+            pytest.skip("needs Chromium; no chromium on the PATH")
+        pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 
 
 @pytest.fixture
@@ -80,10 +72,6 @@ def browser() -> Iterator[Any]:
 
     assert CHROMIUM, "no chromium on the PATH"
     with sync_playwright() as playwright:
-        flags = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync"]  # fmt: skip
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[f"--{flag}" for flag in flags]
-        )
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
         yield chromium
         chromium.close()

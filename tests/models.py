@@ -4,6 +4,7 @@ import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import torch
 import torch.distributed as dist
@@ -68,18 +69,14 @@ def run_engine(
     visits = guidance.visits(engine)
     result: dict[str, Any] = {"latents": [], "counters": [], "expected": [], "visits": visits}
     for iteration in range(iterations):
-        names: list[str] = []
-
-        def on_step(index: int, expert: str, timestep: float, names: list[str] = names) -> Any:
-            names.append(expert)
-            return contextlib.nullcontext()
-
+        on_step = Mock(return_value=contextlib.nullcontext())
         before = engine.mover.counters + Counters()
         try:
             latents = denoise(experts, engine, make_scheduler(12.0), noise, guidance, steps=steps,
                               boundary=950, on_step=on_step)  # fmt: skip
         except InterruptedError:  # planted by a test: the engine must be as good as before
             continue
+        names = [expert for (_, expert, _), _ in on_step.call_args_list]
         shape = Shape(
             layouts=[store.layouts[first.name, unit] for unit in store.units(first.name)],
             buffers=tuple(b.numel() * b.element_size() for b in first.buffers()),

@@ -41,6 +41,13 @@ SIZES = {
 }
 
 
+def quick(engine="layerwise", **changes):
+    """A job that is soon over, of two ranks; `changes` are further fields."""
+    given = {"name": "j", "engine": engine, "num_gpus": 2, "scale": "tiny", "profile": False,
+             "num_inference_steps": 4, "decode": False, **ENGINE_FLAGS.get(engine, {})}  # fmt: skip
+    return job_from_mapping(given | changes)
+
+
 def record(
     name="new-4gpu", *, scale="tiny", device=None, status="ok", reason="", hint="", steady_s=None,
     switch_s=None, machine=None, **changes,

@@ -1,8 +1,6 @@
 """The benchmark beside peers: bits on CPU, and rows and JSON whatever happens."""
 
 import json
-import os
-import runpy
 import sys
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 
 from benchmarks import peers, rank
 from benchmarks.__main__ import ENGINES_AND_PEERS, Campaign, grid, identical, main, parse, step_ms
-from tests.ranks import CONTEXT, run_ranks
+from tests.ranks import in_ranks, run_ranks
 from wanreport.engines import ENGINES, Layerwise
 from wanreport.measure import ranks
 from wanreport.measure.machine import NODES
@@ -39,27 +37,10 @@ def test_an_engine_that_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
     assert found["diffusers"]["same"]  # one rank, one branch
 
 
-class Programs(ranks.ForkedRanks):
-    """Ranks that begin as torchrun's do, as a program, but without its imports."""
-
-    def __init__(self, out, world_size, module):
-        given = str(out), world_size, module
-        self.processes = [CONTEXT.Process(target=_program, args=(rank, *given))
-                          for rank in range(world_size)]  # fmt: skip
-        for process in self.processes:
-            process.start()
-
-
-def _program(rank, out, world_size, module):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    sys.argv = [module, out]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
 @pytest.mark.slow
 def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, capsys):
     """All engines and peers on two ranks give the bits of resident; what is not exact says so."""
-    monkeypatch.setitem(ranks.KINDS, "cpu", Programs)
+    monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
     path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
     packed, planned, rounded = PACKED
     words = ["--ranks", "2", "--branches", "2", "--turns", "2", "--sglang", nowhere]
@@ -143,12 +124,10 @@ def _measured(*engines, turns=2):
     return rank.measure(lanes, rank.make_inputs((1, 3, 9), 1, cpu), None, turns)
 
 
-def _forgets():
-    return _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
-
-
+@in_ranks(1)
 def test_other_bits_are_seen_even_if_only_the_first_step_is_right():
-    resident, layerwise, forgetful = ({"ranks": [r]} for r in run_ranks(_forgets, 1)[0])
+    found = _measured(ENGINES["resident"](), Layerwise(), _Forgetful())
+    resident, layerwise, forgetful = ({"ranks": [row]} for row in found)
     assert identical(layerwise, resident) is True
     assert identical(forgetful, resident) is False
     assert forgetful["ranks"][0]["first_output_sha256"] == resident["ranks"][0]["output_sha256"]

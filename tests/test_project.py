@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,8 +14,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import wanreport
+from tests.synthetic import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "wanreport"
 OURS = [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

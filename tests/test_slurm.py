@@ -10,12 +10,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.synthetic import ROOT
 from wanreport.jobs.job import load_job, resolve_job
 from wanreport.measure import jobs
 from wanreport.measure.machine import host_memory
 from wanreport.records.record import read_record, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS, BASELINE = sorted((ROOT / "slurm").glob("*.s*")), ROOT / "params/baseline"
 OURS = f"PYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable}"
 # Stand-ins that keep their arguments, and some their environment. sbatch prints an id as on a

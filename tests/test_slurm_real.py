@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,15 +30,11 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld}
 SlurmdPort={slurmd}
-SlurmUser=root
-AuthType=auth/munge
 AuthInfo=socket={dir}/munge.socket
-CryptoType=crypto/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={dir}/jobcomp
 StateSaveLocation={dir}/state
@@ -48,7 +43,6 @@ SlurmctldPidFile={dir}/slurmctld.pid
 SlurmdPidFile={dir}/slurmd.pid
 SlurmctldLogFile={dir}/slurmctld.log
 SlurmdLogFile={dir}/slurmd.log
-MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,sched_min_interval=100000
 GresTypes=gpu
@@ -152,8 +146,10 @@ class Slurm:
         return "\n".join(path.read_text() for path in paths)
 
 
-@contextmanager
-def running(kind):
+@pytest.fixture(scope="module")
+def slurm(request):
+    """A module's cluster, or the one of this module."""
+    kind = getattr(request.module, "Cluster", Slurm)
     made = kind(Path(tempfile.mkdtemp(prefix="wr-", dir="/tmp")))  # a socket's path must be short
     try:
         made.start()
@@ -161,12 +157,6 @@ def running(kind):
     finally:
         made.stop()
         shutil.rmtree(made.dir, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    with running(Slurm) as made:
-        yield made
 
 
 def test_states_records_and_the_queue(slurm):

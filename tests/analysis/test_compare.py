@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from madeup import NAN, frames, on, run
 
 from tests import campaigns
-from wanreport.analysis import compare
-from wanreport.analysis.compare import answer, quoted, sizes
+from wanreport.analysis import compare, stats
 from wanreport.analysis.frames import EMPTY, load
-from wanreport.analysis.stats import (
-    SAME_CLOCKS,
-    UNKNOWN_CLOCKS,
-    allowance,
-    difference,
-    gap_difference,
-    median_interval,
-)
+from wanreport.analysis.stats import SAME_CLOCKS, UNKNOWN_CLOCKS, allowance, difference
 from wanreport.baseline.facts import load_facts
 from wanreport.words import ratio
 
@@ -40,7 +32,7 @@ def claim(one, two, drift=0.0):
     ([1, 2, 3, 4, NAN, 5], (3, NAN, NAN, 5)), ([], (NAN, NAN, NAN, 0)),
 ])  # fmt: skip
 def test_the_interval_of_a_median_is_a_pair_of_its_samples(samples, median):
-    assert median_interval(samples) == pytest.approx(median, nan_ok=True)
+    assert stats.median_interval(samples) == pytest.approx(median, nan_ok=True)
 
 
 @pytest.mark.parametrize(("step", "mhz", "theirs", "told"), [
@@ -84,12 +76,12 @@ def test_no_order_depends_on_who_is_named_first_and_tables_say_what_rows_say(pai
 
 def test_two_gaps_are_compared_with_clocks_either_way():
     few, wide = (of(21.0), of(20.0)), (of(16.5), of(14.5))
-    found, same = gap_difference(wide, few), gap_difference(few, few)
+    found, same = stats.gap_difference(wide, few), stats.gap_difference(few, few)
     assert found["claim"] == "slower" and found["gap"] > found["gap_before"]
     assert found["difference"] == pytest.approx(16.5 / 14.5 - 1.05)
-    assert gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
+    assert stats.gap_difference(wide, (of(21.0, 1700.0), of(20.0)))["claim"] == "within noise"
     assert same["claim"] == "within noise" and same["difference"] == 0
-    assert gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
+    assert stats.gap_difference((of(21.0, n=3), of(20.0)), few)["claim"] == "no interval"
 
 
 def told(*rows):
@@ -166,7 +158,7 @@ def test_the_headline_takes_each_engines_run_that_has_its_resident_beside_it():
     rows += [run("layerwise", 21.0), run("swap"), run("swap", boards=("b",), started="2027")]
     beside = compare.headline(frames(*rows)).set_index("engine").run
     assert beside.swap == rows[3]["run"], "the same boards as layerwise go before the date"
-    assert compare.headline(EMPTY).empty and answer(EMPTY).empty
+    assert compare.headline(EMPTY).empty and compare.answer(EMPTY).empty
 
 
 def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_resident():
@@ -189,16 +181,16 @@ def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_reside
 def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
     rows = [on(gpus, engine, step) for gpus in (2, 4)
             for engine, step in (("resident", 20.0), ("layerwise", 20.0 + gpus / 5))]  # fmt: skip
-    found = answer(frames(*rows))
+    found = compare.answer(frames(*rows))
     assert found.gpus.tolist() == [2, 4] and set(found.place) == {"PCIe path"}
-    said = quoted(found, "PCIe path", "layerwise")
+    said = compare.quoted(found, "PCIe path", "layerwise")
     assert said.startswith(f"{ratio(0.02)} to {ratio(0.04)}") and "720p on 4 GPUs" in said
-    assert quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
-    assert quoted(found, "NVLink", "layerwise") == ""
-    short = answer(frames(*rows, on(8, "resident", 20.0), on(8, "layerwise", 30.0, n=3)))
-    assert quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
-    assert sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
-    assert quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
+    assert compare.quoted(found[found.gpus == 2], "PCIe path", "layerwise") == ratio(0.02)
+    assert compare.quoted(found, "NVLink", "layerwise") == ""
+    short = compare.answer(frames(*rows, on(8, "resident", 20.0), on(8, "layerwise", 30.0, n=3)))
+    assert compare.quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
+    assert compare.sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
+    assert compare.quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
 
 
 @pytest.mark.parametrize(("rows", "gpus", "said"), [

@@ -6,17 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 
-from wanreport.jobs.sglang import ENGINE_FLAGS
+from tests.synthetic import ROOT, quick
 from wanreport.records.record import find_records
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"scale": "tiny", "num_gpus": 2, "num_inference_steps": 4, "decode": False,
-         "profile": False}  # fmt: skip
 LONG = {"num_inference_steps": 400}
 
 
@@ -50,9 +47,9 @@ class Scene:
 
     def job(self, name, engine="layerwise", folder="params", **given):
         path = self.root / folder / f"{name}.yaml"
-        fields = {"name": name, "engine": engine, **ENGINE_FLAGS.get(engine, {}), **QUICK, **given}
         seed = sum(name.encode())  # two jobs that ask for the same would share a record
-        path.write_text(yaml.safe_dump(fields | {"seed": seed}), encoding="utf-8")
+        fields = quick(engine, name=name, seed=seed, **given).model_dump(exclude_unset=True)
+        path.write_text(yaml.safe_dump(fields), encoding="utf-8")
         return str(path)
 
     def start(self, *words, prefix=(), **env):
@@ -111,6 +108,8 @@ def full(*folders, left=None):
     Each becomes a file system of its own that holds what the folder held. The command alone sees
     it; ``left`` gets the names that are there when it ends.
     """
+    if not MOUNTS:
+        pytest.skip("fills a file system of its own, and none may be mounted here")
     lines = ["set -e"]
     for folder in map(str, folders):
         copied = folder != "/dev/shm"

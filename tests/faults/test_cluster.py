@@ -5,10 +5,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.test_slurm_real import CONF, Slurm, port, running, until
-from tests.test_slurm_real import pytestmark as needs
+from tests import test_slurm_real
+from tests.test_slurm_real import CONF, Slurm, port, until
 
-pytestmark = [*needs, pytest.mark.faults, pytest.mark.timeout(600)]
+slurm = test_slurm_real.slurm
+pytestmark = [*test_slurm_real.pytestmark, pytest.mark.faults, pytest.mark.timeout(600)]
 LONG = {"scale": "tiny", "clean_iterations": 2000}
 NODES = ("n1", "n2")
 
@@ -46,12 +47,6 @@ class Cluster(Slurm):
         done = self.run("sbatch", "--parsable", *options, "slurm/jobs.sbatch", *files)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    with running(Cluster) as made:
-        yield made
 
 
 def begun(slurm, name):

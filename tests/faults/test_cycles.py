@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.models import run_engine
-from tests.ranks import run_ranks
+from tests.ranks import in_ranks
 from wanreport.engines import ENGINES, Stream
 from wanreport.jobs.settings import StreamSettings
 
@@ -29,20 +29,13 @@ def _held():
             "descriptors": own.num_fds(), "threads": own.num_threads()}  # fmt: skip
 
 
-def _cycles():
+@pytest.mark.faults
+@in_ranks(2)
+def test_twenty_cycles_leave_nothing():
     made = [*ENGINES.values(), lambda prefetch: Stream(StreamSettings(2, transfer="packed"))]
-    found = []
     for make in made:
         for cycle in range(20):
             run_engine(make(prefetch=1), **SMALL)
             if cycle == 1:
                 before = _held()
-        found.append((before, _held()))
-    return found
-
-
-@pytest.mark.faults
-def test_twenty_cycles_leave_nothing():
-    for ends in run_ranks(_cycles, 2):
-        for before, after in ends:
-            assert after == before
+        assert _held() == before

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.faults.scene import MOUNTS, Scene, full
+from tests.faults.scene import Scene, full
 
 pytestmark = [pytest.mark.gpu, pytest.mark.faults, pytest.mark.timeout(900)]
 FULL_SIZE = {"scale": "a14b", "height": 64, "width": 64, "num_frames": 5}
@@ -36,7 +36,6 @@ def test_a_device_out_of_memory(tmp_path):
     assert records["small"]["status"] == "ok", err
 
 
-@pytest.mark.skipif(not MOUNTS, reason="fills a /dev/shm of its own, and may not mount one here")
 def test_a_full_dev_shm(tmp_path):
     """NCCL keeps what ranks exchange there, where GPUs do not reach each other.
 

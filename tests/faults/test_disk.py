@@ -11,13 +11,9 @@ import pytest
 from tests import synthetic
 from tests.faults.scene import MOUNTS, ROOT, Scene, full
 
-H200 = ["--gpu", "NVIDIA H200", "--write"]
 CHECK = ["wanreport", "check", *sorted(map(str, (ROOT / "params").rglob("*.yaml")))]
 PREDICT = ["tools.predict", "--gpu", "NVIDIA H100 80GB HBM3", "--interconnect", "nvlink",
            "params/campaign/720p-6gpu-stream.yaml"]  # fmt: skip
-needs_mounts = pytest.mark.skipif(
-    not MOUNTS, reason="fills a file system of its own, and none may be mounted here"
-)
 
 
 @pytest.fixture
@@ -41,7 +37,6 @@ def refused(scene, folder, file, *words):
     assert found - {".fill"} == before, "no part of a file"
 
 
-@needs_mounts
 def test_no_room_for_a_page(scene):
     (scene.root / "notebooks/index.py").write_text(INDEX)
     (scene.root / "reports/mine.html").write_text("mine")
@@ -49,7 +44,6 @@ def test_no_room_for_a_page(scene):
             "wanreport", "report", "--no-measure")  # fmt: skip
 
 
-@needs_mounts
 def test_no_room_for_a_prediction(scene):
     for name in ("predictions", "params/campaign"):
         (scene.root / name).mkdir()
@@ -58,17 +52,15 @@ def test_no_room_for_a_prediction(scene):
         (scene.root / "results" / file.parent.name).mkdir(exist_ok=True)
         shutil.copy(file, scene.root / "results" / file.parent.name)
     refused(scene, scene.root / "predictions", "predictions/nvidia-h200",
-            "tools.predict", *H200)  # fmt: skip
+            "tools.predict", "--gpu", "NVIDIA H200", "--write")  # fmt: skip
 
 
-@needs_mounts
 def test_no_room_for_a_traces_figures(scene):
     trace = next((ROOT / "results").glob("*/traces/*/rank0.json.gz"))
     refused(scene, scene.root / "reports", "figures.json",
             "wanreport", "trace", trace, "--json", scene.root / "reports/figures.json")  # fmt: skip
 
 
-@needs_mounts
 @pytest.mark.faults
 def test_no_room_for_a_record(scene):
     local = scene.root / "results/local"
@@ -79,7 +71,6 @@ def test_no_room_for_a_record(scene):
     refused(scene, local, "results/local/", "wanreport", "measure", job)
 
 
-@needs_mounts
 @pytest.mark.faults
 def test_no_room_for_benchmarks(scene):
     words = ["--device", "cpu", "--tokens", "27", "--blocks", "2", "--engines", "swap"]
@@ -141,7 +132,7 @@ notebook.md("# Summary\\n\\nHere.")
 """
 
 
-@needs_mounts
+@pytest.mark.skipif(not MOUNTS, reason="mounts a folder of its own, which is not allowed here")
 @pytest.mark.faults
 def test_a_user_without_a_name_in_a_checkout_that_is_read_only(scene):
     job, own = scene.job("job", "resident", num_gpus=1), scene.root.parent / "own"

@@ -3,11 +3,10 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
+import jupytext
 import psutil
 import pytest
 
@@ -105,8 +104,7 @@ def test_a_killed_kernel(tmp_path):
     """papermill runs a job's notebook, as somebody does by hand."""
     scene, book = Scene(tmp_path), tmp_path / "job.ipynb"
     shutil.copy(ROOT / "notebooks/job.py", tmp_path / "notebooks")
-    to_book = ["-m", "jupytext", "--quiet", "--to", "ipynb", "-o", book, ROOT / "notebooks/job.py"]
-    subprocess.run([sys.executable, *to_book], check=True)
+    jupytext.write(jupytext.read(ROOT / "notebooks/job.py"), book)
     words = ["-f", scene.job("job", **LONG), "-k", "python3", "--no-progress-bar"]
     process = scene.start("papermill", book, tmp_path / "out.ipynb", *words)
     try:

@@ -11,15 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanreport.jobs.job import (
-    Job,
-    JobError,
-    field_defaults,
-    job_from_mapping,
-    job_hash,
-    load_job,
-    resolve_job,
-)
+from wanreport.jobs import job as data
+from wanreport.jobs.job import Job, JobError, job_from_mapping, job_hash, load_job
 
 PARAMS = Path(__file__).resolve().parents[2] / "params"
 GOOD = {"name": "good", "engine": "layerwise", "num_gpus": 2}
@@ -156,7 +149,7 @@ def test_a_setting_of_another_engine_is_refused():
 
 
 def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
-    defaults = field_defaults()
+    defaults = data.field_defaults()
     assert list(defaults) == list(Job.model_fields)
     assert [key for key in GOOD if defaults[key] is None] == list(GOOD)
     assert job_from_mapping({**defaults, **GOOD}) == make() == job_from_mapping(make().model_dump())
@@ -165,9 +158,9 @@ def test_defaults_are_the_fields_in_order_and_a_whole_number_is_a_number():
 
 
 def test_scale_is_decided_by_the_gpus_unless_given():
-    assert [resolve_job(make(), gpus=gpus).scale for gpus in (1, 2)] == ["tiny", "a14b"]
+    assert [data.resolve_job(make(), gpus=gpus).scale for gpus in (1, 2)] == ["tiny", "a14b"]
     for scale in ("tiny", "a14b"):
-        assert {resolve_job(make(scale=scale), gpus=gpus).scale for gpus in (0, 8)} == {scale}
+        assert {data.resolve_job(make(scale=scale), gpus=gpus).scale for gpus in (0, 8)} == {scale}
     with pytest.raises(ValueError, match="resolve_job"):
         job_hash(make())
 

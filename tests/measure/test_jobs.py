@@ -10,8 +10,6 @@ from wanreport.measure import jobs, machine, ranks
 from wanreport.measure.ranks import together
 from wanreport.records import project as ours
 
-QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False, "profile": False}
-
 
 def test_a_commit_is_what_the_environment_states(monkeypatch):
     by_git = ours.git_state.__wrapped__()
@@ -50,9 +48,8 @@ def test_two_files_of_one_name_are_named(tmp_path):
 
 def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path):
     log, told = tmp_path / "log", []
-    long, short = ({"name": name, "engine": "stream", "num_gpus": 1, "timeout_s": s, **QUICK}
-                   for name, s in (("long", 3600), ("short", 240)))  # fmt: skip
-    both = [job_from_mapping(long), job_from_mapping(short)]
+    both = [synthetic.quick("stream", name=name, num_gpus=1, timeout_s=seconds)
+            for name, seconds in (("long", 3600), ("short", 240))]  # fmt: skip
     done = jobs.measure_jobs(both, tmp_path, log, minutes=5, tell=told.append)
     assert [line.split()[:2] for line in told] == [["long", "no"], ["short", "ok"]]
     said = log.read_text().splitlines()
@@ -65,7 +62,7 @@ def test_a_job_that_does_not_fit_into_the_time_left_is_not_begun(tmp_path):
 def test_a_failure_is_not_hidden_by_a_later_job_of_its_name(tmp_path, monkeypatch):
     done = [(tmp_path, {"job": {"name": "x"}, "status": status}) for status in ("failed", "ok")]
     monkeypatch.setattr(jobs, "measure_jobs", lambda *_, **__: done)
-    job = job_from_mapping({"name": "x", "engine": "stream", "num_gpus": 1, **QUICK})
+    job = synthetic.quick("stream", name="x", num_gpus=1)
     assert jobs.measure([job], tmp_path, tmp_path / "log", again=True) == ["x"]
 
 

@@ -2,27 +2,18 @@
 
 import gzip
 import json
-import subprocess
-import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from tests.synthetic import quick
 from wanreport.engines import ENGINES
-from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
-from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import fit, jobs, machine, ranks
 from wanreport.model.expert import A14B, EXPERTS, Expert
 from wanreport.model.weights import HostStore, RandomWeights
-
-QUICK = {"scale": "tiny", "num_inference_steps": 4, "decode": False}
-
-
-def _job(engine="layerwise", **changes):
-    flags = ENGINE_FLAGS.get(engine, {})
-    return Job(**{"name": "j", "engine": engine, "num_gpus": 2, **flags, **QUICK, **changes})
 
 
 def _ran(folder, job, **how):
@@ -38,7 +29,7 @@ def _ran(folder, job, **how):
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(engine, tmp_path):
-    record, ran = _ran(tmp_path, _job(engine, decode=True))
+    record, ran = _ran(tmp_path, quick(engine, decode=True, profile=True))
     switch = record["schedule"]["switch_step"]
     watched = {max(switch - 2, 0), switch - 1, switch}  # what a page can show
     whole = {"warmup": [0, switch], "clean": [0, 1, 2, 3], "profiled": sorted(watched)}
@@ -64,8 +55,8 @@ def test_a_record_has_samples_of_every_rank_and_counters_equal_to_the_formula(en
 def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path):
     digests = set()
     for engine in ("resident", "layerwise", "stream"):
-        job = _job(engine, num_gpus=1, num_inference_steps=16, sampled_steps=5)
-        record, ran = _ran(tmp_path, job)
+        sampled = {"num_inference_steps": 16, "sampled_steps": 5, "profile": True}
+        record, ran = _ran(tmp_path, quick(engine, num_gpus=1, **sampled))
         switch, times = (record["schedule"][key] for key in ("switch_step", "timesteps"))
         assert switch > 3  # so that steps before it are left out
         sample = [0, 1, switch - 1, switch, switch + 1]
@@ -81,8 +72,8 @@ def test_a_sampled_schedule_runs_its_own_steps_and_profiles_the_switch(tmp_path)
 
 def test_a_budget_makes_room_in_proportion(tmp_path):
     for budget, blocks in ((None, 2), (31.0, 6), (60.0, 12)):
-        assert fit.blocks_in_budget(_job("stream", vram_budget_gb=budget), []) == blocks
-    job = _job("stream", vram_budget_gb=31.0, num_gpus=1)
+        assert fit.blocks_in_budget(quick("stream", vram_budget_gb=budget), []) == blocks
+    job = quick("stream", vram_budget_gb=31.0, num_gpus=1, profile=True)
     record, ran = _ran(tmp_path, job, plan_only=True)
     plan, inputs = record["engine"]["plan"], record["engine"]["plan"]["inputs"]
     assert ran == {} and plan["room"] == 6
@@ -94,8 +85,8 @@ def test_a_budget_makes_room_in_proportion(tmp_path):
 
 
 def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path):
-    two, _ = _ran(tmp_path, _job("stream", enable_cfg_parallel=True))
-    one, _ = _ran(tmp_path, _job("resident", num_gpus=1))
+    two, _ = _ran(tmp_path, quick("stream", enable_cfg_parallel=True, profile=True))
+    one, _ = _ran(tmp_path, quick("resident", num_gpus=1, profile=True))
     bits = [[each["latents_sha256"] for each in record["iterations"]] for record in (one, two)]
     assert bits[0] == bits[1]
     inputs = two["engine"]["plan"]["inputs"]
@@ -112,7 +103,7 @@ def test_a_branch_each_gives_the_bits_of_one_rank_with_both(tmp_path):
 )  # fmt: skip
 def test_what_cannot_run_here_says_what_would(nodes, changes, reason, hint, tmp_path, monkeypatch):
     monkeypatch.setenv(machine.NODES, str(nodes))
-    ((_, record),) = jobs.measure_jobs([_job(**changes)], tmp_path, tmp_path / "log")
+    ((_, record),) = jobs.measure_jobs([quick(**changes)], tmp_path, tmp_path / "log")
     assert record["status"] == "unsupported"
     assert reason in record["reason"] and hint in record["hint"]
 
@@ -140,17 +131,13 @@ def test_host_memory_is_asked_for_before_it_is_taken():
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_srun_starts_a_torchrun_on_each_node(nodes, tmp_path, monkeypatch):
-    begun = []
-
-    def keep(command, **_):
-        begun.append(command)
-        return subprocess.Popen([sys.executable, "-c", ""])
-
+    begin = Mock()
     monkeypatch.setenv(machine.NODES, str(nodes))
-    monkeypatch.setattr(ranks.psutil, "Popen", keep)
+    monkeypatch.setattr(ranks.psutil, "Popen", begin)
     monkeypatch.delenv(ranks.NSYS, raising=False)
-    ranks.TorchrunRanks(tmp_path, 8, "module").process.wait()
-    (words,) = begun
+    ranks.TorchrunRanks(tmp_path, 8, "module")
+    begin.assert_called_once()
+    (words,) = begin.call_args.args
     assert f"--nproc-per-node={8 // nodes}" in words
     assert words[-3:] == ["-m", "module", str(tmp_path)]
     assert (words[0] == "srun") == (f"--nnodes={nodes}" in words) == (nodes > 1)

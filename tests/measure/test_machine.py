@@ -2,15 +2,14 @@
 
 import json
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
+from tests.synthetic import ROOT
 from wanreport.measure import machine
 
-ROOT = Path(__file__).resolve().parents[2]
 DRIVER = {
     "nvmlInit": lambda: None,
     "nvmlDeviceGetCount": lambda: 3,

@@ -1,15 +1,13 @@
 """Ranks under Nsight Systems, with a stand-in for `nsys`; and what it is told to record."""
 
 import hashlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+from tests.synthetic import ROOT, quick
 from wanreport.cli import main
 from wanreport.engines.base import Timeline
-from wanreport.jobs.job import job_from_mapping
-from wanreport.jobs.sglang import ENGINE_FLAGS
 from wanreport.measure import jobs, ranks
 from wanreport.measure.profile import SwitchProfile
 
@@ -31,10 +29,8 @@ def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and
     nsys.chmod(0o755)
     monkeypatch.setenv(ranks.NSYS, str(nsys))
     monkeypatch.setitem(ranks.KINDS, "cpu", ranks.TorchrunRanks)
-    quick = {"scale": "tiny", "num_inference_steps": 4, "profile": False, "decode": False}
-    flags = ENGINE_FLAGS["resident"]
-    job = job_from_mapping({"name": "j", "engine": "resident", "num_gpus": 2, **flags, **quick})
-    ((path, record),) = jobs.measure_jobs([job], tmp_path / "results", tmp_path / "log")
+    job, results = quick("resident"), tmp_path / "results"
+    ((path, record),) = jobs.measure_jobs([job], results, tmp_path / "log")
     assert record["status"] == "ok", record["reason"]
     assert all(len(step["seconds"]) == 2 for step in record["iterations"][1]["steps"])
     (trace,) = record["traces"]
@@ -45,8 +41,7 @@ def test_a_job_through_torchrun_under_a_stand_in_leaves_samples_of_its_ranks_and
 
 def test_without_nsys_nothing_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    params = str(Path(__file__).resolve().parents[2] / "params/baseline/new-4gpu.yaml")
-    assert main(["measure", "--nsys", params]) == 1
+    assert main(["measure", "--nsys", f"{ROOT}/params/baseline/new-4gpu.yaml"]) == 1
     assert "nsys" in capsys.readouterr().err
 
 

@@ -3,8 +3,6 @@
 import itertools
 import json
 import threading
-import time
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,10 +10,11 @@ import pynvml
 import pytest
 import torch
 
+from tests.faults.scene import until
+from tests.synthetic import ROOT
 from wanreport.measure import sensors
 from wanreport.measure.sensors import Sensors
 
-ROOT = Path(__file__).resolve().parents[2]
 # Boards as nvidia-smi named them, in the order of the ranks of a committed record.
 BOARDS = [
     "GPU-688b41d1-efb8-83c1-279c-40354758603c", "GPU-62291714-4e49-e119-c816-35374905f080",
@@ -54,9 +53,7 @@ def gpu(monkeypatch):
 
 def _watch(enough, device="cuda"):
     with Sensors(torch.device(device)) as watched:
-        until = time.monotonic() + 30
-        while not enough(watched) and time.monotonic() < until:
-            time.sleep(0.001)
+        until(lambda: enough(watched), 30, 0.001)
     assert not watched._thread.is_alive()
     return watched
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import save_checkpoint
 from tests.ranks import run_ranks
+from tests.synthetic import quick
 from wanreport import cli
-from wanreport.jobs.job import Job, load_job, located
+from wanreport.jobs.job import load_job, located
 from wanreport.measure.jobs import measure_jobs
 from wanreport.measure.worker import TINY_VIDEO
 from wanreport.model.checkpoint import CheckpointError
@@ -45,12 +46,9 @@ def broken(checkpoint: Path, tmp_path: Path) -> Path:
 
 def ran(folder: Path, results: Path, **changes: Any) -> dict[str, Any]:
     """The record of a small job with a checkpoint."""
-    job = Job(**{
-        "name": "j", "engine": "resident", "num_gpus": 1, "scale": "tiny", "decode": False,
-        "checkpoint": str(folder), "model_path": str(folder), "profile": False,
-        "num_inference_steps": 2, "dit_layerwise_offload": False, "dit_cpu_offload": False,
-    } | changes)  # fmt: skip
-    return measure_jobs([job], results, results / "log")[0][1]
+    made = {"engine": "resident", "num_gpus": 1, "num_inference_steps": 2}
+    made |= {"checkpoint": str(folder), "model_path": str(folder)} | changes
+    return measure_jobs([quick(**made)], results, results / "log")[0][1]
 
 
 def tensors(made: Callable[[Any], torch.Tensor], name: str = TENSOR) -> Damage:
@@ -208,8 +206,8 @@ def _reference(checkpoint: Path, shift: float) -> tuple[torch.Tensor, torch.Tens
 
 def test_latents_and_video_are_bit_identical_to_diffusers_over_all_steps(checkpoint, tmp_path):
     record = ran(checkpoint, tmp_path, engine="layerwise", prompt="a red panda", decode=True,
-                 negative_prompt="bicycle", warmup_iterations=0, num_inference_steps=9,
-                 dit_layerwise_offload=None, dit_cpu_offload=None)  # fmt: skip
+                 negative_prompt="bicycle", warmup_iterations=0,
+                 num_inference_steps=9, dit_layerwise_offload=None)  # fmt: skip
     assert record["status"] == "ok", record["reason"]
     said = [record["model"][k] for k in ("weights", "prompt_embeds", "how", "flow_shift")]
     assert said == ["checkpoint", "encoded", "partial", 12.0]

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -109,13 +110,9 @@ def test_a_trial_runs_a_smaller_model_with_the_same_share_of_residents():
     ([1.0, 2.0], False),  # turns of one setting differ as much as the two medians
 ])  # fmt: skip
 def test_a_trial_of_the_two_best_ways_overrules_the_prediction_with_a_clear_word(second, wins):
-    asked = []
-
-    def trial(settings):
-        asked.extend(settings)
-        return [[2.1, 1.9], second]
-
+    trial = Mock(return_value=[[2.1, 1.9], second])
     plan, settings = make_plan(plan_inputs(), 4, trial)
+    (asked,) = trial.call_args.args
     assert asked[0].windows and not asked[1].windows
     assert settings == asked[wins] and plan["by"] == ("trial" if wins else "prediction")
     assert plan["candidates"][plan["chosen"]]["settings"] == asdict(settings)
@@ -161,11 +158,10 @@ def test_a_plan_is_from_here_from_a_record_or_says_what_is_missing(project, caps
     assert status == 0 and "results/4x-nvidia-h100-pcie/s-" in out
     assert re.search("\n> .*\xa0m?s .*\n  .*\xa0m?s ", out), "times, the chosen one marked"
 
-    def rehearse(jobs, *_, plan_only):
-        assert plan_only and jobs[0].scale == "tiny"
-        return [(Path(), _record("tiny"))]
-
+    rehearse = Mock(return_value=[(Path(), _record("tiny"))])
     monkeypatch.setattr(cli, "measure_jobs", rehearse)
     status, out, _ = plan("engine: stream\nscale: tiny")
+    ((job,), *_), how = rehearse.call_args
+    assert how == {"plan_only": True} and job.scale == "tiny"
     assert status == 0 and "rehearsal" in out and "\n> " in out
     assert not re.search("\xa0m?s ", out), "no times"

@@ -11,22 +11,15 @@ from matplotlib.figure import Figure
 
 from tests.synthetic import committed
 from wanreport.analysis import compare, overlap
-from wanreport.analysis.frames import Frames
 from wanreport.report import figures
 from wanreport.report.style import ENGINES, inline
 from wanreport.words import ratio
 
 
 @pytest.fixture(scope="module")
-def frames() -> Frames:
-    return committed()
-
-
-@pytest.fixture(scope="module")
-def two_gpus(frames: Frames) -> pd.DataFrame:
+def two_gpus() -> pd.DataFrame:
     """The runs of one job by engine."""
-    runs = frames.runs[frames.runs.latest & (frames.runs.source == "job")]
-    runs = runs[(runs.gpus == 2) & (runs.height == 480)]
+    runs = committed().runs.query("latest and source == 'job' and gpus == 2 and height == 480")
     return runs.drop_duplicates("engine").set_index("engine", drop=False)
 
 
@@ -84,18 +77,18 @@ def test_overhead_says_how_sure_it_is_and_what_is_predicted() -> None:
     assert pytest.approx([-0.4, 1.6]) in spans
 
 
-def cut(frames: Frames, run: str) -> pd.DataFrame:
+def cut(run: str) -> pd.DataFrame:
     """A few blocks of a run's timeline."""
-    row, times = frames.runs.loc[run], ["start_ms", "end_ms"]
-    events = overlap.timeline(frames, row)
+    row, times = committed().runs.loc[run], ["start_ms", "end_ms"]
+    events = overlap.timeline(committed(), row)
     start = events.start_ms[(events.lane == "compute") & (events.block == 35)].iloc[0]
     events = events[(events.start_ms >= start) & (events.end_ms < start + 250)].copy()
     events[times] -= start
     return events.assign(engine=row.engine, name=row["name"], branches=1)
 
 
-def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus: Any) -> None:
-    cuts = [cut(frames, two_gpus.run[name]) for name in ("layerwise", "stream")]
+def test_timelines_shade_where_copies_meet_all_to_alls(two_gpus: pd.DataFrame) -> None:
+    cuts = [cut(two_gpus.run[name]) for name in ("layerwise", "stream")]
     figure = figures.timelines(*cuts)
     shaded = [sum(same_color(patch.get_facecolor()[:3], figures.CLASH) for patch in axes.patches)
               for axes in figure.axes]  # fmt: skip
@@ -109,13 +102,13 @@ def test_timelines_shade_where_copies_meet_all_to_alls(frames: Frames, two_gpus:
     unpacked = cuts[1][cuts[1].lane == "copy"].assign(lane="unpack")
     axes = figures.timelines(pd.concat([cuts[1], unpacked])).axes[0]
     assert rows(axes) == [*shown[:2], figures.LANES["unpack"], shown[2]]
-    shares = overlap.shares(frames)
-    alone = cut(frames, shares.index[shares.gpus == 1][0])
+    shares = overlap.shares(committed())
+    alone = cut(shares.index[shares.gpus == 1][0])
     assert rows(figures.timelines(alone).axes[0]) == shown[:2], "no lane of collectives"
 
 
-def test_the_same_rows_give_the_same_bytes(frames: Frames, two_gpus: pd.DataFrame) -> None:
-    events, costs = cut(frames, two_gpus.run["layerwise"]), compare.headline(frames)
+def test_the_same_rows_give_the_same_bytes(two_gpus: pd.DataFrame) -> None:
+    events, costs = cut(two_gpus.run["layerwise"]), compare.headline(committed())
     for draw, rows in ((figures.timelines, events), (figures.overhead, costs)):
         first, second = (inline(draw(rows)) for _ in range(2))
         assert first == second.replace("n2-", "")  # dashes and clip paths have ids
