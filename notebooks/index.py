@@ -72,8 +72,10 @@ rivals = compare.rivals(frames)
 peers = rivals[rivals.engine.isin(["sglang", "diffusers"])]
 if len(peers):
     md(f"""
-[Beside other projects' offload](postbenchmark.html#engines-beside-their-peers), on the same boards and at
-{peers.tokens.min():,} to {peers.tokens.max():,} tokens, a step of `stream` is {compare.beaten(peers)}, beyond noise.
+[Beside other projects' offload](postbenchmark.html#engines-beside-their-peers), on the same boards, a step of
+`stream` is {compare.beaten(peers)}, beyond noise. A cell is a machine, a length and one or both branches of
+guidance, here with {peers.blocks.min()} to {peers.blocks.max()} blocks and {peers.tokens.min():,} to
+{peers.tokens.max():,} tokens on up to {counted(int(peers.gpus.max()), "GPU")}.
 """)
 
 # %%

@@ -770,47 +770,48 @@ measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 # Many settings of one engine beside each other are a section of their own.
 exact = measured[(measured.engine == "stream") & (measured.transfer == "bf16")]
 many = exact.groupby("group").name.transform("nunique").reindex(measured.index) > 4
-cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
-cells["over resident, %"] = 100 * cells.overhead
-cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
-# Of several runs the one counts whose resident ran again, and of these the one with the most steps.
-order = cells.sort_values(["bracketed", "step_n", "started"])
-best = order.drop_duplicates([*CELL, "who"], keep="last")
-if len(cells):
+best = compare.counting(f).astype({"tokens": int})
+best = best[~best.index.isin(measured.index[many])]
+best["over resident, %"] = 100 * best.overhead
+best["who"] = best["name"].mask((best.engine == "stream") & (best.label != "planned"), GIVEN)
+rivals = compare.rivals(f)
+if best.overhead.notna().any():
     alone = best[(best.gpus == 1) & (best.engine == "stream")]
     alone = alone.groupby("tokens").overhead.max()[::-1].cummax()
-    rivals = compare.rivals(f)
+    free = alone.index[alone < LITTLE].min()
     show(by_tokens(best),
-         caption=f"Beyond noise, stream as planned is {compare.beaten(rivals) if len(rivals) else 'beside no peer'}. On one "
-                 f"GPU it costs at most {share(LITTLE)} from {alone.index[alone < LITTLE].min():,} tokens on. Hollow: "
-                 "resident did not run again.")  # fmt: skip
+         caption=(f"Beyond noise, stream is {compare.beaten(rivals)}. " if len(rivals) else "")
+                 + f"On one GPU its median costs at most {share(LITTLE)} from {free:,} tokens on. " * bool(free == free)
+                 + "Hollow: resident did not run again.")  # fmt: skip
+if len(rivals):
     others = [*dict.fromkeys(rivals.name)]
-    beside = rivals.pivot(index=CELL, columns="name", values="overhead").add_suffix("_overhead")
-    ours = f.runs.loc[rivals.planned.drop_duplicates()].set_index(CELL)
-    beside = ours.join(beside).sort_index().reset_index()
+    beside = rivals.pivot(index="ours", columns="name", values="overhead").add_suffix("_overhead")
+    beside = f.runs.loc[beside.index].join(beside).sort_values(CELL)
+    beside["n"] = rivals.groupby("ours").step_n.min().clip(upper=beside.step_n)
     table(beside,
-          {"machine": "machine", "work": "work", "overhead": "stream, planned",
-           **{f"{name}_overhead": name for name in others}, "resident_s": "resident", "step_n": "n"},
+          {"machine": "machine", "work": "work", "name": "stream's settings", "overhead": "stream",
+           **{f"{name}_overhead": name for name in others}, "resident_s": "resident", "n": "n"},
           caption="A step over resident's, each row in one campaign on the same boards",
-          note="n: steps of stream, as planned for that row. A dash: not in that campaign.")  # fmt: skip
+          note="n: steps of the engine that ran the fewest. A dash: not in that campaign.")  # fmt: skip
 
 # %%
-peers = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()]
-link_bound = peers.limit_s > peers.resident_s  # copying takes longer than computing
-costs = {path: spelled(map(ratio, [here.min(), here.max()])).replace(", ", " to ")
-         for path, here in peers[~link_bound].groupby("interconnect").overhead}  # fmt: skip
-few = (
-    peers[link_bound]
-    .pivot_table(index=["tokens", "branches"], columns="interconnect", values="step_s")
-    .dropna()
-)
-if {"NVLink", "PCIe path"} <= {*costs}:
-    both = "; ".join(f"at {tokens:,} tokens {seconds(row['NVLink'])} a step over NVLink, {seconds(row['PCIe path'])} on the PCIe path"
-                     for (tokens, _), row in few.iterrows())  # fmt: skip
+peers = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()].copy()
+peers["link_bound"] = peers.limit_s > peers.resident_s  # copying takes longer than computing
+ways = peers.pivot_table(
+    index=["tokens", "branches"],
+    columns="interconnect",
+    values=["overhead", "step_s", "link_bound"],
+    aggfunc="first",
+).dropna()
+if len(ways) and {"NVLink", "PCIe path"} <= {*peers.interconnect}:
+    bound = ways.link_bound.astype(bool).any(axis=1)
+    costs = "; ".join(f"{ratio(row['NVLink'])} over NVLink and {ratio(row['PCIe path'])} on the PCIe path at {tokens:,} tokens"
+                      for (tokens, _), row in ways.overhead[~bound].iterrows())  # fmt: skip
+    few = "; ".join(f"{seconds(row['NVLink'], 3)} a step and {seconds(row['PCIe path'], 3)} at {tokens:,} tokens"
+                    for (tokens, _), row in ways.step_s[bound].iterrows())  # fmt: skip
     md(f"""
 Why does NVLink win (§8)? Because collectives then leave the weights' link alone. Where a step computes for longer
-than its copies take, SGLang's offload costs {costs["NVLink"]} over NVLink and {costs["PCIe path"]} on the PCIe path.
-With fewer tokens the copies are the limit on either path{": " * bool(both)}{both}.
+than its copies take on both paths, SGLang's offload costs {costs or "what no pair tells yet"}.{f" With fewer tokens copying is the limit on one path or both: {few}." * bool(few)}
 """)
 
 # %%
@@ -827,8 +828,8 @@ for machine, here in measured.groupby("machine"):
 
 # %%
 plans = cost[cost.planned_step_s.notna()].assign(error=cost.planned_step_s / cost.step_s - 1)
-plans["of"] = plans.source.map({"job": "the full model", "bench": "other cells"})
-plans.loc[plans.index.isin(best.index), "of"] = "the cells drawn above"
+plans["of"] = plans.source.map({"job": "the full model", "bench": "other runs of such cells"})
+plans.loc[plans.index.isin(best.index), "of"] = "the runs drawn above"
 errors = plans.assign(size=plans.error.abs()).groupby("of", as_index=False).agg(
     n=("size", "size"), median_share=("size", "median"), worst_share=("size", "max"),
     shorter=("error", lambda error: f"{(error < 0).sum()} of {len(error)}"))  # fmt: skip
@@ -836,7 +837,7 @@ table(errors,
       {"of": "plans for", "n": "n", "median_share": "median error", "worst_share": "worst",
        "shorter": "planned too short"},
       caption="By how much plans miss the measured step: "
-              f"{spelled(f'{share(row.median_share)} for {row.of}' for row in errors.itertuples())}",
+              f"{spelled(f'{share(row.median_share)}, at most {share(row.worst_share)}, for {row.of}' for row in errors.itertuples())}",
       kind="derived",
       note="Predicted step over the measured one, less 1; sizes without sign. All runs of jobs count.")  # fmt: skip
 

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
+LONGEST_S = 120.0
 # Where there are GPUs ranks are forked from a server.
 multiprocessing.set_forkserver_preload(["benchmarks.rank", "tests.models", "hypothesis"])
 
@@ -23,13 +25,22 @@ def run_ranks(
 ) -> list[Any]:
     """``function(*args)`` in each rank of a new group; the results in rank order.
 
-    The first rank that fails ends the others, and its traceback is that of the exception.
+    The first rank that fails ends the others, and its traceback is in the exception.
     """
     # CUDA does not outlive a fork, and what is imported here may have begun to use it.
     how = "spawn" if backend != "gloo" else "forkserver" if torch.cuda.is_available() else "fork"
     with tempfile.TemporaryDirectory() as folder:
         given = function, folder, world_size, args, backend
-        start_processes(_rank, given, world_size, daemon=True, start_method=how)
+        ranks: Any = start_processes(
+            _rank, given, world_size, join=False, daemon=True, start_method=how
+        )
+        end = time.monotonic() + LONGEST_S
+        try:
+            while not ranks.join(1.0):
+                assert time.monotonic() < end, "a rank gave no result in time"
+        finally:
+            for process in ranks.processes:
+                process.kill()
         return [torch.load(f"{folder}/{n}", weights_only=False) for n in range(world_size)]
 
 
@@ -58,5 +69,8 @@ def _rank(rank: int, function: Any, folder: str, world_size: int, args: Any, bac
         backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size,
         timeout=timedelta(seconds=100), device_id=device,
     )  # fmt: skip
-    torch.save(unwrap(function)(*args), f"{folder}/{rank}")
+    try:
+        torch.save(unwrap(function)(*args), f"{folder}/{rank}")
+    except BaseException as error:  # pytest's own is no Exception, of which alone torch tells
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     os._exit(0)

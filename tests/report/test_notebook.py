@@ -21,6 +21,7 @@ from wanreport.measure import jobs
 from wanreport.records.record import RESULTS_DIRS
 from wanreport.report import notebook
 from wanreport.report.notebook import PAGE
+from wanreport.report.tables import MOST_CARDS
 
 ASKED = {"name": "mine", "engine": "layerwise", "num_gpus": 4, "dit_layerwise_offload": True}
 
@@ -173,7 +174,8 @@ def test_jupyterlab_gets_the_look_of_cells_and_a_page_does_not(shown, monkeypatc
     assert {".table-box", ".badge", ".figure"} <= set(re.findall(r"^\.[\w-]+", css, re.M))
     assert not {"body", "html", "main", "a"} & set(re.findall(r"^\w+", css, re.M))
     used = set(re.findall(r"var\((--(?!jp)\w+)", css))
-    assert used <= {*re.findall(r"(--\w+):", css), "--inches"}
+    there = {"--inches", *(f"--c{n}" for n in range(2, 1 + MOST_CARDS))}  # of a picture, a table
+    assert there <= used <= {*re.findall(r"(--\w+):", css), *there}
     monkeypatch.setenv(PAGE, "index.html")
     notebook.parameters(namespace())
     assert len(shown) == 1

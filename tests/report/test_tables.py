@@ -7,7 +7,7 @@ from bs4 import BeautifulSoup
 from nbconvert.filters import markdown2html
 
 from wanreport.report import style
-from wanreport.report.tables import table
+from wanreport.report.tables import MOST_CARDS, table
 from wanreport.words import interval, plain, share
 
 HOSTILE = '<script>alert("1")</script> & "quotes" \'single\' <img src=x onerror=alert(1)>'
@@ -35,6 +35,8 @@ def test_a_table_is_semantic_and_scrolls_in_a_named_region():
     assert "style" not in shown.table.attrs  # it has no use but on a card
     card = soup(pd.DataFrame({"a": ["a word " * 10], "step_s": [1.5]}), {"a": "it's", "step_s": ""})
     assert card.select("div.cards") and card.table["style"] == "--c1:'it’s';--c2:'step, s';"
+    wide = {f"a{n}": ["a word " * 10] for n in range(MOST_CARDS + 1)}
+    assert not soup(pd.DataFrame(wide)).select("div.cards")
     assert shown.select_one(".table-note").get_text() == "n = 3"
 
 

@@ -15,8 +15,7 @@ Facts = Any  # `wanreport.baseline.facts.Facts`, which lies above: what the docu
 NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
-CELL = ["machine", "branches", "tokens"]
-"""What a campaign's runs must share, beside boards and blocks, to be compared."""
+CELL = ["machine", "branches", "tokens"]  # of a benchmark
 PLACES = ("PCIe path", "NVLink", "1 GPU")
 """What collectives run over, those first that share the copies' link; one GPU has none."""
 
@@ -116,29 +115,45 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     return ", ".join(said)
 
 
-def rivals(frames: Frames) -> pd.DataFrame:
-    """Hold every engine and peer against `stream` as planned in the same campaign.
+def counting(frames: Frames) -> pd.DataFrame:
+    """Pick the benchmarks' runs that count: of each :data:`CELL` the exact ones of one campaign.
 
-    Of a cell's campaigns the one counts whose `resident` ran again, then the one with the most
-    steps. `claim` is the rival's, and ``planned`` the run of `stream`.
+    First goes one with `stream` and others, then one that `resident` closes, then the latest.
     """
     runs = overhead(frames).query("source == 'bench' and not again and engine != 'resident'")
-    runs = runs.sort_values(["bracketed", "step_n", "started"])
-    plain = (runs.label == "planned") & (runs.transfer == "bf16")
-    ours = runs[plain].drop_duplicates(CELL, keep="last").set_index("group")
-    found = runs[runs.group.isin(ours.index) & (runs.engine != "stream")]
-    found = found.drop_duplicates([*CELL, "name"], keep="last")
-    planned = ours.loc[found.group].set_axis(found.index)
-    return found.assign(planned=planned.run, claim=difference(found, planned, found.drift)["claim"])
+    runs = runs[runs.transfer == "bf16"]
+    by, streams = runs.groupby("group"), (runs.engine == "stream").groupby(runs.group)
+    order = runs.assign(
+        whole=(by.engine.transform("nunique") > 1) & streams.transform("any"),
+        closed=runs.bracketed.eq(True), at=by.started.transform("max"),
+    ).sort_values(["whole", "closed", "at"])  # fmt: skip
+    return runs[runs.group.isin(order.drop_duplicates(CELL, keep="last").group)]
+
+
+def rivals(frames: Frames) -> pd.DataFrame:
+    """Hold other engines and peers against `stream` in the same campaign: the run `ours`.
+
+    That is a planned one if there is any. `claim` is the rival's, of several settings the fastest.
+    """
+    runs = counting(frames)
+    stream = runs.engine == "stream"
+    ours = runs[stream].sort_values("label", key=lambda label: label != "planned")
+    ours = ours.drop_duplicates("group").set_index("group")
+    found = runs[~stream & runs.group.isin(ours.index)].sort_values("step_s")
+    found = found.drop_duplicates(["group", "name"]).sort_values([*CELL, "engine", "name"])
+    beside = ours.loc[found.group].set_axis(found.index)
+    return found.assign(ours=beside.run, claim=difference(found, beside, found.drift)["claim"])
 
 
 def beaten(found: pd.DataFrame) -> str:
-    """Write how often planned `stream` was faster than its :func:`rivals`, and how often slower."""
-    by = found.groupby("name").claim
-    said = [f"{name} in {(claims == 'slower').sum()} of {len(claims)} cells" for name, claims in by]
-    worse = [f"than {name} in {(claims == 'faster').sum()}" for name, claims in by
-             if (claims == "faster").any()]  # fmt: skip
-    return f"faster than {', '.join(said)}, and slower {', '.join(worse) or 'in none'}"
+    """Write in how many cells `stream` was faster than its :func:`rivals`, and in how many slower.
+
+    "faster than SGLang 0.5.23 in 13 of 24 cells, and slower in none".
+    """
+    by = [(name.replace(", ", " with ", 1), [*each.claim]) for name, each in found.groupby("name")]
+    won = [f"than {name} in {c.count('slower')} of {counted(len(c), 'cell')}" for name, c in by]
+    lost = [f"than {name} in {counted(n, 'cell')}" for name, c in by if (n := c.count("faster"))]
+    return f"faster {', '.join(won)}, and slower {', '.join(lost) or 'in none'}"
 
 
 def answer(frames: Frames) -> pd.DataFrame:

@@ -27,7 +27,8 @@ KINDS: dict[str, str] = {
 }
 TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)  # fmt: skip
-LONG = 48  # characters; a table with longer text is read as cards on a phone
+LONG = 48  # characters; a table with longer text is read as cards on a phone, …
+MOST_CARDS = 12  # … if it has no more columns: so many names the style sheet knows
 
 UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
          "celsius": "°C", "_gb": "GB", "_ms": "ms", "_s": "s", "_w": "W", "_x": "×"}  # fmt: skip
@@ -65,7 +66,8 @@ def table(
         "table.html.j2", caption=caption, note=note, kind=kind, kinds=kinds, meanings=KINDS,
         fold=fold, empty=empty, columns=made, titles=titles, rows=range(len(df)),
         hrefs={name: ["" if _gone(to) else to for to in df[link]] for name, link in links.items()},
-        ids=df[anchor].tolist() if anchor else [], cards=any(len(text) > LONG for text in texts),
+        ids=df[anchor].tolist() if anchor else [],
+        cards=len(titles) <= MOST_CARDS and any(len(text) > LONG for text in texts),
     )  # fmt: skip
 
 
