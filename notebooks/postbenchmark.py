@@ -787,9 +787,10 @@ if len(rivals):
     others = [*dict.fromkeys(rivals.name)]
     beside = rivals.pivot(index="ours", columns="name", values="overhead").add_suffix("_overhead")
     beside = f.runs.loc[beside.index].join(beside).sort_values(CELL)
+    beside["settings"] = beside.name.str.removeprefix("stream, ")
     beside["n"] = rivals.groupby("ours").step_n.min().clip(upper=beside.step_n)
     table(beside,
-          {"machine": "machine", "work": "work", "name": "stream's settings", "overhead": "stream",
+          {"machine": "machine", "work": "work", "settings": "stream's settings", "overhead": "stream",
            **{f"{name}_overhead": name for name in others}, "resident_s": "resident", "n": "n"},
           caption="A step over resident's, each row in one campaign on the same boards",
           note="n: steps of the engine that ran the fewest. A dash: not in that campaign.")  # fmt: skip
