@@ -727,19 +727,24 @@ PER_CENT = {-1: f"{MINUS}1", 0: "0", 1: "+1", 10: "+10", 100: "+100"}
 GIVEN = "stream, settings given"  # and not planned
 
 
-def by_tokens(cells):
-    """Draw the step over resident by tokens: a panel for each machine and number of branches."""
-    engines = cells.groupby("who").engine.first()
+def by_tokens(cells, others):
+    """Draw the step over resident by tokens: a panel for each machine and number of branches.
+
+    Of each cell one campaign has lines; `others` are faint marks.
+    """
+    engines = pd.concat([cells, others]).groupby("who").engine.first()
     markers = engines.map(MARKERS).fillna("o").to_dict()
     look = {"x": "tokens", "y": "over resident, %", "hue": "who", "style": "who", "legend": False,
-            "palette": engines.map(colour).to_dict(), "linewidth": 1.2}  # fmt: skip
+            "palette": engines.map(colour).to_dict()}  # fmt: skip
     dashes = {name: (4, 3) if name == GIVEN else "" for name in engines.index}
     groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
                                   figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
     for axes, ((machine, branches), some) in zip(panels.flat, groups, strict=False):
-        sns.lineplot(some, **look, dashes=dashes, ax=axes)
+        rest = others[(others.machine == machine) & (others.branches == branches)]
+        sns.scatterplot(rest, **look, markers=markers, s=20, alpha=0.4, ax=axes)
+        sns.lineplot(some, **look, dashes=dashes, linewidth=1.2, ax=axes)
         for again, marks in some.groupby("bracketed"):  # hollow where resident did not run again
             sns.lineplot(marks, **look, dashes=False, linestyle="", markers=markers, markeredgecolor=None,
                          markeredgewidth=1, markerfacecolor=None if again else "none", ax=axes)  # fmt: skip
@@ -770,19 +775,20 @@ measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 # Many settings of one engine beside each other are a section of their own.
 exact = measured[(measured.engine == "stream") & (measured.transfer == "bf16")]
 many = exact.groupby("group").name.transform("nunique").reindex(measured.index) > 4
-best = compare.counting(f).astype({"tokens": int})
-best = best[~best.index.isin(measured.index[many])]
-best["over resident, %"] = 100 * best.overhead
-best["who"] = best["name"].mask((best.engine == "stream") & (best.label != "planned"), GIVEN)
+cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
+cells["over resident, %"] = 100 * cells.overhead
+cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
+drawn = cells.index.isin(compare.counting(f).index)
+best = cells[drawn]
 rivals = compare.rivals(f)
 if best.overhead.notna().any():
     alone = best[(best.gpus == 1) & (best.engine == "stream")]
     alone = alone.groupby("tokens").overhead.max()[::-1].cummax()
     free = alone.index[alone < LITTLE].min()
-    show(by_tokens(best),
+    show(by_tokens(best, cells[~drawn]),
          caption=(f"Beyond noise, stream is {compare.beaten(rivals)}. " if len(rivals) else "")
                  + f"On one GPU its median costs at most {share(LITTLE)} from {free:,} tokens on. " * bool(free == free)
-                 + "Hollow: resident did not run again.")  # fmt: skip
+                 + "Hollow: resident did not run again; faint: other campaigns.")  # fmt: skip
 if len(rivals):
     others = [*dict.fromkeys(rivals.name)]
     beside = rivals.pivot(index="ours", columns="name", values="overhead").add_suffix("_overhead")
