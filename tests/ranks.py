@@ -71,6 +71,6 @@ def _rank(rank: int, function: Any, folder: str, world_size: int, args: Any, bac
     )  # fmt: skip
     try:
         torch.save(unwrap(function)(*args), f"{folder}/{rank}")
-    except BaseException as error:  # pytest's own is no Exception, of which alone torch tells
+    except BaseException as error:  # torch tells of Exceptions alone, and pytest's are not
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     os._exit(0)

@@ -11,9 +11,6 @@ pytestmark = pytest.mark.browser
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
 PAGES = sorted(path for path in REPORTS.rglob("*.html") if "published" not in path.parts)
 REQUIRED = os.environ.get("WANREPORT_REQUIRE_PAGES") == "1"
-JOBS = {path.parent: path for path in PAGES if path.parent != REPORTS}.values()
-# All where they are required; else one job's page of each machine, as all come from one notebook.
-LOOKED_AT = PAGES if REQUIRED else [*REPORTS.glob("*.html"), *JOBS]
 SHOWN = 6  # problems of one kind listed a page
 
 DESK = {"width": 1280, "height": 900}
@@ -106,7 +103,7 @@ def test_all_pages_are_small_enough_to_send_and_have_titles_of_their_own():
     assert sorted(set(titles)) == sorted(titles)
 
 
-@pytest.mark.parametrize("path", LOOKED_AT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_page(path, tab):
     assert not problems_of(tab, path)
 

@@ -28,7 +28,7 @@ KINDS: dict[str, str] = {
 TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True)  # fmt: skip
 LONG = 48  # characters; a table with longer text is read as cards on a phone, …
-MOST_CARDS = 12  # … if it has no more columns: so many names the style sheet knows
+MOST_CARDS = 12  # … unless it has more columns: the style sheet names so many
 
 UNITS = {"_gb_s": "GB/s", "_bytes": "GB", "_gib": "GiB", "_mhz": "MHz", "_pct": "%", "_min": "min",
          "celsius": "°C", "_gb": "GB", "_ms": "ms", "_s": "s", "_w": "W", "_x": "×"}  # fmt: skip
