@@ -805,7 +805,7 @@ if len(rivals):
 peers = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()].copy()
 peers["link_bound"] = peers.limit_s > peers.resident_s  # copying takes longer than computing
 ways = peers.pivot_table(
-    index=["tokens", "branches"],
+    index=["gpu_model", "tokens", "branches"],
     columns="interconnect",
     values=["overhead", "step_s", "link_bound"],
     aggfunc="first",
@@ -813,9 +813,9 @@ ways = peers.pivot_table(
 if len(ways) and {"NVLink", "PCIe path"} <= {*peers.interconnect}:
     bound = ways.link_bound.astype(bool).any(axis=1)
     costs = "; ".join(f"{ratio(row['NVLink'])} over NVLink and {ratio(row['PCIe path'])} on the PCIe path at {tokens:,} tokens"
-                      for (tokens, _), row in ways.overhead[~bound].iterrows())  # fmt: skip
+                      for (_, tokens, _), row in ways.overhead[~bound].iterrows())  # fmt: skip
     few = "; ".join(f"{seconds(row['NVLink'], 3)} a step and {seconds(row['PCIe path'], 3)} at {tokens:,} tokens"
-                    for (tokens, _), row in ways.step_s[bound].iterrows())  # fmt: skip
+                    for (_, tokens, _), row in ways.step_s[bound].iterrows())  # fmt: skip
     md(f"""
 Why does NVLink win (§8)? Because collectives then leave the weights' link alone. Where a step computes for longer
 than its copies take on both paths, SGLang's offload costs {costs or "what no pair tells yet"}.{f" With fewer tokens copying is the limit on one path or both: {few}." * bool(few)}

@@ -1,5 +1,6 @@
 """What every test shares: skips that give their reason, and a machine that is not overrun."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from hypothesis import settings
 # Set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+gc.disable()  # until all is imported: that is no garbage, and looking for it takes long
 
 # How long an example takes depends on what else runs: it says nothing about the code.
 settings.register_profile("here", deadline=None)
@@ -40,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in {item.path.parent.name, item.path.stem} & TOGETHER.keys():
             item.add_marker(pytest.mark.xdist_group(TOGETHER[name]))
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, and not among what was imported, which ranks share after a fork."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures
