@@ -63,8 +63,8 @@ def inline(figure: Figure) -> str:
     svg = re.sub('<g id="[^"]*"', "<g", svg)  # nothing refers to them
     # A hundredth of a point is enough.
     svg = re.sub("<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
-    # The page's own font, as not every reader has the one that measured it; and no idle turns.
-    svg = re.sub(r"font-family: [^;\"]*; ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
+    # The page's own font, as not every reader has the one that measured it; nothing idle.
+    svg = re.sub(r"(?<=\n) +|font-family: [^;\"]*; ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     _SHOWN[svg] += 1
     again = f"n{_SHOWN[svg]}-" * (_SHOWN[svg] > 1)
