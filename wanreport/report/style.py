@@ -63,7 +63,7 @@ def inline(figure: Figure) -> str:
     svg = re.sub('<g id="[^"]*"', "<g", svg)  # nothing refers to them
     # A hundredth of a point is enough.
     svg = re.sub("<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
-    # The page's own font, as not every reader has the one that measured it; nothing idle.
+    # The page's own font, not one that a reader may lack; no idle turns, no indents.
     svg = re.sub(r"(?<=\n) +|font-family: [^;\"]*; ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     _SHOWN[svg] += 1
