@@ -27,7 +27,8 @@ from wanreport.measure import ranks as processes
 from wanreport.measure.worker import software
 from wanreport.model.layout import Layout
 from wanreport.model.weights import unit_parameters
-from wanreport.records.files import FIRST, LAST, parse_label, read_bench, stream_settings
+from wanreport.records.files import (CFG, FIRST, LAST, parse_label, read_bench, reference,
+                                     stream_settings)  # fmt: skip
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
@@ -61,7 +62,7 @@ class Campaign:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.order = list(dict.fromkeys([FIRST, *given.engines, LAST]))
+        self.order = [*dict.fromkeys([FIRST, *map(reference, given.engines), *given.engines, LAST])]
         self.code: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}  # label -> why its peer cannot run
         for label in self.order:
@@ -118,8 +119,8 @@ class Campaign:
             while (pending := self._pending(labels)) and time.monotonic() < self.until:
                 self._start(labels, pending)
         bad = {"failed", "oom", "timeout", "non-finite"} & {r["status"] for r in self.rows.values()}
-        inexact = [row for (_, n), row in self.rows.items()
-                   if identical(row, self.rows.get((FIRST, n))) is False
+        inexact = [row for (label, n), row in self.rows.items()
+                   if identical(row, self.rows.get((reference(label), n))) is False
                    and "latents_error" not in row["ranks"][0]]  # fmt: skip
         return int(bool(bad or self.given.device == "cpu" and inexact))
 
@@ -182,7 +183,7 @@ class Campaign:
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
         took, (median, low, high, n) = row["status"], step_ms(row)
-        first = self.rows.get((FIRST, row["tokens"]))
+        first = self.rows.get((reference(row["label"]), row["tokens"]))
         if n:
             of = median / step_ms(first or row).median
             took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
@@ -237,6 +238,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         for label in given.engines:
             if make_engine(label).transfer == "fp8" and not given.turns:
                 raise ValueError(f"{label} is not exact; give --turns, to see by how much")
+            if CFG in label and (given.ranks % 2 or given.branches == 1):
+                raise ValueError(f"{label} needs --branches 2 and an even number of --ranks")
     except ValueError as error:
         parser.error(str(error))
     return given

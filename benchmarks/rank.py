@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from wanreport.measure.sensors import Sensors
 from wanreport.model.clock import StepClock, hot_steps, peaks, reset_peaks, sha256
 from wanreport.model.denoise import TEXT_TOKENS, Guidance, make_scheduler, predict
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
-from wanreport.model.ulysses import SequenceParallel
+from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore, RandomWeights
 from wanreport.planner.plan import DEFAULT_ROOM
 from wanreport.planner.probe import Probe
-from wanreport.records.files import parse_label
+from wanreport.records.files import CFG, parse_label
 from wanreport.records.record import replace_file
 
 from .peers import PEERS, Peer
@@ -55,27 +55,32 @@ def make_engine(label: str) -> Engine:
     """The engine or peer that ``name:key=value,…`` means; ValueError if there is none."""
     try:
         name, settings = parse_label(label)
+        settings.pop(CFG, None)
         return KNOWN[name](**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{label}: {error}") from None
 
 
-def make_expert(device: str, blocks: int) -> Expert:
+def make_expert(device: str, blocks: int, group: dist.ProcessGroup | None = None) -> Expert:
     """The benchmark's expert, without weights: A14B's widths on a GPU, small ones on CPU."""
     config = {**(A14B if device == "cuda" else TINY), "num_layers": blocks}
     expert = Expert(EXPERT, config, torch.bfloat16)
     if dist.is_initialized():
-        expert.parallel = SequenceParallel(dist.group.WORLD)
+        expert.parallel = SequenceParallel(group or dist.group.WORLD)
     return expert
 
 
 class Lane:
-    """One engine of the process, with an expert of its own and a store, maybe another's too."""
+    """One engine of the process, with an expert of its own and a store, maybe another's too.
+
+    With CFG parallelism ``split`` are the groups of :func:`wanreport.model.ulysses.cfg_groups`.
+    """
 
     def __init__(self, engine: Engine, blocks: int, stores: dict[Any, HostStore],
-                 device: torch.device) -> None:  # fmt: skip
+                 device: torch.device, split: Sequence[Any] = (None, None)) -> None:  # fmt: skip
         self.engine, self.blocks, self.device = engine, blocks, device
-        self.make: Callable[[int], Expert] = partial(make_expert, device.type)
+        group, self.pair = split
+        self.make: Callable[[int], Expert] = partial(make_expert, device.type, group=group)
         self.peer = engine if isinstance(engine, Peer) else None
         self.plan: dict[str, Any] | None = None
         # A peer closes its store.
@@ -93,11 +98,12 @@ class Lane:
 
     def start(self, inputs: Inputs, link: dict[str, Any] | None) -> None:
         """Take a shape's inputs, plan if needed, and see how many steps make a GPU hot."""
-        self.latents, self.guidance = inputs
+        self.latents, guidance = inputs
+        self.guidance = replace(guidance, pair=self.pair)
         if isinstance(self.engine, Planned):
             if self.plan:
                 self.engine.detach()
-            probe = Probe(self.make, self.store, dist.group.WORLD, *inputs)
+            probe = Probe(self.make, self.store, dist.group.WORLD, self.latents, self.guidance)
             self.plan, self.engine.settings = probe.plan(link, STEPS, DEFAULT_ROOM)
             self.attach()
         self.begin(WARMUP)
@@ -199,11 +205,14 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
     worker.connect(device, out, rank, world_size, spec["timeout_s"])
     link = measure_link(device, dist.group.WORLD)
     stores: dict[Any, HostStore] = {}
-    lanes = []
-    for engine in [make_engine(label) for label in spec["engines"]]:
+    whole, lanes = (None, None), []
+    split = cfg_groups() if CFG in "".join(spec["engines"]) else whole
+    for label in spec["engines"]:
+        engine = make_engine(label)
         if isinstance(engine, Peer):
             engine.code = spec["code"][engine.name]
-        lanes.append(Lane(engine, spec["blocks"], stores, device))
+        layout = split if CFG in label else whole
+        lanes.append(Lane(engine, spec["blocks"], stores, device, layout))
     for tokens, grid in spec["grids"]:
         if rank == 0:
             (out / "progress").write_text(f"{tokens:,} tokens", "utf-8")

@@ -8,6 +8,7 @@ import pandas as pd
 from wanreport.analysis.frames import Frames
 from wanreport.analysis.stats import Runs, difference
 from wanreport.jobs.job import load_job
+from wanreport.records.files import CFG
 from wanreport.records.project import project_root
 from wanreport.words import counted, ratio
 
@@ -96,6 +97,16 @@ def layouts(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame({**told(cfg, ulysses), "engine": cfg.engine, **sides})
 
 
+def layout_cells(frames: Frames) -> pd.DataFrame:
+    """Compare both layouts in benchmarks: the run of each engine with the one of its campaign."""
+    runs = overhead(frames)
+    cfg = runs[(runs.source == "bench") & runs.cfg_parallel]
+    beside = cfg.run.str.replace(rf"[:,]{CFG}=true", "", regex=True)
+    cfg = cfg[beside.isin(runs.index)].sort_values(["machine", "tokens", "engine"])
+    ulysses = runs.loc[beside[cfg.index]].set_axis(cfg.index)
+    return cfg.assign(**told(cfg, ulysses), ulysses_s=ulysses.step_s)
+
+
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
     """Say how runs differ from what was asked: "2 GPUs instead of 4, 480p instead of 720p".
 
@@ -121,7 +132,7 @@ def counting(frames: Frames) -> pd.DataFrame:
     First goes one with `stream` and others, then one that `resident` closes, then the latest.
     """
     runs = overhead(frames).query("source == 'bench' and not again and engine != 'resident'")
-    runs = runs[runs.transfer == "bf16"]
+    runs = runs[(runs.transfer == "bf16") & ~runs.cfg_parallel]
     by, streams = runs.groupby("group"), (runs.engine == "stream").groupby(runs.group)
     order = runs.assign(
         whole=(by.engine.transform("nunique") > 1) & streams.transform("any"),

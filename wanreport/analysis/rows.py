@@ -81,11 +81,12 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
     for row in bench.rows:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         planned, again = name == "planned", row.label == files.LAST
+        split = "CFG parallel" if given.pop(files.CFG, False) else ""
         engine = "stream" if planned else name
         parts = [key.replace("_", " ") + ("" if isinstance(value, list) else f" {value}")
                  for key, value in given.items()]  # fmt: skip
         off = _most(rank.latents_error and rank.latents_error[-1] for rank in ranks)
-        shown = _joined(engine, planned and name, *parts, off and "not exact")
+        shown = _joined(engine, planned and name, *parts, split, off and "not exact")
         if name in bench.peers:
             shown = f"{name.replace('sglang', 'SGLang')} {bench.peers[name].version}"
         digests = {d for rank in ranks for d in (rank.first_output_sha256, rank.output_sha256)}
@@ -95,8 +96,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "rehearsal": said.device != "cuda", "again": again, "engine": engine,
             "prefetch": given.get("prefetch"), "name": shown + " again" * again,
             **_of(said, "blocks", "branches"), "gpus": said.ranks, "compiled": said.compile,
-            "work": f"{row.tokens:,} tokens, {said.blocks} blocks, {step}",
-            "group": f"{file}#{row.tokens}", **_of(row, "label", "status", "reason", "tokens"),
+            "work": _joined(f"{row.tokens:,} tokens, {said.blocks} blocks, {step}", split),
+            "cfg_parallel": bool(split), "group": f"{file}#{row.tokens}{split}", **_of(row, "label", "status", "reason", "tokens"),
             "commit": row.git_sha, "started": row.ended_at,
             "link_gb_s": min(rates.get(row.tokens, ()), default=None),  # the slowest rank's
             "block_bytes": bench.bytes // said.blocks,
@@ -130,12 +131,13 @@ def _moved(bench: files.Bench, row: files.BenchRow, name: str) -> float | None:
     branch brings every block.
     """
     said = bench.settings
+    branches = 1 if files.CFG in row.label else said.branches  # of a rank
     if row.settings and not row.settings.packs:
-        passes = -(-said.branches // row.settings.branches_per_visit)
+        passes = -(-branches // row.settings.branches_per_visit)
         block = bench.bytes / said.blocks / (said.ranks if row.settings.shard else 1)
         return passes * row.settings.moving(said.blocks) * block
     if name in files.PEERS:
-        return float(bench.bytes * said.branches)
+        return float(bench.bytes * branches)
     return _most(rank.counters["h2d_bytes"] / len(rank.samples_ms)
                  for rank in row.ranks if rank.counters and rank.samples_ms)  # fmt: skip
 

@@ -21,6 +21,7 @@ from wanreport.planner.cost import Prediction
 
 FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
+CFG = "enable_cfg_parallel"  # a label's setting that is not the engine's: as a job's
 KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 LEAST_SAMPLES = 5  # of a rank on a GPU
@@ -192,12 +193,18 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{error}; write NAME:KEY=VALUE,…") from None
 
 
+def reference(label: str) -> str:
+    """The label of `resident` in the same layout."""
+    return f"{FIRST}:{CFG}=true" if CFG in label else FIRST
+
+
 def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A row's settings of `stream`, JSON-ready: its plan's choice, or what its label says."""
     if ranks and (plan := ranks[0]["plan"]):
         return dict(plan["candidates"][plan["chosen"]]["settings"])
     name, given = parse_label(label)
-    given.pop("prefetch", None)  # every engine takes it; `stream` has no use for it
+    for other in ("prefetch", CFG):  # every engine takes them; `stream` has no use for them
+        given.pop(other, None)
     return asdict(StreamSettings(**given)) if name == "stream" else None
 
 
