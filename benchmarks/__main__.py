@@ -27,8 +27,8 @@ from wanreport.measure import ranks as processes
 from wanreport.measure.worker import software
 from wanreport.model.layout import Layout
 from wanreport.model.weights import unit_parameters
-from wanreport.records.files import (CFG, FIRST, LAST, parse_label, read_bench, reference,
-                                     stream_settings)  # fmt: skip
+from wanreport.records import files
+from wanreport.records.files import FIRST, LAST, parse_label
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
@@ -62,7 +62,9 @@ class Campaign:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.order = [*dict.fromkeys([FIRST, *map(reference, given.engines), *given.engines, LAST])]
+        self.order = [
+            *dict.fromkeys([FIRST, *map(files.reference, given.engines), *given.engines, LAST])
+        ]
         self.code: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}  # label -> why its peer cannot run
         for label in self.order:
@@ -86,7 +88,7 @@ class Campaign:
         self.done: set[tuple[str, int]] = set()
         self.until = time.monotonic() + 60 * given.budget_minutes
         if given.json and given.json.exists():
-            self._resume(read_bench(given.json)[1])
+            self._resume(files.read_bench(given.json)[1])
 
     def _resume(self, earlier: dict[str, Any]) -> None:
         """Take over an earlier call's rows; JobError if they cannot be compared with ours."""
@@ -120,7 +122,7 @@ class Campaign:
                 self._start(labels, pending)
         bad = {"failed", "oom", "timeout", "non-finite"} & {r["status"] for r in self.rows.values()}
         inexact = [row for (label, n), row in self.rows.items()
-                   if identical(row, self.rows.get((reference(label), n))) is False
+                   if identical(row, self.rows.get((files.reference(label), n))) is False
                    and "latents_error" not in row["ranks"][0]]  # fmt: skip
         return int(bool(bad or self.given.device == "cpu" and inexact))
 
@@ -168,7 +170,7 @@ class Campaign:
             "reason": reason, "ranks": list(ranks),
             "log": "\n".join(file.read_text("utf-8", "replace") for file in logs)[-4000:],
             "transport": processes.transport(out) if out else [], "turns": self.given.turns,
-            "settings": stream_settings(label, ranks), **git_state(),
+            "settings": files.stream_settings(label, ranks), **git_state(),
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         self.rows.pop((label, tokens), None)
@@ -183,7 +185,7 @@ class Campaign:
     def line(self, row: Row) -> str:
         """A row as a line: milliseconds a step, beside resident's, the bits, and a note."""
         took, (median, low, high, n) = row["status"], step_ms(row)
-        first = self.rows.get((reference(row["label"]), row["tokens"]))
+        first = self.rows.get((files.reference(row["label"]), row["tokens"]))
         if n:
             of = median / step_ms(first or row).median
             took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
@@ -238,7 +240,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         for label in given.engines:
             if make_engine(label).transfer == "fp8" and not given.turns:
                 raise ValueError(f"{label} is not exact; give --turns, to see by how much")
-            if CFG in label and (given.ranks % 2 or given.branches == 1):
+            if files.CFG in label and (given.ranks % 2 or given.branches == 1):
                 raise ValueError(f"{label} needs --branches 2 and an even number of --ranks")
     except ValueError as error:
         parser.error(str(error))

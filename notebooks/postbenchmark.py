@@ -617,6 +617,23 @@ if len(both):
           caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
           note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
                "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
+cells = compare.layout_cells(f)
+if len(cells):
+    alone = cost.query("source == 'bench' and gpus == 1 and engine == 'resident' and not again")
+    work = ["gpu_model", "tokens", "blocks", "branches"]
+    alone = alone.sort_values("started").groupby(work).step_s.last()
+    cells["half_s"] = alone.reindex(pd.MultiIndex.from_frame(cells[work])).to_numpy() / 2
+    cells["work"] = cells.work.str.removesuffix(", CFG parallel")
+    spans = [f"{machine} {' to '.join(dict.fromkeys(map(ratio, (here.min(), here.max()))))}"
+             for machine, here in cells[cells.engine == "resident"].groupby("machine").difference]  # fmt: skip
+    table(cells,
+          {"engine": "engine", "machine": "machine", "work": "work", "ulysses_s": "step, Ulysses",
+           "step_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
+           "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "step_n": "n"},
+          kinds={"half_s": "derived"},
+          caption=f"The same in turns in one process, with all weights there: {'; '.join(spans)}",
+          note="Two GPUs that each run one branch need about half of one GPU's time for both, as measured on a board of that "
+               "model; nothing but the predictions is exchanged.")  # fmt: skip
 if not (both.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
@@ -730,14 +747,16 @@ GIVEN = "stream, settings given"  # and not planned
 def by_tokens(cells, others):
     """Draw the step over resident by tokens: a panel for each machine and number of branches.
 
-    Of each cell one campaign has lines; `others` are faint marks.
+    Of each cell one campaign has lines; `others` are faint marks. One length alone has no panel.
     """
     engines = pd.concat([cells, others]).groupby("who").engine.first()
     markers = engines.map(MARKERS).fillna("o").to_dict()
     look = {"x": "tokens", "y": "over resident, %", "hue": "who", "style": "who", "legend": False,
             "palette": engines.map(colour).to_dict()}  # fmt: skip
     dashes = {name: (4, 3) if name == GIVEN else "" for name in engines.index}
-    groups = list(cells.groupby(["machine", "branches"]))
+    groups = [
+        each for each in cells.groupby(["machine", "branches"]) if each[1].tokens.nunique() > 1
+    ]
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
                                   figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
@@ -1104,21 +1123,38 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
 # weights say nothing about that.
 
 # %%
-ways = measured[measured.groupby("group").transfer.transform("nunique") > 1]
-ways = ways.sort_values(["group", "step_s"])
-ways["of_bf16_x"] = ways.step_s / ways.group.map(
-    ways[ways.transfer == "bf16"].groupby("group").step_s.min()
-)
-best = ways[ways.same_bits.eq(True)].groupby("group").head(1)
-TWO_PASSES = "ecd438b"  # the commit that unpacks fp8 so
-slow = (ways.transfer == "fp8") & ways.commit.str.startswith(TWO_PASSES)
-if len(ways):
-    table(ways,
-          {"name": "transfer", "machine": "machine", "work": "work", "h2d_step_bytes": "bytes a step", "step_s": "step",
-           "overhead": "over resident", "of_bf16_x": "of bf16's step", "off_share": "latents off by"}, interval=["step_s"],
-          caption="; ".join(f"Exact and fastest at {row.tokens:,} tokens on {row.machine}: {row.name}" for row in best.itertuples()),
-          note="Engines took turns in one process." + (f" Commit {TWO_PASSES} unpacks fp8 in two passes over the GPU's "
-               "memory, so packed is faster; a later one does it in one, which is not measured.") * bool(slow.any()))  # fmt: skip
+several = measured[measured.groupby("group").transfer.transform("nunique") > 1]
+several = several.sort_values("started")
+several = several[several.group.isin(several.drop_duplicates(CELL, keep="last").group)]
+ours = several[several.engine == "stream"]
+# Alike but for the transfer: all with a plan, or none.
+kinds = ours.groupby(["group", ours.label.str.startswith("planned")]).transfer.transform("nunique")
+ours = ours[kinds == kinds.groupby(ours.group).transform("max")]
+ours = ours.drop_duplicates(["group", "transfer"], keep="last")
+peers = several[several.engine.isin(["sglang", "diffusers"])]
+if len(ours):
+    sides = pd.concat([ours.assign(side=ours.transfer), peers.assign(side=peers.name)])
+    others = [*dict.fromkeys(peers.name)]
+    by = sides.pivot(index="group", columns="side", values="overhead").add_suffix("_overhead")
+    step = ours.pivot(index="group", columns="transfer", values="step_s")
+    by["packed_x"], by["fp8_x"] = step.packed / step.bf16, step.fp8 / step.bf16
+    by["off_share"] = ours[ours.transfer == "fp8"].set_index("group").off_share
+    by["over_limit"] = ours[ours.transfer == "packed"].set_index("group").over_limit
+    first = ours[ours.transfer == "bf16"].set_index("group")
+    by = by.join(first[["machine", "work", "tokens", "resident_s"]]).sort_values(CELL[::2])
+    by["n"] = sides.groupby("group").step_n.min()
+    least, others_bits = by.loc[by.packed_x.idxmin()], ours[ours.same_bits.eq(False)].transfer
+    same = "NOT the same" if "packed" in set(others_bits) else "bit by bit the same"
+    table(by.reset_index(),
+          {"machine": "machine", "work": "work", "bf16_overhead": "bf16", "packed_overhead": "packed, exact",
+           "fp8_overhead": "fp8, not exact", "off_share": "fp8's latents off by",
+           **{f"{name}_overhead": name for name in others}, "resident_s": "resident",
+           "packed_x": "packed over bf16", "fp8_x": "fp8 over bf16", "over_limit": "packed over its limit", "n": "n"},
+          caption=f"Packed blocks, {same}, take {by.packed_x.min():.2f} of bf16's step at {least.tokens:,} tokens on "
+                  f"{least.machine}, and {by.packed_x.max():.2f} at most; fp8 takes {by.fp8_x.min():.2f} to {by.fp8_x.max():.2f}",
+          note="A step over resident's, each row in one process where all took turns. Off by: relative error of the "
+               "latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or moving the "
+               "bytes. n: steps of what ran the fewest. A dash: not in that campaign.")  # fmt: skip
 
 # %%
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}

@@ -16,6 +16,7 @@ from wanreport.records import files
 
 CPU = ["--device", "cpu", "--tokens", "27", "--blocks", "4"]
 STREAM = "stream:slots=3,windows=[7000,90000,1000],shard=true,copy_streams=2"
+APART = [f"{name}:{files.CFG}=true" for name in ("resident", "layerwise", "stream", "planned")]
 PACKED = ["stream:transfer=packed", "planned:transfer=packed", "stream:transfer=fp8"]
 
 
@@ -44,7 +45,7 @@ def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, cap
     path, nowhere = tmp_path / "b.json", str(tmp_path / "nowhere")
     packed, planned, rounded = PACKED
     words = ["--ranks", "2", "--branches", "2", "--turns", "2", "--sglang", nowhere]
-    labels = [*ENGINES_AND_PEERS, STREAM, *PACKED]
+    labels = [*ENGINES_AND_PEERS, STREAM, *PACKED, *APART]
     assert main([*CPU, *words, "--json", str(path), "--engines", *labels]) == 0
     found, said = rows(path), capsys.readouterr().out
     assert set(found) == {*labels, files.LAST}
@@ -63,7 +64,9 @@ def test_a_campaign_in_turns_rehearses_as_it_will_run(tmp_path, monkeypatch, cap
     assert found[planned]["settings"]["transfer"] == "packed"
     plans = [each["plan"]["chosen"] for each in found["planned"]["ranks"]]
     assert len(set(plans)) == 1, "all ranks choose alike"
-    moved = {label: found[label]["ranks"][0]["counters"] for label in (STREAM, "stream", *PACKED)}
+    moved = {label: row["ranks"][0]["counters"] for label, row in found.items() if row["ranks"]}
+    one, both = moved[APART[1]], moved["layerwise:prefetch=1"]
+    assert 2 * one["h2d_bytes"] == both["h2d_bytes"] > 0, "a rank runs one branch"
     assert moved[STREAM]["unshards"] > 0
     brought = [moved[label]["h2d_bytes"] for label in (rounded, packed, "stream")]
     assert 0 < brought[0] < 0.6 * brought[2] and brought[0] < brought[1] < 0.85 * brought[2]
@@ -150,6 +153,7 @@ def test_tokens_are_those_of_a_video():
         (["--engines", "layerwise:depth=3"], "depth"),
         (["--engines", "laywise"], "resident, swap"),
         (["--engines", "stream:transfer=fp8"], "--turns"),  # beside resident it says how far off
+        (["--engines", "swap:enable_cfg_parallel=true", "--branches", "2"], "even"),
         (["--tokens", "3120;7800"], "3120;7800"),
         (["--tokens", "10007"], "1560"),
         (["--blocks", "0"], "1 to 64"),

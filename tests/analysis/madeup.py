@@ -25,7 +25,7 @@ def run(engine, step=20.0, *, n=6, **changes):
         "prefetch": 1 if engine == "layerwise" else None, "vram_budget_gb": NAN, "settings": {},
         "step_s": step, "step_low_s": step * (1 - off), "step_high_s": step * (1 + off),
         "step_n": n, "wall_s": 100.0, "h2d_step_bytes": 0.0, "link_gb_s": 50.0, "latents": "bits",
-        "traced": None,
+        "traced": None, "file": "results/m/f.json", "transfer": "bf16", "plan_inputs": None,
         "repeats": None, "formula_ok": None, "allocated_bytes": 9e9, "reserved_bytes": 9e9,
     }  # fmt: skip
     return row | changes

@@ -143,6 +143,13 @@ def test_the_limit_is_compute_or_the_link_and_bits_are_residents():
     found = told(run("resident", 10.0), *(run("layerwise", 21.0, **how) for how in moved))
     assert found.limit_s.tolist()[1:3] == [10.0, 20.0] and math.isnan(found.limit_s.iloc[3])
     assert found.over_limit.iloc[2] == pytest.approx(1.05)
+    # Unpacking takes 5 ms a block of half a GB by itself, and a sharded block is whole by then.
+    plan = {"unpack_s": 5e-3, "packed_bytes": 5 * 10**8}
+    packed = {"transfer": "packed", "h2d_step_bytes": 5e9, "gpus": 2}
+    ways = [{"plan_inputs": plan}, {}, {"settings": {"shard": True}}, {"h2d_step_bytes": 1e12},
+            {"file": "another"}, {"transfer": "bf16"}]  # fmt: skip
+    found = told(run("resident", 10.0), *(run("stream", 21.0, **packed | way) for way in ways))
+    assert found.limit_s.tolist()[1:] == pytest.approx([10.05, 10.05, 10.1, 20.0, 10.0, 10.0])
     rows = [run("resident"), run("layerwise"), run("swap", latents="x"),
             run("stream", repeats=False), run("fsdp", latents=None)]  # fmt: skip
     assert told(*rows).same_bits.tolist()[1:] == [True, False, False, None]
@@ -176,6 +183,35 @@ def test_layouts_are_compared_engine_by_engine_and_held_against_their_own_reside
     assert layerwise.overhead_cfg == pytest.approx(7.62 / 7.6 - 1)
     assert layerwise.overhead_ulysses == pytest.approx(8.7 / 8.4 - 1)
     assert compare.layouts(frames(*rows[::2])).empty and compare.layouts(EMPTY).empty
+    packed = run("stream", transfer="packed", started="3")
+    found = compare.headline(frames(run("resident"), run("stream", started="2"), packed))
+    assert found.transfer.tolist() == ["bf16"]
+
+
+def test_both_layouts_of_a_campaign_are_compared_engine_by_engine(tmp_path):
+    """They are cells of their own: Ulysses' resident is no reference for the others, and stream
+    with CFG parallelism no rival of engines without."""
+    apart = {"resident": 0.6, "layerwise:prefetch=1": 0.66, "planned": 0.61, "fsdp": 0.7,
+             "sglang:prefetch=1": 0.65}  # fmt: skip
+    steps = {label + ("," if ":" in label else ":") + "enable_cfg_parallel=true": factor
+             for label, factor in apart.items()}  # fmt: skip
+    both = {"resident": 1.0, "layerwise:prefetch=1": 1.2, "planned": 1.01,
+            "sglang:prefetch=1": 1.3, "resident again": 1.0}  # fmt: skip
+    campaigns.write(campaigns.campaign(factors=both | steps, branches=2), tmp_path)
+    found = load([tmp_path])
+    cells = compare.layout_cells(found)
+    assert len(cells) == 12 and set(cells.claim) == {"faster"}, "fsdp has no counterpart"
+    here = cells[cells.tokens == 7800].set_index("engine")
+    assert here.difference.to_dict() == pytest.approx(
+        {"layerwise": 0.66 / 1.2 - 1, "resident": 0.6 - 1, "sglang": 0.65 / 1.3 - 1,
+         "stream": 0.61 / 1.01 - 1})  # fmt: skip
+    assert here.overhead.to_dict() == pytest.approx(
+        {"layerwise": 0.1, "resident": 0.0, "sglang": 0.65 / 0.6 - 1, "stream": 0.61 / 0.6 - 1}
+    )
+    assert not compare.rivals(found).cfg_parallel.any() and len(compare.rivals(found)) == 6
+    assert compare.layout_cells(EMPTY).empty
+    whole = found.runs[found.runs.label == "sglang:prefetch=1"].h2d_step_bytes.iloc[0]
+    assert 2 * here.h2d_step_bytes.sglang == whole, "a rank runs one branch"
 
 
 def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():

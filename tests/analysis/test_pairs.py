@@ -150,8 +150,10 @@ def test_the_committed_runs():
     """What they say; runs that come later may find closer pairs."""
     found = pairs(synthetic.committed())
     pcie = found[found.machine == "2× H100, PCIe path"]
-    gpus = of(pcie, "gpus")
+    gpus = of(pcie[pcie.source == "job"], "gpus")
     assert gpus.claim == "slower" and 0.2 < gpus.effect_low_s < gpus.effect_high_s < 0.35
+    parts = pcie.query("changed == 'gpus' and source == 'bench'")
+    assert set(parts.name_a) == {"SGLang 0.5.23"} and set(parts.claim) == {"slower"}
     late = of(found[found.machine == "1× H100"], "prefetch")
     assert late.together_with == [] and late.claim == "within noise"
     # Measured with a setting of NCCL, which one GPU has no use for: it is no other machine.

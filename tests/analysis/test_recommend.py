@@ -21,7 +21,8 @@ def test_of_what_is_as_fast_the_measured_goes_first_then_what_needs_less_memory(
     assert best.total_s == pytest.approx(88.5085) and best.needs_bytes == 9_493_896_192
     assert best.total_s < second.total_s * (1 + ALIKE) and best.needs_bytes < second.needs_bytes
     alone = ways(H100, 1)
-    assert alone.groupby("height").engine.first().tolist() == ["stream", "stream"]
+    assert alone.engine.tolist() == ["layerwise", "stream", "stream", "layerwise"]
+    assert alone.needs_bytes[0] < alone.needs_bytes[1] < 1.1 * alone.needs_bytes[0]
     assert alone[alone.kind == "measured"].height.tolist() == [480, 480]
     assert set(alone.layout) == {"one GPU"}
     tied, other = (row for row in ways(H200, 4).query("height == 720").itertuples())

@@ -141,7 +141,7 @@ def test_code_keeps_its_words_and_strings_alone_have_their_colour(tmp_path):
     _, soup = made(tmp_path, f"# %%\nx = 1\n# %%\n{cell}\n")
     (code,) = [pre for pre in soup.select(".highlight pre") if "min" in pre.text]
     assert code.text.strip() == cell
-    assert [each.text for each in code.select(".s")] == ['f"{', ':.0f} min"', "'class=\"s1\"'"]
+    assert [each.text for each in code.select("i")] == ['f"{', ':.0f} min"', "'class=\"s1\"'"]
 
 
 @pytest.mark.parametrize(("cell", "what"), [

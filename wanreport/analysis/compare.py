@@ -32,12 +32,13 @@ def places(runs: pd.DataFrame) -> pd.Series:
 
 
 def plain_jobs(runs: pd.DataFrame, *, every: bool = False, layouts: bool = False) -> pd.DataFrame:
-    """Keep eager jobs of both branches without a budget, by Ulysses alone or in both `layouts`.
+    """Keep eager jobs of both branches without a budget, in bfloat16 by Ulysses alone.
 
+    With `layouts` those with CFG parallelism and with packed transfers count, too.
     Of each the latest run counts, and only with prefetch 1, unless `every` does.
     """
     plain = (runs.source == "job") & ~runs.compiled & (runs.branches == 2)
-    plain &= runs.vram_budget_gb.isna() & (layouts | ~runs.cfg_parallel)
+    plain &= runs.vram_budget_gb.isna() & (layouts | ~runs.cfg_parallel & (runs.transfer == "bf16"))
     return runs[plain & (every | runs.latest & (runs.prefetch.fillna(1) == 1))]
 
 
@@ -104,7 +105,7 @@ def layout_cells(frames: Frames) -> pd.DataFrame:
     beside = cfg.run.str.replace(rf"[:,]{CFG}=true", "", regex=True)
     cfg = cfg[beside.isin(runs.index)].sort_values(["machine", "tokens", "engine"])
     ulysses = runs.loc[beside[cfg.index]].set_axis(cfg.index)
-    return cfg.assign(**told(cfg, ulysses), ulysses_s=ulysses.step_s)
+    return cfg.assign(**difference(cfg, ulysses, ulysses.drift), ulysses_s=ulysses.step_s)
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:

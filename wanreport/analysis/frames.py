@@ -21,7 +21,8 @@ row), identifies a run in all of them. Beside what files say (:mod:`wanreport.an
                             same work, on the same boards if there is one
     overhead, overhead_low, overhead_high, allowance, claim   :func:`stats.difference` from it
     drift, bracketed        by what share resident moved meanwhile, and whether that is known
-    limit_s, over_limit     the longer of resident's step and moving the bytes; a step over it
+    limit_s, over_limit     the longer of resident's step, with what unpacking takes by itself, and
+                            of moving the bytes; a step over it
     same_boards, same_bits  whether both ran on the same GPUs, and have the same bits
 """
 
@@ -191,13 +192,26 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = found.join(gaps[["overhead", "overhead_low", "overhead_high", "allowance", "claim"]])
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
-    found["limit_s"] = theirs.step_s.clip(lower=copying).where(copying.notna())
+    unpacking = (found.h2d_step_bytes * _unpack_s(found)).fillna(0)
+    found["limit_s"] = (theirs.step_s + unpacking).clip(lower=copying).where(copying.notna())
     found["over_limit"] = found.step_s / found.limit_s
     found["same_boards"] = found.boards.astype(bool) & (found.boards == theirs.boards)
     known = found.latents.notna() & theirs.latents.notna()
     same = (found.latents == theirs.latents).astype(object).where(known, None)
     found["same_bits"] = same.mask(found.repeats.eq(False), False)
     return runs.join(found[[name for name in found if name not in runs]])
+
+
+def _unpack_s(runs: pd.DataFrame) -> pd.Series:
+    """Seconds that unpacking takes for each byte that a rank copies, as plans of the file have it.
+
+    Missing for blocks that travel as they are.
+    """
+    inputs = pd.DataFrame([each or {} for each in runs.plan_inputs], runs.index)
+    inputs = inputs.reindex(columns=["unpack_s", "packed_bytes"]).astype(float)
+    of_byte = (inputs.unpack_s / inputs.packed_bytes).groupby([runs.file, runs.transfer])
+    shared = runs.gpus.where([each.get("shard", False) for each in runs.settings], 1)
+    return of_byte.transform("median") * shared.astype(float)
 
 
 NOTHING = new_record(Job(name="none", engine="resident", num_gpus=1, scale="tiny"))

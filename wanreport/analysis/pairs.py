@@ -62,7 +62,7 @@ def pairs(frames: Frames) -> pd.DataFrame:
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
-        which = {"windows": here, "engine": here & ~stream & (a.gpus == 2)}.get(
+        which = {"windows": here & ~differ.transfer, "engine": here & ~stream & (a.gpus == 2)}.get(
             changed, here & ~differ.windows & (~stream if cause else both))  # fmt: skip
         which = (elsewhere if changed in OWN_RESIDENT else which) & differ[changed]
         which &= b.engine.isin(OLD) == (changed == "engine")

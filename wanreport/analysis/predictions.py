@@ -92,11 +92,12 @@ def runs_on(runs: pd.DataFrame, gpu: str, interconnect: str) -> pd.DataFrame:
 def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
-    Those are eager, by Ulysses alone, the latest, and of several GPUs on the ``interconnect``.
-    Raises PredictionError if no windows are known.
+    Those are eager, in bfloat16 by Ulysses alone, the latest, and of several GPUs on the
+    ``interconnect``. Raises PredictionError if no windows are known.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
+    here = here[here.transfer == "bf16"]  # other windows have unpacking beside them
     others = "|".join([f"/{EARLIER}/", *(f"^{folder}/" for folder in RESULTS_DIRS[1:])])
     here = here[~here.file.str.contains(others) & here.dtype.isin([DTYPE, ""])]
     for row in here.sort_values(["source", "file"], kind="stable").itertuples():

@@ -31,7 +31,8 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
     split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
-    setting = [prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget", split]
+    setting = [prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget",
+               (job.get("transfer") == "packed") and "packed", split]  # fmt: skip
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
     alike = [r.software.torch, *map(job.get, WORKLOAD), *(getattr(model, key) for key in MODEL)]
     workload = json.dumps(alike + [split] * bool(split), default=str)
@@ -97,7 +98,8 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
             "prefetch": given.get("prefetch"), "name": shown + " again" * again,
             **_of(said, "blocks", "branches"), "gpus": said.ranks, "compiled": said.compile,
             "work": _joined(f"{row.tokens:,} tokens, {said.blocks} blocks, {step}", split),
-            "cfg_parallel": bool(split), "group": f"{file}#{row.tokens}{split}", **_of(row, "label", "status", "reason", "tokens"),
+            "cfg_parallel": bool(split), "group": f"{file}#{row.tokens}{split}",
+            **_of(row, "label", "status", "reason", "tokens"),
             "commit": row.git_sha, "started": row.ended_at,
             "link_gb_s": min(rates.get(row.tokens, ()), default=None),  # the slowest rank's
             "block_bytes": bench.bytes // said.blocks,

@@ -236,7 +236,7 @@ def _highlighted(source: str) -> str:
 
 
 def _one_string(spans: re.Match[str]) -> str:
-    return f'<span class="s">{re.sub("<[^>]*>", "", spans[0])}</span>'
+    return f"<i>{re.sub('<[^>]*>', '', spans[0])}</i>"  # short: a page has thousands
 
 
 @cache
