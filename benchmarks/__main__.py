@@ -62,9 +62,8 @@ class Campaign:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.order = [
-            *dict.fromkeys([FIRST, *map(files.reference, given.engines), *given.engines, LAST])
-        ]
+        labels = [FIRST, *map(files.reference, given.engines), *given.engines, LAST]
+        self.order = [*dict.fromkeys(labels)]
         self.code: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}  # label -> why its peer cannot run
         for label in self.order:
@@ -143,9 +142,9 @@ class Campaign:
 
             def collect() -> None:
                 for n in self._pending(labels):
-                    files = [out / f"rows-{n}-rank{rank}.json" for rank in range(count)]
-                    if all(file.is_file() for file in files):
-                        parts = [json.loads(file.read_text("utf-8")) for file in files]
+                    there = [out / f"rows-{n}-rank{rank}.json" for rank in range(count)]
+                    if all(file.is_file() for file in there):
+                        parts = [json.loads(file.read_text("utf-8")) for file in there]
                         for label, *ranks in zip(labels, *parts, strict=True):
                             self._end(label, n, "ok", ranks=ranks, out=out)
 
