@@ -780,6 +780,7 @@ def by_tokens(cells, others):
     for number, axes in enumerate(panels.flat):
         axes.minorticks_off()
         axes.set_visible(number < len(groups))
+        axes.tick_params(labelbottom=number >= len(groups) - 2)
     keys = [Line2D([], [], label=name, color=colour(engine), marker=markers[name], linewidth=1.2,
                    linestyle=figures.DASHES if name == GIVEN else "-") for name, engine in engines.items()]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper left", ncols=4)
@@ -794,7 +795,8 @@ measured = measured.assign(off_share=off.mask(measured.same_bits.eq(True), 0.0))
 # Many settings of one engine beside each other are a section of their own.
 exact = measured[(measured.engine == "stream") & (measured.transfer == "bf16")]
 many = exact.groupby("group").name.transform("nunique").reindex(measured.index) > 4
-cells = measured[(measured.transfer == "bf16") & ~many].astype({"tokens": int})
+plain = (measured.transfer == "bf16") & ~measured.cfg_parallel & ~many
+cells = measured[plain].astype({"tokens": int})
 cells["over resident, %"] = 100 * cells.overhead
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
 drawn = cells.index.isin(compare.counting(f).index)
@@ -1146,13 +1148,13 @@ if len(ours):
     least, others_bits = by.loc[by.packed_x.idxmin()], ours[ours.same_bits.eq(False)].transfer
     same = "NOT the same" if "packed" in set(others_bits) else "bit by bit the same"
     table(by.reset_index(),
-          {"machine": "machine", "work": "work", "bf16_overhead": "bf16", "packed_overhead": "packed, exact",
+          {"machine": "machine", "tokens": "tokens", "bf16_overhead": "bf16", "packed_overhead": "packed, exact",
            "fp8_overhead": "fp8, not exact", "off_share": "fp8's latents off by",
            **{f"{name}_overhead": name for name in others}, "resident_s": "resident",
-           "packed_x": "packed over bf16", "fp8_x": "fp8 over bf16", "over_limit": "packed over its limit", "n": "n"},
+           "packed_x": "packed over bf16", "over_limit": "packed over its limit", "n": "n"},
           caption=f"Packed blocks, {same}, take {by.packed_x.min():.2f} of bf16's step at {least.tokens:,} tokens on "
                   f"{least.machine}, and {by.packed_x.max():.2f} at most; fp8 takes {by.fp8_x.min():.2f} to {by.fp8_x.max():.2f}",
-          note="A step over resident's, each row in one process where all took turns. Off by: relative error of the "
+          note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's; in each row all took turns in one process. Off by: relative error of the "
                "latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or moving the "
                "bytes. n: steps of what ran the fewest. A dash: not in that campaign.")  # fmt: skip
 

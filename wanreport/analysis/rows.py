@@ -81,6 +81,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
              for row in bench.rows if row.label == files.FIRST}  # fmt: skip
     for row in bench.rows:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
+        given = {"prefetch": 1} | given if name == "layerwise" else given  # its default
         planned, again = name == "planned", row.label == files.LAST
         split = "CFG parallel" if given.pop(files.CFG, False) else ""
         engine = "stream" if planned else name
