@@ -1,8 +1,9 @@
 """Times the offload engines beside their peers, on the same blocks and shapes.
 
 Each engine has processes of its own, one a rank. `resident` runs first and last, to show how far
-the machine drifted. With --turns all engines are in one process and take turns there and back
-(A B B A), for gaps of a few per cent. Rows are written as they end.
+the machine drifted, and once with CFG parallelism if others do. With --turns all engines are in one
+process and take turns there and back (A B B A), for gaps of a few per cent. Rows are written as
+they end.
 """
 
 import argparse
@@ -219,7 +220,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--blocks", **FEW, help="blocks of the expert; A14B has 40 (default 20)")
     add("--branches", type=int, choices=(1, 2), default=1, help="2: a step with guidance")
     add("--engines", nargs="+", metavar="NAME[:KEY=VALUE,…]", default=ENGINES_AND_PEERS,
-        help="default: " + " ".join(ENGINES_AND_PEERS))  # fmt: skip
+        help="default: " + " ".join(ENGINES_AND_PEERS)
+             + "; with enable_cfg_parallel=true each branch has half of the ranks")  # fmt: skip
     add("--sglang", metavar="DIR", help="folder of its package, if it is not installed")
     add("--turns", **FEW, default=0, help="of each engine, all in one process; best even")
     add("--budget-minutes", type=float, default=math.inf, help="what is left then is not run")

@@ -177,11 +177,12 @@ def measure(
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
     rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
-    exact: list[Tensor] = []  # resident's
+    exact: dict[Any, list[Tensor]] = {}  # resident's of each layout
     for row, lane in zip(rows, lanes, strict=True):
         if lane.engine.transfer == "fp8":
-            exact = exact or lanes[0].denoised()
-            pairs = zip(lane.denoised(), exact, strict=True)
+            if lane.pair not in exact:
+                exact[lane.pair] = next(each for each in lanes if each.pair is lane.pair).denoised()
+            pairs = zip(lane.denoised(), exact[lane.pair], strict=True)
             errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
             said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
             row |= {"latents_error": errors, "note": said}

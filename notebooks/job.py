@@ -528,7 +528,7 @@ if len(plan):
                  "weights_bytes": "weights on the GPU"},
           kind="predicted", kinds={"trial_s": "measured"},
           caption=f"The plan took {taken.settings}.{off}{'.' * bool(off)}",
-          note="Limit: the longer of a resident step and of moving its bytes.")  # fmt: skip
+          note="Limit: the longer of a resident step and of moving its bytes, without unpacking.")  # fmt: skip
 
 # %% [markdown] tags=["with-output"]
 # ## Runs of the same job

@@ -622,18 +622,19 @@ if len(cells):
     alone = cost.query("source == 'bench' and gpus == 1 and engine == 'resident' and not again")
     work = ["gpu_model", "tokens", "blocks", "branches"]
     alone = alone.sort_values("started").groupby(work).step_s.last()
-    cells["half_s"] = alone.reindex(pd.MultiIndex.from_frame(cells[work])).to_numpy() / 2
+    half = alone.reindex(pd.MultiIndex.from_frame(cells[work])).to_numpy() / 2
+    cells["half_s"] = pd.Series(half, cells.index).where(cells.gpus == 2)
     cells["work"] = cells.work.str.removesuffix(", CFG parallel")
     spans = [f"{machine} {' to '.join(dict.fromkeys(map(ratio, (here.min(), here.max()))))}"
              for machine, here in cells[cells.engine == "resident"].groupby("machine").difference]  # fmt: skip
     table(cells,
-          {"engine": "engine", "machine": "machine", "work": "work", "ulysses_s": "step, Ulysses",
+          {"what": "engine", "machine": "machine", "work": "work", "ulysses_s": "step, Ulysses",
            "step_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
-           "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "step_n": "n"},
+           "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "n": "n"},
           kinds={"half_s": "derived"},
-          caption=f"The same in turns in one process, with all weights there: {'; '.join(spans)}",
-          note="Two GPUs that each run one branch need about half of one GPU's time for both, as measured on a board of that "
-               "model; nothing but the predictions is exchanged.")  # fmt: skip
+          caption=f"Both layouts in one campaign; a step of resident with CFG parallelism over Ulysses: {'; '.join(spans)}",
+          note="Each of two GPUs runs one branch, which takes about half of the time that one GPU needs for both (on other boards "
+               "of that model). n: steps of the layout that ran fewer.")  # fmt: skip
 if not (both.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
@@ -747,16 +748,14 @@ GIVEN = "stream, settings given"  # and not planned
 def by_tokens(cells, others):
     """Draw the step over resident by tokens: a panel for each machine and number of branches.
 
-    Of each cell one campaign has lines; `others` are faint marks. One length alone has no panel.
+    Of each cell one campaign has lines; `others` are faint marks.
     """
     engines = pd.concat([cells, others]).groupby("who").engine.first()
     markers = engines.map(MARKERS).fillna("o").to_dict()
     look = {"x": "tokens", "y": "over resident, %", "hue": "who", "style": "who", "legend": False,
             "palette": engines.map(colour).to_dict()}  # fmt: skip
     dashes = {name: (4, 3) if name == GIVEN else "" for name in engines.index}
-    groups = [
-        each for each in cells.groupby(["machine", "branches"]) if each[1].tokens.nunique() > 1
-    ]
+    groups = list(cells.groupby(["machine", "branches"]))
     down = -(-len(groups) // 2)
     figure, panels = plt.subplots(down, 2, sharex=True, sharey=True, squeeze=False,
                                   figsize=(WIDTH, 0.9 + 2.3 * down))  # fmt: skip
@@ -801,12 +800,14 @@ cells["over resident, %"] = 100 * cells.overhead
 cells["who"] = cells["name"].mask((cells.engine == "stream") & (cells.label != "planned"), GIVEN)
 drawn = cells.index.isin(compare.counting(f).index)
 best = cells[drawn]
+lengths = best.groupby(["machine", "branches"]).tokens.transform("nunique")
+curves = best[lengths > 1]
 rivals = compare.rivals(f)
-if best.overhead.notna().any():
+if curves.overhead.notna().any():
     alone = best[(best.gpus == 1) & (best.engine == "stream")]
     alone = alone.groupby("tokens").overhead.max()[::-1].cummax()
     free = alone.index[alone < LITTLE].min()
-    show(by_tokens(best, cells[~drawn]),
+    show(by_tokens(curves, cells[~drawn]),
          caption=(f"Beyond noise, stream is {compare.beaten(rivals)}. " if len(rivals) else "")
                  + f"On one GPU its median costs at most {share(LITTLE)} from {free:,} tokens on. " * bool(free == free)
                  + "Hollow: resident did not run again; faint: other campaigns.")  # fmt: skip
@@ -851,13 +852,13 @@ for machine, here in measured.groupby("machine"):
            "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",
            "allocated_bytes": "peak allocated", "same_bits": "same bits", **off}, interval=["step_s"],
           caption=f"Every row measured on {machine}", fold=f"Every row measured on {machine}",
-          note="Step: median [95 % interval]. The limit is the larger of resident's step and of the bytes over the "
-               "link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip
+          note="Step: median [95 % interval]. The limit is the larger of resident's step (of packed blocks, with what unpacking takes "
+               "by itself, where that is known) and of the bytes over the link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip
 
 # %%
 plans = cost[cost.planned_step_s.notna()].assign(error=cost.planned_step_s / cost.step_s - 1)
 plans["of"] = plans.source.map({"job": "the full model", "bench": "other runs of such cells"})
-plans.loc[plans.index.isin(best.index), "of"] = "the runs drawn above"
+plans.loc[plans.index.isin(curves.index), "of"] = "the runs drawn above"
 errors = plans.assign(size=plans.error.abs()).groupby("of", as_index=False).agg(
     n=("size", "size"), median_share=("size", "median"), worst_share=("size", "max"),
     shorter=("error", lambda error: f"{(error < 0).sum()} of {len(error)}"))  # fmt: skip
@@ -1125,38 +1126,39 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
 # weights say nothing about that.
 
 # %%
-several = measured[measured.groupby("group").transfer.transform("nunique") > 1]
-several = several.sort_values("started")
-several = several[several.group.isin(several.drop_duplicates(CELL, keep="last").group)]
-ours = several[several.engine == "stream"]
-# Alike but for the transfer: all with a plan, or none.
-kinds = ours.groupby(["group", ours.label.str.startswith("planned")]).transfer.transform("nunique")
-ours = ours[kinds == kinds.groupby(ours.group).transform("max")]
-ours = ours.drop_duplicates(["group", "transfer"], keep="last")
-peers = several[several.engine.isin(["sglang", "diffusers"])]
-if len(ours):
-    sides = pd.concat([ours.assign(side=ours.transfer), peers.assign(side=peers.name)])
-    others = [*dict.fromkeys(peers.name)]
-    by = sides.pivot(index="group", columns="side", values="overhead").add_suffix("_overhead")
-    step = ours.pivot(index="group", columns="transfer", values="step_s")
-    by["packed_x"], by["fp8_x"] = step.packed / step.bf16, step.fp8 / step.bf16
-    by["off_share"] = ours[ours.transfer == "fp8"].set_index("group").off_share
-    by["over_limit"] = ours[ours.transfer == "packed"].set_index("group").over_limit
-    first = ours[ours.transfer == "bf16"].set_index("group")
-    by = by.join(first[["machine", "work", "tokens", "resident_s"]]).sort_values(CELL[::2])
-    by["n"] = sides.groupby("group").step_n.min()
-    least, others_bits = by.loc[by.packed_x.idxmin()], ours[ours.same_bits.eq(False)].transfer
-    same = "NOT the same" if "packed" in set(others_bits) else "bit by bit the same"
+ways = measured[(measured.engine == "stream") & ~measured.cfg_parallel].sort_values("step_s")
+ways["planned"] = ways.label.str.startswith("planned")
+wide = ways.pivot_table(index=["group", "planned"], columns="transfer", aggfunc="first", sort=False,
+                        values=["step_s", "overhead", "over_limit", "off_share"])  # fmt: skip
+kinds = pd.MultiIndex.from_product(
+    [["step_s", "overhead", "over_limit", "off_share"], ["bf16", "packed", "fp8"]]
+)
+wide = wide.reindex(columns=kinds).dropna(subset=[("step_s", "bf16"), ("step_s", "packed")])
+if len(wide):
+    wide.columns = ["_".join(each) for each in wide]
+    about = ["machine", "branches", "tokens", "blocks", "work", "resident_s", "started"]
+    by = wide.join(ways.groupby(["group", "planned"])[about].first()).reset_index("planned")
+    by["several"] = by[["step_s_packed", "step_s_fp8"]].notna().sum(axis=1)
+    by = by.sort_values(["several", "started"]).drop_duplicates([*CELL, "blocks"], keep="last")
+    peers = measured[measured.name.str.match("SGLang|diffusers") & measured.group.isin(by.index)]
+    theirs = peers.pivot_table(index="group", columns="name", values="overhead", aggfunc="min")
+    by = by.join(theirs.add_suffix("_overhead")).sort_values(["machine", "tokens"])
+    by["ratio_x"] = by.step_s_packed / by.step_s_bf16
+    by["n"] = pd.concat([ways, peers]).groupby("group").step_n.min()
+    least = by.loc[by.ratio_x.idxmin()]
+    there = f"; there fp8, which is not, takes {least.step_s_fp8 / least.step_s_bf16:.2f}"
+    exact = ways[ways.group.isin(by.index) & (ways.transfer == "packed")].same_bits.eq(True).all()
     table(by.reset_index(),
-          {"machine": "machine", "tokens": "tokens", "bf16_overhead": "bf16", "packed_overhead": "packed, exact",
-           "fp8_overhead": "fp8, not exact", "off_share": "fp8's latents off by",
-           **{f"{name}_overhead": name for name in others}, "resident_s": "resident",
-           "packed_x": "packed over bf16", "over_limit": "packed over its limit", "n": "n"},
-          caption=f"Packed blocks, {same}, take {by.packed_x.min():.2f} of bf16's step at {least.tokens:,} tokens on "
-                  f"{least.machine}, and {by.packed_x.max():.2f} at most; fp8 takes {by.fp8_x.min():.2f} to {by.fp8_x.max():.2f}",
-          note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's; in each row all took turns in one process. Off by: relative error of the "
-               "latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or moving the "
-               "bytes. n: steps of what ran the fewest. A dash: not in that campaign.")  # fmt: skip
+          {"machine": "machine", "tokens": "tokens", "overhead_bf16": "bf16", "overhead_packed": "packed, exact",
+           "overhead_fp8": "fp8, not exact", "off_share_fp8": "fp8's latents off by",
+           **{f"{name}_overhead": name for name in theirs}, "resident_s": "resident",
+           "ratio_x": "packed over bf16", "over_limit_packed": "packed over its limit", "n": "n"},
+          caption=f"Packed blocks{', bit by bit the same,' * bool(exact)} take {least.ratio_x:.2f} of bf16's step at {least.tokens:,} tokens on "
+                  f"{least.machine}, and {by.ratio_x.max():.2f} at most{there * bool(least.step_s_fp8 > 0)}",
+          note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's, each row in one campaign on the same boards. Off by: "
+               "relative error of the latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or "
+               "moving the bytes. With plans (two GPUs) each transfer has windows of its own, or none. n: steps of what ran the "
+               "fewest. A dash: not in that campaign.")  # fmt: skip
 
 # %%
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}

@@ -154,6 +154,7 @@ def test_tokens_are_those_of_a_video():
         (["--engines", "laywise"], "resident, swap"),
         (["--engines", "stream:transfer=fp8"], "--turns"),  # beside resident it says how far off
         (["--engines", "swap:enable_cfg_parallel=true", "--branches", "2"], "even"),
+        (["--engines", "swap:enable_cfg_parallel=no"], "true or left out"),
         (["--tokens", "3120;7800"], "3120;7800"),
         (["--tokens", "10007"], "1560"),
         (["--blocks", "0"], "1 to 64"),

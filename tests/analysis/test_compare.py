@@ -144,12 +144,13 @@ def test_the_limit_is_compute_or_the_link_and_bits_are_residents():
     assert found.limit_s.tolist()[1:3] == [10.0, 20.0] and math.isnan(found.limit_s.iloc[3])
     assert found.over_limit.iloc[2] == pytest.approx(1.05)
     # Unpacking takes 5 ms a block of half a GB by itself, and a sharded block is whole by then.
-    plan = {"unpack_s": 5e-3, "packed_bytes": 5 * 10**8}
+    plan = {"unpack_s": 5e-3, "packed_bytes": 5 * 10**8}  # without one it is not known
     packed = {"transfer": "packed", "h2d_step_bytes": 5e9, "gpus": 2}
     ways = [{"plan_inputs": plan}, {}, {"settings": {"shard": True}}, {"h2d_step_bytes": 1e12},
             {"file": "another"}, {"transfer": "bf16"}]  # fmt: skip
     found = told(run("resident", 10.0), *(run("stream", 21.0, **packed | way) for way in ways))
-    assert found.limit_s.tolist()[1:] == pytest.approx([10.05, 10.05, 10.1, 20.0, 10.0, 10.0])
+    assert found.limit_s.tolist()[1:] == pytest.approx(
+        [10.05, 10.05, 10.1, 20.0, NAN, 10.0], nan_ok=True)  # fmt: skip
     rows = [run("resident"), run("layerwise"), run("swap", latents="x"),
             run("stream", repeats=False), run("fsdp", latents=None)]  # fmt: skip
     assert told(*rows).same_bits.tolist()[1:] == [True, False, False, None]
@@ -193,7 +194,8 @@ def test_both_layouts_of_a_campaign_are_compared_engine_by_engine(tmp_path):
     with CFG parallelism no rival of engines without."""
     apart = {"resident": 0.6, "layerwise:prefetch=1": 0.66, "planned": 0.61, "fsdp": 0.7,
              "sglang:prefetch=1": 0.65}  # fmt: skip
-    steps = {label + ("," if ":" in label else ":") + "enable_cfg_parallel=true": factor
+    steps = {label.replace(":", ":enable_cfg_parallel=true,") if ":" in label
+             else label + ":enable_cfg_parallel=yes": factor
              for label, factor in apart.items()}  # fmt: skip
     both = {"resident": 1.0, "layerwise:prefetch=1": 1.2, "planned": 1.01,
             "sglang:prefetch=1": 1.3, "resident again": 1.0}  # fmt: skip

@@ -92,6 +92,8 @@ def test_other_machines_are_held_against_their_own_resident():
     assert path.change == "PCIe path → NVLink" and path.machine_b == "NVLink"
     other = [each | {"gpu_model": "H200"} for each in alone]
     assert "gpus" not in set(told(*on_pcie, *other).changed)
+    longer = {"h2d_step_bytes": 230e9}  # 4.6 s at 50 GB/s: its copies take that long on any path
+    assert "gpus" not in set(told(on_pcie[0], on_pcie[1] | longer, *alone).changed)
 
 
 def test_compiling_is_held_against_eager_each_with_its_own_resident():
@@ -124,6 +126,11 @@ def test_each_transfer_is_held_against_bf16_and_its_fewer_bytes_follow_from_it()
     found = told(*rows).query("changed == 'transfer'")
     assert sorted(found.change) == ["fp8 → bf16", "packed → bf16"]
     assert found.together_with.tolist() == [[], []]
+    # They tell of no cause, and not of windows.
+    others = [run("layerwise", 22.0), slots(17.0, windows=(1, 2, 3))]
+    assert {"allocations", "windows"} <= set(told(*rows, *others, counted=True).changed)
+    found = told(rows[0], *rows[2:], *others, counted=True)
+    assert not {row["run"] for row in rows[2:]} & {*found.run_a, *found.run_b}
 
 
 @pytest.mark.parametrize(("changed", "value"), [

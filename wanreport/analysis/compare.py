@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
+from wanreport.analysis.rows import CFG
 from wanreport.analysis.stats import Runs, difference
 from wanreport.jobs.job import load_job
-from wanreport.records.files import CFG
 from wanreport.records.project import project_root
 from wanreport.words import counted, ratio
 
@@ -90,7 +90,8 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
     Each ``overhead`` is over resident of the same layout.
     """
-    plain = plain_jobs(overhead(frames), layouts=True).query("gpus > 1")
+    plain = plain_jobs(overhead(frames), layouts=True)
+    plain = plain.query("gpus > 1 and transfer == 'bf16'")
     split = plain.cfg_parallel
     cfg, ulysses = nearest(plain[split], plain[~split], *WHERE, "engine", "frames")
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))
@@ -99,13 +100,19 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
 
 def layout_cells(frames: Frames) -> pd.DataFrame:
-    """Compare both layouts in benchmarks: the run of each engine with the one of its campaign."""
-    runs = overhead(frames)
-    cfg = runs[(runs.source == "bench") & runs.cfg_parallel]
-    beside = cfg.run.str.replace(rf"[:,]{CFG}=true", "", regex=True)
-    cfg = cfg[beside.isin(runs.index)].sort_values(["machine", "tokens", "engine"])
-    ulysses = runs.loc[beside[cfg.index]].set_axis(cfg.index)
-    return cfg.assign(**difference(cfg, ulysses, ulysses.drift), ulysses_s=ulysses.step_s)
+    """Compare both layouts in benchmarks: a row for each run with CFG parallelism.
+
+    It is held against the same engine and settings in its campaign; without that it is left out.
+    """
+    runs = overhead(frames).query("source == 'bench' and not again")
+    runs = runs.assign(what=runs["name"].str.replace(f", {CFG}", ""))
+    ulysses, cfg = (some.set_index(["file", "tokens", "what"], drop=False) for some in
+                    (runs[~runs.cfg_parallel], runs[runs.cfg_parallel]))  # fmt: skip
+    cfg = cfg[cfg.index.isin(ulysses.index)]
+    ulysses = ulysses[~ulysses.index.duplicated()].loc[cfg.index]
+    found = cfg.assign(**difference(cfg, ulysses, ulysses.drift), ulysses_s=ulysses.step_s,
+                       n=np.minimum(cfg.step_n, ulysses.step_n))  # fmt: skip
+    return found.reset_index(drop=True).sort_values(["machine", "tokens", "what"])
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
@@ -128,7 +135,8 @@ def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:
 
 
 def counting(frames: Frames) -> pd.DataFrame:
-    """Pick the benchmarks' runs that count: of each :data:`CELL` the exact ones of one campaign.
+    """Pick the benchmarks' runs that count: of each :data:`CELL` those of one campaign, in bfloat16
+    by Ulysses alone.
 
     First goes one with `stream` and others, then one that `resident` closes, then the latest.
     """

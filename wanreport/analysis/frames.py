@@ -192,7 +192,7 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
     found = found.join(gaps[["overhead", "overhead_low", "overhead_high", "allowance", "claim"]])
     copying = found.h2d_step_bytes / (found.link_gb_s * 1e9)
     found["resident_s"] = theirs.step_s
-    unpacking = (found.h2d_step_bytes * _unpack_s(found)).fillna(0)
+    unpacking = (found.h2d_step_bytes * _unpack_s(found)).mask(found.transfer == "bf16", 0.0)
     found["limit_s"] = (theirs.step_s + unpacking).clip(lower=copying).where(copying.notna())
     found["over_limit"] = found.step_s / found.limit_s
     found["same_boards"] = found.boards.astype(bool) & (found.boards == theirs.boards)
@@ -205,7 +205,7 @@ def against_resident(runs: pd.DataFrame) -> pd.DataFrame:
 def _unpack_s(runs: pd.DataFrame) -> pd.Series:
     """Seconds that unpacking takes for each byte that a rank copies, as plans of the file have it.
 
-    Missing for blocks that travel as they are.
+    Missing where the file has no plan with that transfer.
     """
     inputs = pd.DataFrame([each or {} for each in runs.plan_inputs], runs.index)
     inputs = inputs.reindex(columns=["unpack_s", "packed_bytes"]).astype(float)

@@ -86,7 +86,8 @@ def _measure(row: Any, events: pd.DataFrame, link: float) -> dict[str, Any]:
         loads = loads[1:-1]  # of these, other parts may lie in steps that were not noted
     if settings.get("copy_streams", 1) > 1:
         loads = loads[:0]  # loads share the link, so the time of one is not its own
-    nbytes = row.block_bytes / (row.gpus if settings.get("shard") else 1)
+    sent = (row.plan_inputs or {}).get("packed_bytes") or row.block_bytes
+    nbytes = sent / (row.gpus if settings.get("shard") else 1)
     loads = loads[loads.ms > 0].assign(gb_s=nbytes / 1e6 / loads.ms)
     outside, inside = loads[loads.inside_ms == 0], loads[loads.inside_ms > 0]
     left = (inside.gb_s * inside.ms - link * (inside.ms - inside.inside_ms)) / inside.inside_ms

@@ -62,12 +62,15 @@ def pairs(frames: Frames) -> pd.DataFrame:
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
-        which = {"windows": here & ~differ.transfer, "engine": here & ~stream & (a.gpus == 2)}.get(
-            changed, here & ~differ.windows & (~stream if cause else both))  # fmt: skip
+        same = here & ~differ.transfer
+        which = {"windows": same, "engine": here & ~stream & (a.gpus == 2)}.get(
+            changed, ~differ.windows & (same & ~stream if cause else here & both))  # fmt: skip
         which = (elsewhere if changed in OWN_RESIDENT else which) & differ[changed]
         which &= b.engine.isin(OLD) == (changed == "engine")
-        # Where copies have the link to themselves, no contention goes away.
-        which &= (a.interconnect == "PCIe path") | (changed != "gpus")
+        # Where copies have the link to themselves, or take longer than computing anyway, it is not
+        # contention that goes away.
+        shared = (a.interconnect == "PCIe path") & ~(a.limit_s > a.resident_s)
+        which &= shared | (changed != "gpus")
         which &= more(mine[changed], theirs[changed])
         others = differ[which].drop(columns=[changed, *FOLLOWS.get(changed, ())])
         work = [a.loc[which, key] for key in ("machine", "cfg_parallel", "tokens", "blocks")]

@@ -16,6 +16,7 @@ Rows = dict[str, list[dict[str, Any]]]
 """Rows of each frame, by its name."""
 MEMORY = ("allocated_bytes", "reserved_bytes", "pinned_bytes", "host_rss_bytes")
 GPU = ("sm_mhz", "power_w", "celsius")
+CFG = "CFG parallel"  # in names and works
 WORKLOAD = ("scale", "num_inference_steps", "sampled_steps", "cfg", "dtype", "compile", "seed",
             "checkpoint", "prompt", "negative_prompt", "guidance_scale",
             "guidance_scale_2")  # fmt: skip
@@ -30,7 +31,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     ahead = r.engine.prefetch or r.sglang.get("prefetch_layers")
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
-    split = "CFG parallel" if job.get("enable_cfg_parallel") else ""
+    split = CFG if job.get("enable_cfg_parallel") else ""
     setting = [prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget",
                (job.get("transfer") == "packed") and "packed", split]  # fmt: skip
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
@@ -83,7 +84,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         given = {"prefetch": 1} | given if name == "layerwise" else given  # its default
         planned, again = name == "planned", row.label == files.LAST
-        split = "CFG parallel" if given.pop(files.CFG, False) else ""
+        split = CFG if given.pop(files.CFG, False) else ""
         engine = "stream" if planned else name
         parts = [key.replace("_", " ") + ("" if isinstance(value, list) else f" {value}")
                  for key, value in given.items()]  # fmt: skip
@@ -91,6 +92,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         shown = _joined(engine, planned and name, *parts, split, off and "not exact")
         if name in bench.peers:
             shown = f"{name.replace('sglang', 'SGLang')} {bench.peers[name].version}"
+            shown = _joined(shown, split)
         digests = {d for rank in ranks for d in (rank.first_output_sha256, rank.output_sha256)}
         step = "a CFG step" if said.branches == 2 else "one branch"
         columns = {

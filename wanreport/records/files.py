@@ -21,7 +21,7 @@ from wanreport.planner.cost import Prediction
 
 FIRST, LAST = "resident", "resident again"
 PEERS = ("diffusers", "sglang")
-CFG = "enable_cfg_parallel"  # a label's setting that is not the engine's: as a job's
+CFG = "enable_cfg_parallel"  # a label's setting that is the ranks' and not the engine's
 KNOWN = (*get_args(Job.model_fields["engine"].annotation), "planned", *PEERS)
 """Names that a label may have, in the order of tables; "planned" is `stream` with a plan."""
 LEAST_SAMPLES = 5  # of a rank on a GPU
@@ -188,7 +188,10 @@ def parse_label(label: str) -> tuple[str, dict[str, Any]]:
     # A comma within brackets is a list's.
     pairs = [part.split("=") for part in re.split(r",(?![^\[]*\])", rest) if part]
     try:
-        return name, {key: yaml.safe_load(value) for key, value in pairs}
+        given = {key: yaml.safe_load(value) for key, value in pairs}
+        if given.get(CFG, True) is not True:
+            raise ValueError(f"{CFG} is true or left out")
+        return name, given
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{error}; write NAME:KEY=VALUE,…") from None
 
@@ -203,7 +206,7 @@ def stream_settings(label: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str,
     if ranks and (plan := ranks[0]["plan"]):
         return dict(plan["candidates"][plan["chosen"]]["settings"])
     name, given = parse_label(label)
-    for other in ("prefetch", CFG):  # every engine takes them; `stream` has no use for them
+    for other in ("prefetch", CFG):  # any label may have them; `stream` has no use for them
         given.pop(other, None)
     return asdict(StreamSettings(**given)) if name == "stream" else None
 
