@@ -73,7 +73,7 @@ class ForkedRanks:
             tempfile.tempdir = kept
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
-        context.set_forkserver_preload(["__main__", module])
+        context.set_forkserver_preload(["wanreport.measure.unswept", "__main__", module])
         self.processes = [context.Process(target=_forked, args=(module, str(out), rank, world_size))
                           for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
@@ -102,6 +102,7 @@ def _forked(module: str, out: str, rank: int, world_size: int) -> None:
 
     threading.Thread(target=die_with_launcher, daemon=True).start()
     gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
+    gc.enable()
     importlib.import_module(module).main(out, rank, world_size)
 
 
