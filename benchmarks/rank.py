@@ -4,8 +4,6 @@ What it measured of a shape goes to ``OUT/rows-<tokens>-rank<r>.json`` at once.
 """
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -227,7 +225,3 @@ def run(spec: dict[str, Any], out: Path, rank: int, world_size: int) -> dict[str
 
 
 main = partial(worker.main, run=run)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))

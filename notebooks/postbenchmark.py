@@ -624,17 +624,16 @@ if len(cells):
     alone = alone.sort_values("started").groupby(work).step_s.last()
     half = alone.reindex(pd.MultiIndex.from_frame(cells[work])).to_numpy() / 2
     cells["half_s"] = pd.Series(half, cells.index).where(cells.gpus == 2)
-    cells["work"] = cells.work.str.removesuffix(", CFG parallel")
     spans = [f"{machine} {' to '.join(dict.fromkeys(map(ratio, (here.min(), here.max()))))}"
              for machine, here in cells[cells.engine == "resident"].groupby("machine").difference]  # fmt: skip
     table(cells,
-          {"what": "engine", "machine": "machine", "work": "work", "ulysses_s": "step, Ulysses",
+          {"what": "engine", "machine": "machine", "tokens": "tokens", "ulysses_s": "step, Ulysses",
            "step_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
            "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "n": "n"},
           kinds={"half_s": "derived"},
           caption=f"Both layouts in one campaign; a step of resident with CFG parallelism over Ulysses: {'; '.join(spans)}",
-          note="Each of two GPUs runs one branch, which takes about half of the time that one GPU needs for both (on other boards "
-               "of that model). n: steps of the layout that ran fewer.")  # fmt: skip
+          note=f"{spelled(cells.blocks)} blocks, a CFG step. Each of two GPUs runs one branch, which takes about half of the time that "
+               "one GPU needs for both (on other boards of that model). n: steps of the layout that ran fewer.")  # fmt: skip
 if not (both.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
@@ -1146,7 +1145,7 @@ if len(wide):
     by["ratio_x"] = by.step_s_packed / by.step_s_bf16
     by["n"] = pd.concat([ways, peers]).groupby("group").step_n.min()
     least = by.loc[by.ratio_x.idxmin()]
-    there = f"; there fp8, which is not, takes {least.step_s_fp8 / least.step_s_bf16:.2f}"
+    there = f"; fp8, which is not the same, takes {least.step_s_fp8 / least.step_s_bf16:.2f} there"
     exact = ways[ways.group.isin(by.index) & (ways.transfer == "packed")].same_bits.eq(True).all()
     table(by.reset_index(),
           {"machine": "machine", "tokens": "tokens", "overhead_bf16": "bf16", "overhead_packed": "packed, exact",

@@ -139,7 +139,7 @@ def test_srun_starts_a_torchrun_on_each_node(nodes, tmp_path, monkeypatch):
     begin.assert_called_once()
     (words,) = begin.call_args.args
     assert f"--nproc-per-node={8 // nodes}" in words
-    assert words[-3:] == ["-m", "module", str(tmp_path)]
+    assert words[-4:] == ["-m", "wanreport.measure.start", "module", str(tmp_path)]
     assert (words[0] == "srun") == (f"--nnodes={nodes}" in words) == (nodes > 1)
     assert ({f"--nodes={nodes}", f"--ntasks={nodes}"} <= {*words}) == (nodes > 1)
 

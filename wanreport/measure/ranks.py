@@ -7,7 +7,6 @@ it ends with what started it.
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import multiprocessing
@@ -36,6 +35,7 @@ in place of torch's profiler, as both cannot."""
 UNDER_NSYS = ("profile", "--trace=cuda,nvtx", "--sample=none", "--cuda-graph-trace=node",
               "--capture-range=cudaProfilerApi", "--capture-range-end=stop", "--kill=none",
               "--export=sqlite", "--force-overwrite=true")  # fmt: skip
+START = "wanreport.measure.start"  # to import in ranks alone
 POLL = 0.05  # seconds between two looks at ranks
 GRACE = 15.0  # seconds that ranks get to end by themselves after one of them failed
 LONGEST = 60  # of a folder for sockets, whose whole paths may have 107 characters
@@ -73,7 +73,7 @@ class ForkedRanks:
             tempfile.tempdir = kept
         context = multiprocessing.get_context("forkserver")
         # What this program's main module imports, each rank would import again.
-        context.set_forkserver_preload(["wanreport.measure.unswept", "__main__", module])
+        context.set_forkserver_preload([START, "__main__", module])
         self.processes = [context.Process(target=_forked, args=(module, str(out), rank, world_size))
                           for rank in range(world_size)]  # fmt: skip
         for process in self.processes:
@@ -101,9 +101,7 @@ def _forked(module: str, out: str, rank: int, world_size: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=die_with_launcher, daemon=True).start()
-    gc.freeze()  # the server's imports are no garbage, and stay shared if nobody counts them
-    gc.enable()
-    importlib.import_module(module).main(out, rank, world_size)
+    importlib.import_module(START).start(module, out, rank, world_size)
 
 
 class TorchrunRanks:
@@ -128,7 +126,7 @@ class TorchrunRanks:
             self.process = psutil.Popen(
                 [*start, sys.executable, "-m", "torch.distributed.run", *meet,
                  f"--nproc-per-node={world_size // self.nodes}", "--redirects=3",
-                 f"--log-dir={out / 'logs'}", "-m", module, str(out)],
+                 f"--log-dir={out / 'logs'}", "-m", START, module, str(out)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 preexec_fn=die_with_parent, env=os.environ | told,
                 start_new_session=True,  # Ctrl-C then reaches only us, and we end them

@@ -1,6 +1,6 @@
 """One rank of one job: builds the model, runs the iterations, writes what it saw.
 
-On GPUs torchrun starts it (``python -m wanreport.measure.worker OUT``), on CPU a fork server.
+On GPUs torchrun starts it, on CPU a fork server (:mod:`wanreport.measure.start`).
 """
 
 import json
@@ -286,7 +286,3 @@ def main(
     sys.stdout.flush()
     # A rank whose peer died could hang in tearing the group down.
     os._exit(0 if result["status"] == "ok" else 1)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
