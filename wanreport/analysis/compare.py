@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from wanreport.analysis.frames import Frames
-from wanreport.analysis.rows import CFG
+from wanreport.analysis.rows import CFG_PARALLEL
 from wanreport.analysis.stats import Runs, difference
 from wanreport.jobs.job import load_job
 from wanreport.records.project import project_root
@@ -105,7 +105,7 @@ def layout_cells(frames: Frames) -> pd.DataFrame:
     It is held against the same engine and settings in its campaign; without that it is left out.
     """
     runs = overhead(frames).query("source == 'bench' and not again")
-    runs = runs.assign(what=runs["name"].str.replace(f", {CFG}", ""))
+    runs = runs.assign(what=runs["name"].str.replace(f", {CFG_PARALLEL}", ""))
     ulysses, cfg = (some.set_index(["file", "tokens", "what"], drop=False) for some in
                     (runs[~runs.cfg_parallel], runs[runs.cfg_parallel]))  # fmt: skip
     cfg = cfg[cfg.index.isin(ulysses.index)]

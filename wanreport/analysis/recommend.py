@@ -20,7 +20,7 @@ import pandas as pd
 from wanreport.analysis import predictions as predicted
 from wanreport.analysis.compare import overhead, plain_jobs
 from wanreport.analysis.frames import Frames, load
-from wanreport.analysis.rows import path_of
+from wanreport.analysis.rows import CFG_PARALLEL, path_of
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import SENT, layerwise_held
 from wanreport.planner.cost import Inputs
@@ -74,7 +74,7 @@ def recommend(
     ).drop_duplicates(["height", "cfg", "engine", "transfer"])  # fmt: skip
     table = table.groupby("height").head(2).reset_index(drop=True)
     layouts = {False: "Ulysses" if gpus > 1 else "one GPU",
-               True: "CFG parallel" + " and Ulysses" * (gpus > 2)}  # fmt: skip
+               True: CFG_PARALLEL + " and Ulysses" * (gpus > 2)}  # fmt: skip
     return table.assign(layout=table.cfg.map(layouts), place=table.groupby("height").cumcount() + 1)
 
 

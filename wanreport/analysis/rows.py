@@ -16,7 +16,7 @@ Rows = dict[str, list[dict[str, Any]]]
 """Rows of each frame, by its name."""
 MEMORY = ("allocated_bytes", "reserved_bytes", "pinned_bytes", "host_rss_bytes")
 GPU = ("sm_mhz", "power_w", "celsius")
-CFG = "CFG parallel"  # in names and works
+CFG_PARALLEL = "CFG parallel"  # in names and works
 WORKLOAD = ("scale", "num_inference_steps", "sampled_steps", "cfg", "dtype", "compile", "seed",
             "checkpoint", "prompt", "negative_prompt", "guidance_scale",
             "guidance_scale_2")  # fmt: skip
@@ -31,7 +31,7 @@ def add_record(rows: Rows, run: str, r: files.Record) -> None:
     ahead = r.engine.prefetch or r.sglang.get("prefetch_layers")
     prefetch, budget = ahead if engine == "layerwise" else None, job.get("vram_budget_gb")
     branches, compiled = 1 + bool(job.get("cfg", True)), bool(job.get("compile"))
-    split = CFG if job.get("enable_cfg_parallel") else ""
+    split = CFG_PARALLEL if job.get("enable_cfg_parallel") else ""
     setting = [prefetch and f"prefetch {prefetch}", budget and f"{budget:g} GB budget",
                (job.get("transfer") == "packed") and "packed", split]  # fmt: skip
     whole, ran = len(r.schedule.timesteps), max((len(it.steps) for it in r.iterations), default=0)
@@ -84,7 +84,7 @@ def add_bench(rows: Rows, file: str, path: Path, bench: files.Bench) -> None:
         ranks, (name, given) = row.ranks, files.parse_label(row.label)
         given = {"prefetch": 1} | given if name == "layerwise" else given  # its default
         planned, again = name == "planned", row.label == files.LAST
-        split = CFG if given.pop(files.CFG, False) else ""
+        split = CFG_PARALLEL if given.pop(files.CFG, False) else ""
         engine = "stream" if planned else name
         parts = [key.replace("_", " ") + ("" if isinstance(value, list) else f" {value}")
                  for key, value in given.items()]  # fmt: skip

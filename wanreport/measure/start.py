@@ -1,6 +1,6 @@
 """Starts a rank: ``python -m wanreport.measure.start MODULE OUT`` in torchrun, or in a fork.
 
-Nothing looks for garbage meanwhile. Imports leave none, and looking took a quarter of their time.
+Python looks for no garbage while it imports: there is none, and looking took a quarter of the time.
 """
 
 import gc
