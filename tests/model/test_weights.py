@@ -1,5 +1,6 @@
 """Weights on the host: one copy a host, and packed ones are the bits that went in."""
 
+import math
 import os
 import subprocess
 import sys
@@ -149,7 +150,9 @@ def test_every_bit_of_scaled_numbers_is_as_torch_rounds(columns: int) -> None:
     exact.copy_(numbers.view(E4M3).view(300, columns)).mul_(scales[:, None])
     there = out.to(DEVICE)
     assert KERNELS is not None
-    KERNELS.scale(numbers.to(DEVICE), scales.to(DEVICE), there)
+    starts = columns * torch.arange(301, dtype=torch.int32)
+    given = [each.view(torch.uint8).to(DEVICE) for each in (numbers, scales, starts)]
+    KERNELS.scale(*given, there.view(-1).view(torch.uint8), math.gcd(16, columns))
     out.copy_(there)
     assert torch.equal(out.isnan(), exact.isnan())
     assert torch.equal(out.nan_to_num(), exact.nan_to_num())
@@ -205,7 +208,7 @@ def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(
     unit, out = (torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in range(2))
     for piece in layout.slices:
         piece.of(unit).copy_(tensors[piece.name])
-    rounded = Rounded(layout.slices)
+    rounded = Rounded.of(layout)
     small = rounded.pack(unit.to(device)).cpu()
     assert torch.equal(small, rounded.pack(unit)), "a GPU rounds alike"
     assert small.numel() == rounded.nbytes == pytest.approx(256 * 512 + 4 * 256, rel=0.02)

@@ -16,6 +16,7 @@ from torch import Tensor
 WORDS = 4096  # of a quarter, that a program decodes at once
 WARPS = 16
 ESCAPES = 1024
+ROW = 1024  # numbers of a row, that a program scales at once
 
 
 @triton.jit
@@ -47,18 +48,20 @@ def _patch(positions, values, out, count, SIZE: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def _scale(  # type: ignore[no-untyped-def]
-    numbers, scales, out, size, columns: tl.constexpr, WORDS: tl.constexpr
-):
-    for first in range(tl.program_id(0) * WORDS, size, tl.num_programs(0) * WORDS):
+def _scale(numbers, scales, starts, out, STEP: tl.constexpr, WORDS: tl.constexpr):  # type: ignore
+    row = tl.program_id(0)
+    scale = tl.load(scales + row)
+    begin = tl.multiple_of(tl.load(starts + row), STEP)
+    end = tl.multiple_of(tl.load(starts + row + 1), STEP)
+    for first in range(begin, end, WORDS):
         at = first + tl.arange(0, WORDS)
-        here = at < size
+        here = at < end
         code = tl.load(numbers + at, mask=here, eviction_policy="evict_first").to(tl.int32)
         # e4m3 by hand, as not every GPU has it. Its bits where a float32 has them, denormals too,
         # are a number that is too small by the difference of the biases, 127 - 7.
         number = ((code << 24 >> 4) & -0x78100000).to(tl.float32, bitcast=True) * 2.0**120
         number = tl.where((code & 0x7F) == 0x7F, float("nan"), number)
-        product = number * tl.load(scales + at // columns, mask=here)
+        product = number * scale
         # To the nearest bfloat16, of two as near to the even one.
         word = product.to(tl.int32, bitcast=True)
         word = tl.where(product == product, (word + 0x7FFF + (word >> 16 & 1)) >> 16, 0x7FC0)
@@ -71,10 +74,15 @@ def _programs(out: Tensor) -> int:
     return int(torch.cuda.get_device_properties(out.device).multi_processor_count)
 
 
-def scale(numbers: Tensor, scales: Tensor, out: Tensor) -> None:
-    """Write e4m3 numbers, uint8, times their row's float32 scale to a bfloat16 matrix."""
-    _scale[(_programs(out),)](numbers, scales, out.view(torch.int16), out.numel(), out.shape[1],
-                              WORDS=2 * WORDS, num_warps=WARPS)  # fmt: skip
+def scale(numbers: Tensor, scales: Tensor, starts: Tensor, out: Tensor, step: int) -> None:
+    """Write rows of e4m3 numbers, times their float32 scales, as bfloat16.
+
+    Row i lies from the i-th of ``starts``, int32, to the next, which are multiples of ``step``. All
+    are uint8.
+    """
+    starts, out = starts.view(torch.int32), out.view(torch.int16)
+    _scale[(starts.numel() - 1,)](numbers, scales.view(torch.float32), starts, out,
+                                  STEP=step, WORDS=ROW, num_warps=4)  # fmt: skip
 
 
 def unpack(parts: Any, base: int, out: Tensor) -> None:

@@ -29,7 +29,7 @@ class Slice(NamedTuple):
 class Layout:
     """How a unit's tensors lie in its buffer."""
 
-    slices: tuple[Slice, ...]  # of each parameter, in the module's own order within a dtype
+    slices: tuple[Slice, ...]  # of each parameter, matrices of a dtype first
     segments: dict[torch.dtype, tuple[int, int]]  # the byte range of each dtype
     nbytes: int  # of the whole buffer, alignment included
 
@@ -38,7 +38,7 @@ class Layout:
         slices, segments, offset = [], {}, 0
         for dtype in dict.fromkeys(t.dtype for t in tensors.values()):
             start = offset
-            for name, tensor in tensors.items():
+            for name, tensor in sorted(tensors.items(), key=lambda item: item[1].dim() != 2):
                 if tensor.dtype == dtype:
                     slices.append(Slice(name, dtype, tensor.shape, offset))
                     offset += -(-tensor.nbytes // ALIGN) * ALIGN

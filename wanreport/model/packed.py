@@ -17,18 +17,24 @@ the low halves and 4 to 7 for the high ones; its signs and mantissas are one wor
 
 A unit in *fp8* takes half of its bytes and is not the same: each row of a bfloat16 matrix, the
 weights of one output channel, becomes e4m3 with a scale that takes the row's largest weight to
-e4m3's largest number. The rest travels as it is. INT8 with a scale a row has the same bytes at the
-same places, so it would be as fast: fp8 stands for it. Only the errors would differ.
+e4m3's largest number. A unit's matrices lie together, which one kernel restores:
+
+    | e4m3, one after another | a scale a row | where each row begins | the rest |
+      a byte a value            4 bytes         4 bytes
+
+INT8 with a scale a row has the same bytes at the same places, so it would be as fast: fp8 stands
+for it. Only the errors would differ.
 """
 
-from collections.abc import Sequence
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wanreport.model.layout import Slice
+from wanreport.model.layout import Layout, Slice
 
 try:
     from wanreport.model import kernels
@@ -57,42 +63,62 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How one unit is packed."""
+class Fewer(ABC):
+    """A unit of which the bytes from ``start`` to ``stop`` become fewer; the rest stays."""
 
-    start: int  # of the bytes that hold bfloat16, a multiple of 16 of them
+    start: int
     stop: int
     whole: int  # bytes of the unit as it is
+
+    @property
+    @abstractmethod
+    def _sizes(self) -> tuple[int, ...]:
+        """Bytes of each part of the smaller unit, but of the rest, which is the last."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the smaller unit."""
+        return sum(map(edged, self._sizes)) + edged(self.whole - self.stop + self.start)
+
+    def _cut(self, small: Tensor) -> list[Tensor]:
+        """Views of the parts of a smaller unit, uint8 and ``nbytes`` long or longer."""
+        found, at = [], 0
+        for size in (*self._sizes, self.whole - self.stop + self.start):
+            found.append(small[at : at + size])
+            at += edged(size)
+        return found
+
+    def _put(self, rest: Tensor, out: Tensor) -> None:
+        out[: self.start].copy_(rest[: self.start])
+        out[self.stop : self.whole].copy_(rest[self.start :])
+
+    @abstractmethod
+    def unpack(self, small: Tensor, out: Tensor) -> None:
+        """Write the unit's bytes to ``out``, uint8, on the current stream of their device."""
+
+
+@dataclass(frozen=True)
+class Packing(Fewer):
+    """How one unit is packed."""
+
     base: int  # the exponent of code 0
     escapes: int  # values whose exponent has no code
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         values = (self.stop - self.start) // 2
-        return (values, values // 2, 4 * self.escapes, 2 * self.escapes, self.whole - 2 * values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed unit."""
-        return sum(map(edged, self._sizes))
+        return values, values // 2, 4 * self.escapes, 2 * self.escapes
 
     def parts(self, packed: Tensor) -> Parts:
-        """Views of a packed unit, which is uint8 and ``nbytes`` long or longer."""
-        found, at = [], 0
-        for size in self._sizes:
-            found.append(packed[at : at + size])
-            at += edged(size)
-        signs, codes, positions, values, rest = found
+        signs, codes, positions, values, rest = self._cut(packed)
         return Parts(
             signs.view(torch.int32).view(2, -1), codes.view(torch.int32),
             positions.view(torch.int32), values.view(torch.int16), rest,
         )  # fmt: skip
 
-    def unpack(self, packed: Tensor, out: Tensor) -> None:
-        """Write the unit's bytes to ``out``, uint8, on the current stream of their device."""
-        parts, base = self.parts(packed), self.base * LANES
-        out[: self.start].copy_(parts.rest[: self.start])
-        out[self.stop : self.whole].copy_(parts.rest[self.start :])
+    def unpack(self, small: Tensor, out: Tensor) -> None:
+        parts, base = self.parts(small), self.base * LANES
+        self._put(parts.rest, out)
         values = out[self.start : self.stop]
         if kernels is not None and out.is_cuda:
             kernels.unpack(parts, base, values)
@@ -143,45 +169,54 @@ def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:
     out.view(torch.int16)[parts.positions.long()] = parts.values
 
 
-class Rounded:
-    """How one unit with these tensors travels: their values one after another, scales behind."""
+@dataclass(frozen=True)
+class Rounded(Fewer):
+    """How one unit is rounded: its matrices, which lie from ``start`` to ``stop``."""
 
-    def __init__(self, slices: Sequence[Slice]) -> None:
-        # Each tensor with its bytes in the rounded unit, and those of its scales if it has any.
-        self.parts: list[tuple[Slice, slice, slice | None]] = []
-        self.nbytes = 0
+    matrices: tuple[Slice, ...]
 
-        def take(size: int) -> slice:
-            start, self.nbytes = self.nbytes, self.nbytes + edged(size)
-            return slice(start, start + size)
+    @classmethod
+    def of(cls, layout: Layout) -> "Rounded":
+        found = [each for each in layout.slices if each.dtype == torch.bfloat16]
+        found = [each for each in found if len(each.shape) == 2]
+        stops = [each.offset + 2 * each.shape.numel() for each in found]
+        return cls(*(found[0].offset, stops[-1]) if found else (0, 0), layout.nbytes, (*found,))
 
-        for piece in slices:
-            matrix = piece.dtype == torch.bfloat16 and len(piece.shape) == 2
-            values = take(piece.shape.numel() * (1 if matrix else piece.dtype.itemsize))
-            self.parts.append((piece, values, take(4 * piece.shape[0]) if matrix else None))
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        rows = sum(each.shape[0] for each in self.matrices)
+        return (self.stop - self.start) // 2, 4 * rows, 4 * (rows + 1)
 
     def pack(self, unit: Tensor) -> Tensor:
         """Round a unit, uint8, on its own device."""
-        packed = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
-        for piece, values, scales in self.parts:
-            tensor = piece.of(unit)
-            if scales:
-                tensor = tensor.float()
-                # Not divided by `MOST`, for which a GPU takes a multiplication.
-                scale = tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST)
-                packed[scales].view(torch.float32)[:, None].copy_(scale)
-                tensor = (tensor / scale).to(E4M3)
-            packed[values].copy_(tensor.contiguous().view(-1).view(torch.uint8))
-        return packed
+        small = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
+        numbers, scales, starts, rest = self._cut(small)
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for piece in self.matrices:
+            tensor, at = piece.of(unit).float(), (piece.offset - self.start) // 2
+            # Not divided by `MOST`, for which a GPU takes a multiplication.
+            scale = tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST)
+            tensor = (tensor / scale).to(E4M3)
+            numbers[at : at + tensor.numel()].copy_(tensor.view(-1).view(torch.uint8))
+            found[0].append(scale.view(-1))
+            found[1].append(at + piece.shape[1] * torch.arange(piece.shape[0]))
+        if found[0]:
+            scales.view(torch.float32).copy_(torch.cat(found[0]))
+            found[1].append(torch.tensor([numbers.numel()]))
+            starts.view(torch.int32).copy_(torch.cat(found[1]))
+        rest.copy_(torch.cat([unit[: self.start], unit[self.stop :]]))
+        return small
 
-    def unpack(self, packed: Tensor, out: Tensor) -> None:
-        """Write the unit's tensors to ``out``, on the current stream, allocating nothing."""
-        for piece, values, scales in self.parts:
-            tensor = piece.of(out)
-            if scales and kernels is not None and out.is_cuda:
-                kernels.scale(packed[values], packed[scales].view(torch.float32), tensor)
-            elif scales:
-                tensor.copy_(packed[values].view(E4M3).view(piece.shape))
-                tensor.mul_(packed[scales].view(torch.float32)[:, None])
-            else:
-                tensor.view(-1).view(torch.uint8).copy_(packed[values])
+    def unpack(self, small: Tensor, out: Tensor) -> None:
+        numbers, scales, starts, rest = self._cut(small)
+        self._put(rest, out)
+        if self.matrices and kernels is not None and out.is_cuda:
+            step = math.gcd(16, *(each.shape[1] for each in self.matrices))
+            kernels.scale(numbers, scales, starts, out[self.start : self.stop], step)
+            return
+        row = 0
+        for piece in self.matrices:
+            tensor, at = piece.of(out), (piece.offset - self.start) // 2
+            values = numbers[at : at + tensor.numel()].view(E4M3)
+            scale = scales.view(torch.float32)[row : (row := row + piece.shape[0])]
+            tensor.copy_(values.view(piece.shape)).mul_(scale[:, None])

@@ -10,10 +10,11 @@ All ranks must call each method; all get the same answer, that of the slowest.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice, product
 from statistics import median
 from typing import Any
 
@@ -54,6 +55,7 @@ class _Timed(Stream):
     """Notes every window on the timeline, beside what an engine notes anyway."""
 
     _window: Any = None
+    feed: Callable[[], object] | None = None  # called after each block
 
     def _turn_to(self, window: Any) -> None:
         self.mover.timeline.end(self._window)
@@ -71,6 +73,8 @@ class _Timed(Stream):
     def after_block(self, expert: str, block: int) -> None:
         self._turn_to(None)
         super().after_block(expert, block)
+        if self.feed:
+            self.feed()
 
 
 class Probe:
@@ -167,11 +171,15 @@ class Probe:
         timeline.step = 0
         if feeder is not None:
             feeder.mover.timeline = timeline
-            self._feed(feeder, loads)
+            # As blocks go, some each: a GPU's queues have no room for all of them at once.
+            visits = self.passes * self.guidance.visits(engine) * engine.blocks
+            feed, some = self._feed(feeder, loads), math.ceil(loads / visits)
+            engine.feed = lambda: list(islice(feed, some))
+            engine.feed()
         for _ in range(self.passes):
             with timeline.during("pass", "pass", self.name, None):
                 run()
-        timeline.step = None
+        engine.feed = timeline.step = None
         rows = timeline.rows()
         windows = [median(_lengths(rows, "window", segment)) for segment in SEGMENTS]
         meets = _lengths(rows, "collective")
@@ -196,11 +204,11 @@ class Probe:
         """Measure loads alone, then beside the blocks: the route, a load's bytes, its unpacking."""
         feeder = Stream(replace(self.plainest, slots=3 if shard else 2, shard=shard))
         self._attached(feeder, FED)
-        self._feed(feeder, FED)  # connects
+        list(self._feed(feeder, FED))  # connects
         timeline = feeder.mover.timeline
         timeline.step = 0
         dist.barrier(self.group)
-        self._feed(feeder, 4 * FED)
+        list(self._feed(feeder, 4 * FED))
         rows = timeline.rows()
         at = _arrivals(rows)
         unpacking = median(_lengths(rows, "unpack") or [0.0])
@@ -212,18 +220,20 @@ class Probe:
         visits = engine.blocks * self.guidance.branches
         return route(feeder.nbytes / slowest, quiet, busy, visits), feeder.nbytes, unpack_s
 
-    def _feed(self, feeder: Stream, loads: int) -> None:
-        """Load so many blocks or a few more, on streams of the feeder's own; compute nothing."""
+    def _feed(self, feeder: Stream, loads: int) -> Iterator[None]:
+        """Load so many blocks or a few more, one a turn, on the feeder's own streams."""
         mover, passes = feeder.mover, -(-loads // feeder.blocks)
         aside = mover.stream()
         mover.wait_stream(aside, mover.compute)
         with mover.on(aside):
             feeder.begin([self.name] * passes)
-            for _ in range(passes):
-                feeder.use(self.name)
-                for block in range(feeder.blocks):
-                    feeder.before_block(self.name, block)
-                    feeder.after_block(self.name, block)
+        for _, block in product(range(passes), range(feeder.blocks)):
+            with mover.on(aside):
+                if block == 0:
+                    feeder.use(self.name)
+                feeder.before_block(self.name, block)
+                feeder.after_block(self.name, block)
+            yield
 
     def trial(self, rivals: Sequence[StreamSettings]) -> list[list[float]]:
         """Let two settings take turns, A B B A, on an expert of a few blocks: seconds of a step."""
