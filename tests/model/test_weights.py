@@ -113,8 +113,8 @@ def same(unit: Tensor) -> float | None:
     assert torch.equal(out, unit)
     if KERNELS is not None:
         out = torch.full_like(unit, 0xFF).to(DEVICE)
-        parts = packing.parts(small.to(DEVICE))
-        KERNELS.unpack(parts, packing.base * LANES, out[BEFORE:STOP])
+        *parts, _ = packing._cut(small.to(DEVICE))
+        KERNELS.unpack(packing.base * LANES, out[BEFORE:STOP], *parts)
         assert torch.equal(out[BEFORE:STOP].cpu(), unit[BEFORE:STOP])
     return small.numel() / unit.numel()
 
@@ -151,8 +151,8 @@ def test_every_bit_of_scaled_numbers_is_as_torch_rounds(columns: int) -> None:
     there = out.to(DEVICE)
     assert KERNELS is not None
     starts = columns * torch.arange(301, dtype=torch.int32)
-    given = [each.view(torch.uint8).to(DEVICE) for each in (numbers, scales, starts)]
-    KERNELS.scale(*given, there.view(-1).view(torch.uint8), math.gcd(16, columns))
+    given = [each.to(DEVICE) for each in (numbers, scales, starts)]
+    KERNELS.scale(*given, there, math.gcd(16, columns))
     out.copy_(there)
     assert torch.equal(out.isnan(), exact.isnan())
     assert torch.equal(out.nan_to_num(), exact.nan_to_num())

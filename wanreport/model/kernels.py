@@ -6,8 +6,6 @@ beside matrix products on another stream fewer programs never made a step shorte
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -77,20 +75,19 @@ def _programs(out: Tensor) -> int:
 def scale(numbers: Tensor, scales: Tensor, starts: Tensor, out: Tensor, step: int) -> None:
     """Write rows of e4m3 numbers, times their float32 scales, as bfloat16.
 
-    Row i lies from the i-th of ``starts``, int32, to the next, which are multiples of ``step``. All
-    are uint8.
+    Row i lies from the i-th of ``starts``, int32, to the next, which are multiples of ``step``.
     """
-    starts, out = starts.view(torch.int32), out.view(torch.int16)
-    _scale[(starts.numel() - 1,)](numbers, scales.view(torch.float32), starts, out,
+    _scale[(starts.numel() - 1,)](numbers.view(torch.uint8), scales, starts, out.view(torch.int16),
                                   STEP=step, WORDS=ROW, num_warps=4)  # fmt: skip
 
 
-def unpack(parts: Any, base: int, out: Tensor) -> None:
+def unpack(
+    base: int, out: Tensor, signs: Tensor, codes: Tensor, positions: Tensor, values: Tensor
+) -> None:
     """As :func:`wanreport.model.packed.unpack_by_torch`, on the current stream."""
-    quarter = parts.codes.numel()
-    _decode[(_programs(out),)](parts.bytes, parts.codes, out.view(torch.int32), quarter, base,
-                         WORDS=WORDS, num_warps=WARPS)  # fmt: skip
-    if escapes := parts.positions.numel():
+    _decode[(_programs(out),)](signs, codes, out.view(torch.int32), codes.numel(), base,
+                               WORDS=WORDS, num_warps=WARPS)  # fmt: skip
+    if escapes := positions.numel():
         _patch[(triton.cdiv(escapes, ESCAPES),)](
-            parts.positions, parts.values, out.view(torch.int16), escapes, SIZE=ESCAPES
+            positions, values, out.view(torch.int16), escapes, SIZE=ESCAPES
         )

@@ -28,8 +28,8 @@ for it. Only the errors would differ.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,16 +52,6 @@ def edged(size: int) -> int:
     return -(-size // 16) * 16
 
 
-class Parts(NamedTuple):
-    """Views of a packed unit; the first two are int32, ``[2, words]`` and ``[words]``."""
-
-    bytes: Tensor
-    codes: Tensor
-    positions: Tensor
-    values: Tensor
-    rest: Tensor
-
-
 @dataclass(frozen=True)
 class Fewer(ABC):
     """A unit of which the bytes from ``start`` to ``stop`` become fewer; the rest stays."""
@@ -72,19 +62,20 @@ class Fewer(ABC):
 
     @property
     @abstractmethod
-    def _sizes(self) -> tuple[int, ...]:
-        """Bytes of each part of the smaller unit, but of the rest, which is the last."""
+    def _parts(self) -> tuple[tuple[int, torch.dtype], ...]:
+        """What the smaller unit holds before its rest: bytes, and what they are."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the smaller unit."""
-        return sum(map(edged, self._sizes)) + edged(self.whole - self.stop + self.start)
+        rest = self.whole - self.stop + self.start
+        return sum(edged(size) for size, _ in self._parts) + edged(rest)
 
     def _cut(self, small: Tensor) -> list[Tensor]:
-        """Views of the parts of a smaller unit, uint8 and ``nbytes`` long or longer."""
+        """Views of the parts and the rest of a smaller unit, uint8 and ``nbytes`` or longer."""
         found, at = [], 0
-        for size in (*self._sizes, self.whole - self.stop + self.start):
-            found.append(small[at : at + size])
+        for size, dtype in (*self._parts, (self.whole - self.stop + self.start, torch.uint8)):
+            found.append(small[at : at + size].view(dtype))
             at += edged(size)
         return found
 
@@ -105,25 +96,16 @@ class Packing(Fewer):
     escapes: int  # values whose exponent has no code
 
     @property
-    def _sizes(self) -> tuple[int, ...]:
-        values = (self.stop - self.start) // 2
-        return values, values // 2, 4 * self.escapes, 2 * self.escapes
-
-    def parts(self, packed: Tensor) -> Parts:
-        signs, codes, positions, values, rest = self._cut(packed)
-        return Parts(
-            signs.view(torch.int32).view(2, -1), codes.view(torch.int32),
-            positions.view(torch.int32), values.view(torch.int16), rest,
-        )  # fmt: skip
+    def _parts(self) -> tuple[tuple[int, torch.dtype], ...]:
+        values, escapes = (self.stop - self.start) // 2, self.escapes
+        return ((values, torch.int32), (values // 2, torch.int32), (4 * escapes, torch.int32),
+                (2 * escapes, torch.int16))  # fmt: skip
 
     def unpack(self, small: Tensor, out: Tensor) -> None:
-        parts, base = self.parts(small), self.base * LANES
-        self._put(parts.rest, out)
-        values = out[self.start : self.stop]
-        if kernels is not None and out.is_cuda:
-            kernels.unpack(parts, base, values)
-        else:
-            unpack_by_torch(parts, base, values)
+        *parts, rest = self._cut(small)
+        self._put(rest, out)
+        decode = kernels.unpack if kernels is not None and out.is_cuda else unpack_by_torch
+        decode(self.base * LANES, out[self.start : self.stop], *parts)
 
 
 def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
@@ -139,19 +121,19 @@ def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
     if packing.nbytes >= unit.numel():
         return None
     packed = torch.zeros(packing.nbytes, dtype=torch.uint8, device=unit.device)
-    parts, found = packing.parts(packed), []
+    signs, codes, positions, values, rest = packing._cut(packed)
+    found = []
     for quarter, word in enumerate(words):
-        signs = (word & 0x007F007F) | (word >> 8 & LANES)
-        parts.bytes[quarter // 2] |= signs << 8 * (quarter % 2)
-        codes = _exponents(word) - base
-        escaped = (codes < 0) | (codes >= CODES)
-        codes.masked_fill_(escaped, CODES)
-        parts.codes.bitwise_or_(codes.view(torch.int32) << 4 * quarter)
-        found.append(escaped.nonzero().squeeze(1) + quarter * codes.numel())
-    positions = torch.cat(found)
-    parts.positions.copy_(positions)
-    parts.values.copy_(words.view(torch.int16).view(-1)[positions])
-    parts.rest.copy_(torch.cat([unit[:start], unit[stop:]]))
+        sign = (word & 0x007F007F) | (word >> 8 & LANES)
+        signs.view(2, -1)[quarter // 2] |= sign << 8 * (quarter % 2)
+        code = _exponents(word) - base
+        escaped = (code < 0) | (code >= CODES)
+        code.masked_fill_(escaped, CODES)
+        codes.bitwise_or_(code.view(torch.int32) << 4 * quarter)
+        found.append(escaped.nonzero().squeeze(1) + quarter * code.numel())
+    positions.copy_(torch.cat(found))
+    values.copy_(words.view(torch.int16).view(-1)[positions.long()])
+    rest.copy_(torch.cat([unit[:start], unit[stop:]]))
     return packing, packed
 
 
@@ -160,13 +142,15 @@ def _exponents(words: Tensor) -> Tensor:
     return (words >> 7 & 0x00FF00FF).view(torch.int16)
 
 
-def unpack_by_torch(parts: Parts, base: int, out: Tensor) -> None:
+def unpack_by_torch(
+    base: int, out: Tensor, signs: Tensor, codes: Tensor, positions: Tensor, values: Tensor
+) -> None:
     """What the kernels do, in plain operations; ``base`` is in both halves of a word."""
     for quarter, word in enumerate(out.view(torch.int32).view(4, -1)):
-        signs = parts.bytes[quarter // 2] >> 8 * (quarter % 2)
-        exponents = ((parts.codes >> 4 * quarter & 0x000F000F) << 7) + base
-        word.copy_((signs & 0x007F007F) | (signs & LANES) << 8 | exponents)
-    out.view(torch.int16)[parts.positions.long()] = parts.values
+        sign = signs.view(2, -1)[quarter // 2] >> 8 * (quarter % 2)
+        exponents = ((codes >> 4 * quarter & 0x000F000F) << 7) + base
+        word.copy_((sign & 0x007F007F) | (sign & LANES) << 8 | exponents)
+    out.view(torch.int16)[positions.long()] = values
 
 
 @dataclass(frozen=True)
@@ -177,46 +161,47 @@ class Rounded(Fewer):
 
     @classmethod
     def of(cls, layout: Layout) -> "Rounded":
-        found = [each for each in layout.slices if each.dtype == torch.bfloat16]
-        found = [each for each in found if len(each.shape) == 2]
-        stops = [each.offset + 2 * each.shape.numel() for each in found]
-        return cls(*(found[0].offset, stops[-1]) if found else (0, 0), layout.nbytes, (*found,))
+        found = [s for s in layout.slices if s.dtype == torch.bfloat16 and len(s.shape) == 2]
+        stop = found[-1].offset + 2 * found[-1].shape.numel()
+        return cls(found[0].offset, stop, layout.nbytes, (*found,))
 
     @property
-    def _sizes(self) -> tuple[int, ...]:
-        rows = sum(each.shape[0] for each in self.matrices)
-        return (self.stop - self.start) // 2, 4 * rows, 4 * (rows + 1)
+    def _parts(self) -> tuple[tuple[int, torch.dtype], ...]:
+        values, rows = (self.stop - self.start) // 2, sum(each.shape[0] for each in self.matrices)
+        return (values, E4M3), (4 * rows, torch.float32), (4 * (rows + 1), torch.int32)
+
+    def _each(self, numbers: Tensor, scales: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
+        """Each matrix with its numbers, e4m3, and its scales, a column."""
+        row = 0
+        for piece in self.matrices:
+            at = (piece.offset - self.start) // 2
+            found = numbers[at : at + piece.shape.numel()].view(piece.shape)
+            yield piece, found, scales[row : row + piece.shape[0], None]
+            row += piece.shape[0]
 
     def pack(self, unit: Tensor) -> Tensor:
         """Round a unit, uint8, on its own device."""
         small = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
-        numbers, scales, starts, rest = self._cut(small)
-        found: tuple[list[Tensor], list[Tensor]] = [], []
-        for piece in self.matrices:
-            tensor, at = piece.of(unit).float(), (piece.offset - self.start) // 2
+        *parts, starts, rest = self._cut(small)
+        found = []
+        for piece, numbers, scales in self._each(*parts):
+            tensor = piece.of(unit).float()
             # Not divided by `MOST`, for which a GPU takes a multiplication.
-            scale = tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST)
-            tensor = (tensor / scale).to(E4M3)
-            numbers[at : at + tensor.numel()].copy_(tensor.view(-1).view(torch.uint8))
-            found[0].append(scale.view(-1))
-            found[1].append(at + piece.shape[1] * torch.arange(piece.shape[0]))
-        if found[0]:
-            scales.view(torch.float32).copy_(torch.cat(found[0]))
-            found[1].append(torch.tensor([numbers.numel()]))
-            starts.view(torch.int32).copy_(torch.cat(found[1]))
+            scales.copy_(tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST))
+            numbers.copy_(tensor / scales)
+            first = piece.offset - self.start
+            found.append(first // 2 + piece.shape[1] * torch.arange(piece.shape[0]))
+        found.append(torch.tensor([parts[0].numel()]))
+        starts.copy_(torch.cat(found))
         rest.copy_(torch.cat([unit[: self.start], unit[self.stop :]]))
         return small
 
     def unpack(self, small: Tensor, out: Tensor) -> None:
         numbers, scales, starts, rest = self._cut(small)
         self._put(rest, out)
-        if self.matrices and kernels is not None and out.is_cuda:
+        if kernels is not None and out.is_cuda:
             step = math.gcd(16, *(each.shape[1] for each in self.matrices))
             kernels.scale(numbers, scales, starts, out[self.start : self.stop], step)
             return
-        row = 0
-        for piece in self.matrices:
-            tensor, at = piece.of(out), (piece.offset - self.start) // 2
-            values = numbers[at : at + tensor.numel()].view(E4M3)
-            scale = scales.view(torch.float32)[row : (row := row + piece.shape[0])]
-            tensor.copy_(values.view(piece.shape)).mul_(scale[:, None])
+        for piece, values, scale in self._each(numbers, scales):
+            piece.of(out).copy_(values).mul_(scale)
