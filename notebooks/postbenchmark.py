@@ -254,21 +254,21 @@ CAUSES = {
 }  # fmt: skip
 every_pair = pairs.pairs(f)
 guess = {cause: f"{facts.number(f's7.{cause}.low'):.1f} to {facts.text(f's7.{cause}.high')}" for cause in [*CAUSES, "total"]}  # fmt: skip
-measured = every_pair[every_pair.cause != ""].copy()
-measured["what"], measured["guess"] = measured.cause.map(CAUSES), measured.cause.map(guess)
-measured = measured.sort_values(["what", "changed", "machine", "work"], ignore_index=True)
-measured["pair"] = measured.name_a + " → " + measured.name_b
-same = measured.machine == measured.machine_b
-measured["where"] = measured.machine.where(same, measured.machine + " → " + measured.machine_b)
-measured["others"] = measured.together_with.map(lambda names: "; ".join(names) or "nothing else")
-measured["effect"] = [
+causes = every_pair[every_pair.cause != ""].copy()
+causes["what"], causes["guess"] = causes.cause.map(CAUSES), causes.cause.map(guess)
+causes = causes.sort_values(["what", "changed", "machine", "work"], ignore_index=True)
+causes["pair"] = causes.name_a + " → " + causes.name_b
+same = causes.machine == causes.machine_b
+causes["where"] = causes.machine.where(same, causes.machine + " → " + causes.machine_b)
+causes["others"] = causes.together_with.map(lambda names: "; ".join(names) or "nothing else")
+causes["effect"] = [
     gap(row.effect_s) + ("" if pd.isna(row.effect_low_s) else
                          f" [{gap(row.effect_low_s, '')}, {gap(row.effect_high_s, '')}]")
-    for row in measured.itertuples()
+    for row in causes.itertuples()
 ]  # fmt: skip
 # Other boards and clocks are no setting, so they do not count where the closest pair is looked for.
-extra = measured.together_with.map(lambda all_: sum(not each.startswith(("boards", "clock")) for each in all_))  # fmt: skip
-clear = measured[measured.claim != "no interval"].assign(extra=extra)
+extra = causes.together_with.map(lambda all_: sum(not each.startswith(("boards", "clock")) for each in all_))  # fmt: skip
+clear = causes[causes.claim != "no interval"].assign(extra=extra)
 summary = [
     {"what": what, "guess": here.guess.iloc[0], "pairs": len(here), "others": str(here.extra.min()),
      "effects": " to ".join(dict.fromkeys(map(gap, [here.effect_s.min(), here.effect_s.max()]))),
@@ -300,7 +300,7 @@ table(closest, closest_columns,
       caption="Of each setting and machine, the pair that differs in the fewest other settings",
       kind="derived",
       note=f"The full model first. Other cells are scaled to {pairs.BLOCKS} blocks and {pairs.BRANCHES} branches.")  # fmt: skip
-table(measured, closest_columns | {"change": "what changed"},
+table(causes, closest_columns | {"change": "what changed"},
       caption="Every pair, with all settings in which it differs", kind="derived", fold="All pairs",
       note="Effect: the first run's step less the second's; where the number of GPUs or their "
            "interconnect changed, the difference of both overheads times the first resident's step.")  # fmt: skip
@@ -617,24 +617,24 @@ if len(both):
           caption=f"A step with CFG parallelism against one with Ulysses alone: {'; '.join(wins)}",
           note="Steady steps. Each engine's overhead is over resident with the same layout and shape. Where iterations "
                "are not the same, one of both runs had a warm-up or a profiled iteration and the other had none.")  # fmt: skip
-cells = compare.layout_cells(f)
-if len(cells):
+together = compare.layout_cells(f)
+if len(together):
     alone = cost.query("source == 'bench' and gpus == 1 and engine == 'resident' and not again")
     work = ["gpu_model", "tokens", "blocks", "branches"]
     alone = alone.sort_values("started").groupby(work).step_s.last()
-    half = alone.reindex(pd.MultiIndex.from_frame(cells[work])).to_numpy() / 2
-    cells["half_s"] = pd.Series(half, cells.index).where(cells.gpus == 2)
+    half = alone.reindex(pd.MultiIndex.from_frame(together[work])).to_numpy() / 2
+    together["half_s"] = pd.Series(half, together.index).where(together.gpus == 2)
     spans = [f"{machine} {' to '.join(dict.fromkeys(map(ratio, (here.min(), here.max()))))}"
-             for machine, here in cells[cells.engine == "resident"].groupby("machine").difference]  # fmt: skip
-    table(cells,
+             for machine, here in together[together.engine == "resident"].groupby("machine").difference]  # fmt: skip
+    table(together,
           {"what": "engine", "machine": "machine", "tokens": "tokens", "ulysses_s": "step, Ulysses",
            "step_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
            "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "n": "n"},
           kinds={"half_s": "derived"},
           caption=f"Both layouts in one campaign; a step of resident with CFG parallelism over Ulysses: {'; '.join(spans)}",
-          note=f"{spelled(cells.blocks)} blocks, a CFG step. Each of two GPUs runs one branch, which takes about half of the time that "
+          note=f"{spelled(together.blocks)} blocks, a CFG step. Each of two GPUs runs one branch, which takes about half of the time that "
                "one GPU needs for both (on other boards of that model). n: steps of the layout that ran fewer.")  # fmt: skip
-if not (both.gpus == 4).any():
+if not (together.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
     todo = pd.DataFrame(
@@ -656,7 +656,7 @@ if not (both.gpus == 4).any():
 
 # %%
 advice = []
-real = f.full_scale().query("source == 'job' and program == ''")
+real = f.full_scale().query("program == ''")
 for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuples():
     wire = "nvlink" if row.interconnect == "NVLink" else "host-memory"
     try:
@@ -665,9 +665,9 @@ for row in real.drop_duplicates(["gpu_model", "gpus", "interconnect"]).itertuple
         continue
     ways["what"] = ways.engine + ways.transfer.map({"bf16": "", "packed": ", packed"})
     ways["what"] += ", " + ways.layout if row.gpus > 1 else ""
-    measured = ways.kind == "measured"
+    seen = ways.kind == "measured"
     ways["page"] = [
-        page(file) if ran else None for file, ran in zip(ways.rests_on, measured, strict=True)
+        page(file) if ran else None for file, ran in zip(ways.rests_on, seen, strict=True)
     ]
     one, two = (ways[ways.place == place].set_index("height") for place in (1, 2))
     advice.append(one.join(two.add_prefix("next_")).reset_index().assign(machine=row.machine))
@@ -823,20 +823,20 @@ if len(rivals):
           note="n: steps of the engine that ran the fewest. A dash: not in that campaign.")  # fmt: skip
 
 # %%
-peers = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()].copy()
-peers["link_bound"] = peers.limit_s > peers.resident_s  # copying takes longer than computing
-ways = peers.pivot_table(
+theirs = best[(best.engine == "sglang") & (best.gpus == 2) & best.limit_s.notna()].copy()
+theirs["link_bound"] = theirs.limit_s > theirs.resident_s  # copying takes longer than computing
+paths = theirs.pivot_table(
     index=["gpu_model", "tokens", "branches"],
     columns="interconnect",
     values=["overhead", "step_s", "link_bound"],
     aggfunc="first",
 ).dropna()
-if len(ways) and {"NVLink", "PCIe path"} <= {*peers.interconnect}:
-    bound = ways.link_bound.astype(bool).any(axis=1)
+if len(paths) and {"NVLink", "PCIe path"} <= {*theirs.interconnect}:
+    bound = paths.link_bound.astype(bool).any(axis=1)
     costs = "; ".join(f"{ratio(row['NVLink'])} over NVLink and {ratio(row['PCIe path'])} on the PCIe path at {tokens:,} tokens"
-                      for (_, tokens, _), row in ways.overhead[~bound].iterrows())  # fmt: skip
+                      for (_, tokens, _), row in paths.overhead[~bound].iterrows())  # fmt: skip
     few = "; ".join(f"{seconds(row['NVLink'], 3)} a step and {seconds(row['PCIe path'], 3)} at {tokens:,} tokens"
-                    for (_, tokens, _), row in ways.step_s[bound].iterrows())  # fmt: skip
+                    for (_, tokens, _), row in paths.step_s[bound].iterrows())  # fmt: skip
     md(f"""
 Why does NVLink win (§8)? Because collectives then leave the weights' link alone. Where a step computes for longer
 than its copies take on both paths, SGLang's offload costs {costs or "what no pair tells yet"}.{f" With fewer tokens copying is the limit on one path or both: {few}." * bool(few)}
@@ -1041,12 +1041,12 @@ if read:
 
 # %%
 if read:
-    cost = pd.concat([copies.budget([trace], facts.number("s4.3.peak.bandwidth"), link[name]).assign(run=name)
+    budget = pd.concat([copies.budget([trace], facts.number("s4.3.peak.bandwidth"), link[name]).assign(run=name)
                       for name, trace in read.items()])  # fmt: skip
-    cost["share"], cost["copying_s"] = cost.share.astype(float), cost.ns / 1e9
-    table(cost, {"run": "run", "scenario": "at the rate", "rate_gb_s": "rate", "step_bytes": "a step",
+    budget["share"], budget["copying_s"] = budget.share.astype(float), budget.ns / 1e9
+    table(budget, {"run": "run", "scenario": "at the rate", "rate_gb_s": "rate", "step_bytes": "a step",
                  "copying_s": "copying a step", "share": "of its compute"},
-          caption=f"Copying takes {share(cost.share.min())} to {share(cost.share.max())} of what a step "
+          caption=f"Copying takes {share(budget.share.min())} to {share(budget.share.max())} of what a step "
                   f"computes; the baseline took {facts.text('s4.3.peak.percent')} to "
                   f"{facts.text('s4.3.observed.percent')} (§4.3)",
           note=f"Peak: the baseline's {facts.text('s4.3.peak.bandwidth')}. Measured: pinned copies alone, before "
@@ -1099,11 +1099,11 @@ known = questions(every_pair)
 known["what"] = known.number.map(ASKED)
 known["pair"] = known.name_a + " over " + known.name_b
 known["where"] = known.machine.where(known.number != 2, "PCIe path, then NVLink")
-alone = known.together_with.map(
+only = known.together_with.map(
     lambda all_: all(each.startswith(("boards", "clock")) for each in all_)
 )
 fewer_bits = (known.number != 4) | ~known.change.str.contains("packed")
-known["exact"] = (alone & (known.number != 7) & fewer_bits & ((known.number != 2) | (known.tokens == 10_000))
+known["exact"] = (only & (known.number != 7) & fewer_bits & ((known.number != 2) | (known.tokens == 10_000))
                   ).where(known.number != 1, known.source == "job")  # fmt: skip
 table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stable"),
       {"what": "question", "pair": "pair", "where": "machine", "work": "work",
@@ -1125,9 +1125,9 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
 # weights say nothing about that.
 
 # %%
-ways = measured[(measured.engine == "stream") & ~measured.cfg_parallel].sort_values("step_s")
-ways["planned"] = ways.label.str.startswith("planned")
-wide = ways.pivot_table(index=["group", "planned"], columns="transfer", aggfunc="first", sort=False,
+sent = measured[(measured.engine == "stream") & ~measured.cfg_parallel].sort_values("step_s")
+sent["planned"] = sent.label.str.startswith("planned")
+wide = sent.pivot_table(index=["group", "planned"], columns="transfer", aggfunc="first", sort=False,
                         values=["step_s", "overhead", "over_limit", "off_share"])  # fmt: skip
 kinds = pd.MultiIndex.from_product(
     [["step_s", "overhead", "over_limit", "off_share"], ["bf16", "packed", "fp8"]]
@@ -1136,23 +1136,23 @@ wide = wide.reindex(columns=kinds).dropna(subset=[("step_s", "bf16"), ("step_s",
 if len(wide):
     wide.columns = ["_".join(each) for each in wide]
     about = ["machine", "branches", "tokens", "blocks", "work", "resident_s", "started"]
-    by = wide.join(ways.groupby(["group", "planned"])[about].first()).reset_index("planned")
+    by = wide.join(sent.groupby(["group", "planned"])[about].first()).reset_index("planned")
     by["several"] = by[["step_s_packed", "step_s_fp8"]].notna().sum(axis=1)
     by = by.sort_values(["several", "started"]).drop_duplicates([*CELL, "blocks"], keep="last")
-    peers = measured[measured.name.str.match("SGLang|diffusers") & measured.group.isin(by.index)]
-    theirs = peers.pivot_table(index="group", columns="name", values="overhead", aggfunc="min")
-    by = by.join(theirs.add_suffix("_overhead")).sort_values(["machine", "tokens"])
+    rows = measured[measured.name.str.match("SGLang|diffusers") & measured.group.isin(by.index)]
+    against = rows.pivot_table(index="group", columns="name", values="overhead", aggfunc="min")
+    by = by.join(against.add_suffix("_overhead")).sort_values(["machine", "tokens"])
     by["ratio_x"] = by.step_s_packed / by.step_s_bf16
-    by["n"] = pd.concat([ways, peers]).groupby("group").step_n.min()
+    by["n"] = pd.concat([sent, rows]).groupby("group").step_n.min()
     least = by.loc[by.ratio_x.idxmin()]
     there = f"; fp8, which is not the same, takes {least.step_s_fp8 / least.step_s_bf16:.2f} there"
-    exact = ways[ways.group.isin(by.index) & (ways.transfer == "packed")].same_bits.eq(True).all()
+    the_same = sent[sent.group.isin(by.index) & (sent.transfer == "packed")].same_bits.eq(True).all()
     table(by.reset_index(),
           {"machine": "machine", "tokens": "tokens", "overhead_bf16": "bf16", "overhead_packed": "packed, exact",
            "overhead_fp8": "fp8, not exact", "off_share_fp8": "fp8's latents off by",
-           **{f"{name}_overhead": name for name in theirs}, "resident_s": "resident",
+           **{f"{name}_overhead": name for name in against}, "resident_s": "resident",
            "ratio_x": "packed over bf16", "over_limit_packed": "packed over its limit", "n": "n"},
-          caption=f"Packed blocks{', bit by bit the same,' * bool(exact)} take {least.ratio_x:.2f} of bf16's step at {least.tokens:,} tokens on "
+          caption=f"Packed blocks{', bit by bit the same,' * bool(the_same)} take {least.ratio_x:.2f} of bf16's step at {least.tokens:,} tokens on "
                   f"{least.machine}, and {by.ratio_x.max():.2f} at most{there * bool(least.step_s_fp8 > 0)}",
           note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's, each row in one campaign on the same boards. Off by: "
                "relative error of the latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or "

@@ -63,8 +63,9 @@ def pairs(frames: Frames) -> pd.DataFrame:
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
         same = here & ~differ.transfer
-        which = {"windows": same, "engine": here & ~stream & (a.gpus == 2)}.get(
-            changed, ~differ.windows & (same & ~stream if cause else here & both))  # fmt: skip
+        which = {"windows": same, "transfer": here & both,
+                 "engine": here & ~stream & (a.gpus == 2)}.get(
+            changed, ~differ.windows & (same & ~stream if cause else same & both))  # fmt: skip
         which = (elsewhere if changed in OWN_RESIDENT else which) & differ[changed]
         which &= b.engine.isin(OLD) == (changed == "engine")
         # Where copies have the link to themselves, or take longer than computing anyway, it is not
