@@ -634,7 +634,7 @@ if len(together):
           caption=f"Both layouts in one campaign; a step of resident with CFG parallelism over Ulysses: {'; '.join(spans)}",
           note=f"{spelled(together.blocks)} blocks, a CFG step. Each of two GPUs runs one branch, which takes about half of the time that "
                "one GPU needs for both (on other boards of that model). n: steps of the layout that ran fewer.")  # fmt: skip
-if not (together.gpus == 4).any():
+if not (both.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
     todo = pd.DataFrame(
@@ -1146,7 +1146,9 @@ if len(wide):
     by["n"] = pd.concat([sent, rows]).groupby("group").step_n.min()
     least = by.loc[by.ratio_x.idxmin()]
     there = f"; fp8, which is not the same, takes {least.step_s_fp8 / least.step_s_bf16:.2f} there"
-    the_same = sent[sent.group.isin(by.index) & (sent.transfer == "packed")].same_bits.eq(True).all()
+    the_same = (
+        sent[sent.group.isin(by.index) & (sent.transfer == "packed")].same_bits.eq(True).all()
+    )
     table(by.reset_index(),
           {"machine": "machine", "tokens": "tokens", "overhead_bf16": "bf16", "overhead_packed": "packed, exact",
            "overhead_fp8": "fp8, not exact", "off_share_fp8": "fp8's latents off by",
