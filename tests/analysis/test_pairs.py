@@ -131,6 +131,9 @@ def test_each_transfer_is_held_against_bf16_and_its_fewer_bytes_follow_from_it()
     assert {"allocations", "windows"} <= set(told(*rows, *others, counted=True).changed)
     found = told(rows[0], *rows[2:], *others, counted=True)
     assert not {row["run"] for row in rows[2:]} & {*found.run_a, *found.run_b}
+    # Nor of another setting, unless both runs travel alike.
+    rows[3]["settings"]["shard"] = True
+    assert "shard" not in set(told(*rows).changed)
 
 
 @pytest.mark.parametrize(("changed", "value"), [

@@ -62,10 +62,9 @@ def pairs(frames: Frames) -> pd.DataFrame:
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
         # What windows take away is contention: beside it no other cause is to be seen.
-        same = here & ~differ.transfer
-        which = {"windows": same, "transfer": here & both,
-                 "engine": here & ~stream & (a.gpus == 2)}.get(
-            changed, ~differ.windows & (same & ~stream if cause else same & both))  # fmt: skip
+        same = here & (~differ.transfer | (changed == "transfer"))
+        which = {"windows": same, "engine": here & ~stream & (a.gpus == 2)}.get(
+            changed, ~differ.windows & same & (~stream if cause else both))  # fmt: skip
         which = (elsewhere if changed in OWN_RESIDENT else which) & differ[changed]
         which &= b.engine.isin(OLD) == (changed == "engine")
         # Where copies have the link to themselves, or take longer than computing anyway, it is not
