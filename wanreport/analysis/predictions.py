@@ -29,8 +29,7 @@ from wanreport.analysis.frames import Frames
 from wanreport.analysis.rows import path_of
 from wanreport.jobs.job import Job
 from wanreport.jobs.settings import StreamSettings
-from wanreport.planner import cost
-from wanreport.planner.cost import Inputs, pass_seconds
+from wanreport.planner.cost import Inputs, pass_seconds, predict
 from wanreport.planner.plan import DEFAULT_ROOM, make_plan
 from wanreport.records.files import FileError, read_json
 from wanreport.records.record import EARLIER, RESULTS_DIRS
@@ -193,7 +192,7 @@ def predict_job(known: Known, job: Job, interconnect: str) -> dict[str, Any]:
 
     first = switch = step()
     if job.engine == "stream":
-        found = cost.predict(inputs, settings)
+        found = predict(inputs, settings)
         first, switch = found.first_s, found.switch_s
     if job.engine == "swap":
         spikes = [row.value for row in known.of("swap")]

@@ -113,8 +113,7 @@ class Ledger(dict[str, Entry]):
         roots = [root for used in rests_on for root in (
             [used] if self[used].outcome == Outcome.FALSE else self[used].rests_on)]  # fmt: skip
         outcome = Outcome.FALLS if roots else Outcome.worst(v.outcome for v in verdicts)
-        decided = (not right.elsewhere if right else
-                   all(entry.decided for entry in follows.values()))  # fmt: skip
+        decided = not right.elsewhere if right else all(each.decided for each in follows.values())
         self[name] = Entry(verdicts, outcome, [*dict.fromkeys(roots)], other, decided)
         return self[name]
 

@@ -14,7 +14,9 @@ from wanreport.jobs.job import Job, model_settings
 from wanreport.jobs.settings import RING
 from wanreport.measure.ranks import Unsupported
 from wanreport.model import weights
+from wanreport.model.clock import StepClock
 from wanreport.model.expert import A14B, EXPERTS, TINY, Expert
+from wanreport.model.layout import Layout
 from wanreport.planner.plan import MIN_ROOM, room
 
 HOST_OVERHEAD = 4 * 10**9  # bytes a rank takes on the host beside weights: CUDA, VAE, frames
@@ -36,13 +38,12 @@ def model_of(job: Job) -> tuple[dict[str, Any], weights.Source, dict[str, dict[s
         raise Unsupported(str(error), f"repair what `{key}` names, or name another") from error
 
 
-def blocks_in_budget(job: Job, layouts: Sequence[weights.Layout]) -> int:
+def blocks_in_budget(job: Job, layouts: Sequence[Layout]) -> int:
     """How many blocks ``vram_budget_gb`` holds on the device; in a rehearsal a share of those."""
     rehearsal = job.scale == "tiny" and not job.checkpoint
     if rehearsal:
-        config, dtype = A14B | {"num_layers": 1}, getattr(torch, job.dtype)
-        whole = {name: Expert(name, config, dtype) for name in EXPERTS}
-        layouts = list(weights.HostStore(whole, weights.RandomWeights()).layouts.values())
+        whole = Expert(EXPERTS[0], A14B | {"num_layers": 1}, getattr(torch, job.dtype))
+        layouts = [Layout.of(weights.unit_parameters(whole, unit)) for unit in (None, 0)]
     outer, block = layouts[0].nbytes, layouts[1].nbytes
     blocks = room(job.vram_budget_gb, block, outer, job.transfer)
     if blocks < MIN_ROOM:
@@ -57,7 +58,7 @@ def blocks_in_budget(job: Job, layouts: Sequence[weights.Layout]) -> int:
 
 
 def require_host_memory(
-    engine: Engine, layouts: Sequence[weights.Layout], ranks: int, free: int, *,
+    engine: Engine, layouts: Sequence[Layout], ranks: int, free: int, *,
     rehearsal: bool = False, nodes: int = 1,
 ) -> None:  # fmt: skip
     """Refuse a job whose weights do not fit into the ``free`` bytes that a host had before.
@@ -90,26 +91,23 @@ def measure_link(device: torch.device, group: dist.ProcessGroup | None) -> dict[
     here = torch.ones(NBYTES, dtype=torch.uint8)  # ones, not empty: its pages must be there
     found: dict[str, Any] = {"nbytes": NBYTES, "samples": {}}
     for key in ("h2d_pageable", "d2h_pageable", "h2d_pinned", "d2h_pinned"):
-        pair = (there, here) if key.startswith("h2d") else (here, there)
+        each = (there, here, device) if key.startswith("h2d") else (here, there, device)
         with weights.pinned([here] if key.endswith("pinned") else []):
-            alone: list[Any] = [_copies(*pair) if dist.get_rank(group) == 0 else None]
+            alone: list[Any] = [_copies(*each) if dist.get_rank(group) == 0 else None]
             dist.broadcast_object_list(alone, src=0, group=group)
             dist.barrier(group)
             together: list[Any] = [None] * dist.get_world_size(group)
-            dist.all_gather_object(together, _copies(*pair), group=group)
+            dist.all_gather_object(together, _copies(*each), group=group)
         found["samples"][key] = {"alone": alone[0], "together": together}
         found[f"{key}_gb_s"] = round(median(alone[0]), 3)
         found[f"{key}_together_gb_s"] = round(min(map(median, together)), 3)
     return found
 
 
-def _copies(target: torch.Tensor, source: torch.Tensor) -> list[float]:
+def _copies(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> list[float]:
     """GB/s of each copy but the first, which warms up."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(COPIES + 2)]
-    for mark in marks:
-        mark.record()
-        if mark is not marks[-1]:
+    clock = StepClock(device)
+    for _ in range(COPIES + 1):
+        with clock.step():
             target.copy_(source, non_blocking=True)
-    torch.cuda.synchronize()
-    times = [a.elapsed_time(b) for a, b in zip(marks[1:-1], marks[2:], strict=True)]
-    return [round(target.numel() / time / 1e6, 3) for time in times]
+    return [round(target.numel() / time / 1e9, 3) for time in clock.seconds()[1:]]

@@ -29,7 +29,6 @@ from wanreport.measure.ranks import Unsupported, die_with_parent, outcome
 from wanreport.measure.sensors import Sensors
 from wanreport.model import denoise
 from wanreport.model.clock import StepClock, peaks, reset_peaks, sha256
-from wanreport.model.denoise import Guidance
 from wanreport.model.expert import EXPERTS, Expert, Segments
 from wanreport.model.ulysses import SequenceParallel, cfg_groups
 from wanreport.model.weights import HostStore, Source
@@ -133,7 +132,7 @@ class Rank:
         generator = torch.Generator().manual_seed(self.job.seed)
         return torch.randn(denoise.latent_shape(**self.video), generator=generator).to(self.device)
 
-    def _guidance(self, text_dim: int, dtype: torch.dtype, pair: Any) -> Guidance:
+    def _guidance(self, text_dim: int, dtype: torch.dtype, pair: Any) -> denoise.Guidance:
         job = self.job
         if self.checkpoint:
             prompts = [job.prompt] + [job.negative_prompt] * job.cfg
@@ -145,7 +144,7 @@ class Rank:
         cond, *rest = (text.to(self.device, dtype) for text in texts)
         scales = (self.settings[key] for key in ("guidance_scale", "guidance_scale_2"))
         uncond = rest[0] if rest else None
-        return Guidance(cond, uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
+        return denoise.Guidance(cond, uncond, dict(zip(EXPERTS, scales, strict=True)), pair)
 
     def _iteration(self, number: int, kind: str) -> dict[str, Any]:
         job, engine, device, profile = self.job, self.engine, self.device, None

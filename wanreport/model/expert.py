@@ -124,9 +124,8 @@ class Segments:
         # Weights are inputs of the functions, so 40 blocks share one graph of each. And Inductor
         # must not pick the kernels of reductions by their speed on the day: they round differently,
         # so the bits would change from one process to the next under one and the same engine.
-        how: dict[str, Any] = {"backend": backend, "dynamic": False}
-        if backend == "inductor":
-            how["options"] = {"deterministic": True}
+        options = {"deterministic": True} if backend == "inductor" else None
+        how: dict[str, Any] = {"backend": backend, "dynamic": False, "options": options}
         return cls(*(torch.compile(f, **how) for f in (pre, attend, post)))
 
 

@@ -49,8 +49,6 @@ class SequenceParallel:
 
     def shard(self, x: Tensor, dim: int) -> Tensor:
         """This rank's slice of ``x`` along ``dim``, contiguous."""
-        if self.size == 1:
-            return x
         return x.tensor_split(self.size, dim)[self.rank].contiguous()
 
     def _exchange(self, send: Tensor, sent: list[int], received: list[int]) -> Tensor:

@@ -232,11 +232,8 @@ def _highlighted(source: str) -> str:
     """Colour a cell's code; what has no colour needs no markup, and a string's parts are one."""
     code = str(Highlight2HTML("ipython3")(source))
     code = re.sub(r'<span class="(?:p|n|o|w|nb|nf|nn)">([^<]*)</span>', r"\1", code)
-    return re.sub(r'(?:<span class="s[12adi]?">[^<]*</span>)+', _one_string, code)
-
-
-def _one_string(spans: re.Match[str]) -> str:
-    return f"<i>{re.sub('<[^>]*>', '', spans[0])}</i>"  # short: a page has thousands
+    strings = r'(?:<span class="s[12adi]?">[^<]*</span>)+'  # a page has thousands: <i> is short
+    return re.sub(strings, lambda spans: f"<i>{re.sub('<[^>]*>', '', spans[0])}</i>", code)
 
 
 @cache

@@ -43,8 +43,8 @@ def plan(
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
     scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
-    stems = [stem for stem in (*NAMES, *sorted({*scripts} - {*NAMES})) if stem in scripts]
-    stems = [stem for stem in stems if stem not in BY_HAND]
+    others = sorted({*scripts} - {*NAMES, *BY_HAND})
+    stems = [*(stem for stem in NAMES if stem in scripts), *others]
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
 
     def page(
