@@ -29,7 +29,6 @@ from wanreport.measure.worker import software
 from wanreport.model.layout import Layout
 from wanreport.model.weights import unit_parameters
 from wanreport.records import files
-from wanreport.records.files import FIRST, LAST, parse_label
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
 
@@ -63,12 +62,12 @@ class Campaign:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        labels = [FIRST, *map(files.reference, given.engines), *given.engines, LAST]
-        self.order = [*dict.fromkeys(labels)]
+        labels = [files.reference(label) for label in given.engines]
+        self.order = [*dict.fromkeys([files.FIRST, *labels, *given.engines, files.LAST])]
         self.code: dict[str, dict[str, str]] = {}
         self.missing: dict[str, str] = {}  # label -> why its peer cannot run
         for label in self.order:
-            if peer := PEERS.get(name := parse_label(label)[0]):
+            if peer := PEERS.get(name := files.parse_label(label)[0]):
                 try:
                     self.code[name] = peer.find(given.sglang, given.device)
                 except LookupError as reason:
@@ -102,7 +101,7 @@ class Campaign:
         self.done = {key for key, row in self.rows.items() if row["status"] in ("ok", "oom")}
         if not self.given.turns and self._pending(self.order):
             # What closes a campaign comes after all that it measured.
-            self.done = {key for key in self.done if key[0] != LAST}
+            self.done = {key for key in self.done if key[0] != files.LAST}
 
     def run(self) -> int:
         """Run what is pending, engine by engine or all in turn, until the time budget is used.
@@ -188,7 +187,7 @@ class Campaign:
         first = self.rows.get((files.reference(row["label"]), row["tokens"]))
         if n:
             of = median / step_ms(first or row).median
-            took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {FIRST}"
+            took = f"{median:,.1f} [{low:,.1f}, {high:,.1f}] ms, n = {n}, {of:.3f} of {files.FIRST}"
         bits = {True: "same bits", False: "OTHER BITS", None: ""}[identical(row, first)]
         note = row["ranks"][0]["note"] if row["ranks"] else row["reason"]
         said = f"{row['tokens']:,} tokens", row["label"], took, bits, note

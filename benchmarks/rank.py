@@ -127,16 +127,14 @@ class Lane:
 
     def turn(self) -> None:
         """Some steps on a hot device, timed one by one; the first turn heats it."""
-        sensors = Sensors(self.device)  # found before the GPU is hot: it must not wait then
         self.begin(self.warm + self.passes)
         self.steps(self.warm)
         self.warm = 1
         dist.barrier()
         before = self.engine.mover.counters + Counters()
-        with sensors:
+        with self.sensors:
             self.samples += self.steps(self.passes)
         self.counters += self.engine.mover.counters - before
-        self.sensors.readings += sensors.readings
 
     def denoised(self) -> list[Tensor]:
         """The latents after each step of a short schedule."""
@@ -175,12 +173,10 @@ def measure(
         for lane in lanes[:: -1 if turn % 2 else 1]:
             lane.turn()
     rows = [lane.row(alone=len(lanes) == 1) | {"link": link} for lane in lanes]
-    exact: dict[Any, list[Tensor]] = {}  # resident's of each layout
     for row, lane in zip(rows, lanes, strict=True):
         if lane.engine.transfer == "fp8":
-            if lane.pair not in exact:
-                exact[lane.pair] = next(each for each in lanes if each.pair is lane.pair).denoised()
-            pairs = zip(lane.denoised(), exact[lane.pair], strict=True)
+            exact = next(each for each in lanes if each.pair is lane.pair)  # resident
+            pairs = zip(lane.denoised(), exact.denoised(), strict=True)
             errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
             said = f"not exact: latents are off by {errors[-1]:.2%} after {DENOISED} steps"
             row |= {"latents_error": errors, "note": said}

@@ -151,8 +151,7 @@ def _overlap(data: _Data) -> Answers:
 
 
 def _contention(data: _Data) -> Answers:
-    lanes = data.lanes[data.lanes.interconnect == SHARED]
-    for _, here in lanes.groupby(["machine", "gpus"]):
+    for _, here in data.lanes.query("interconnect == @SHARED").groupby(["machine", "gpus"]):
         here = here[(here.beside_low + here.alone_low).notna()].sort_values("beside")
         longer = bool((here.beside_low > here.alone_high).any())
         shorter = bool((here.beside_high < here.alone_low).any())

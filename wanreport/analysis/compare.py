@@ -90,8 +90,7 @@ def layouts(frames: Frames) -> pd.DataFrame:
 
     Each ``overhead`` is over resident of the same layout.
     """
-    plain = plain_jobs(overhead(frames), layouts=True)
-    plain = plain.query("gpus > 1 and transfer == 'bf16'")
+    plain = plain_jobs(overhead(frames), layouts=True).query("gpus > 1 and transfer == 'bf16'")
     split = plain.cfg_parallel
     cfg, ulysses = nearest(plain[split], plain[~split], *WHERE, "engine", "frames")
     sides = {f"{name}_{side}": runs[name] for side, runs in (("cfg", cfg), ("ulysses", ulysses))

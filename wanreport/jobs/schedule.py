@@ -22,10 +22,9 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     # Towards 1: a larger shift spends more steps at high noise.
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-    # The solver takes log(1 - sigma), so diffusers keeps the first level just below 1: the
-    # first timestep is 999 for this reason.
-    if abs(sigmas[0] - 1) < 1e-6:
-        sigmas[0] -= 1e-6
+    # The solver takes log(1 - sigma), so diffusers keeps the first level, which is 1, just below 1:
+    # the first timestep is 999 for this reason.
+    sigmas[0] -= 1e-6
     timesteps = (sigmas * TRAIN_TIMESTEPS).astype(np.int64)
     return Schedule(timesteps.tolist(), np.append(sigmas, 0).astype(np.float32).tolist())
 

@@ -26,8 +26,7 @@ from wanreport.jobs.job import Job, JobError, load_job, located, resolve_job
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
 from wanreport.records import record as kept
-from wanreport.records.project import all_records, local_results, project_root
-from wanreport.records.record import Found, best_record, naming, replace_file
+from wanreport.records.project import all_records, project_root
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -70,7 +69,7 @@ def load_jobs(files: Sequence[Path], root: Path, *, lenient: bool = False) -> di
     return jobs
 
 
-def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
+def spoken_for(job: Job, found: Sequence[kept.Found], here: Machine) -> kept.Found | None:
     """The record that `job`'s page shows: the best at real scale anywhere, else this machine's.
 
     Another machine's rehearsal stands in only where it hides no failure here.
@@ -78,10 +77,10 @@ def spoken_for(job: Job, found: Sequence[Found], here: Machine) -> Found | None:
     found = [item for item in found if not item[1].get("source")]  # of other programs
     mine = [(path, record) for path, record in found
             if record["job"]["scale"] == "a14b" or path.parent.name == here.slug]  # fmt: skip
-    return best_record(job, mine) or best_record(job, found)
+    return kept.best_record(job, mine) or kept.best_record(job, found)
 
 
-def missing(jobs: Sequence[Job], found: Sequence[Found], here: Machine) -> list[Job]:
+def missing(jobs: Sequence[Job], found: Sequence[kept.Found], here: Machine) -> list[Job]:
     """Those of `jobs`, resolved, without a record here that measuring again would only repeat."""
     mine = [record for path, record in found if path.parent.name == here.slug]
     resolved = [resolve_job(job, gpus=here.gpus) for job in jobs]
@@ -105,7 +104,7 @@ def measure(
         at_once = 1  # only rehearsals' times say nothing
     if at_once > 1:  # so that none is left alone at the end
         left.sort(key=lambda job: -job.num_gpus)
-    folder, bad = results or local_results(root), ("failed", "timeout", "non-finite")
+    folder, bad = results or root / kept.RESULTS_DIRS[-1], ("failed", "timeout", "non-finite")
     done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
     return [record["job"]["name"] for _, record in done if record["status"] in bad]
 
@@ -113,13 +112,13 @@ def measure(
 def measure_jobs(
     jobs: Sequence[Job], results: Path, log: Path, minutes: float = math.inf, *,
     tell: Callable[[str], None] = lambda line: None, plan_only: bool = False, at_once: int = 1,
-) -> list[Found]:  # fmt: skip
+) -> list[kept.Found]:  # fmt: skip
     """Measure resolved `jobs`, `at_once` of them; return their records as they ended.
 
     With `plan_only` no more than the plan of each is measured. A job whose `timeout_s` would not
     fit into `minutes` is not begun, and has no record. Raises RecordError if one was not written.
     """
-    done, end = list[Found](), time.monotonic() + 60 * minutes
+    done, end = list[kept.Found](), time.monotonic() + 60 * minutes
 
     def begun(file: TextIO) -> Iterator[Running]:
         for job in jobs:
@@ -130,7 +129,7 @@ def measure_jobs(
                 yield running(job, results, log=file, plan_only=plan_only)
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    with naming(log), log.open("w", encoding="utf-8") as file:
+    with kept.naming(log), log.open("w", encoding="utf-8") as file:
         for path in ranks.together(begun(file), at_once):
             record = kept.read_record(path)
             name, status = record["job"]["name"], record["status"]
@@ -157,7 +156,7 @@ def running(job: Job, root: Path, *, log: TextIO, plan_only: bool) -> Running:
     with tempfile.TemporaryDirectory(prefix="wanreport-job-", ignore_cleanup_errors=True) as folder:
         out = Path(folder)
         try:
-            with naming(out):
+            with kept.naming(out):
                 placed = located(job, project_root())
                 found = yield from _measured(placed, here["gpu_count"], out, plan_only, log)
         except (Exception, SystemExit) as error:
@@ -234,7 +233,7 @@ def _keep_traces(out: Path, record: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for source in (*out.glob("traces/rank*.json.gz"), *out.glob("nsys.sqlite")):
         data, path = source.read_bytes(), f"traces/{record.stem}/{source.name}"
-        replace_file(record.parent / path, data)
+        kept.replace_file(record.parent / path, data)
         rank = int(re.sub(r"\D", "", source.name) or 0)  # one export holds all ranks
         found.append({"rank": rank, "path": path, "bytes": len(data),
                      "sha256": hashlib.sha256(data).hexdigest()})  # fmt: skip
@@ -248,7 +247,7 @@ def _keep_logs(out: Path, record: Path) -> str:
     for source in out.rglob("*.log"):
         if data := source.read_bytes():
             name = "-".join(source.relative_to(out).parts[-4:])
-            replace_file(record.parent / folder / name, data)
+            kept.replace_file(record.parent / folder / name, data)
     return f"logs: {folder}, beside this record"
 
 

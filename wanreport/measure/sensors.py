@@ -25,7 +25,6 @@ class Sensors:
         # Per cent of the time with a kernel on the GPU, then SM clock in MHz, power in W, heat.
         self.readings: list[tuple[float, ...]] = []
         self.board, self._handle = "", None
-        self._over, self._thread = threading.Event(), threading.Thread(target=self._watch)
         if device.type == "cuda":
             # Tells boards apart and names none. NVML's name of a board has a prefix more.
             uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
@@ -35,6 +34,7 @@ class Sensors:
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
     def __enter__(self) -> Self:
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
