@@ -253,16 +253,13 @@ def _inputs(known: Known, job: Job, tokens: int, interconnect: str) -> tuple[Inp
     ), exchanged  # fmt: skip
 
 
-Curve = Callable[[int], float]
-
-
-def _curve(points: Mapping[int, float]) -> Curve:
+def _curve(points: Mapping[int, float]) -> Callable[[int], float]:
     """What lies between the points, linearly, and beyond them the nearest."""
     xs = sorted(points)
     return lambda x: float(np.interp(x, xs, [points[n] for n in xs]))
 
 
-def _alone(known: Known) -> tuple[Callable[[int, int], list[float]], Curve, float]:
+def _alone(known: Known) -> tuple[Callable[[int, int], list[float]], Callable[[int], float], float]:
     """What one GPU tells: windows by tokens and ranks, the rest's seconds a token, and waiting.
 
     That is how many times as long windows take with several GPUs, as waiting ones clock up: what

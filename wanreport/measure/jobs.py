@@ -37,6 +37,7 @@ HINTS = {
     "failed": "the logs say where; SIGKILL is often the kernel's, for want of memory; run it again",
 }
 Running = Generator[None, None, Path]
+say = partial(print, flush=True)  # at once, so that a log is never behind
 
 
 class Machine(NamedTuple):
@@ -261,6 +262,3 @@ def terminate(*_: object) -> None:
     """Make SystemExit of the first SIGTERM; a second one must not disturb writing the record."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
-
-
-say = partial(print, flush=True)  # at once, so that a log is never behind

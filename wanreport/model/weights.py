@@ -33,6 +33,7 @@ from wanreport.model.packed import Fewer, Rounded, pack
 
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
 PERIOD = 1_000_003  # a prime
+Key = tuple[str, int | None]  # an expert and a unit of it
 
 
 class RandomWeights:
@@ -105,10 +106,6 @@ def checkpoint_name(name: str) -> str:
     """A parameter's name in a diffusers checkpoint, which knows no visits around blocks."""
     parts = name.split(".")
     return ".".join(parts[:2] + parts[3:]) if parts[0] == "blocks" else name
-
-
-Key = tuple[str, int | None]
-"""An expert and a unit of it."""
 
 
 class HostStore:
