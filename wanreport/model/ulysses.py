@@ -25,12 +25,15 @@ def split_sizes(total: int, parts: int) -> list[int]:
 
 
 def cfg_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """Split all ranks, an even number, for CFG parallelism; every rank must call it.
+    """Split all ranks for CFG parallelism; every rank must call it, or gets ValueError if odd.
 
     Returns the group that shares this rank's branch, and the pair of this rank and its like of the
     other branch, cond's first.
     """
-    half, rank = dist.get_world_size() // 2, dist.get_rank()
+    size, rank = dist.get_world_size(), dist.get_rank()
+    half, odd = divmod(size, 2)
+    if odd:
+        raise ValueError(f"CFG parallelism needs an even number of ranks, not {size}")
     rows = [dist.new_group(list(range(first, first + half))) for first in (0, half)]
     pairs = [dist.new_group([one, one + half]) for one in range(half)]
     return rows[rank // half], pairs[rank % half]

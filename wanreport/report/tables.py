@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from wanreport.report import style
+from wanreport.report.style import TEMPLATE
 from wanreport.words import EM_DASH, NBSP, ratio, share, signed, significant
 
 Kind = Literal["measured", "derived", "predicted", "quoted"]
@@ -24,8 +25,8 @@ KINDS: dict[str, str] = {
     "predicted": "expected by a model, not observed",
     "quoted": "stated by the source document",
 }
-TEMPLATES = Environment(loader=FileSystemLoader(style.TEMPLATE), autoescape=True,
-                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+TEMPLATES = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True,
+                        lstrip_blocks=True)  # fmt: skip
 LONG = 48  # characters; a table with longer text is read as cards on a phone, …
 MOST_CARDS = 12  # … unless it has more columns: the style sheet names so many
 
