@@ -45,6 +45,6 @@ def sampled_steps(steps: int, switch: int | None, count: int | None) -> list[int
     """
     near = [switch, switch - 1, switch + 1] if switch else []
     late = range(switch + 2 if switch else 1, steps)
-    chosen = [0, 1, *near, *chain(*zip_longest(late, range(2, steps))), *range(steps)]
+    chosen = [0, 1, *near, *chain(*zip_longest(late, range(2, steps)))]
     unique = dict.fromkeys(i for i in chosen if i is not None and 0 <= i < steps)
     return sorted([*unique][:count])

@@ -42,8 +42,7 @@ def plan(
     runs = frames.cached(folders, root).runs
     data, code = _digests(root, folders), "" if published else _code()
     scripts = {path.stem: path for path in (root / "notebooks").glob("*.py")}
-    others = sorted({*scripts} - {*NAMES, *BY_HAND})
-    stems = [*(stem for stem in NAMES if stem in scripts), *others]
+    stems = [stem for stem in (*NAMES, *sorted({*scripts} - {*NAMES, *BY_HAND})) if stem in scripts]
     links = tuple((NAMES.get(stem, stem), f"{stem}.html") for stem in stems)
 
     def page(
