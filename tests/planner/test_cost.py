@@ -5,13 +5,19 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.models import NARROW, make_experts, make_store
+from tests.ranks import in_ranks
 from tests.synthetic import plan_inputs
+from wanreport.engines import Stream
 from wanreport.jobs.settings import RING, StreamSettings
+from wanreport.model.denoise import Guidance, latent_shape
 from wanreport.planner import probe
 from wanreport.planner.cost import Inputs, Route, predict
 
@@ -180,3 +186,27 @@ def test_a_sharded_load_is_there_when_its_gather_ends():
     copies = [{"lane": "copy", "end_ms": t} for t in (2.0, 1.0)]
     assert probe._arrivals(copies) == [1.0, 2.0]
     assert probe._arrivals([*copies, {"lane": "gather", "end_ms": 5.0}]) == [5.0]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+@in_ranks(2)
+def test_a_probe_feeds_loads_as_blocks_go_and_they_outlast_them(shard: bool) -> None:
+    """All at once they would not fit into the queues of a GPU, and the host would wait for them."""
+    store = make_store("fp8", experts=make_experts(num_layers=6))
+    texts = [torch.randn(1, 16, NARROW["text_dim"]).bfloat16() for _ in range(2)]
+    made = probe.Probe(
+        lambda blocks: make_experts(num_layers=blocks)["high_noise"], store, dist.group.WORLD,
+        torch.randn(latent_shape(48, 48, 9)), Guidance(*texts, {"high_noise": 4.0}),
+    )  # fmt: skip
+    engine = probe._Timed(replace(made.plainest, slots=0, residents=probe.BLOCKS))
+    feeder = Stream(replace(made.plainest, slots=3 if shard else 2, shard=shard))
+    expert, _ = made._attached(engine, probe.BLOCKS), made._attached(feeder, probe.FED)
+    loads = 5 * probe.BLOCKS
+    made._passes(engine, expert)  # brings the blocks that compute
+    assert len(made._passes(engine, expert, feeder, loads).arrived) == made.passes
+    rows = engine.mover.timeline.rows()
+    copies, windows = ([row["start_ms"] for row in rows if row["lane"] == lane]
+                       for lane in ("copy", "window"))  # fmt: skip
+    assert len(copies) >= loads and copies[0] < windows[0]
+    ahead = [sum(copy < window for copy in copies) for window in windows]
+    assert max(np.diff(ahead)) <= 5 < ahead[-1] < len(copies)
