@@ -629,11 +629,12 @@ if len(together):
     table(together,
           {"what": "engine", "machine": "machine", "tokens": "tokens", "ulysses_s": "step, Ulysses",
            "step_s": "step, CFG parallel", "difference": "CFG over Ulysses", "claim": "that is",
-           "half_s": "half a step of one GPU", "overhead": "over resident, CFG parallel", "n": "n"},
+           "half_s": "half of resident's step on one GPU", "overhead": "over resident, CFG parallel", "n": "n"},
           kinds={"half_s": "derived"},
           caption=f"Both layouts in one campaign; a step of resident with CFG parallelism over Ulysses: {'; '.join(spans)}",
-          note=f"{spelled(together.blocks)} blocks, a CFG step. Each of two GPUs runs one branch, which takes about half of the time that "
-               "one GPU needs for both (on other boards of that model). n: steps of the layout that ran fewer.")  # fmt: skip
+          note=f"{spelled(together.blocks)} blocks, a CFG step. Each of two GPUs runs one branch. With all weights there, that takes about "
+               "half of the time that one GPU needs for both (on other boards of that model); with offload, no less than its "
+               "copies take. n: steps of the layout that ran fewer.")  # fmt: skip
 if not (both.gpus == 4).any():
     todo = [f"720p-4gpu-{engine}{layout}-8steps" for engine in ("resident", "layerwise", "stream")
             for layout in ("", "-cfg")]  # fmt: skip
@@ -1114,6 +1115,15 @@ table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stab
            "the first without windows. Windows "
            "follow the parts of a block, not the schedule, so they are only near question 7. Packed weights are "
            "exact; fp8's are rounded, and random weights say nothing about the quality of its videos.")  # fmt: skip
+shared = measured[
+    measured.settings.map(lambda chosen: chosen.get("shard", False))
+    & measured.planned_step_s.notna()
+]
+if len(shared):
+    md(f"Pairs tell of question 3 on {spelled(known.machine[known.number == 3])}. Where GPUs gather over another link than the "
+       f"weights', plans chose to shard: on {' and '.join(dict.fromkeys(shared.machine.sort_values()))}, at "
+       f"{shared.tokens.min():,.0f} to {shared.tokens.max():,.0f} tokens.")  # fmt: skip
+
 # %% [markdown]
 # For question 4 `stream` has two ways to send fewer bytes. `packed` is exact: sign and mantissa of a
 # weight travel as one byte and its exponent as 4 bits; the few that do not fit are listed apart. `fp8`
@@ -1143,6 +1153,7 @@ if len(wide):
     against = rows.pivot_table(index="group", columns="name", values="overhead", aggfunc="min")
     by = by.join(against.add_suffix("_overhead")).sort_values(["machine", "tokens"])
     by["ratio_x"] = by.step_s_packed / by.step_s_bf16
+    by["time"] = by.started.str[:16].str.replace("T", " ")
     by["n"] = pd.concat([sent, rows]).groupby("group").step_n.min()
     least = by.loc[by.ratio_x.idxmin()]
     there = f"; fp8, which is not the same, takes {least.step_s_fp8 / least.step_s_bf16:.2f} there"
@@ -1153,13 +1164,14 @@ if len(wide):
           {"machine": "machine", "tokens": "tokens", "overhead_bf16": "bf16", "overhead_packed": "packed, exact",
            "overhead_fp8": "fp8, not exact", "off_share_fp8": "fp8's latents off by",
            **{f"{name}_overhead": name for name in against}, "resident_s": "resident",
-           "ratio_x": "packed over bf16", "over_limit_packed": "packed over its limit", "n": "n"},
+           "ratio_x": "packed over bf16", "over_limit_packed": "packed over its limit", "n": "n", "time": "measured"},
           caption=f"Packed blocks{', bit by bit the same,' * bool(the_same)} take {least.ratio_x:.2f} of bf16's step at {least.tokens:,} tokens on "
                   f"{least.machine}, and {by.ratio_x.max():.2f} at most{there * bool(least.step_s_fp8 > 0)}",
           note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's, each row in one campaign on the same boards. Off by: "
                "relative error of the latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or "
                "moving the bytes. With plans (two GPUs) each transfer has windows of its own, or none. n: steps of what ran the "
-               "fewest. A dash: not in that campaign.")  # fmt: skip
+               "fewest. A dash: not in that campaign. Until 2026-11-27 12:00 fp8 took twice as long to unpack, and its plans "
+               "expected no collisions on the PCIe path.")  # fmt: skip
 
 # %%
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}

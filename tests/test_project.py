@@ -41,7 +41,7 @@ ROOMS = ("words", "jobs", "model", "engines", "planner", "records", "measure", "
 """From the bottom up: what lies in one imports only from its own and from those before it."""
 MOST_LINES = sum({
     "jobs, engines, planner, records, reports": 8_000, "traces and imported runs": 1_360,
-    "packed transfers, CFG parallelism, what to run": 690, "robustness": 400,
+    "packed transfers, CFG parallelism, what to run": 700, "robustness": 400,
     "fair runs: turns, hot GPUs, plans that are tried, rivals": 150,
 }.values())  # fmt: skip
 """Of Python in the package and the benchmarks together; a commit that raises one says why."""

@@ -101,7 +101,8 @@ def layouts(frames: Frames) -> pd.DataFrame:
 def layout_cells(frames: Frames) -> pd.DataFrame:
     """Compare both layouts in benchmarks: a row for each run with CFG parallelism.
 
-    It is held against the same engine and settings in its campaign; without that it is left out.
+    It is held against the same engine and settings in its campaign; without that it is left out. Of
+    several campaigns the newest counts.
     """
     runs = overhead(frames).query("source == 'bench' and not again")
     runs = runs.assign(what=runs["name"].str.replace(f", {CFG_PARALLEL}", ""))
@@ -111,7 +112,9 @@ def layout_cells(frames: Frames) -> pd.DataFrame:
     ulysses = ulysses[~ulysses.index.duplicated()].loc[cfg.index]
     found = cfg.assign(**difference(cfg, ulysses, ulysses.drift), ulysses_s=ulysses.step_s,
                        n=np.minimum(cfg.step_n, ulysses.step_n))  # fmt: skip
-    return found.reset_index(drop=True).sort_values(["machine", "tokens", "what"])
+    where = ["machine", "tokens", "what", "branches", "blocks"]
+    newest = found.reset_index(drop=True).sort_values([*where, "started"])
+    return newest.drop_duplicates(where, keep="last")
 
 
 def differs(facts: Facts, runs: pd.DataFrame, gpus: str = "") -> str:

@@ -61,7 +61,8 @@ def pairs(frames: Frames) -> pd.DataFrame:
     elsewhere = plain & ~stream & a[alike].eq(b[alike]).all(axis=1)
     elsewhere &= (a.overhead + b.overhead).notna()
     for changed, (cause, more) in ASKED.items():
-        # What windows take away is contention: beside it no other cause is to be seen.
+        # What windows take away is contention: beside it no other cause is to be seen. And blocks
+        # travel alike, unless that is what was changed.
         same = here & (~differ.transfer | (changed == "transfer"))
         which = {"windows": same, "engine": here & ~stream & (a.gpus == 2)}.get(
             changed, ~differ.windows & same & (~stream if cause else both))  # fmt: skip

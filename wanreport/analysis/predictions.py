@@ -52,6 +52,7 @@ TOLD = ["step_s", "overhead", "low_s", "high_s", "first_s", "switch_s", "total_s
 TOLERANCE = 0.1
 """A prediction holds if the measured step is within this share of it: the rule since the first."""
 JUDGED = ["job", "run", "engine", "prefetch", "cfg_parallel", "height", "tokens"]
+SHORTEST = 32_760  # tokens of a video at 480p
 MEASURED = ["kind", "value", "tokens", "ranks", "at", "path"]
 
 
@@ -92,7 +93,7 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     """Collect what committed runs tell of a GPU model with fewer GPUs than ``below``.
 
     Those are eager, in bfloat16 by Ulysses alone, the latest, and of several GPUs on the
-    ``interconnect``. Raises PredictionError if no windows are known.
+    ``interconnect``, as long as a video if any are. Raises PredictionError without windows.
     """
     here, rows = runs_on(frames.full_scale(), gpu, interconnect), list[list[Any]]()
     here = here[(here.gpus < below) & ~here.compiled & ~here.cfg_parallel]
@@ -110,6 +111,9 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
         rows += [[kind, value, row.tokens, row.gpus, row.started, row.file]
                  for kind, value in values.items() if value]  # fmt: skip
     measured = pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable")
+    short = (measured.ranks > 1) & (measured.tokens < SHORTEST)
+    if (~short & (measured.ranks > 1) & (measured.kind == "windows")).any():
+        measured = measured[~short]
     known = Known(gpu, next(iter(here.model.dropna()), {}), measured)
     if not known.model or not known.of("windows", several=False):
         command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"

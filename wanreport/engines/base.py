@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wanreport.model.clock import between, mark
 from wanreport.model.expert import Expert, Watcher
 from wanreport.model.layout import Layout
-from wanreport.model.packed import Fewer
+from wanreport.model.packed import PackedUnit
 from wanreport.model.weights import HostStore
 
 
@@ -160,7 +160,7 @@ class Mover:
         dist.all_gather_into_tensor(buffer, part, group=group)
         self.counters.unshards += 1
 
-    def unpack(self, packed: Tensor, packing: Fewer | None, buffer: Tensor) -> None:
+    def unpack(self, packed: Tensor, packing: PackedUnit | None, buffer: Tensor) -> None:
         """Fill ``buffer`` from a packed unit on the device, or one that would not shrink."""
         if packing:
             packing.unpack(packed, buffer)

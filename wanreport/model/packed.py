@@ -17,7 +17,7 @@ the low halves and 4 to 7 for the high ones; its signs and mantissas are one wor
 
 A unit in *fp8* takes half of its bytes and is not the same: each row of a bfloat16 matrix, the
 weights of one output channel, becomes e4m3 with a scale that takes the row's largest weight to
-e4m3's largest number. A unit's matrices lie together, which one kernel restores:
+e4m3's largest number. A unit's matrices lie together, so that one kernel restores them all:
 
     | e4m3, one after another | a scale a row | where each row begins | the rest |
       a byte a value            4 bytes         4 bytes
@@ -53,8 +53,8 @@ def edged(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Fewer(ABC):
-    """A unit of which the bytes from ``start`` to ``stop`` become fewer; the rest stays."""
+class PackedUnit(ABC):
+    """How one unit becomes smaller: its bytes from ``start`` to ``stop`` do; the rest stays."""
 
     start: int
     stop: int
@@ -89,7 +89,7 @@ class Fewer(ABC):
 
 
 @dataclass(frozen=True)
-class Packing(Fewer):
+class Packing(PackedUnit):
     """How one unit is packed."""
 
     base: int  # the exponent of code 0
@@ -154,8 +154,8 @@ def unpack_by_torch(
 
 
 @dataclass(frozen=True)
-class Rounded(Fewer):
-    """How one unit is rounded: its matrices, which lie from ``start`` to ``stop``."""
+class Rounded(PackedUnit):
+    """How one unit, which has matrices, is rounded: these lie from ``start`` to ``stop``."""
 
     matrices: tuple[Slice, ...]
 

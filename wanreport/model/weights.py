@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from wanreport.model.checkpoint import FOLDERS, CheckpointError, audit, some
 from wanreport.model.expert import Expert
 from wanreport.model.layout import Layout
-from wanreport.model.packed import Fewer, Rounded, pack
+from wanreport.model.packed import PackedUnit, Rounded, pack
 
 PACKERS = 4  # threads that pack; each has a whole block on the host and three on the device
 PERIOD = 1_000_003  # a prime
@@ -125,7 +125,7 @@ class HostStore:
     ) -> None:  # fmt: skip
         self.source, self.pin, self.group, self.packing = source, pin, group, packing
         self.transfer = "bf16" if packing is None else transfer
-        self.packings: dict[Key, Fewer] = {}  # of the units that lie packed
+        self.packings: dict[Key, PackedUnit] = {}  # of the units that lie packed
         self.layouts: dict[Key, Layout] = {
             (name, unit): Layout.of(unit_parameters(expert, unit))
             for name, expert in experts.items()
@@ -180,7 +180,7 @@ class HostStore:
             self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
         if not packs:
             return
-        found: tuple[Fewer, Tensor] | None
+        found: tuple[PackedUnit, Tensor] | None
         if self.transfer == "fp8":
             rounded = Rounded.of(layout)
             found = rounded, rounded.pack(unit.to(self.packing))

@@ -35,7 +35,7 @@ from wanreport.planner.plan import make_plan, scaled
 BLOCKS, PASSES = 4, 5
 FED = 6  # blocks of a feeder: twice its slots, so that each is loaded every time
 TRIAL_BLOCKS = 12  # a multiple of 2, 3 and 4 slots
-MOST_LOADS = 2000
+LEAD = 100  # loads of a feeder that may wait in a GPU's queues, which hold a thousand launches
 LEAST = 4  # blocks of an expert: one more than the slots of a feeder
 TURN_S = 1.0  # a trial's turn takes about as long, or one step
 
@@ -213,8 +213,10 @@ class Probe:
         at = _arrivals(rows)
         unpacking = median(_lengths(rows, "unpack") or [0.0])
         slowest, unpack_s = self._slowest([(at[-1] - at[0]) / 1e3 / (len(at) - 1), unpacking])
-        # Enough of them to outlast the passes, even where these take half as long again.
-        loads = min(math.ceil(1.5 * self.passes * quiet.step / slowest) + FED, MOST_LOADS)
+        # Enough of them to outlast the passes, even where these take half as long again; long ones,
+        # which mostly compute, take little longer.
+        beside = self.passes * quiet.step / slowest
+        loads = math.ceil(1.1 * beside + min(0.4 * beside, LEAD)) + FED
         busy = self._passes(engine, expert, feeder, loads)
         feeder.detach()
         visits = engine.blocks * self.guidance.branches

@@ -18,7 +18,7 @@ from wanreport.jobs.job import BENCHMARK_VERSION, Job, job_hash, located
 from wanreport.records.files import FileError, parse_record, read_json
 
 RESULTS_DIRS = [*map(Path, os.environ.get("WANREPORT_RESULTS", "results:results/local").split(":"))]
-"""Where records are looked for: the committed ones; and last, where measuring writes its own."""
+"""Where records are looked for: the committed ones first, last those that measuring writes."""
 EARLIER = "earlier"  # the folder beside records for runs that do not speak for their job any more
 REUSABLE = {"ok": 2, "oom": 1}  # statuses that are results, by how much they tell
 RecordError = FileError
