@@ -278,3 +278,14 @@ def test_the_command_writes_once_and_leaves_out_what_was_measured(project, capsy
     assert predict.main(write_it) == 1 and not predictions.load(project)
     said = r"720p-4gpu-layerwise: .*720p-4gpu-layerwise-\w+\.json"  # the job, and the record
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_of_several_gpus_steps_as_long_as_a_video_count_if_there_are_any():
+    found, asked = synthetic.committed(), ("NVIDIA H200", 3, "host-memory")
+    known = predictions.gather(found, *asked)
+    several = known.measured[known.measured.ranks > 1]
+    assert known.base.ranks == 2 and several.tokens.min() == predictions.SHORTEST
+    assert known.measured.tokens.min() < predictions.SHORTEST, "of one GPU all lengths count"
+    runs = found.runs[(found.runs.gpus == 1) | (found.runs.tokens < predictions.SHORTEST)]
+    known = predictions.gather(found._replace(runs=runs), *asked)
+    assert known.base.ranks == 2 and known.base.tokens < predictions.SHORTEST
