@@ -1106,15 +1106,20 @@ only = known.together_with.map(
 fewer_bits = (known.number != 4) | ~known.change.str.contains("packed")
 known["exact"] = (only & (known.number != 7) & fewer_bits & ((known.number != 2) | (known.tokens == 10_000))
                   ).where(known.number != 1, known.source == "job")  # fmt: skip
-table(known.sort_values(["number", "exact"], ascending=[True, False], kind="stable"),
-      {"what": "question", "pair": "pair", "where": "machine", "work": "work",
-       "difference": "difference", "claim": "that is", "exact": "as asked"}, kind="derived",
+known = known.sort_values(["number", "exact"], ascending=[True, False], kind="stable")
+near = ~known.exact & known.number.isin(known.number[known.exact])  # a pair tells exactly
+asked = {"what": "question", "pair": "pair", "where": "machine", "work": "work", "difference": "difference",
+         "claim": "that is", "exact": "as asked"}  # fmt: skip
+table(known[~near], asked, kind="derived",
       caption=f"Pairs of runs tell of {known.number.nunique()} of {len(ASKED)} questions, "
               f"{known.number[known.exact].nunique()} of them exactly as asked",
       note="A steady step over another, less 1; in question 2 the overhead over PCIe less that over NVLink, in question 7 "
            "the first without windows. Windows "
            "follow the parts of a block, not the schedule, so they are only near question 7. Packed weights are "
            "exact; fp8's are rounded, and random weights say nothing about the quality of its videos.")  # fmt: skip
+if near.any():
+    table(known[near], asked, kind="derived", fold="Pairs that are near a question, and not as asked",
+          caption="Pairs of other lengths or work, or in which more than that differs")  # fmt: skip
 shared = measured[
     measured.settings.map(lambda chosen: chosen.get("shard", False))
     & measured.planned_step_s.notna()
