@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wanreport.jobs.job import Job, JobError, load_job
-from wanreport.records.record import RESULTS_DIRS, Found, best_record, find_records, stands
+from wanreport.records import project
+from wanreport.records.record import Found, best_record, find_records, stands
 
 KEPT = Path("slurm/logs/submitted")
 MARGIN_S = 1800  # for loading, rendering and the end before the limit
@@ -36,7 +37,7 @@ def submitted() -> list[tuple[str, str]]:
 
 def records() -> list[Found]:
     """All that tasks of this checkout have left."""
-    return find_records(Path.cwd() / RESULTS_DIRS[-1])
+    return find_records(project.local_results(Path.cwd()))
 
 
 def record_of(job: Job, found: list[Found]) -> dict[str, Any] | None:

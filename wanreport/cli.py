@@ -112,7 +112,7 @@ def _run(given: Namespace, root: Path) -> int:
 
 def _measure(given: Namespace, root: Path) -> int:
     jobs = list(load_jobs(given.params, root).values())
-    log = root / RESULTS_DIRS[-1] / "logs" / "measure.log"
+    log = project.local_results(root) / "logs" / "measure.log"
     if given.nsys:
         if not (nsys := shutil.which("nsys")):
             raise RecordError("--nsys: nsys is not on the PATH; install Nsight Systems, or add it")
@@ -162,7 +162,7 @@ def _import(given: Namespace, root: Path) -> int:
     from wanreport.traces import sglang
 
     path, record = sglang.import_run(
-        given.name, given.log, given.params, given.out or root / RESULTS_DIRS[-1],
+        given.name, given.log, given.params, given.out or project.local_results(root),
         dump=given.perf_dump, machine=given.machine, traces=given.trace, nsys=given.nsys,
     )  # fmt: skip
     print(path, f"{record['source']}: {record['status']} {record['reason']}".strip(), sep="\n  ")
@@ -195,7 +195,7 @@ def _planned(job: Job, root: Path) -> tuple[str, dict[str, Any] | None, bool]:
     gpus = this_machine().gpus
     if job.scale == "tiny" or gpus >= job.num_gpus:
         here = resolve_job(job, gpus=gpus)
-        log = root / RESULTS_DIRS[-1] / "logs" / f"{job.name}-plan.log"
+        log = project.local_results(root) / "logs" / f"{job.name}-plan.log"
         with tempfile.TemporaryDirectory(prefix="wanreport-plan-") as folder:
             ((path, record),) = measure_jobs([here], Path(folder), log, plan_only=True)
         made, timed = record["engine"].get("plan"), not parse_record(path, record).is_rehearsal

@@ -208,9 +208,9 @@ def test_fp8_takes_half_keeps_what_is_no_matrix_and_errs_by_a_sixteenth_at_most(
     unit, out = (torch.zeros(layout.nbytes, dtype=torch.uint8) for _ in range(2))
     for piece in layout.slices:
         piece.of(unit).copy_(tensors[piece.name])
-    rounded = Rounded.of(layout)
-    small = rounded.pack(unit.to(device)).cpu()
-    assert torch.equal(small, rounded.pack(unit)), "a GPU rounds alike"
+    rounded, found = Rounded.pack(unit.to(device), layout)
+    small = found.cpu()
+    assert torch.equal(small, Rounded.pack(unit, layout)[1]), "a GPU rounds alike"
     assert small.numel() == rounded.nbytes == pytest.approx(256 * 512 + 4 * 256, rel=0.02)
     there = out.to(device)
     rounded.unpack(small.to(device), there)

@@ -111,9 +111,9 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
         rows += [[kind, value, row.tokens, row.gpus, row.started, row.file]
                  for kind, value in values.items() if value]  # fmt: skip
     measured = pd.DataFrame(rows, columns=MEASURED).sort_values("at", kind="stable")
-    short = (measured.ranks > 1) & (measured.tokens < SHORTEST)
-    if (~short & (measured.ranks > 1) & (measured.kind == "windows")).any():
-        measured = measured[~short]
+    long = measured[(measured.ranks == 1) | (measured.tokens >= SHORTEST)]
+    if len(long.query("kind == 'windows' and ranks > 1")):
+        measured = long
     known = Known(gpu, next(iter(here.model.dropna()), {}), measured)
     if not known.model or not known.of("windows", several=False):
         command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"

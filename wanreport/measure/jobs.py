@@ -26,7 +26,7 @@ from wanreport.jobs.job import Job, JobError, load_job, located, resolve_job
 from wanreport.measure import machine, ranks
 from wanreport.measure.ranks import Unsupported
 from wanreport.records import record as kept
-from wanreport.records.project import all_records, project_root
+from wanreport.records.project import all_records, local_results, project_root
 
 NO_MEASURING = "WANREPORT_NO_MEASURING"
 """Set for notebooks that are rendered after measuring: they read records and never start a job."""
@@ -105,7 +105,7 @@ def measure(
         at_once = 1  # only rehearsals' times say nothing
     if at_once > 1:  # so that none is left alone at the end
         left.sort(key=lambda job: -job.num_gpus)
-    folder, bad = results or root / kept.RESULTS_DIRS[-1], ("failed", "timeout", "non-finite")
+    folder, bad = results or local_results(root), ("failed", "timeout", "non-finite")
     done = measure_jobs(left, folder, log, minutes, tell=say, at_once=at_once)
     return [record["job"]["name"] for _, record in done if record["status"] in bad]
 

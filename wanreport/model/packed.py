@@ -79,6 +79,13 @@ class PackedUnit(ABC):
             at += edged(size)
         return found
 
+    def _begin(self, unit: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """A smaller unit that has the rest of this one, and views of its other parts, zeros."""
+        small = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
+        *parts, rest = self._cut(small)
+        rest.copy_(torch.cat([unit[: self.start], unit[self.stop :]]))
+        return small, parts
+
     def _put(self, rest: Tensor, out: Tensor) -> None:
         out[: self.start].copy_(rest[: self.start])
         out[self.stop : self.whole].copy_(rest[self.start :])
@@ -120,8 +127,7 @@ def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
     packing = Packing(start, stop, unit.numel(), base, escapes)
     if packing.nbytes >= unit.numel():
         return None
-    packed = torch.zeros(packing.nbytes, dtype=torch.uint8, device=unit.device)
-    signs, codes, positions, values, rest = packing._cut(packed)
+    packed, (signs, codes, positions, values) = packing._begin(unit)
     found = []
     for quarter, word in enumerate(words):
         sign = (word & 0x007F007F) | (word >> 8 & LANES)
@@ -133,7 +139,6 @@ def pack(unit: Tensor, start: int, stop: int) -> tuple[Packing, Tensor] | None:
         found.append(escaped.nonzero().squeeze(1) + quarter * code.numel())
     positions.copy_(torch.cat(found))
     values.copy_(words.view(torch.int16).view(-1)[positions.long()])
-    rest.copy_(torch.cat([unit[:start], unit[stop:]]))
     return packing, packed
 
 
@@ -159,12 +164,6 @@ class Rounded(PackedUnit):
 
     matrices: tuple[Slice, ...]
 
-    @classmethod
-    def of(cls, layout: Layout) -> "Rounded":
-        found = [s for s in layout.slices if s.dtype == torch.bfloat16 and len(s.shape) == 2]
-        stop = found[-1].offset + 2 * found[-1].shape.numel()
-        return cls(found[0].offset, stop, layout.nbytes, (*found,))
-
     @property
     def _parts(self) -> tuple[tuple[int, torch.dtype], ...]:
         values, rows = (self.stop - self.start) // 2, sum(each.shape[0] for each in self.matrices)
@@ -179,22 +178,22 @@ class Rounded(PackedUnit):
             yield piece, found, scales[row : row + piece.shape[0], None]
             row += piece.shape[0]
 
-    def pack(self, unit: Tensor) -> Tensor:
-        """Round a unit, uint8, on its own device."""
-        small = torch.zeros(self.nbytes, dtype=torch.uint8, device=unit.device)
-        *parts, starts, rest = self._cut(small)
-        found = []
-        for piece, numbers, scales in self._each(*parts):
-            tensor = piece.of(unit).float()
+    @classmethod
+    def pack(cls, unit: Tensor, layout: Layout) -> tuple["Rounded", Tensor]:
+        """Round a unit, uint8, on its own device: how, and the bytes."""
+        found = [s for s in layout.slices if s.dtype == torch.bfloat16 and len(s.shape) == 2]
+        start, stop = found[0].offset, found[-1].offset + 2 * found[-1].shape.numel()
+        rounded = cls(start, stop, layout.nbytes, (*found,))
+        small, (*parts, starts) = rounded._begin(unit)
+        begins = []
+        for piece, numbers, scales in rounded._each(*parts):
+            tensor, first = piece.of(unit).float(), (piece.offset - start) // 2
             # Not divided by `MOST`, for which a GPU takes a multiplication.
             scales.copy_(tensor.abs().amax(1, keepdim=True).clamp_min(1e-30) * (1 / MOST))
             numbers.copy_(tensor / scales)
-            first = piece.offset - self.start
-            found.append(first // 2 + piece.shape[1] * torch.arange(piece.shape[0]))
-        found.append(torch.tensor([parts[0].numel()]))
-        starts.copy_(torch.cat(found))
-        rest.copy_(torch.cat([unit[: self.start], unit[self.stop :]]))
-        return small
+            begins.append(first + piece.shape[1] * torch.arange(piece.shape[0]))
+        starts.copy_(torch.cat([*begins, torch.tensor([parts[0].numel()])]))
+        return rounded, small
 
     def unpack(self, small: Tensor, out: Tensor) -> None:
         numbers, scales, starts, rest = self._cut(small)

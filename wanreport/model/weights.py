@@ -180,13 +180,8 @@ class HostStore:
             self.source.fill(key[0], checkpoint_name(piece.name), piece.of(unit))
         if not packs:
             return
-        found: tuple[PackedUnit, Tensor] | None
-        if self.transfer == "fp8":
-            rounded = Rounded.of(layout)
-            found = rounded, rounded.pack(unit.to(self.packing))
-        else:
-            span = layout.segments.get(torch.bfloat16, (0, 0))
-            found = pack(unit.to(self.packing), *span)
+        there, span = unit.to(self.packing), layout.segments.get(torch.bfloat16, (0, 0))
+        found = Rounded.pack(there, layout) if self.transfer == "fp8" else pack(there, *span)
         if found:
             self.packings[key], unit = found
         buffer[: unit.numel()].copy_(unit)

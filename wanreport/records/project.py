@@ -10,6 +10,11 @@ from wanreport.records.record import RESULTS_DIRS, Found, find_records
 from wanreport.records.record import project_root as project_root
 
 
+def local_results(root: Path) -> Path:
+    """Where measuring on this machine writes."""
+    return root / RESULTS_DIRS[-1]
+
+
 def all_records(root: Path) -> list[Found]:
     """Every record at hand, the committed ones first. Raises RecordError as find_records does."""
     return [found for folder in RESULTS_DIRS for found in find_records(root / folder)]

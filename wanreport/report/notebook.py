@@ -106,7 +106,7 @@ def measure(job: Job, machine: str | None = None) -> str | None:
             found, here = project.all_records(root), jobs.this_machine()
             due = jobs.missing([job], found, here)
             if due and not os.environ.get(jobs.NO_MEASURING):
-                results = root / RESULTS_DIRS[-1]
+                results = project.local_results(root)
                 jobs.measure_jobs(due, results, results / "logs" / f"{job.name}.log")
                 frames.cached.cache_clear()
                 found = project.all_records(root)

@@ -19,6 +19,7 @@ import wanreport
 from wanreport.analysis import frames
 from wanreport.jobs.job import Job, field_defaults
 from wanreport.measure.jobs import load_jobs, measure, say, within
+from wanreport.records import project
 from wanreport.records.record import RESULTS_DIRS
 from wanreport.report.render import Page, make_pages
 
@@ -136,7 +137,7 @@ def report(
     if measuring:
         wanted = asked or {f: j for f, j in jobs.items() if f.parent == REPORTED}
         name = only[0].stem if len(only) == 1 else "report"
-        log = root / RESULTS_DIRS[-1] / "logs" / f"{name}.log"
+        log = project.local_results(root) / "logs" / f"{name}.log"
         failed = measure(list(wanted.values()), root, log, at_once=workers)
     names = [job.name for job in asked.values()]
     pages = plan(root, jobs, names)

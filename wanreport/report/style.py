@@ -67,9 +67,8 @@ def inline(figure: Figure) -> str:
     svg = re.sub(r"(?<=\n) +|font-family: [^;\"]*; ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     svg = re.sub(r'(?<= style=")[^"]*', lambda style: re.sub(r"([:;]) ", r"\1", style[0]), svg)
-    bare = re.compile(r"<g>\n((?:(?!</?g\b).)*)</g>\n", re.DOTALL)  # a group that says nothing
-    while len(svg) > len(svg := bare.sub(r"\1", svg)):
-        pass
+    while len(svg) > len(svg := re.sub(r"(?s)<g>\n((?:(?!</?g\b).)*)</g>\n", r"\1", svg)):
+        pass  # a group that says nothing
     _SHOWN[svg] += 1
     again = f"n{_SHOWN[svg]}-" * (_SHOWN[svg] > 1)
     mark = f"{again}f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
