@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.peers import PEERS
+from benchmarks.rank import make_engine, make_expert
 from wanreport.analysis.stats import Median, median_interval
 from wanreport.cli import FEW, ended
 from wanreport.jobs.job import JobError
@@ -31,9 +33,6 @@ from wanreport.model.weights import unit_parameters
 from wanreport.records import files
 from wanreport.records.project import git_state
 from wanreport.records.record import replace_file
-
-from .peers import PEERS
-from .rank import make_engine, make_expert
 
 DEFAULTS = {"cuda": ("3120,7800,14040,32760", 20), "cpu": ("27,40", 6)}  # tokens, blocks
 ENGINES_AND_PEERS = [

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.peers import PEERS, Peer
 from wanreport.engines import ENGINES, Counters, Engine, Stream
 from wanreport.measure import worker
 from wanreport.measure.fit import measure_link
@@ -27,8 +28,6 @@ from wanreport.planner.plan import DEFAULT_ROOM
 from wanreport.planner.probe import Probe
 from wanreport.records.files import CFG, parse_label
 from wanreport.records.record import replace_file
-
-from .peers import PEERS, Peer
 
 EXPERT = EXPERTS[0]
 STEPS = 27  # a schedule's, over which a plan weighs the first step and the switch

@@ -58,8 +58,9 @@ def predict(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"), **git_state(),
         "jobs": {job.name: predict_job(known, job, interconnect) for job in full},
         "assumed": [ASSUMED[each] for each in assumed],
-        "measured": [row | {"sha256": hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()}
-                     for row in known.measured.to_dict("records")],
+        "measured": [row._asdict()
+                     | {"sha256": hashlib.sha256((root / row.path).read_bytes()).hexdigest()}
+                     for row in known.measured],
     }  # fmt: skip
 
 

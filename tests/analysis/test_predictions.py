@@ -28,7 +28,8 @@ A14B = json.loads(STREAM.read_text())["model"]
 
 @pytest.mark.parametrize("content", FILES)
 def test_committed_predictions_follow_from_their_sources(content):
-    known = predictions.Known(content["gpu"], A14B, pd.DataFrame(content["measured"]))
+    rows = pd.DataFrame(content["measured"]).itertuples()
+    known = predictions.Known(content["gpu"], A14B, [*rows])
     for name, told in content["jobs"].items():
         job = load_job(ROOT / f"params/campaign/{name}.yaml")
         found = predictions.predict_job(known, job, content["interconnect"])
@@ -214,7 +215,8 @@ def test_no_engine_is_predicted_below_resident(windows, rate, apart, gpus, wire)
     inputs = synthetic.plan_inputs(windows_s=windows, ranks=1, local=Route(rate, rate), link=rate)
     values = {"windows": asdict(inputs), "pageable": (1e9, 1e9)}
     rows = [(kind, value, T480, 1, "", "") for kind, value in values.items()]
-    known = predictions.Known(GPU, A14B, pd.DataFrame(rows, columns=predictions.MEASURED))
+    table = pd.DataFrame(rows, columns=predictions.MEASURED)
+    known = predictions.Known(GPU, A14B, [*table.itertuples()])
     jobs = (asked(f"720p-{gpus}gpu-{engine}", enable_cfg_parallel=apart)
             for engine in ("resident", "layerwise", "fsdp", "stream", "swap"))  # fmt: skip
     resident, *others = (predictions.predict_job(known, job, wire) for job in jobs)
@@ -283,9 +285,10 @@ def test_the_command_writes_once_and_leaves_out_what_was_measured(project, capsy
 def test_of_several_gpus_steps_as_long_as_a_video_count_if_there_are_any():
     found, asked = synthetic.committed(), ("NVIDIA H200", 3, "host-memory")
     known = predictions.gather(found, *asked)
-    several = known.measured[known.measured.ranks > 1]
-    assert known.base.ranks == 2 and several.tokens.min() == predictions.SHORTEST
-    assert known.measured.tokens.min() < predictions.SHORTEST, "of one GPU all lengths count"
+    several = [row.tokens for row in known.measured if row.ranks > 1]
+    assert known.base.ranks == 2 and min(several) == predictions.SHORTEST
+    shortest = min(row.tokens for row in known.measured)
+    assert shortest < predictions.SHORTEST, "of one GPU all lengths count"
     runs = found.runs[(found.runs.gpus == 1) | (found.runs.tokens < predictions.SHORTEST)]
     known = predictions.gather(found._replace(runs=runs), *asked)
     assert known.base.ranks == 2 and known.base.tokens < predictions.SHORTEST

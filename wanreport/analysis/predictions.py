@@ -70,12 +70,12 @@ class Known(NamedTuple):
 
     gpu: str
     model: Mapping[str, Any]
-    measured: pd.DataFrame
+    measured: Sequence[Any]
 
     def of(self, kind: str, several: bool | None = None) -> list[Any]:
         """Rows of a kind; of `several` ranks, or of one, where that is given."""
-        rows = self.measured[self.measured.kind == kind]
-        return [row for row in rows.itertuples() if several in (None, row.ranks > 1)]
+        rows = [row for row in self.measured if row.kind == kind]
+        return [row for row in rows if several in (None, row.ranks > 1)]
 
     @property
     def base(self) -> Any:
@@ -114,7 +114,7 @@ def gather(frames: Frames, gpu: str, below: int, interconnect: str) -> Known:
     long = measured[(measured.ranks == 1) | (measured.tokens >= SHORTEST)]
     if len(long.query("kind == 'windows' and ranks > 1")):
         measured = long
-    known = Known(gpu, next(iter(here.model.dropna()), {}), measured)
+    known = Known(gpu, next(iter(here.model.dropna()), {}), [*measured.itertuples(index=False)])
     if not known.model or not known.of("windows", several=False):
         command = f"wanreport measure --results {RESULTS_DIRS[0]} {STREAM_JOB}"
         raise PredictionError(f"{gpu}: no record of stream on one GPU; on it run `{command}`")

@@ -230,8 +230,8 @@ class Facts(dict[str, Fact]):
 
     def below(self, starts: Iterable[str]) -> list[str]:
         """Ids for ids and for beginnings of ids, such as ``s6.2`` for all of that section."""
-        found = ([name for name in self if f"{name}.".startswith(f"{start}.")] or [self[start].id]
-                 for start in starts)  # fmt: skip
+        found = ([start] if start in self else [at for at in self if at.startswith(f"{start}.")]
+                 or [self[start].id] for start in starts)  # fmt: skip
         return [name for names in found for name in names]
 
     def number(self, name: str) -> float:
