@@ -128,9 +128,8 @@ PAGES = {"nbconvert", "papermill", "IPython", "jupytext"}
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [(["records", "traces", "analysis", "baseline", "report", "cli"], MODEL),
-     (["measure", "cli", "../benchmarks"], TABLES | {"papermill"}),
-     (["cli"], MODEL | TABLES | PAGES | {"numpy"})],
-    ids=["rendering needs no torch", "measuring needs no pandas", "a command starts at once"],
+     (["measure", "cli", "../benchmarks"], TABLES | {"papermill"})],
+    ids=["rendering needs no torch", "measuring needs no pandas"],
 )  # fmt: skip
 def test_nothing_is_imported_that_may_not_be_needed(modules, heavy):
     ours = {dotted(path): path for path in OURS}

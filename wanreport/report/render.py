@@ -45,7 +45,7 @@ from wanreport.measure.jobs import NO_MEASURING
 from wanreport.measure.ranks import die_with_parent
 from wanreport.records.record import RESULTS_DIRS, replace_file
 from wanreport.report.notebook import PAGE, Stop, frames_of
-from wanreport.report.tables import rendered
+from wanreport.report.tables import TEMPLATES, rendered
 
 BOX = r'<div class="table-box" tabindex="0" role="region" aria-label="Table">\g<0></div>'
 CELL_TIMEOUT_S = 900.0
@@ -85,6 +85,8 @@ def make_pages(
     matplotlib.use("agg")
     matplotlib.rcdefaults()  # nobody's own settings count
     Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
+    for name in TEMPLATES.list_templates(["j2"]):
+        TEMPLATES.get_template(name)  # compiled here, no fork has to
     with suppress(Stop):  # which is for the notebook to show
         for count in (1, len(RESULTS_DIRS)):  # the committed records, and all
             frames_of(RESULTS_DIRS[:count])
