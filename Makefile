@@ -3,7 +3,7 @@
 PYTHON  ?=
 TORCH   ?=
 # A test process starts ranks, so it keeps about two cores busy.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 : n > 16 ? 8 : n / 2)))
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 : n > 16 ? 8 : n / 2)))
 ARGS    ?=
 
 VENV  := .venv
@@ -24,7 +24,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@printf '%s\n' '' 'Variables:' \
 	    '  ARGS="..."          passed on: make test ARGS="-k ulysses", make report ARGS="--help"' \
-	    '  WORKERS=2           test processes; otherwise half as many as cores, 2 to 8' \
+	    '  WORKERS=2           test processes; by default half the cores, 2 to 8' \
 	    '  PYTHON=python3.12   the Python that makes .venv (3.11 or newer)' \
 	    '  TORCH=system        use the torch (2.11 to 2.13) that PYTHON has; TORCH=2.12.0: that version'
 

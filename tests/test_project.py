@@ -85,14 +85,15 @@ def test_one_version_everywhere():
 
 @cache
 def imported_modules(path, at_once=False):
-    """Dotted names that a file imports: anywhere in it, or when it is itself imported.
+    """Dotted names that a file imports, or with `at_once` those that it imports when it starts.
 
     What only type checkers read does not count.
     """
     tree, names = ast.parse(path.read_text()), set()
+    later = ast.FunctionDef, ast.AsyncFunctionDef
     unseen = {inner for node in ast.walk(tree) for inner in ast.walk(node)
               if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-              or at_once and isinstance(node, ast.FunctionDef)}  # fmt: skip
+              or at_once and isinstance(node, later)}  # fmt: skip
     for node in set(ast.walk(tree)) - unseen:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -132,6 +133,7 @@ PAGES = {"nbconvert", "papermill", "IPython", "jupytext"}
     ids=["rendering needs no torch", "measuring needs no pandas"],
 )  # fmt: skip
 def test_nothing_is_imported_that_may_not_be_needed(modules, heavy):
+    """By files of ours: what other packages import is theirs to say."""
     ours = {dotted(path): path for path in OURS}
     todo = [name for name, path in ours.items() for module in modules
             if path.is_relative_to((PACKAGE / module).resolve()) or path == PACKAGE / f"{module}.py"

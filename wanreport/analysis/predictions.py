@@ -73,7 +73,7 @@ class Known(NamedTuple):
     measured: Sequence[Any]
 
     def of(self, kind: str, several: bool | None = None) -> list[Any]:
-        """Rows of a kind; of `several` ranks, or of one, where that is given."""
+        """Rows of a kind, with :data:`MEASURED`; of `several` ranks or of one, if that is given."""
         rows = [row for row in self.measured if row.kind == kind]
         return [row for row in rows if several in (None, row.ranks > 1)]
 

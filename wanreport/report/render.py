@@ -86,7 +86,7 @@ def make_pages(
     matplotlib.rcdefaults()  # nobody's own settings count
     Figure().savefig(io.StringIO(), format="svg")  # fonts are looked up at the first picture
     for name in TEMPLATES.list_templates(["j2"]):
-        TEMPLATES.get_template(name)  # compiled here, no fork has to
+        TEMPLATES.get_template(name)  # compiled here, so that no fork has to
     with suppress(Stop):  # which is for the notebook to show
         for count in (1, len(RESULTS_DIRS)):  # the committed records, and all
             frames_of(RESULTS_DIRS[:count])
