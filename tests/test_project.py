@@ -84,16 +84,12 @@ def test_one_version_everywhere():
 
 
 @cache
-def imported_modules(path, at_once=False):
-    """Dotted names that a file imports, or with `at_once` those that it imports when it starts.
-
-    What only type checkers read does not count.
-    """
+def imported_modules(path):
+    """Dotted names that a file imports, anywhere in it, but not for type checkers alone."""
     tree, names = ast.parse(path.read_text()), set()
-    later = ast.FunctionDef, ast.AsyncFunctionDef
     unseen = {inner for node in ast.walk(tree) for inner in ast.walk(node)
               if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-              or at_once and isinstance(node, later)}  # fmt: skip
+              }  # fmt: skip
     for node in set(ast.walk(tree)) - unseen:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -129,29 +125,19 @@ PAGES = {"nbconvert", "papermill", "IPython", "jupytext"}
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [(["records", "traces", "analysis", "baseline", "report", "cli"], MODEL),
-     (["measure", "cli", "../benchmarks"], TABLES | {"papermill"})],
-    ids=["rendering needs no torch", "measuring needs no pandas"],
+     (["measure", "cli", "../benchmarks"], TABLES | {"papermill"}),
+     (["cli"], MODEL | TABLES | PAGES | {"numpy"})],
+    ids=["rendering needs no torch", "measuring needs no pandas", "a command starts at once"],
 )  # fmt: skip
 def test_nothing_is_imported_that_may_not_be_needed(modules, heavy):
-    """By files of ours: what other packages import is theirs to say."""
-    ours = {dotted(path): path for path in OURS}
-    todo = [name for name, path in ours.items() for module in modules
-            if path.is_relative_to((PACKAGE / module).resolve()) or path == PACKAGE / f"{module}.py"
-            if path.parent.name != "benchmarks" or path.stem in ("__main__", "rank")]  # fmt: skip
-    assert todo
-    met = set(todo)
-    while todo:
-        names = imported_modules(ours[name], at_once=True) if (name := todo.pop()) in ours else ()
-        above = {name.rpartition(".")[0]} - {""}  # a package comes before what is in it
-        todo += (above | {*names}) - met
-        met |= above | {*names}
-    assert not heavy & met
-
-
-def test_a_command_starts_at_once():
-    done = run(sys.executable, "-c", "import sys, wanreport.cli\nprint(*sys.modules)")
+    files = [path for path in OURS for name in modules
+             if path.is_relative_to((PACKAGE / name).resolve()) or path == PACKAGE / f"{name}.py"
+             ]  # fmt: skip
+    names = ", ".join(dotted(path) for path in files if path.parent.name != "benchmarks"
+                      or path.stem in ("__main__", "rank"))  # fmt: skip
+    done = run(sys.executable, "-c", f"import sys, {names}\nprint(*sys.modules)")
     assert done.returncode == 0, done.stderr
-    assert not (MODEL | TABLES | PAGES | {"numpy"}) & {*done.stdout.split()}
+    assert not heavy & {*done.stdout.split()}
 
 
 def test_imports_go_down_the_rooms():

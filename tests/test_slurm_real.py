@@ -160,8 +160,9 @@ def slurm(request):
 
 
 def test_states_records_and_the_queue(slurm):
-    """One submission: a result, GPUs that torch does not see, and one cancelled."""
+    """One submission: a result, a failure, GPUs that torch does not see, and one cancelled."""
     good = slurm.job("good", "elsewhere", scale="tiny")
+    bad = slurm.job("bad", scale="tiny", seed=1, timeout_s=1)
     blind = slurm.job("blind", scale="a14b")
     long = slurm.job("long", scale="tiny", clean_iterations=2000)
     (slurm.root / "params" / "draft.yaml").write_text("a: [\n")
@@ -169,9 +170,9 @@ def test_states_records_and_the_queue(slurm):
     refused = slurm.submit(blind, "--", "--gres=gpu:9")
     assert refused.returncode != 0 and not slurm.queue()
 
-    done = slurm.submit(good, blind, long)
+    done = slurm.submit(good, bad, blind, long)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Nothing" in slurm.submit(blind, long).stdout  # they are in the queue
+    assert "Nothing" in slurm.submit(bad, blind, long).stdout  # they are in the queue
 
     until(lambda: "long: clean iteration" in slurm.log(), 120)
     slurm.run("scancel", "--name=wanreport-0gpu")
@@ -179,17 +180,19 @@ def test_states_records_and_the_queue(slurm):
 
     states, records = slurm.ended(), slurm.records()
     assert states == {
-        "wanreport-0gpu_0": "COMPLETED", "wanreport-0gpu_1": "CANCELLED",
-        "wanreport-1gpu_0": "FAILED", "wanreport-index": "COMPLETED",
+        "wanreport-0gpu_0": "COMPLETED", "wanreport-0gpu_1": "FAILED",
+        "wanreport-0gpu_2": "CANCELLED", "wanreport-1gpu_0": "FAILED",
+        "wanreport-index": "COMPLETED",
     }, slurm.log()  # fmt: skip
     assert records["good"]["status"] == "ok"
+    assert records["bad"]["status"] == "timeout"
     assert records["long"]["status"] == "failed" and "143" in records["long"]["reason"]
     assert records["blind"]["status"] == "unsupported" and "torch sees 0" in slurm.log()
-    tasks = [records[name]["software"]["slurm_job"] for name in ("good", "long", "blind")]
-    assert all("_" in task for task in tasks) and len(set(tasks)) == 3
+    tasks = [records[name]["software"]["slurm_job"] for name in ("good", "bad", "long", "blind")]
+    assert all("_" in task for task in tasks) and len(set(tasks)) == 4
     index = (slurm.root / "reports" / "index.html").read_text()
-    assert all(name in index for name in ("good", "long", "blind"))
+    assert all(name in index for name in ("good", "bad", "long", "blind"))
 
     assert "Nothing" in slurm.submit(good).stdout
     status = slurm.submit("--status").stdout
-    assert all(name in status for name in ("good", "blind", "long"))
+    assert all(name in status for name in ("good", "bad", "blind", "long"))
