@@ -78,6 +78,18 @@ def test_a_checkout_of_somebody_else_tells_its_commit(made):
     assert commit in run(made, sys.executable, "-c", code, **other).stdout
 
 
+def test_a_command_that_is_killed_leaves_no_lock_of_git(made):
+    """It takes none, though it compares files that seem to have changed, and says if they have."""
+    code = "from wanreport.records.project import git_state; print(git_state()['git_dirty'])"
+    file, index = made / "Makefile", made / ".git/index"
+    text, before = file.read_bytes(), index.stat()
+    for changed in (b"", b"# changed"):
+        file.write_bytes(text + changed)
+        assert run(made, sys.executable, "-c", code).stdout.split() == [str(bool(changed))]
+    file.write_bytes(text)
+    assert (before.st_ino, before.st_mtime_ns) == (index.stat().st_ino, index.stat().st_mtime_ns)
+
+
 def test_a_clone_that_asks_for_other_line_ends_has_the_same_bytes(made, tmp_path):
     run(tmp_path, "git", "clone", "--quiet", "-c", "core.autocrlf=true", str(made), "clone")
     for name in FILES:

@@ -2,8 +2,8 @@
 
 import functools
 import os
-import subprocess
 from pathlib import Path
+from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from wanreport.records.record import RESULTS_DIRS, Found, find_records
@@ -27,14 +27,14 @@ def git_state() -> dict[str, Any]:
         # What is said about changes holds for the commit that is said, and for no other.
         known = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
         return {"git_sha": stated, "git_dirty": known}
-    # It is read whoever owns it: we run its code already.
-    git = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
-    commit = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # never a tag
-    try:  # we may be installed in another repository
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"],
-                       check=True, capture_output=True)  # fmt: skip
-        said = subprocess.run([*git, *commit], check=True, capture_output=True, encoding="utf-8")
-    except (OSError, subprocess.CalledProcessError):
+    # It is read whoever owns it: we run its code already. A lock would stay if we were killed.
+    git = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
+    asked = ("ls-files --error-unmatch __init__.py",  # we may be installed in another repository
+             "rev-parse HEAD", "status --porcelain --untracked-files=no")  # fmt: skip
+    try:
+        _, sha, changed = (
+            check_output([*git, *each.split()], encoding="utf-8", stderr=DEVNULL) for each in asked
+        )
+    except (OSError, CalledProcessError):
         return {"git_sha": None, "git_dirty": None}
-    sha, _, dirty = said.stdout.strip().partition("-")
-    return {"git_sha": sha, "git_dirty": bool(dirty)}
+    return {"git_sha": sha.strip(), "git_dirty": bool(changed)}
