@@ -1140,9 +1140,6 @@ if len(shared):
 # weights say nothing about that.
 
 # %%
-FASTER = (
-    "2026-11-27 12:00"  # when fp8 got its present kernel, and plans a probe that loads all the time
-)
 sent = measured[(measured.engine == "stream") & ~measured.cfg_parallel].sort_values("step_s")
 sent["planned"] = sent.label.str.startswith("planned")
 wide = sent.pivot_table(index=["group", "planned"], columns="transfer", aggfunc="first", sort=False,
@@ -1178,9 +1175,7 @@ if len(wide):
           note=f"{spelled(by.work.str.partition(', ')[2])}, over resident's, each row in one campaign on the same boards. Off by: "
                "relative error of the latents after a short schedule. Limit: resident's step and what unpacking takes by itself, or "
                "moving the bytes. With plans (two GPUs) each transfer has windows of its own, or none. n: steps of what ran the "
-               "fewest. A dash: not in that campaign."
-               + f" Until {FASTER} fp8 took twice as long to unpack, and its plans expected no collisions on the PCIe path."
-               * bool((by.time < FASTER).any()))  # fmt: skip
+               "fewest. A dash: not in that campaign.")  # fmt: skip
 
 # %%
 asks = {by: check.why for check in load_checks()["checks"] for by in check.by or []}

@@ -5,11 +5,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import test_slurm_real
-from tests.test_slurm_real import CONF, Slurm, port, until
+from tests.faults import test_batch
+from tests.faults.test_batch import CONF, Slurm, port, until
 
-slurm = test_slurm_real.slurm
-pytestmark = [*test_slurm_real.pytestmark, pytest.mark.faults, pytest.mark.timeout(600)]
+slurm = test_batch.slurm
+pytestmark = [*test_batch.pytestmark, pytest.mark.faults, pytest.mark.timeout(600)]
 LONG = {"scale": "tiny", "clean_iterations": 2000}
 NODES = ("n1", "n2")
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.scene import LONG, MOUNTS, ROOT, Scene, family, full, gone, runs, until
 
-pytestmark = pytest.mark.xdist_group("killed")
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("killed")]
 HOSTILE = {"GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C", "PYTHONUTF8": "0"}
 
 
@@ -99,7 +99,6 @@ def test_resume_in_hostile_surroundings(first, second):
     assert (record["traces"] == []) == MOUNTS == ("rank0.json.gz" in record["hint"])
 
 
-@pytest.mark.faults
 def test_a_killed_kernel(tmp_path):
     """papermill runs a job's notebook, as somebody does by hand."""
     scene, book = Scene(tmp_path), tmp_path / "job.ipynb"
@@ -135,7 +134,6 @@ def cgroup():
     return None
 
 
-@pytest.mark.faults
 def test_a_host_out_of_memory(tmp_path):
     group = cgroup()
     if group is None:
@@ -157,7 +155,6 @@ def test_a_host_out_of_memory(tmp_path):
     assert "memory" in record["hint"] and process.returncode == 1
 
 
-@pytest.mark.faults
 def test_two_commands_at_once(tmp_path):
     scene = Scene(tmp_path)
     jobs = [scene.job("one"), scene.job("two")]

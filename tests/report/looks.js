@@ -36,9 +36,24 @@ const outline = () => {
   };
 };
 
-// axe is slow in proportion to a page's elements. So of elements with the same colours and type,
-// on all pages, one is marked in each theme; the inside of pictures, code and rows of tables like
-// others go unless marked; and for the contrast, which is the slowest, all that is not marked goes.
+// axe is slow in proportion to a page's elements. So it runs where a page has elements of a kind that
+// it has not found good on another: in another place, with other attributes, empty, or scrolling.
+const kinds = () => {
+  const chains = new Map([[null, '']]);
+  const said = ({ name, value }) =>
+    /^(class|role|tabindex|lang|scope|aria-(?!label$).*)$/.test(name) || !value
+      ? `${name}=${value}` : name;
+  const chain = e => {
+    if (!chains.has(e)) chains.set(e, `${chain(e.parentElement)} ${e.localName}`
+      + `[${[...e.attributes].map(said)}]${e.textContent.trim() ? '' : '-'}`
+      + (e.scrollWidth > e.clientWidth ? '~' : ''));
+    return chains.get(e);
+  };
+  return [...new Set(all('*').filter(e => !e.parentElement?.closest('svg, .highlight')).map(chain))];
+};
+// Of elements with the same colours and type, on all pages, one is marked in each theme; the inside
+// of pictures, code and rows of tables like others go unless marked; and for the contrast, which is
+// the slowest, all that is not marked goes.
 const mark = known => {
   const seen = new Set(known), fresh = [], grounds = new Map([[null, '']]);
   const ground = e => {
@@ -85,5 +100,5 @@ const judge = async how => {
 };
 const axed = () => judge({ rules: others() });
 const contrast = () => (prune(), judge({ runOnly: ['color-contrast'] }));
-Object.assign(globalThis, { wide, clipped, cut, printed, unfold, bright, outline, mark, thin, axed,
-  contrast });
+Object.assign(globalThis, { wide, clipped, cut, printed, unfold, bright, outline, kinds, mark, thin,
+  axed, contrast });

@@ -17,8 +17,8 @@ DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 780}
 
 LOOKS = Path(__file__).with_name("looks.js").read_text("utf-8")
-JUDGED = {"dark": set(), "light": set()}
-"""What contrast is known to be good: colours and type of elements, on any page so far."""
+JUDGED = {"axe": set(), "dark": set(), "light": set()}
+"""What is known to be good from pages so far: kinds of elements; their colours in each theme."""
 
 
 def structure(page, path):
@@ -64,21 +64,23 @@ def problems_of(page, path):
     look(unprinted="printed()")
     page.emulate_media(media="screen")
     look(folded="wide()", first_picture="cut()", unfolded="(unfold(), wide())", dark="bright()")
+    fresh["axe"] = {*page.evaluate("kinds()")} - JUDGED["axe"]
     fresh["dark"] = page.evaluate("known => mark(known)", [*JUDGED["dark"]])
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(DESK)
     look(clipped="clipped()", desk="wide()")
     problems += structure(page, path)
     fresh["light"] = page.evaluate("known => mark(known)", [*JUDGED["light"]])
-    page.evaluate("thin()")
     page.set_viewport_size(PHONE)
-    look(axe="axed()")
-    for theme in filter(fresh.get, fresh):
-        page.emulate_media(color_scheme=theme)
+    for what in filter(fresh.get, fresh):
         before = len(problems)
-        look(**{theme: "contrast()"})
+        if what == "axe":
+            look(axe="(thin(), axed())")
+        else:
+            page.emulate_media(color_scheme=what)
+            look(**{what: "contrast()"})
         if len(problems) == before:
-            JUDGED[theme].update(fresh[theme])
+            JUDGED[what].update(fresh[what])
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
     return problems

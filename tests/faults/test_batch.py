@@ -20,7 +20,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 ABSENT = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.slow,
+    pytest.mark.faults,
     pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}"),
     pytest.mark.skipif(os.getuid() != 0, reason="starts Slurm's daemons, and so must be root"),
 ]
