@@ -71,9 +71,9 @@ def problems_of(page, path):
     look(clipped="clipped()", desk="wide()")
     problems += structure(page, path)
     fresh["light"] = page.evaluate("known => mark(known)", [*JUDGED["light"]])
-    page.set_viewport_size(PHONE)
     for what in filter(fresh.get, fresh):
         before = len(problems)
+        page.set_viewport_size(PHONE)
         if what == "axe":
             look(axe="(thin(), axed())")
         else:
