@@ -847,10 +847,11 @@ than its copies take on both paths, SGLang's offload costs {costs or "what no pa
 measured["moved"] = measured.drift.map(ratio).where(measured.drift.notna(), "did not run again")
 for machine, here in measured.groupby("machine"):
     off = {"off_share": "latents off by"} if here.latents_off_share.notna().any() else {}
+    held = {"allocated_bytes": "peak allocated"} if here.allocated_bytes.notna().any() else {}
     table(here.sort_values(["branches", "tokens", "campaign", "step_s"]),
           {"name": "engine", "work": "work", "step_s": "step", "overhead": "over resident",
            "over_limit": "over the limit", "claim": "that is", "moved": "resident moved",
-           "allocated_bytes": "peak allocated", "same_bits": "same bits", **off}, interval=["step_s"],
+           **held, "same_bits": "same bits", **off}, interval=["step_s"],
           caption=f"Every row measured on {machine}", fold=f"Every row measured on {machine}",
           note="Step: median [95 % interval]. The limit is the larger of resident's step (of packed blocks, with what unpacking takes "
                "by itself, where that is known) and of the bytes over the link's measured bandwidth. Resident moved: its closing run over the first.")  # fmt: skip

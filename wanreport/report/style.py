@@ -50,26 +50,26 @@ def inline(figure: Figure) -> str:
     """Return a figure as an SVG whose ink is the text colour around it.
 
     The same figure gives the same string: no date, no random ids. All figures of a page share one
-    name space, so ids start with a hash of the figure, and a number where it is shown again.
+    name space, so ids start with a hash of the figure and how often it was shown.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "wanreport", "svg.fonttype": "none"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.set_dpi(72)  # SVG's own; savefig would draw it a second time
         FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip().replace("xlink:href", "href")
-    svg = re.sub("<style .*?</style>", "", svg, flags=re.DOTALL)  # it is for the whole page
-    svg = re.sub('<g id="[^"]*"', "<g", svg)  # nothing refers to them
+    svg = "<svg" + buffer.getvalue().partition("<svg")[2].rstrip().replace("xlink:href", "href")
+    # A style would be for the whole page, and nothing refers to a group.
+    svg = re.sub('(?s)<style .*?</style>|(?<=<g) id="[^"]*"', "", svg)
     # A hundredth of a point is enough.
     svg = re.sub("<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
-    # The page's own font, not one that a reader may lack; no idle turns, no indents.
-    svg = re.sub(r"(?<=\n) +|font-family: [^;\"]*; ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
+    # The page's own font, not one that a reader may lack; no idle turns, indents, and short lines.
+    idle = r"(?<=\n) +| \n(?=[CLMQz])|(?<=\n[CLMQ]) | transform=\"rotate\(-0 [^\"]*\""
+    svg = re.sub(rf"{idle}|font-family: [^;\"]*; ?", "", svg)
     svg = re.sub(rf"(fill|stroke): (?:{INK}|#000000|black)(?=[;\"])", r"\1: currentColor", svg)
     svg = re.sub(r'(?<= style=")[^"]*', lambda style: re.sub(r"([:;]) ", r"\1", style[0]), svg)
     while len(svg) > len(svg := re.sub(r"(?s)<g>\n((?:(?!</?g\b).)*)</g>\n", r"\1", svg)):
         pass  # a group that says nothing
     _SHOWN[svg] += 1
-    again = f"n{_SHOWN[svg]}-" * (_SHOWN[svg] > 1)
-    mark = f"{again}f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{mark}", svg)
+    mark = f"f{hashlib.sha256(svg.encode()).hexdigest()[:6]}-{_SHOWN[svg]}-"
+    ids = {name: f"{mark}{n}" for n, name in enumerate(re.findall(r'\bid="([^"]*)', svg))}
+    return re.sub(r'(\bid="|href="#|url\(#)([^")]*)', lambda it: it[1] + ids[it[2]], svg)
