@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.scene import LONG, MOUNTS, ROOT, Scene, family, full, gone, runs, until
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("killed")]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.xdist_group("killed")]
 HOSTILE = {"GLOO_SOCKET_IFNAME": "ib7", "LC_ALL": "C", "PYTHONUTF8": "0"}
 
 

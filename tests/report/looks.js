@@ -37,16 +37,22 @@ const outline = () => {
 };
 
 // axe is slow in proportion to a page's elements. So it runs where a page has elements of a kind that
-// it has not found good on another: in another place, with other attributes, empty, or scrolling.
+// it has not found good on another. A kind is the element's name and those of what is in it, its
+// attributes, of those that rules read with their values, whether it is empty, whether it scrolls and
+// can be reached then; and the same of all that it is in.
+const kind = e => {
+  const said = ({ name, value }) =>
+    /^(class|role|tabindex|lang|scope|for|headers|aria-(?!label$).*)$/.test(name) || !value.trim()
+      ? `${name}=${value.trim()}` : name;
+  const inside = [...e.childNodes].filter(n => n.nodeType === Node.ELEMENT_NODE || n.data?.trim());
+  return `${e.localName}[${[...e.attributes].map(said)}]`
+    + `(${[...new Set(inside.map(n => n.nodeName))]})${e.textContent.trim() ? '' : '-'}`
+    + (e.scrollWidth > e.clientWidth ? `~${!!e.querySelector('a[href],[tabindex],summary')}` : '');
+};
 const kinds = () => {
   const chains = new Map([[null, '']]);
-  const said = ({ name, value }) =>
-    /^(class|role|tabindex|lang|scope|aria-(?!label$).*)$/.test(name) || !value
-      ? `${name}=${value}` : name;
   const chain = e => {
-    if (!chains.has(e)) chains.set(e, `${chain(e.parentElement)} ${e.localName}`
-      + `[${[...e.attributes].map(said)}]${e.textContent.trim() ? '' : '-'}`
-      + (e.scrollWidth > e.clientWidth ? '~' : ''));
+    if (!chains.has(e)) chains.set(e, `${chain(e.parentElement)} ${kind(e)}`);
     return chains.get(e);
   };
   return [...new Set(all('*').filter(e => !e.parentElement?.closest('svg, .highlight')).map(chain))];
@@ -74,12 +80,12 @@ const mark = known => {
   return fresh;
 };
 const thin = () => {
-  const kinds = new Set();
+  const seen = new Set();
   const drop = e => e.matches('[data-look]') || e.querySelector('[data-look]') || e.remove();
   all('svg *, .highlight span').forEach(drop);
   all('tbody tr, li').forEach(e => {
-    const kind = e.outerHTML.replace(/>[^<]+/g, '>x').replace(/="[^"]+"/g, '=x');
-    if (kinds.has(kind)) drop(e); else kinds.add(kind);
+    const whole = [e, ...all('*', e)].map(kind).join();
+    if (seen.has(whole)) drop(e); else seen.add(whole);
   });
 };
 const prune = () => {

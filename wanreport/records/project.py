@@ -28,13 +28,13 @@ def git_state() -> dict[str, Any]:
         known = {"0": False, "1": True}.get(os.environ.get("WANREPORT_GIT_DIRTY", ""))
         return {"git_sha": stated, "git_dirty": known}
     # It is read whoever owns it: we run its code already. A lock would stay if we were killed.
-    git = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
-    asked = ("ls-files --error-unmatch __init__.py",  # we may be installed in another repository
-             "rev-parse HEAD", "status --porcelain --untracked-files=no")  # fmt: skip
-    try:
+    git = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent)]
+    asked = "ls-files --error-unmatch __init__.py", "rev-parse HEAD", "status --porcelain -uno"
+    bare = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:  # we may be installed in another repository
         _, sha, changed = (
-            check_output([*git, *each.split()], encoding="utf-8", stderr=DEVNULL) for each in asked
+            check_output([*git, *each.split()], env=bare, stderr=DEVNULL) for each in asked
         )
     except (OSError, CalledProcessError):
         return {"git_sha": None, "git_dirty": None}
-    return {"git_sha": sha.strip(), "git_dirty": bool(changed)}
+    return {"git_sha": sha.decode().strip(), "git_dirty": bool(changed)}

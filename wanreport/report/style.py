@@ -72,4 +72,4 @@ def inline(figure: Figure) -> str:
     _SHOWN[svg] += 1
     mark = f"f{hashlib.sha256(svg.encode()).hexdigest()[:6]}-{_SHOWN[svg]}-"
     ids = {name: f"{mark}{n}" for n, name in enumerate(re.findall(r'\bid="([^"]*)', svg))}
-    return re.sub(r'(\bid="|href="#|url\(#)([^")]*)', lambda it: it[1] + ids[it[2]], svg)
+    return re.sub(r'(\bid="|href="#|url\(#)([^")]*)', lambda it: it[1] + ids.get(it[2], it[2]), svg)
