@@ -854,8 +854,8 @@ for machine, here in measured.groupby("machine"):
            **held, "same_bits": "same bits", **off}, interval=["step_s"],
           caption=f"Every row measured on {machine}", fold=f"Every row measured on {machine}",
           note="Step: median [95 % interval]. The limit is the larger of resident's step (of packed blocks, with what unpacking takes "
-               "by itself, where that is known) and of the bytes over the link's measured bandwidth. Resident moved: its closing run over the first. Where "
-               "two rows are of the same work, one is of a later campaign with later code.")  # fmt: skip
+               "by itself, where that is known) and of the bytes over the link's measured bandwidth. Resident moved: its closing run over the first. "
+               "Several campaigns may have measured the same engine at the same work.")  # fmt: skip
 
 # %%
 plans = cost[cost.planned_step_s.notna()].assign(error=cost.planned_step_s / cost.step_s - 1)
