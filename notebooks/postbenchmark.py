@@ -193,8 +193,8 @@ def excerpt(run, blocks=4):
 
 
 # %%
-shares = overlap.shares(f)
-shares = shares[shares.latest].sort_values(["gpus", "machine", "engine"])
+lanes = overlap.shares(f)
+shares = lanes[lanes.latest].sort_values(["gpus", "machine", "engine"])
 beside = at.get(("NVLink", 480, "layerwise"))
 drawn = [row.run for row in (shared, windows, beside) if row and row.run in shares.index]
 hides = [f"{row.engine} {share(row.hidden)} ({row.machine})" for row in shares.loc[drawn].itertuples()]  # fmt: skip
@@ -1211,7 +1211,7 @@ CHECKS = {
         for old in (*OLD, "resident")
     },
 }
-asked = checks.checks(f, facts)
+asked = checks.checks(f, facts, lanes)
 every = f.runs[f.runs.source == "job"]
 own = every[(every.status == "ok") & every.latents.notna()]
 own = own[own.groupby("group").engine.transform("nunique") > 1]

@@ -1,4 +1,4 @@
-// What test_pages.py asks of a page, by name; axe itself is there too.
+// What test_pages.py asks of a page, by name.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 // What reaches past the window, unless a box around it scrolls.
 const wide = () => {
@@ -61,18 +61,20 @@ const kinds = () => {
 // of pictures, code and rows of tables like others go unless marked; and for the contrast, which is
 // the slowest, all that is not marked goes.
 const mark = known => {
-  const seen = new Set(known), fresh = [], grounds = new Map([[null, '']]);
+  const seen = new Set(known), fresh = [], styles = new Map(), grounds = new Map([[null, '']]);
   const ground = e => {
     if (!grounds.has(e)) {
       const style = getComputedStyle(e);
+      styles.set(e, style);
       grounds.set(e, ground(e.parentElement) + style.backgroundColor + style.opacity);
     }
     return grounds.get(e);
   };
-  for (const e of all('*', document.body)) {
-    if (![...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim())) continue;
-    const own = getComputedStyle(e);
-    const look = [own.color, own.fill, own.fontSize, own.fontWeight, ground(e)].join();
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), written = new Set();
+  while (texts.nextNode()) if (texts.currentNode.data.trim()) written.add(texts.currentNode.parentElement);
+  for (const e of written) {
+    const under = ground(e), own = styles.get(e);
+    const look = [own.color, own.fill, own.fontSize, own.fontWeight, under].join();
     if (!seen.has(look) && e.checkVisibility()) {
       seen.add(look); fresh.push(look); e.dataset.look = '';
     }

@@ -52,14 +52,14 @@ class _Data(NamedTuple):
         return compare.nearest(new, others, "group")
 
 
-def checks(frames: Frames, facts: Facts) -> pd.DataFrame:
+def checks(frames: Frames, facts: Facts, lanes: pd.DataFrame | None = None) -> pd.DataFrame:
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
     `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
     "not measured"; `setting`, how the `runs` differ from what was asked for.
     """
     timed = compare.plain_jobs(compare.overhead(frames), every=True)
-    data, rows = _Data(frames, facts, timed, shares(frames)), []
+    data, rows = _Data(frames, facts, timed, shares(frames) if lanes is None else lanes), []
     for check, (expected, answer) in CHECKS.items():
         answers = list(answer(data))
         # Where a machine has what was asked for, what is near it tells no more.

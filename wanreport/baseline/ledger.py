@@ -210,11 +210,12 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     """
     real = frames.runs.run[~frames.runs.rehearsal]
     frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
-    found = checks(frames, facts).rename(columns={"check": "by"})
+    lanes, setup = overlap.shares(frames), frames.runs[["source", "machine", *compare.SETUP]]
+    found = checks(frames, facts, lanes).rename(columns={"check": "by"})
     engine = (found.by.str.extract("-(.+)")[0] + ": ").fillna("")
     rows = found.assign(measured=engine + found.measured).to_dict("records")
-    for by, words, *names in _told(frames):
-        runs = frames.runs.loc[names]
+    for by, words, *names in _told(frames, lanes):
+        runs = setup.loc[names]
         part = "part of the model" if (runs.source == "bench").any() else ""
         differs = compare.differs(facts, runs, "" if by[0] == "q" else "s9.1.new4.gpus")
         setting = ", ".join(filter(None, [part, differs]))
@@ -235,7 +236,7 @@ def questions(found: pd.DataFrame) -> pd.DataFrame:
     return found[near].astype({"number": int}).sort_values("number", kind="stable")
 
 
-def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
+def _told(frames: Frames, lanes: pd.DataFrame) -> Iterator[tuple[str, ...]]:
     """The name of each question that runs answer, the answer in words, and the runs."""
     found = pairs(frames)
     for row in found[found.cause != ""].itertuples():
@@ -265,7 +266,7 @@ def _told(frames: Frames) -> Iterator[tuple[str, ...]]:
         yield f"memory-{row.engine}", words, row.run
         if row.engine == "layerwise":
             yield "bytes", f"{gigabytes(row.h2d_step_bytes, 3)} a step", row.run
-    for row in overlap.shares(frames).query("engine == 'layerwise'").itertuples():
+    for row in lanes.query("engine == 'layerwise'").itertuples():
         yield "rate", f"{row.rate_gb_s:.1f} GB/s", row.run
         if row.collectives_share > 0:
             words = f"all-to-all takes {share(row.collectives_share)} of a step"
