@@ -76,7 +76,7 @@ def problems_of(tab, path):
     for event, listener in listeners.items():
         page.on(event, listener)
     fresh = {}
-    page.evaluate("document.body?.remove()")  # the page before, which a new size would lay out again
+    page.evaluate("document.body?.remove()")  # else a new size lays out the page before again
     tab.show(PHONE, "dark", "print")
     page.goto(path.as_uri())
     look(unprinted="printed()")

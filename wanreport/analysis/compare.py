@@ -17,7 +17,6 @@ NEW, OLD = "layerwise", ("fsdp", "swap")
 """The baseline's new offload, and the two engines that may be its old one."""
 WHERE = ["machine", "gpus", "height"]
 CELL = ["machine", "branches", "tokens"]  # of a benchmark
-SETUP = ["gpus", "height", "frames", "gpu_model"]  # that the document asks for
 PLACES = ("PCIe path", "NVLink", "1 GPU")
 """What collectives run over, those first that share the copies' link; one GPU has none."""
 

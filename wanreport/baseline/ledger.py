@@ -210,17 +210,16 @@ def answers(frames: Frames, facts: Facts) -> pd.DataFrame:
     """
     real = frames.runs.run[~frames.runs.rehearsal]
     frames = Frames(*(frame[frame.run.isin(real)] for frame in frames))
-    lanes, setup = overlap.shares(frames), frames.runs[["source", "machine", *compare.SETUP]]
-    found = checks(frames, facts, lanes).rename(columns={"check": "by"})
+    setup = frames.runs[[*compare.WHERE, "frames", "gpu_model", "source"]]
+    found = checks(frames, facts, lanes := overlap.shares(frames)).rename(columns={"check": "by"})
     engine = (found.by.str.extract("-(.+)")[0] + ": ").fillna("")
     rows = found.assign(measured=engine + found.measured).to_dict("records")
     for by, words, *names in _told(frames, lanes):
         runs = setup.loc[names]
-        part = "part of the model" if (runs.source == "bench").any() else ""
-        differs = compare.differs(facts, runs, "" if by[0] == "q" else "s9.1.new4.gpus")
-        setting = ", ".join(filter(None, [part, differs]))
+        said = ["part of the model" * bool((runs.source == "bench").any()),
+                compare.differs(facts, runs, "" if by[0] == "q" else "s9.1.new4.gpus")]  # fmt: skip
         rows.append({"by": by, "measured": words, "machine": runs.machine.iloc[0], "runs": names,
-                     "setting": setting, "status": "told"})  # fmt: skip
+                     "setting": ", ".join(filter(None, said)), "status": "told"})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
