@@ -102,19 +102,22 @@ if len(own):
     rest += " In its own setup, a step of layerwise over that of each reading of the old offload: "
     rest += "; ".join(f"{row.measured}, {words.get(row.status, row.status)} ({row.machine})"
                       for row in own.itertuples()) + "."  # fmt: skip
-slower = ledger.seen(["slower-swap"])
-slower = slower[(slower.status == "pass") & slower.machine.str.contains("PCIe path")]
+swap = ledger.seen(["slower-swap"])
+swap = swap[swap.machine.str.contains("PCIe path")]
+slower, level = (swap[swap.status == status] for status in ("pass", "within noise"))
 if len(slower):
     shared = clear[(clear.place == "PCIe path") & (clear.engine == "layerwise")]
-    gap = " and ".join(seconds(each, 2) for each in shared.step_s - shared.resident_s)
+    most = shared.loc[shared.overhead.idxmax()]
+    even = [f"; at {run.height}p on {run.gpus} GPUs {row.measured.removeprefix('swap: ')}, within noise"
+            for row in level.itertuples() for run in [frames.runs.loc[row.runs[0]]]]  # fmt: skip
     md(f"""
 {falls} Its ranking of the causes is one: it put sync stalls first, at {fact("s7.sync.low")} to
 {fact("s7.sync.high")} a step, and contention between copies and collectives fourth, at
 {fact("s7.contention.low")} to {fact("s7.contention.high")}. Our layerwise offload costs, on two GPUs that
-share the PCIe link, {cost("PCIe path", "layerwise")} ({gap} a step); when copies run between collectives,
+share the PCIe link, {cost("PCIe path", "layerwise")} ({seconds(most.step_s - most.resident_s, 2)} a step); when copies run between collectives,
 {cost("PCIe path", "stream")}; on one GPU, {cost("1 GPU", "layerwise")}. What survives: on a shared link the
 new offload is slower than the old one read as `swap`
-({" and ".join(slower.measured.str.removeprefix("swap: "))} in our runs) and needs less GPU memory. {rest}
+({" and ".join(slower.measured.str.removeprefix("swap: "))} in our runs{"".join(even)}) and needs less GPU memory. {rest}
 """, "answer")  # fmt: skip
 else:
     md(f"{falls} {rest}", "answer")

@@ -49,7 +49,8 @@ if {"layerwise", "stream"} <= {*claims.index}:
     elsewhere = {"over NVLink": quoted(found, "NVLink", "layerwise"),
                  "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
     elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-    few = sizes(found[found.claim == "no interval"])
+    short = found[found.claim == "no interval"]
+    few = f"{sizes(short)} ({', '.join(short.place.unique())})" if len(short) else ""
     md(f"""
 **{verdict}** What a step costs over keeping all weights on the GPU, where collectives share the PCIe
 link with the copies: `layerwise`, SGLang's way, {quoted(found, "PCIe path", "layerwise")}; `stream`,

@@ -93,7 +93,8 @@ elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".j
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-few = sizes(found[found.claim == "no interval"])
+short = found[found.claim == "no interval"]
+few = f"{sizes(short)} ({', '.join(short.place.unique())})" if len(short) else ""
 md(f"""
 **{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
 ({shared.machine.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
@@ -231,11 +232,11 @@ pairs of runs that copy the same bytes, with windows between all-to-alls and wit
 """)  # fmt: skip
 large = found[(found.height == 720) & (found.place == "PCIe path") & (found.gpus == 2)]
 if len(large):
-    both = " and ".join(f"`{row.engine}` {ratio(row.overhead)}" for row in large.itertuples())
-    few = large[large.claim == "no interval"]
+    costs = ", ".join(f"`{row.engine}` {ratio(row.overhead)}" for row in large.itertuples())
+    claims = " and ".join(large.claim.replace("no interval", "too few steps to tell").unique())
     md(f"""
-A step at 720p computes for longer, which gives a late copy more time: there
-{both}{f", of {few.step_n.max()} steps, too few to tell" * bool(len(few))}.
+A step at 720p computes for longer, which gives a late copy more time. On two GPUs, over `resident`: {costs},
+{claims}.
 {"No run at 720p was profiled." * (not (shares.height == 720).any())}
 """)  # fmt: skip
 
@@ -1305,8 +1306,9 @@ for part, (title, why) in PARTS.items():
 # %% [markdown]
 # ## All runs
 #
-# One row for each record of a job; each leads to its page. The baseline's planned jobs (§9.1) are
-# more files than jobs, because "old" can mean two engines.
+# One row for each job on a machine, its latest run, which the other tables show; it leads to the run's
+# page. Earlier runs are in the [list of results](index.html#runs). The baseline's planned jobs (§9.1)
+# are more files than jobs, because "old" can mean two engines.
 
 # %%
 table(without_record(f.runs).dropna(subset="baseline_job"),
@@ -1315,7 +1317,7 @@ table(without_record(f.runs).dropna(subset="baseline_job"),
       empty="All of the baseline's jobs have a record.")  # fmt: skip
 
 # %%
-every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal].copy()
+every = f.runs[(f.runs.source == "job") & ~f.runs.rehearsal & f.runs.latest].copy()
 every["page"] = every.run.map(page)
 every["started_at"] = every.started.str.slice(0, 16).str.replace("T", " ")
 every["commit"] = every.commit.str.slice(0, 7)
@@ -1323,6 +1325,5 @@ every["on"] = every.boards.map(lambda boards: " ".join(boards) or "not noted")
 table(every.sort_values(["machine", "height", "job", "started"]),
       {"job": "job", "machine": "machine", "status": "status", "step_s": "steady step",
        "sm_mhz": "SM clock", "on": "boards", "started_at": "started, UTC", "commit": "commit"},
-      links={"job": "page"}, interval=["step_s"], caption="Every run of the full model",
-      fold="Every run of the full model",
-      note="Runs of one job: the latest is the one that other tables show.")  # fmt: skip
+      links={"job": "page"}, interval=["step_s"], caption="The latest run of each job, full model",
+      fold="The latest run of each job, full model")  # fmt: skip

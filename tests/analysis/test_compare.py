@@ -229,6 +229,10 @@ def test_each_number_of_gpus_has_its_answer_and_more_than_two_are_named():
     assert compare.quoted(short, "PCIe path", "layerwise") == said, "too few steps do not count"
     assert compare.sizes(short) == " and ".join(f"720p on {n} GPUs" for n in (2, 4, 8))
     assert compare.quoted(short[short.gpus == 8], "PCIe path", "layerwise") != ""
+    assert compare.claimed(found, "layerwise") == "slower (PCIe path)"
+    level = found.assign(claim=found.claim.where(found.gpus == 4, "within noise"))
+    said = "slower (PCIe path); within noise (PCIe path at 720p on 2 GPUs)"
+    assert compare.claimed(level, "layerwise") == said
 
 
 @pytest.mark.parametrize(("rows", "gpus", "said"), [

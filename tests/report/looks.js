@@ -71,7 +71,10 @@ const mark = known => {
     return grounds.get(e);
   };
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), written = new Set();
-  while (texts.nextNode()) if (texts.currentNode.data.trim()) written.add(texts.currentNode.parentElement);
+  while (texts.nextNode()) {
+    const text = texts.currentNode;
+    if (text.data.trim()) written.add(text.parentElement);
+  }
   for (const e of written) {
     const under = ground(e), own = styles.get(e);
     const look = [own.color, own.fill, own.fontSize, own.fontWeight, under].join();

@@ -32,11 +32,12 @@ class Tab:
                   {"windowId": window, "bounds": {"windowState": "minimized"}})  # fmt: skip
 
     def show(self, size, theme, media="screen"):
-        """Lay the page out so; playwright's own call would open the window again."""
+        """Lay the page out so. On navigation this session's settings win over playwright's own."""
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.send("Emulation.setEmulatedMedia", {"media": media, "features": features})
-        screen = {"deviceScaleFactor": 1, "mobile": False}
-        self.send("Emulation.setDeviceMetricsOverride", size | screen)
+        screen = {f"screen{name.title()}": value for name, value in size.items()}
+        self.send("Emulation.setDeviceMetricsOverride",
+                  {**size, **screen, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
 
 
 def structure(page, path):
@@ -73,11 +74,11 @@ def problems_of(tab, path):
         "request": lambda request: problems.append(f"asks for {request.url[:120]}")
         if request.url != path.as_uri() and not request.url.startswith("data:") else None,
     }  # fmt: skip
+    page.evaluate("document.body?.remove()")  # else the last page is laid out in the new size
+    tab.show(PHONE, "dark", "print")
     for event, listener in listeners.items():
         page.on(event, listener)
     fresh = {}
-    page.evaluate("document.body?.remove()")  # else a new size lays out the page before again
-    tab.show(PHONE, "dark", "print")
     page.goto(path.as_uri())
     look(unprinted="printed()")
     tab.show(PHONE, "dark")
@@ -91,7 +92,7 @@ def problems_of(tab, path):
     if any(fresh.values()):
         from axe_playwright_python.base import AXE_SCRIPT
 
-        page.evaluate(AXE_SCRIPT)  # a page that knows it from its beginning takes longer to load
+        page.evaluate(AXE_SCRIPT)  # only now: most pages do not need it, and it takes long to load
     for what in filter(fresh.get, fresh):
         before = len(problems)
         tab.show(PHONE, "light" if what == "axe" else what)
@@ -106,7 +107,7 @@ def problems_of(tab, path):
 @pytest.fixture(scope="module")
 def tab(browser):
     """One tab for all pages."""
-    context = browser.new_context(no_viewport=True)
+    context = browser.new_context(no_viewport=True)  # with one, playwright opens the window again
     context.add_init_script(script=LOOKS)
     return Tab(context)
 

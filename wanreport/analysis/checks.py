@@ -56,7 +56,8 @@ def checks(frames: Frames, facts: Facts, lanes: pd.DataFrame | None = None) -> p
     """Answer all checks: a row for each, of time and memory a row for each machine that can tell.
 
     `status` is "pass", where the runs agree with the fact `expected`, "fail", "within noise", or
-    "not measured"; `setting`, how the `runs` differ from what was asked for.
+    "not measured"; `setting`, how the `runs` differ from what was asked for. `lanes` are the
+    :func:`shares` of these frames, where they are known.
     """
     timed = compare.plain_jobs(compare.overhead(frames), every=True)
     data, rows = _Data(frames, facts, timed, shares(frames) if lanes is None else lanes), []

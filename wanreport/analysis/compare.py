@@ -202,9 +202,8 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     if sure.empty:
         return "too few steps to tell" if len(here) else ""
     most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
-    if not (sure.claim == "slower").any():
-        return most + ", within noise"
-    return most + f", the most at {sizes(sure.tail(1))}" * (len(sure) > 1)
+    where = f", the most at {sizes(sure.tail(1))}" * (len(sure) > 1)
+    return most + (where if (sure.claim == "slower").any() else ", within noise")
 
 
 def sizes(found: pd.DataFrame) -> str:
@@ -215,10 +214,12 @@ def sizes(found: pd.DataFrame) -> str:
 
 
 def claimed(found: pd.DataFrame, engine: str) -> str:
-    """Write where an engine was slower, and where within noise: "slower (PCIe path)"."""
+    """Write all claims: "slower (PCIe path); within noise (1 GPU, PCIe path at 720p on 2 GPUs)"."""
     sure = found[(found.engine == engine) & (found.claim != "no interval")]
-    slower = (sure.claim == "slower").groupby(sure.place).any()
-    where = {"slower": slower.index[slower], "within noise": slower.index[~slower]}
+    slower = (sure.claim == "slower").groupby(sure.place).transform("any")
+    even = sure[slower & (sure.claim != "slower")].groupby("place")
+    level = [*sure.place[~slower].unique(), *(f"{at} at {sizes(rows)}" for at, rows in even)]
+    where = {"slower": sure.place[slower].unique(), "within noise": level}
     return "; ".join(f"{said} ({', '.join(at)})" for said, at in where.items() if len(at))
 
 

@@ -178,8 +178,7 @@ class Ledger(dict[str, Entry]):
         instead = " ".join(verdict.instead for verdict in entry.verdicts if verdict.instead)
         if entry.other:
             instead = "or " * (not entry.decided) + self.facts[name].worded(entry.other.value)
-        rounded = entry.outcome == Outcome.ROUNDING
-        return Outcome.HOLDS if rounded else entry.outcome, instead
+        return Outcome.HOLDS if entry.outcome == Outcome.ROUNDING else entry.outcome, instead
 
     def differences(self, folder: Path = data.DERIVED) -> list[str]:
         """How the verdicts differ from the committed ones: one line a fact, none if they agree."""

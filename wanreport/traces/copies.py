@@ -251,8 +251,7 @@ def waits(traces: Iterable[Trace], pattern: str = SYNCS) -> pd.DataFrame:
                 (some.ns > 1e5).sum(), waiting if len(ran) else pd.NA,
                 _over(some.step.isin(steps).sum(), len(steps)), some.bytes.abs().sum(min_count=1),
             ])  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values("ns", ascending=False, ignore_index=True)
+    return pd.DataFrame(rows, columns=columns).sort_values("ns", ascending=False, ignore_index=True)
 
 
 def tensors(traces: Iterable[Trace]) -> pd.DataFrame:
