@@ -49,8 +49,8 @@ if {"layerwise", "stream"} <= {*claims.index}:
     elsewhere = {"over NVLink": quoted(found, "NVLink", "layerwise"),
                  "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
     elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-    short = found[found.claim == "no interval"]
-    few = f"{sizes(short)} ({', '.join(short.place.unique())})" if len(short) else ""
+    short = found[found.claim == "no interval"].groupby("place")
+    few = "; ".join(f"{sizes(rows)} ({place})" for place, rows in short)
     md(f"""
 **{verdict}** What a step costs over keeping all weights on the GPU, where collectives share the PCIe
 link with the copies: `layerwise`, SGLang's way, {quoted(found, "PCIe path", "layerwise")}; `stream`,

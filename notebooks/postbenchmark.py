@@ -93,8 +93,8 @@ elsewhere = {"at other sizes and on more GPUs of this path": ", and `stream` ".j
              "over NVLink": quoted(found, "NVLink", "layerwise"),
              "on one GPU": quoted(found, "1 GPU", "layerwise")}  # fmt: skip
 elsewhere = "; ".join(f"{where} {said}" for where, said in elsewhere.items() if said)
-short = found[found.claim == "no interval"]
-few = f"{sizes(short)} ({', '.join(short.place.unique())})" if len(short) else ""
+short = found[found.claim == "no interval"].groupby("place")
+few = "; ".join(f"{sizes(rows)} ({place})" for place, rows in short)
 md(f"""
 **{verdict}** On two GPUs whose all-to-alls share the PCIe link with the weights
 ({shared.machine.partition(",")[0]}), layerwise offload takes {seconds(shared.step_s, 3)} a step at 480p,
@@ -232,11 +232,12 @@ pairs of runs that copy the same bytes, with windows between all-to-alls and wit
 """)  # fmt: skip
 large = found[(found.height == 720) & (found.place == "PCIe path") & (found.gpus == 2)]
 if len(large):
-    costs = ", ".join(f"`{row.engine}` {ratio(row.overhead)}" for row in large.itertuples())
-    claims = " and ".join(large.claim.replace("no interval", "too few steps to tell").unique())
+    costs = (large.assign(engine="`" + large.engine + "` " + large.overhead.map(ratio))
+             .groupby("claim", sort=False).engine.agg(", ".join))  # fmt: skip
+    costs = "; ".join(f"{those}, {claim}" for claim, those in costs.items())
     md(f"""
-A step at 720p computes for longer, which gives a late copy more time. On two GPUs, over `resident`: {costs},
-{claims}.
+A step at 720p computes for longer, which gives a late copy more time. On two GPUs of the
+PCIe path, over `resident`: {costs.replace("no interval", "too few steps to tell")}.
 {"No run at 720p was profiled." * (not (shares.height == 720).any())}
 """)  # fmt: skip
 
@@ -1306,9 +1307,10 @@ for part, (title, why) in PARTS.items():
 # %% [markdown]
 # ## All runs
 #
-# One row for each job on a machine, its latest run, which the other tables show; it leads to the run's
-# page. Earlier runs are in the [list of results](index.html#runs). The baseline's planned jobs (§9.1)
-# are more files than jobs, because "old" can mean two engines.
+# One row for each job on a machine: its latest run, with a link to its page. Other tables may hold a
+# run against an earlier one of `resident`, on the same boards. Earlier runs are in the [list of
+# results](index.html#runs). The baseline's planned jobs (§9.1) are more files than jobs, because "old"
+# can mean two engines.
 
 # %%
 table(without_record(f.runs).dropna(subset="baseline_job"),

@@ -202,8 +202,8 @@ def quoted(found: pd.DataFrame, where: str, engine: str) -> str:
     if sure.empty:
         return "too few steps to tell" if len(here) else ""
     most = " to ".join(dict.fromkeys((ratio(sure.least.min()), ratio(sure.overhead.max()))))
-    where = f", the most at {sizes(sure.tail(1))}" * (len(sure) > 1)
-    return most + (where if (sure.claim == "slower").any() else ", within noise")
+    tail = f", the most at {sizes(sure.tail(1))}" * (len(sure) > 1)
+    return most + (tail if (sure.claim == "slower").any() else ", within noise")
 
 
 def sizes(found: pd.DataFrame) -> str:
@@ -214,7 +214,7 @@ def sizes(found: pd.DataFrame) -> str:
 
 
 def claimed(found: pd.DataFrame, engine: str) -> str:
-    """Write all claims: "slower (PCIe path); within noise (1 GPU, PCIe path at 720p on 2 GPUs)"."""
+    """Write where an engine was slower; all else counts as within noise: "slower (PCIe path)"."""
     sure = found[(found.engine == engine) & (found.claim != "no interval")]
     slower = (sure.claim == "slower").groupby(sure.place).transform("any")
     even = sure[slower & (sure.claim != "slower")].groupby("place")

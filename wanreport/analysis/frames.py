@@ -118,7 +118,7 @@ def _frames(rows: Rows) -> Frames:
     order = jobs.assign(counts=jobs.status.isin(list(REUSABLE))).sort_values(["counts", "started"])
     last = order.groupby(["slug", "scale", "job"]).tail(1).index
     runs["latest"] = runs.index.isin(last) | (runs.source == "bench")
-    return Frames(against_resident(runs).copy(), *made[1:])  # in fewer blocks: quicker
+    return Frames(against_resident(runs).copy(), *made[1:])  # joins columns: quicker look-ups
 
 
 def _summed_up(frames: Frames) -> pd.DataFrame:
