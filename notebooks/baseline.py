@@ -35,7 +35,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from wanreport.analysis import stats
-from wanreport.analysis.compare import answer, quoted
+from wanreport.analysis.compare import answer, quoted, sizes
 from wanreport.baseline.facts import Outcome, load_facts
 from wanreport.baseline.ledger import SIGNS, load_ledger
 from wanreport.jobs.schedule import flow_schedule
@@ -107,12 +107,10 @@ swap = swap[swap.machine.str.contains("PCIe path")]
 if (swap.status == "pass").any():
     words = {"pass": "slower than the old one read as `swap`", "within noise": "within noise of it",
              "fail": "faster"}  # fmt: skip
-    held = {
-        status: " and ".join(
-            f"at {run.height}p on {run.gpus} GPUs ({row.measured.removeprefix('swap: ')})"
-            for row in rows.itertuples() for run in [frames.runs.loc[row.runs[0]]])
-        for status, rows in swap.groupby("status")
-    }  # fmt: skip
+    held = {status: " and ".join(
+                f"at {sizes(frames.runs.loc[row.runs[:1]])} ({row.measured.removeprefix('swap: ')})"
+                for row in rows.itertuples())
+            for status, rows in swap.groupby("status")}  # fmt: skip
     held = ", ".join(f"{word} {held[status]}" for status, word in words.items() if status in held)
     shared = clear[(clear.place == "PCIe path") & (clear.engine == "layerwise")]
     most = shared.sort_values("overhead").tail(1)

@@ -21,25 +21,6 @@ JUDGED = {"axe": set(), "dark": set(), "light": set()}
 """What is known to be good from pages so far: kinds of elements; their colours in each theme."""
 
 
-class Tab:
-    """A page in a window that is minimized: it is laid out as in any other, and never painted."""
-
-    def __init__(self, context):
-        self.page = context.new_page()
-        self.send = context.new_cdp_session(self.page).send
-        window = self.send("Browser.getWindowForTarget")["windowId"]
-        self.send("Browser.setWindowBounds",
-                  {"windowId": window, "bounds": {"windowState": "minimized"}})  # fmt: skip
-
-    def show(self, size, theme, media="screen"):
-        """Lay the page out so. On navigation this session's settings win over playwright's own."""
-        features = [{"name": "prefers-color-scheme", "value": theme}]
-        self.send("Emulation.setEmulatedMedia", {"media": media, "features": features})
-        screen = {f"screen{name.title()}": value for name, value in size.items()}
-        self.send("Emulation.setDeviceMetricsOverride",
-                  {**size, **screen, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
-
-
 def structure(page, path):
     """One outline of headings, ids of their own, links that lead somewhere, nothing that runs."""
     found = page.evaluate("outline()")
@@ -59,9 +40,9 @@ def structure(page, path):
     return problems
 
 
-def problems_of(tab, path):
+def problems_of(page, path):
     """All that is wrong with a page, in one visit: printed, on a phone and a desk, by axe."""
-    page, problems = tab.page, []
+    problems = []
 
     def look(**looks):
         found = page.evaluate(f"Promise.all([{', '.join(looks.values())}])")
@@ -75,17 +56,19 @@ def problems_of(tab, path):
         if request.url != path.as_uri() and not request.url.startswith("data:") else None,
     }  # fmt: skip
     page.evaluate("document.body?.remove()")  # else the last page is laid out in the new size
-    tab.show(PHONE, "dark", "print")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size(PHONE)
     for event, listener in listeners.items():
         page.on(event, listener)
     fresh = {}
     page.goto(path.as_uri())
     look(unprinted="printed()")
-    tab.show(PHONE, "dark")
+    page.emulate_media(media="screen")
     look(folded="wide()", first_picture="cut()", unfolded="(unfold(), wide())", dark="bright()")
     fresh["axe"] = {*page.evaluate("kinds()")} - JUDGED["axe"]
     fresh["dark"] = page.evaluate("known => mark(known)", [*JUDGED["dark"]])
-    tab.show(DESK, "light")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(DESK)
     look(clipped="clipped()", desk="wide()")
     problems += structure(page, path)
     fresh["light"] = page.evaluate("known => mark(known)", [*JUDGED["light"]])
@@ -95,8 +78,12 @@ def problems_of(tab, path):
         page.evaluate(AXE_SCRIPT)  # only now: most pages do not need it, and it takes long to load
     for what in filter(fresh.get, fresh):
         before = len(problems)
-        tab.show(PHONE, "light" if what == "axe" else what)
-        look(**{what: "(thin(), axed())" if what == "axe" else "contrast()"})
+        page.set_viewport_size(PHONE)
+        if what == "axe":
+            look(axe="(thin(), axed())")
+        else:
+            page.emulate_media(color_scheme=what)
+            look(**{what: "contrast()"})
         if len(problems) == before:
             JUDGED[what].update(fresh[what])
     for event, listener in listeners.items():
@@ -106,10 +93,16 @@ def problems_of(tab, path):
 
 @pytest.fixture(scope="module")
 def tab(browser):
-    """One tab for all pages."""
+    """One tab for all pages, in a minimized window: pages are laid out there and never painted."""
     context = browser.new_context(no_viewport=True)  # with one, playwright opens the window again
     context.add_init_script(script=LOOKS)
-    return Tab(context)
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    window = session.send("Browser.getWindowForTarget")["windowId"]
+    minimized = {"windowId": window, "bounds": {"windowState": "minimized"}}
+    session.send("Browser.setWindowBounds", minimized)
+    session.detach()  # on navigation its media and size would win over playwright's
+    return page
 
 
 def test_all_pages_are_small_enough_to_send_and_have_titles_of_their_own():
